@@ -1,0 +1,1 @@
+"""The steps of the benchmark: plain functions, paths and a config in, paths out."""

@@ -1,0 +1,1 @@
+"""What a domain is, and its pixels."""

@@ -1,0 +1,72 @@
+"""YAML becomes a frozen dataclass here and nowhere else."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from crossearth.data.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def read_yaml(path: Path) -> Any:
+    """Parses a YAML file with the safe loader.
+
+    Raises:
+        InputError: the file is missing, unreadable or not YAML.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read: {error}", where=path) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {error}", where=path) from error
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """'did you mean' text for a wrong word, or the list of choices."""
+    known = sorted(map(str, choices))
+    close = difflib.get_close_matches(str(word), known, n=1)
+    listing = ", ".join(known)
+    return f"{close[0]!r}? (choices: {listing})" if close else f"one of {listing}"
+
+
+def load_config(kind: type[Config], values: Any, where: object) -> Config:
+    """Validates plain values (as YAML gives them) into the frozen dataclass `kind`.
+
+    Raises:
+        InputError: an unknown key (with the nearest known one), a missing key or a value of the wrong type;
+            the message names `where` and the key.
+    """
+    _refuse_unknown_keys(kind, values, where)
+    # python mode with strict=False: YAML lists become tuples, ints become floats
+    try:
+        return TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict()).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise InputError(str(cause), where=where) from error
+        raise InputError(
+            f"{problem['msg']}, found {problem['input']!r}", where=f"{where}: {key}" if key else where
+        ) from error
+
+
+def _refuse_unknown_keys(kind: Any, values: Any, where: object) -> None:
+    if not isinstance(values, Mapping):
+        return
+    if not is_dataclass(kind):
+        return
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            raise InputError(f"unknown key {key!r}", where=where, expected=nearest(str(key), hints))
+        for inner in (hints[key], *get_args(hints[key])):
+            if is_dataclass(inner):
+                _refuse_unknown_keys(inner, value, f"{where}: {key}")

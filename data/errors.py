@@ -1,0 +1,20 @@
+"""The one error that means "the input is wrong"."""
+
+
+class InputError(ValueError):
+    """Bad usage or bad input: the command line prints it without a traceback and exits with 2.
+
+    Args:
+        what: what is wrong, with the offending value.
+        where: file, key or tile that holds it.
+        expected: what would have been right (the choices).
+        next_step: what the user should do.
+    """
+
+    def __init__(self, what: str, *, where: object = "", expected: str = "", next_step: str = "") -> None:
+        lines = [f"{where}: {what}" if where else what]
+        if expected:
+            lines.append(f"  expected: {expected}")
+        if next_step:
+            lines.append(f"  next: {next_step}")
+        super().__init__("\n".join(lines))

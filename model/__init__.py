@@ -1,0 +1,1 @@
+"""The CrossEarth network: torch only, knows no files and no tracking."""
