@@ -1,0 +1,66 @@
+"""params.yaml: the numbers of every step, as two presets in one file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crossearth.data.config import load_config, nearest, read_yaml
+from crossearth.data.errors import InputError
+
+Config = TypeVar("Config")
+STEPS = ("synthesize", "ingest", "validate", "styles", "stylize", "train", "evaluate", "report", "register")
+
+
+@dataclass(frozen=True)
+class Params:
+    """The contents of params.yaml.
+
+    Attributes:
+        preset: which of the sections below `presets` is in force.
+        seed: seed of every random choice of every step.
+        archives: folder that holds one folder of publisher's archives per dataset.
+        catalogs: further catalog files with the user's own domains and settings.
+        presets: preset -> step -> values of that step's config dataclass; the step `recipes` holds
+            values of `train` for single recipes.
+    """
+
+    preset: str
+    presets: dict[str, dict[str, dict[str, Any]]]
+    seed: int = 0
+    archives: Path = Path("artifacts/archives")
+    catalogs: tuple[Path, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.preset not in self.presets:
+            raise InputError(f"preset: unknown preset {self.preset!r}", expected=nearest(self.preset, self.presets))
+        for preset, sections in self.presets.items():
+            for step in sections:
+                if step not in (*STEPS, "recipes"):
+                    raise InputError(
+                        f"presets.{preset}: unknown step {step!r}", expected=nearest(step, (*STEPS, "recipes"))
+                    )
+
+    def values(self, step: str, recipe: str | None = None) -> dict[str, Any]:
+        """The plain values of a step in the preset in force; for `train`, with the overrides of `recipe`."""
+        sections = self.presets[self.preset]
+        overrides: Mapping[str, Any] = sections.get("recipes", {}).get(recipe) or {} if recipe else {}
+        return {**(sections.get(step) or {}), **overrides}
+
+    def config(self, kind: type[Config], step: str, recipe: str | None = None) -> Config:
+        """The config dataclass of a step; unknown keys and wrong values raise InputError naming them."""
+        where = f"params: presets.{self.preset}.{step}" + (f" + recipes.{recipe}" if recipe else "")
+        return load_config(kind, self.values(step, recipe), where)
+
+
+def load_params(path: Path | None) -> Params:
+    """Reads params.yaml; with no path, the file in the working folder, or the dataclasses' defaults without one.
+
+    Raises:
+        InputError: unreadable file, unknown preset, step or key.
+    """
+    if path is None:
+        path = Path("params.yaml")
+        if not path.exists():
+            return Params(preset="paper", presets={"paper": {}})
+    return load_config(Params, read_yaml(path), path)

@@ -1,0 +1,46 @@
+"""Resolves catalog and params into one small file per recipe and per dataset.
+
+DVC hangs each stage on its own file, so that editing one setting, one domain or one recipe's numbers
+re-runs what depends on it and nothing else.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from crossearth.components.params import Params
+from crossearth.data.catalog import Catalog
+from crossearth.data.files import atomic_dir, write_json
+
+
+def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
+    """Writes `ingest/<dataset>.json`, `train/<recipe>.json` and `evaluate/<recipe>.json` under `out_dir`."""
+    with atomic_dir(out_dir) as folder:
+        for dataset in catalog.datasets.values():
+            domains = [asdict(domain) for domain in catalog.domains.values() if domain.dataset == dataset.name]
+            write_json(
+                folder / "ingest" / f"{dataset.name}.json", {"dataset": asdict(dataset), "domains": domains}
+            )
+        for recipe in catalog.recipes().values():
+            source, class_set = catalog.domain(recipe.source), catalog.class_sets[recipe.class_set]
+            write_json(
+                folder / "train" / f"{recipe.name}.json",
+                {
+                    "source": source.name,
+                    "class_set": asdict(class_set),
+                    "remap": catalog.remap(source.class_set, class_set.name),
+                    "train": params.values("train", recipe.name),
+                },
+            )
+            write_json(
+                folder / "evaluate" / f"{recipe.name}.json",
+                {
+                    "settings": [asdict(setting) for setting in recipe.settings],
+                    "class_set": asdict(class_set),
+                    "remaps": {
+                        setting.target: catalog.remap(catalog.domain(setting.target).class_set, class_set.name)
+                        for setting in recipe.settings
+                    },
+                    "evaluate": params.values("evaluate"),
+                },
+            )
+    return out_dir

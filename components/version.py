@@ -1,0 +1,23 @@
+"""Which code is running."""
+
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def git_revision() -> str:
+    """Short git revision of the checkout that the package runs from, with "-dirty" if files differ; "" outside a checkout."""
+    if not (CHECKOUT / "pyproject.toml").exists():
+        return ""
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def version_line() -> str:
+    """'crossearth <version> (git <revision>) from <checkout>'."""
+    return f"crossearth {version('crossearth')} (git {git_revision() or 'unknown'}) from {CHECKOUT}"
