@@ -1,0 +1,205 @@
+"""A style engine without weights: colour statistics and radial amplitude bands of an image, moved to others.
+
+Let x be an image in raw values 0..255, and
+
+    v = logit((x + m) / (255 + 2m)),   m = MARGIN            (a range that restyled values hardly leave)
+    y = U (v - mu),   mu = mean over pixels,   U = orthonormal luminance and two colour differences
+    Z = DCT-II of y, orthonormal: the spectrum of y mirrored at its borders, so no seam wraps around
+
+The embedding of x, in this order (D = 3 + 6 + 3 * NUM_BANDS), is
+
+    mu                                    3: colour cast, brightness
+    log(C + eps I), C = Z Z^T / (HW)      6: contrast and colour correlation; upper triangle, off-diagonals * sqrt 2
+    s_cj = 1/2 log((p_cj + eps/12) / (C_cc + eps)),  p_cj = sum_f w_j(f) Z_c(f)^2 / sum_f w_j(f)
+                                          3 NUM_BANDS: texture; the spectrum's shape apart from its contrast
+
+with w_j raised cosines over the octaves of |f| that sum to 1 at every f, and eps one grey level squared. Every vector
+of R^D is the embedding of some statistics (the logarithm of a matrix may be any symmetric matrix), so Gaussian samples
+and mixtures of embeddings need no repair.
+
+The transfer of x to an embedding e = (mu', L', s') scales amplitudes and keeps signs, which is what the phase is here:
+
+    Z'_c(f) = Z_c(f) exp(sum_j w_j(f) q(s'_cj - s_cj, log MAX_BAND_GAIN))
+    y'      = T IDCT(Z'),   T = the optimal transport map between Gaussians of covariance C(Z') + eps I and exp(L')
+    x'      = values of U^T y' + mu'
+
+where q(d, limit) = limit tanh(d / limit) keeps noise from being blown up, on the logarithms of T's eigenvalues too.
+T is symmetric positive definite: of all maps to the wanted covariance the one that moves colours least. For
+e = embed(x) every gain is 1, T = I, and x' = x. A gain that is radial, positive and smooth in f is a symmetric filter,
+and T acts on each pixel alone: what was an edge stays one, in its place.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from crossearth.data.errors import InputError
+
+MARGIN = 16.0
+NUM_BANDS = 6  # octaves: 2^-6 .. 2^-1 cycles per pixel
+MAX_BAND_GAIN = 3.0
+MAX_COLOUR_GAIN = 6.0
+LEVEL = 4 / (255 + 2 * MARGIN)  # one grey level of x, as a step of v at mid-range
+EPS = LEVEL**2
+
+_OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+OPPONENT = _OPPONENT / _OPPONENT.norm(dim=1, keepdim=True)
+_ROWS, _COLUMNS = torch.triu_indices(3, 3)
+_TRIANGLE_SCALE = torch.where(_ROWS == _COLUMNS, 1.0, math.sqrt(2)).double()
+
+
+class SpectralEngine:
+    """Weight-free `StyleEngine`; see this module's equations. Computes in float32, under autocast as well."""
+
+    name = "spectral"
+    dim = 3 + 6 + 3 * NUM_BANDS
+
+    def to(self, device: torch.device | str) -> "SpectralEngine":
+        """Itself: it has no weights, and works on the device of its input."""
+        return self
+
+    @torch.no_grad()
+    def embed(self, x_B3HW: Tensor) -> Tensor:
+        """Statistics of images (B,3,H,W), uint8 or float, raw 0..255 -> float32 (B, dim)."""
+        with torch.autocast(x_B3HW.device.type, enabled=False):
+            mean_B3, spectrum_B3HW = _analyse(x_B3HW)
+            return _statistics(mean_B3, spectrum_B3HW)
+
+    @torch.no_grad()
+    def transfer(self, x_B3HW: Tensor, e_BD: Tensor) -> Tensor:
+        """Moves each image's statistics to e_BD (B, dim) -> float32 (B,3,H,W), 0..255.
+
+        Raises:
+            InputError: e_BD does not have one row of `dim` numbers per image.
+        """
+        if e_BD.shape != (len(x_B3HW), self.dim):
+            raise InputError(
+                f"style embeddings of shape {tuple(e_BD.shape)}",
+                expected=f"{(len(x_B3HW), self.dim)} for {len(x_B3HW)} images and the spectral engine",
+            )
+        with torch.autocast(x_B3HW.device.type, enabled=False):
+            mean_B3, spectrum_B3HW = _analyse(x_B3HW)
+            e_BD = e_BD.to(spectrum_B3HW)
+            wanted_mean_B3, wanted_log_B6, wanted_bands_BD = e_BD.split((3, 6, 3 * NUM_BANDS), dim=1)
+            own_bands_BD = _statistics(mean_B3, spectrum_B3HW)[:, 9:]
+            log_gain_BCJ = _soft_limit(wanted_bands_BD - own_bands_BD, MAX_BAND_GAIN).unflatten(
+                1, (3, NUM_BANDS)
+            )
+            bands_JHW = _bands(*x_B3HW.shape[-2:], x_B3HW.device)
+            spectrum_B3HW *= torch.einsum("bcj,jhw->bchw", log_gain_BCJ, bands_JHW).exp_()
+
+            colour_B33 = _transport(_covariance(spectrum_B3HW), _symmetric(wanted_log_B6)).to(spectrum_B3HW)
+            to_rgb_B33 = OPPONENT.to(spectrum_B3HW).T @ colour_B33
+            v_B3HW = torch.einsum("bdc,bchw->bdhw", to_rgb_B33, _idct2(spectrum_B3HW))
+            v_B3HW += wanted_mean_B3[:, :, None, None]
+            return v_B3HW.sigmoid_().mul_(255 + 2 * MARGIN).sub_(MARGIN).clamp_(0, 255)
+
+
+def _analyse(x_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of v (B,3) and spectrum of its opponent planes (B,3,H,W)."""
+    v_B3HW = torch.logit((x_B3HW.float() + MARGIN) / (255 + 2 * MARGIN))
+    mean_B3 = v_B3HW.mean(dim=(2, 3))
+    centred_B3HW = v_B3HW - mean_B3[:, :, None, None]
+    return mean_B3, _dct2(torch.einsum("dc,bchw->bdhw", OPPONENT.to(v_B3HW), centred_B3HW))
+
+
+def _statistics(mean_B3: Tensor, spectrum_B3HW: Tensor) -> Tensor:
+    bands_JHW = _bands(*spectrum_B3HW.shape[-2:], spectrum_B3HW.device)
+    # no coefficient of a tiny image may fall into a low band: its power is then 0, like a flat image's
+    weight_J = bands_JHW.sum(dim=(1, 2)).clamp_min(1e-6)
+    power_BCJ = torch.einsum("bchw,jhw->bcj", spectrum_B3HW.square(), bands_JHW) / weight_J
+    covariance_B33 = _covariance(spectrum_B3HW)
+    variance_BC1 = covariance_B33.diagonal(dim1=1, dim2=2).to(power_BCJ)[:, :, None]
+    shape_BCJ = 0.5 * ((power_BCJ + EPS / 12) / (variance_BC1 + EPS)).log()
+    log_B33 = _matrix_function(covariance_B33 + EPS * torch.eye(3), torch.log)
+    log_B6 = log_B33[:, _ROWS, _COLUMNS] * _TRIANGLE_SCALE
+    return torch.cat([mean_B3, log_B6.to(mean_B3), shape_BCJ.flatten(1)], dim=1)
+
+
+def _covariance(spectrum_B3HW: Tensor) -> Tensor:
+    """Covariance of the planes, by Parseval; float64 on the CPU, where 3x3 matrices are decomposed everywhere."""
+    flat_B3N = spectrum_B3HW.flatten(2)
+    return (flat_B3N @ flat_B3N.mT / flat_B3N.shape[2]).cpu().double()
+
+
+def _transport(from_B33: Tensor, wanted_log_B33: Tensor) -> Tensor:
+    """Monge map between centred Gaussians: S^-1/2 (S^1/2 W S^1/2)^1/2 S^-1/2, its eigenvalues softly limited."""
+    regular_B33 = from_B33 + EPS * torch.eye(3)
+    wanted_B33 = _matrix_function(wanted_log_B33, torch.exp)
+    root_B33 = _matrix_function(regular_B33, torch.sqrt)
+    inverse_B33 = _matrix_function(regular_B33, torch.rsqrt)
+    map_B33 = inverse_B33 @ _matrix_function(root_B33 @ wanted_B33 @ root_B33, torch.sqrt) @ inverse_B33
+    return _matrix_function(map_B33, lambda values: _soft_limit(values.log(), MAX_COLOUR_GAIN).exp())
+
+
+def _symmetric(triangle_B6: Tensor) -> Tensor:
+    matrix_B33 = torch.zeros(len(triangle_B6), 3, 3, dtype=torch.float64)
+    matrix_B33[:, _ROWS, _COLUMNS] = triangle_B6.cpu().double() / _TRIANGLE_SCALE
+    return matrix_B33 + matrix_B33.mT - torch.diag_embed(matrix_B33.diagonal(dim1=1, dim2=2))
+
+
+def _matrix_function(symmetric_B33: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    values_B3, vectors_B33 = torch.linalg.eigh(symmetric_B33)
+    return (vectors_B33 * function(values_B3)[:, None, :]) @ vectors_B33.mT
+
+
+def _soft_limit(log_gain: Tensor, max_gain: float) -> Tensor:
+    limit = math.log(max_gain)
+    return limit * torch.tanh(log_gain / limit)
+
+
+@lru_cache(maxsize=8)
+def _bands(height: int, width: int, device: torch.device) -> Tensor:
+    """Weights of the octaves (NUM_BANDS,H,W) over DCT coefficients: raised cosines in log2 |f|, summing to 1."""
+    f_H = torch.arange(height, device=device) / (2 * height)
+    f_W = torch.arange(width, device=device) / (2 * width)
+    radius_HW = torch.hypot(f_H[:, None], f_W[None, :])
+    octave_HW = (radius_HW.clamp_min(2.0**-NUM_BANDS).log2() + NUM_BANDS).clamp_max(NUM_BANDS - 1)
+    distance_JHW = (octave_HW - torch.arange(NUM_BANDS, device=device)[:, None, None]).abs().clamp_max(1)
+    return torch.cos(math.pi / 2 * distance_JHW).square()
+
+
+def _dct2(x: Tensor) -> Tensor:
+    return _dct(_dct(x).mT).mT
+
+
+def _idct2(z: Tensor) -> Tensor:
+    return _idct(_idct(z.mT).mT)
+
+
+def _dct(x: Tensor) -> Tensor:
+    """Orthonormal DCT-II along the last axis by one real FFT of the same length (Makhoul 1980)."""
+    size = x.shape[-1]
+    folded = torch.fft.rfft(torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)) * _twiddle(
+        size, x.device
+    )
+    mirrored = -folded.imag[..., 1 : (size + 1) // 2].flip(-1)
+    return torch.cat([folded.real, mirrored], dim=-1) * _scale(size, x.device)
+
+
+def _idct(z: Tensor) -> Tensor:
+    size = z.shape[-1]
+    z = z / _scale(size, z.device)
+    half = size // 2 + 1
+    mirrored = torch.cat([torch.zeros_like(z[..., :1]), z[..., size - half + 1 :].flip(-1)], dim=-1)
+    folded = torch.fft.irfft(
+        torch.complex(z[..., :half], -mirrored) * _twiddle(size, z.device).conj(), n=size
+    )
+    x = torch.empty_like(z)
+    x[..., ::2] = folded[..., : (size + 1) // 2]
+    x[..., 1::2] = folded[..., (size + 1) // 2 :].flip(-1)
+    return x
+
+
+def _twiddle(size: int, device: torch.device) -> Tensor:
+    angle = torch.arange(size // 2 + 1, device=device) * (math.pi / (2 * size))
+    return torch.polar(torch.ones_like(angle), -angle)
+
+
+def _scale(size: int, device: torch.device) -> Tensor:
+    scale = torch.full((size,), math.sqrt(2 / size), device=device)
+    scale[0] = math.sqrt(1 / size)
+    return scale
