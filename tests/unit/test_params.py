@@ -1,0 +1,63 @@
+"""params.yaml: presets, overrides of single recipes, wrong keys."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from crossearth.components.params import load_params
+from crossearth.data.errors import InputError
+
+
+@dataclass(frozen=True)
+class Numbers:
+    iterations: int = 10
+    lr: float = 1e-4
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_projects_own_file_is_valid() -> None:
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    assert params.preset == "mini"
+    assert set(params.presets) == {"mini", "paper"}
+
+
+def test_without_a_file_the_defaults_of_the_config_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_params(None).config(Numbers, "train") == Numbers()
+
+
+def test_a_recipes_numbers_override_the_steps(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "preset: mini\npresets: {mini: {train: {iterations: 5, lr: 0.1}, recipes: {deepglobe: {iterations: 7}}}}",
+    )
+    params = load_params(path)
+    assert params.config(Numbers, "train", "deepglobe") == Numbers(7, 0.1)
+    assert params.config(Numbers, "train", "casid-sub") == Numbers(5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("preset: mini\npresets: {mini: {}}\nsede: 1", "'sede'.*'seed'"),
+        ("preset: minii\npresets: {mini: {}}", "'minii'.*'mini'"),
+        ("preset: mini\npresets: {mini: {trian: {}}}", "'trian'.*'train'"),
+        ("preset: mini\npresets: {mini: {}}\nseed: many", "seed"),
+        ("preset: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(InputError, match=f"(?s)params.yaml.*{named}"):
+        load_params(write(tmp_path, text))
+
+
+def test_a_wrong_key_of_a_step_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path, "preset: mini\npresets: {mini: {train: {iteration: 5}}}")
+    with pytest.raises(InputError, match=r"(?s)presets.mini.train.*'iteration'.*'iterations'"):
+        load_params(path).config(Numbers, "train")
