@@ -1,0 +1,234 @@
+"""Trained models on disk: one safetensors file, and one JSON beside it that says what it is.
+
+A model folder holds `model.safetensors` and `model.json`. A frozen backbone may stand apart: then the model's
+own file holds the trained part alone (adapters and head) and names the backbone by the hash of its tensors,
+so that all models of one backbone share one file, `<backbones_dir>/<hash>.safetensors`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crossearth.data.config import load_config
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_path, sha256_file, write_json
+from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
+
+FORMAT = 1
+WEIGHTS_NAME = "model.safetensors"
+META_NAME = "model.json"
+BACKBONE = "backbone."
+# the only parts that a file may lack: they take no part in inference
+TRAINING_ONLY = ("image_token", "gse.", "injector.", "reconstruction.")
+
+
+def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir: Path | None = None) -> Path:
+    """Writes `folder/model.safetensors` and `folder/model.json`, atomically, weights first.
+
+    Args:
+        model: the network; its state is stored in its own dtypes.
+        folder: made if absent.
+        meta: JSON-serialisable description. Needs `classes` (names in id order), `palette` ("#rrggbb" each)
+            and `provenance`; further keys are kept as they are.
+        backbones_dir: where the backbone is stored once for all models; None stores it inside the model's file.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        InputError: a key of `meta` is absent, or its classes are not the network's.
+    """
+    folder = Path(folder)
+    config = model.config
+    for key in ("classes", "palette", "provenance"):
+        if key not in meta:
+            raise InputError(f"the model's description lacks {key!r}", where=folder)
+    if not len(meta["classes"]) == len(meta["palette"]) == config.num_classes:
+        raise InputError(
+            f"{len(meta['classes'])} classes and {len(meta['palette'])} colours",
+            where=folder,
+            expected=f"{config.num_classes} of each: the network's classes",
+        )
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    backbone = None
+    if backbones_dir is not None:
+        frozen = {name: state.pop(name) for name in list(state) if name.startswith(BACKBONE)}
+        backbone = _store_backbone(frozen, Path(backbones_dir), folder)
+    write_state(folder / WEIGHTS_NAME, state)
+    write_json(
+        folder / META_NAME,
+        {
+            **meta,
+            "format": FORMAT,
+            "network": asdict(config),
+            "normalisation": {"mean": list(config.mean), "std": list(config.std), "input": "RGB, 0..255"},
+            "sha256": sha256_file(folder / WEIGHTS_NAME),
+            "backbone": backbone,
+        },
+    )
+    return folder
+
+
+def _store_backbone(state: dict[str, Tensor], backbones_dir: Path, folder: Path) -> dict[str, str]:
+    digest = state_digest(state)
+    path = backbones_dir / f"{digest}.safetensors"
+    if not path.exists():
+        write_state(path, state)
+    return {"digest": digest, "file": os.path.relpath(path.resolve(), folder.resolve())}
+
+
+def load(path: Path, device: str = "cpu", backbone: Path | None = None) -> CrossEarth:
+    """Builds the network that `path` describes and loads its weights strictly, in evaluation mode.
+
+    Args:
+        path: a model folder, or its safetensors or JSON file.
+        device: torch device.
+        backbone: the shared backbone's file where it is no longer where the model was saved with it.
+
+    Raises:
+        InputError: not a model; a damaged file; a missing, superfluous or wrongly shaped parameter (named);
+            another class count; a backbone that is absent or has another hash.
+    """
+    weights, description = _files(path)
+    meta = read_meta(path)
+    if sha256_file(weights) != meta["sha256"]:
+        raise InputError(
+            f"its sha256 is not the one in {description.name}",
+            where=weights,
+            expected=meta["sha256"],
+            next_step="the file was changed or copied in part: copy the model again",
+        )
+    config = load_config(NetworkConfig, meta["network"], f"{description}: network")
+    state = read_state(weights)
+    if meta["backbone"] is not None:
+        state |= _read_backbone(meta["backbone"], weights.parent, backbone)
+    model = build(config)
+    load_strictly(model, state, weights)
+    return model.eval().to(device)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The description of a model: classes, palette, network, normalisation, provenance, sha256, backbone.
+
+    Raises:
+        InputError: `path` is not a model, or of a format that this version does not know.
+    """
+    _, description = _files(path)
+    try:
+        meta = json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the model's description: {error}", where=description) from error
+    needed = {"format", "classes", "palette", "network", "sha256", "backbone", "provenance"}
+    if not isinstance(meta, dict) or not needed <= meta.keys():
+        raise InputError(
+            "not the description of a model", where=description, expected=f"keys {sorted(needed)}"
+        )
+    if meta["format"] != FORMAT:
+        raise InputError(
+            f"format {meta['format']}",
+            where=description,
+            expected=f"format {FORMAT}",
+            next_step="use the version of crossearth that wrote it, or convert the model again",
+        )
+    return meta
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    path = Path(path)
+    weights = path / WEIGHTS_NAME if path.is_dir() else path.with_suffix(".safetensors")
+    description = weights.with_suffix(".json")
+    if (path.is_file() and path.suffix not in (".safetensors", ".json")) or not path.exists():
+        raise InputError(
+            "not a model" if path.exists() else "no such model",
+            where=path,
+            expected=f"a folder with {WEIGHTS_NAME} and {META_NAME}",
+            next_step="released .pth files become models with `crossearth convert`",
+        )
+    for file in (weights, description):
+        if not file.is_file():
+            raise InputError(f"not a model: {file.name} is missing", where=path)
+    return weights, description
+
+
+def _read_backbone(record: Mapping[str, str], folder: Path, given: Path | None) -> dict[str, Tensor]:
+    path = Path(given) if given is not None else folder / record["file"]
+    if not path.is_file():
+        raise InputError(
+            "the model's shared backbone is not there",
+            where=path,
+            expected=f"the backbone whose digest is {record['digest']}",
+            next_step="copy it there, or name the file with --backbone",
+        )
+    state = read_state(path)
+    digest = state_digest(state)
+    if digest != record["digest"]:
+        raise InputError(
+            f"another backbone: its digest is {digest}",
+            where=path,
+            expected=record["digest"],
+            next_step="name the backbone that the model was trained on",
+        )
+    return state
+
+
+def load_strictly(model: CrossEarth, state: Mapping[str, Tensor], where: object) -> None:
+    """Loads `state` into `model`; only whole parts that inference does not use may be missing.
+
+    Raises:
+        InputError: names every parameter that is missing, superfluous or of another shape.
+    """
+    expected = model.state_dict()
+    missing = sorted(name for name in expected.keys() - state.keys() if not name.startswith(TRAINING_ONLY))
+    extra = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, the network's is {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & state.keys())
+        if state[name].shape != expected[name].shape
+    ]
+    problems = [
+        f"{title} ({len(names)}): {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        for title, names in (("missing", missing), ("not of this network", extra), ("other shape", shapes))
+        if names
+    ]
+    if problems:
+        raise InputError("the weights do not fit the network; " + "; ".join(problems), where=where)
+    model.load_state_dict(dict(state), strict=False)
+
+
+def write_state(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes tensors as safetensors, atomically; equal tensors give equal bytes."""
+    with atomic_path(path) as partial:
+        save_file(dict(state), partial)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file onto the CPU.
+
+    Raises:
+        InputError: it is not one, or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"not a readable safetensors file ({error})", where=path, next_step="copy or convert it again"
+        ) from error
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of names, dtypes, shapes and numbers: says which weights these are, in whatever file."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return total.hexdigest()
