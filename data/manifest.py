@@ -1,0 +1,209 @@
+"""The table of a domain's tiles: what every later step knows about pixels before it reads one.
+
+A domain folder holds `train.parquet` and/or `test.parquet` (one row a tile) beside the scenes that the rows point into.
+`data/tiles.py` documents how pixels are stored; `read_image` and `read_label` hide it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_path
+from crossearth.data.tiles import Window, read_window
+
+Provenance = Literal["synthetic", "publisher", "own"]
+FORMAT = "1"
+
+SCHEMA = pa.schema(
+    [
+        ("tile_id", pa.string()),  # unique in the domain
+        ("scene", pa.string()),  # tiles of one scene overlap on the ground: never split them
+        ("split", pa.string()),
+        ("image", pa.string()),  # path below the domain folder
+        ("label", pa.string()),  # the same; empty where the domain has no labels
+        ("col_off", pa.int32()),  # px, the tile's window in image and label
+        ("row_off", pa.int32()),
+        ("width", pa.int32()),  # px
+        ("height", pa.int32()),
+        ("sha256_image", pa.string()),  # of the tile's pixel bytes in (3, H, W) order, not of a file
+        ("sha256_label", pa.string()),  # of the tile's pixel bytes in (H, W) order
+        ("bytes", pa.int64()),  # pixel bytes of image and label
+        ("crs", pa.string()),  # empty where the publisher's file has none
+        ("transform", pa.list_(pa.float64(), 6)),  # tile px -> crs units: a, b, c, d, e, f
+        ("gsd_m", pa.float64()),  # metres per px; 0 where unknown
+        ("bands", pa.list_(pa.string())),  # in the order of the stored planes
+        ("nodata_share", pa.float64()),  # 0..1 of px that the file masks or whose three values are 0
+        ("constant", pa.bool_()),  # every band has one value
+        ("look", pa.string()),  # 256-bit gradient hash as hex: near-duplicates differ in a few bits
+        ("class_pixels", pa.list_(pa.int64())),  # px per class of the domain's own class set
+        ("ignored_pixels", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One split of one domain.
+
+    Attributes:
+        root: the domain's folder.
+        class_set: name of the class set that label ids belong to.
+        provenance: "synthetic" = drawn by code, "publisher" = a published data set, "own" = the user's.
+        table: rows of `SCHEMA`, ordered by scene and window.
+        digest: hex SHA-256 of everything above but `root`, and so of every tile's pixels.
+    """
+
+    root: Path
+    domain: str
+    split: str
+    class_set: str
+    provenance: Provenance
+    table: pa.Table
+    digest: str
+
+    def __len__(self) -> int:
+        return cast(int, self.table.num_rows)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The table as plain Python values, one dict a tile."""
+        return cast(list[dict[str, Any]], self.table.to_pylist())
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sort key under which area2 comes before area10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def write_manifest(
+    root: Path,
+    domain: str,
+    split: str,
+    class_set: str,
+    provenance: Provenance,
+    rows: Sequence[dict[str, Any]],
+) -> Manifest:
+    """Orders `rows` by scene and window and writes `root/<split>.parquet`; equal rows give equal bytes."""
+    ordered = sorted(
+        rows, key=lambda row: (natural(row["scene"]), natural(row["image"]), row["row_off"], row["col_off"])
+    )
+    about = {
+        "domain": domain,
+        "split": split,
+        "class_set": class_set,
+        "provenance": provenance,
+        "format": FORMAT,
+    }
+    content = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for row in ordered:
+        content.update(json.dumps([row[name] for name in SCHEMA.names]).encode())
+    about["digest"] = content.hexdigest()
+    table = pa.Table.from_pylist(ordered, schema=SCHEMA).replace_schema_metadata(about)
+    with atomic_path(root / f"{split}.parquet") as partial:
+        pq.write_table(table, partial, compression="zstd")
+    return _manifest(root, table)
+
+
+def read_manifest(domain_dir: Path, split: str) -> Manifest:
+    """Reads `domain_dir/<split>.parquet`.
+
+    Raises:
+        InputError: the domain was not ingested, has no such split, or the file is no manifest of this version.
+    """
+    path = Path(domain_dir) / f"{split}.parquet"
+    if not path.is_file():
+        there = sorted(file.stem for file in path.parent.glob("*.parquet"))
+        raise InputError(
+            f"no {split} split here",
+            where=domain_dir,
+            expected=f"one of {', '.join(there)}" if there else "",
+            next_step="" if there else f"crossearth ingest {path.parent.name}",
+        )
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"cannot read the manifest: {error}", where=path, next_step="ingest the domain again"
+        ) from error
+    if not table.schema.equals(SCHEMA) or (table.schema.metadata or {}).get(b"format") != FORMAT.encode():
+        raise InputError("a manifest of another version", where=path, next_step="ingest the domain again")
+    return _manifest(Path(domain_dir), table)
+
+
+def _manifest(root: Path, table: pa.Table) -> Manifest:
+    about = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    return Manifest(
+        root=root,
+        domain=about["domain"],
+        split=about["split"],
+        class_set=about["class_set"],
+        provenance=cast(Provenance, about["provenance"]),
+        table=table,
+        digest=about["digest"],
+    )
+
+
+def window(row: dict[str, Any]) -> Window:
+    """The window of a manifest row."""
+    return Window(row["col_off"], row["row_off"], row["width"], row["height"])
+
+
+def read_image(manifest: Manifest, index: int) -> NDArray[np.uint8]:
+    """Tile `index` as uint8 (3, H, W), 0..255, planes in the order that the network sees.
+
+    Raises:
+        InputError: the file is missing or unreadable.
+    """
+    row = manifest.rows[index]
+    return read_window(manifest.root / row["image"], window(row))
+
+
+def read_label(manifest: Manifest, index: int) -> NDArray[np.uint8]:
+    """Labels of tile `index` as uint8 (H, W): ids of the domain's own class set, 255 = ignore.
+
+    Raises:
+        InputError: the file is missing or unreadable, or the domain has no labels.
+    """
+    row = manifest.rows[index]
+    if not row["label"]:
+        raise InputError(f"domain {manifest.domain} has no labels", where=manifest.root)
+    return read_window(manifest.root / row["label"], window(row))[0]
+
+
+def held_out(manifest: Manifest, share: float = 0.1) -> tuple[list[int], list[int]]:
+    """Row indices for (training, validation): whole scenes, deterministic.
+
+    Validation is the last block of scenes in natural order, because neighbours in numbering are often neighbours
+    on the ground: scattered scenes would leak.
+
+    Args:
+        share: least share of tiles to hold out, 0..1.
+
+    Raises:
+        InputError: fewer than two scenes.
+    """
+    of_scene: dict[str, list[int]] = {}
+    for index, row in enumerate(manifest.rows):
+        of_scene.setdefault(row["scene"], []).append(index)
+    if len(of_scene) < 2:
+        raise InputError(
+            f"cannot hold out a scene: {manifest.domain} has {len(of_scene)} in its {manifest.split} split",
+            where=manifest.root,
+            expected="at least 2 scenes",
+        )
+    scenes = sorted(of_scene, key=natural)
+    held: list[int] = []
+    while len(scenes) > 1 and len(held) < share * len(manifest):
+        held += of_scene[scenes.pop()]
+    return sorted(index for scene in scenes for index in of_scene[scene]), sorted(held)
