@@ -2,31 +2,31 @@
 
 Let x be an image in raw values 0..255, and
 
-    v = logit((x + m) / (255 + 2m)),   m = MARGIN            (a range that restyled values hardly leave)
-    y = U (v - mu),   mu = mean over pixels,   U = orthonormal luminance and two colour differences
+    v = logit((x + m) / (255 + 2m)),   m = MARGIN          (a range that restyled values hardly leave)
+    y = U (v - mu),   mu = mean over pixels,   U = orthonormal: luminance and two colour differences
     Z = DCT-II of y, orthonormal: the spectrum of y mirrored at its borders, so no seam wraps around
 
 The embedding of x, in this order (D = 3 + 6 + 3 * NUM_BANDS), is
 
-    mu                                    3: colour cast, brightness
-    log(C + eps I), C = Z Z^T / (HW)      6: contrast and colour correlation; upper triangle, off-diagonals * sqrt 2
-    s_cj = 1/2 log((p_cj + eps/12) / (C_cc + eps)),  p_cj = sum_f w_j(f) Z_c(f)^2 / sum_f w_j(f)
-                                          3 NUM_BANDS: texture; the spectrum's shape apart from its contrast
+    mu                                  3: colour cast, brightness
+    log(C + eps I), C = Z Z^T / (HW)    6: contrast and colour correlation; upper triangle, sqrt 2 off it
+    s_cj = 1/2 log((p_cj + eps/12) / (C_cc + eps)),   p_cj = sum_f w_j(f) Z_c(f)^2 / sum_f w_j(f)
+                                        3 NUM_BANDS: texture; the spectrum's shape apart from its contrast
 
-with w_j raised cosines over the octaves of |f| that sum to 1 at every f, and eps one grey level squared. Every vector
-of R^D is the embedding of some statistics (the logarithm of a matrix may be any symmetric matrix), so Gaussian samples
-and mixtures of embeddings need no repair.
+with w_j raised cosines over the octaves of |f| that sum to 1 at every f, and eps one grey level squared.
+Every vector of R^D is the embedding of some statistics (the logarithm of a matrix may be any symmetric matrix), so
+Gaussian samples and mixtures of embeddings need no repair.
 
-The transfer of x to an embedding e = (mu', L', s') scales amplitudes and keeps signs, which is what the phase is here:
+The transfer of x to an embedding (mu', L', s') scales amplitudes and keeps signs, the phase of this spectrum:
 
     Z'_c(f) = Z_c(f) exp(sum_j w_j(f) q(s'_cj - s_cj, log MAX_BAND_GAIN))
-    y'      = T IDCT(Z'),   T = the optimal transport map between Gaussians of covariance C(Z') + eps I and exp(L')
-    x'      = values of U^T y' + mu'
+    y'      = T IDCT(Z'),   T = optimal transport map between Gaussians, from C(Z') + eps I to exp(L')
+    x'      = the values with v = U^T y' + mu'
 
-where q(d, limit) = limit tanh(d / limit) keeps noise from being blown up, on the logarithms of T's eigenvalues too.
-T is symmetric positive definite: of all maps to the wanted covariance the one that moves colours least. For
-e = embed(x) every gain is 1, T = I, and x' = x. A gain that is radial, positive and smooth in f is a symmetric filter,
-and T acts on each pixel alone: what was an edge stays one, in its place.
+where q(d, limit) = limit tanh(d / limit) keeps noise from being blown up, on the logarithms of T's
+eigenvalues too. T is symmetric positive definite: of all maps to the wanted covariance it moves colours least.
+For e = embed(x) every gain is 1, T = I, and x' = x. A gain that is radial, positive and smooth in f is a
+symmetric filter, and T acts on each pixel alone: what was an edge stays one, in its place.
 """
 
 import math
@@ -120,13 +120,13 @@ def _statistics(mean_B3: Tensor, spectrum_B3HW: Tensor) -> Tensor:
 
 
 def _covariance(spectrum_B3HW: Tensor) -> Tensor:
-    """Covariance of the planes, by Parseval; float64 on the CPU, where 3x3 matrices are decomposed everywhere."""
+    """Covariance of the planes, by Parseval; float64 on the CPU, since not every device has both."""
     flat_B3N = spectrum_B3HW.flatten(2)
     return (flat_B3N @ flat_B3N.mT / flat_B3N.shape[2]).cpu().double()
 
 
 def _transport(from_B33: Tensor, wanted_log_B33: Tensor) -> Tensor:
-    """Monge map between centred Gaussians: S^-1/2 (S^1/2 W S^1/2)^1/2 S^-1/2, its eigenvalues softly limited."""
+    """S^-1/2 (S^1/2 W S^1/2)^1/2 S^-1/2 for covariances S, W; its eigenvalues are softly limited."""
     regular_B33 = from_B33 + EPS * torch.eye(3)
     wanted_B33 = _matrix_function(wanted_log_B33, torch.exp)
     root_B33 = _matrix_function(regular_B33, torch.sqrt)
@@ -153,7 +153,7 @@ def _soft_limit(log_gain: Tensor, max_gain: float) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _bands(height: int, width: int, device: torch.device) -> Tensor:
-    """Weights of the octaves (NUM_BANDS,H,W) over DCT coefficients: raised cosines in log2 |f|, summing to 1."""
+    """Weights (NUM_BANDS,H,W) of the octaves over the DCT's coefficients: raised cosines in log2 |f|."""
     f_H = torch.arange(height, device=device) / (2 * height)
     f_W = torch.arange(width, device=device) / (2 * width)
     radius_HW = torch.hypot(f_H[:, None], f_W[None, :])

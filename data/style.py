@@ -1,6 +1,6 @@
-"""Earth-Style Injection: statistics of the Earth's styles, random block masks, and restyled images mixed through them.
+"""Earth-Style Injection: statistics of the Earth's styles, block masks, restyled images mixed in through them.
 
-One piece of code serves the `stylize` step and training: given the same generators both inject the same pixels.
+One piece of code serves the `stylize` step and training: given equal generators, both inject equal pixels.
 """
 
 import hashlib
@@ -63,10 +63,11 @@ class StyleConfig:
 
     Attributes:
         engine: "spectral" needs no weights; "ghiasi" is the paper's, with the weights of Jackson et al.
-        alpha: share of the sampled Earth style in the embedding, 0..1; the rest is the image's own. None: 0.1
-            for ghiasi, as in the authors' snapshot, whose networks change an image at alpha 0 already; 0.7 for
+        alpha: share of the sampled Earth style in the embedding, 0..1; the rest is the image's own. None:
+            0.1 for ghiasi (authors' snapshot), whose networks change an image at alpha 0 already; 0.7 for
             spectral (our choice), which returns the image itself at alpha 0.
-        keep_ratio: expected share of blocks that keep the original image, 0..1 (our choice after the paper's figure).
+        keep_ratio: expected share of blocks that keep the original image, 0..1 (our choice: the
+            paper's figure shows about half).
         block_px: side of a mask block, pixels (our choice).
         probability: share of training steps that are styled, 0..1 (authors' snapshot).
     """
@@ -98,16 +99,16 @@ class StyleConfig:
 
 
 class StyleMoments:
-    """Count, mean and scatter of embeddings, gathered in one pass; moments of parts merge into those of the whole.
+    """Count, mean and scatter of embeddings in one pass; the moments of parts merge into those of the whole.
 
-    Chan, Golub and LeVeque (1983): numerically stable, in float64. Also gathers an order-independent digest of
-    the images (the sum of their hashes), so that shards of a corpus agree with the corpus.
+    Chan, Golub and LeVeque (1983): numerically stable, in float64. Also gathers an order-independent digest
+    of the images (the sum of their hashes), so that the shards of a corpus add up to the corpus.
     """
 
     def __init__(self, dim: int) -> None:
         self.count = 0
-        self.mean_D = torch.zeros(dim, dtype=torch.float64)
-        self.scatter_DD = torch.zeros(dim, dim, dtype=torch.float64)
+        self.mean = torch.zeros(dim, dtype=torch.float64)
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64)
         self.image_hashes = 0
 
     def add(self, e_ND: Tensor, image_hashes: Sequence[str]) -> None:
@@ -115,9 +116,9 @@ class StyleMoments:
         part = StyleMoments(e_ND.shape[1])
         e_ND = e_ND.detach().cpu().double()
         part.count = len(e_ND)
-        part.mean_D = e_ND.mean(dim=0)
-        centred_ND = e_ND - part.mean_D
-        part.scatter_DD = centred_ND.T @ centred_ND
+        part.mean = e_ND.mean(dim=0)
+        centred_ND = e_ND - part.mean
+        part.scatter = centred_ND.T @ centred_ND
         part.image_hashes = sum(int(image_hash, 16) for image_hash in image_hashes)
         self.merge(part)
 
@@ -126,11 +127,9 @@ class StyleMoments:
         count = self.count + other.count
         if not count:
             return
-        shift_D = other.mean_D - self.mean_D
-        self.scatter_DD += other.scatter_DD + torch.outer(shift_D, shift_D) * (
-            self.count * other.count / count
-        )
-        self.mean_D = self.mean_D + shift_D * (other.count / count)
+        shift_D = other.mean - self.mean
+        self.scatter += other.scatter + torch.outer(shift_D, shift_D) * (self.count * other.count / count)
+        self.mean = self.mean + shift_D * (other.count / count)
         self.count = count
         self.image_hashes = (self.image_hashes + other.image_hashes) % 2**256
 
@@ -144,17 +143,18 @@ class EarthStyles:
     """A Gaussian over style embeddings of the Earth's imagery.
 
     Attributes:
-        mean_D, covariance_DD: float64.
-        factor_DD: A with A A^T = covariance, from its SVD; stored, since the signs in an SVD are the library's.
+        mean: float64 (D).
+        covariance: float64 (D,D).
+        factor: A, float64 (D,D), A A^T = covariance, by SVD; stored, since the signs in an SVD are LAPACK's.
         engine: the engine whose embeddings these are.
         count: images behind it.
         corpus_digest: identity of these images.
         shrinkage: share of the diagonal in the covariance: 0 where there were images enough for full rank.
     """
 
-    mean_D: Tensor
-    covariance_DD: Tensor
-    factor_DD: Tensor
+    mean: Tensor
+    covariance: Tensor
+    factor: Tensor
     engine: str
     count: int
     corpus_digest: str
@@ -173,13 +173,13 @@ class EarthStyles:
                 expected="at least 2, better some thousands",
                 where=engine,
             )
-        covariance_DD = moments.scatter_DD / (moments.count - 1)
-        dim = len(moments.mean_D)
+        covariance_DD = moments.scatter / (moments.count - 1)
+        dim = len(moments.mean)
         shrinkage = dim / (dim + moments.count) if moments.count <= dim else 0.0
         covariance_DD = (1 - shrinkage) * covariance_DD + shrinkage * covariance_DD.diagonal().diag()
         u_DD, s_D, _ = torch.linalg.svd(covariance_DD)
         return cls(
-            moments.mean_D,
+            moments.mean,
             covariance_DD,
             u_DD * s_D.sqrt(),
             engine,
@@ -190,8 +190,8 @@ class EarthStyles:
 
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
         """A z + mean with z ~ N(0, I): float32 (num, D) on the CPU, from a CPU generator."""
-        z_ND = torch.randn(num, len(self.mean_D), generator=generator, dtype=torch.float64)
-        return (z_ND @ self.factor_DD.T + self.mean_D).float()
+        z_ND = torch.randn(num, len(self.mean), generator=generator, dtype=torch.float64)
+        return (z_ND @ self.factor.T + self.mean).float()
 
     @property
     def digest(self) -> str:
@@ -222,7 +222,7 @@ class EarthStyles:
         try:
             with safe_open(path, framework="pt") as file:
                 origin: dict[str, Any] = json.loads((file.metadata() or {})["earth_styles"])
-                tensors = {name: file.get_tensor(name) for name in ("mean_D", "covariance_DD", "factor_DD")}
+                tensors = {name: file.get_tensor(name) for name in ("mean", "covariance", "factor")}
         except (SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"not a file of Earth statistics ({error})", where=path) from error
         if origin["engine"] != engine:
@@ -234,14 +234,14 @@ class EarthStyles:
         return cls(**tensors, **origin)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).contiguous() for name in ("mean_D", "covariance_DD", "factor_DD")}
+        return {name: getattr(self, name).contiguous() for name in ("mean", "covariance", "factor")}
 
     def _origin(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("engine", "count", "corpus_digest", "shrinkage")}
 
 
 def keyed_generator(*key: object) -> torch.Generator:
-    """CPU generator seeded by the hash of `key`: the same tile draws the same numbers in any order and shard."""
+    """CPU generator seeded by the hash of `key`: a tile draws the same numbers in any order and shard."""
     return torch.Generator().manual_seed(int(digest([str(part) for part in key])[:15], 16))
 
 
@@ -251,7 +251,7 @@ def block_mask(
     """Random blocks: u ~ U[0, 1) on a grid, kept where u >= mask_ratio, enlarged to pixels.
 
     Returns:
-        bool (1, height_px, width_px) on the CPU, True = keep; blocks at the right and bottom border may be cut.
+        bool (1, height_px, width_px) on the CPU, True = keep; blocks at the right and bottom may be cut.
 
     Raises:
         InputError: the image is smaller than a block, or mask_ratio is outside [0, 1].
@@ -272,14 +272,14 @@ def block_mask(
 
 class Injected(NamedTuple):
     """Attributes:
-    x_s_B3HW: the injected images, float32, raw 0..255.
-    x_t_B3HW: the fully restyled images, float32, raw 0..255.
-    keep_B1HW: bool, True = the original's pixel.
+    x_s: the injected images, float32 (B,3,H,W), raw 0..255.
+    x_t: the fully restyled images, float32 (B,3,H,W), raw 0..255.
+    keep_mask: bool (B,1,H,W), True = the original's pixel.
     """
 
-    x_s_B3HW: Tensor
-    x_t_B3HW: Tensor
-    keep_B1HW: Tensor
+    x_s: Tensor
+    x_t: Tensor
+    keep_mask: Tensor
 
 
 def inject(
@@ -291,8 +291,8 @@ def inject(
 ) -> Injected:
     """x_s = m_s x + (1 - m_s) x_t with x_t = transfer(x, alpha e_earth + (1 - alpha) embed(x)).
 
-    Every image draws its style and then its mask from its own CPU generator, so the result does not depend on the
-    batch or the device.
+    Every image draws its style and then its mask from its own CPU generator, so the result does not depend on
+    the batch or the device.
 
     Args:
         x_B3HW: uint8 or float, raw 0..255.
