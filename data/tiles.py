@@ -8,14 +8,16 @@ The measurement behind the choice stands in data/README.md.
 
 import hashlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 
@@ -107,6 +109,117 @@ def describe(
         "class_pixels": [int(count) for count in counts[:num_classes]],
         "ignored_pixels": int(counts[255]),
     }
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How a publisher's rasters become a stored scene and its tiles.
+
+    Attributes:
+        px: tile size; without meaning for rule "whole".
+        bands: 1-based bands of the publisher's image, in the order that the network sees.
+        value_range: source values that become 0 and 255, linear between, clipped; None = stored as they are (uint8 only).
+        encode: raw labels (bands, H, W) -> uint8 ids (H, W); raises InputError for unknown values.
+        num_classes: classes of the domain's class set.
+    """
+
+    px: int
+    rule: Rule
+    bands: tuple[int, int, int]
+    value_range: tuple[float, float] | None
+    encode: Callable[[NDArray[Any]], NDArray[np.uint8]]
+    num_classes: int
+
+
+def cut_scene(
+    image: DatasetReader, label: DatasetReader | None, image_path: Path, label_path: Path, cutting: Cutting
+) -> list[dict[str, Any]]:
+    """Stores a scene and describes its tiles in one pass over its pixels, a row of tiles at a time.
+
+    Every pixel is decoded once and memory holds one row of tiles, however tall the scene is. Rule "whole" holds the scene.
+
+    Returns:
+        Per window the manifest's columns that the pixels and the window decide.
+    """
+    height = image.height if cutting.rule == "whole" else min(cutting.px, image.height)
+    tops = [0] if cutting.rule == "whole" else starts(image.height, cutting.px)
+    lefts = windows(image.width, height, cutting.px, cutting.rule)
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        stored = stack.enter_context(scene_writer(image_path, image, 3))
+        stored_label = label and stack.enter_context(scene_writer(label_path, image, 1))
+        strip = _Strip.empty(image.width, label is not None)
+        for top in tops:
+            fresh = Window(0, strip.bottom, image.width, top + height - strip.bottom)
+            pixels = _read_strip(image, label, fresh, cutting)
+            stored.write(pixels.image, window=fresh.slices())
+            if stored_label is not None and pixels.label is not None:
+                stored_label.write(pixels.label, 1, window=fresh.slices())
+            strip = strip.advance(pixels, top)
+            rows.extend(strip.describe(window._replace(row_off=top), image, cutting) for window in lefts)
+    return rows
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Whole rows of a scene, from `top` on."""
+
+    top: int
+    image: NDArray[np.uint8]
+    label: NDArray[np.uint8] | None
+    masked: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, width: int, labelled: bool) -> "_Strip":
+        nothing = np.empty((0, width), np.uint8)
+        return cls(0, np.empty((3, 0, width), np.uint8), nothing if labelled else None, nothing.astype(bool))
+
+    @property
+    def bottom(self) -> int:
+        return self.top + self.image.shape[1]
+
+    def advance(self, fresh: "_Strip", top: int) -> "_Strip":
+        """This strip from row `top` on, and `fresh` below it."""
+        kept = slice(top - self.top, None)
+        return _Strip(
+            top,
+            np.concatenate([self.image[:, kept], fresh.image], axis=1),
+            None
+            if self.label is None or fresh.label is None
+            else np.concatenate([self.label[kept], fresh.label]),
+            np.concatenate([self.masked[kept], fresh.masked]),
+        )
+
+    def describe(self, window: Window, source: DatasetReader, cutting: Cutting) -> dict[str, Any]:
+        across = slice(window.col_off, window.col_off + window.width)
+        place = source.transform @ rasterio.Affine.translation(window.col_off, window.row_off)
+        return {
+            **window._asdict(),
+            "crs": source.crs.to_string() if source.crs else "",
+            "transform": list(place)[:6],
+            **describe(
+                self.image[:, :, across],
+                None if self.label is None else self.label[:, across],
+                self.masked[:, across],
+                cutting.num_classes,
+            ),
+        }
+
+
+def _read_strip(image: DatasetReader, label: DatasetReader | None, rows: Window, cutting: Cutting) -> _Strip:
+    raw = image.read(cutting.bands, window=rows.slices())
+    flags = image.mask_flag_enums[cutting.bands[0] - 1]
+    masked = np.zeros(raw.shape[1:], bool)
+    if MaskFlags.all_valid not in flags:
+        masked = image.dataset_mask(window=rows.slices()) == 0
+    if cutting.value_range is not None:
+        low, high = cutting.value_range
+        if raw.dtype.kind == "f":
+            masked |= ~np.isfinite(raw).all(axis=0)
+        scaled = np.clip((raw.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+        raw = np.rint(np.where(masked, 0, scaled)).astype(np.uint8)
+    encoded = None if label is None else cutting.encode(label.read(window=rows.slices()))
+    return _Strip(rows.row_off, raw, encoded, masked)
 
 
 @contextmanager
