@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -59,14 +59,22 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
 
 
 def _refuse_unknown_keys(kind: Any, values: Any, where: object) -> None:
-    if not isinstance(values, Mapping):
+    if is_dataclass(kind):
+        if not isinstance(values, Mapping):
+            return
+        hints = get_type_hints(kind)
+        for key, value in values.items():
+            if key not in hints:
+                raise InputError(f"unknown key {key!r}", where=where, expected=nearest(str(key), hints))
+            _refuse_unknown_keys(hints[key], value, f"{where}: {key}")
         return
-    if not is_dataclass(kind):
-        return
-    hints = get_type_hints(kind)
-    for key, value in values.items():
-        if key not in hints:
-            raise InputError(f"unknown key {key!r}", where=where, expected=nearest(str(key), hints))
-        for inner in (hints[key], *get_args(hints[key])):
-            if is_dataclass(inner):
+    container = get_origin(kind)
+    for inner in get_args(kind):
+        if isinstance(container, type) and issubclass(container, Mapping) and isinstance(values, Mapping):
+            for key, value in values.items():
                 _refuse_unknown_keys(inner, value, f"{where}: {key}")
+        elif container in (list, tuple) and isinstance(values, list | tuple):
+            for number, value in enumerate(values):
+                _refuse_unknown_keys(inner, value, f"{where}[{number}]")
+        else:
+            _refuse_unknown_keys(inner, values, where)
