@@ -47,16 +47,21 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        if path.exists():
-            retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
-            path.replace(retired)
-            partial.replace(path)
-            shutil.rmtree(retired)
-        else:
-            partial.replace(path)
-        fsync_dir(path.parent)
+        replace_dir(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_dir(partial: Path, path: Path) -> None:
+    """Moves the finished folder `partial` to `path`, on the same disk, in place of what was there."""
+    if path.exists():
+        retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
+        path.replace(retired)
+        partial.replace(path)
+        shutil.rmtree(retired)
+    else:
+        partial.replace(path)
+    fsync_dir(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
