@@ -1,0 +1,258 @@
+"""One MLflow run per recipe: curves, artifacts and tags, from a thread that never stops the training.
+
+Everything that is logged goes into a queue; a writer thread imports MLflow (a second that the caller does not
+wait for), finds or creates the run and sends the queue. A server that goes away is retried with growing
+pauses while the queue keeps what is logged; nothing that the server does raises in the caller.
+"""
+
+import fcntl
+import logging
+import os
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+STORE = Path("artifacts/mlflow")
+KEY_TAG = "input_hash"
+METRICS_PER_REQUEST = 1000  # MLflow's own limit of one batch
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+FLUSH_SECONDS = 20.0
+
+Operation = Callable[["MlflowClient", str], None]
+
+
+def tracking_uri() -> str:
+    """$MLFLOW_TRACKING_URI, else a SQLite file below ./artifacts/mlflow."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve() / 'mlflow.db'}"
+
+
+class Run:
+    """A run that is being written; every method returns at once and none raises what the server does."""
+
+    def __init__(self, writer: "_Writer") -> None:
+        self._writer = writer
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Logs one point of several curves; values that are no finite number are left out."""
+        now = int(time.time() * 1000)
+        self._writer.metrics.extend(
+            (key, float(value), now, step) for key, value in values.items() if np.isfinite(value)
+        )
+        self._writer.wake()
+
+    def log_image(self, image_HW3: NDArray[np.uint8], name: str) -> None:
+        """Logs an image (H, W, 3), 0..255, as the artifact `name` (e.g. "panels/000100.png")."""
+        image = np.ascontiguousarray(image_HW3)
+        self._writer.do(lambda client, run_id: client.log_image(run_id, image, artifact_file=name))
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Logs a file, or a folder with all in it; it must stay unchanged until the run is closed."""
+        path = Path(path)
+        upload = "log_artifacts" if path.is_dir() else "log_artifact"
+        self._writer.do(lambda client, run_id: getattr(client, upload)(run_id, str(path), folder))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags; a later value of a key takes the place of an earlier one."""
+        values = dict(tags)
+        self._writer.do(
+            lambda client, run_id: [client.set_tag(run_id, key, value) for key, value in values.items()]
+        )
+
+    @property
+    def pending(self) -> int:
+        """Number of records that the server does not have yet."""
+        return len(self._writer.metrics) + len(self._writer.operations)
+
+
+@contextmanager
+def start_run(
+    name: str,
+    *,
+    key: str,
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+    experiment: str = "crossearth",
+) -> Iterator[Run]:
+    """Opens the run whose tag `input_hash` is `key`, or creates it; closes it as FINISHED, FAILED or KILLED.
+
+    Args:
+        name: the run's name, that of the recipe.
+        key: identity of the run's inputs: a restarted training and a later evaluation find their run by it.
+        tags: set on the run, also on one that is found.
+        params: logged when the run is created.
+        experiment: created on first use.
+
+    Yields:
+        The run. On leaving, what is queued is sent within `FLUSH_SECONDS`; a warning says what could not be.
+    """
+    writer = _Writer(name, experiment, key, dict(tags or {}), dict(params or {}))
+    writer.start()
+    status = "FINISHED"
+    try:
+        yield Run(writer)
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    except BaseException:
+        status = "FAILED"
+        raise
+    finally:
+        writer.close(status)
+
+
+class _Writer(threading.Thread):
+    """Sends the queues of one run in order, one request at a time, until it is closed and they are empty."""
+
+    def __init__(
+        self, name: str, experiment: str, key: str, tags: dict[str, str], params: dict[str, Any]
+    ) -> None:
+        super().__init__(name="mlflow-writer", daemon=True)
+        self.run_name, self.experiment, self.key, self.tags, self.params = name, experiment, key, tags, params
+        self.uri = tracking_uri()
+        self.metrics: deque[tuple[str, float, int, int]] = deque()
+        self.operations: deque[Operation] = deque()
+        self.client: MlflowClient | None = None
+        self.run_id = ""
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._gave_up = threading.Event()
+        self._last_error = ""
+
+    def do(self, operation: Operation) -> None:
+        self.operations.append(operation)
+        self.wake()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def close(self, status: str) -> None:
+        self.do(lambda client, run_id: client.set_terminated(run_id, status))
+        self._closing.set()
+        self.join(FLUSH_SECONDS)
+        if self.is_alive() or self.metrics or self.operations:
+            self._gave_up.set()
+            self.wake()
+            left = len(self.metrics) + len(self.operations)
+            warnings.warn(
+                f"MLflow at {self.uri} did not take {left} records of {self.run_name}: {self._last_error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def run(self) -> None:
+        failures = 0
+        while not self._gave_up.is_set():
+            self._wake.clear()
+            if self.client is not None and not self.metrics and not self.operations:
+                if self._closing.is_set():
+                    return
+                self._wake.wait(timeout=1.0)
+                continue
+            try:
+                self._send()
+                failures = 0
+            except Exception as error:  # a server may fail in any way, and none may reach the training
+                self._last_error = (
+                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                )
+                if self.client is not None and _is_refusal(error):
+                    logging.getLogger(__name__).warning("MLflow refused a record: %s", self._last_error)
+                    self._drop_first()
+                    continue
+                self._gave_up.wait(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
+                failures += 1
+
+    def _send(self) -> None:
+        """Sends the oldest of each queue and takes it off only when the server has it."""
+        if self.client is None:
+            self.client = self._open()
+        if self.metrics:
+            from mlflow.entities import Metric
+
+            batch = [self.metrics[index] for index in range(min(len(self.metrics), METRICS_PER_REQUEST))]
+            self.client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+            for _ in batch:
+                self.metrics.popleft()
+        elif self.operations:
+            self.operations[0](self.client, self.run_id)
+            self.operations.popleft()
+
+    def _drop_first(self) -> None:
+        queue: deque[Any] = self.metrics or self.operations
+        if queue:
+            queue.popleft()
+
+    def _open(self) -> "MlflowClient":
+        """Connects, and finds the run by its key or creates it."""
+        # MLflow would itself retry for minutes inside one request, deaf to this run being closed
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow.entities import Param, RunTag
+        from mlflow.tracking import MlflowClient
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        with _first_use(self.uri):
+            client = MlflowClient(self.uri)
+            experiment_id = _experiment(client, self.experiment, self.uri)
+        found = client.search_runs(
+            [experiment_id], filter_string=f"tags.{KEY_TAG} = '{self.key}'", max_results=1
+        )
+        tags = {**self.tags, KEY_TAG: self.key}
+        if found:
+            self.run_id = found[0].info.run_id
+            client.update_run(self.run_id, status="RUNNING")
+            client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        else:
+            self.run_id = client.create_run(experiment_id, run_name=self.run_name, tags=tags).info.run_id
+            client.log_batch(
+                self.run_id, params=[Param(key, str(value)) for key, value in self.params.items()]
+            )
+        return client
+
+
+@contextmanager
+def _first_use(uri: str) -> Iterator[None]:
+    """Two processes must not create the tables of one SQLite file at a time."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # beside a SQLite file MLflow would put the artifacts into the folder that the process happens to run in
+    beside = (
+        Path(uri.removeprefix("sqlite:///")).parent / "artifacts" if uri.startswith("sqlite:///") else None
+    )
+    return str(client.create_experiment(name, artifact_location=beside.as_uri() if beside else None))
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server understood a request and will refuse it again, as opposed to being away or busy."""
+    code = getattr(error, "error_code", "")
+    return code in {
+        "INVALID_PARAMETER_VALUE",
+        "BAD_REQUEST",
+        "RESOURCE_DOES_NOT_EXIST",
+        "PERMISSION_DENIED",
+    } or (isinstance(error, FileNotFoundError))

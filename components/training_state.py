@@ -1,0 +1,139 @@
+"""States of an unfinished training: written atomically, k kept, resumed by the same training only."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_path
+
+STATE_NAME = re.compile(r"step_(\d{8})\.safetensors")
+BEST_NAME = "best.safetensors"
+FAILURES_ALLOWED = 2  # writes in a row that may fail before the training stops
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class State:
+    """What was saved: named tensors, and `about` (JSON values) with at least `iteration` and `identity`."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+
+class Checkpoints:
+    """The folder of one training's states: `step_<iteration>.safetensors` and `best.safetensors`.
+
+    Args:
+        folder: made on the first write.
+        keep: number of last states that are kept.
+        identity: the inputs that determine the training's curve, JSON values by name.
+    """
+
+    def __init__(self, folder: Path, keep: int, identity: Mapping[str, Any]) -> None:
+        self.folder, self.keep = Path(folder), keep
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._failures = 0
+
+    def save(self, iteration: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bool:
+        """Writes the state after `iteration` iterations and removes states older than the last `keep`.
+
+        Returns:
+            Whether it was written; where not (no space), a warning was logged and the older states stand.
+
+        Raises:
+            InputError: more than `FAILURES_ALLOWED` writes in a row failed.
+        """
+        if not self._write(f"step_{iteration:08d}.safetensors", tensors, {**about, "iteration": iteration}):
+            return False
+        for path in self._states()[: -self.keep]:
+            path.unlink()
+        return True
+
+    def save_best(self, iteration: int, tensors: Mapping[str, Tensor], score: float) -> bool:
+        """Writes the parameters with the best score on the source's held-out tiles so far."""
+        return self._write(BEST_NAME, tensors, {"iteration": iteration, "score": score})
+
+    def latest(self) -> State | None:
+        """The newest readable state; damaged ones are skipped with a warning.
+
+        Raises:
+            InputError: the states belong to a training with other inputs; the message names them.
+        """
+        for path in reversed(self._states()):
+            state = self._read(path)
+            if state is not None:
+                self._refuse_other(state.about["identity"])
+                return state
+        return None
+
+    def best(self) -> State | None:
+        """The best parameters so far, if any were written and are readable."""
+        path = self.folder / BEST_NAME
+        return self._read(path) if path.is_file() else None
+
+    def clear(self) -> None:
+        """Removes the folder's states: the training is finished, its model is elsewhere."""
+        for path in [*self._states(), self.folder / BEST_NAME]:
+            path.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _states(self) -> list[Path]:
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path for path in paths if STATE_NAME.fullmatch(path.name))
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bool:
+        host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        content = save(
+            host, metadata={"about": json.dumps({**about, "identity": self.identity}, sort_keys=True)}
+        )
+        try:
+            with atomic_path(self.folder / name) as partial:
+                partial.write_bytes(content)
+        except OSError as error:
+            self._failures += 1
+            if self._failures > FAILURES_ALLOWED:
+                raise InputError(
+                    f"cannot write checkpoints ({error}), {self._failures} times in a row",
+                    where=self.folder,
+                    next_step="free some space and start the training again: it goes on from the last state",
+                ) from error
+            log.warning(
+                "%s: checkpoint not written (%s); the previous one is kept", self.folder / name, error
+            )
+            return False
+        self._failures = 0
+        return True
+
+    def _read(self, path: Path) -> State | None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["about"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            return State(tensors, {"identity": {}, **about})
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            log.warning("%s: not a readable checkpoint, skipped (%s)", path, error)
+            return None
+
+    def _refuse_other(self, saved: Mapping[str, Any]) -> None:
+        differing = [
+            f"{key}: {saved.get(key)!r} there, {self.identity.get(key)!r} now"
+            for key in sorted({*saved, *self.identity})
+            if saved.get(key) != self.identity.get(key)
+        ]
+        if differing:
+            raise InputError(
+                "an unfinished training with other inputs is here; they differ in " + "; ".join(differing),
+                where=self.folder,
+                next_step="restore these inputs to go on with it, or remove the folder to start anew",
+            )

@@ -1,0 +1,106 @@
+"""Tiles as torch datasets: raw values out, class ids of the recipe's class set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from crossearth.data.augment import Augmentation
+from crossearth.data.errors import InputError
+from crossearth.data.labels import IGNORE
+from crossearth.data.manifest import Manifest, read_image, read_label
+from crossearth.data.style import keyed_generator
+
+
+class Item(TypedDict):
+    """One tile or crop.
+
+    image: uint8 (3,H,W), 0..255. label: uint8 (H,W), class ids, 255 = ignored. index: row of the manifest.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: int
+
+
+class TileDataset(Dataset[Item]):
+    """The tiles of a manifest, whole and in order.
+
+    Args:
+        manifest: one split of a domain.
+        remap: new class id per class id of the manifest's class set (`Catalog.remap`).
+        indices: rows to use; None = all.
+
+    Raises:
+        InputError: no tile.
+    """
+
+    def __init__(
+        self, manifest: Manifest, remap: Sequence[int], indices: Sequence[int] | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.indices = list(range(len(manifest)) if indices is None else indices)
+        if not self.indices:
+            raise InputError(
+                f"domain {manifest.domain} has no tile in its {manifest.split} split",
+                where=manifest.root,
+                next_step=f"look at what `crossearth ingest` said of {manifest.domain}",
+            )
+        table = np.full(IGNORE + 1, IGNORE, dtype=np.uint8)
+        table[: len(remap)] = remap
+        self._remap = table
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Item:
+        index = self.indices[position]
+        image_3HW = torch.from_numpy(read_image(self.manifest, index))
+        label_HW = torch.from_numpy(self._remap[read_label(self.manifest, index)])
+        return Item(image=image_3HW, label=label_HW, index=index)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Says what sample number `position` of a training is: a tile, and random numbers of its own.
+
+    Attributes:
+        num_tiles: tiles that are trained on.
+        seed: seed of the training.
+    """
+
+    num_tiles: int
+    seed: int
+
+    def tile(self, position: int) -> int:
+        """Place among the tiles, 0..num_tiles-1: each comes once per epoch, every epoch in another order."""
+        epoch, step = divmod(position, self.num_tiles)
+        return int(self._order(epoch)[step])
+
+    def generator(self, position: int, purpose: str) -> torch.Generator:
+        """CPU generator of one purpose for one sample."""
+        return keyed_generator(self.seed, position, purpose)
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(self.num_tiles, generator=keyed_generator(self.seed, epoch, "order"))
+
+
+class TrainingStream(Dataset[Item]):
+    """The endless, shuffled, augmented stream of crops that a training reads by position.
+
+    A sample is a function of (seed, position) alone. So the position is the whole state of the sampler and
+    of the augmentation: a resumed training, or one on other processes or workers, sees the same crops.
+    """
+
+    def __init__(self, tiles: TileDataset, augment: Augmentation, seed: int) -> None:
+        self.tiles, self.augment = tiles, augment
+        self.draw = Draw(len(tiles), seed)
+
+    def __getitem__(self, position: int) -> Item:
+        item = self.tiles[self.draw.tile(position)]
+        image, label = self.augment(item["image"], item["label"], self.draw.generator(position, "augment"))
+        return Item(image=image, label=label, index=item["index"])

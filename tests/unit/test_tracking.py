@@ -1,0 +1,93 @@
+"""Runs in MLflow: found again by their key, complete, and never in the way of a training."""
+
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+
+from crossearth.components import tracking
+from crossearth.components.tracking import start_run, tracking_uri
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "artifacts" / "mlflow"
+
+
+def only_run(uri: str, key: str):
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("crossearth")
+    runs = client.search_runs([experiment.experiment_id], filter_string=f"tags.input_hash = '{key}'")
+    assert len(runs) == 1
+    return client, runs[0]
+
+
+def test_run_holds_what_was_logged(store: Path) -> None:
+    image = np.full((8, 8, 3), 7, dtype=np.uint8)
+    note = store.parent.parent / "note.json"
+    note.write_text("{}")
+    with start_run("potsdam-rgb", key="abc", tags={"seed": "3"}, params={"lr": 1e-4}) as run:
+        for step in range(2500):  # more than one request's worth
+            run.log_metrics({"loss": step / 2, "broken": float("nan")}, step)
+        run.log_image(image, "panels/000001.png")
+        run.log_artifact(note, "model")
+        run.set_tags({"selection": "last"})
+    client, found = only_run(tracking_uri(), "abc")
+    history = client.get_metric_history(found.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, step / 2) for step in range(2500)]
+    assert "broken" not in found.data.metrics
+    assert found.data.params == {"lr": "0.0001"}
+    assert {"seed": "3", "selection": "last", "input_hash": "abc"}.items() <= found.data.tags.items()
+    assert found.info.status == "FINISHED"
+    assert (store / "mlflow.db").is_file()
+    artifacts = store / "artifacts" / found.info.run_id / "artifacts"
+    assert (artifacts / "panels" / "000001.png").is_file()
+    assert (artifacts / "model" / "note.json").read_text() == "{}"
+
+
+def test_a_restart_goes_on_in_the_same_run(store: Path) -> None:
+    with pytest.raises(SystemExit), start_run("r", key="k", params={"workers": 0}) as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        raise SystemExit(143)
+    _, killed = only_run(tracking_uri(), "k")
+    assert killed.info.status == "KILLED"
+    with start_run("r", key="k", params={"workers": 4}) as run:
+        run.log_metrics({"loss": 0.5}, 2)
+    client, found = only_run(tracking_uri(), "k")
+    assert found.info.run_id == killed.info.run_id
+    assert found.info.status == "FINISHED"
+    assert [point.value for point in client.get_metric_history(found.info.run_id, "loss")] == [1.0, 0.5]
+
+
+def test_an_error_is_passed_on_and_marks_the_run(store: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), start_run("r", key="k"):
+        raise ValueError("mine")
+    assert only_run(tracking_uri(), "k")[1].info.status == "FAILED"
+
+
+def test_a_refused_record_does_not_hold_up_the_others(store: Path) -> None:
+    with start_run("r", key="k") as run:
+        run.log_artifact(Path("is-not-there"))
+        run.set_tags({"after": "yes"})
+    assert only_run(tracking_uri(), "k")[1].data.tags["after"] == "yes"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_no_server_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 1.0)
+    began = time.monotonic()
+    with pytest.warns(RuntimeWarning, match="did not take 2 records"), start_run("r", key="k") as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 3
