@@ -39,7 +39,7 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
         folder: made if absent.
         meta: JSON-serialisable description. Needs `classes` (names in id order), `palette` ("#rrggbb" each)
             and `provenance`; further keys are kept as they are.
-        backbones_dir: where the backbone is stored once for all models; None stores it inside the model's file.
+        backbones_dir: where the backbone is stored once for all models; None = inside the model's file.
 
     Returns:
         `folder`.

@@ -115,7 +115,7 @@ class StoredTensor:
 
 
 class _RebuildTensor:
-    """Stands for torch._utils._rebuild_tensor_v2 and _rebuild_tensor. A class, so that no pickle can alter it."""
+    """Stands for torch._utils._rebuild_tensor_v2. A class, so that no pickle can alter it."""
 
     __slots__ = ()
 
@@ -182,7 +182,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         if module == "torch" and name in STORAGE_DTYPES:
             return _StorageKind(STORAGE_DTYPES[name])
         raise InputError(
-            f"the pickle asks for {word!r}, which is no tensor and no known container; nothing in the file was run",
+            f"the pickle asks for {word!r}, which is no tensor and no known container; nothing of it was run",
             where=self._where,
             expected="a checkpoint of weights",
             next_step="do not open this file with torch.load unless you trust who made it",
@@ -220,7 +220,7 @@ class TorchFile:
         self.path = Path(path)
         self._storages: dict[str, Tensor] = {}
         try:
-            # is_zipfile looks for an index anywhere near the end, and raw weights may hold those bytes by chance
+            # zipfile.is_zipfile looks for an index near the end, and raw weights may hold its bytes by chance
             with self.path.open("rb") as stream:
                 zipped = stream.read(4) == b"PK\x03\x04"
             self.root: Any = self._open_zip() if zipped else self._open_legacy()
@@ -232,7 +232,7 @@ class TorchFile:
             raise self._damaged(error) from error
 
     def tensor(self, stored: StoredTensor) -> Tensor:
-        """Reads one tensor, in the dtype that the file holds, on the CPU; tensors of one storage share memory.
+        """Reads one tensor, in the file's dtype, on the CPU; tensors of one storage share memory.
 
         Raises:
             InputError: its numbers are missing or damaged.
