@@ -1,10 +1,44 @@
-"""The domains, class sets and settings of the benchmark, as frozen dataclasses."""
+"""The domains, class sets and settings of the benchmark, as frozen dataclasses, and the user's beside them.
 
+`data/catalog.yaml` and `data/settings.yaml` are read by the same code as the user's files. Whatever is wrong in one is
+refused with the file, the key and the choices.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from crossearth.data.config import load_config, nearest, read_yaml
+from crossearth.data.errors import InputError
+from crossearth.data.labels import IGNORE_NAME, LabelSpec, parse_labels
 
 Gap = Literal["region", "band", "region+band", "region+platform", "region+climate", "in-domain"]
 Split = Literal["train", "test"]
+Rule = Literal["cut", "whole", "fit"]
+Entry = TypeVar("Entry")
+
+BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("settings.yaml"))
+DEFAULT_DATA_DIR = Path("datasets")
+DEFAULT_TEST_SHARE = 0.25
+DEFAULT_TILE_PX = 512
+MAX_CLASSES = 250
+# names become folders, MLflow tags and URLs
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
+# hues far apart for classes without a palette of their own
+PALETTE = (
+    "#202020",
+    "#ffcc00",
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#42d4f4",
+    "#f032e6",
+    "#bfef45",
+)
 
 
 @dataclass(frozen=True)
@@ -12,15 +46,194 @@ class ClassSet:
     """The classes that a network predicts.
 
     Attributes:
-        classes: names in id order, ids 0..K-1.
+        classes: names in id order, ids 0..K-1; in binary sets the foreground is 1.
         palette: one "#rrggbb" per class.
         headline: "mean" = mIoU over the classes present; "foreground" = IoU of class 1 (binary sets).
+        maps: (other class set, (class of ours per class of the other, in its order)): how others become this one.
     """
 
     name: str
     classes: tuple[str, ...]
     palette: tuple[str, ...]
     headline: Literal["mean", "foreground"] = "mean"
+    maps: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that a publisher ships.
+
+    Attributes:
+        name: its name.
+        also: other names or patterns under which it is met.
+        download_gb: size of the file, where published.
+        unpacked_gb: about the size of the rasters in it.
+        url: where it may be downloaded openly; None: on the dataset's home page, by hand.
+        md5: of the file, where published.
+    """
+
+    name: str
+    also: tuple[str, ...] = ()
+    download_gb: float | None = None
+    unpacked_gb: float | None = None
+    url: str | None = None
+    md5: str | None = None
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """`name` and `also`."""
+        return (self.name, *self.also)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What one publisher ships, one or several domains. A user's domain is a dataset of its own, without archives."""
+
+    name: str
+    title: str
+    homepage: str = ""
+    licence: str = ""
+    archives: tuple[Archive, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How scenes become tiles.
+
+    Attributes:
+        px: side of a tile.
+        rule: "cut" = windows of px with step px, the last one shifted back inside; "whole" = the image as it comes;
+            "fit" = the whole image, resampled so that its longer side is px (its label: nearest neighbour).
+    """
+
+    px: int
+    rule: Rule = "cut"
+
+    def __post_init__(self) -> None:
+        if self.px < 1:
+            raise InputError(f"px: {self.px}", expected="at least 1")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a split's files lie; patterns as data/catalog.yaml explains.
+
+    Attributes:
+        images: pattern of the images' paths.
+        labels: pattern of the labels' paths; None: no labels.
+        scenes: the scenes of this split where one pattern serves both; empty: all.
+        tiles: tiles that the paper has, at the publisher's sizes.
+    """
+
+    images: str
+    labels: str | None = None
+    scenes: tuple[str, ...] = ()
+    tiles: int | None = None
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """A user's folders and how they are split.
+
+    Attributes:
+        images: folder of images, searched recursively.
+        masks: folder of masks; None: no labels.
+        by: "block" = of the scenes in natural order, the last `test` share are the test split; "file" = as `file` says;
+            "train", "test" = all of them.
+        test: share of scenes, 0..1.
+        file: CSV (header, then one `id,train|test` a line) that names every image's split.
+    """
+
+    images: Path
+    masks: Path | None
+    by: Literal["block", "file", "train", "test"] = "block"
+    test: float = DEFAULT_TEST_SHARE
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One sensor over one region: images of one kind, with labels.
+
+    Attributes:
+        dataset: whose files hold it; of a user's domain, its own name.
+        class_set: of its labels; None: it has none and serves as style source.
+        bands: names of the three bands in the order that the network sees. IRRG's first is near infrared.
+        band_indexes: where they stand in the file, from 1.
+        file_bands: bands that the file must have; None: any number that has `band_indexes`.
+        gsd_m: metres per px; None: unknown or mixed.
+        key: regular expression, searched in a file's stem; its first group is what image and label share.
+        scene: the same, searched in the key: the piece of ground, never split between train and test or validation.
+        labels: None where there are none.
+        lossy_labels: scenes whose published labels went through a lossy format.
+        value_range: raw values that become 0 and 255; None: the files are 8 bit and stay as they are.
+        nodata: raw value; px where all bands have it are ignored in labels.
+        train, test: files of a published domain's splits; None: it has no such split.
+        own: folders of a user's domain; None: a published one.
+    """
+
+    name: str
+    dataset: str
+    class_set: str | None
+    bands: tuple[str, str, str]
+    band_indexes: tuple[int, int, int]
+    file_bands: int | None
+    gsd_m: float | None
+    tile: Tiling
+    key: str
+    scene: str
+    labels: LabelSpec | None
+    lossy_labels: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
+    nodata: float | None = None
+    train: Files | None = None
+    test: Files | None = None
+    own: OwnFiles | None = None
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that it has."""
+        if self.own is None:
+            return tuple(split for split, files in (("train", self.train), ("test", self.test)) if files)  # type: ignore[misc]
+        return (self.own.by,) if self.own.by in ("train", "test") else ("train", "test")
+
+    def files(self, split: Split) -> Files:
+        """Files of a published split.
+
+        Raises:
+            InputError: the domain has no such split.
+        """
+        files = {"train": self.train, "test": self.test}[split]
+        if files is None:
+            raise InputError(f"domain {self.name} has no {split} split", expected=", ".join(self.splits))
+        return files
+
+    def key_of(self, stem: str) -> str:
+        """The name that an image and its label share."""
+        return _first_group(self.key, stem)
+
+    def scene_of(self, key: str) -> str:
+        """The scene of a key."""
+        return _first_group(self.scene, key)
+
+    def label_spec(self, scene: str) -> LabelSpec | None:
+        """The label map for one scene."""
+        return self.labels.snapped() if self.labels and scene in self.lossy_labels else self.labels
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """A score that the paper gives, per cent as printed.
+
+    Attributes:
+        per_class_iou: in the class set's order; None: not published.
+        certainty: "printed" in a table, or "radar figure".
+    """
+
+    method: str
+    miou: float
+    per_class_iou: tuple[float, ...] | None
+    certainty: str
 
 
 @dataclass(frozen=True)
@@ -47,3 +260,450 @@ class Recipe:
     source: str
     class_set: str
     settings: tuple[Setting, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything that is known of datasets, domains and settings, checked against each other."""
+
+    class_sets: dict[str, ClassSet]
+    datasets: dict[str, Dataset]
+    domains: dict[str, Domain]
+    settings: dict[str, Setting]
+    scores: dict[str, tuple[PublishedScore, ...]]
+
+    def domain(self, name: str) -> Domain:
+        """The domain of that name, or InputError with the nearest."""
+        return _get(self.domains, name, "domain")
+
+    def dataset(self, name: str) -> Dataset:
+        """The dataset of that name, or InputError with the nearest."""
+        return _get(self.datasets, name, "dataset")
+
+    def setting(self, abbr: str) -> Setting:
+        """The setting of that abbreviation, or InputError with the nearest."""
+        return _get(self.settings, abbr, "setting")
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of that name, or InputError with the nearest."""
+        return _get(self.recipes(), name, "recipe")
+
+    def recipes(self) -> dict[str, Recipe]:
+        """One recipe per (source, class set) that some setting needs, in the order of the settings."""
+        groups: dict[tuple[str, str], list[Setting]] = {}
+        for setting in self.settings.values():
+            groups.setdefault((setting.source, setting.class_set), []).append(setting)
+        recipes = {}
+        for (source, class_set), settings in groups.items():
+            name = source if class_set == self.domain(source).class_set else f"{source}-{class_set}"
+            if name in recipes:
+                raise InputError(
+                    f"two recipes of the name {name!r}", next_step="rename a domain or a class set"
+                )
+            recipes[name] = Recipe(name, source, class_set, tuple(settings))
+        return recipes
+
+    def domains_of(self, dataset: str) -> list[Domain]:
+        """The domains of a dataset."""
+        return [domain for domain in self.domains.values() if domain.dataset == dataset]
+
+    def remap(self, from_class_set: str, to_class_set: str) -> tuple[int, ...]:
+        """New id per old id; the identity where the class sets are one.
+
+        Raises:
+            InputError: an unknown class set, or no map between the two.
+        """
+        ours = _get(self.class_sets, to_class_set, "class set")
+        theirs = _get(self.class_sets, from_class_set, "class set")
+        if ours == theirs:
+            return tuple(range(len(ours.classes)))
+        maps = dict(ours.maps)
+        if from_class_set not in maps:
+            raise InputError(
+                f"labels of class set {from_class_set!r} do not become those of {to_class_set!r}",
+                expected=f"{to_class_set} or a class set that it maps: {', '.join(maps) or 'none'}",
+                next_step=f"give class set {to_class_set} `maps: {{{from_class_set}: ...}}`, or choose another setting",
+            )
+        return tuple(ours.classes.index(name) for name in maps[from_class_set])
+
+    def published(self, abbr: str) -> list[PublishedScore]:
+        """The published scores of a setting, by method; empty where none are known."""
+        return list(self.scores.get(self.setting(abbr).abbr, ()))
+
+
+def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Catalog:
+    """The benchmark's catalog and the user's files on top.
+
+    Args:
+        extra: the user's catalog files.
+        data_dir: where relative paths in them start [default: ./datasets].
+
+    Raises:
+        InputError: a file, key or value that is wrong, with the file, the key and the choices; two entries of one name;
+            a setting whose domains' classes cannot become its class set.
+    """
+    catalog = Catalog({}, {}, {}, {}, {})
+    files = [(path, _read_file(path)) for path in (*BUILT_IN, *map(Path, extra))]
+    # class sets of all files first, settings last: an entry may name what stands in another file
+    for section, known, add in (
+        ("class_sets", catalog.class_sets, _add_class_set),
+        ("datasets", catalog.datasets, _add_dataset),
+        ("domains", catalog.domains, _add_domain),
+        ("settings", catalog.settings, _add_setting),
+    ):
+        for path, file in files:
+            for name, values in getattr(file, section).items():
+                place = _Place(f"{path}: {section}.{name}", Path(data_dir or DEFAULT_DATA_DIR))
+                if name in known:
+                    raise InputError(
+                        f"a second entry of the name {name!r}", where=place.where, next_step="rename one"
+                    )
+                add(catalog, name, _mapping(values, place.where), place)
+    catalog.recipes()
+    return catalog
+
+
+@dataclass(frozen=True)
+class _File:
+    class_sets: dict[str, Any] = field(default_factory=dict)
+    datasets: dict[str, Any] = field(default_factory=dict)
+    domains: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _ClassSetEntry:
+    classes: tuple[str, ...]
+    palette: tuple[str, ...] | None = None
+    headline: Literal["mean", "foreground"] = "mean"
+    maps: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _DatasetEntry:
+    title: str
+    homepage: str = ""
+    licence: str = ""
+    archives: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class _SplitEntry:
+    by: Literal["block"] = "block"
+    test: float = DEFAULT_TEST_SHARE
+
+
+@dataclass(frozen=True)
+class _DomainEntry:
+    bands: tuple[str, ...] | tuple[int, ...] | dict[str, int] | None = None
+    tile: Tiling | None = None
+    class_set: str | None = None
+    labels: dict[Any, Any] | None = None
+    gsd_m: float | None = None
+    key: str = "(.+)"
+    scene: str = "(.+)"
+    dataset: str | None = None
+    lossy_labels: tuple[str, ...] = ()
+    train: Files | None = None
+    test: Files | None = None
+    images: str | None = None
+    masks: str | None = None
+    split: Any = None
+    value_range: tuple[float, float] | None = None
+    nodata: float | None = None
+
+
+@dataclass(frozen=True)
+class _PublishedEntry:
+    miou: float
+    certainty: str
+    per_class: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _SettingEntry:
+    source: str
+    target: str
+    gap: Gap
+    id: str | int | None = None
+    class_set: str | None = None
+    evidence: str = ""
+    published: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an entry stands, and where its relative paths start."""
+
+    where: str
+    data_dir: Path
+
+
+def _read_file(path: Path) -> _File:
+    return load_config(_File, _mapping(read_yaml(path) or {}, path), path)
+
+
+def _add_class_set(catalog: Catalog, name: str, values: Mapping[str, Any], place: _Place) -> None:
+    entry = load_config(_ClassSetEntry, values, place.where)
+    _check_name(name, place.where)
+    classes, palette = entry.classes, entry.palette
+    if len(classes) < 2 or len(classes) > MAX_CLASSES or len(set(classes)) < len(classes):
+        raise InputError(
+            f"classes: {list(classes)}", where=place.where, expected=f"2 to {MAX_CLASSES} different names"
+        )
+    if IGNORE_NAME in classes:
+        raise InputError(
+            f"classes: {IGNORE_NAME!r} is no class", where=place.where, next_step="use it in `labels`"
+        )
+    if palette is None:
+        palette = tuple(PALETTE[index % len(PALETTE)] for index in range(len(classes)))
+    if len(palette) != len(classes) or not all(re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in palette):
+        raise InputError(
+            f"palette: {list(palette)}",
+            where=place.where,
+            expected=f'{len(classes)} colours "#rrggbb", one per class',
+        )
+    if entry.headline == "foreground" and len(classes) != 2:
+        raise InputError(
+            "headline: foreground", where=place.where, expected="mean, or a class set of 2 classes"
+        )
+    catalog.class_sets[name] = ClassSet(
+        name,
+        classes,
+        palette,
+        entry.headline,
+        tuple(
+            (other, _read_map(catalog, other, table, classes, place.where))
+            for other, table in entry.maps.items()
+        ),
+    )
+
+
+def _read_map(
+    catalog: Catalog, other: str, table: Mapping[str, str], classes: tuple[str, ...], where: str
+) -> tuple[str, ...]:
+    theirs = _get(catalog.class_sets, other, "class set", f"{where}: maps").classes
+    where = f"{where}: maps.{other}"
+    for name in (*table, *theirs):
+        if name not in theirs:
+            raise InputError(f"{other} has no class {name!r}", where=where, expected=nearest(name, theirs))
+        if name not in table:
+            raise InputError(f"class {name!r} of {other} is not mapped", where=where)
+        if table[name] not in classes:
+            raise InputError(
+                f"unknown class {table[name]!r}", where=where, expected=nearest(table[name], classes)
+            )
+    return tuple(table[name] for name in theirs)
+
+
+def _add_dataset(catalog: Catalog, name: str, values: Mapping[str, Any], place: _Place) -> None:
+    entry = load_config(_DatasetEntry, values, place.where)
+    _check_name(name, place.where)
+    archives = tuple(
+        load_config(Archive, archive, f"{place.where}: archives.{index}")
+        for index, archive in enumerate(entry.archives)
+    )
+    catalog.datasets[name] = Dataset(name, entry.title, entry.homepage, entry.licence, archives)
+
+
+def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _Place) -> None:
+    entry = load_config(_DomainEntry, values, place.where)
+    where = place.where
+    _check_name(name, where)
+    if (entry.images is None) == (entry.train is None and entry.test is None):
+        raise InputError(
+            "says neither or both of where its images are",
+            where=where,
+            expected="`images` and `masks` (your own folders), or `dataset` with `train` and `test` (a publisher's files)",
+        )
+    for pattern in ("key", "scene"):
+        _check_pattern(getattr(entry, pattern), f"{where}: {pattern}")
+    bands, indexes = _read_bands(entry.bands, f"{where}: bands")
+    own = _read_own(entry, place) if entry.images is not None else None
+    if own is None:
+        _check_published(catalog, entry, where)
+    elif name in catalog.datasets:
+        raise InputError(f"{name!r} is the name of a dataset", where=where, next_step="rename the domain")
+    else:
+        catalog.datasets[name] = Dataset(name, name)
+    labels = _read_labels(catalog, entry, where)
+    if entry.lossy_labels and (labels is None or labels.kind != "colour"):
+        raise InputError("lossy_labels: only colours can be snapped", where=where)
+    if entry.value_range is not None and not entry.value_range[0] < entry.value_range[1]:
+        raise InputError(
+            f"value_range: {list(entry.value_range)}", where=where, expected="[lo, hi] with lo < hi"
+        )
+    if entry.gsd_m is not None and not entry.gsd_m > 0:
+        raise InputError(f"gsd_m: {entry.gsd_m}", where=where, expected="metres per px, above 0")
+    catalog.domains[name] = Domain(
+        name=name,
+        dataset=name if own else str(entry.dataset),
+        class_set=entry.class_set,
+        bands=bands,
+        band_indexes=indexes,
+        file_bands=None if own else 3,
+        gsd_m=entry.gsd_m,
+        tile=entry.tile or Tiling(DEFAULT_TILE_PX),
+        key=entry.key,
+        scene=entry.scene,
+        labels=labels,
+        lossy_labels=entry.lossy_labels,
+        value_range=entry.value_range,
+        nodata=entry.nodata,
+        train=entry.train,
+        test=entry.test,
+        own=own,
+    )
+
+
+def _check_published(catalog: Catalog, entry: _DomainEntry, where: str) -> None:
+    _get(catalog.datasets, entry.dataset or "", "dataset", f"{where}: dataset")
+    if entry.masks is not None or entry.split is not None:
+        raise InputError("`masks` and `split` go with `images`", where=where)
+    both = [files for files in (entry.train, entry.test) if files]
+    if shared := set.intersection(*(set(files.scenes) for files in both)):
+        raise InputError(f"scenes in both splits: {', '.join(sorted(shared))}", where=where)
+    if any((files.labels is None) != (entry.labels is None) for files in both):
+        raise InputError("a label map without label files, or label files without a map", where=where)
+
+
+def _read_own(entry: _DomainEntry, place: _Place) -> OwnFiles:
+    if entry.dataset is not None:
+        raise InputError("`dataset` goes with `train` and `test`", where=place.where)
+    if (entry.masks is None) != (entry.labels is None):
+        raise InputError("`masks` and `labels` go together", where=place.where)
+    images = place.data_dir / str(entry.images)
+    masks = None if entry.masks is None else place.data_dir / entry.masks
+    if entry.split is None:
+        return OwnFiles(images, masks)
+    if isinstance(entry.split, Mapping):
+        rule = load_config(_SplitEntry, entry.split, f"{place.where}: split")
+        if not 0 < rule.test < 1:
+            raise InputError(
+                f"split.test: {rule.test}", where=place.where, expected="a share between 0 and 1"
+            )
+        return OwnFiles(images, masks, "block", rule.test)
+    if entry.split in ("train", "test"):
+        return OwnFiles(images, masks, entry.split)
+    if isinstance(entry.split, str):
+        return OwnFiles(images, masks, "file", file=place.data_dir / entry.split)
+    raise InputError(
+        f"split: {entry.split!r}",
+        where=place.where,
+        expected="{by: block, test: 0.25}, train, test, or a CSV file",
+    )
+
+
+def _read_labels(catalog: Catalog, entry: _DomainEntry, where: str) -> LabelSpec | None:
+    if entry.labels is None:
+        if entry.class_set is not None:
+            raise InputError(
+                "class_set: there are no labels", where=where, next_step="give `labels`, or drop `class_set`"
+            )
+        return None
+    class_set = _get(catalog.class_sets, entry.class_set or "", "class set", f"{where}: class_set")
+    return parse_labels(entry.labels, class_set.classes, f"{where}: labels")
+
+
+def _read_bands(bands: Any, where: str) -> tuple[tuple[str, str, str], tuple[int, int, int]]:
+    if bands is None:
+        return ("red", "green", "blue"), (1, 2, 3)
+    if isinstance(bands, Mapping):
+        names, indexes = tuple(bands), tuple(bands.values())
+    elif all(isinstance(band, int) for band in bands):
+        names, indexes = tuple(f"band {index}" for index in bands), tuple(bands)
+    else:
+        names, indexes = tuple(bands), (1, 2, 3)
+    if len(names) != 3 or min(indexes) < 1:
+        raise InputError(
+            f"{bands!r}",
+            where=where,
+            expected="three: [red, green, blue] (names), [3, 2, 1] (places in the file, from 1) or {red: 3, green: 2, blue: 1}",
+        )
+    return names, indexes  # type: ignore[return-value]
+
+
+def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: _Place) -> None:
+    entry = load_config(_SettingEntry, values, place.where)
+    where = place.where
+    if not re.fullmatch(r"[^\s/\\]+", abbr):
+        raise InputError(f"{abbr!r} is no abbreviation", where=where, expected="no blanks, no slashes")
+    source = _get(catalog.domains, entry.source, "domain", f"{where}: source")
+    target = _get(catalog.domains, entry.target, "domain", f"{where}: target")
+    for domain, split in ((source, "train"), (target, "test")):
+        if domain.class_set is None or split not in domain.splits:
+            lack = "labels" if domain.class_set is None else f"{split} split"
+            raise InputError(
+                f"domain {domain.name} has no {lack}", where=where, next_step="choose another domain"
+            )
+    class_set = entry.class_set or str(source.class_set)
+    _get(catalog.class_sets, class_set, "class set", f"{where}: class_set")
+    for domain in (source, target):
+        try:
+            catalog.remap(str(domain.class_set), class_set)
+        except InputError as error:
+            raise InputError(f"domain {domain.name}: {error}", where=where) from error
+    catalog.settings[abbr] = Setting(
+        str(entry.id if entry.id is not None else abbr),
+        abbr,
+        source.name,
+        target.name,
+        entry.gap,
+        class_set,
+        entry.evidence,
+    )
+    catalog.scores[abbr] = tuple(
+        _read_score(catalog.class_sets[class_set], method, score, f"{where}: published.{method}")
+        for method, score in entry.published.items()
+    )
+
+
+def _read_score(class_set: ClassSet, method: str, values: Any, where: str) -> PublishedScore:
+    entry = load_config(_PublishedEntry, _mapping(values, where), where)
+    scores = (entry.miou, *(entry.per_class or ()))
+    if not all(0 <= score <= 100 for score in scores):
+        raise InputError(f"scores {list(scores)}", where=where, expected="per cent, 0..100")
+    if entry.per_class is not None and len(entry.per_class) != len(class_set.classes):
+        raise InputError(
+            f"{len(entry.per_class)} scores per class",
+            where=where,
+            expected=f"{len(class_set.classes)}: {class_set.name}",
+        )
+    return PublishedScore(method, entry.miou, entry.per_class, entry.certainty)
+
+
+def _check_name(name: str, where: object) -> None:
+    if not NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name", where=where, expected="letters, digits, dots and dashes")
+
+
+def _check_pattern(pattern: str, where: object) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise InputError(f"{pattern!r} is no regular expression: {error}", where=where) from error
+    if groups < 1:
+        raise InputError(
+            f"{pattern!r} has no group", where=where, expected="one group in brackets: the name itself"
+        )
+
+
+def _mapping(values: Any, where: object) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise InputError(f"not a map: {values!r}", where=where, expected="key: value")
+    return {str(key): value for key, value in values.items()}
+
+
+def _get(known: Mapping[str, Entry], name: str, kind: str, where: object = "") -> Entry:
+    if name not in known:
+        raise InputError(
+            f"unknown {kind} {name!r}" if name else f"no {kind} given",
+            where=where,
+            expected=nearest(name, known),
+        )
+    return known[name]
+
+
+def _first_group(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    return match[1] if match and match[1] else text

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -14,14 +14,27 @@ from crossearth.data.errors import InputError
 Config = TypeVar("Config")
 
 
+class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The safe loader; a key that stands twice in a map is an error instead of a silent loss."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        written = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in written:
+            if written.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
+                )
+        return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+
 def read_yaml(path: Path) -> Any:
     """Parses a YAML file with the safe loader.
 
     Raises:
-        InputError: the file is missing, unreadable or not YAML.
+        InputError: the file is missing, unreadable or not YAML, or a map has a key twice.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 a safe loader
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read: {error}", where=path) from error
     except yaml.YAMLError as error:
