@@ -14,7 +14,7 @@ The embedding of x, in this order (D = 3 + 6 + 3 * NUM_BANDS), is
                                         3 NUM_BANDS: texture; the spectrum's shape apart from its contrast
 
 with w_j raised cosines over the octaves of |f| that sum to 1 at every f, and eps one grey level squared.
-Every vector of R^D is the embedding of some statistics (the logarithm of a matrix may be any symmetric matrix), so
+Every vector of R^D stands for some statistics (the logarithm of a matrix may be any symmetric matrix), so
 Gaussian samples and mixtures of embeddings need no repair.
 
 The transfer of x to an embedding (mu', L', s') scales amplitudes and keeps signs, the phase of this spectrum:
@@ -24,7 +24,7 @@ The transfer of x to an embedding (mu', L', s') scales amplitudes and keeps sign
     x'      = the values with v = U^T y' + mu'
 
 where q(d, limit) = limit tanh(d / limit) keeps noise from being blown up, on the logarithms of T's
-eigenvalues too. T is symmetric positive definite: of all maps to the wanted covariance it moves colours least.
+eigenvalues too. T is symmetric positive definite: of all maps to that covariance it moves colours least.
 For e = embed(x) every gain is 1, T = I, and x' = x. A gain that is radial, positive and smooth in f is a
 symmetric filter, and T acts on each pixel alone: what was an edge stays one, in its place.
 """

@@ -1,4 +1,4 @@
-"""Earth-Style Injection: statistics of the Earth's styles, block masks, restyled images mixed in through them.
+"""Earth-Style Injection: statistics of Earth's styles, block masks, restyled images injected through them.
 
 One piece of code serves the `stylize` step and training: given equal generators, both inject equal pixels.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path, digest
+from crossearth.data.ghiasi import GhiasiEngine
 from crossearth.data.spectral import SpectralEngine
 
 EngineName = Literal["spectral", "ghiasi"]
@@ -54,7 +55,13 @@ def style_engine(name: str, weights_dir: Path | None = None) -> StyleEngine:
     """
     if name == "spectral":
         return SpectralEngine()
-    raise InputError(f"unknown style engine {name!r}", expected=", ".join(DEFAULT_ALPHA))
+    if name != "ghiasi":
+        raise InputError(f"unknown style engine {name!r}", expected=", ".join(DEFAULT_ALPHA))
+    if weights_dir is None:
+        raise InputError(
+            "the ghiasi style engine needs its weights", next_step="name their folder, or use spectral"
+        )
+    return GhiasiEngine.from_dir(weights_dir)
 
 
 @dataclass(frozen=True)
