@@ -180,6 +180,22 @@ def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "la
     )
 
 
+def download(url: str, path: Path) -> None:
+    """Fetches the object at `url` (s3://bucket/key) to `path`, whole or not at all.
+
+    Raises:
+        InputError: no such object; store down, bucket missing, or keys refused.
+    """
+    config = StoreConfig(url)
+    with _speaking_to(config) as client, atomic_path(path) as partial:
+        try:
+            client.download_file(config.bucket, config.key(), str(partial))
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
+                raise
+            raise InputError("no such object in the store", where=url) from error
+
+
 def _describe(root: Path, path: Path) -> _File:
     return _File(path.relative_to(root).as_posix(), sha256_file(path), path.stat().st_size)
 
