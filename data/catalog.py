@@ -307,6 +307,15 @@ class Catalog:
         """The domains of a dataset."""
         return [domain for domain in self.domains.values() if domain.dataset == dataset]
 
+    def domain_dir(self, domains_dir: Path, name: str) -> Path:
+        """The folder of an ingested domain: domains of one dataset share a folder, which one stage writes.
+
+        Raises:
+            InputError: an unknown domain.
+        """
+        domain = self.domain(name)
+        return Path(domains_dir, *dict.fromkeys((domain.dataset, domain.name)))
+
     def remap(self, from_class_set: str, to_class_set: str) -> tuple[int, ...]:
         """New id per old id; the identity where the class sets are one.
 
