@@ -17,7 +17,7 @@ def confusion_matrix(predicted: Tensor, label: Tensor, num_classes: int) -> Tens
     Args:
         predicted: class ids 0..K-1, any integer dtype, any shape.
         label: class ids 0..K-1 or 255, same shape, any integer dtype.
-        num_classes: K, at most 181 (K * K + 1 fits into int16).
+        num_classes: K, at most 255.
 
     Returns:
         (K, K) int64 on the same device, exact for any number of pixels.
@@ -31,7 +31,9 @@ def confusion_matrix(predicted: Tensor, label: Tensor, num_classes: int) -> Tens
     _refuse_foreign(predicted, num_classes, "predicted")
     _refuse_foreign(label.masked_fill(ignored, 0), num_classes, "labelled")
     # memory traffic is what this costs: the cells of up to 15 classes fit into a byte
-    narrow = torch.uint8 if num_classes**2 < 2**8 else torch.int16
+    narrow = next(
+        dtype for dtype in (torch.uint8, torch.int16, torch.int32) if num_classes**2 <= torch.iinfo(dtype).max
+    )
     cell = label.to(narrow) * num_classes + predicted.to(narrow)
     cell.masked_fill_(ignored, num_classes**2)
     counts = torch.bincount(cell.flatten(), minlength=num_classes**2 + 1)

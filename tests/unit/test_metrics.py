@@ -29,7 +29,7 @@ def counted_with_numpy(predicted: np.ndarray, label: np.ndarray, num_classes: in
 
 @st.composite
 def label_maps(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
-    num_classes = draw(st.integers(1, 181))
+    num_classes = draw(st.integers(1, 250))
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=40))
     predicted = draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, num_classes - 1)))
     ids = st.one_of(st.just(255), st.just(0), st.just(num_classes - 1), st.integers(0, num_classes - 1))

@@ -1,0 +1,391 @@
+"""Scores one trained model on the test split of all its targets; what is scored already is left as it is."""
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import rasterio
+import torch
+import torch.distributed as dist
+from PIL import Image, ImageColor
+from rasterio.transform import Affine
+
+from crossearth.components.palette import safe_palette
+from crossearth.components.results import (
+    DETAILS,
+    Panel,
+    RecipeResult,
+    SettingResult,
+    defined,
+    metric_name,
+    read_results,
+    tile_file,
+    write_results,
+    write_tiles,
+)
+from crossearth.components.scoring import Picture, Pixels, ScoredTile, TargetScores, score_target
+from crossearth.components.tracking import start_run
+from crossearth.components.version import git_revision
+from crossearth.data.catalog import Catalog, ClassSet, Recipe, Setting
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_dir, atomic_path, code_version, digest
+from crossearth.data.manifest import Manifest, read_manifest
+from crossearth.model.checkpoint import load, read_meta
+
+PANEL_PX = 256
+PANEL_GAP_PX = 4
+IGNORED_RGB = (30, 30, 30)
+# results are no more real than the least real of what they were made from
+PROVENANCES = ("synthetic", "own", "publisher")
+PUBLISHED_METHOD = "CrossEarth"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a model is scored.
+
+    Attributes:
+        batch_size: sliding windows per forward pass, over as many tiles as that takes.
+        device: torch device, "auto" = the GPU if there is one.
+        readers: threads that read and hash tiles while the network works.
+        panels: how many best and how many worst tiles of a target are kept as pictures.
+        predictions: also write every tile's class ids: "png", or "geotiff" with its place on the ground.
+    """
+
+    batch_size: int = 8
+    device: str = "auto"
+    readers: int = 2
+    panels: int = 3
+    predictions: Literal["none", "png", "geotiff"] = "none"
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("readers", 1), ("panels", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: {getattr(self, name)} is too small", expected=f"at least {least}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target as this recipe sees it: `remap` turns the domain's class ids into the recipe's."""
+
+    manifest: Manifest
+    remap: tuple[int, ...]
+    key: str
+
+
+def evaluate(
+    recipe: Recipe,
+    catalog: Catalog,
+    domains_dir: Path,
+    model_dir: Path,
+    out_dir: Path,
+    config: EvaluateConfig | None = None,
+) -> Path:
+    """Scores the model in `model_dir` on all settings of `recipe`.
+
+    Under torchrun, every process takes its share of each target's tiles and the first one writes.
+
+    Args:
+        recipe: whose settings are scored.
+        catalog: has its class set and its targets.
+        domains_dir: ingested domains.
+        model_dir: a trained or converted model.
+        out_dir: the results' folder; results of the same inputs that stand there are kept.
+        config: defaults if None.
+
+    Returns:
+        `out_dir`, with `details.json`, `scores.csv`, `tiles/`, `panels/` and maybe `predictions/`.
+
+    Raises:
+        InputError: not a model; other classes than the recipe's; a target that was not ingested; tiles that
+            are gone or changed (listed); a target without a labelled pixel.
+    """
+    config, out_dir = config or EvaluateConfig(), Path(out_dir)
+    meta = read_meta(model_dir)
+    class_set = catalog.class_sets[recipe.class_set]
+    if tuple(meta["classes"]) != class_set.classes:
+        raise InputError(
+            f"a model of the classes {', '.join(meta['classes'])}",
+            where=model_dir,
+            expected=f"class set {class_set.name} of recipe {recipe.name}: {', '.join(class_set.classes)}",
+        )
+    targets = {
+        setting.target: _target(catalog, recipe, domains_dir, setting.target, meta, config)
+        for setting in recipe.settings
+    }
+    result = _describe(recipe, class_set, meta, config, out_dir)
+    with _processes() as first:
+        scored = _scored_before(out_dir)
+        model = None
+        for setting in recipe.settings:
+            target = targets[setting.target]
+            if target.key not in scored:
+                model = model or load(model_dir, device=_device(config.device))
+                save = _prediction_writer(out_dir, target.manifest, class_set, config.predictions)
+                scores = score_target(
+                    model,
+                    target.manifest,
+                    target.remap,
+                    class_set.headline,
+                    batch_size=config.batch_size,
+                    readers=config.readers,
+                    num_pictures=config.panels,
+                    on_prediction=save,
+                )
+                if first:
+                    scored[target.key] = _keep(out_dir, setting, target, scores, class_set)
+                else:
+                    scored[target.key] = None
+            if first:
+                named = [
+                    _name(
+                        scored[targets[each.target].key], each, catalog, meta, targets[each.target].manifest
+                    )
+                    for each in recipe.settings
+                    if targets[each.target].key in scored
+                ]
+                result = replace(result, settings=tuple(named))
+                write_results(result)
+        if first:
+            _track(result, meta)
+    return out_dir
+
+
+def _target(
+    catalog: Catalog,
+    recipe: Recipe,
+    domains_dir: Path,
+    name: str,
+    meta: dict[str, Any],
+    config: EvaluateConfig,
+) -> Target:
+    manifest = read_manifest(catalog.domain_dir(domains_dir, name), "test")
+    remap = catalog.remap(manifest.class_set, recipe.class_set)
+    inputs = {
+        "weights": meta["sha256"],
+        "backbone": meta["backbone"],
+        "network": meta["network"],
+        "manifest": manifest.digest,
+        "remap": remap,
+        "config": asdict(replace(config, device="auto", readers=1)),
+        "code": code_version(),
+    }
+    return Target(manifest, remap, digest(inputs))
+
+
+def _describe(
+    recipe: Recipe, class_set: ClassSet, meta: dict[str, Any], config: EvaluateConfig, out_dir: Path
+) -> RecipeResult:
+    device = _device(config.device)
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
+    if device.startswith("cuda"):
+        machine += f", {torch.cuda.get_device_name()}"
+    return RecipeResult(
+        recipe=recipe.name,
+        recipe_hash=meta.get("input_hash") or meta["sha256"],
+        seed=meta.get("seed"),
+        selection=meta.get("selection", "released"),
+        class_set=class_set.name,
+        classes=class_set.classes,
+        palette=class_set.palette,
+        headline=class_set.headline,
+        model_sha256=meta["sha256"],
+        lineage={
+            "code": code_version(),
+            "git_revision": git_revision(),
+            "torch": torch.__version__,
+            "machine": machine,
+            "device": device,
+            "evaluate": asdict(config),
+            "model": {key: value for key, value in meta.items() if key not in ("classes", "palette")},
+        },
+        folder=out_dir,
+    )
+
+
+def _scored_before(out_dir: Path) -> dict[str, SettingResult]:
+    """Results in `out_dir` by key; a damaged file counts as none."""
+    if not (out_dir / DETAILS).is_file():
+        return {}
+    try:
+        before = read_results(out_dir)
+    except InputError:
+        return {}
+    return {each.key: each for each in before.settings if (out_dir / tile_file(each.target)).is_file()}
+
+
+def _keep(
+    out_dir: Path, setting: Setting, target: Target, scores: TargetScores, class_set: ClassSet
+) -> SettingResult:
+    """Writes a target's tiles and pictures; returns the rest of its results."""
+    rows = target.manifest.rows
+    write_tiles(
+        out_dir / tile_file(setting.target),
+        [_tile_row(rows[tile.index], tile) for tile in scores.tiles],
+    )
+    panels: dict[str, tuple[Panel, ...]] = {}
+    with atomic_dir(out_dir / "panels" / setting.target) as folder:
+        for rank, pictures in (("worst", scores.worst), ("best", scores.best)):
+            kept = []
+            for number, picture in enumerate(pictures, 1):
+                name = f"{rank}-{number}.png"
+                _strip(picture, class_set).save(folder / name, optimize=False)
+                tile_id = rows[picture.tile.index]["tile_id"]
+                kept.append(Panel(f"panels/{setting.target}/{name}", tile_id, picture.tile.iou))
+            panels[rank] = tuple(kept)
+    return SettingResult(
+        setting=setting.abbr,
+        source=setting.source,
+        target=setting.target,
+        gap=setting.gap,
+        evidence=setting.evidence,
+        key=target.key,
+        manifest_digest=target.manifest.digest,
+        provenance=target.manifest.provenance,
+        published=None,
+        published_iou=None,
+        confusion=tuple(tuple(row) for row in scores.confusion.tolist()),
+        tiles=len(scores.tiles),
+        scenes=len({row["scene"] for row in rows}),
+        ignored_pixels=sum(row["width"] * row["height"] for row in rows) - int(scores.confusion.sum()),
+        seconds=round(scores.seconds, 3),
+        network_seconds=round(scores.network_seconds, 3),
+        worst=panels["worst"],
+        best=panels["best"],
+    )
+
+
+def _name(
+    result: SettingResult, setting: Setting, catalog: Catalog, meta: dict[str, Any], manifest: Manifest
+) -> SettingResult:
+    """The numbers of a target under a setting's name, published scores only beside publishers' data."""
+    provenance = min(meta["provenance"], manifest.provenance, key=PROVENANCES.index)
+    published = None
+    if provenance == "publisher":
+        published = next(
+            (score for score in catalog.published(setting.abbr) if score.method == PUBLISHED_METHOD), None
+        )
+    return replace(
+        result,
+        setting=setting.abbr,
+        gap=setting.gap,
+        evidence=setting.evidence,
+        provenance=provenance,
+        published=published.miou / 100 if published else None,
+        published_iou=tuple(iou / 100 for iou in published.per_class_iou)
+        if published and published.per_class_iou
+        else None,
+    )
+
+
+def _tile_row(row: dict[str, Any], tile: ScoredTile) -> dict[str, Any]:
+    hits, predicted, labelled = tile.counts.tolist()
+    return {
+        "tile_id": row["tile_id"],
+        "scene": row["scene"],
+        "iou": defined(tile.iou),
+        "hits": hits,
+        "predicted": predicted,
+        "labelled": labelled,
+    }
+
+
+def _strip(picture: Picture, class_set: ClassSet) -> Image.Image:
+    """Image, truth and prediction side by side, each at most 256 px."""
+    colours = np.full((256, 3), IGNORED_RGB, dtype=np.uint8)
+    colours[: len(class_set.palette)] = [
+        ImageColor.getrgb(colour) for colour in safe_palette(class_set.palette)
+    ]
+    image = Image.fromarray(np.ascontiguousarray(picture.image.transpose(1, 2, 0)))
+    maps = [Image.fromarray(colours[ids]) for ids in (picture.label, picture.prediction)]
+    image.thumbnail((PANEL_PX, PANEL_PX), Image.Resampling.BOX)
+    width, height = image.size
+    strip = Image.new("RGB", (3 * width + 2 * PANEL_GAP_PX, height), "white")
+    for place, part in enumerate(
+        (image, *(each.resize((width, height), Image.Resampling.NEAREST) for each in maps))
+    ):
+        strip.paste(part, (place * (width + PANEL_GAP_PX), 0))
+    return strip
+
+
+def _prediction_writer(
+    out_dir: Path, manifest: Manifest, class_set: ClassSet, kind: str
+) -> Callable[[int, Pixels], None] | None:
+    """Writes class ids 0..K-1 as they are: for LoveDA's server, which wants 0..6, that is what it wants."""
+    if kind == "none":
+        return None
+    folder = out_dir / "predictions" / manifest.domain
+    suffix, driver = {"png": (".png", "PNG"), "geotiff": (".tif", "GTiff")}[kind]
+    colours = {index: ImageColor.getrgb(colour) for index, colour in enumerate(class_set.palette)}
+
+    def write(index: int, ids_HW: Pixels) -> None:
+        row = manifest.rows[index]
+        height, width = ids_HW.shape
+        place: dict[str, Any] = {}
+        if kind == "geotiff" and row["crs"]:
+            place = {"crs": row["crs"], "transform": Affine(*row["transform"])}
+        with (
+            atomic_path(folder / f"{row['tile_id']}{suffix}") as partial,
+            rasterio.open(
+                partial, "w", driver=driver, width=width, height=height, count=1, dtype="uint8", **place
+            ) as file,
+        ):
+            file.write(ids_HW, 1)
+            if kind == "geotiff":
+                file.write_colormap(1, colours)
+
+    return write
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _processes() -> Iterator[bool]:
+    """Joins the other processes under torchrun; yields whether this is the first one, the one that writes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    # counts are gathered on the CPU: they are small, and gloo is there on every machine
+    dist.init_process_group("gloo")
+    try:
+        yield dist.get_rank() == 0
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
+    """Logs the scores into the run of the recipe's training, which `input_hash` finds."""
+    metrics: dict[str, float] = {}
+    for setting in result.settings:
+        scores, target = result.scores(setting), setting.target
+        metrics |= {
+            metric_name("miou", target): scores.headline,
+            metric_name("accuracy", target): scores.accuracy,
+            metric_name("f1", target): scores.mean_f1,
+        }
+        per_class = zip(result.classes, scores.iou, strict=True)
+        metrics |= {metric_name("iou", target, name): iou for name, iou in per_class}
+    metrics |= result.summary()
+    tags = {
+        "recipe": result.recipe,
+        "settings": ", ".join(setting.setting for setting in result.settings),
+        "targets": ", ".join(setting.target for setting in result.settings),
+        "provenance": meta["provenance"],
+        "selection": result.selection,
+        "scored_with": str(result.lineage["git_revision"]),
+    }
+    with start_run(result.recipe, key=result.recipe_hash, tags=tags) as run:
+        run.log_metrics(metrics)
+        for name in (DETAILS, "scores.csv"):
+            run.log_artifact(result.folder / name, "scores")
+        run.log_artifact(result.folder / "panels", "panels")

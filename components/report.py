@@ -1,0 +1,295 @@
+"""The benchmark's result as one table (CSV, Markdown) and one self-contained page."""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from crossearth.components.palette import safe_palette
+from crossearth.components.results import (
+    RecipeResult,
+    defined,
+    find_results,
+    metric_name,
+    rows_of,
+    write_table,
+)
+from crossearth.components.summary import Line, Summary, summarise
+from crossearth.components.tracking import start_run
+from crossearth.components.version import git_revision
+from crossearth.data.catalog import Catalog
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_dir, digest, write_text
+
+TEMPLATE = "report_template.html"
+PICTURE_QUALITY = 80
+SELECTIONS = {
+    "last": "the last iterate, as the authors do",
+    "best-source": "the best iterate on held-out scenes of the source",
+    "released": "as released by the authors",
+}
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """How results are reported.
+
+    Attributes:
+        replicates: bootstrap replicates behind each interval.
+        worst_tiles: length of each setting's list of worst tiles.
+        require_all: refuse to report when a setting of the catalog has no result.
+    """
+
+    replicates: int = 1000
+    worst_tiles: int = 10
+    require_all: bool = False
+
+    def __post_init__(self) -> None:
+        if self.replicates < 100:
+            raise InputError(
+                f"replicates: {self.replicates} say nothing of an interval", expected="at least 100"
+            )
+
+
+def report(
+    scores: Sequence[Path],
+    catalog: Catalog,
+    out_dir: Path,
+    config: ReportConfig | None = None,
+    *,
+    validation_dir: Path | None = None,
+    styles_dir: Path | None = None,
+) -> Path:
+    """Writes `scores.csv`, `scores.md` and `index.html` and logs them as the benchmark's parent run.
+
+    Args:
+        scores: folders of results, or folders of such folders.
+        catalog: gives the table's order, the class names and the published scores.
+        out_dir: replaced as a whole.
+        config: defaults if None.
+        validation_dir: what `validate` wrote; its verdicts are shown.
+        styles_dir: what `styles fit` wrote; its sheet and its embeddings are shown.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        InputError: no results; two results for one setting, rule and seed; with `require_all`, missing settings.
+    """
+    config = config or ReportConfig()
+    results = find_results(scores)
+    summary = summarise(results, catalog, config.replicates)
+    if config.require_all and summary.missing:
+        raise InputError(
+            f"{len(summary.missing)} of {len(catalog.settings)} settings have no result: "
+            + ", ".join(setting.abbr for setting in summary.missing),
+            where=", ".join(map(str, scores)),
+            next_step="crossearth evaluate RECIPE, or report without require_all",
+        )
+    order = {line.setting: place for place, line in enumerate(summary.lines)}
+    rows = sorted((row for result in results for row in rows_of(result)), key=lambda row: order[row.setting])
+    with atomic_dir(out_dir) as folder:
+        write_table(folder / "scores.csv", rows)
+        write_text(folder / "scores.md", markdown(summary, catalog))
+        write_text(folder / "index.html", page(summary, results, catalog, config, validation_dir, styles_dir))
+    _track(summary, results, Path(out_dir))
+    return Path(out_dir)
+
+
+def per_cent(value: float | None) -> str:
+    """A fraction as the paper prints it: per cent with one digit; a blank where it is undefined."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def heading(summary: Summary) -> str:
+    """What must stand over every table of these numbers: data, selection rule, seeds."""
+    data = "synthetic miniatures" if summary.synthetic else "real imagery"
+    rules = "; ".join(f"{rule} ({SELECTIONS.get(rule, 'own rule')})" for rule in summary.selections)
+    seeds = ", ".join("none" if seed is None else str(seed) for seed in summary.seeds)
+    return f"{data} · selection: {rules} · seed: {seeds}"
+
+
+def markdown(summary: Summary, catalog: Catalog) -> str:
+    """The table as Markdown, ready to be pasted."""
+    comparable = [line for line in summary.lines if line.published is not None]
+    parts = [
+        f"# {len(summary.lines)} settings, mIoU in per cent",
+        heading(summary) + ". Brackets: 95 % bootstrap interval over tiles.",
+    ]
+    if summary.synthetic:
+        parts.append(
+            "**Synthetic data: drawn by code to exercise the pipeline. These numbers are not comparable with"
+            " published scores.**"
+        )
+    columns = ["setting", "source", "target", "gap", "mIoU", "interval", "sd", "seeds"]
+    table = [
+        [
+            line.setting,
+            line.source,
+            line.target,
+            line.gap,
+            per_cent(line.miou),
+            f"[{per_cent(line.low)}, {per_cent(line.high)}]" if line.low is not None else "",
+            per_cent(line.deviation),
+            str(len(line.runs)),
+        ]
+        for line in summary.lines
+    ]
+    if len(summary.selections) > 1:
+        columns.append("selection")
+        table = [[*row, line.selection] for row, line in zip(table, summary.lines, strict=True)]
+    if comparable:
+        columns += ["published", "evidence"]
+        table = [
+            [*row, per_cent(line.published), line.evidence]
+            for row, line in zip(table, summary.lines, strict=True)
+        ]
+    parts.append(_markdown_table(columns, table))
+    means = [
+        [mean.name, mean.selection, str(mean.settings), per_cent(mean.miou)]
+        for mean in (*summary.overall, *summary.gaps)
+    ]
+    parts += ["## Means", _markdown_table(["group", "selection", "settings", "mIoU"], means)]
+    if summary.drops:
+        drops = [
+            [
+                drop.source,
+                per_cent(drop.in_domain),
+                per_cent(drop.unseen),
+                per_cent(drop.points),
+                str(drop.targets),
+            ]
+            for drop in summary.drops
+        ]
+        parts += [
+            "## From the seen domain to unseen ones",
+            _markdown_table(["source", "in-domain", "unseen mean", "drop in points", "targets"], drops),
+        ]
+    if summary.missing:
+        parts += ["## Not scored", ", ".join(setting.abbr for setting in summary.missing)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def page(
+    summary: Summary,
+    results: Sequence[RecipeResult],
+    catalog: Catalog,
+    config: ReportConfig,
+    validation_dir: Path | None,
+    styles_dir: Path | None,
+) -> str:
+    """The page as one HTML file: styles, scripts, charts' data and pictures are all in it."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": per_cent, "short": lambda text: str(text)[:10]}
+    template = environment.from_string(files("crossearth.components").joinpath(TEMPLATE).read_text("utf-8"))
+    gaps = list(dict.fromkeys(line.gap for line in summary.lines))
+    return template.render(
+        summary=summary,
+        heading=heading(summary),
+        results=results,
+        num_settings=len(catalog.settings),
+        settings=[_setting(line, gaps.index(line.gap), summary, config) for line in summary.lines],
+        published=_published(summary, catalog),
+        validation=_validation(validation_dir),
+        styles=_styles(styles_dir),
+        revision=git_revision(),
+        plotly=files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8"),
+    )
+
+
+def _setting(line: Line, gap_place: int, summary: Summary, config: ReportConfig) -> dict[str, Any]:
+    """A line with what the page draws of it; counts and tiles are those of the first seed."""
+    recipe, result = line.runs[0]
+    scores = recipe.scores(result)
+    tiles = recipe.tile_table(result).select(["tile_id", "scene", "iou"]).to_pylist()
+    ranked = sorted((tile for tile in tiles if tile["iou"] is not None), key=lambda tile: tile["iou"])
+    label = line.setting if len(summary.selections) == 1 else f"{line.setting}, {line.selection}"
+    return {
+        "line": line,
+        "gap_place": gap_place,
+        "anchor": f"{line.setting}-{line.selection}",
+        "recipe": recipe,
+        "result": result,
+        "classes": recipe.classes,
+        "colours": safe_palette(recipe.palette),
+        "pixels": [int(pixels) for pixels in scores.pixels],
+        "f1": [defined(value) for value in scores.f1],
+        "accuracy": defined(scores.accuracy),
+        "mean_f1": defined(scores.mean_f1),
+        "worst_tiles": ranked[: config.worst_tiles],
+        "pictures": [
+            {"rank": rank, "panel": panel} | _picture(recipe.folder / panel.file)
+            for rank, panels in (("worst", result.worst), ("best", result.best))
+            for panel in panels
+        ],
+        "chart": {
+            "label": label,
+            "gap": line.gap,
+            "miou": line.miou,
+            "low": line.low,
+            "high": line.high,
+            "published": line.published,
+        },
+    }
+
+
+def _published(summary: Summary, catalog: Catalog) -> list[dict[str, Any]]:
+    """Published scores of the settings in the report, every method, with how each is known."""
+    shown = dict.fromkeys(line.setting for line in summary.lines)
+    return [
+        {"setting": abbr, "score": score}
+        for abbr in shown
+        if abbr in catalog.settings
+        for score in catalog.published(abbr)
+    ]
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    """Size in px and data URI of a picture."""
+    with Image.open(path) as image:
+        buffer = BytesIO()
+        image.convert("RGB").save(buffer, "WEBP", quality=PICTURE_QUALITY, method=0)
+        return {"size": image.size, "uri": "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()}
+
+
+def _validation(folder: Path | None) -> Any:
+    path = folder / "summary.json" if folder else None
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else None
+
+
+def _styles(folder: Path | None) -> Any:
+    return None
+
+
+def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> None:
+    """Logs the report as a run of its own, the parent of the recipes' runs."""
+    metrics = {
+        metric_name("miou", line.setting): line.miou for line in summary.lines if line.miou is not None
+    }
+    means = [mean for mean in (*summary.overall, *summary.gaps) if mean.miou is not None]
+    metrics |= {metric_name("mean", mean.name): mean.miou for mean in means}
+    keys = sorted({result.recipe_hash for result in results})
+    tags = {
+        "kind": "benchmark",
+        "settings": str(len(summary.lines)),
+        "missing": str(len(summary.missing)),
+        "selection": ", ".join(summary.selections),
+        "provenance": ", ".join(sorted({line.provenance for line in summary.lines})),
+    }
+    with start_run("benchmark", key=digest(keys), tags=tags) as run:
+        run.log_metrics(metrics)
+        run.log_artifact(out_dir, "report")

@@ -1,0 +1,278 @@
+"""Results on disk: what `evaluate` writes and what report, compare, register and show read.
+
+A recipe's results are a folder: `details.json` (everything but the tiles), `scores.csv` (the documented
+table), `tiles/<target>.parquet` (pixel counts of every tile) and `panels/` (pictures).
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crossearth.data.config import load_config
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_path, write_json, write_text
+from crossearth.model.scores import Counts, Headline, Scores, score
+
+DETAILS, TABLE = "details.json", "scores.csv"
+HEADLINE_ROW = "mean"
+COLUMNS = (
+    "setting",
+    "source",
+    "target",
+    "gap",
+    "recipe",
+    "recipe_hash",
+    "seed",
+    "selection",
+    "class",
+    "iou",
+    "pixels",
+    "published",
+    "evidence",
+    "provenance",
+)
+TILE_SCHEMA = pa.schema(
+    [
+        ("tile_id", pa.string()),
+        ("scene", pa.string()),
+        ("iou", pa.float64()),  # headline of this tile alone; null where it has no labelled pixel of it
+        ("hits", pa.list_(pa.int64())),  # px per class
+        ("predicted", pa.list_(pa.int64())),
+        ("labelled", pa.list_(pa.int64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture of a tile: image, truth, prediction side by side; `file` is relative to the results."""
+
+    file: str
+    tile_id: str
+    iou: float
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """One recipe on one target.
+
+    Attributes:
+        key: digest of all that the numbers depend on.
+        manifest_digest: of the target's test split.
+        provenance: "synthetic", "publisher" or "own": the weaker of the training's and the target's.
+        confusion: K x K pixels, rows = label, columns = prediction.
+        published, published_iou: CrossEarth's published score and its IoU per class as fractions; None where
+            unknown, and wherever the data is not the publisher's: the two are then not comparable.
+        seconds, network_seconds: wall time of the whole pass, and of the part spent in the network.
+    """
+
+    setting: str
+    source: str
+    target: str
+    gap: str
+    evidence: str
+    key: str
+    manifest_digest: str
+    provenance: str
+    published: float | None
+    published_iou: tuple[float, ...] | None
+    confusion: tuple[tuple[int, ...], ...]
+    tiles: int
+    scenes: int
+    ignored_pixels: int
+    seconds: float
+    network_seconds: float
+    worst: tuple[Panel, ...] = ()
+    best: tuple[Panel, ...] = ()
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the target is another domain than the one trained on."""
+        return self.source != self.target
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """All results of one trained model.
+
+    Attributes:
+        recipe_hash: identity of the training (digest of its inputs; of the weights for converted models).
+        selection: rule by which the weights were chosen ("last", "best-source", "released").
+        lineage: code version, git revision, machine, device, configurations: for reading, not for computing.
+    """
+
+    recipe: str
+    recipe_hash: str
+    seed: int | None
+    selection: str
+    class_set: str
+    classes: tuple[str, ...]
+    palette: tuple[str, ...]
+    headline: Headline
+    model_sha256: str
+    lineage: dict[str, Any]
+    settings: tuple[SettingResult, ...] = ()
+    folder: Path = field(default=Path(), compare=False)
+
+    def scores(self, result: SettingResult) -> Scores:
+        """The scores of one of this recipe's settings."""
+        return score(np.array(result.confusion, dtype=np.int64), self.headline)
+
+    def summary(self) -> dict[str, float]:
+        """Headline IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
+        unseen = [self.scores(each).headline for each in self.settings if each.unseen]
+        seen = [self.scores(each).headline for each in self.settings if not each.unseen]
+        values: dict[str, float] = {}
+        if unseen and not np.isnan(unseen).any():
+            values |= {"unseen_miou": float(np.mean(unseen)), "worst_unseen_miou": float(min(unseen))}
+        if seen and not np.isnan(seen).any():
+            values["in_domain_miou"] = float(np.mean(seen))
+        return values
+
+    def tile_table(self, result: SettingResult) -> pa.Table:
+        """Rows of `TILE_SCHEMA` of one of this recipe's settings."""
+        return pq.read_table(self.folder / tile_file(result.target))
+
+    def tile_counts(self, result: SettingResult) -> Counts:
+        """(N, 3, K) pixels: hits, predicted, labelled of every tile, in the manifest's order."""
+        table = self.tile_table(result)
+        columns = [
+            table[name].combine_chunks().flatten().to_numpy().reshape(-1, len(self.classes))
+            for name in ("hits", "predicted", "labelled")
+        ]
+        return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of scores.csv: a class of a setting, or its headline ("mean"); fractions 0..1, None = blank."""
+
+    setting: str
+    source: str
+    target: str
+    gap: str
+    recipe: str
+    recipe_hash: str
+    seed: int | None
+    selection: str
+    class_name: str
+    iou: float | None
+    pixels: int
+    published: float | None
+    evidence: str
+    provenance: str
+
+
+def tile_file(target: str) -> str:
+    """Where the counts of a target's tiles stand in a results folder."""
+    return f"tiles/{target}.parquet"
+
+
+def metric_name(*parts: str) -> str:
+    """A name that MLflow takes, as a path: "P(i)2V" becomes "P-i-2V"."""
+    return "/".join(re.sub(r"[^\w\-. ]+", "-", part).strip("-") for part in parts)
+
+
+def defined(value: float) -> float | None:
+    """NaN as None: JSON and CSV know blanks, not NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def rows_of(result: RecipeResult) -> list[Row]:
+    """The rows of scores.csv for one recipe: per setting its headline, then its classes."""
+    rows = []
+    for setting in result.settings:
+        scores = result.scores(setting)
+        known = setting.published_iou or (None,) * len(result.classes)
+        headline = (HEADLINE_ROW, scores.headline, scores.pixels.sum(), setting.published)
+        per_class = zip(result.classes, scores.iou, scores.pixels, known, strict=True)
+        for class_name, iou, pixels, published in (headline, *per_class):
+            rows.append(
+                Row(
+                    setting=setting.setting,
+                    source=setting.source,
+                    target=setting.target,
+                    gap=setting.gap,
+                    recipe=result.recipe,
+                    recipe_hash=result.recipe_hash,
+                    seed=result.seed,
+                    selection=result.selection,
+                    class_name=class_name,
+                    iou=defined(iou),
+                    pixels=int(pixels),
+                    published=published,
+                    evidence=setting.evidence,
+                    provenance=setting.provenance,
+                )
+            )
+    return rows
+
+
+def write_table(path: Path, rows: Iterable[Row]) -> None:
+    """Writes scores.csv; floats keep every digit, so that they equal those in MLflow and on the page."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow("" if value is None else value for value in asdict(row).values())
+    write_text(path, text.getvalue())
+
+
+def write_tiles(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows of `TILE_SCHEMA`."""
+    with atomic_path(path) as partial:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=TILE_SCHEMA), partial, compression="zstd")
+
+
+def write_results(result: RecipeResult) -> None:
+    """Writes details.json and scores.csv into the result's folder, details first."""
+    values = asdict(result)
+    del values["folder"]
+    write_json(result.folder / DETAILS, values)
+    write_table(result.folder / TABLE, rows_of(result))
+
+
+def read_results(folder: Path) -> RecipeResult:
+    """Reads the results in `folder`.
+
+    Raises:
+        InputError: there are none, or they are damaged or of another version.
+    """
+    path = Path(folder) / DETAILS
+    if not path.is_file():
+        raise InputError("no results here", where=folder, next_step="crossearth evaluate RECIPE")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read the results: {error}", where=path, next_step="evaluate again"
+        ) from error
+    return load_config(RecipeResult, values | {"folder": Path(folder)}, path)
+
+
+def find_results(folders: Sequence[Path]) -> list[RecipeResult]:
+    """The results in `folders`: each is a recipe's folder, or a folder of such.
+
+    Raises:
+        InputError: a folder is missing or holds no results.
+    """
+    found = []
+    for folder in folders:
+        places = (
+            [folder]
+            if (folder / DETAILS).is_file()
+            else sorted(path.parent for path in folder.glob(f"*/{DETAILS}"))
+        )
+        if not places:
+            raise InputError("no results here", where=folder, next_step="crossearth evaluate RECIPE")
+        found += [read_results(place) for place in places]
+    return found

@@ -1,0 +1,251 @@
+"""One pass of a model over a target: read ahead, sliding windows over batches of tiles, exact counts.
+
+Under torch.distributed every process takes every world-th batch. Batches are cut before they are shared out:
+each holds the same tiles at any number of processes, and the sums are those of one process to the last pixel.
+
+Legend: B tiles of a batch, K classes, N tiles.
+"""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from crossearth.data.errors import InputError
+from crossearth.data.labels import IGNORE
+from crossearth.data.manifest import Manifest, read_image, read_label
+from crossearth.model.crossearth import CrossEarth
+from crossearth.model.inference import predict_labels, window_starts
+from crossearth.model.metrics import confusion_matrix, sum_over_processes
+from crossearth.model.scores import Counts, Headline, class_iou, headline_iou, outcome_counts
+
+Pixels = NDArray[np.uint8]
+
+NAMED_TILES = 20  # how many wrong tiles an error spells out
+PICTURE_LABELLED = 0.25  # a tile with fewer labelled pixels than this share makes no telling picture
+
+
+class Tile(NamedTuple):
+    """A tile as read.
+
+    image: (3, H, W) raw values. label: (H, W) ids of the recipe's class set, 255 = ignore. problem: "" or
+    what is wrong with its file.
+    """
+
+    index: int
+    image: Pixels
+    label: Pixels
+    problem: str
+
+
+@dataclass(frozen=True)
+class ScoredTile:
+    """A tile's row in the manifest, its counts (3, K) and its headline IoU, NaN where that is undefined."""
+
+    index: int
+    counts: Counts
+    iou: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A tile that is worth a look: image (3, H, W), label and prediction (H, W)."""
+
+    tile: ScoredTile
+    image: Pixels
+    label: Pixels
+    prediction: Pixels
+
+
+@dataclass
+class TargetScores:
+    """What a pass collects.
+
+    Attributes:
+        confusion: (K, K) int64, rows = label, columns = prediction.
+        tiles: in the manifest's order.
+        worst, best: most telling first; no tile is in both.
+        seconds: wall time of the pass; network_seconds: the part spent in the network (first process).
+    """
+
+    confusion: Counts
+    tiles: list[ScoredTile] = field(default_factory=list)
+    worst: list[Picture] = field(default_factory=list)
+    best: list[Picture] = field(default_factory=list)
+    seconds: float = 0.0
+    network_seconds: float = 0.0
+
+
+def score_target(
+    model: CrossEarth,
+    manifest: Manifest,
+    remap: Sequence[int],
+    headline: Headline,
+    *,
+    batch_size: int,
+    readers: int,
+    num_pictures: int,
+    on_prediction: Callable[[int, Pixels], None] | None = None,
+) -> TargetScores:
+    """Scores every tile of `manifest` once.
+
+    Args:
+        model: in evaluation mode, on its device.
+        manifest: the target's split.
+        remap: new class id per id of the manifest's class set.
+        headline: which IoU ranks the tiles.
+        batch_size: sliding windows per forward pass.
+        readers: threads that read and hash tiles while the network works.
+        num_pictures: best and worst tiles to keep, each.
+        on_prediction: called with the row and the predicted ids (H, W) of every tile, in this process.
+
+    Raises:
+        InputError: tiles that are gone or not the ones that were ingested (listed); no labelled pixel at all.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    num_classes, device = model.config.num_classes, next(model.parameters()).device
+    confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    found = TargetScores(confusion=confusion_KK.numpy())
+    problems: list[str] = []
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[: len(remap)] = remap
+    batches = _batches(manifest, batch_size, model)[rank::world]
+    started = time.perf_counter()
+    for tiles in _watch(manifest, rank, _read_ahead(manifest, batches, table, readers)):
+        problems += [tile.problem for tile in tiles if tile.problem]
+        if problems:  # no score will come of this: only read on, to name all that is wrong
+            continue
+        entered = time.perf_counter()
+        image_B3HW = torch.from_numpy(np.stack([tile.image for tile in tiles])).to(device)
+        predicted_BHW = predict_labels(model, image_B3HW, batch_size)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.network_seconds += time.perf_counter() - entered
+        for tile, predicted_HW in zip(tiles, predicted_BHW, strict=True):
+            tile_KK = confusion_matrix(
+                predicted_HW, torch.from_numpy(tile.label).to(device), num_classes
+            ).cpu()
+            confusion_KK += tile_KK
+            counts = outcome_counts(tile_KK.numpy())
+            scored = ScoredTile(tile.index, counts, float(headline_iou(class_iou(counts), headline)))
+            found.tiles.append(scored)
+            prediction = predicted_HW.cpu().numpy()
+            if on_prediction:
+                on_prediction(tile.index, prediction)
+            _keep_picture(found, Picture(scored, tile.image, tile.label, prediction), num_pictures)
+    found.seconds = time.perf_counter() - started
+    _merge(found, confusion_KK, problems, num_pictures)
+    if problems:
+        listed = "".join(f"\n    {problem}" for problem in problems[:NAMED_TILES])
+        more = f"\n    and {len(problems) - NAMED_TILES} more" if len(problems) > NAMED_TILES else ""
+        raise InputError(
+            f"{len(problems)} tiles are not as they were ingested:{listed}{more}",
+            where=manifest.root,
+            next_step=f"crossearth ingest {manifest.domain}, or put the files back",
+        )
+    if not found.confusion.any():
+        raise InputError(
+            f"no pixel of {manifest.domain} is labelled with a class of this recipe: nothing to score",
+            where=manifest.root,
+            next_step="check the domain's label map in the catalog",
+        )
+    return found
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _batches(manifest: Manifest, batch_size: int, model: CrossEarth) -> list[list[int]]:
+    """Rows of neighbouring tiles of one size, as many as fill a forward pass with sliding windows."""
+    batches: list[list[int]] = []
+    size: tuple[int, int] | None = None
+    room = 0
+    for index, row in enumerate(manifest.rows):
+        if (row["height"], row["width"]) != size or not room:
+            size = row["height"], row["width"]
+            starts = [window_starts(side, model.config.crop_px, model.config.stride_px) for side in size]
+            room = max(1, batch_size // (len(starts[0]) * len(starts[1])))
+            batches.append([])
+        batches[-1].append(index)
+        room -= 1
+    return batches
+
+
+def _read_ahead(
+    manifest: Manifest, batches: Sequence[list[int]], remap: Pixels, readers: int
+) -> Iterator[list[Tile]]:
+    """Batches in order, each read by one of `readers` threads before it is asked for."""
+    with ThreadPoolExecutor(readers) as pool:
+        ahead: deque[Future[list[Tile]]] = deque()
+        for batch in batches:
+            ahead.append(pool.submit(lambda rows: [_read(manifest, index, remap) for index in rows], batch))
+            if len(ahead) > readers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
+    row = manifest.rows[index]
+    nothing = np.zeros((0,), dtype=np.uint8)
+    try:
+        image_3HW, label_HW = read_image(manifest, index), read_label(manifest, index)
+    except InputError as error:
+        return Tile(index, nothing, nothing, f"{row['tile_id']}: {str(error).splitlines()[0]}")
+    for kind, pixels in (("image", image_3HW), ("label", label_HW)):
+        if sha256(np.ascontiguousarray(pixels)).hexdigest() != row[f"sha256_{kind}"]:
+            return Tile(index, nothing, nothing, f"{row['tile_id']}: its {kind} was changed ({row[kind]})")
+    return Tile(index, image_3HW, remap[label_HW], "")
+
+
+def _watch(manifest: Manifest, rank: int, batches: Iterator[list[Tile]]) -> Iterator[list[Tile]]:
+    """Passes batches through under a progress bar on a terminal."""
+    quiet = rank != 0 or not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        task = progress.add_task(manifest.domain, total=len(manifest))
+        for tiles in batches:
+            yield tiles
+            # the other processes move on at the same pace
+            progress.advance(task, len(tiles) * (dist.get_world_size() if _distributed() else 1))
+
+
+def _keep_picture(found: TargetScores, picture: Picture, num_pictures: int) -> None:
+    labelled = np.count_nonzero(picture.label != IGNORE) / picture.label.size
+    if np.isnan(picture.tile.iou) or labelled < PICTURE_LABELLED:
+        return
+    found.worst = _extreme([*found.worst, picture], num_pictures, 1)
+    found.best = _extreme([*found.best, picture], num_pictures, -1)
+
+
+def _extreme(pictures: list[Picture], number: int, sign: int) -> list[Picture]:
+    return sorted(pictures, key=lambda picture: (sign * picture.tile.iou, picture.tile.index))[:number]
+
+
+def _merge(found: TargetScores, confusion_KK: torch.Tensor, problems: list[str], num_pictures: int) -> None:
+    """Puts the shares of all processes together, in every process, and makes best and worst disjoint."""
+    sum_over_processes(confusion_KK)
+    if _distributed():
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, (found.tiles, found.worst, found.best, problems))
+        found.tiles, found.worst, found.best, problems[:] = (
+            [item for share in shares for item in share[part]] for part in range(4)
+        )
+    found.tiles.sort(key=lambda tile: tile.index)
+    candidates = {picture.tile.index: picture for picture in (*found.worst, *found.best)}
+    # with few tiles the two lists meet: each gets at most half
+    each = min(num_pictures, (len(candidates) + 1) // 2)
+    found.worst = _extreme(list(candidates.values()), each, 1)
+    shown = {picture.tile.index for picture in found.worst}
+    found.best = _extreme([picture for i, picture in candidates.items() if i not in shown], each, -1)

@@ -1,0 +1,158 @@
+"""Results as `evaluate` writes them, drawn from random counts: reports need no training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from crossearth.components.palette import safe_palette
+from crossearth.components.results import (
+    Panel,
+    RecipeResult,
+    SettingResult,
+    tile_file,
+    write_results,
+    write_tiles,
+)
+from crossearth.data.catalog import Catalog, Recipe
+from crossearth.data.files import digest
+from crossearth.model.scores import class_iou, headline_iou, outcome_counts
+
+
+def write_fake_results(
+    folder: Path,
+    catalog: Catalog,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    selection: str = "last",
+    provenance: str = "synthetic",
+    skill: float | None = None,
+    tiles: int = 30,
+    tile_px: int = 64,
+    absent: tuple[int, ...] = (),
+) -> RecipeResult:
+    """Writes results of `recipe` into `folder`: more skill in-domain than outside, unless `skill` (0..1) is given.
+
+    Labels and what the tiles hold depend on the target alone, predictions on recipe, seed and skill.
+    """
+    class_set = catalog.class_sets[recipe.class_set]
+    settings = []
+    for setting in recipe.settings:
+        share = skill if skill is not None else (0.8 if setting.source == setting.target else 0.55)
+        counts, panels = _target(
+            folder,
+            setting.target,
+            class_set.classes,
+            class_set.palette,
+            recipe.name,
+            seed,
+            share,
+            tiles,
+            tile_px,
+            absent,
+        )
+        published = next(
+            (each for each in catalog.published(setting.abbr) if each.method == "CrossEarth"), None
+        )
+        if provenance != "publisher":
+            published = None
+        rows = [
+            {
+                "tile_id": f"{setting.target}_{index:03d}",
+                "scene": f"scene{index // 5}",
+                "iou": None if np.isnan(value) else float(value),
+                "hits": outcome[0].tolist(),
+                "predicted": outcome[1].tolist(),
+                "labelled": outcome[2].tolist(),
+            }
+            for index, outcome in enumerate(outcome_counts(counts))
+            for value in [headline_iou(class_iou(outcome), class_set.headline)]
+        ]
+        write_tiles(folder / tile_file(setting.target), rows)
+        settings.append(
+            SettingResult(
+                setting=setting.abbr,
+                source=setting.source,
+                target=setting.target,
+                gap=setting.gap,
+                evidence=setting.evidence,
+                key=digest([recipe.name, setting.abbr, seed, share]),
+                manifest_digest=digest(setting.target),
+                provenance=provenance,
+                published=published.miou / 100 if published else None,
+                published_iou=tuple(iou / 100 for iou in published.per_class_iou)
+                if published and published.per_class_iou
+                else None,
+                confusion=tuple(map(tuple, counts.sum(0).tolist())),
+                tiles=tiles,
+                scenes=(tiles + 4) // 5,
+                ignored_pixels=0,
+                seconds=1.5,
+                network_seconds=1.4,
+                worst=panels[:2],
+                best=panels[2:],
+            )
+        )
+    result = RecipeResult(
+        recipe=recipe.name,
+        recipe_hash=digest([recipe.name, seed, skill]),
+        seed=seed,
+        selection=selection,
+        class_set=class_set.name,
+        classes=class_set.classes,
+        palette=class_set.palette,
+        headline=class_set.headline,
+        model_sha256=digest([recipe.name, seed, "weights"]),
+        lineage={"git_revision": "0000000", "machine": "x86_64, 2 CPUs", "device": "cpu", "code": "0" * 16},
+        settings=tuple(settings),
+        folder=folder,
+    )
+    write_results(result)
+    return result
+
+
+def _target(folder, target, classes, palette, recipe, seed, skill, tiles, tile_px, absent):  # noqa: ANN
+    num = len(classes)
+    rng = np.random.default_rng(int(digest(target)[:8], 16))
+    present = [index for index in range(num) if index not in absent]
+    blocks = rng.choice(present, size=(tiles, tile_px // 8, tile_px // 8))
+    label = blocks.repeat(8, 1).repeat(8, 2).astype(np.uint8)
+    noise = np.random.default_rng(int(digest([recipe, seed])[:8], 16))
+    level = np.clip(skill + 0.2 * noise.standard_normal((tiles, 1, 1)), 0.05, 0.98)
+    predicted = np.where(
+        noise.random(label.shape) < level, label, noise.choice(present, size=label.shape)
+    ).astype(np.uint8)
+    cell = label.reshape(tiles, -1).astype(np.int64) * num + predicted.reshape(tiles, -1)
+    counts = np.stack([np.bincount(row, minlength=num * num).reshape(num, num) for row in cell])
+    colours = np.array(
+        [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in safe_palette(palette)], np.uint8
+    )
+    panels = []
+    (folder / "panels" / target).mkdir(parents=True, exist_ok=True)
+    for index, name in enumerate(("worst-1", "worst-2", "best-1", "best-2")):
+        strip = np.concatenate(
+            [colours[label[index]] // 2 + 60, colours[label[index]], colours[predicted[index]]], axis=1
+        )
+        file = f"panels/{target}/{name}.png"
+        Image.fromarray(strip.repeat(2, 0).repeat(2, 1)).save(folder / file)
+        panels.append(
+            Panel(
+                file,
+                f"{target}_{index:03d}",
+                float(headline_iou(class_iou(outcome_counts(counts[index])), "mean")),
+            )
+        )
+    return counts, tuple(panels)
+
+
+def write_benchmark(
+    folder: Path, catalog: Catalog, recipes: int | None = None, **options
+) -> list[RecipeResult]:  # noqa: ANN003
+    """Fake results of the catalog's first `recipes` recipes (all if None), one folder each."""
+    chosen = list(catalog.recipes().values())[:recipes]
+    return [write_fake_results(folder / recipe.name, catalog, recipe, **options) for recipe in chosen]
+
+
+__all__ = ["replace", "write_benchmark", "write_fake_results"]
