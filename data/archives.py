@@ -1,14 +1,15 @@
 """Publishers' archives: one index of the files in them, and safe reading of each.
 
 `index` lists what lies under a folder, looking into zip and tar archives as if they were folders: the member
-`top_potsdam_2_10_RGB.tif` of `3_Ortho_RGB.zip` has the path `3_Ortho_RGB/top_potsdam_2_10_RGB.tif`, and so has the
-file of a folder that somebody unpacked by hand. Members of a zip are read in place, straight into memory: nothing is
-unpacked. Compressed tars and archives within archives have no random access and are unpacked to a scratch folder.
+`top_potsdam_2_10_RGB.tif` of `2_Ortho_RGB.zip` has the path `2_Ortho_RGB/top_potsdam_2_10_RGB.tif`, and so
+has the file of a folder that somebody unpacked by hand. Members of a zip are read in place, straight into
+memory: nothing is unpacked. Tars and archives within archives have no random access and are unpacked to a
+scratch folder.
 
-Nothing in an archive is trusted: paths that leave it, links, sizes that cannot be true and unlimited totals are refused.
+Nothing in an archive is trusted: paths that leave it, links, sizes that cannot be true and unlimited totals
+are refused.
 """
 
-import fnmatch
 import lzma
 import os
 import shutil
@@ -25,9 +26,9 @@ from crossearth.data.errors import InputError
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-REFUSED = {".rar": "unrar x {name}", ".7z": "7z x {name}"}
+UNREADABLE = {".rar": "unrar x", ".7z": "7z x"}
 PARTS = (".001", ".z01", ".part1.rar", ".tar.gz.aa", ".zip.part1")
-JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
+JUNK = ("__MACOSX", "Thumbs.db")
 MIB = 2**20
 CHUNK = 8 * MIB
 
@@ -91,56 +92,65 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES))
 
 
-def index(
-    folder: Path, scratch: Path, archives: Sequence[str] = (), limits: Limits | None = None
-) -> list[Member]:
+def index(folder: Path, scratch: Path, limits: Limits | None = None) -> list[Member]:
     """Lists every file under `folder`, archives looked into, sorted by path.
 
     An archive beside a folder of the same name is taken as unpacked already and is not opened.
 
     Args:
         folder: where the user put the publisher's files.
-        scratch: where compressed tars and inner archives are unpacked (created only if there are such).
-        archives: file names or patterns of the archives that matter, any case; empty = all.
+        scratch: where tars and inner archives are unpacked (created only if there are such).
 
     Raises:
-        InputError: no such folder; an archive that is broken, truncated, encrypted, of a kind that is not read (with the
-            command that unpacks it) or not to be trusted.
+        InputError: no such folder; an archive that is broken, truncated, encrypted or not to be trusted.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
             "no such folder", where=folder, next_step="put the publisher's archives or folders there"
         )
-    return sorted(
-        _index_folder(folder, "", scratch, tuple(name.lower() for name in archives), limits or Limits(), 0),
-        key=lambda member: member.path,
-    )
+    members = _index_folder(folder, "", scratch, limits or Limits(), 0)
+    return sorted(members, key=lambda member: member.path)
 
 
-def _index_folder(
-    folder: Path, prefix: str, scratch: Path, archives: tuple[str, ...], limits: Limits, depth: int
-) -> Iterator[Member]:
+def refuse_unreadable(members: Sequence[Member]) -> None:
+    """Called when something is missing: names an archive of a kind that is not read, and the command for it.
+
+    Raises:
+        InputError: one of the members is a rar, a 7z or one part of a split archive.
+    """
+    for member in members:
+        file = PurePosixPath(member.path)
+        name = file.name.lower()
+        if name.endswith(PARTS):
+            raise InputError(
+                "one part of a split archive", where=member, next_step="unpack it in this folder: 7z x"
+            )
+        for suffix, command in UNREADABLE.items():
+            if name.endswith(suffix):
+                raise InputError(
+                    f"{suffix} archives are not read",
+                    where=member,
+                    next_step=f'mkdir "{file.stem}" && cd "{file.stem}" && {command} "../{file.name}"',
+                )
+
+
+def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, depth: int) -> Iterator[Member]:
     for file in _walk(folder):
-        relative = prefix + file.relative_to(folder).as_posix()
-        if _is_junk(relative):
+        path = prefix + file.relative_to(folder).as_posix()
+        if _is_junk(path):
             continue
-        wanted = not archives or any(fnmatch.fnmatch(file.name.lower(), pattern) for pattern in archives)
-        if is_archive(file.name):
-            unpacked = file.with_name(stem_of(file.name))
-            if wanted and not unpacked.is_dir():
-                yield from _index_archive(file, stem_of(relative), scratch, limits, depth)
-            continue
-        if wanted:
-            _refuse_unreadable_kind(file)
-        status = file.stat()
-        yield Member(relative, file, "", status.st_size, str(status.st_mtime_ns))
+        if not is_archive(file.name):
+            status = file.stat()
+            yield Member(path, file, "", status.st_size, str(status.st_mtime_ns))
+        elif not file.with_name(stem_of(file.name)).is_dir():
+            yield from _index_archive(file, stem_of(path), scratch, limits, depth)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Every file below `folder`; links to folders are followed, because users keep data on other disks."""
     seen: set[Path] = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable_folder):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unlistable):
         real = Path(place).resolve()
         if real in seen:
             folders.clear()
@@ -150,29 +160,12 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in sorted(files))
 
 
-def _refuse_unreadable_folder(error: OSError) -> None:
+def _refuse_unlistable(error: OSError) -> None:
     raise InputError(f"cannot list the folder: {error.strerror}", where=error.filename) from error
 
 
-def _refuse_unreadable_kind(file: Path) -> None:
-    name = file.name.lower()
-    if name.endswith(PARTS):
-        raise InputError(
-            "one part of an archive in several parts",
-            where=file,
-            next_step="join or unpack it (`7z x`) in this folder",
-        )
-    for suffix, command in REFUSED.items():
-        if name.endswith(suffix):
-            raise InputError(
-                f"{suffix} archives are not read",
-                where=file,
-                next_step=f"cd {file.parent} && mkdir {file.stem} && cd {file.stem} && {command.format(name='../' + file.name)}",
-            )
-
-
 def _is_junk(path: str) -> bool:
-    return any(part in JUNK or part.startswith("._") for part in path.split("/"))
+    return any(part in JUNK or part.startswith(".") for part in path.split("/"))
 
 
 def _index_archive(file: Path, prefix: str, scratch: Path, limits: Limits, depth: int) -> Iterator[Member]:
@@ -181,7 +174,7 @@ def _index_archive(file: Path, prefix: str, scratch: Path, limits: Limits, depth
     if file.name.lower().endswith(TAR_SUFFIXES):
         unpacked = scratch / prefix
         _unpack_tar(file, unpacked, limits)
-        yield from _index_folder(unpacked, f"{prefix}/", scratch / "inner", (), limits, depth + 1)
+        yield from _index_folder(unpacked, f"{prefix}/", scratch / "inner", limits, depth + 1)
         return
     for entry in zip_entries(file, limits):
         path = f"{prefix}/{entry.filename}"
@@ -192,7 +185,6 @@ def _index_archive(file: Path, prefix: str, scratch: Path, limits: Limits, depth
             _unpack_entry(file, entry.filename, inner)
             yield from _index_archive(inner, stem_of(path), scratch / "inner", limits, depth + 1)
         else:
-            _refuse_unreadable_kind(file / entry.filename)
             yield Member(path, file, entry.filename, entry.file_size, f"{entry.CRC:08x}")
 
 
@@ -200,10 +192,10 @@ def zip_entries(file: Path, limits: Limits) -> list[zipfile.ZipInfo]:
     """The files of a zip, once its directory has been found honest.
 
     Raises:
-        InputError: truncated or no zip; encrypted; an entry that is absolute, leaves the archive, is a link or a device,
-            or is too large; entries that overlap; a total or a ratio beyond `limits`.
+        InputError: truncated or no zip; encrypted; an entry that is absolute, leaves the archive, is a link
+            or a device, or is too large; entries that overlap; a total or a ratio beyond `limits`.
     """
-    with _reading(file):
+    with _Reading(file):
         entries = [entry for entry in _open_zip(file).infolist() if not entry.is_dir()]
     archive_bytes = file.stat().st_size
     for entry in entries:
@@ -258,14 +250,14 @@ def _refuse_total(file: Path, total: int, archive_bytes: int, limits: Limits) ->
 
 def _unpack_entry(file: Path, name: str, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
-    with _reading(file), _open_zip(file).open(name) as source, to.open("wb") as target:
+    with _Reading(file), _open_zip(file).open(name) as source, to.open("wb") as target:
         shutil.copyfileobj(source, target, CHUNK)
 
 
 def _unpack_tar(file: Path, to: Path, limits: Limits) -> None:
     """Unpacks plain files only, counting bytes as they come: a compressed tar says its total nowhere."""
     archive_bytes, total = file.stat().st_size, 0
-    with _reading(file), tarfile.open(file) as archive:
+    with _Reading(file), tarfile.open(file) as archive:
         for entry in archive:
             if entry.isdir():
                 continue
@@ -282,12 +274,10 @@ def _unpack_tar(file: Path, to: Path, limits: Limits) -> None:
                 raise InputError(f"entry {entry.name!r} stands there twice", where=file)
             with source, target.open("wb") as out:
                 shutil.copyfileobj(source, out, CHUNK)
-            os.utime(
-                target, (entry.mtime, entry.mtime)
-            )  # unpacked again, it is the same file to a resumed run
+            os.utime(target, (entry.mtime, entry.mtime))  # the same file to a resumed run
 
 
-class _reading:
+class _Reading:
     """Turns every way in which an archive can be broken into one error that names it."""
 
     def __init__(self, file: Path) -> None:
@@ -330,7 +320,7 @@ def read(member: Member) -> bytes:
     Raises:
         InputError: the archive is broken, or the file cannot be read.
     """
-    with _reading(member.container):
+    with _Reading(member.container):
         if not member.name:
             return member.container.read_bytes()
         return _open_zip(member.container).read(member.name)

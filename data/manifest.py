@@ -1,7 +1,7 @@
 """The table of a domain's tiles: what every later step knows about pixels before it reads one.
 
-A domain folder holds `train.parquet` and/or `test.parquet` (one row a tile) beside the scenes that the rows point into.
-`data/tiles.py` documents how pixels are stored; `read_image` and `read_label` hide it.
+A domain folder holds `train.parquet` and/or `test.parquet` (one row a tile) beside the scenes that the rows
+point into. `data/tiles.py` documents how pixels are stored; `read_image` and `read_label` hide it.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ FORMAT = "1"
 
 SCHEMA = pa.schema(
     [
-        ("tile_id", pa.string()),  # unique in the domain
+        ("tile_id", pa.string()),  # unique in the split
         ("scene", pa.string()),  # tiles of one scene overlap on the ground: never split them
         ("split", pa.string()),
         ("image", pa.string()),  # path below the domain folder
@@ -58,7 +58,7 @@ class Manifest:
 
     Attributes:
         root: the domain's folder.
-        class_set: name of the class set that label ids belong to.
+        class_set: name of the class set that label ids belong to; empty where there are no labels.
         provenance: "synthetic" = drawn by code, "publisher" = a published data set, "own" = the user's.
         table: rows of `SCHEMA`, ordered by scene and window.
         digest: hex SHA-256 of everything above but `root`, and so of every tile's pixels.
@@ -119,7 +119,7 @@ def read_manifest(domain_dir: Path, split: str) -> Manifest:
     """Reads `domain_dir/<split>.parquet`.
 
     Raises:
-        InputError: the domain was not ingested, has no such split, or the file is no manifest of this version.
+        InputError: the domain was not ingested, has no such split, or the file is no such manifest.
     """
     path = Path(domain_dir) / f"{split}.parquet"
     if not path.is_file():
@@ -184,8 +184,8 @@ def read_label(manifest: Manifest, index: int) -> NDArray[np.uint8]:
 def held_out(manifest: Manifest, share: float = 0.1) -> tuple[list[int], list[int]]:
     """Row indices for (training, validation): whole scenes, deterministic.
 
-    Validation is the last block of scenes in natural order, because neighbours in numbering are often neighbours
-    on the ground: scattered scenes would leak.
+    Validation is the last block of scenes in natural order, because neighbours in numbering are often
+    neighbours on the ground: scattered scenes would leak.
 
     Args:
         share: least share of tiles to hold out, 0..1.

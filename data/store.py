@@ -2,14 +2,14 @@
 
 Layout below `s3://bucket/prefix/`:
 
-    objects/<sha256>                 the files, under the hash of their bytes: equal files are stored once
-    domains/<domain>/<key>.json      one version of a domain: its files with size and hash, and its manifests' digests
-    domains/<domain>/latest.json     the version that was pushed last
+    objects/<sha256>                  the files, under the hash of their bytes: equal files are stored once
+    domains/<domain>/<version>.json   a domain's files with size and hash, and its manifests' digests
+    domains/<domain>/latest.json      the version that was pushed last
 
-`key` is the digest of the domain's manifest digests, and so of every pixel in it. An object under a hash never changes,
-so that a push or a pull that was cut off goes on where it stopped, and a reader fetches only the files that it lacks.
-Endpoint, keys and region come from the standard AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...), so that
-MinIO, SeaweedFS and Ceph work as well.
+`version` is the digest of the domain's manifest digests, and so of every pixel in it. An object under a hash
+never changes: a push or a pull that was cut off goes on where it stopped, and a reader fetches only the files
+that it lacks. Endpoint, keys and region come from the standard AWS variables (AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, ...), so that MinIO, SeaweedFS and Ceph work as well.
 """
 
 import base64

@@ -1,32 +1,34 @@
 """Scenes on disk and the windows that are their tiles.
 
-A scene is stored once, as two GeoTIFFs (three uint8 planes; one plane of class ids), and a tile is a window in it:
-no pixel of overlapping tiles is written twice, and Potsdam is 76 files instead of 10 944. The files are tiled
-256 x 256, band by band, ZSTD level 1 with horizontal differencing; they keep CRS and transform and open in any GIS.
-The measurement behind the choice stands in data/README.md.
+A scene is stored once, as two GeoTIFFs (three uint8 planes; one plane of class ids), and a tile is a window
+in it: no pixel of overlapping tiles is written twice, and Potsdam is 76 files instead of 10 944. The files
+are tiled 256 x 256, band by band, ZSTD level 1 with horizontal differencing; they keep CRS and transform and
+open in any GIS. The measurement behind the choice stands in data/README.md.
 """
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 
+from crossearth.data.catalog import Rule
 from crossearth.data.errors import InputError
+from crossearth.data.labels import IGNORE, LabelSpec, Unknown
 
 # much of the benchmark's imagery is PNG and JPEG without a place on the ground: that is no news
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
-Rule = Literal["cut", "whole"]
 BLOCK_PX = 256
 GDAL_CACHE_MB = 128
 LOOK_CELLS = 16
@@ -53,11 +55,11 @@ def starts(length: int, px: int) -> list[int]:
 
 
 def windows(width: int, height: int, px: int, rule: Rule) -> list[Window]:
-    """The windows of a scene, row by row. Rule "whole" gives one, as large as the scene, at any size.
+    """The windows of a stored scene, row by row. Rules "whole" and "fit" give one, as large as the scene.
 
     A side shorter than `px` is not padded: its windows are as long as the side.
     """
-    if rule == "whole":
+    if rule != "cut":
         return [Window(0, 0, width, height)]
     return [
         Window(left, top, min(px, width), min(px, height))
@@ -98,10 +100,8 @@ def describe(
         blank |= masked_HW
     counts = np.zeros(256, np.int64) if label_HW is None else np.bincount(label_HW.ravel(), minlength=256)
     return {
-        "sha256_image": hashlib.sha256(np.ascontiguousarray(image_CHW)).hexdigest(),
-        "sha256_label": ""
-        if label_HW is None
-        else hashlib.sha256(np.ascontiguousarray(label_HW)).hexdigest(),
+        "sha256_image": hashlib.sha256(image_CHW.tobytes()).hexdigest(),
+        "sha256_label": "" if label_HW is None else hashlib.sha256(label_HW.tobytes()).hexdigest(),
         "bytes": image_CHW.nbytes + (0 if label_HW is None else label_HW.nbytes),
         "nodata_share": float(np.count_nonzero(blank)) / blank.size,
         "constant": all(bool(plane.min() == plane.max()) for plane in image_CHW),
@@ -117,52 +117,108 @@ class Cutting:
 
     Attributes:
         px: tile size; without meaning for rule "whole".
+        rule: "cut" = windows of `px`; "whole" = the scene as it is; "fit" = the scene resampled so that its
+            longer side is `px`, images bilinearly, labels by nearest neighbour.
         bands: 1-based bands of the publisher's image, in the order that the network sees.
-        value_range: source values that become 0 and 255, linear between, clipped; None = stored as they are (uint8 only).
-        encode: raw labels (bands, H, W) -> uint8 ids (H, W); raises InputError for unknown values.
+        value_range: source values that become 0 and 255, linear between, clipped; None = uint8 as it is.
+        nodata: source value; px where all three bands have it are ignored in labels.
         num_classes: classes of the domain's class set.
+        unknown_labels: what becomes of label values outside the map.
     """
 
     px: int
     rule: Rule
     bands: tuple[int, int, int]
     value_range: tuple[float, float] | None
-    encode: Callable[[NDArray[Any]], NDArray[np.uint8]]
+    nodata: float | None
     num_classes: int
+    unknown_labels: Unknown
+
+
+class Raster(NamedTuple):
+    """An open raster and how to name it to the user."""
+
+    dataset: DatasetReader
+    where: str
+
+    def read(self, bands: Sequence[int], **options: Any) -> NDArray[Any]:
+        """Reads bands; damage becomes an InputError that names the file."""
+        try:
+            return cast("NDArray[Any]", self.dataset.read(bands, **options))
+        except RasterioError as error:
+            cause = error.__cause__ or error
+            raise InputError(
+                f"cannot read its pixels, truncated or damaged: {cause}",
+                where=self.where,
+                next_step="fetch the file again",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Size of a stored scene in px and its place: `transform` maps px to units of `crs`."""
+
+    width: int
+    height: int
+    transform: rasterio.Affine
+    crs: CRS | None
+
+    @classmethod
+    def of(cls, source: DatasetReader, cutting: Cutting) -> "Grid":
+        """The grid that `source` is stored on: its own, but for rule "fit"."""
+        if cutting.rule != "fit":
+            return cls(source.width, source.height, source.transform, source.crs)
+        scale = cutting.px / max(source.width, source.height)
+        width, height = max(1, round(source.width * scale)), max(1, round(source.height * scale))
+        shrink = rasterio.Affine.scale(source.width / width, source.height / height)
+        placed = not source.transform.is_identity
+        return cls(width, height, source.transform @ shrink if placed else source.transform, source.crs)
 
 
 def cut_scene(
-    image: DatasetReader, label: DatasetReader | None, image_path: Path, label_path: Path, cutting: Cutting
+    image: Raster,
+    image_path: Path,
+    cutting: Cutting,
+    label: Raster | None = None,
+    label_path: Path | None = None,
+    spec: LabelSpec | None = None,
 ) -> list[dict[str, Any]]:
     """Stores a scene and describes its tiles in one pass over its pixels, a row of tiles at a time.
 
-    Every pixel is decoded once and memory holds one row of tiles, however tall the scene is. Rule "whole" holds the scene.
+    Every pixel is decoded once. Memory holds one row of tiles and the compressed scene, however tall the scene
+    is; rules "whole" and "fit" hold the scene.
+
+    Args:
+        label, label_path, spec: the label raster, where its ids go and what its values mean; all or none.
 
     Returns:
         Per window the manifest's columns that the pixels and the window decide.
+
+    Raises:
+        InputError: damaged pixels, or label values outside the map.
     """
-    height = image.height if cutting.rule == "whole" else min(cutting.px, image.height)
-    tops = [0] if cutting.rule == "whole" else starts(image.height, cutting.px)
-    lefts = windows(image.width, height, cutting.px, cutting.rule)
+    grid = Grid.of(image.dataset, cutting)
+    height = min(cutting.px, grid.height) if cutting.rule == "cut" else grid.height
+    lefts = windows(grid.width, height, cutting.px, cutting.rule)
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        stored = stack.enter_context(scene_writer(image_path, image, 3))
-        stored_label = label and stack.enter_context(scene_writer(label_path, image, 1))
-        strip = _Strip.empty(image.width, label is not None)
-        for top in tops:
-            fresh = Window(0, strip.bottom, image.width, top + height - strip.bottom)
-            pixels = _read_strip(image, label, fresh, cutting)
-            stored.write(pixels.image, window=fresh.slices())
-            if stored_label is not None and pixels.label is not None:
-                stored_label.write(pixels.label, 1, window=fresh.slices())
-            strip = strip.advance(pixels, top)
-            rows.extend(strip.describe(window._replace(row_off=top), image, cutting) for window in lefts)
+        stored = stack.enter_context(scene_writer(image_path, grid, 3))
+        stored_label = label_path and stack.enter_context(scene_writer(label_path, grid, 1))
+        strip = _Strip.empty(grid.width, label is not None)
+        for top in starts(grid.height, height):
+            rows_here = Window(0, strip.bottom, grid.width, top + height - strip.bottom)
+            fresh = _read_strip(image, label, spec, rows_here, cutting)
+            stored.write(fresh.image, window=rows_here.slices())
+            if stored_label and fresh.label is not None:
+                stored_label.write(fresh.label, 1, window=rows_here.slices())
+            strip = strip.advance(fresh, top)
+            rows.extend(strip.describe(window._replace(row_off=top), grid, cutting) for window in lefts)
     return rows
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """Whole rows of a scene, from `top` on."""
+    """Whole rows of a stored scene, from `top` on."""
 
     top: int
     image: NDArray[np.uint8]
@@ -181,21 +237,22 @@ class _Strip:
     def advance(self, fresh: "_Strip", top: int) -> "_Strip":
         """This strip from row `top` on, and `fresh` below it."""
         kept = slice(top - self.top, None)
+        label = None
+        if self.label is not None and fresh.label is not None:
+            label = np.concatenate([self.label[kept], fresh.label])
         return _Strip(
             top,
             np.concatenate([self.image[:, kept], fresh.image], axis=1),
-            None
-            if self.label is None or fresh.label is None
-            else np.concatenate([self.label[kept], fresh.label]),
+            label,
             np.concatenate([self.masked[kept], fresh.masked]),
         )
 
-    def describe(self, window: Window, source: DatasetReader, cutting: Cutting) -> dict[str, Any]:
+    def describe(self, window: Window, grid: Grid, cutting: Cutting) -> dict[str, Any]:
         across = slice(window.col_off, window.col_off + window.width)
-        place = source.transform @ rasterio.Affine.translation(window.col_off, window.row_off)
+        place = grid.transform @ rasterio.Affine.translation(window.col_off, window.row_off)
         return {
             **window._asdict(),
-            "crs": source.crs.to_string() if source.crs else "",
+            "crs": grid.crs.to_string() if grid.crs else "",
             "transform": list(place)[:6],
             **describe(
                 self.image[:, :, across],
@@ -206,20 +263,50 @@ class _Strip:
         }
 
 
-def _read_strip(image: DatasetReader, label: DatasetReader | None, rows: Window, cutting: Cutting) -> _Strip:
-    raw = image.read(cutting.bands, window=rows.slices())
-    flags = image.mask_flag_enums[cutting.bands[0] - 1]
-    masked = np.zeros(raw.shape[1:], bool)
-    if MaskFlags.all_valid not in flags:
-        masked = image.dataset_mask(window=rows.slices()) == 0
+def _read_strip(
+    image: Raster, label: Raster | None, spec: LabelSpec | None, rows: Window, cutting: Cutting
+) -> _Strip:
+    """Reads `rows` of the stored grid; rule "fit" knows one strip, and it is all of the source."""
+    window = None if cutting.rule == "fit" else rows.slices()
+    shape = (rows.height, rows.width)
+    raw = image.read(cutting.bands, window=window, out_shape=(3, *shape), resampling=Resampling.bilinear)
+    ignored = np.zeros(shape, bool) if cutting.nodata is None else (raw == cutting.nodata).all(axis=0)
+    masked = ignored
+    if MaskFlags.all_valid not in image.dataset.mask_flag_enums[cutting.bands[0] - 1]:
+        masked = masked | (image.dataset.dataset_mask(window=window, out_shape=shape) == 0)
     if cutting.value_range is not None:
         low, high = cutting.value_range
-        if raw.dtype.kind == "f":
-            masked |= ~np.isfinite(raw).all(axis=0)
-        scaled = np.clip((raw.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
-        raw = np.rint(np.where(masked, 0, scaled)).astype(np.uint8)
-    encoded = None if label is None else cutting.encode(label.read(window=rows.slices()))
-    return _Strip(rows.row_off, raw, encoded, masked)
+        masked = masked | ~np.isfinite(raw).all(axis=0)
+        scaled = (raw.astype(np.float32) - low) * (255 / (high - low))
+        raw = np.rint(np.clip(np.where(masked, 0, scaled), 0, 255)).astype(np.uint8)
+    ids = None
+    if label is not None and spec is not None:
+        ids = _read_label(label, spec, window, shape, cutting.unknown_labels)
+        ids[ignored] = IGNORE
+    return _Strip(rows.row_off, raw, ids, masked)
+
+
+def _read_label(
+    label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int], unknown: Unknown
+) -> NDArray[np.uint8]:
+    bands = label.dataset.indexes
+    raw = label.read(bands, window=window, out_shape=(len(bands), *shape), resampling=Resampling.nearest)
+    try:
+        return spec.decode(_colours(raw, label, spec), label.where, unknown)
+    except InputError:
+        # the message counts pixels: say how many there are in the scene, not in this strip
+        spec.decode(_colours(label.read(bands), label, spec), label.where, unknown)
+        raise
+
+
+def _colours(raw: NDArray[Any], label: Raster, spec: LabelSpec) -> NDArray[Any]:
+    """Where colours are wanted, a label with a palette is read as its colours, else as its indexes."""
+    if spec.kind != "colour" or label.dataset.colorinterp != (ColorInterp.palette,):
+        return raw
+    table = np.zeros((256, 3), np.uint8)
+    for index, colour in label.dataset.colormap(1).items():
+        table[index] = colour[:3]
+    return np.moveaxis(table[raw[0]], -1, 0)
 
 
 @contextmanager
@@ -235,23 +322,23 @@ def gdal() -> Iterator[None]:
 
 
 @contextmanager
-def scene_writer(path: Path, source: DatasetReader, bands: int) -> Iterator[DatasetWriter]:
-    """Opens a stored scene of `bands` uint8 planes with the size, CRS and transform of `source`.
+def scene_writer(path: Path, grid: Grid, bands: int) -> Iterator[DatasetWriter]:
+    """Opens a stored scene of `bands` uint8 planes.
 
     GDAL writes into memory and Python to the disk: GDAL closes a file on a full disk without an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    small = max(source.width, source.height) <= BLOCK_PX
+    small = max(grid.width, grid.height) <= BLOCK_PX
     layout: dict[str, Any] = {} if small else {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX}
-    georeference: dict[str, Any] = {} if source.transform.is_identity else {"transform": source.transform}
+    place: dict[str, Any] = {} if grid.transform.is_identity else {"transform": grid.transform}
     with MemoryFile() as memory:
         with memory.open(
             driver="GTiff",
-            width=source.width,
-            height=source.height,
+            width=grid.width,
+            height=grid.height,
             count=bands,
             dtype="uint8",
-            crs=source.crs,
+            crs=grid.crs,
             compress="zstd",
             zstd_level=1,
             predictor=2 if bands > 1 else 1,
@@ -259,7 +346,7 @@ def scene_writer(path: Path, source: DatasetReader, bands: int) -> Iterator[Data
             bigtiff="if_safer",
             photometric="RGB" if bands == 3 else "MINISBLACK",
             **layout,
-            **georeference,
+            **place,
         ) as writer:
             yield writer
         path.write_bytes(memory.getbuffer())

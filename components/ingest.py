@@ -1,0 +1,377 @@
+"""Ingest: publishers' archives or a user's folders become stored scenes and manifests.
+
+Parallel over scenes and resumable: finished scenes and a journal of their rows lie in a hidden folder beside
+the domain's until all are there; then it takes the domain's place in one step. A run that was killed is
+continued by the same command and ends in the same bytes. Wrong input leaves nothing behind.
+"""
+
+import errno
+import fcntl
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, get_args
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from crossearth.data.catalog import Catalog, Domain
+from crossearth.data.config import nearest
+from crossearth.data.errors import InputError
+from crossearth.data.files import code_version, digest, replace_dir
+from crossearth.data.labels import Unknown
+from crossearth.data.manifest import Provenance, write_manifest
+from crossearth.data.scenes import SceneSource, find_scenes, open_raster
+from crossearth.data.tiles import Cutting, Grid, Raster, cut_scene, gdal
+
+PROVENANCE_FILE = "PROVENANCE.json"
+WORK, LOCK, JOURNAL, UNPACKED = ".ingest", "lock", "journal.jsonl", "unpacked"
+LOSSY = ("JPEG", "JP2OpenJPEG")
+STORED_SHARE = 0.8  # of an image's raw bytes, label included: measured 0.5 to 0.75
+SPARE_BYTES = 64 * 2**20
+# tasks of a worker in one go: small images would be held up by the queue, large ones by each other
+SMALL_SCENE_BYTES, SMALL_SCENES_AT_ONCE = 4 * 2**20, 8
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """How domains are ingested.
+
+    Attributes:
+        tile_px: overrides the catalog's tile size under the rules "cut" and "fit"; None = the catalog's.
+        workers: processes; each holds one scene. With 1 everything happens in this process.
+        unknown_labels: "error", or "ignore" = label values outside the map become ignored pixels.
+    """
+
+    tile_px: int | None = None
+    workers: int = 2
+    unknown_labels: Unknown = "error"
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InputError(f"workers: {self.workers}", expected="at least 1")
+        if self.tile_px is not None and self.tile_px < 16:
+            raise InputError(f"tile_px: {self.tile_px}", expected="at least 16")
+
+
+def ingest(
+    names: Sequence[str], catalog: Catalog, archives_dir: Path, domains_dir: Path, config: IngestConfig
+) -> list[Path]:
+    """Ingests domains, or all domains of datasets.
+
+    Args:
+        names: domains or datasets of the catalog.
+        archives_dir: holds one folder per dataset, with the publisher's archives or what was in them.
+        domains_dir: gets one folder per domain.
+
+    Returns:
+        The domains' folders.
+
+    Raises:
+        InputError: an unknown name; missing, broken or contradictory files; label values outside the map; too
+            little disk. Nothing of that domain is left behind.
+    """
+    domains = [domain for name in names for domain in domains_named(name, catalog)]
+    return [ingest_domain(domain, catalog, archives_dir, domains_dir, config) for domain in domains]
+
+
+def domains_named(name: str, catalog: Catalog) -> list[Domain]:
+    """The domain of that name, or the domains of the dataset of that name."""
+    if name in catalog.domains:
+        return [catalog.domains[name]]
+    if name in catalog.datasets:
+        return catalog.domains_of(name)
+    raise InputError(
+        f"unknown domain or dataset {name!r}", expected=nearest(name, {*catalog.domains, *catalog.datasets})
+    )
+
+
+def ingest_domain(
+    domain: Domain, catalog: Catalog, archives_dir: Path, domains_dir: Path, config: IngestConfig
+) -> Path:
+    """Ingests one domain into `domains_dir/<domain>`; see `ingest`."""
+    target = catalog.domain_dir(domains_dir, domain.name)
+    root = Path(archives_dir) / domain.dataset
+    with _workshop(Path(domains_dir) / WORK / domain.name) as work:
+        sources = find_scenes(domain, root, work / UNPACKED)
+        rows = _ingest_scenes(_Plan.of(domain, catalog, config), sources, work, config.workers)
+        for split in domain.splits:
+            of_split = [row for row in rows if row["split"] == split]
+            write_manifest(
+                work, domain.name, split, domain.class_set or "", provenance(domain, root), of_split
+            )
+        _tidy(work, rows)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_dir(work, target)
+    with suppress(OSError):  # another domain may be at work there
+        work.parent.rmdir()
+    return target
+
+
+def provenance(domain: Domain, root: Path) -> Provenance:
+    """Where a domain's pixels come from; drawn archives say so themselves, in a file beside them.
+
+    Raises:
+        InputError: the file says something unknown.
+    """
+    if domain.own is not None:
+        return "own"
+    path = root / PROVENANCE_FILE
+    if not path.is_file():
+        return "publisher"
+    found: Provenance = json.loads(path.read_text(encoding="utf-8")).get("provenance")
+    if found not in get_args(Provenance):
+        raise InputError(f"provenance {found!r}", where=path, expected=", ".join(get_args(Provenance)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a worker must know beside the scene: the domain, resolved."""
+
+    domain: Domain
+    cutting: Cutting
+    identity: str
+
+    @classmethod
+    def of(cls, domain: Domain, catalog: Catalog, config: IngestConfig) -> "_Plan":
+        classes = catalog.class_sets[domain.class_set].classes if domain.class_set else ()
+        rule = domain.tile.rule
+        px = domain.tile.px if config.tile_px is None or rule == "whole" else config.tile_px
+        cutting = Cutting(
+            px,
+            rule,
+            domain.band_indexes,
+            domain.value_range,
+            domain.nodata,
+            len(classes),
+            config.unknown_labels,
+        )
+        return cls(domain, cutting, digest([asdict(domain), asdict(cutting), classes, code_version()]))
+
+
+@contextmanager
+def _workshop(work: Path) -> Iterator[Path]:
+    """The hidden folder in which a domain grows; stays when the process dies, goes when the input is wrong."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with (work / LOCK).open("w") as lock:
+            _take(lock, work)
+            try:
+                shutil.rmtree(work / UNPACKED, ignore_errors=True)
+                yield work
+            except (InputError, OSError):
+                shutil.rmtree(work, ignore_errors=True)
+                with suppress(OSError):
+                    work.parent.rmdir()
+                raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise InputError(
+            f"cannot write: {error.strerror or error}",
+            where=work.parent.parent,
+            next_step="free some disk, then run the command again"
+            if full
+            else "choose a folder that you may write to",
+        ) from error
+
+
+def _take(lock: IO[str], work: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"another ingest of {work.name} is running", where=work, next_step="wait for it"
+        ) from error
+
+
+def _ingest_scenes(
+    plan: _Plan, sources: Sequence[SceneSource], work: Path, workers: int
+) -> list[dict[str, Any]]:
+    """Rows of all tiles; scenes that the journal has are not done again."""
+    journal = _read_journal(work)
+    key_of = {source: digest([plan.identity, source.identity]) for source in sources}
+    todo = [source for source in sources if key_of[source] not in journal]
+    _refuse_small_disk(plan, todo, work)
+    with (work / JOURNAL).open("a", encoding="utf-8") as file:
+        for source, rows in _map(partial(_ingest_scene, plan, work), todo, workers, plan.domain.name):
+            journal[key_of[source]] = rows
+            file.write(json.dumps({"key": key_of[source], "sizes": _sizes(work, rows), "rows": rows}) + "\n")
+            file.flush()
+    return [row for source in sources for row in journal[key_of[source]]]
+
+
+def _read_journal(work: Path) -> dict[str, list[dict[str, Any]]]:
+    """Key -> rows of the scenes that an earlier run finished."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    path = work / JOURNAL
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if _sizes(work, entry["rows"]) == entry["sizes"]:
+            found[entry["key"]] = entry["rows"]
+    return found
+
+
+def _sizes(work: Path, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    paths = {row[kind] for row in rows for kind in ("image", "label") if row[kind]}
+    return {path: (work / path).stat().st_size if (work / path).exists() else -1 for path in sorted(paths)}
+
+
+def _tidy(work: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Leaves manifests and their scenes: no journal, no scenes of an older version of the input."""
+    shutil.rmtree(work / UNPACKED, ignore_errors=True)
+    kept = {work / row[kind] for row in rows for kind in ("image", "label") if row[kind]}
+    kept |= set(work.glob("*.parquet"))
+    for path in [path for path in work.rglob("*") if path.is_file()]:
+        if path not in kept:
+            path.unlink()
+
+
+def _map(
+    function: Any, sources: Sequence[SceneSource], workers: int, name: str
+) -> Iterator[tuple[SceneSource, list[dict[str, Any]]]]:
+    progress = partial(
+        track,
+        description=f"ingest {name}",
+        total=len(sources),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    if workers == 1 or len(sources) < 2:
+        yield from progress((source, function(source)) for source in sources)
+        return
+    small = sum(source.image.size for source in sources) < SMALL_SCENE_BYTES * len(sources)
+    at_once = max(1, min(SMALL_SCENES_AT_ONCE, len(sources) // (2 * workers))) if small else 1
+    with ProcessPoolExecutor(min(workers, len(sources))) as pool:
+        try:
+            yield from progress(zip(sources, pool.map(function, sources, chunksize=at_once), strict=True))
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"a worker of ingest {name} was killed, most likely for memory: run it again with workers=1; "
+                "it goes on where it stopped"
+            ) from error
+
+
+def _refuse_small_disk(plan: _Plan, sources: Sequence[SceneSource], work: Path) -> None:
+    """Estimates from the header of the largest image, before anything is written."""
+    if not sources:
+        return
+    largest = max(sources, key=lambda source: source.image.size)
+    with gdal(), open_raster(largest.image, largest.sidecars) as image:
+        grid = Grid.of(image.dataset, plan.cutting)
+    stored = 3 * grid.width * grid.height * STORED_SHARE / max(largest.image.size, 1)
+    needed = int(stored * sum(source.image.size for source in sources)) + SPARE_BYTES
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise InputError(
+            f"{plan.domain.name} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
+            where=work.parent,
+            next_step="free some disk, or choose another folder",
+        )
+
+
+def _ingest_scene(plan: _Plan, work: Path, source: SceneSource) -> list[dict[str, Any]]:
+    """Stores a scene and returns its rows; runs in a worker."""
+    domain, cutting = plan.domain, plan.cutting
+    image_path, label_path = (f"{source.split}/{kind}/{source.key}.tif" for kind in ("images", "labels"))
+    with gdal(), open_raster(source.image, source.sidecars) as image:
+        _check_image(domain, image)
+        gsd_m = _gsd_m(domain, image, cutting)
+        if source.label is None:
+            tiles = cut_scene(image, work / image_path, cutting)
+        else:
+            spec = domain.label_spec(domain.scene_of(source.key))
+            with open_raster(source.label) as label:
+                _check_label(domain, image, label)
+                tiles = cut_scene(image, work / image_path, cutting, label, work / label_path, spec)
+    common = {
+        "scene": source.scene,
+        "split": source.split,
+        "image": image_path,
+        "label": label_path if source.label else "",
+        "gsd_m": gsd_m,
+        "bands": list(domain.bands),
+    }
+    return [{"tile_id": _tile_id(source.key, tile, cutting), **common, **tile} for tile in tiles]
+
+
+def _tile_id(key: str, tile: dict[str, Any], cutting: Cutting) -> str:
+    """`2_10_0_512_512_1024`: key, then left, top, right and bottom px; the key alone where it is one tile."""
+    if cutting.rule != "cut":
+        return key
+    left, top = tile["col_off"], tile["row_off"]
+    return f"{key}_{left}_{top}_{left + tile['width']}_{top + tile['height']}"
+
+
+def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
+    """Metres per stored px: the catalog's number, else the file's if it is in metres, else 0."""
+    source = image.dataset
+    shrink = source.width / Grid.of(source, cutting).width
+    if domain.gsd_m is not None:
+        return domain.gsd_m * shrink
+    metric = source.crs is not None and source.crs.is_projected and source.crs.linear_units_factor[1] == 1
+    return abs(source.transform.a) * shrink if metric else 0.0
+
+
+def _check_image(domain: Domain, image: Raster) -> None:
+    source = image.dataset
+    wanted = domain.file_bands or max(domain.band_indexes)
+    enough = source.count >= wanted if domain.file_bands is None else source.count in (wanted, wanted + 1)
+    if not enough:
+        raise InputError(
+            f"an image of {source.count} bands",
+            where=image.where,
+            expected=f"{'at least ' if domain.file_bands is None else ''}{wanted}: {', '.join(domain.bands)}",
+            next_step="correct `bands` in the catalog file"
+            if domain.own
+            else "fetch the publisher's file again",
+        )
+    kinds = {source.dtypes[band - 1] for band in domain.band_indexes}
+    if domain.value_range is None and kinds != {"uint8"}:
+        low, high = (round(float(bound), 3) for bound in _extremes(image, domain))
+        raise InputError(
+            f"an image of {', '.join(sorted(kinds))}, values {low:g} to {high:g}",
+            where=image.where,
+            expected="8 bit",
+            next_step=f"say which values become black and white: value_range: [{low:g}, {high:g}]",
+        )
+
+
+def _extremes(image: Raster, domain: Domain) -> tuple[float, float]:
+    """About the lowest and highest value, from a thinned reading."""
+    size = (3, min(image.dataset.height, 512), min(image.dataset.width, 512))
+    sample = image.read(domain.band_indexes, out_shape=size)
+    return float(np.nanmin(sample)), float(np.nanmax(sample))
+
+
+def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
+    ours, theirs = image.dataset, label.dataset
+    if (ours.width, ours.height) != (theirs.width, theirs.height):
+        raise InputError(
+            f"a label of {theirs.width} x {theirs.height} px for an image of {ours.width} x {ours.height} px",
+            where=label.where,
+            expected=f"the size of {image.where}",
+        )
+    compression = theirs.compression.value if theirs.compression else ""
+    if (
+        domain.labels
+        and domain.labels.kind != "threshold"
+        and (theirs.driver in LOSSY or compression == "JPEG")
+    ):
+        raise InputError(
+            "a label compressed with loss (JPEG): its values near edges are not what was drawn",
+            where=label.where,
+            expected="PNG or GeoTIFF",
+            next_step="export the labels again without loss",
+        )
