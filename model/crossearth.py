@@ -1,0 +1,300 @@
+"""The network: every size stands here and nowhere else.
+
+Shape legend: B images, H W pixels, h w patch rows and columns, N patches, C embedding channels, Q queries,
+D query channels, K classes.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crossearth.data.errors import InputError
+from crossearth.model.backbone import Backbone
+from crossearth.model.geospatial import GeospatialExtractor, Injector
+from crossearth.model.mask_decoder import MaskDecoder, Prediction, semantic_logits
+from crossearth.model.pixel_decoder import PixelDecoder
+from crossearth.model.reconstruction import ReconstructionHead
+from crossearth.model.rein import Rein
+
+MAP_SCALES = (4.0, 2.0, 1.0, 0.5)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of a network; the defaults are the paper's (DINOv2 ViT-L/16 at 512 px).
+
+    Attributes:
+        num_classes: K, without "no object".
+        image_px: side of the image whose patches the position grid counts; also of the image token.
+        patch_px: side of a patch, the four maps have strides patch/4, patch/2, patch and 2*patch.
+        embed, depth, heads, mlp_ratio: of the vision transformer.
+        taps: blocks (from 0, ascending) whose output becomes the four maps, finest map first.
+        num_tokens: learned tokens per block, and queries.
+        rank: of the factorised tokens.
+        channels, mask_channels: of the head and of its mask features.
+        head_heads: attention heads in pixel and mask decoder.
+        num_points: deformable sampling points per level and head.
+        encoder_layers, encoder_ffn: of the pixel decoder.
+        decoder_layers, decoder_ffn: of the mask decoder.
+        norm_groups: of the pixel decoder's group norms.
+        crop_px, stride_px: sliding windows at inference.
+        frozen_backbone: only adapters and head are trained; the paper's way.
+        geospatial: has the extractor and injector (training only); `injector` says whose linear map it uses,
+            "shared" = Rein's W2, "own" = one of its own that starts at 0.
+        masked_modelling: has the image token and the reconstruction head (training only).
+        reconstruction_channels, reconstruction_px: of that head; the side of its output.
+        mean, std: of the input, RGB on the scale 0..255.
+    """
+
+    num_classes: int
+    image_px: int = 512
+    patch_px: int = 16
+    embed: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    taps: tuple[int, ...] = (7, 11, 15, 23)
+    num_tokens: int = 100
+    rank: int = 16
+    channels: int = 256
+    mask_channels: int = 256
+    head_heads: int = 8
+    num_points: int = 4
+    encoder_layers: int = 6
+    encoder_ffn: int = 1024
+    decoder_layers: int = 9
+    decoder_ffn: int = 2048
+    norm_groups: int = 32
+    crop_px: int = 512
+    stride_px: int = 341
+    frozen_backbone: bool = True
+    geospatial: bool = False
+    injector: Literal["shared", "own"] = "shared"
+    masked_modelling: bool = False
+    reconstruction_channels: int = 256
+    reconstruction_px: int = 512
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        for whole, part in (
+            ("embed", "heads"),
+            ("channels", "head_heads"),
+            ("channels", "norm_groups"),
+            ("image_px", "patch_px"),
+        ):
+            if getattr(self, whole) % getattr(self, part):
+                raise InputError(
+                    f"{whole}: {getattr(self, whole)} is not divisible by {part} {getattr(self, part)}"
+                )
+        if self.channels % 4:
+            raise InputError(f"channels: {self.channels}", expected="a multiple of 4 (sine positions)")
+        ascending = all(a < b for a, b in zip((-1, *self.taps), (*self.taps, self.depth), strict=True))
+        if len(self.taps) != len(MAP_SCALES) or not ascending:
+            raise InputError(
+                f"taps: {list(self.taps)}", expected=f"4 ascending block numbers below depth {self.depth}"
+            )
+        if self.geospatial and (self.patch_px & (self.patch_px - 1) or self.patch_px > 32 or self.embed % 16):
+            raise InputError(
+                f"geospatial with patch_px {self.patch_px} and embed {self.embed}",
+                expected="a power of two up to 32, and a multiple of 16",
+            )
+        if not 0 < self.stride_px <= self.crop_px or self.crop_px % self.patch_px:
+            raise InputError(
+                f"crop_px {self.crop_px}, stride_px {self.stride_px}",
+                expected=f"a crop that is a multiple of {self.patch_px}, and a stride of 1 to the crop",
+            )
+
+
+def large_config(num_classes: int, image_px: int = 512, **changes: Any) -> NetworkConfig:
+    """The paper's network: ViT-L/16, frozen; windows of `image_px` with a stride of two thirds."""
+    config = NetworkConfig(num_classes, image_px, crop_px=image_px, stride_px=(2 * image_px) // 3)
+    return replace(config, **changes)
+
+
+def tiny_config(num_classes: int, image_px: int = 128, **changes: Any) -> NetworkConfig:
+    """A network that a CPU trains from scratch within minutes; the same code at small sizes."""
+    config = NetworkConfig(
+        num_classes,
+        image_px,
+        patch_px=8,
+        embed=96,
+        depth=4,
+        heads=3,
+        mlp_ratio=2.0,
+        taps=(0, 1, 2, 3),
+        num_tokens=20,
+        rank=4,
+        channels=48,
+        mask_channels=48,
+        head_heads=4,
+        encoder_layers=1,
+        encoder_ffn=96,
+        decoder_layers=2,
+        decoder_ffn=96,
+        norm_groups=8,
+        crop_px=image_px,
+        stride_px=(2 * image_px) // 3,
+        frozen_backbone=False,
+        reconstruction_channels=16,
+        reconstruction_px=image_px // 2,
+    )
+    return replace(config, **changes)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the backbone gives: four rescaled maps (B, C, h, w), finest first, and the queries (Q, D)."""
+
+    maps: tuple[Tensor, ...]
+    queries: Tensor
+
+    def select(self, samples: slice | Tensor) -> "Features":
+        """The features of some samples of the batch."""
+        return Features(tuple(map_BChw[samples] for map_BChw in self.maps), self.queries)
+
+
+class CrossEarth(nn.Module):
+    """DINOv2 with Rein adapters and a Mask2Former head; raw RGB in, class scores per pixel out.
+
+    Attributes:
+        config: its sizes.
+        image_token: (1, 3, H, W) that replaces masked pixels, normalised space (None without masked modelling).
+        gse: the geospatial extractor (None without it).
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean_3", torch.tensor(config.mean), persistent=False)
+        self.register_buffer("std_3", torch.tensor(config.std), persistent=False)
+        self.backbone = Backbone(
+            config.image_px,
+            config.patch_px,
+            config.embed,
+            config.depth,
+            config.heads,
+            config.mlp_ratio,
+            config.frozen_backbone,
+        )
+        self.rein = Rein(config.depth, config.num_tokens, config.rank, config.embed, config.channels)
+        self.pixel_decoder = PixelDecoder(
+            config.embed,
+            config.channels,
+            config.mask_channels,
+            config.encoder_layers,
+            config.head_heads,
+            config.num_points,
+            config.encoder_ffn,
+            config.norm_groups,
+        )
+        self.mask_decoder = MaskDecoder(
+            config.channels,
+            config.mask_channels,
+            config.num_classes,
+            config.decoder_layers,
+            config.head_heads,
+            config.decoder_ffn,
+        )
+        self.gse = GeospatialExtractor(config.embed, config.patch_px) if config.geospatial else None
+        self.injector = Injector(config.embed, config.injector == "own") if config.geospatial else None
+        self.image_token: nn.Parameter | None = None
+        self.reconstruction: ReconstructionHead | None = None
+        if config.masked_modelling:
+            self.image_token = nn.Parameter(torch.zeros(1, 3, config.image_px, config.image_px))
+            self.reconstruction = ReconstructionHead(
+                config.embed, config.reconstruction_channels, len(MAP_SCALES), config.reconstruction_px
+            )
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """Raw RGB, 0..255, uint8 or float -> scores (B, K, H, W) float32, not normalised over classes.
+
+        Raises:
+            InputError: sides that are not multiples of the patch.
+        """
+        return self.segment(self.normalise(image_B3HW))
+
+    def normalise(self, image_B3HW: Tensor) -> Tensor:
+        """Raw RGB, 0..255 -> zero mean and unit deviation per channel, float32."""
+        return (image_B3HW.float() - self.mean_3.view(3, 1, 1)) / self.std_3.view(3, 1, 1)
+
+    def segment(self, x_B3HW: Tensor) -> Tensor:
+        """Normalised image -> scores (B, K, H, W)."""
+        last = self.decode(self.extract(x_B3HW))[-1]
+        return semantic_logits(last, (x_B3HW.shape[2], x_B3HW.shape[3]))
+
+    def extract(self, x_B3HW: Tensor, geospatial: Tensor | None = None) -> Features:
+        """Runs backbone and adapters.
+
+        Args:
+            x_B3HW: normalised images.
+            geospatial: bool (B,), the samples whose tokens get the geospatial injection; None = none.
+        """
+        rows, columns = (side // self.config.patch_px for side in x_B3HW.shape[2:])
+        tokens_BTC = self.backbone.embed(x_B3HW)
+        inject = geospatial is not None and bool(geospatial.any())
+        maps = []
+        geospatial_bNC = self._geospatial_tokens(x_B3HW[geospatial]) if inject else None
+        for layer, block in enumerate(self.backbone.blocks):
+            tokens_BTC = self.rein(block(tokens_BTC), layer)
+            if layer not in self.config.taps:
+                continue
+            if geospatial_bNC is not None:
+                tokens_BTC = self._inject(tokens_BTC, geospatial_bNC, geospatial)
+            map_BChw = tokens_BTC[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
+            maps.append(_rescale(map_BChw, MAP_SCALES[len(maps)]))
+        return Features(tuple(maps), self.rein.queries())
+
+    def _geospatial_tokens(self, x_bHW: Tensor) -> Tensor:
+        if self.gse is None:
+            raise InputError("this network has no geospatial extractor", expected="geospatial: true")
+        return self.gse(x_bHW)
+
+    def _inject(self, tokens_BTC: Tensor, geospatial_bNC: Tensor, samples_B: Tensor) -> Tensor:
+        added_bNC = self.injector(tokens_BTC[samples_B, 1:], geospatial_bNC, self.rein.delta)
+        padded_bTC = F.pad(added_bNC, (0, 0, 1, 0)).to(tokens_BTC.dtype)
+        return tokens_BTC.index_add(0, samples_B.nonzero()[:, 0], padded_bTC)
+
+    def decode(self, features: Features) -> list[Prediction]:
+        """Predictions before the first decoder layer and after each."""
+        mask_features, memories = self.pixel_decoder(features.maps)
+        return self.mask_decoder(features.queries, mask_features, memories)
+
+    def reconstruct(self, features: Features) -> Tensor:
+        """Images (B, 3, S, S) in normalised space, S = config.reconstruction_px."""
+        if self.reconstruction is None:
+            raise InputError("this network has no reconstruction head", expected="masked_modelling: true")
+        return self.reconstruction(features.maps)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The state without a frozen backbone."""
+        frozen = "backbone." if self.config.frozen_backbone else ()
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen)}
+
+
+def _rescale(map_BChw: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return map_BChw
+    return F.interpolate(map_BChw, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def build(config: NetworkConfig) -> CrossEarth:
+    """The network of a config, randomly initialised."""
+    return CrossEarth(config)
+
+
+def crossearth_large(num_classes: int, image_px: int = 512, **changes: Any) -> CrossEarth:
+    """The paper's network; its backbone's weights are to be loaded."""
+    return build(large_config(num_classes, image_px, **changes))
+
+
+def crossearth_tiny(num_classes: int, image_px: int = 128, **changes: Any) -> CrossEarth:
+    """The small network of the demonstration and the tests."""
+    return build(tiny_config(num_classes, image_px, **changes))

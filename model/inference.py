@@ -1,0 +1,75 @@
+"""Sliding windows: images of any size through a network that takes crops.
+
+Shape legend: B images, H W pixels, K classes.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from crossearth.model.crossearth import CrossEarth
+
+Size = tuple[int, int]
+
+
+def window_starts(side_px: int, crop_px: int, stride_px: int) -> list[int]:
+    """First pixels of the windows that cover a side; the last window is shifted back inside.
+
+    A side that is no longer than the crop has one window, at 0, as long as the side.
+    """
+    last = max(side_px - crop_px, 0)
+    return [min(start, last) for start in range(0, last + stride_px, stride_px)]
+
+
+def slide_logits(
+    network: Callable[[Tensor], Tensor],
+    image_B3HW: Tensor,
+    crop_px: int | Size,
+    stride_px: int | Size,
+    batch_size: int = 1,
+) -> Tensor:
+    """Mean of the overlapping windows' logits, (B, K, H, W) float32.
+
+    Args:
+        network: windows (b, 3, h, w) -> logits (b, K, h, w): a model, or its `segment` for normalised input.
+        image_B3HW: any size; a side below the crop is taken whole and must then suit the network.
+        crop_px, stride_px: of the windows; one number, or (rows, columns).
+        batch_size: windows per call of the network, at least one position of all images.
+
+    Raises:
+        InputError: a side below the crop that is no multiple of the patch.
+    """
+    batch, _, height, width = image_B3HW.shape
+    crop, stride = ((value, value) if isinstance(value, int) else value for value in (crop_px, stride_px))
+    rows, columns = min(crop[0], height), min(crop[1], width)
+    corners = [
+        (top, left)
+        for top in window_starts(height, crop[0], stride[0])
+        for left in window_starts(width, crop[1], stride[1])
+    ]
+    step = max(1, batch_size // batch)
+    sums_BKHW: Tensor | None = None
+    counts_HW = torch.zeros(height, width, device=image_B3HW.device)
+    for first in range(0, len(corners), step):
+        chosen = corners[first : first + step]
+        windows = torch.cat([image_B3HW[..., y : y + rows, x : x + columns] for y, x in chosen])
+        logits = network(windows).float()
+        if sums_BKHW is None:
+            sums_BKHW = logits.new_zeros(batch, logits.shape[1], height, width)
+        for (y, x), part_BKhw in zip(chosen, logits.split(batch), strict=True):
+            sums_BKHW[..., y : y + rows, x : x + columns] += part_BKhw
+            counts_HW[y : y + rows, x : x + columns] += 1
+    return torch.as_tensor(sums_BKHW) / counts_HW
+
+
+@torch.inference_mode()
+def predict_labels(model: CrossEarth, image_B3HW: Tensor, batch_size: int = 1) -> Tensor:
+    """Class ids (B, H, W) uint8 of raw RGB images 0..255, by the model's own windows.
+
+    Raises:
+        InputError: a side below the crop that is no multiple of the patch.
+    """
+    config = model.config
+    logits_BKHW = slide_logits(model, image_B3HW, config.crop_px, config.stride_px, batch_size)
+    return logits_BKHW.argmax(dim=1).to(torch.uint8)

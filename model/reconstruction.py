@@ -1,0 +1,50 @@
+"""The reconstruction head R of masked image modelling.
+
+Shape legend: B images, H W pixels of a map, C embedding channels, D channels inside, S side of the output.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DILATIONS = (1, 6, 12, 18)
+
+
+class ReconstructionHead(nn.Module):
+    """One ASPP for all four maps, their union at a common size, then two 1x1 convolutions to an image.
+
+    Args:
+        embed: C of the maps.
+        channels: D.
+        num_maps: how many maps are joined.
+        side_px: S, side of the square output.
+    """
+
+    def __init__(self, embed: int, channels: int, num_maps: int, side_px: int) -> None:
+        super().__init__()
+        self.side_px = side_px
+        self.reduce = nn.Conv2d(embed, channels, 1)
+        self.dilated = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate) for rate in DILATIONS
+        )
+        self.project = nn.Conv2d(len(DILATIONS) * channels, channels, 1)
+        self.join = nn.Conv2d(num_maps * channels, channels, 1)
+        self.image = nn.Conv2d(channels, 3, 1)
+
+    def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
+        """Maps of any sizes -> image_B3SS in normalised space."""
+        kernels_DD11 = self.join.weight.chunk(len(maps_BCHW), dim=1)
+        joined_BDSS = self.join.bias.view(1, -1, 1, 1)
+        for map_BCHW, kernel_DD11 in zip(maps_BCHW, kernels_DD11, strict=True):
+            # a 1x1 convolution commutes with bilinear resizing, and is cheaper before it
+            part_BDHW = F.conv2d(self._aspp(map_BCHW), kernel_DD11)
+            size = (self.side_px, self.side_px)
+            joined_BDSS = joined_BDSS + F.interpolate(part_BDHW, size, mode="bilinear", align_corners=False)
+        return self.image(F.relu(joined_BDSS))
+
+    def _aspp(self, map_BCHW: Tensor) -> Tensor:
+        reduced_BDHW = self.reduce(map_BCHW)
+        dilated_BDHW = torch.cat([convolution(reduced_BDHW) for convolution in self.dilated], dim=1)
+        return F.relu(self.project(dilated_BDHW))
