@@ -2,8 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import rasterio
 import torch
-import torch.distributed as dist
 from PIL import Image, ImageColor
 from rasterio.transform import Affine
 
 from crossearth.components.palette import safe_palette
+from crossearth.components.processes import join_processes
 from crossearth.components.results import (
     DETAILS,
     Panel,
@@ -119,7 +118,7 @@ def evaluate(
         for setting in recipe.settings
     }
     result = _describe(recipe, class_set, meta, config, out_dir)
-    with _processes() as first:
+    with join_processes() as processes:
         scored = _scored_before(out_dir)
         model = None
         for setting in recipe.settings:
@@ -132,16 +131,17 @@ def evaluate(
                     target.manifest,
                     target.remap,
                     class_set.headline,
+                    processes,
                     batch_size=config.batch_size,
                     readers=config.readers,
                     num_pictures=config.panels,
                     on_prediction=save,
                 )
-                if first:
+                if processes.is_first:
                     scored[target.key] = _keep(out_dir, setting, target, scores, class_set)
                 else:
                     scored[target.key] = None
-            if first:
+            if processes.is_first:
                 named = [
                     _name(
                         scored[targets[each.target].key], each, catalog, meta, targets[each.target].manifest
@@ -151,7 +151,7 @@ def evaluate(
                 ]
                 result = replace(result, settings=tuple(named))
                 write_results(result)
-        if first:
+        if processes.is_first:
             _track(result, meta)
     return out_dir
 
@@ -346,21 +346,6 @@ def _device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _processes() -> Iterator[bool]:
-    """Joins the other processes under torchrun; yields whether this is the first one, the one that writes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield True
-        return
-    # counts are gathered on the CPU: they are small, and gloo is there on every machine
-    dist.init_process_group("gloo")
-    try:
-        yield dist.get_rank() == 0
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 def _track(result: RecipeResult, meta: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
@@ -152,10 +152,7 @@ def markdown(summary: Summary, catalog: Catalog) -> str:
             for row, line in zip(table, summary.lines, strict=True)
         ]
     parts.append(_markdown_table(columns, table))
-    means = [
-        [mean.name, mean.selection, str(mean.settings), per_cent(mean.miou)]
-        for mean in (*summary.overall, *summary.gaps)
-    ]
+    means = [[mean.name, mean.selection, str(mean.settings), per_cent(mean.miou)] for mean in summary.means]
     parts += ["## Means", _markdown_table(["group", "selection", "settings", "mIoU"], means)]
     if summary.drops:
         drops = [
@@ -280,8 +277,7 @@ def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> 
     metrics = {
         metric_name("miou", line.setting): line.miou for line in summary.lines if line.miou is not None
     }
-    means = [mean for mean in (*summary.overall, *summary.gaps) if mean.miou is not None]
-    metrics |= {metric_name("mean", mean.name): mean.miou for mean in means}
+    metrics |= {metric_name("mean", mean.name): mean.miou for mean in summary.means if mean.miou is not None}
     keys = sorted({result.recipe_hash for result in results})
     tags = {
         "kind": "benchmark",

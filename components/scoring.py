@@ -1,7 +1,7 @@
 """One pass of a model over a target: read ahead, sliding windows over batches of tiles, exact counts.
 
-Under torch.distributed every process takes every world-th batch. Batches are cut before they are shared out:
-each holds the same tiles at any number of processes, and the sums are those of one process to the last pixel.
+Of several processes each takes every n-th batch. Batches are cut before they are shared out: each holds the same
+tiles at any number of processes, and the sums are those of one process to the last pixel.
 
 Legend: B tiles of a batch, K classes, N tiles.
 """
@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from crossearth.components.processes import Processes
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 from crossearth.data.manifest import Manifest, read_image, read_label
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels, window_starts
-from crossearth.model.metrics import confusion_matrix, sum_over_processes
+from crossearth.model.metrics import confusion_matrix
 from crossearth.model.scores import Counts, Headline, class_iou, headline_iou, outcome_counts
 
 Pixels = NDArray[np.uint8]
@@ -79,7 +80,7 @@ class TargetScores:
         seconds: wall time of the pass; network_seconds: the part spent in the network (first process).
     """
 
-    confusion: Counts
+    confusion: Counts = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     tiles: list[ScoredTile] = field(default_factory=list)
     worst: list[Picture] = field(default_factory=list)
     best: list[Picture] = field(default_factory=list)
@@ -92,6 +93,7 @@ def score_target(
     manifest: Manifest,
     remap: Sequence[int],
     headline: Headline,
+    processes: Processes,
     *,
     batch_size: int,
     readers: int,
@@ -105,6 +107,7 @@ def score_target(
         manifest: the target's split.
         remap: new class id per id of the manifest's class set.
         headline: which IoU ranks the tiles.
+        processes: among which the tiles are shared out; every one gets the whole result.
         batch_size: sliding windows per forward pass.
         readers: threads that read and hash tiles while the network works.
         num_pictures: best and worst tiles to keep, each.
@@ -113,16 +116,15 @@ def score_target(
     Raises:
         InputError: tiles that are gone or not the ones that were ingested (listed); no labelled pixel at all.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
     num_classes, device = model.config.num_classes, next(model.parameters()).device
-    confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    found = TargetScores(confusion=confusion_KK.numpy())
+    confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    found = TargetScores()
     problems: list[str] = []
     table = np.full(256, IGNORE, dtype=np.uint8)
     table[: len(remap)] = remap
-    batches = _batches(manifest, batch_size, model)[rank::world]
+    batches = _batches(manifest, batch_size, model)[processes.rank :: processes.size]
     started = time.perf_counter()
-    for tiles in _watch(manifest, rank, _read_ahead(manifest, batches, table, readers)):
+    for tiles in _watch(manifest, processes, _read_ahead(manifest, batches, table, readers)):
         problems += [tile.problem for tile in tiles if tile.problem]
         if problems:  # no score will come of this: only read on, to name all that is wrong
             continue
@@ -133,11 +135,9 @@ def score_target(
             torch.cuda.synchronize(device)
         found.network_seconds += time.perf_counter() - entered
         for tile, predicted_HW in zip(tiles, predicted_BHW, strict=True):
-            tile_KK = confusion_matrix(
-                predicted_HW, torch.from_numpy(tile.label).to(device), num_classes
-            ).cpu()
+            tile_KK = confusion_matrix(predicted_HW, torch.from_numpy(tile.label).to(device), num_classes)
             confusion_KK += tile_KK
-            counts = outcome_counts(tile_KK.numpy())
+            counts = outcome_counts(tile_KK.cpu().numpy())
             scored = ScoredTile(tile.index, counts, float(headline_iou(class_iou(counts), headline)))
             found.tiles.append(scored)
             prediction = predicted_HW.cpu().numpy()
@@ -145,7 +145,8 @@ def score_target(
                 on_prediction(tile.index, prediction)
             _keep_picture(found, Picture(scored, tile.image, tile.label, prediction), num_pictures)
     found.seconds = time.perf_counter() - started
-    _merge(found, confusion_KK, problems, num_pictures)
+    found.confusion = processes.sum_tensor(confusion_KK.to(processes.device)).cpu().numpy()
+    _merge(found, problems, processes, num_pictures)
     if problems:
         listed = "".join(f"\n    {problem}" for problem in problems[:NAMED_TILES])
         more = f"\n    and {len(problems) - NAMED_TILES} more" if len(problems) > NAMED_TILES else ""
@@ -161,10 +162,6 @@ def score_target(
             next_step="check the domain's label map in the catalog",
         )
     return found
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _batches(manifest: Manifest, batch_size: int, model: CrossEarth) -> list[list[int]]:
@@ -210,15 +207,15 @@ def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
     return Tile(index, image_3HW, remap[label_HW], "")
 
 
-def _watch(manifest: Manifest, rank: int, batches: Iterator[list[Tile]]) -> Iterator[list[Tile]]:
+def _watch(manifest: Manifest, processes: Processes, batches: Iterator[list[Tile]]) -> Iterator[list[Tile]]:
     """Passes batches through under a progress bar on a terminal."""
-    quiet = rank != 0 or not sys.stderr.isatty()
+    quiet = not (processes.is_first and sys.stderr.isatty())
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
         task = progress.add_task(manifest.domain, total=len(manifest))
         for tiles in batches:
             yield tiles
             # the other processes move on at the same pace
-            progress.advance(task, len(tiles) * (dist.get_world_size() if _distributed() else 1))
+            progress.advance(task, len(tiles) * processes.size)
 
 
 def _keep_picture(found: TargetScores, picture: Picture, num_pictures: int) -> None:
@@ -233,15 +230,14 @@ def _extreme(pictures: list[Picture], number: int, sign: int) -> list[Picture]:
     return sorted(pictures, key=lambda picture: (sign * picture.tile.iou, picture.tile.index))[:number]
 
 
-def _merge(found: TargetScores, confusion_KK: torch.Tensor, problems: list[str], num_pictures: int) -> None:
+def _merge(found: TargetScores, problems: list[str], processes: Processes, num_pictures: int) -> None:
     """Puts the shares of all processes together, in every process, and makes best and worst disjoint."""
-    sum_over_processes(confusion_KK)
-    if _distributed():
-        shares: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, (found.tiles, found.worst, found.best, problems))
-        found.tiles, found.worst, found.best, problems[:] = (
-            [item for share in shares for item in share[part]] for part in range(4)
-        )
+    shares: list[Any] = [(found.tiles, found.worst, found.best, list(problems))] * processes.size
+    if processes.size > 1:
+        dist.all_gather_object(shares, shares[0])
+    found.tiles, found.worst, found.best, problems[:] = (
+        [item for share in shares for item in share[part]] for part in range(4)
+    )
     found.tiles.sort(key=lambda tile: tile.index)
     candidates = {picture.tile.index: picture for picture in (*found.worst, *found.best)}
     # with few tiles the two lists meet: each gets at most half

@@ -101,6 +101,12 @@ class Summary:
     missing: tuple[Setting, ...]
 
     @property
+    def means(self) -> tuple[Mean, ...]:
+        """`overall`, then the gaps between domains."""
+        names = {mean.name for mean in self.overall}
+        return (*self.overall, *(mean for mean in self.gaps if mean.name not in names))
+
+    @property
     def selections(self) -> tuple[str, ...]:
         return _distinct(line.selection for line in self.lines)
 

@@ -5,7 +5,6 @@ slower on a CPU, and its import adds two seconds to every process. The tests hol
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from crossearth.data.labels import IGNORE
@@ -45,10 +44,3 @@ def _refuse_foreign(ids: Tensor, num_classes: int, kind: str) -> None:
         raise ValueError(
             f"{kind} ids must lie in 0..{num_classes - 1}, found {int(ids.min())}..{int(ids.max())}"
         )
-
-
-def sum_over_processes(confusion_KK: Tensor) -> Tensor:
-    """The sum of all processes' matrices where torch.distributed runs, else the matrix itself."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(confusion_KK)
-    return confusion_KK
