@@ -7,6 +7,7 @@ first), C embedding channels, P side of a patch in pixels, G = g*g cells of the 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -74,10 +75,12 @@ class Backbone(nn.Module):
     def embed(self, x_B3HW: Tensor) -> Tensor:
         """Normalised image -> class token and patches with positions, tokens_BTC (before the first block)."""
         check_size(x_B3HW, self.patch_px)
-        patch_BChw = self.vit.patch_embed.proj(x_B3HW.to(self.vit.patch_embed.proj.weight.dtype))
-        positions_1TC = resize_positions(self.vit.pos_embed, *patch_BChw.shape[2:])
-        class_B1C = self.vit.cls_token.expand(len(x_B3HW), -1, -1)
-        return torch.cat([class_B1C, patch_BChw.flatten(2).transpose(1, 2)], dim=1) + positions_1TC
+        class_11C, positions_1TC = cast(tuple[Tensor, Tensor], (self.vit.cls_token, self.vit.pos_embed))
+        patch_BChw = self.vit.patch_embed.proj(x_B3HW)
+        tokens_BTC = torch.cat(
+            [class_11C.expand(len(x_B3HW), -1, -1), patch_BChw.flatten(2).transpose(1, 2)], dim=1
+        )
+        return tokens_BTC + resize_positions(positions_1TC, patch_BChw.shape[2], patch_BChw.shape[3])
 
 
 def check_size(x_B3HW: Tensor, patch_px: int) -> None:
@@ -87,7 +90,7 @@ def check_size(x_B3HW: Tensor, patch_px: int) -> None:
         rows, columns = (max(patch_px, round(side / patch_px) * patch_px) for side in (height, width))
         raise InputError(
             f"the network cannot take an image of {height} x {width} px",
-            expected=f"sides that are multiples of {patch_px} px; the nearest such size is {rows} x {columns}",
+            expected=f"sides that are multiples of {patch_px} px; the nearest such size: {rows} x {columns}",
             next_step="resize or pad it, or use sliding windows with a crop no larger than the image",
         )
 

@@ -4,6 +4,7 @@ Shape legend: B images, H W pixels, h w patch rows and columns, N patches, C emb
 D query channels, K classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -162,9 +163,12 @@ class CrossEarth(nn.Module):
 
     Attributes:
         config: its sizes.
-        image_token: (1, 3, H, W) that replaces masked pixels, normalised space (None without masked modelling).
+        image_token: (1, 3, H, W) in normalised space, what masked pixels become (None without masked modelling).
         gse: the geospatial extractor (None without it).
     """
+
+    mean_3: Tensor
+    std_3: Tensor
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -233,30 +237,33 @@ class CrossEarth(nn.Module):
             x_B3HW: normalised images.
             geospatial: bool (B,), the samples whose tokens get the geospatial injection; None = none.
         """
+        x_B3HW = x_B3HW.to(self.rein.scale.dtype)
         rows, columns = (side // self.config.patch_px for side in x_B3HW.shape[2:])
         tokens_BTC = self.backbone.embed(x_B3HW)
-        inject = geospatial is not None and bool(geospatial.any())
-        maps = []
-        geospatial_bNC = self._geospatial_tokens(x_B3HW[geospatial]) if inject else None
+        inject = self._injection(x_B3HW, geospatial)
+        maps: list[Tensor] = []
         for layer, block in enumerate(self.backbone.blocks):
             tokens_BTC = self.rein(block(tokens_BTC), layer)
-            if layer not in self.config.taps:
-                continue
-            if geospatial_bNC is not None:
-                tokens_BTC = self._inject(tokens_BTC, geospatial_bNC, geospatial)
-            map_BChw = tokens_BTC[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
-            maps.append(_rescale(map_BChw, MAP_SCALES[len(maps)]))
+            if layer in self.config.taps:
+                tokens_BTC = inject(tokens_BTC)
+                map_BChw = tokens_BTC[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
+                maps.append(_rescale(map_BChw, MAP_SCALES[len(maps)]))
         return Features(tuple(maps), self.rein.queries())
 
-    def _geospatial_tokens(self, x_bHW: Tensor) -> Tensor:
-        if self.gse is None:
+    def _injection(self, x_B3HW: Tensor, samples_B: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """What is done to the tokens at a tap; nothing where no sample is chosen."""
+        if samples_B is None or not samples_B.any():
+            return lambda tokens_BTC: tokens_BTC
+        if self.gse is None or self.injector is None:
             raise InputError("this network has no geospatial extractor", expected="geospatial: true")
-        return self.gse(x_bHW)
+        index_b = samples_B.nonzero()[:, 0]
+        geospatial_bNC, injector = self.gse(x_B3HW[index_b]), self.injector
 
-    def _inject(self, tokens_BTC: Tensor, geospatial_bNC: Tensor, samples_B: Tensor) -> Tensor:
-        added_bNC = self.injector(tokens_BTC[samples_B, 1:], geospatial_bNC, self.rein.delta)
-        padded_bTC = F.pad(added_bNC, (0, 0, 1, 0)).to(tokens_BTC.dtype)
-        return tokens_BTC.index_add(0, samples_B.nonzero()[:, 0], padded_bTC)
+        def inject(tokens_BTC: Tensor) -> Tensor:
+            added_bNC = injector(tokens_BTC[index_b, 1:], geospatial_bNC, self.rein.delta)
+            return tokens_BTC.index_add(0, index_b, F.pad(added_bNC, (0, 0, 1, 0)).to(tokens_BTC.dtype))
+
+        return inject
 
     def decode(self, features: Features) -> list[Prediction]:
         """Predictions before the first decoder layer and after each."""

@@ -24,17 +24,15 @@ class GeospatialExtractor(nn.Module):
         super().__init__()
         channels = [3, *(embed >> shift for shift in reversed(range(NUM_CONVOLUTIONS)))]
         num_halvings = patch_px.bit_length() - 1
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels[i], channels[i + 1], 3, stride=2 if i < num_halvings else 1, padding=1)
-            for i in range(NUM_CONVOLUTIONS)
-        )
+        self.layers = nn.Sequential()
+        for i in range(NUM_CONVOLUTIONS):
+            stride = 2 if i < num_halvings else 1
+            self.layers.append(nn.Conv2d(channels[i], channels[i + 1], 3, stride=stride, padding=1))
+            self.layers.append(nn.ReLU())
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Normalised image -> one token per patch, (B, N, C)."""
-        feat_BCHW = x_B3HW.to(self.convolutions[0].weight.dtype)
-        for convolution in self.convolutions:
-            feat_BCHW = F.relu(convolution(feat_BCHW))
-        return feat_BCHW.flatten(2).transpose(1, 2)
+        return self.layers(x_B3HW).flatten(2).transpose(1, 2)
 
 
 class Injector(nn.Module):

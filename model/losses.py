@@ -177,8 +177,8 @@ def match(
         for query, instance in zip(*pair, strict=True)
     ]
     device = class_logits_LBQK1.device
-    columns = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).T.to(device)
-    return Matches(*columns, labels_LBQ.to(device))
+    layer_N, image_N, query_N, instance_N = torch.tensor(rows, dtype=torch.int64).view(-1, 4).T.to(device)
+    return Matches(layer_N, image_N, query_N, instance_N, labels_LBQ.to(device))
 
 
 def _sample_shared(masks_GHW: Tensor, points_LP2: Tensor) -> Tensor:

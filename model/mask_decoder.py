@@ -37,14 +37,14 @@ class Attention(nn.Module):
         self, query_BQC: Tensor, key_BSC: Tensor, value_BSC: Tensor, allowed_BQS: Tensor | None = None
     ) -> Tensor:
         """Attends where `allowed_BQS` (bool, the same for all heads) is True; everywhere without it."""
-        projected = [
+        query_BAQE, key_BASE, value_BASE = (
             F.linear(x_BSC, weight_CC, bias_C).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x_BSC, weight_CC, bias_C in zip(
                 (query_BQC, key_BSC, value_BSC), self.in_weight.chunk(3), self.in_bias.chunk(3), strict=True
             )
-        ]
+        )
         mask_B1QS = None if allowed_BQS is None else allowed_BQS[:, None]
-        found_BAQE = F.scaled_dot_product_attention(*projected, attn_mask=mask_B1QS)
+        found_BAQE = F.scaled_dot_product_attention(query_BAQE, key_BASE, value_BASE, mask_B1QS)
         return self.out(found_BAQE.transpose(1, 2).flatten(2))
 
 

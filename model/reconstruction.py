@@ -36,13 +36,14 @@ class ReconstructionHead(nn.Module):
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
         """Maps of any sizes -> image_B3SS in normalised space."""
         kernels_DD11 = self.join.weight.chunk(len(maps_BCHW), dim=1)
-        joined_BDSS = self.join.bias.view(1, -1, 1, 1)
-        for map_BCHW, kernel_DD11 in zip(maps_BCHW, kernels_DD11, strict=True):
+        biases = [self.join.bias] + [None] * (len(maps_BCHW) - 1)
+        size = (self.side_px, self.side_px)
+        parts = []
+        for map_BCHW, kernel_DD11, bias_D in zip(maps_BCHW, kernels_DD11, biases, strict=True):
             # a 1x1 convolution commutes with bilinear resizing, and is cheaper before it
-            part_BDHW = F.conv2d(self._aspp(map_BCHW), kernel_DD11)
-            size = (self.side_px, self.side_px)
-            joined_BDSS = joined_BDSS + F.interpolate(part_BDHW, size, mode="bilinear", align_corners=False)
-        return self.image(F.relu(joined_BDSS))
+            part_BDHW = F.conv2d(self._aspp(map_BCHW), kernel_DD11, bias_D)
+            parts.append(F.interpolate(part_BDHW, size, mode="bilinear", align_corners=False))
+        return self.image(F.relu(torch.stack(parts).sum(0)))
 
     def _aspp(self, map_BCHW: Tensor) -> Tensor:
         reduced_BDHW = self.reduce(map_BCHW)
