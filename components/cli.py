@@ -145,6 +145,88 @@ def doctor(params_file: ParamsFile = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def domains(catalog: Catalogs = None, as_json: AsJson = False) -> None:
+    """The domains: dataset, splits, bands, ground sample distance, classes, tiles of the paper, licence."""
+    from dataclasses import asdict
+
+    from crossearth.data.catalog import load_catalog
+
+    loaded = load_catalog(catalog or [], data_dir())
+    if as_json:
+        typer.echo(json.dumps([asdict(domain) for domain in loaded.domains.values()], indent=2, default=str))
+        return
+    rows = [
+        [
+            domain.name,
+            loaded.datasets[domain.dataset].title,
+            ", ".join(domain.splits),
+            ", ".join(domain.bands),
+            domain.gsd_m or "",
+            domain.class_set or "none (style source)",
+            f"{domain.tile.px} {domain.tile.rule}",
+            loaded.datasets[domain.dataset].licence,
+        ]
+        for domain in loaded.domains.values()
+    ]
+    _table(
+        f"{len(rows)} domains",
+        ["domain", "dataset", "splits", "bands", "metres per px", "classes", "tile px", "licence"],
+        rows,
+    )
+
+
+@app.command()
+def plan(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+    """Resolve catalog and params into one file per dataset and recipe (DVC hangs its stages on them)."""
+    from crossearth.components.plan import plan as run
+
+    params, loaded = _inputs(params_file, catalog)
+    _done(run(loaded, params, ARTIFACTS / "plan"), "")
+
+
+@app.command()
+def synthesize(
+    datasets: Annotated[list[str] | None, typer.Argument(help="Datasets [default: all].")] = None,
+    params_file: ParamsFile = None,
+) -> None:
+    """Draw miniature archives of the datasets, packed as their publishers pack them."""
+    from crossearth.components.synthesize import SynthesizeConfig
+    from crossearth.components.synthesize import synthesize as run
+
+    params, loaded = _inputs(params_file, None)
+    config = params.config(SynthesizeConfig, "synthesize")
+    written = run([loaded.dataset(name).name for name in datasets or loaded.datasets], params.archives, config, params.seed)
+    _done(written, "crossearth ingest DATASET")
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="Domains or datasets.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Download what may be downloaded openly; says where to get the rest."""
+    from crossearth.components.fetch import fetch as run
+
+    _, loaded = _inputs(None, catalog)
+    _done(run(names, loaded, data_dir() / "archives"), "crossearth ingest DATASET")
+
+
+@app.command()
+def ingest(
+    names: Annotated[list[str], typer.Argument(help="Domains or datasets.")],
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Cut archives or your own folders into checked tiles with a manifest."""
+    from crossearth.components.ingest import IngestConfig
+    from crossearth.components.ingest import ingest as run
+
+    params, loaded = _inputs(params_file, catalog)
+    written = run(names, loaded, params.archives, ARTIFACTS / "domains", params.config(IngestConfig, "ingest"))
+    _done(written, "crossearth validate, or crossearth preview DOMAIN to look at the labels")
+
+
 def main() -> None:
     """Entry point: exit 0 fine, 2 bad usage or input, 130 interrupted, 143 terminated, 1 anything else."""
     from crossearth.data.errors import InputError

@@ -108,6 +108,15 @@ def write_cog(rows: Path, out: Path, resampling: str) -> None:
         rasterio.shutil.copy(rows, out, overview_resampling=resampling, **COG_OPTIONS)
 
 
+def count_pixels(map_path: Path) -> NDArray[np.int64]:
+    """Pixels per value of a map, (256,) int64, read back from the file."""
+    pixels = np.zeros(256, np.int64)
+    with rasterio.open(map_path) as scene:
+        for _, window in scene.block_windows(1):
+            pixels += np.bincount(scene.read(1, window=window).ravel(), minlength=256)
+    return pixels
+
+
 def write_category_names(path: Path, classes: list[str]) -> None:
     """Writes the class names where GDAL and QGIS look for them: `<map>.aux.xml` beside the map.
 

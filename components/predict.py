@@ -19,12 +19,14 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.nn import functional as F
 
 from crossearth.components import maps
 from crossearth.data.errors import InputError
@@ -113,7 +115,7 @@ def predict(
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.
 
     Beside `MAP.tif` (uint8 class ids, 255 = nodata) stand `MAP.tif.aux.xml` (class names for a GIS),
-    `MAP.png`, `MAP.json` and, if asked, `MAP.probabilities.tif`. A scene's files appear together, when it is done.
+    `MAP.png`, `MAP.json` and, if asked, `MAP.probabilities.tif`. A scene's files appear when it is done.
 
     Args:
         scenes: raster files, or folders of them.
@@ -202,7 +204,7 @@ def scene_scores(
             batch = needed[first : first + batch_size]
             windows_B3HW = torch.stack([image_3HW[:, :, left : left + width] for left in batch]).to(device)
             for left, scores_KHW in zip(batch, _window_scores(loaded, windows_B3HW), strict=True):
-                sums_KHW[:, :, left : left + width] += scores_KHW
+                sums_KHW[:, :, left : left + width] += scores_KHW[:, :height, :width]
                 counts_HW[:, left : left + width] += 1
                 advance()
         done = below - top
@@ -213,6 +215,12 @@ def scene_scores(
 
 
 def _window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
+    """Scores (B, K, h, w) float32; a window that is no whole number of patches gains some right and below."""
+    patch_px = loaded.network.config.patch_px
+    missing = [max(2, -(-side // patch_px)) * patch_px - side for side in windows_B3HW.shape[2:]]
+    if any(missing):
+        padding = (0, missing[1], 0, missing[0])
+        windows_B3HW = F.pad(windows_B3HW.float(), padding, mode="replicate")
     reduced = loaded.precision != torch.float32
     with torch.inference_mode(), torch.autocast(windows_B3HW.device.type, loaded.precision, enabled=reduced):
         return loaded.network(windows_B3HW).float()
@@ -221,12 +229,13 @@ def _window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
 def _map(
     scene: Scene, target: Path, loaded: Loaded, config: PredictConfig, advance: Callable[[], None]
 ) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.", suffix=".partial") as name:
-        folder = Path(name)
+    with _writing(target) as folder:
         value_range = config.value_range or _estimated_range(scene)
         pixels = _write_rows(scene, value_range, folder, loaded, config, advance)
         maps.write_cog(folder / "ids.tif", folder / target.name, "MODE")
+        if not np.array_equal(maps.count_pixels(folder / target.name), pixels):
+            # GDAL may lose the last blocks of a full disk without a word
+            raise OSError("the map on disk is not what was written")
         (folder / "ids.tif").unlink()
         if config.probabilities:
             maps.write_cog(folder / "shares.tif", folder / f"{target.stem}.probabilities.tif", "AVERAGE")
@@ -244,6 +253,21 @@ def _map(
         }
         write_json(folder / f"{target.stem}.json", report)
         _publish(folder, target)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[Path]:
+    """Yields a hidden folder beside `target`, gone at the end."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.", suffix=".partial") as folder:
+            yield Path(folder)
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise InputError(
+            f"cannot write the map: {error}",
+            where=target,
+            next_step="look at the disk's space and the rights",
+        ) from error
 
 
 def _write_rows(

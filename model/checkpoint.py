@@ -27,6 +27,7 @@ FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"
 META_NAME = "model.json"
 BACKBONE = "backbone."
+CLASS_HEAD = "mask_decoder.head.classes.weight"
 # the only parts that a file may lack: they take no part in inference
 TRAINING_ONLY = ("image_token", "gse.", "injector.", "reconstruction.")
 
@@ -109,6 +110,8 @@ def load(path: Path, device: str = "cpu", backbone: Path | None = None) -> Cross
         )
     config = load_config(NetworkConfig, meta["network"], f"{description}: network")
     state = read_state(weights)
+    if meta["backbone"] is None and backbone is not None:
+        raise InputError("the model has no shared backbone: its own file holds it", where=path)
     if meta["backbone"] is not None:
         state |= _read_backbone(meta["backbone"], weights.parent, backbone)
     model = build(config)
@@ -194,6 +197,12 @@ def load_strictly(model: CrossEarth, state: Mapping[str, Tensor], where: object)
         for name in sorted(expected.keys() & state.keys())
         if state[name].shape != expected[name].shape
     ]
+    if CLASS_HEAD in state and len(state[CLASS_HEAD]) - 1 != model.config.num_classes:
+        raise InputError(
+            f"a head of {len(state[CLASS_HEAD]) - 1} classes",
+            where=where,
+            expected=f"{model.config.num_classes}",
+        )
     problems = [
         f"{title} ({len(names)}): {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
         for title, names in (("missing", missing), ("not of this network", extra), ("other shape", shapes))

@@ -1,0 +1,110 @@
+"""Turns a released checkpoint and its backbone into a model folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossearth.data.catalog import ClassSet
+from crossearth.data.errors import InputError
+from crossearth.data.files import sha256_file
+from crossearth.model.checkpoint import save, write_state
+from crossearth.model.crossearth import build, large_config
+from crossearth.model.release import (
+    Released,
+    fetch_backbone,
+    image_px_of,
+    load_released,
+    read_backbone,
+    read_released,
+)
+
+TRAINING_NAME = "training.safetensors"
+PATCH_PX = 16
+PAPER_IMAGE_PX = 512
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """How a released checkpoint is converted.
+
+    Attributes:
+        backbone: file, s3:// address or timm's hub name of the frozen backbone; patch 16 as the authors
+            converted it, or DINOv2's own patch 14, which is resampled.
+        image_px: side of the windows that the model was trained on; None = what the position grid of a
+            patch-16 backbone says, and 512 for any other.
+        keep_training: also write `training.safetensors`: the modules that only training uses, under their
+            released names.
+        backbones_dir: store the backbone there, once for all models, instead of inside the model's file.
+        cache_dir: where backbones from S3 are kept.
+    """
+
+    backbone: str
+    image_px: int | None = None
+    keep_training: bool = False
+    backbones_dir: Path | None = None
+    cache_dir: Path = Path("datasets/weights")
+
+    def __post_init__(self) -> None:
+        if self.image_px is not None and (self.image_px < PATCH_PX or self.image_px % PATCH_PX):
+            raise InputError(
+                f"image_px: {self.image_px}", expected=f"a multiple of {PATCH_PX}, as 512 or 1024"
+            )
+
+
+def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: ClassSet | None = None) -> Path:
+    """Writes `out_dir/model.safetensors` and `out_dir/model.json`.
+
+    Args:
+        released: the authors' checkpoint, an mmengine pickle; nothing in it is run.
+        class_set: names and colours of the classes; None = what the checkpoint says of itself.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        InputError: a file that is none of these; a parameter that is missing, superfluous or of another shape
+            (named); classes that are not known, or not as many as the head's.
+    """
+    checkpoint = read_released(released)
+    classes, palette = _classes(checkpoint, class_set)
+    backbone_path = fetch_backbone(config.backbone, config.cache_dir)
+    backbone = read_backbone(backbone_path)
+    network = large_config(
+        checkpoint.num_classes, config.image_px or image_px_of(backbone, PATCH_PX) or PAPER_IMAGE_PX
+    )
+    model = build(network)
+    load_released(model, checkpoint, backbone, backbone_path)
+    if config.keep_training:
+        write_state(out_dir / TRAINING_NAME, checkpoint.training)
+    provenance: dict[str, Any] = {
+        "source": "released",
+        "file": Path(released).name,
+        "sha256": checkpoint.sha256,
+        "says": {key: value for key, value in checkpoint.meta.items() if not isinstance(value, dict | list)},
+        "backbone": {"source": config.backbone, "sha256": sha256_file(backbone_path)},
+        "kept_in": TRAINING_NAME if config.keep_training else None,
+        "training_only": sorted(checkpoint.training),
+    }
+    meta = {"classes": classes, "palette": palette, "provenance": provenance}
+    return save(model, out_dir, meta, config.backbones_dir)
+
+
+def _classes(checkpoint: Released, class_set: ClassSet | None) -> tuple[list[str], list[str]]:
+    about = checkpoint.meta.get("dataset_meta") or {}
+    if class_set is not None:
+        names, colours, origin = (
+            list(class_set.classes),
+            list(class_set.palette),
+            f"class set {class_set.name}",
+        )
+    else:
+        names, origin = list(about.get("classes") or ()), "its own description"
+        colours = [f"#{bytes(colour).hex()}" for colour in about.get("palette") or ()]
+    if not len(names) == len(colours) == checkpoint.num_classes:
+        raise InputError(
+            f"its head has {checkpoint.num_classes} classes; {origin} has {len(names)} names "
+            f"and {len(colours)} colours",
+            where=checkpoint.path,
+            next_step="give the class set that the model was trained on with --class-set",
+        )
+    return names, colours

@@ -1,0 +1,385 @@
+"""Mapping of scenes: windows, georeference, nodata, bit depths, refusals."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
+from torch import Tensor, nn
+
+from crossearth.components import maps
+from crossearth.components import predict as step
+from crossearth.components.predict import PredictConfig, open_scene, predict
+from crossearth.data.errors import InputError
+from crossearth.model.checkpoint import save
+from crossearth.model.crossearth import CrossEarth, crossearth_tiny
+from crossearth.model.inference import slide_logits
+
+CLASSES = ["field", "road", "water"]
+PALETTE = ["#00ff00", "#808080", "#0000ff"]
+UTM = CRS.from_epsg(32633)
+HALF_METRE = Affine(0.5, 0, 400_000, 0, -0.5, 5_000_000)
+FLOAT32 = PredictConfig(precision="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def network() -> CrossEarth:
+    torch.manual_seed(0)
+    return crossearth_tiny(num_classes=len(CLASSES), image_px=64).eval()
+
+
+@pytest.fixture(scope="module")
+def model(network: CrossEarth, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    meta = {"classes": CLASSES, "palette": PALETTE, "provenance": {"source": "random"}}
+    return save(network, tmp_path_factory.mktemp("model"), meta)
+
+
+def pixels(height: int, width: int, bands: int = 3, dtype: str = "uint8", seed: int = 0) -> NDArray[Any]:
+    info = np.iinfo(dtype)
+    coarse = np.random.default_rng(seed).integers(
+        info.min, info.max, (bands, height // 8 + 1, width // 8 + 1)
+    )
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width].astype(dtype)
+
+
+def write(path: Path, values: NDArray[Any], alpha: NDArray[Any] | None = None, **profile: Any) -> Path:
+    bands = len(values) + (alpha is not None)
+    shape = {"height": values.shape[1], "width": values.shape[2], "count": bands, "dtype": values.dtype}
+    with rasterio.open(
+        path, "w", **({"driver": "GTiff", "crs": UTM, "transform": HALF_METRE} | shape | profile)
+    ) as out:
+        out.write(values, list(range(1, len(values) + 1)))
+        if alpha is not None:
+            out.write(alpha, bands)
+            out.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    return path
+
+
+def read(path: Path) -> NDArray[Any]:
+    with rasterio.open(path) as source:
+        return source.read()
+
+
+def slide(network: CrossEarth, image_3HW: NDArray[np.uint8]) -> Tensor:
+    config = network.config
+    _, height, width = image_3HW.shape
+    patch, crop = config.patch_px, config.crop_px
+    # a side below the crop is padded to whole patches, at least two of them
+    rows, columns = (side if side >= crop else max(2, -(-side // patch)) * patch for side in (height, width))
+    padded = np.pad(image_3HW, ((0, 0), (0, rows - height), (0, columns - width)), mode="edge")
+    with torch.inference_mode():
+        scores = slide_logits(network, torch.from_numpy(padded)[None], crop, config.stride_px, 1)[0]
+    return scores[:, :height, :width]
+
+
+@pytest.mark.parametrize(
+    "size", [(150, 211), (64, 64), (65, 64), (40, 200), (33, 47), (200, 45), (5, 3), (1, 90)]
+)
+def test_a_georeferenced_mosaic_equals_the_array(
+    tmp_path: Path, model: Path, network: CrossEarth, size: tuple[int, int]
+) -> None:
+    image = pixels(*size)
+    scene = write(tmp_path / "scene.tif", image)
+    [out] = predict([scene], model, tmp_path / "out" / "map.tif", FLOAT32)
+    with rasterio.open(out) as source:
+        assert source.crs == UTM
+        assert source.transform == HALF_METRE
+        assert source.nodata == 255
+        assert source.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert json.loads(source.tags()["CLASSES"]) == CLASSES
+        assert source.colormap(1)[1] == (128, 128, 128, 255)
+        ids = source.read(1)
+    assert np.array_equal(ids, slide(network, image).argmax(0).numpy())
+    report = json.loads((tmp_path / "out" / "map.json").read_text())
+    counts = np.bincount(ids.ravel(), minlength=len(CLASSES))
+    assert [entry["pixels"] for entry in report["classes"]] == counts.tolist()
+    assert [entry["area_m2"] for entry in report["classes"]] == (counts * 0.25).tolist()
+    assert sum(entry["share"] for entry in report["classes"]) == pytest.approx(1)
+    assert report["notes"] == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_streamed_scores_are_those_of_the_sliding_window(network: CrossEarth, batch_size: int) -> None:
+    image = pixels(170, 230)
+    loaded = step.Loaded(network, torch.float32, CLASSES, PALETTE, {})
+    grid = maps.Grid(230, 170, None, Affine.identity())
+    tops, _ = step._starts(grid, network)
+    valid = np.ones((170, 230), bool)
+    strips = (step.Strip(image[:, top : top + 64], valid[top : top + 64]) for top in tops)
+    rows = list(step.scene_scores(loaded, strips, grid, batch_size, lambda: None))
+    assert [top for top, _, _ in rows] == tops
+    scores = torch.cat([scores for _, _, scores in rows], dim=1)
+    torch.testing.assert_close(scores, slide(network, image), atol=1e-5, rtol=1e-5)
+
+
+def test_windows_of_a_constant_field_average_to_it() -> None:
+    class Constant(nn.Module):
+        config = SimpleNamespace(num_classes=2, patch_px=8, crop_px=32, stride_px=20)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.level = nn.Parameter(torch.tensor([0.25, 0.75]))
+
+        def forward(self, image_B3HW: Tensor) -> Tensor:
+            return self.level[None, :, None, None].expand(len(image_B3HW), 2, *image_B3HW.shape[2:])
+
+    grid = maps.Grid(99, 70, None, Affine.identity())
+    loaded = step.Loaded(Constant(), torch.float32, ["a", "b"], ["#000000", "#ffffff"], {})  # type: ignore[arg-type]
+    tops, _ = step._starts(grid, loaded.network)
+    strips = (step.Strip(np.zeros((3, 32, 99), np.uint8), np.ones((32, 99), bool)) for _ in tops)
+    for _, _, scores in step.scene_scores(loaded, strips, grid, 4, lambda: None):
+        assert torch.equal(scores[0].unique(), torch.tensor([0.25]))
+        assert torch.equal(scores[1].unique(), torch.tensor([0.75]))
+
+
+def test_nodata_stays_nodata_and_empty_windows_are_skipped(
+    tmp_path: Path, model: Path, network: CrossEarth
+) -> None:
+    image = np.maximum(pixels(200, 300), 1)
+    image[:, :, 150:] = 0
+    image[:, 20:30, 20:30] = 0
+    image[0, 60:70, 60:70] = 0  # one band alone at the nodata value is a colour, not a hole
+    scene = write(tmp_path / "scene.tif", image, nodata=0)
+    [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    expected = np.where((image == 0).all(0), 255, slide(network, image).argmax(0).numpy())
+    assert np.array_equal(read(out)[0], expected)
+    report = json.loads((tmp_path / "map.json").read_text())
+    assert report["nodata_pixels"] == 200 * 150 + 100
+    preview = read(tmp_path / "map.png")
+    assert (preview[3, :, 160:] == 0).all()
+    assert (preview[3, 100:, :150] == 255).all()
+
+
+def test_a_scene_of_nodata_alone_gives_a_map_of_nodata(tmp_path: Path, model: Path) -> None:
+    for dtype in ("uint8", "uint16"):
+        scene = write(tmp_path / f"{dtype}.tif", np.zeros((3, 80, 90), dtype), nodata=0)
+        [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+        assert (read(out) == 255).all()
+        assert json.loads((tmp_path / "map.json").read_text())["classes"][0]["share"] is None
+
+
+def test_alpha_is_no_band_and_hides_pixels(tmp_path: Path, model: Path, network: CrossEarth) -> None:
+    image = pixels(90, 100)
+    alpha = np.full((90, 100), 255, np.uint8)
+    alpha[:, :10] = 0
+    scene = write(tmp_path / "scene.tif", image, alpha=alpha)
+    [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    expected = slide(network, image).argmax(0).numpy()
+    expected[:, :10] = 255
+    assert np.array_equal(read(out)[0], expected)
+    assert open_scene(scene).bands == (1, 2, 3)
+
+
+def test_bands_are_chosen_and_ordered(tmp_path: Path, model: Path, network: CrossEarth) -> None:
+    image = pixels(70, 80, bands=5)
+    scene = write(tmp_path / "scene.tif", image)
+    [out] = predict([scene], model, tmp_path / "map.tif", PredictConfig(bands=(5, 3, 2), precision="float32"))
+    assert np.array_equal(read(out)[0], slide(network, image[[4, 2, 1]]).argmax(0).numpy())
+    assert json.loads((tmp_path / "map.json").read_text())["bands"] == [5, 3, 2]
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "uint8"])
+def test_a_value_range_becomes_0_to_255(tmp_path: Path, model: Path, network: CrossEarth, dtype: str) -> None:
+    image = pixels(70, 80, dtype=dtype)
+    low, high = (100, 200) if dtype == "uint8" else (-500, 9000)
+    scene = write(tmp_path / "scene.tif", image)
+    [out] = predict(
+        [scene], model, tmp_path / "map.tif", PredictConfig(value_range=(low, high), precision="float32")
+    )
+    scaled = np.rint(np.clip((image.astype(float) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    assert np.array_equal(read(out)[0], slide(network, scaled).argmax(0).numpy())
+
+
+def test_the_range_of_16_bits_is_estimated_without_nodata_and_reported(tmp_path: Path, model: Path) -> None:
+    image = np.linspace(1000, 2000, 3 * 70 * 80).reshape(3, 70, 80).astype(np.uint16)
+    image[:, :30] = 65535
+    scene = write(tmp_path / "scene.tif", image, nodata=65535)
+    predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    low, high = json.loads((tmp_path / "map.json").read_text())["value_range"]
+    valid = image[image != 65535]
+    assert (low, high) == pytest.approx(tuple(np.percentile(valid, (2, 98))))
+
+
+def test_probabilities_are_shares_of_the_scores(tmp_path: Path, model: Path, network: CrossEarth) -> None:
+    image = np.maximum(pixels(100, 90), 1)
+    image[:, :5] = 0
+    scene = write(tmp_path / "scene.tif", image, nodata=0)
+    predict([scene], model, tmp_path / "map.tif", PredictConfig(probabilities=True, precision="float32"))
+    with rasterio.open(tmp_path / "map.probabilities.tif") as source:
+        assert source.descriptions == tuple(CLASSES)
+        assert source.crs == UTM
+        assert source.nodata == 255
+        stored = source.read()
+        shares = stored * source.scales[0]
+    scores = slide(network, image).numpy()
+    assert (stored[:, :5] == 255).all()
+    np.testing.assert_allclose(shares[:, 5:], (scores / scores.sum(0))[:, 5:], atol=0.5 / 254 + 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("place", "note"),
+    [
+        ({"crs": None, "transform": None}, "no CRS"),
+        ({"crs": CRS.from_epsg(4326), "transform": Affine(1e-5, 0, 9, 0, -1e-5, 48)}, "geographic"),
+        ({"transform": HALF_METRE @ Affine.rotation(30)}, "rotated"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_any_place_on_the_ground_works_and_the_report_says_what_is_unusual(
+    tmp_path: Path, model: Path, place: dict[str, Any], note: str
+) -> None:
+    with rasterio.Env(), pytest.warns() if place.get("crs", UTM) is None else _nothing():
+        scene = write(tmp_path / "scene.tif", pixels(70, 80), **place)
+    [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    report = json.loads((tmp_path / "map.json").read_text())
+    assert any(note in line for line in report["notes"])
+    if note == "rotated":
+        with rasterio.open(out) as source:
+            assert source.transform.almost_equals(place["transform"])
+        assert report["pixel_area_m2"] == pytest.approx(0.25)
+    else:
+        assert report["classes"][0]["area_m2"] is None
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def test_areas_in_feet_become_square_metres(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(70, 80), crs=CRS.from_epsg(2263))
+    predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    report = json.loads((tmp_path / "map.json").read_text())
+    assert report["pixel_area_m2"] == pytest.approx(0.25 * (1200 / 3937) ** 2)
+
+
+def test_class_names_reach_gdal(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(70, 80))
+    [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    copy = tmp_path / "copy.png"
+    rasterio.shutil.copy(
+        out, copy, driver="PNG"
+    )  # PNG has no class names: GDAL writes those it knows beside it
+    assert "<Category>water</Category>" in copy.with_suffix(".png.aux.xml").read_text()
+
+
+def test_a_folder_of_scenes_and_several_scenes(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    write(folder / "a.tif", pixels(70, 80))
+    write(folder / "b.png", pixels(64, 64), driver="PNG", crs=None, transform=None)
+    (folder / "notes.txt").write_text("no scene")
+    other = write(tmp_path / "c.tif", pixels(70, 80))
+    out = tmp_path / "out"
+    assert predict([folder, other], model, out, FLOAT32) == [out / "a.tif", out / "b.tif", out / "c.tif"]
+    assert {path.suffix for path in out.iterdir()} == {".tif", ".xml", ".png", ".json"}
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(100, 120))
+    for name in ("one", "two"):
+        predict([scene], model, tmp_path / name / "map.tif", PredictConfig(probabilities=True))
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
+    good = write(tmp_path / "good.tif", pixels(70, 80))
+    gray = write(tmp_path / "gray.tif", pixels(70, 80, bands=1))
+    real = write(tmp_path / "real.tif", np.zeros((3, 70, 80), np.float32))
+    text = tmp_path / "text.tif"
+    text.write_text("no raster")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    write(twin / "good.tif", pixels(70, 80))
+    before = sorted(tmp_path.rglob("*"))
+    out, folder = tmp_path / "map.tif", tmp_path / "maps"
+    cases: list[tuple[list[Path], Path, PredictConfig, str]] = [
+        ([gray], out, FLOAT32, "1 band, asked for three"),
+        ([good, gray], folder, FLOAT32, "1 band, asked for three"),
+        ([good], out, PredictConfig(bands=(1, 2, 7)), "3 bands, asked for band 7"),
+        ([real], out, FLOAT32, "float32"),
+        ([text], out, FLOAT32, "cannot read the scene"),
+        ([tmp_path / "absent.tif"], out, FLOAT32, "no such scene"),
+        ([empty], folder, FLOAT32, "no scene in the folder"),
+        ([], folder, FLOAT32, "no scene given"),
+        ([good, twin], folder, FLOAT32, "two scenes would give"),
+        ([good, gray], out, FLOAT32, "one map for 2 scenes"),
+        ([good], tmp_path / "map.jpg", FLOAT32, "ends in .tif"),
+        ([good], good, FLOAT32, "would replace the scene"),
+        ([good], tmp_path, FLOAT32, "would replace the scene"),
+        ([good], out, PredictConfig(backbone=tmp_path / "x"), "no shared backbone"),
+    ]
+    for scenes, target, config, message in cases:
+        with pytest.raises(InputError, match=message):
+            predict(scenes, model, target, config)
+    with pytest.raises(InputError, match="no such model"):
+        predict([good], tmp_path / "absent", out, FLOAT32)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bands": (1, 2)}, {"bands": (0, 1, 2)}, {"value_range": (5.0, 5.0)}, {"batch_size": 0}]
+)
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        PredictConfig(**wrong)
+
+
+def test_a_scene_cut_in_the_middle_leaves_no_map(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(300, 200), compress="deflate")
+    scene.write_bytes(scene.read_bytes()[: scene.stat().st_size * 2 // 3])
+    with pytest.raises(InputError, match="cannot read the scene"):
+        predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    assert sorted(tmp_path.iterdir()) == [scene]
+
+
+def test_an_interrupt_leaves_the_old_map_and_no_half_file(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(3000, 3000))
+    out = tmp_path / "out"
+    predict([write(tmp_path / "small.tif", pixels(64, 64))], model, out / "map.tif", FLOAT32)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    program = (
+        "import sys; from pathlib import Path; from crossearth.components.predict import predict;"
+        "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", program, str(scene), str(model), str(out / "map.tif")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while not list(out.glob(".map.*/ids.tif")):
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert step.choose_precision("auto", "cpu") is torch.float32
+    assert step.choose_precision("auto", "cuda:0") is torch.bfloat16
+    assert step.choose_precision("bfloat16", "cpu") is torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert step.choose_precision("auto", "cpu") is torch.bfloat16
+    assert step.choose_precision("float32", "cuda") is torch.float32
+
+
+def test_strips_are_the_rows_of_the_scene(tmp_path: Path) -> None:
+    whole, tops = pixels(300, 70), [0, 43, 86, 129, 172, 215, 236]
+    scene = open_scene(write(tmp_path / "scene.tif", whole))
+    with step._strips(scene, None, tops, 64) as strips:
+        held = list(strips)
+    for top, strip in zip(tops, held, strict=True):
+        assert np.array_equal(strip.image, whole[:, top : top + 64])
