@@ -160,7 +160,7 @@ class _Plan:
 
 @contextmanager
 def _workshop(work: Path) -> Iterator[Path]:
-    """The hidden folder in which a domain grows; stays when the process dies, goes when the input is wrong."""
+    """The hidden folder in which a domain grows; a killed process leaves it, wrong input does not."""
     try:
         work.mkdir(parents=True, exist_ok=True)
         with (work / LOCK).open("w") as lock:

@@ -149,12 +149,12 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
 def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "latest") -> Transfer:
     """Makes `domains_dir/<domain>` equal to a version in the store; fetches only the files that differ here.
 
-    The folder is replaced at the end: a reader sees the old version or the new one. A pull that was cut off goes on
-    where it stopped.
+    The folder is replaced at the end: a reader sees the old version or the new one. A pull that was cut off
+    goes on where it stopped.
 
     Raises:
-        InputError: no such domain or version; an object whose bytes are not what its name says; store down, bucket
-            missing, or keys refused.
+        InputError: no such domain or version; an object whose bytes are not what its name says; store down,
+            bucket missing, or keys refused.
     """
     target = Path(domains_dir) / domain
     partial = target.with_name(f".{domain}.pull")
@@ -178,6 +178,20 @@ def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "la
     return Transfer(
         domain, index["version"], len(moved), sum(file.size for file in moved), len(files) - len(moved)
     )
+
+
+def list_objects(url: str) -> list[str]:
+    """Addresses of all objects below an s3:// prefix, sorted.
+
+    Raises:
+        InputError: not an s3:// address; store down, bucket missing, or keys refused.
+    """
+    config = StoreConfig(url)
+    with _speaking_to(config) as client:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=config.bucket, Prefix=config.key())
+        return sorted(
+            f"s3://{config.bucket}/{entry['Key']}" for page in pages for entry in page.get("Contents", [])
+        )
 
 
 def download(url: str, path: Path) -> None:
@@ -306,7 +320,7 @@ def _progress(items: Iterable[Item], total: int, what: str) -> Iterable[Item]:
 
 @contextmanager
 def _speaking_to(config: StoreConfig) -> Iterator[Any]:
-    """A client of the store; what goes wrong in speaking to it becomes one error that says where and what next."""
+    """A client of the store; whatever goes wrong becomes one error that says where and what next."""
     try:
         yield boto3.client(
             "s3",
@@ -335,4 +349,4 @@ def _advice(code: str) -> str:
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to keys that may read and write this bucket"
     if code == "NoRegionError":
         return "set AWS_DEFAULT_REGION (any value for a server of your own)"
-    return "look at AWS_ENDPOINT_URL and whether the server runs, then run the command again: it goes on where it stopped"
+    return "look at AWS_ENDPOINT_URL and at the server; run the command again, it goes on where it stopped"

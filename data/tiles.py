@@ -185,8 +185,8 @@ def cut_scene(
 ) -> list[dict[str, Any]]:
     """Stores a scene and describes its tiles in one pass over its pixels, a row of tiles at a time.
 
-    Every pixel is decoded once. Memory holds one row of tiles and the compressed scene, however tall the scene
-    is; rules "whole" and "fit" hold the scene.
+    Every pixel is decoded once. Memory holds one row of tiles and the compressed scene, however tall the
+    scene is; rules "whole" and "fit" hold the scene.
 
     Args:
         label, label_path, spec: the label raster, where its ids go and what its values mean; all or none.

@@ -1,0 +1,113 @@
+"""Validate: stops a pipeline whose tiles are not what the catalog says, before anything is trained."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from crossearth.data.catalog import Catalog
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_dir, write_json
+from crossearth.data.manifest import Manifest, read_manifest
+from crossearth.data.validation import PAIRS_SHOWN, Check, ValidateConfig, twins, validate_manifests
+
+DOCS, SUMMARY = "docs", "summary.json"
+
+
+def validate(
+    catalog: Catalog, domains_dir: Path, out_dir: Path, config: ValidateConfig, names: Sequence[str] = ()
+) -> Path:
+    """Validates ingested domains in one go.
+
+    Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, and tiles that both
+    splits share), and, only if all is well, what later stages hang on: `digests/<domain>.json`, the digest of
+    what is trained on, and `recipes/<recipe>.json`, the digests of what a recipe is scored on.
+
+    Args:
+        names: domains; none = all labelled domains of the catalog that were ingested.
+
+    Raises:
+        InputError: a failed expectation, with a table of them; a domain that was not ingested.
+    """
+    manifests = _manifests(catalog, Path(domains_dir), names)
+    wanted = {
+        name: (catalog.domain(name), catalog.class_sets[str(catalog.domain(name).class_set)].classes, splits)
+        for name, splits in manifests.items()
+    }
+    with atomic_dir(out_dir) as folder:
+        checks = validate_manifests(wanted, folder / DOCS, config)
+        _write_summary(manifests, checks, folder / SUMMARY, config)
+        failed = [check for check in checks if not check.passed]
+        if not failed:
+            _write_digests(catalog, manifests, folder)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(checks)} expectations failed\n{_table(failed)}",
+            where=domains_dir,
+            next_step=f"open {Path(out_dir) / DOCS / 'index.html'}; correct files or catalog, ingest again",
+        )
+    return Path(out_dir)
+
+
+def _manifests(catalog: Catalog, domains_dir: Path, names: Sequence[str]) -> dict[str, list[Manifest]]:
+    chosen = names or [
+        domain.name
+        for domain in catalog.domains.values()
+        if domain.labels is not None and catalog.domain_dir(domains_dir, domain.name).is_dir()
+    ]
+    if not chosen:
+        raise InputError("no ingested domains here", where=domains_dir, next_step="crossearth ingest DATASET")
+    return {
+        name: [
+            read_manifest(catalog.domain_dir(domains_dir, name), split)
+            for split in catalog.domain(name).splits
+        ]
+        for name in chosen
+    }
+
+
+def _write_summary(
+    manifests: dict[str, list[Manifest]], checks: Sequence[Check], path: Path, config: ValidateConfig
+) -> None:
+    summary = {}
+    for name, splits in manifests.items():
+        shared = twins(splits[0], splits[1], config.near_duplicate_bits) if len(splits) == 2 else []
+        summary[name] = {
+            "provenance": splits[0].provenance,
+            "splits": {
+                manifest.split: {"tiles": len(manifest), "digest": manifest.digest} for manifest in splits
+            },
+            "checks": [asdict(check) for check in checks if check.domain == name],
+            "equal_tiles_across_splits": sum(pair.bits < 0 for pair in shared),
+            "alike_tiles_across_splits": sum(pair.bits >= 0 for pair in shared),
+            "pairs": [asdict(pair) for pair in shared[:PAIRS_SHOWN]],
+        }
+    write_json(path, summary)
+
+
+def _write_digests(catalog: Catalog, manifests: dict[str, list[Manifest]], folder: Path) -> None:
+    digest_of = {
+        (manifest.domain, manifest.split): manifest.digest
+        for splits in manifests.values()
+        for manifest in splits
+    }
+    for (domain, split), digest in digest_of.items():
+        if split == "train":
+            write_json(folder / "digests" / f"{domain}.json", {"train": digest})
+    for recipe in catalog.recipes().values():
+        targets = {setting.target for setting in recipe.settings}
+        scored = {target: digest_of[target, "test"] for target in targets if (target, "test") in digest_of}
+        if scored:
+            write_json(folder / "recipes" / f"{recipe.name}.json", scored)
+
+
+def _table(checks: Sequence[Check]) -> str:
+    table = Table("domain", "expected", "found")
+    for check in checks:
+        table.add_row(check.domain, check.expectation, check.found)
+    text = io.StringIO()
+    Console(file=text, width=110).print(table)
+    return text.getvalue().rstrip()

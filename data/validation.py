@@ -1,0 +1,278 @@
+"""What must be true of a domain before a GPU starts: Great Expectations over its manifest, never over pixels.
+
+The expectations follow from the catalog's entry of the domain (splits, tile counts, classes, bands, sizes);
+there is no code per dataset. The only great_expectations file: its import takes seconds, so that one process
+validates all domains.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from crossearth.data.catalog import Domain
+from crossearth.data.errors import InputError
+from crossearth.data.manifest import Manifest, Provenance
+
+# no network: great_expectations reports its use otherwise
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+import great_expectations as gx
+import great_expectations.expectations as gxe
+from great_expectations.data_context.types.base import ProgressBarsConfig
+
+LOOK_BITS = 256
+# a look of nearly only zeros or ones says "smooth", not "the same place"
+TELLING_BITS = (LOOK_BITS // 8, LOOK_BITS - LOOK_BITS // 8)
+PAIRS_SHOWN = 100
+ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class ValidateConfig:
+    """What is tolerated.
+
+    Attributes:
+        max_constant_share: of a split's tiles, those with one value per band; 0..1.
+        max_nodata_share: of a split's px; 0..1.
+        near_duplicate_bits: tiles of both splits whose looks differ in at most this many of 256 bits are
+            reported.
+    """
+
+    max_constant_share: float = 0.05
+    max_nodata_share: float = 0.4
+    near_duplicate_bits: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("max_constant_share", "max_nodata_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}: {getattr(self, name)}", expected="a share, 0 to 1")
+        if not 0 <= self.near_duplicate_bits < LOOK_BITS // 4:
+            raise InputError(
+                f"near_duplicate_bits: {self.near_duplicate_bits}",
+                expected=f"0 to {LOOK_BITS // 4 - 1} of {LOOK_BITS}",
+            )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One expectation's outcome, in words."""
+
+    domain: str
+    expectation: str
+    found: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two tiles of different splits that show the same.
+
+    Attributes:
+        bits: of 256 in which their looks differ; -1 = the pixels are equal.
+    """
+
+    train: str
+    test: str
+    bits: int
+
+
+def validate_manifests(
+    domains: Mapping[str, tuple[Domain, Sequence[str], Sequence[Manifest]]],
+    docs_dir: Path,
+    config: ValidateConfig,
+) -> list[Check]:
+    """Runs every domain's expectations and writes Data Docs.
+
+    Args:
+        domains: name -> (catalog entry, class names in id order, manifests of its splits).
+        docs_dir: gets `index.html` and what hangs on it.
+    """
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    for built_in in list(context.get_site_names()):
+        context.delete_data_docs_site(built_in)
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(Path(docs_dir).resolve())}
+    index = {"class_name": "DefaultSiteIndexBuilder"}
+    context.add_data_docs_site(
+        "docs", {"class_name": "SiteBuilder", "store_backend": store, "site_index_builder": index}
+    )
+    source = context.data_sources.add_pandas("manifests")
+    checks: list[Check] = []
+    for name, (domain, classes, manifests) in domains.items():
+        batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("tiles")
+        wanted = list(expectations(domain, classes, manifests[0].provenance, config))
+        suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=wanted))
+        definition = context.validation_definitions.add(
+            gx.ValidationDefinition(name=name, data=batch, suite=suite)
+        )
+        result = definition.run(batch_parameters={"dataframe": frame(manifests, classes)})
+        checks += [_check(name, outcome) for outcome in result.results]
+    context.build_data_docs()
+    return checks
+
+
+def frame(manifests: Sequence[Manifest], classes: Sequence[str]) -> pd.DataFrame:
+    """A domain's tiles as the table that the expectations speak of.
+
+    Beside the manifests' columns: `px of <class>`; `unaccounted_px`, neither of a class nor ignored;
+    `scene_in_both_splits`; `twin_in_other_split`, of equal pixels; `placed`; `file_is_there`.
+    """
+    table = pd.concat([manifest.table.to_pandas() for manifest in manifests], ignore_index=True)
+    table["split"] = table["split"].astype(str)
+    pixels = np.stack(table["class_pixels"].to_list()) if classes else np.zeros((len(table), 0), np.int64)
+    for index, name in enumerate(classes):
+        table[f"px of {name}"] = pixels[:, index]
+    accounted = pixels.sum(axis=1) + table["ignored_pixels"]
+    table["unaccounted_px"] = table["width"].astype(int) * table["height"] - accounted if classes else 0
+    table["scene_in_both_splits"] = _in_several_splits(table, "scene")
+    blank = table["constant"] | (table["nodata_share"] == 1)
+    table["twin_in_other_split"] = _in_several_splits(table, "sha256_image") & ~blank
+    table["bands"] = table["bands"].map(", ".join)
+    table["placed"] = table["crs"] != ""
+    table["file_is_there"] = _files_are_there(manifests)
+    return table.drop(columns=["class_pixels", "transform"])
+
+
+def _in_several_splits(table: pd.DataFrame, column: str) -> pd.Series:
+    return table.groupby(column)["split"].transform("nunique") > 1
+
+
+def _files_are_there(manifests: Sequence[Manifest]) -> list[bool]:
+    there: dict[Path, bool] = {}
+    found = []
+    for manifest in manifests:
+        for row in manifest.rows:
+            paths = [manifest.root / row[kind] for kind in ("image", "label") if row[kind]]
+            for path in paths:
+                if path not in there:
+                    there[path] = path.is_file()
+            found.append(all(there[path] for path in paths))
+    return found
+
+
+def expectations(
+    domain: Domain, classes: Sequence[str], provenance: Provenance, config: ValidateConfig
+) -> Iterable[Any]:
+    """The expectations that a catalog entry implies; their notes are what the user reads.
+
+    Counts and sizes are the publisher's: they are expected of archives of the publisher only. Equal tiles in
+    both splits stop a run unless the publisher made the splits: then nobody can mend them, and they are
+    reported.
+    """
+    for split in domain.splits:
+        of_split: dict[str, Any] = {"row_condition": f'split=="{split}"', "condition_parser": "pandas"}
+        tiles = domain.files(split).tiles if domain.own is None and provenance == "publisher" else None
+        if tiles is not None:
+            yield gxe.ExpectTableRowCountToEqual(
+                value=tiles, notes=f"{split}: {tiles} tiles, as the paper", **of_split
+            )
+        else:
+            yield gxe.ExpectTableRowCountToBeBetween(min_value=1, notes=f"{split}: has tiles", **of_split)
+        yield gxe.ExpectColumnMeanToBeBetween(
+            column="constant",
+            max_value=config.max_constant_share,
+            notes=f"{split}: at most {config.max_constant_share:.0%} of tiles without any detail",
+            **of_split,
+        )
+        yield gxe.ExpectColumnMeanToBeBetween(
+            column="nodata_share",
+            max_value=config.max_nodata_share,
+            notes=f"{split}: at most {config.max_nodata_share:.0%} no-data pixels",
+            **of_split,
+        )
+    if "train" in domain.splits:
+        for name in classes:
+            yield gxe.ExpectColumnSumToBeBetween(
+                column=f"px of {name}",
+                min_value=1,
+                notes=f"train: has pixels of class {name!r}",
+                row_condition='split=="train"',
+                condition_parser="pandas",
+            )
+    yield gxe.ExpectCompoundColumnsToBeUnique(
+        column_list=["split", "tile_id"], notes="no tile twice in a split"
+    )
+    yield _all("scene_in_both_splits", [False], "no scene in both splits")
+    if provenance != "publisher":
+        yield _all("twin_in_other_split", [False], "no tile with a twin of equal pixels in the other split")
+    yield _all("unaccounted_px", [0], "every label pixel is a class of the class set or ignored")
+    yield _all("bands", [", ".join(domain.bands)], f"bands {', '.join(domain.bands)}")
+    yield _all("file_is_there", [True], "every tile's files are there")
+    yield gxe.ExpectColumnUniqueValueCountToBeBetween(
+        column="placed", max_value=1, notes="all tiles have a place on the ground, or none has"
+    )
+    if provenance == "publisher":
+        yield gxe.ExpectColumnUniqueValueCountToBeBetween(
+            column="crs", max_value=1, notes="one coordinate system"
+        )
+        yield gxe.ExpectColumnMaxToBeBetween(
+            column="width",
+            min_value=domain.tile.px,
+            max_value=domain.tile.px,
+            notes=f"tiles {domain.tile.px} px wide",
+        )
+    if provenance == "publisher" and domain.tile.rule != "fit":
+        yield _all("height", [domain.tile.px], f"tiles {domain.tile.px} px high")
+
+
+def _all(column: str, values: Sequence[Any], notes: str) -> Any:
+    return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=list(values), notes=notes)
+
+
+def _check(domain: str, outcome: Any) -> Check:
+    notes = outcome.expectation_config.notes
+    if outcome.exception_info.get("raised_exception"):
+        return Check(domain, notes, str(outcome.exception_info.get("exception_message")), passed=False)
+    result = outcome.result
+    if "observed_value" in result:
+        value = result["observed_value"]
+        found = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+    else:
+        found = f"{result['unexpected_count']} of {result['element_count']} tiles differ"
+        if result["unexpected_count"]:
+            found += f": {', '.join(sorted({str(value) for value in result['partial_unexpected_list']}))}"
+    return Check(domain, notes, found, bool(outcome.success))
+
+
+def twins(train: Manifest, test: Manifest, bits: int) -> list[Twins]:
+    """Tiles of `train` and `test` that are equal or nearly so, the most alike first, without blank ones.
+
+    Args:
+        bits: of 256 in which the looks may differ.
+    """
+    ours, theirs = (_telling(manifest) for manifest in (train, test))
+    found: list[Twins] = []
+    look_of_theirs = _packed(theirs)
+    for start in range(0, len(ours) if theirs else 0, ROWS_AT_ONCE):
+        chunk = ours[start : start + ROWS_AT_ONCE]
+        # word by word: memory for one 64-bit word of all pairs
+        differing = np.zeros((len(chunk), len(theirs)), np.uint16)
+        for word, other in zip(_packed(chunk).T, look_of_theirs.T, strict=True):
+            differing += np.bitwise_count(word[:, None] ^ other[None])
+        for left, right in np.argwhere(differing <= bits):
+            one, other_row = chunk[left], theirs[right]
+            equal = one["sha256_image"] == other_row["sha256_image"]
+            found.append(
+                Twins(one["tile_id"], other_row["tile_id"], -1 if equal else int(differing[left, right]))
+            )
+    return sorted(found, key=lambda pair: (pair.bits, pair.train, pair.test))
+
+
+def _telling(manifest: Manifest) -> list[dict[str, Any]]:
+    low, high = TELLING_BITS
+    return [
+        row
+        for row in manifest.rows
+        if low <= int(row["look"], 16).bit_count() <= high and not row["constant"]
+    ]
+
+
+def _packed(rows: Sequence[dict[str, Any]]) -> NDArray[np.uint64]:
+    looks = b"".join(bytes.fromhex(row["look"]) for row in rows)
+    return np.frombuffer(looks, np.uint64).reshape(len(rows), LOOK_BITS // 64)
