@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from crossearth.data.errors import InputError
 from crossearth.model.backbone import Backbone
@@ -165,6 +166,7 @@ class CrossEarth(nn.Module):
         config: its sizes.
         image_token: (1, 3, H, W) in normalised space, what masked pixels become (None without masked modelling).
         gse: the geospatial extractor (None without it).
+        activation_checkpointing: in training, blocks are run again in the backward pass instead of kept.
     """
 
     mean_3: Tensor
@@ -173,6 +175,7 @@ class CrossEarth(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         self.register_buffer("mean_3", torch.tensor(config.mean), persistent=False)
         self.register_buffer("std_3", torch.tensor(config.std), persistent=False)
         self.backbone = Backbone(
@@ -243,12 +246,17 @@ class CrossEarth(nn.Module):
         inject = self._injection(x_B3HW, geospatial)
         maps: list[Tensor] = []
         for layer, block in enumerate(self.backbone.blocks):
-            tokens_BTC = self.rein(block(tokens_BTC), layer)
+            tokens_BTC = self._refined_block(tokens_BTC, block, layer)
             if layer in self.config.taps:
                 tokens_BTC = inject(tokens_BTC)
                 map_BChw = tokens_BTC[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
                 maps.append(_rescale(map_BChw, MAP_SCALES[len(maps)]))
         return Features(tuple(maps), self.rein.queries())
+
+    def _refined_block(self, tokens_BTC: Tensor, block: nn.Module, layer: int) -> Tensor:
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(lambda tokens: self.rein(block(tokens), layer), tokens_BTC, use_reentrant=False)
+        return self.rein(block(tokens_BTC), layer)
 
     def _injection(self, x_B3HW: Tensor, samples_B: Tensor | None) -> Callable[[Tensor], Tensor]:
         """What is done to the tokens at a tap; nothing where no sample is chosen."""

@@ -1,0 +1,87 @@
+"""The processes of one training: one alone, or those that torchrun started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from crossearth.data.errors import InputError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the training.
+
+    Attributes:
+        rank: 0..size-1; rank 0 alone writes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all processes, in float64."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share_first(self, value: Any) -> Any:
+        """The first process's value, in every process."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def refuse_differing(self, values: dict[str, str]) -> None:
+        """Compares values of all processes.
+
+        Raises:
+            InputError: in every process, where one value differs; names it and the ranks.
+        """
+        if self.size == 1:
+            return
+        of_rank: list[dict[str, str]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(of_rank, values)
+        for name in values:
+            others = [rank for rank in range(self.size) if of_rank[rank][name] != of_rank[0][name]]
+            if others:
+                raise InputError(
+                    f"{name} differs between the processes: rank 0 has {of_rank[0][name]}, "
+                    f"rank {others[0]} has {of_rank[others[0]][name]}",
+                    next_step="give every node the same code, params.yaml, domains and weights",
+                )
+
+
+@contextmanager
+def join_processes() -> Iterator[Processes]:
+    """Joins the group that torchrun's environment describes, and leaves it at the end; alone without one."""
+    if "RANK" not in os.environ:
+        yield Processes(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
