@@ -1,0 +1,75 @@
+"""Synthesize: miniature archives of the datasets, in the place of those that the user would have downloaded."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from crossearth.data.config import nearest
+from crossearth.data.errors import InputError
+from crossearth.data.synthetic import PACKERS, Counts, synthesize_dataset
+
+MIB = 2**20
+NEEDED_BYTES = {"mini": 80 * MIB, "full": 600 * MIB}
+
+
+@dataclass(frozen=True)
+class SynthesizeConfig:
+    """What is drawn.
+
+    Attributes:
+        counts: "mini" = some dozens of images per domain; "full" = as many as the publisher ships, 32 times smaller.
+        workers: processes, one dataset each.
+    """
+
+    counts: Counts = "mini"
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InputError(f"workers: {self.workers}", expected="at least 1")
+
+
+def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig, seed: int) -> list[Path]:
+    """Draws archives; the same datasets, config and seed give the same bytes.
+
+    Args:
+        datasets: names of the catalog's datasets.
+        out_dir: gets one folder per dataset.
+        seed: 0 or more.
+
+    Returns:
+        The folders.
+
+    Raises:
+        InputError: an unknown dataset, a folder that holds a publisher's files, or too little disk.
+    """
+    for name in datasets:
+        if name not in PACKERS:
+            raise InputError(f"dataset {name!r} is not drawn", expected=nearest(name, PACKERS))
+    if seed < 0:
+        raise InputError(f"seed: {seed}", expected="0 or more")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(out_dir).free, NEEDED_BYTES[config.counts]
+    if free < needed:
+        raise InputError(
+            f"too little disk: {free // MIB} MiB free", where=out_dir, expected=f"{needed // MIB} MiB"
+        )
+    # the slowest first: the last worker to finish sets the time
+    order = sorted(dict.fromkeys(datasets), key=list(PACKERS).index, reverse=True)
+    task = partial(synthesize_dataset, out_dir=out_dir, seed=seed, counts=config.counts)
+    with ProcessPoolExecutor(min(config.workers, max(1, len(order)))) as pool:
+        done = track(
+            pool.map(task, order),
+            description="draw archives",
+            total=len(order),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        return sorted(done)

@@ -1,0 +1,576 @@
+"""Miniature archives of every dataset, drawn by code and packed as their publishers pack them.
+
+Archive names, folders, file names, label colours or ids, bit depth, file formats and georeference are the publishers';
+only the pixels are not: they show `data/world.py` through each domain's sensor. Readers get these archives as they get
+real ones, and nothing but PROVENANCE.json beside them says what they are.
+
+The raw label values below are written down from the publishers' own descriptions and not taken from the catalog:
+if the two ever differ, ingest refuses the labels.
+"""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.io import MemoryFile
+from rasterio.transform import Affine
+from scipy import ndimage
+
+from crossearth.data.config import nearest
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_dir, write_json
+from crossearth.data.world import Climate, Land, Landscape, Material, Sensor, draw, render
+
+PROVENANCE_FILE = "PROVENANCE.json"
+Counts = Literal["mini", "full"]
+U8 = NDArray[np.uint8]
+
+CAR = len(Material)  # its place in the label tables below
+RGB, IRRG = (0, 1, 2), (3, 0, 1)
+# grass, field, soil, tree, water, road, paved, roof, rubble, car
+ISPRS = np.array(
+    [(0, 255, 255), (0, 255, 255), (255, 0, 0), (0, 255, 0), (255, 0, 0)]
+    + [(255, 255, 255), (255, 255, 255), (0, 0, 255), (255, 0, 0), (255, 255, 0)],
+    np.uint8,
+)
+LOVEDA = np.array([1, 7, 5, 6, 4, 3, 1, 2, 1, 3], np.uint8)
+CASID = np.array([0, 0, 0, 2, 4, 3, 0, 1, 0, 3], np.uint8)
+RESCUENET = np.array([0, 0, 0, 9, 1, 7, 7, 2, 0, 6], np.uint8)
+RESCUENET_BLOCKED, RESCUENET_POOL = 8, 10
+
+POTSDAM_SCENES = (
+    *(f"{row}_{col}" for row in (2, 3, 4, 5) for col in (10, 11, 12)),
+    *(f"{row}_{col}" for row in (6, 7) for col in range(7, 13)),
+    *(
+        "2_13",
+        "2_14",
+        "3_13",
+        "3_14",
+        "4_13",
+        "4_14",
+        "4_15",
+        "5_13",
+        "5_14",
+        "5_15",
+        "6_13",
+        "6_14",
+        "6_15",
+        "7_13",
+    ),
+)
+POTSDAM_PX = 6000
+# area: (width, height) in px
+VAIHINGEN_SCENES = {
+    1: (1919, 2569), 2: (2428, 2767), 3: (2006, 3007), 4: (1887, 2557), 5: (1887, 2557), 6: (1887, 2557),
+    7: (1887, 2557), 8: (1887, 2557), 10: (1887, 2557), 11: (1893, 2566), 12: (1922, 2575), 13: (2818, 2558),
+    14: (1919, 2565), 15: (1919, 2565), 16: (1919, 2565), 17: (2336, 1281), 20: (1866, 2315), 21: (1903, 2546),
+    22: (1903, 2546), 23: (1903, 2546), 24: (1903, 2546), 26: (2995, 1783), 27: (1917, 3313), 28: (1917, 2567),
+    29: (1917, 2563), 30: (1934, 2563), 31: (1980, 2555), 32: (1980, 2555), 33: (1581, 2555), 34: (1388, 2555),
+    35: (2805, 1884), 37: (1996, 1995), 38: (3816, 2550),
+}  # fmt: skip
+VAIHINGEN_TRAIN = (1, 3, 5, 7, 11, 13, 15, 17, 21, 23, 26, 28, 30, 32, 34, 37)
+MILLION_AID = {
+    "agriculture_land/arable_land/dry_field": Landscape(built=0.3, field=8, roads=0.4, road_m=4, lake=0.05),
+    "agriculture_land/woodland/forest": Landscape(built=0, park=1, forest=9, roads=0.2, road_m=4),
+    "residential_land/detached_house": Landscape(block_m=52, lot_m=17, gable=0.9, trees=0.6),
+    "residential_land/apartment": Landscape(block_m=74, lot_m=32, gable=0.1, roof=0.6),
+    "transportation_land/highway_land/road": Landscape(road_m=11, built=2, field=2, park=2),
+    "transportation_land/parking_area/parking_lot": Landscape(lot_m=30, building=0.2, paved=0.7, cars=0.7),
+    "water_area/river": Landscape(river=1, built=2, park=3, forest=2),
+    "water_area/lake": Landscape(lake=1, built=1, park=3, forest=3, roads=0.5),
+    "unutilized_land/bare_land": Landscape(built=0.4, park=1, soil=7, roads=0.3, road_m=5),
+    "industrial_land/factory_area/works": Landscape(
+        block_m=80, lot_m=36, gable=0.2, roof=0.75, trees=0.1, paved=0.3
+    ),
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """What a domain shows, and how."""
+
+    landscape: Landscape
+    climate: Climate
+    sensor: Sensor
+
+
+# Distances are shrunk so that a tile of 128 px holds what a real one of 512 or 1024 px holds; the order of the
+# real ground sample distances is kept. Roads are 7 to 14 px wide, roofs 15 to 40 px.
+_CITY = Landscape(rubble=0.05, river=0.15)
+_CASID = Landscape(
+    built=2.5, park=0.8, field=1.2, forest=2.2, soil=0.4, road_m=7.5, river=0.35, lake=0.15, rubble=0.0
+)
+_METAL = ((38, 50, 66, 48), (74, 74, 76, 66), (54, 54, 52, 48), (62, 38, 32, 50))
+WORLDS = {
+    "potsdam": World(
+        replace(_CITY, road_m=6.0, paved=0.2),
+        Climate(),
+        Sensor(0.42, sun_azimuth=150, sun_elevation=46, noise=2.5, gain=(0.86, 0.86, 0.80, 0.80)),
+    ),
+    "vaihingen": World(
+        replace(_CITY, block_m=54, lot_m=17, road_m=6.0, gable=0.95, trees=0.65, cars=0.25, river=0.08),
+        Climate(
+            grass=(30, 40, 28, 82), tree=(15, 24, 16, 72), road=(46, 45, 44, 40), paved=(62, 60, 56, 50),
+            roofs=((68, 34, 24, 58), (58, 28, 22, 50), (74, 44, 32, 62), (50, 46, 44, 44)),
+        ),  # fmt: skip
+        Sensor(0.48, sun_azimuth=205, sun_elevation=36, shadow=0.32, blur_px=0.8, noise=4, gain=(0.86, 0.92, 1, 1.08)),
+    ),
+    "loveda-urban": World(
+        Landscape(block_m=72, road_m=8, lot_m=27, gable=0.25, trees=0.45, soil=1.0, field=0.5, river=0.25, lake=0.2),
+        Climate(grass=(32, 38, 26, 60), road=(46, 47, 47, 42), roofs=_METAL),
+        Sensor(0.62, sun_azimuth=120, sun_elevation=50, haze=0.14, noise=3, gain=(0.92, 1.0, 0.94, 1)),
+    ),
+    "loveda-rural": World(
+        Landscape(block_m=84, road_m=6.5, lot_m=19, roads=0.6, built=2.2, park=0.6, field=4.5, forest=1.6, soil=0.8,
+                  trees=0.3, cars=0.1, river=0.3, lake=0.4),
+        Climate(
+            grass=(44, 46, 26, 58), soil=(64, 50, 36, 58), tree=(24, 34, 16, 60), water=(30, 36, 30, 10),
+            road=(62, 58, 52, 54), roofs=((60, 58, 56, 52), (66, 40, 30, 54), (76, 74, 72, 66)),
+        ),
+        Sensor(0.62, sun_azimuth=160, sun_elevation=58, haze=0.06, noise=3, gain=(1.08, 1.02, 0.9, 1)),
+    ),
+    "whu-aerial": World(
+        Landscape(block_m=58, lot_m=18, gable=0.85, trees=0.4, soil=0.2),
+        Climate(
+            grass=(40, 50, 28, 70), road=(48, 48, 50, 46),
+            roofs=((80, 80, 82, 74), (40, 56, 44, 50), (68, 32, 26, 54), (50, 36, 28, 46), (54, 58, 64, 54)),
+        ),
+        Sensor(0.62, sun_azimuth=35, sun_elevation=52, blur_px=0.5, noise=2, gain=(1.06, 1.06, 1.06, 1)),
+    ),
+    "whu-satellite": World(
+        Landscape(block_m=66, lot_m=23, gable=0.3, trees=0.3, field=1.5, forest=1.0, soil=0.8, roads=0.8),
+        Climate(grass=(36, 40, 32, 56), road=(50, 50, 50, 46), paved=(54, 53, 51, 48), roofs=_METAL),
+        Sensor(0.68, sun_azimuth=150, sun_elevation=40, haze=0.34, haze_colour=(56, 64, 74, 60), blur_px=1.1, noise=5),
+    ),
+    "deepglobe": World(
+        Landscape(block_m=70, road_m=7.5, lot_m=19, roads=0.8, built=2.5, park=0.8, field=2.8, forest=0.8, soil=1.4,
+                  trees=0.35, cars=0.12, rubble=0.0),
+        Climate(
+            grass=(46, 46, 30, 54), soil=(66, 52, 38, 58), road=(70, 60, 48, 60), paved=(62, 55, 46, 54),
+            tree=(24, 32, 18, 58), fields=((48, 50, 28, 64), (60, 54, 34, 52), (56, 44, 32, 46), (38, 44, 22, 66)),
+            roofs=((70, 68, 64, 60), (56, 40, 30, 48), (44, 48, 54, 46)),
+        ),
+        Sensor(0.7, sun_azimuth=130, sun_elevation=60, haze=0.08, blur_px=0.8, noise=4, gain=(1.08, 1.0, 0.9, 1)),
+    ),
+    "massachusetts": World(
+        Landscape(block_m=78, road_m=8.5, lot_m=21, gable=0.8, built=5, park=0.8, forest=3, field=0.4, soil=0.3,
+                  trees=0.7, cars=0.12, rubble=0.0, lake=0.3),
+        Climate(
+            grass=(34, 44, 30, 66), tree=(20, 28, 18, 56), road=(48, 48, 50, 46), paved=(56, 55, 54, 50),
+            roofs=((44, 43, 44, 42), (60, 57, 54, 52), (36, 28, 26, 34)),
+        ),
+        Sensor(0.8, sun_azimuth=145, sun_elevation=42, shadow=0.38, blur_px=0.7, noise=3, gain=(0.92, 0.96, 1, 1)),
+    ),
+    "rescuenet": World(
+        Landscape(block_m=58, lot_m=19, road_m=6.5, built=6, park=0.5, soil=0.6, forest=0.3, trees=0.4, cars=0.35,
+                  river=0.2, lake=0.2, rubble=0.14, damage=0.55),
+        Climate(
+            grass=(50, 50, 36, 60), soil=(74, 67, 54, 70), water=(20, 38, 42, 8), tree=(28, 36, 20, 54),
+            road=(56, 54, 52, 50), paved=(68, 65, 60, 60), rubble=(62, 54, 46, 52),
+            roofs=((66, 64, 62, 58), (48, 44, 42, 42), (26, 44, 78, 40), (70, 52, 42, 58)),
+        ),
+        Sensor(0.24, sun_azimuth=230, sun_elevation=62, blur_px=0.9, noise=3, gain=(1.1, 1.06, 1.0, 1)),
+    ),
+    "casid-sub": World(
+        _CASID, Climate(roofs=_METAL), Sensor(0.76, sun_azimuth=130, sun_elevation=50, haze=0.1)
+    ),
+    "casid-tem": World(
+        replace(_CASID, field=2.2, forest=1.4, trees=0.3, river=0.25),
+        Climate(
+            grass=(50, 45, 33, 48), field=(56, 50, 38, 50), soil=(60, 52, 42, 54), tree=(34, 29, 24, 36),
+            water=(34, 40, 42, 14), fields=((58, 52, 38, 50), (50, 42, 32, 44), (64, 58, 46, 54)),
+            roofs=((60, 36, 30, 48), (66, 64, 62, 58), (40, 46, 56, 44)),
+        ),
+        Sensor(0.76, sun_azimuth=165, sun_elevation=30, shadow=0.4, haze=0.08, gain=(1.02, 0.98, 0.96, 1)),
+    ),
+    "casid-tms": World(
+        replace(_CASID, soil=1.2, field=1.6),
+        Climate(
+            grass=(44, 46, 24, 60), soil=(70, 44, 30, 60), tree=(28, 38, 14, 64), road=(58, 46, 38, 48),
+            water=(26, 38, 36, 8), fields=((44, 52, 22, 72), (62, 46, 30, 54), (36, 46, 18, 70)),
+            roofs=((74, 72, 70, 64), (66, 42, 30, 54), (52, 52, 54, 48)),
+        ),
+        Sensor(0.76, sun_azimuth=80, sun_elevation=62, noise=3, gain=(1.08, 1.04, 0.96, 1)),
+    ),
+    "casid-trf": World(
+        replace(_CASID, forest=4.0, field=0.8, trees=0.6, river=0.45),
+        Climate(
+            grass=(26, 42, 18, 74), tree=(12, 26, 11, 66), soil=(62, 42, 28, 56), road=(60, 50, 40, 54),
+            water=(44, 36, 22, 14), fields=((28, 46, 16, 78), (36, 50, 22, 76)),
+            roofs=((70, 70, 68, 62), (60, 38, 28, 50), (42, 52, 58, 46)),
+        ),
+        Sensor(0.76, sun_azimuth=100, sun_elevation=66, haze=0.2, haze_colour=(78, 80, 82, 70), noise=3),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One drawn image.
+
+    Attributes:
+        image: uint8 (4, H, W): red, green, blue, near infrared.
+        land: what it shows.
+    """
+
+    image: U8
+    land: Land
+
+    def labels(self, table: U8) -> U8:
+        """The table's raw value per px: (H, W), or (3, H, W) of a table of colours."""
+        raw = table[np.where(self.land.car, CAR, self.land.material)]
+        return np.moveaxis(raw, -1, 0) if table.ndim == 2 else raw
+
+    def mask(self, material: Material) -> U8:
+        """255 where the ground is of that material, else 0."""
+        return np.where(self.land.material == material, np.uint8(255), np.uint8(0))
+
+
+class Draughtsman:
+    """Draws the scenes of one run; each is fixed by the seed and its own name.
+
+    Args:
+        seed: 0 or more.
+        counts: "mini" = a few dozen images, each a scene of its own; "full" = as many as the publisher ships, `shrink`
+            times smaller, cut from large scenes.
+    """
+
+    SHRINK = 32
+
+    def __init__(self, seed: int, counts: Counts) -> None:
+        self.seed, self.counts = seed, counts
+
+    def number(self, mini: int, published: int) -> int:
+        """How many images to draw."""
+        return mini if self.counts == "mini" else published
+
+    def px(self, mini: int, published: int) -> int:
+        """How large to draw a side."""
+        return mini if self.counts == "mini" else math.ceil(published / self.SHRINK)
+
+    def rng(self, *name: object) -> np.random.Generator:
+        """A generator of its own for every name."""
+        return np.random.default_rng([self.seed, zlib.crc32("/".join(map(str, name)).encode())])
+
+    def scenes(
+        self, domain: str, part: str, count: int, width: int, height: int, crops: int = 1
+    ) -> Iterator[Scene]:
+        """`count` scenes of a domain, `crops` (a square number) neighbours of each other in a row."""
+        side = (
+            math.isqrt(crops) if self.counts == "mini" else max(math.isqrt(crops), min(24, math.isqrt(count)))
+        )
+        for first in range(0, count, side * side):
+            whole = self._scene(domain, f"{part}/{first}", width * side, height * side)
+            for index in range(min(side * side, count - first)):
+                top, left = index // side * height, index % side * width
+                yield Scene(
+                    np.ascontiguousarray(whole.image[:, top : top + height, left : left + width]),
+                    whole.land.window(top, left, height, width),
+                )
+
+    def _scene(self, domain: str, name: str, width: int, height: int) -> Scene:
+        world, rng = WORLDS[domain], self.rng(domain, name)
+        return self.scene(world, width, height, rng)
+
+    def scene(self, world: World, width: int, height: int, rng: np.random.Generator) -> Scene:
+        """One scene of a world, its sun and air a little different each time."""
+        sensor = replace(
+            world.sensor,
+            m_per_px=world.sensor.m_per_px * rng.uniform(0.95, 1.05) * (1 if self.counts == "mini" else 3),
+            sun_azimuth=world.sensor.sun_azimuth + rng.uniform(-15, 15),
+            sun_elevation=world.sensor.sun_elevation + rng.uniform(-5, 5),
+            haze=world.sensor.haze * rng.uniform(0.6, 1.4),
+            gain=tuple(gain * rng.uniform(0.95, 1.05) for gain in world.sensor.gain),
+        )
+        land = draw(height, width, world.landscape, sensor, rng)
+        return Scene(render(land, world.climate, sensor, rng), land)
+
+
+class Archive:
+    """A zip file whose bytes hang on its contents alone."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._zip = zipfile.ZipFile(path, "w")
+
+    def __enter__(self) -> "Archive":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+    def add(self, name: str, content: bytes) -> None:
+        """Adds a file; formats without a compression of their own are deflated."""
+        entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+        entry.external_attr = 0o644 << 16
+        packed = name.endswith((".png", ".jpg"))
+        entry.compress_type = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
+        self._zip.writestr(entry, content, compresslevel=None if packed else 1)
+
+
+def encode(
+    array: U8, driver: str, transform: Affine | None = None, crs: str | None = None, **options: Any
+) -> bytes:
+    """An image file of uint8 (H, W) or (bands, H, W)."""
+    planes = array[None] if array.ndim == 2 else array
+    count, height, width = planes.shape
+    place = {} if transform is None else {"transform": transform, "crs": crs}
+    with MemoryFile() as memory:
+        with memory.open(
+            driver=driver, width=width, height=height, count=count, dtype="uint8", **place, **options
+        ) as file:
+            file.write(planes)
+        return bytes(memory.read())
+
+
+def tif(array: U8, transform: Affine | None = None, crs: str | None = None) -> bytes:
+    """A TIFF without compression."""
+    return encode(array, "GTiff", transform, crs, photometric="RGB" if array.ndim == 3 else "MINISBLACK")
+
+
+def png(array: U8) -> bytes:
+    """A PNG."""
+    return encode(array, "PNG", zlevel=1)
+
+
+def jpg(array: U8, quality: int = 88) -> bytes:
+    """A JPEG."""
+    return encode(array, "JPEG", quality=quality)
+
+
+def world_file(transform: Affine) -> bytes:
+    """The six lines that place an image: of its upper left pixel's centre, as ESRI defined them."""
+    centre = transform * (0.5, 0.5)
+    numbers = (transform.a, transform.d, transform.b, transform.e, *centre)
+    return "".join(f"{number:.6f}\n" for number in numbers).encode()
+
+
+def without_borders(colours: U8) -> U8:
+    """ISPRS labels with black lines between classes, as they are scored: (3, H, W)."""
+    packed = colours[0].astype(np.int32) << 16 | colours[1].astype(np.int32) << 8 | colours[2]
+    border = np.zeros(packed.shape, bool)
+    border[:, 1:] |= packed[:, 1:] != packed[:, :-1]
+    border[1:] |= packed[1:] != packed[:-1]
+    return np.where(border, np.uint8(0), colours)
+
+
+def _potsdam(folder: Path, pen: Draughtsman) -> None:
+    size = pen.px(256, POTSDAM_PX)
+    with (
+        Archive(folder / "2_Ortho_RGB.zip") as rgb,
+        Archive(folder / "3_Ortho_IRRG.zip") as irrg,
+        Archive(folder / "5_Labels_all_noBoundary.zip") as labels,
+    ):
+        for name in POTSDAM_SCENES:
+            scene = next(pen.scenes("potsdam", name, 1, size, size))
+            row, col = map(int, name.split("_"))
+            place = Affine(0.05, 0, 366000 + 300 * col, 0, -0.05, 5808600 - 300 * row)
+            raw = without_borders(scene.labels(ISPRS))
+            for archive, inner, content in (
+                (rgb, f"2_Ortho_RGB/top_potsdam_{name}_RGB", scene.image[list(RGB)]),
+                (irrg, f"3_Ortho_IRRG/top_potsdam_{name}_IRRG", scene.image[list(IRRG)]),
+                (labels, f"top_potsdam_{name}_label_noBoundary", _as_shipped(name, raw, pen)),
+            ):
+                archive.add(f"{inner}.tif", tif(content, place, "EPSG:32633"))
+                archive.add(f"{inner}.tfw", world_file(place))
+
+
+def _as_shipped(name: str, raw: U8, pen: Draughtsman) -> U8:
+    """The publisher's defects: scene 4_12 went through a lossy format, cars of 6_7 have another yellow."""
+    if name == "4_12":
+        drift = np.abs(pen.rng("potsdam labels", name).normal(0, 12, raw.shape)).astype(np.uint8)
+        return np.where(raw == 255, 255 - drift, drift)
+    if name == "6_7":
+        car = np.all(raw == np.array([255, 255, 0], np.uint8)[:, None, None], axis=0)
+        return np.where(car, np.array([252, 255, 0], np.uint8)[:, None, None], raw)
+    return raw
+
+
+def _vaihingen(folder: Path, pen: Draughtsman) -> None:
+    name = "ISPRS_semantic_labeling_Vaihingen"
+    with (
+        Archive(folder / f"{name}.zip") as images,
+        Archive(folder / f"{name}_ground_truth_eroded_COMPLETE.zip") as labels,
+    ):
+        for area, published in VAIHINGEN_SCENES.items():
+            width, height = (pen.px(max(128, side // 12), side) for side in published)
+            scene = next(pen.scenes("vaihingen", str(area), 1, width, height))
+            place = Affine(0.09, 0, 496800 + 350 * (area % 7), 0, -0.09, 5420600 - 350 * (area // 7))
+            raw = scene.labels(ISPRS)
+            stem = f"top_mosaic_09cm_area{area}"
+            images.add(f"top/{stem}.tif", tif(scene.image[list(IRRG)], place, "EPSG:32632"))
+            images.add(f"top/{stem}.tfw", world_file(place))
+            if area in VAIHINGEN_TRAIN:
+                images.add(f"gts_for_participants/{stem}.tif", tif(raw))
+            labels.add(f"{stem}_noBoundary.tif", tif(without_borders(raw)))
+
+
+def _loveda(folder: Path, pen: Draughtsman) -> None:
+    size, number = pen.px(128, 1024), 0
+    parts = {
+        "Train": {"Rural": (40, 1366), "Urban": (40, 1156)},
+        "Val": {"Rural": (16, 992), "Urban": (16, 677)},
+    }
+    for part, areas in parts.items():
+        with Archive(folder / f"{part}.zip") as archive:
+            for area, counts in areas.items():
+                for scene in pen.scenes(f"loveda-{area.lower()}", part, pen.number(*counts), size, size):
+                    image, raw = scene.image[list(RGB)], scene.labels(LOVEDA)
+                    if number % 9 == 0:  # the publisher's tiles reach beyond the imagery
+                        image[:, : size // 6], raw[: size // 6] = 0, 0
+                    archive.add(f"{part}/{area}/images_png/{number}.png", png(image))
+                    archive.add(f"{part}/{area}/masks_png/{number}.png", png(raw))
+                    number += 1
+
+
+def _whu(folder: Path, pen: Draughtsman) -> None:
+    size = pen.px(128, 512)
+    sets = {
+        "whu-aerial": (
+            "3. The cropped image tiles and raster labels",
+            "",
+            {"train": (40, 4736), "val": (16, 1036), "test": (4, 2416)},
+        ),
+        "whu-satellite": (
+            "Satellite dataset II (East Asia)",
+            "1. The cropped image data and raster labels/",
+            {"train": (40, 13662), "test": (16, 3726)},
+        ),
+    }
+    for domain, (name, inner, parts) in sets.items():
+        with Archive(folder / f"{name}.zip") as archive:
+            for part, counts in parts.items():
+                for number, scene in enumerate(
+                    pen.scenes(domain, part, pen.number(*counts), size, size), start=1
+                ):
+                    archive.add(f"{name}/{inner}{part}/image/{number}.tif", tif(scene.image[list(RGB)]))
+                    archive.add(f"{name}/{inner}{part}/label/{number}.tif", tif(scene.mask(Material.ROOF)))
+
+
+def _deepglobe(folder: Path, pen: Draughtsman) -> None:
+    size = pen.px(128, 1024)
+    with Archive(folder / "DeepGlobe.zip") as archive:
+        for part, counts in (("train", (40, 6226)), ("valid", (4, 1243)), ("test", (4, 1101))):
+            names = sorted(
+                pen.rng("deepglobe", part).choice(900_000, pen.number(*counts), replace=False) + 100_000
+            )
+            for name, scene in zip(names, pen.scenes("deepglobe", part, len(names), size, size), strict=True):
+                archive.add(f"{part}/{name}_sat.jpg", jpg(scene.image[list(RGB)]))
+                if part == "train":  # grey RGB whose roads have soft edges: the publisher says to cut at 128
+                    soft = ndimage.gaussian_filter(scene.mask(Material.ROAD), 0.6)
+                    archive.add(f"{part}/{name}_mask.png", png(np.repeat(soft[None], 3, axis=0)))
+
+
+def _massachusetts(folder: Path, pen: Draughtsman) -> None:
+    size = pen.px(192, 1500)
+    with Archive(folder / "Massachusetts.zip") as archive:
+        for part, counts in (("train", (4, 1108)), ("val", (2, 14)), ("test", (12, 49))):
+            for number, scene in enumerate(
+                pen.scenes("massachusetts", part, pen.number(*counts), size, size)
+            ):
+                name = f"{10_078_660 + 15 * number}_15"
+                archive.add(f"tiff/{part}/{name}.tiff", tif(scene.image[list(RGB)]))
+                archive.add(f"tiff/{part}_labels/{name}.tif", tif(scene.mask(Material.ROAD)))
+
+
+def _rescuenet(folder: Path, pen: Draughtsman) -> None:
+    width, height, number = pen.px(256, 4000), pen.px(192, 3000), 10_770
+    with Archive(folder / "RescueNet.zip") as archive:
+        for part, counts in (("train", (2, 3595)), ("val", (2, 449)), ("test", (12, 449))):
+            for scene in pen.scenes("rescuenet", part, pen.number(*counts), width, height):
+                land, raw = scene.land, scene.labels(RESCUENET)
+                raw = np.where(land.material == Material.ROOF, raw + land.variant, raw)
+                special = (land.variant == 1) & ~land.car
+                raw[special & (land.material == Material.RUBBLE)] = RESCUENET_BLOCKED
+                raw[special & (land.material == Material.WATER)] = RESCUENET_POOL
+                number += 1
+                archive.add(f"RescueNet/{part}/{part}-org-img/{number}.jpg", jpg(scene.image[list(RGB)]))
+                archive.add(f"RescueNet/{part}/{part}-label-img/{number}_lab.png", png(raw))
+
+
+def _casid(folder: Path, pen: Draughtsman) -> None:
+    size = pen.px(128, 1024)
+    crops = pen.number(4, 25)
+    zones = {
+        "SubMs": ("casid-sub", 4900, 2200),
+        "TemMs": ("casid-tem", 5025, 2075),
+        "TroMs": ("casid-tms", 3400, 1650),
+        "TroRf": ("casid-trf", 3700, 1550),
+    }
+    with Archive(folder / "CASID.zip") as archive:
+        for zone, (domain, train, test) in zones.items():
+            first = 1
+            for part, counts in (("all_train", (48, train)), ("all_test", (16, test))):
+                count = pen.number(*counts)
+                for index, scene in enumerate(pen.scenes(domain, part, count, size, size, crops)):
+                    name = f"{zone}{first + index // crops:04d}_{index % crops:02d}"
+                    archive.add(f"CASID/{zone}/{part}/image/{name}.png", png(scene.image[list(RGB)]))
+                    archive.add(f"CASID/{zone}/{part}/label/{name}-label.png", png(scene.labels(CASID)))
+                first += count // crops
+
+
+def _million_aid(folder: Path, pen: Draughtsman) -> None:
+    size, worlds, number = pen.px(256, 256 * pen.SHRINK), list(WORLDS.values()), 0
+    with Archive(folder / "train.zip") as archive:
+        for place, landscape in MILLION_AID.items():
+            for index in range(pen.number(16, 40)):
+                rng = pen.rng("million-aid", place, index)
+                # any climate under any sensor: the style source is wider than every domain
+                climate, sensor = (worlds[pick] for pick in rng.integers(len(worlds), size=2))
+                sensor = replace(sensor.sensor, m_per_px=rng.uniform(0.4, 1.0), haze=rng.uniform(0, 0.35))
+                scene = pen.scene(World(landscape, climate.climate, sensor), size, size, rng)
+                number += 1
+                archive.add(f"train/{place}/P{number:07d}.jpg", jpg(scene.image[list(RGB)]))
+
+
+PACKERS: dict[str, Callable[[Path, Draughtsman], None]] = {
+    "potsdam": _potsdam,
+    "vaihingen": _vaihingen,
+    "loveda": _loveda,
+    "whu": _whu,
+    "deepglobe": _deepglobe,
+    "massachusetts": _massachusetts,
+    "rescuenet": _rescuenet,
+    "casid": _casid,
+    "million-aid": _million_aid,
+}
+
+
+def synthesize_dataset(dataset: str, out_dir: Path, seed: int, counts: Counts = "mini") -> Path:
+    """Draws and packs one dataset; the same arguments give the same bytes.
+
+    Args:
+        dataset: of the catalog.
+        out_dir: gets a folder of that name with the archives and PROVENANCE.json.
+        seed: 0 or more.
+        counts: "mini", or "full" = as many files as the publisher ships, all of them 32 times smaller.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: an unknown dataset; a folder of that name that holds something else than drawn archives.
+    """
+    if dataset not in PACKERS:
+        raise InputError(f"{dataset!r} is not drawn", expected=nearest(dataset, PACKERS))
+    folder = out_dir / dataset
+    if folder.exists() and any(folder.iterdir()) and not (folder / PROVENANCE_FILE).is_file():
+        raise InputError(
+            "holds files that were not drawn here: they are not overwritten",
+            where=folder,
+            next_step="choose another folder for drawn archives",
+        )
+    with atomic_dir(folder) as partial, rasterio.Env(GDAL_PAM_ENABLED=False, GDAL_NUM_THREADS=1):
+        PACKERS[dataset](partial, Draughtsman(seed, counts))
+        write_json(
+            partial / PROVENANCE_FILE,
+            {"provenance": "synthetic", "dataset": dataset, "seed": seed, "counts": counts},
+        )
+    return folder
