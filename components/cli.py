@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ def data_dir() -> Path:
     return Path(os.environ.get("CROSSEARTH_DATA", "datasets"))
 
 
+def style_weights_dir() -> Path | None:
+    """$CROSSEARTH_STYLE_WEIGHTS: folder of the released style networks, for the engine `ghiasi`."""
+    folder = os.environ.get("CROSSEARTH_STYLE_WEIGHTS")
+    return Path(folder) if folder else None
+
+
 def _inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:
     from crossearth.components.params import load_params
     from crossearth.data.catalog import load_catalog
@@ -71,8 +77,12 @@ def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
+    _print(table)
+
+
+def _print(renderable: RenderableType) -> None:
     # a pipe or a log has no width of its own: never cut a table there
-    (out if out.is_terminal else Console(width=160)).print(table)
+    (out if out.is_terminal else Console(width=160)).print(renderable)
 
 
 def _version(wanted: bool) -> None:
@@ -86,7 +96,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Version, git revision and checkout.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Version, revision, checkout."),
     ] = False,
 ) -> None:
     pass
@@ -103,7 +114,9 @@ def settings(catalog: Catalogs = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(setting) for setting in loaded.settings.values()], indent=2))
         return
-    recipe_of = {setting.abbr: recipe.name for recipe in loaded.recipes().values() for setting in recipe.settings}
+    recipe_of = {
+        setting.abbr: recipe.name for recipe in loaded.recipes().values() for setting in recipe.settings
+    }
     rows = []
     for setting in loaded.settings.values():
         scores = {score.method: score.miou for score in loaded.published(setting.abbr)}
@@ -196,7 +209,12 @@ def synthesize(
 
     params, loaded = _inputs(params_file, None)
     config = params.config(SynthesizeConfig, "synthesize")
-    written = run([loaded.dataset(name).name for name in datasets or loaded.datasets], params.archives, config, params.seed)
+    written = run(
+        [loaded.dataset(name).name for name in datasets or loaded.datasets],
+        params.archives,
+        config,
+        params.seed,
+    )
     _done(written, "crossearth ingest DATASET")
 
 
@@ -223,8 +241,291 @@ def ingest(
     from crossearth.components.ingest import ingest as run
 
     params, loaded = _inputs(params_file, catalog)
-    written = run(names, loaded, params.archives, ARTIFACTS / "domains", params.config(IngestConfig, "ingest"))
+    written = run(
+        names, loaded, params.archives, ARTIFACTS / "domains", params.config(IngestConfig, "ingest")
+    )
     _done(written, "crossearth validate, or crossearth preview DOMAIN to look at the labels")
+
+
+@app.command()
+def validate(
+    names: Annotated[list[str] | None, typer.Argument(help="Domains [default: all ingested].")] = None,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Hold every manifest against the catalog; stops the pipeline where labels or splits are wrong."""
+    from crossearth.components.validate import validate as run
+    from crossearth.data.validation import ValidateConfig
+
+    params, loaded = _inputs(params_file, catalog)
+    config = params.config(ValidateConfig, "validate")
+    written = run(loaded, ARTIFACTS / "domains", ARTIFACTS / "validation", config, names or ())
+    _done(written, f"open {written / 'docs' / 'index.html'}, or crossearth train RECIPE")
+
+
+@app.command()
+def preview(
+    domain: Annotated[str, typer.Argument(help="An ingested domain.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Draw a sheet of tiles with their labels on top, to see that they align."""
+    from crossearth.components.preview import preview as run
+
+    _, loaded = _inputs(None, catalog)
+    _done(run(domain, loaded, ARTIFACTS / "domains", ARTIFACTS / "previews"), "")
+
+
+@styles_app.command("fit")
+def styles_fit(
+    images: Annotated[
+        Path | None, typer.Argument(help="Folder of images or archives [default: Million-AID's archives].")
+    ] = None,
+    params_file: ParamsFile = None,
+) -> None:
+    """Fit the Earth's styles: mean and covariance of style embeddings over a corpus of images."""
+    from crossearth.components.fit_styles import StylesConfig, fit_styles
+
+    params, _ = _inputs(params_file, None)
+    config = params.config(StylesConfig, "styles")
+    images = images or params.archives / "million-aid"
+    written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir())
+    _done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
+
+
+@styles_app.command("show")
+def styles_show(
+    image: Annotated[Path, typer.Argument(help="Any image file.")],
+    sheet: Annotated[Path, typer.Option("--out", help="The sheet's PNG file.")] = Path("styles.png"),
+    params_file: ParamsFile = None,
+) -> None:
+    """Draw an image, restyled versions of it, the masks and what is injected."""
+    from crossearth.components.fit_styles import STYLES_FILE
+    from crossearth.components.style_sheet import show_image
+    from crossearth.components.stylize import StylizeConfig
+
+    params, _ = _inputs(params_file, None)
+    config = params.config(StylizeConfig, "stylize").style
+    _done(show_image(image, ARTIFACTS / "styles" / STYLES_FILE, sheet, config, style_weights_dir()), "")
+
+
+@app.command()
+def stylize(
+    names: Annotated[list[str], typer.Argument(help="Ingested domains.")],
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+    shard: Annotated[int, typer.Option(help="Which of --shards, from 0.")] = 0,
+    shards: Annotated[int, typer.Option(help="Number of equal shares of the tiles.")] = 1,
+) -> None:
+    """Write restyled counterparts of a domain's training tiles as a dataset of its own."""
+    from dataclasses import replace
+
+    from crossearth.components.fit_styles import STYLES_FILE
+    from crossearth.components.stylize import StylizeConfig
+    from crossearth.components.stylize import stylize as run
+    from crossearth.data.shards import Shard
+
+    params, loaded = _inputs(params_file, catalog)
+    config = replace(params.config(StylizeConfig, "stylize"), seed=params.seed)
+    written = [
+        run(
+            name,
+            loaded.domain_dir(ARTIFACTS / "domains", name).parent,
+            ARTIFACTS / "styles" / STYLES_FILE,
+            ARTIFACTS / "stylized",
+            config,
+            style_weights_dir(),
+            Shard(shard, shards),
+        )
+        for name in names
+    ]
+    _done(written, "look at sheet.png in it")
+
+
+@app.command()
+def train(
+    names: Annotated[list[str], typer.Argument(help="Recipes: `crossearth settings` names them.")],
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
+) -> None:
+    """Train the model of a recipe; the same command goes on after an interruption."""
+    from crossearth.data.catalog import Recipe
+
+    params, loaded = _inputs(params_file, catalog)
+    recipes: list[Recipe] = [loaded.recipe(name) for name in names]
+
+    from dataclasses import replace
+
+    from crossearth.components.fit_styles import STYLES_FILE
+    from crossearth.components.train import TrainConfig
+    from crossearth.components.train import train as run
+
+    configs = [params.config(TrainConfig, "train", recipe.name) for recipe in recipes]
+    for recipe, config in zip(recipes, configs, strict=True):
+        written = run(
+            recipe,
+            loaded,
+            ARTIFACTS / "domains",
+            ARTIFACTS / "models" / recipe.name,
+            replace(config, seed=params.seed if seed is None else seed),
+            ARTIFACTS / "styles" / STYLES_FILE,
+        )
+        _done(written, f"crossearth evaluate {recipe.name}")
+
+
+@app.command()
+def evaluate(
+    names: Annotated[list[str], typer.Argument(help="Recipes: `crossearth settings` names them.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Score this model, e.g. a converted one [default: the trained one]."),
+    ] = None,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Score a recipe's model on the test split of all its targets."""
+    params, loaded = _inputs(params_file, catalog)
+    recipes = [loaded.recipe(name) for name in names]
+
+    from crossearth.components.evaluate import EvaluateConfig
+    from crossearth.components.evaluate import evaluate as run
+
+    config = params.config(EvaluateConfig, "evaluate")
+    for recipe in recipes:
+        model_dir = model or ARTIFACTS / "models" / recipe.name
+        written = run(
+            recipe, loaded, ARTIFACTS / "domains", model_dir, ARTIFACTS / "scores" / recipe.name, config
+        )
+        _done(written, "crossearth report")
+
+
+@app.command()
+def report(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+    """Write scores.csv, scores.md and the self-contained page."""
+    from crossearth.components.report import ReportConfig
+    from crossearth.components.report import report as run
+
+    params, loaded = _inputs(params_file, catalog)
+    written = run(
+        [ARTIFACTS / "scores"],
+        loaded,
+        ARTIFACTS / "report",
+        params.config(ReportConfig, "report"),
+        validation_dir=ARTIFACTS / "validation",
+        styles_dir=ARTIFACTS / "styles",
+    )
+    _done(written, f"open {written / 'index.html'}")
+
+
+@app.command()
+def show(
+    recipe: Annotated[str | None, typer.Argument(help="One recipe in full [default: all settings].")] = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Print the table of all settings, or the results of one recipe."""
+    from crossearth.components import show as tables
+    from crossearth.components.results import read_results
+    from crossearth.components.tracking import tracking_uri
+
+    _, loaded = _inputs(None, catalog)
+    if recipe:
+        _print(tables.run(read_results(ARTIFACTS / "scores" / loaded.recipe(recipe).name)))
+        return
+    _print(tables.benchmark([ARTIFACTS / "scores"], loaded))
+    if (ARTIFACTS / "report" / "index.html").exists():
+        out.print(f"report: open {ARTIFACTS / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
+    out.print(f"runs:   mlflow ui --backend-store-uri {tracking_uri()}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder of results, or of several results.")],
+    b: Annotated[Path, typer.Argument(help="The other one.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Compare two sets of results setting by setting (paired bootstrap)."""
+    from crossearth.components import show as tables
+    from crossearth.components.compare import compare as run
+
+    _, loaded = _inputs(None, catalog)
+    _print(tables.comparison(run([a], [b], loaded), str(a), str(b)))
+
+
+@app.command()
+def predict(
+    scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders of rasters.")],
+    model: Annotated[str, typer.Option(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
+    maps: Annotated[Path, typer.Option("--out", help="The map's file; for several scenes a folder.")],
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Three band numbers in the network's order, e.g. 4,3,2."),
+    ] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Windows per pass of the network.")] = 1,
+    probabilities: Annotated[bool, typer.Option(help="Also write each class's probability.")] = False,
+) -> None:
+    """Map scenes of any size: Cloud Optimized GeoTIFF, preview and areas per class."""
+    from crossearth.components.predict import PredictConfig
+    from crossearth.components.predict import predict as run
+    from crossearth.data.config import load_config
+
+    given = {
+        "bands": _numbers("--bands", bands),
+        "value_range": _numbers("--value-range", value_range),
+        "precision": precision,
+        "device": device,
+        "batch_size": batch_size,
+        "probabilities": probabilities,
+    }
+    written = run(scenes, Path(model), maps, load_config(PredictConfig, given, "predict"))
+    _done(written, "open the maps in a GIS; areas stand in the .json beside them")
+
+
+@app.command()
+def convert(
+    released: Annotated[Path, typer.Argument(help="The authors' checkpoint, *-source.pth.")],
+    backbone: Annotated[
+        str, typer.Option(help="dinov2_converted*.pth, DINOv2's own file, s3://..., or timm's hub name.")
+    ],
+    model: Annotated[Path, typer.Option("--out", help="Folder of the converted model.")],
+    class_set: Annotated[
+        str | None, typer.Option(help="Class set of the catalog [default: the checkpoint's own words].")
+    ] = None,
+    image_px: Annotated[
+        int | None, typer.Option(help="Side of the training window [default: from the backbone].")
+    ] = None,
+    keep_training: Annotated[bool, typer.Option(help="Keep the modules that only training uses.")] = False,
+    backbones: Annotated[
+        Path | None, typer.Option(help="Store the backbone here, once for all models.")
+    ] = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Turn a released checkpoint into safetensors and JSON; nothing in it is run."""
+    from crossearth.components.convert import ConvertConfig
+    from crossearth.components.convert import convert as run
+    from crossearth.data.config import nearest
+    from crossearth.data.errors import InputError
+
+    _, loaded = _inputs(None, catalog)
+    if class_set is not None and class_set not in loaded.class_sets:
+        raise InputError(f"unknown class set {class_set!r}", expected=nearest(class_set, loaded.class_sets))
+    config = ConvertConfig(backbone, image_px, keep_training, backbones)
+    written = run(released, model, config, loaded.class_sets[class_set] if class_set else None)
+    _done(written, f"crossearth predict SCENE.tif --model {written} --out MAP.tif")
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    from crossearth.data.errors import InputError
+
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option}: {text!r}", expected="numbers with commas between") from error
 
 
 def main() -> None:
