@@ -206,8 +206,8 @@ class GhiasiEngine:
         self.dtype = self.wanted_dtype or _fast_dtype(self.device)
         for module in self.networks.modules():
             if isinstance(module, nn.Conv2d):
-                module.to(dtype=self.dtype, memory_format=self._memory_format)
-        self.networks.to(self.device)
+                module.to(self.dtype)
+        nn.utils.convert_conv2d_weight_memory_format(self.networks.to(self.device), self._memory_format)
         return self
 
     @torch.no_grad()

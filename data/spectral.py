@@ -57,8 +57,12 @@ class SpectralEngine:
     name = "spectral"
     dim = 3 + 6 + 3 * NUM_BANDS
 
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+
     def to(self, device: torch.device | str) -> "SpectralEngine":
-        """Itself: it has no weights, and works on the device of its input."""
+        """Itself: without weights, it works wherever its input is; `device` tells callers where that is."""
+        self.device = torch.device(device)
         return self
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ DEFAULT_ALPHA: dict[EngineName, float] = {"ghiasi": 0.1, "spectral": 0.7}
 class StyleEngine(Protocol):
     """Reads an image's style as a vector and gives an image another style. Frozen, without gradients.
 
-    Images are RGB-as-the-network-sees-them (B,3,H,W), uint8 or float, raw values 0..255, on any device.
+    Images are RGB-as-the-network-sees-them (B,3,H,W), uint8 or float, raw 0..255, on the engine's device.
     """
 
     @property
@@ -35,6 +35,9 @@ class StyleEngine(Protocol):
 
     @property
     def dim(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def to(self, device: torch.device | str) -> "StyleEngine": ...
 

@@ -1,0 +1,227 @@
+"""Fits the Earth's style statistics to a corpus of images: one pass, shards over workers, one small file.
+
+A shard leaves its partial moments in a hidden folder beside the output, and whoever finds all of them merges
+them. The moments of the parts add up to those of the whole, so the number of shards does not matter.
+"""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from crossearth.components.style_sheet import styles_sheet, write_sheet
+from crossearth.data.archives import Member
+from crossearth.data.corpus import StyleImage, list_images, read_style_image
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_dir, atomic_path, code_version, digest, write_json
+from crossearth.data.prefetch import ahead
+from crossearth.data.shards import Shard, alone, is_done
+from crossearth.data.style import (
+    EarthStyles,
+    EngineName,
+    StyleConfig,
+    StyleEngine,
+    StyleMoments,
+    style_engine,
+)
+
+log = logging.getLogger(__name__)
+
+STYLES_FILE = "earth.safetensors"
+SUMMARY_FILE = "summary.json"
+SHEET_FILE = "sheet.png"
+SHEET_IMAGES = 4
+WHOLE = Shard()
+
+
+@dataclass(frozen=True)
+class StylesConfig:
+    """How the Earth's styles are fitted.
+
+    Attributes:
+        engine: whose embeddings; see `StyleConfig`.
+        image_px: None = 256 for ghiasi, the side that images are resampled to (paper); 512 for spectral,
+            the side of the central window at an image's own resolution: resampling changes its spectrum.
+        batch_size: images of one size that are embedded at once.
+        workers: threads that read and decode.
+    """
+
+    engine: EngineName = "spectral"
+    image_px: int | None = None
+    batch_size: int = 16
+    workers: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.workers) < 1:
+            raise InputError("batch_size and workers", expected="at least 1")
+        if self.image_px is not None and self.image_px < 64:
+            raise InputError(f"image_px: {self.image_px}", expected="at least 64")
+
+    @property
+    def side_px(self) -> int:
+        """`image_px`, or the engine's default."""
+        return self.image_px or (256 if self.engine == "ghiasi" else 512)
+
+
+def fit_styles(
+    images_dir: Path,
+    out_dir: Path,
+    config: StylesConfig,
+    weights_dir: Path | None = None,
+    shard: Shard = WHOLE,
+) -> Path:
+    """Embeds the images of a shard; when all shards are done, writes `out_dir`.
+
+    `out_dir` gets earth.safetensors (`EarthStyles`), summary.json (count, what was skipped and why, how far
+    the covariance is regularised) and sheet.png (images of the corpus in each other's styles).
+
+    Args:
+        images_dir: folder of images or of archives of images, such as Million-AID's.
+
+    Returns:
+        `out_dir`; it is not there yet while other shards are missing.
+
+    Raises:
+        InputError: no images, fewer than two usable ones, or the engine's weights are absent.
+    """
+    engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
+    scratch = out_dir.with_name(f".{out_dir.name}.unpacked")
+    try:
+        members = list_images(images_dir, scratch)
+        listing = [(member.path, member.size, member.tag) for member in members]
+        identity = digest([listing, asdict(config), code_version()])
+        if is_done(out_dir / SUMMARY_FILE, identity):
+            return out_dir
+        work = out_dir.with_name(f".{out_dir.name}.{identity[:16]}")
+        if not shard.part(work).exists():
+            _write_part(shard.part(work), *_fit(members[shard.index :: shard.num], engine, config))
+        with alone(out_dir.with_name(f".{out_dir.name}.lock")):
+            parts = shard.parts(work)
+            if all(part.exists() for part in parts):
+                _finish(out_dir, identity, parts, members, engine, config)
+                shutil.rmtree(work)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return out_dir
+
+
+def _fit(
+    members: Sequence[Member], engine: StyleEngine, config: StylesConfig
+) -> tuple[StyleMoments, list[dict[str, str]]]:
+    """Moments of the members' embeddings, and which were skipped and why."""
+    moments, skipped = StyleMoments(engine.dim), []
+    read = partial(read_style_image, max_px=config.side_px, resize=config.engine == "ghiasi")
+    progress = track(
+        ahead(read, members, config.workers),
+        description="styles",
+        total=len(members),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    for batch in _batches(progress, config.batch_size):
+        images = [item.image for item in batch if item.image is not None]
+        if images:
+            x_B3HW = torch.from_numpy(np.stack(images)).to(engine.device)
+            moments.add(engine.embed(x_B3HW), [item.sha256 for item in batch if item.image is not None])
+        for item in batch:
+            if item.image is None:
+                skipped.append({"path": item.path, "problem": item.problem})
+    return moments, skipped
+
+
+def _batches(items: Iterable[StyleImage], size: int) -> Iterator[list[StyleImage]]:
+    """Consecutive images of one shape, at most `size` of them."""
+    for _, same in groupby(items, key=lambda item: None if item.image is None else item.image.shape):
+        batch: list[StyleImage] = []
+        for item in same:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _write_part(path: Path, moments: StyleMoments, skipped: list[dict[str, str]]) -> None:
+    about = {"count": moments.count, "image_hashes": f"{moments.image_hashes:x}", "skipped": skipped}
+    with atomic_path(path) as partial_path:
+        tensors = {"mean": moments.mean, "scatter": moments.scatter}
+        save_file(tensors, partial_path, metadata={"part": json.dumps(about)})
+
+
+def _read_part(path: Path) -> tuple[StyleMoments, list[dict[str, str]]]:
+    with safe_open(path, framework="pt") as file:
+        about: dict[str, Any] = json.loads(file.metadata()["part"])
+        moments = StyleMoments(len(file.get_tensor("mean")))
+        moments.mean, moments.scatter = file.get_tensor("mean"), file.get_tensor("scatter")
+    moments.count, moments.image_hashes = about["count"], int(about["image_hashes"], 16)
+    return moments, about["skipped"]
+
+
+def _finish(
+    out_dir: Path,
+    identity: str,
+    parts: Sequence[Path],
+    members: Sequence[Member],
+    engine: StyleEngine,
+    config: StylesConfig,
+) -> None:
+    moments, skipped = StyleMoments(engine.dim), []
+    for part in parts:
+        part_moments, part_skipped = _read_part(part)
+        moments.merge(part_moments)
+        skipped += part_skipped
+    earth = EarthStyles.from_moments(moments, config.engine)
+    if skipped:
+        first = skipped[0]
+        log.warning("%d of %d images skipped, the first: %s: %s", len(skipped), len(members), *first.values())
+    if earth.shrinkage:
+        log.warning(
+            "%d images do not determine %d dimensions: the covariance is shrunk by %.2f towards its diagonal",
+            earth.count,
+            engine.dim,
+            earth.shrinkage,
+        )
+    with atomic_dir(out_dir) as folder:
+        earth.save(folder / STYLES_FILE)
+        write_sheet(folder / SHEET_FILE, _corpus_sheet(members, earth, engine, config))
+        write_json(
+            folder / SUMMARY_FILE,
+            {
+                "identity": identity,
+                "engine": earth.engine,
+                "dim": engine.dim,
+                "image_px": config.side_px,
+                "images": len(members),
+                "count": earth.count,
+                "corpus_digest": earth.corpus_digest,
+                "styles_digest": earth.digest,
+                "shrinkage": earth.shrinkage,
+                "skipped": sorted(skipped, key=lambda item: item["path"]),
+            },
+        )
+
+
+def _corpus_sheet(
+    members: Sequence[Member], earth: EarthStyles, engine: StyleEngine, config: StylesConfig
+) -> np.ndarray:
+    read = (read_style_image(member, 256, resize=True) for member in members[:: max(1, len(members) // 16)])
+    images = [item.image for item in read if item.image is not None][:SHEET_IMAGES]
+    sheets = [
+        styles_sheet(image, earth, engine, StyleConfig(engine=config.engine), key=("corpus", index))
+        for index, image in enumerate(images)
+    ]
+    return np.concatenate(sheets)

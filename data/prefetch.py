@@ -1,0 +1,32 @@
+"""Reading and writing beside the compute: threads that work a few items ahead."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Results of function(item) in the order of items, computed by threads ahead of the consumer.
+
+    `items` itself is drawn in the consumer's thread: `ahead(write, map(compute, ahead(read, ...)))` overlaps
+    reading, one thread of compute and writing. At most 2 * workers + 1 items are under way.
+
+    Args:
+        workers: threads.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,44 @@
+"""Steps that run as shards: shard i of n leaves a part, and whoever finds all parts finishes the whole."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossearth.data.errors import InputError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `num` equal shares of a step's items: those at index, index + num, ..."""
+
+    index: int = 0
+    num: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.num:
+            raise InputError(f"shard {self.index} of {self.num}", expected="0 <= index < num")
+
+    def part(self, folder: Path) -> Path:
+        """This shard's part, a file in `folder`."""
+        return self.parts(folder)[self.index]
+
+    def parts(self, folder: Path) -> list[Path]:
+        """The parts of all shards."""
+        return [folder / f"part-{index}-of-{self.num}" for index in range(self.num)]
+
+
+def is_done(record: Path, identity: str) -> bool:
+    """Whether the JSON file `record` says that the run of that identity was finished."""
+    return record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("identity") == identity
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Holds the lock `path`: shards that end at one time finish one after the other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
