@@ -1,0 +1,301 @@
+"""One thin Kubeflow component per step: enter the workspace, give dvc.yaml's command, log numbers and pages.
+
+Kubeflow ships each function's source alone: imports stand inside, and annotations are evaluated. What moves
+between components is names, digests and small numbers; the bytes stay in the workspace and, for domains, in the
+store. Every input is part of Kubeflow's cache key, so an item carries the digest of all that its step depends on.
+"""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, ClassificationMetrics, Markdown, Metrics, Output
+
+# the image is replaced by that of the values file when a pipeline is compiled
+component = dsl.component(base_image="crossearth", install_kfp_package=False)
+
+
+@component
+def prerequisites(
+    workspace: str,
+    params: dict,
+    catalogs: list,
+    secrets: dict,
+    gpus: dict,
+    training_runtime: str,
+    namespace: str,
+) -> str:
+    """Looks for secrets, MLflow, GPUs and the training runtime before anything is computed.
+
+    Returns:
+        Digest of the code in the image.
+    """
+    from crossearth.components import workspace as shared
+    from crossearth.components.prerequisites import check_prerequisites
+    from crossearth.data.files import code_version
+
+    shared.enter(workspace)
+    shared.begin(params, catalogs)
+    with shared.step(workspace, "prerequisites"):
+        for finding in check_prerequisites(shared.inputs()[0], secrets, gpus, training_runtime, namespace):
+            print(f"{finding.check}: {finding.verdict}: {finding.found}")
+    return code_version()
+
+
+@component
+def plan(workspace: str, recipes: list, versions: dict, code: str) -> NamedTuple(
+    "Plan", [("datasets", list), ("recipes", list), ("styles", str), ("synthesize", str)]
+):
+    """Resolves catalog and params into one item per dataset and recipe, each with the digest of its inputs.
+
+    Args:
+        recipes: names of the recipes to train.
+        versions: domain -> version in the store, for domains that are pulled and not ingested.
+        code: digest of the code.
+    """
+    from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import dataset_items, digest_of_step, recipe_items
+
+    with shared.step(workspace, "plan"):
+        shared.crossearth("plan")
+        params, catalog = shared.inputs()
+        wanted = recipe_items(catalog, params, recipes, code)
+        synthesize = "synthesize" in params.presets[params.preset]
+        return (
+            dataset_items(catalog, params, recipes, versions, code),
+            wanted,
+            digest_of_step(params, "styles", code),
+            digest_of_step(params, "synthesize", code) if synthesize else "",
+        )
+
+
+@component
+def synthesize(workspace: str, key: str) -> str:
+    """Draws miniature archives of every dataset.
+
+    Returns:
+        Digest of the archives.
+    """
+    from crossearth.components import workspace as shared
+
+    with shared.step(workspace, "synthesize"):
+        shared.crossearth("synthesize")
+        return shared.content_digest(shared.inputs()[0].archives)
+
+
+@component
+def fetch(workspace: str, repository: str, revision: str, path: str) -> str:
+    """Brings the publishers' archives: those of a git repository's .dvc file, or those in the workspace.
+
+    Returns:
+        What stands for the archives in the cache: the revision, or names and sizes.
+    """
+    from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import fetch_archives
+
+    with shared.step(workspace, "fetch"):
+        return fetch_archives(shared.inputs()[0].archives, repository, revision, path)
+
+
+@component
+def ingest(workspace: str, item: dict, archives: str, store: str, metrics: Output[Metrics]) -> str:
+    """Turns the archives of one dataset into tiles and manifests, or pulls its domains from the store.
+
+    Returns:
+        Digest of the manifests, and so of every tile.
+    """
+    from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import count_tiles, pull_domains, push_domains
+
+    with shared.step(workspace, "ingest", item["name"]):
+        if item["versions"]:
+            pull_domains(item["versions"], store)
+        else:
+            shared.crossearth("ingest", item["name"])
+            push_domains(item["domains"], store)
+        numbers, key = count_tiles(item["domains"])
+        for name, value in numbers.items():
+            metrics.log_metric(name, value)
+        return key
+
+
+@component
+def validate(
+    workspace: str, datasets: list, recipes: list, stylize_shards: int, metrics: Output[Metrics]
+) -> NamedTuple("Validated", [("recipes", list), ("shards", list)]):
+    """Expectations over every manifest.
+
+    Returns:
+        recipes: the recipes' items, their keys standing for the tiles of source and targets too.
+        shards: one item per source domain and shard to stylize, none for `stylize_shards` 0.
+    """
+    from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import stylize_items, with_digests
+
+    with shared.step(workspace, "validate"):
+        shared.crossearth("validate")
+        metrics.log_metric("datasets", len(datasets))
+        items = [with_digests(item) for item in recipes]
+        return items, stylize_items(shared.inputs()[0], items, stylize_shards)
+
+
+@component
+def styles(workspace: str, archives: str, key: str) -> str:
+    """Earth statistics of style over Million-AID.
+
+    Returns:
+        Digest of the statistics.
+    """
+    from crossearth.components import workspace as shared
+
+    with shared.step(workspace, "styles"):
+        shared.crossearth("styles", "fit")
+        return shared.content_digest(shared.ARTIFACTS / "styles")
+
+
+@component
+def stylize(workspace: str, item: dict, styles: str) -> str:
+    """Restyled counterparts of one shard of a domain's training tiles.
+
+    Returns:
+        The shard.
+    """
+    from crossearth.components import workspace as shared
+
+    with shared.step(workspace, "stylize", item["name"]):
+        shared.crossearth("stylize", item["domain"], "--shard", item["shard"])
+        return item["name"]
+
+
+@component
+def train(
+    workspace: str, item: dict, styles: str, processes: int, job: dict, metrics: Output[Metrics]
+) -> str:
+    """Trains one recipe: in this pod, in one process a GPU, or on many nodes as a TrainJob.
+
+    Args:
+        processes: processes of this pod.
+        job: fields of TrainJobConfig, empty = no TrainJob.
+
+    Returns:
+        Hash of the weights.
+    """
+    from crossearth.components import workspace as shared
+    from crossearth.components.launch import launch
+    from crossearth.model.checkpoint import read_meta
+
+    with shared.step(workspace, "train", item["name"]):
+        launch(["train", item["name"]], workspace, processes, job)
+        meta = read_meta(shared.ARTIFACTS / "models" / item["name"])
+        metrics.log_metric("classes", len(meta["classes"]))
+        metrics.metadata["recipe"] = item["name"]
+        metrics.metadata["weights"] = meta["sha256"]
+        return meta["sha256"]
+
+
+@component
+def evaluate(
+    workspace: str,
+    item: dict,
+    model: str,
+    processes: int,
+    metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
+) -> str:
+    """Scores one recipe on all its targets.
+
+    Returns:
+        Digest of the results.
+    """
+    import numpy as np
+
+    from crossearth.components import workspace as shared
+    from crossearth.components.launch import launch
+    from crossearth.components.results import read_results
+
+    with shared.step(workspace, "evaluate", item["name"]):
+        launch(["evaluate", item["name"]], workspace, processes, {})
+        folder = shared.ARTIFACTS / "scores" / item["name"]
+        result = read_results(folder)
+        for setting in result.settings:
+            metrics.log_metric(f"mIoU {setting.setting}", round(100 * result.scores(setting).headline, 4))
+        # the unseen targets together; the report has each by itself
+        shown = [each for each in result.settings if each.unseen] or result.settings
+        summed = np.sum([each.confusion for each in shown], axis=0)
+        confusion.log_confusion_matrix(list(result.classes), summed.tolist())
+        return shared.content_digest(folder / "scores.csv")
+
+
+@component
+def report(
+    workspace: str, scores: list, table: Output[Markdown], page: Output[HTML], metrics: Output[Metrics]
+) -> str:
+    """The table, the page and the plots.
+
+    Returns:
+        Digest of scores.csv.
+    """
+    import shutil
+
+    from crossearth.components import workspace as shared
+
+    with shared.step(workspace, "report"):
+        shared.crossearth("report")
+        folder = shared.ARTIFACTS / "report"
+        shutil.copyfile(folder / "scores.md", table.path)
+        shutil.copyfile(folder / "index.html", page.path)
+        metrics.log_metric("recipes", len(scores))
+        return shared.content_digest(folder / "scores.csv")
+
+
+@component
+def register(workspace: str, scores: str) -> str:
+    """A version per recipe in the model registry, promoted by the rule.
+
+    Returns:
+        Digest of what was decided.
+    """
+    from crossearth.components import workspace as shared
+
+    with shared.step(workspace, "register"):
+        shared.crossearth("register")
+        return shared.content_digest(shared.ARTIFACTS / "registry")
+
+
+@component
+def scenes(workspace: str, source: str, shards: int) -> list:
+    """Lists the scenes of a folder or of an s3:// prefix and deals them out.
+
+    Returns:
+        At most `shards` items of about equal length, each {"name": str, "scenes": list of addresses}.
+    """
+    from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import deal_scenes
+
+    with shared.step(workspace, "scenes"):
+        return deal_scenes(source, shards)
+
+
+@component
+def predict(workspace: str, item: dict, model: str, out: str, config: dict, metrics: Output[Metrics]) -> list:
+    """Maps the scenes of one shard.
+
+    Returns:
+        The maps.
+    """
+    from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import predict_scenes
+
+    with shared.step(workspace, "predict", item["name"]):
+        maps = predict_scenes(item["scenes"], model, out, config)
+        metrics.log_metric("scenes", len(maps))
+        return maps
+
+
+@component
+def finish(workspace: str, pipeline: str, status: dsl.PipelineTaskFinalStatus) -> None:
+    """Runs whatever happened: tells MLflow how the pipeline ended and, if it failed, which steps and why."""
+    from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import report_end
+
+    shared.enter(workspace)
+    report_end(pipeline, status.state, status.error_message or "", shared.failures())

@@ -1,0 +1,256 @@
+"""The items that a pipeline's loops run over, and what the thin components do with them.
+
+An item is a plain dictionary with a name and the digest of everything that its step depends on: Kubeflow's
+cache looks at nothing but a step's inputs.
+"""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from crossearth.components.params import Params
+from crossearth.components.predict import SCENE_SUFFIXES, PredictConfig, predict
+from crossearth.components.tracking import start_run
+from crossearth.components.workspace import ARTIFACTS, inputs
+from crossearth.data.catalog import Catalog
+from crossearth.data.config import load_config
+from crossearth.data.errors import InputError
+from crossearth.data.files import digest, sha256_file
+from crossearth.data.manifest import read_manifest
+from crossearth.data.store import StoreConfig, download, list_objects, pull, push
+
+Item = dict[str, Any]
+PLAN = ARTIFACTS / "plan"
+DOMAINS = ARTIFACTS / "domains"
+VALIDATION = ARTIFACTS / "validation"
+SCENES = ARTIFACTS / "scenes"
+
+
+def recipe_items(catalog: Catalog, params: Params, names: Sequence[str], code: str) -> list[Item]:
+    """One item per recipe: name, source, settings, digest of its plan, of the seed and of the code.
+
+    Raises:
+        InputError: no recipe, or one that the catalog does not derive.
+    """
+    if not names:
+        raise InputError("no recipe is asked for", where="recipes", expected=", ".join(catalog.recipes()))
+    return [
+        {
+            "name": recipe.name,
+            "source": recipe.source,
+            "settings": [setting.abbr for setting in recipe.settings],
+            "train_key": digest([_plan("train", recipe.name), params.seed, code]),
+            "evaluate_key": digest([_plan("evaluate", recipe.name), code]),
+        }
+        for recipe in map(catalog.recipe, dict.fromkeys(names))
+    ]
+
+
+def dataset_items(
+    catalog: Catalog, params: Params, recipes: Sequence[str], versions: dict[str, str], code: str
+) -> list[Item]:
+    """One item per dataset that the recipes train on or are scored on.
+
+    Args:
+        versions: domain -> its version in the store; a dataset all of whose domains have one is pulled.
+
+    Raises:
+        InputError: an unknown domain in `versions`, or a dataset of which only some domains have a version.
+    """
+    needed = {
+        domain
+        for recipe in map(catalog.recipe, recipes)
+        for domain in (recipe.source, *(setting.target for setting in recipe.settings))
+    }
+    for name in versions:
+        catalog.domain(name)
+    items = []
+    for dataset in dict.fromkeys(catalog.domain(name).dataset for name in sorted(needed)):
+        domains = [domain.name for domain in catalog.domains_of(dataset)]
+        pulled = {name: versions[name] for name in domains if name in versions}
+        absent = [name for name in domains if name in needed and name not in pulled]
+        if pulled and absent:
+            raise InputError(
+                f"a version is given for {', '.join(pulled)} but none for {', '.join(absent)}",
+                where="versions",
+                next_step=f"give one for each domain of {dataset}, or for none",
+            )
+        items.append(
+            {
+                "name": dataset,
+                "domains": sorted(pulled) or domains,
+                "versions": pulled,
+                "key": digest([_plan("ingest", dataset), params.values("ingest"), code]),
+            }
+        )
+    return items
+
+
+def digest_of_step(params: Params, step: str, code: str) -> str:
+    """Digest of a step's numbers, of the seed and of the code."""
+    return digest([step, params.values(step), params.seed, code])
+
+
+def with_digests(item: Item) -> Item:
+    """A recipe's item whose keys also stand for the tiles that it is trained and scored on."""
+    source = _digests(item["source"])
+    targets = VALIDATION / "recipes" / f"{item['name']}.json"
+    return {
+        **item,
+        "train_key": digest([item["train_key"], sha256_file(source)]),
+        "evaluate_key": digest([item["evaluate_key"], sha256_file(targets)]),
+    }
+
+
+def stylize_items(params: Params, recipes: Sequence[Item], shards: int) -> list[Item]:
+    """One item per source domain and shard; none for 0 shards.
+
+    Raises:
+        InputError: a negative number of shards.
+    """
+    if shards < 0:
+        raise InputError(f"stylize_shards: {shards}", expected="0 for none, or more")
+    return [
+        {
+            "name": f"{source} {shard}/{shards}",
+            "domain": source,
+            "shard": f"{shard}/{shards}",
+            "key": digest([sha256_file(_digests(source)), params.values("stylize"), params.seed]),
+        }
+        for source in dict.fromkeys(recipe["source"] for recipe in recipes)
+        for shard in range(shards)
+    ]
+
+
+def fetch_archives(archives: Path, repository: str, revision: str, path: str) -> str:
+    """Puts the archives that a git repository versions with DVC where `archives` points.
+
+    Args:
+        archives: the folder of archives.
+        repository: address of the git repository, "" = the archives lie there already.
+        revision: git revision.
+        path: the folder in the repository whose `.dvc` file is there.
+
+    Returns:
+        What the cache takes for their content.
+
+    Raises:
+        InputError: no archives, or DVC cannot bring them.
+    """
+    if repository:
+        command = ["dvc", "get", repository, path, "--rev", revision, "--out", str(archives), "--force"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise InputError(
+                f"dvc cannot bring the archives: {done.stderr.strip()[-2000:]}",
+                where=f"{repository} at {revision}: {path}",
+                next_step="look at the revision, the path and the credentials of its remote",
+            )
+    if not archives.is_dir():
+        raise InputError(
+            "no archives",
+            where=archives.resolve(),
+            next_step="put the publishers' archives here, or give dvc_repository, dvc_revision and dvc_path",
+        )
+    # sizes, not bytes: hundreds of gigabytes lie here, and ingest hashes every tile
+    files = sorted(each for each in archives.rglob("*") if each.is_file())
+    described = [(each.relative_to(archives).as_posix(), each.stat().st_size) for each in files]
+    return digest([repository, revision, path, described])
+
+
+def pull_domains(versions: dict[str, str], store: str) -> None:
+    """Makes the workspace's domains those of the store in the given versions."""
+    for domain, version in versions.items():
+        print(pull(domain, StoreConfig(store), _folder(domain).parent, version))
+
+
+def push_domains(domains: Sequence[str], store: str) -> None:
+    """Mirrors ingested domains to the store, if there is one."""
+    for domain in domains if store else ():
+        print(push(_folder(domain), StoreConfig(store)))
+
+
+def count_tiles(domains: Sequence[str]) -> tuple[dict[str, int], str]:
+    """Number of tiles per domain and split, and the digest of their manifests."""
+    manifests = [
+        read_manifest(_folder(domain), path.stem)
+        for domain in domains
+        for path in sorted(_folder(domain).glob("*.parquet"))
+    ]
+    numbers = {f"{manifest.domain} {manifest.split} tiles": len(manifest) for manifest in manifests}
+    return numbers, digest([(each.domain, each.split, each.digest) for each in manifests])
+
+
+def deal_scenes(source: str, shards: int) -> list[Item]:
+    """Lists the rasters of a folder or of an s3:// prefix and deals them out, one after the other.
+
+    Raises:
+        InputError: fewer than one shard, or no raster there.
+    """
+    if shards < 1:
+        raise InputError(f"shards: {shards}", expected="at least 1")
+    if urlsplit(source).scheme == "s3":
+        found = [address for address in list_objects(source) if _is_scene(address)]
+    else:
+        found = sorted(str(path.resolve()) for path in Path(source).rglob("*") if _is_scene(path.name))
+    if not found:
+        raise InputError(
+            "no scene here", where=source, expected=f"files that end in {', '.join(sorted(SCENE_SUFFIXES))}"
+        )
+    dealt = [found[start::shards] for start in range(min(shards, len(found)))]
+    return [{"name": f"shard-{number}", "scenes": scenes} for number, scenes in enumerate(dealt)]
+
+
+def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str, Any]) -> list[str]:
+    """Maps scenes into the folder `out`; scenes of an object store are fetched first."""
+    local = []
+    for scene in scenes:
+        path = Path(scene)
+        if urlsplit(scene).scheme == "s3":
+            parts = urlsplit(scene)
+            path = SCENES / parts.netloc / parts.path.lstrip("/")
+            download(scene, path)
+        local.append(path)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = load_config(PredictConfig, config, "predict")
+    # one by one: a single scene's output is named by its file, whatever the length of the shard
+    return [
+        str(written)
+        for path in local
+        for written in predict([path], Path(model), folder / f"{path.stem}.tif", settings)
+    ]
+
+
+def report_end(pipeline: str, state: str, message: str, failures: Sequence[dict[str, str]]) -> None:
+    """Tells MLflow how a pipeline ended; a failure with the names of the steps and their messages."""
+    key = digest([pipeline, state, message, failures])
+    first = failures[0] if failures else {"step": "", "item": "", "message": message}
+    tags = {
+        "pipeline": pipeline,
+        "pipeline_state": state,
+        "failed_step": " ".join(part for part in (first["step"], first["item"]) if part),
+        "failure": first["message"][:5000],
+    }
+    print(json.dumps(tags, indent=2))
+    with start_run(f"pipeline {pipeline}", key=key, tags=tags) as run:
+        run.log_metrics({"failed_steps": len(failures)})
+
+
+def _plan(step: str, name: str) -> str:
+    return sha256_file(PLAN / step / f"{name}.json")
+
+
+def _digests(domain: str) -> Path:
+    return VALIDATION / "digests" / f"{domain}.json"
+
+
+def _folder(domain: str) -> Path:
+    return inputs()[1].domain_dir(DOMAINS, domain)
+
+
+def _is_scene(name: str) -> bool:
+    return Path(name).suffix.lower() in SCENE_SUFFIXES

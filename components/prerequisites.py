@@ -1,0 +1,124 @@
+"""What a pipeline needs before its first minute of compute: looked at first, with what to create."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crossearth.components.doctor import Finding, examine
+from crossearth.components.params import Params
+from crossearth.components.tracking import tracking_uri
+from crossearth.data.errors import InputError
+
+RUNTIME_KINDS = ("trainingruntimes", "clustertrainingruntimes")
+
+
+def check_prerequisites(
+    params: Params,
+    secrets: Mapping[str, Mapping[str, str]],
+    gpus: Mapping[str, int],
+    training_runtime: str,
+    namespace: str,
+) -> list[Finding]:
+    """Looks at secrets, MLflow, GPUs and the training runtime; outside a cluster at what there is of them.
+
+    Args:
+        secrets: Secret -> its keys -> the environment variables that they should have become.
+        gpus: resource name -> number that one step asks for.
+        training_runtime: name of the TrainingRuntime, "" = none is needed.
+        namespace: where it would live besides the cluster, "" = the pod's own.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: something is missing; the message lists all of it with what to create.
+    """
+    findings = [
+        *_secrets(secrets),
+        *examine(Path(os.environ.get("CROSSEARTH_DATA", "datasets")), params.archives, tracking_uri()),
+        *(_cluster(gpus, training_runtime, namespace) if "KUBERNETES_SERVICE_HOST" in os.environ else []),
+    ]
+    missing = [finding for finding in findings if finding.verdict == "missing"]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(findings)} prerequisites are missing",
+            next_step="".join(f"\n  - {each.check}: {each.found}; {each.advice}" for each in missing),
+        )
+    return findings
+
+
+def _secrets(secrets: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    findings = []
+    for name, variables in secrets.items():
+        absent = {key: variable for key, variable in variables.items() if not os.environ.get(variable)}
+        literals = " ".join(f"--from-literal={key}=..." for key in variables)
+        findings.append(
+            Finding(
+                f"secret {name}",
+                "missing" if absent else "fine",
+                f"no key {', '.join(absent)}" if absent else ", ".join(variables),
+                f"kubectl create secret generic {name} {literals}" if absent else "",
+            )
+        )
+    return findings
+
+
+def _cluster(gpus: Mapping[str, int], training_runtime: str, namespace: str) -> list[Finding]:
+    from kubernetes import client, config
+
+    config.load_incluster_config()
+    findings = [_gpus(client.CoreV1Api(), kind, number) for kind, number in gpus.items()]
+    if training_runtime:
+        findings.append(_runtime(client.CustomObjectsApi(), training_runtime, namespace or _own_namespace()))
+    return findings
+
+
+def _gpus(api: Any, kind: str, number: int) -> Finding:
+    from kubernetes.client import ApiException
+
+    try:
+        nodes = api.list_node().items
+    except ApiException as error:
+        return Finding(
+            f"GPUs ({kind})",
+            "note",
+            f"nodes cannot be listed: {error.reason}",
+            "see infra/kustomize/rbac.yaml",
+        )
+    most = max((int((node.status.allocatable or {}).get(kind, 0)) for node in nodes), default=0)
+    if most >= number:
+        return Finding(f"GPUs ({kind})", "fine", f"up to {most} on a node")
+    return Finding(
+        f"GPUs ({kind})",
+        "missing",
+        f"a step asks for {number}, no node has more than {most}",
+        "add a GPU node with its device plugin, or lower `gpus` in the values file",
+    )
+
+
+def _runtime(api: Any, name: str, namespace: str) -> Finding:
+    from kubernetes.client import ApiException
+
+    group = ("trainer.kubeflow.org", "v1alpha1")
+    for kind in RUNTIME_KINDS:
+        try:
+            if kind.startswith("cluster"):
+                api.get_cluster_custom_object(*group, kind, name)
+            else:
+                api.get_namespaced_custom_object(*group, namespace, kind, name)
+            return Finding("training runtime", "fine", f"{kind}/{name}")
+        except ApiException as error:
+            if error.status not in (403, 404):
+                raise
+    return Finding(
+        "training runtime",
+        "missing",
+        f"neither in namespace {namespace} nor in the cluster: {name}",
+        "install Kubeflow Trainer, then kubectl apply -k infra/kustomize",
+    )
+
+
+def _own_namespace() -> str:
+    path = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else "default"

@@ -1,0 +1,218 @@
+"""Training on several nodes: a TrainJob of Kubeflow Trainer, followed to its end and taken away."""
+
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+from crossearth.data.errors import InputError
+
+if TYPE_CHECKING:
+    from kubeflow.trainer import TrainerClient
+
+POLL_SECONDS = 5.0
+NODE = "node"
+RUNNING, COMPLETE, FAILED = "Running", "Complete", "Failed"
+
+
+@dataclass(frozen=True)
+class TrainJobConfig:
+    """The pods of a TrainJob.
+
+    Attributes:
+        image: container image of every node.
+        nodes: number of pods.
+        runtime: name of the (Cluster)TrainingRuntime.
+        namespace: where the TrainJob is created; none = the pod's own namespace.
+        resources: what each pod asks for, e.g. {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": 4}.
+        pod: further fields of the pod's spec: volumes, tolerations, node_selector, ...
+        container: further fields of the container: env (with references to secrets), volume_mounts.
+        packages: Python packages that a node installs first; the image has all that training needs.
+        schedule_timeout_s: seconds until the first pod must run.
+        timeout_s: seconds until the job must have ended.
+    """
+
+    image: str
+    nodes: int
+    runtime: str = "torch-distributed"
+    namespace: str | None = None
+    resources: dict[str, str | int] = field(default_factory=dict)
+    pod: dict[str, Any] = field(default_factory=dict)
+    container: dict[str, Any] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    schedule_timeout_s: float = 1800
+    timeout_s: float = 7 * 24 * 3600
+
+
+class TrainJobError(RuntimeError):
+    """The TrainJob failed, was never scheduled or was too slow; the message has its events and last lines."""
+
+
+def run_train_job(
+    name: str,
+    arguments: Sequence[str],
+    workspace: str,
+    config: TrainJobConfig,
+    environment: Mapping[str, str],
+    client: "TrainerClient | None" = None,
+) -> None:
+    """Runs `crossearth ARGUMENTS` on every node of a TrainJob, prints its log and waits for its end.
+
+    The job is deleted whatever happens, so that a pipeline that is stopped leaves none behind.
+
+    Args:
+        name: of the TrainJob; one of this name that an earlier, killed try left is deleted first.
+        arguments: of the command line, the same on every node; rank and address come from the runtime.
+        workspace: working folder on every node, the mount of the shared volume.
+        environment: plain variables of every node.
+        client: of Kubeflow Trainer; by default the cluster that this pod runs in.
+
+    Raises:
+        TrainJobError: failed, never scheduled, or too slow.
+        InputError: the cluster has no such runtime.
+    """
+    from kubeflow.common.types import KubernetesBackendConfig
+    from kubeflow.trainer import CustomTrainer, TrainerClient
+    from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
+    from kubeflow.trainer.options import ActiveDeadlineSeconds, Labels, Name
+
+    client = client or TrainerClient(KubernetesBackendConfig(namespace=config.namespace))
+    options: list[Any] = [Name(name)]
+    if isinstance(client.backend, KubernetesBackend):
+        options += [
+            Labels({"app.kubernetes.io/name": "crossearth"}),
+            # ends the job even if this process is killed so hard that it cannot
+            ActiveDeadlineSeconds(math.ceil(config.timeout_s)),
+            _pod_patch(config),
+        ]
+    trainer = CustomTrainer(
+        func=_node,
+        image=config.image,
+        num_nodes=config.nodes,
+        resources_per_node=dict(config.resources) or None,
+        packages_to_install=list(config.packages) or None,
+        env={
+            **environment,
+            "CROSSEARTH_WORKSPACE": workspace,
+            "CROSSEARTH_ARGUMENTS": json.dumps(list(arguments)),
+        },
+    )
+    runtime = _runtime(client, config.runtime)
+    _delete_leftover(client, name)
+    try:
+        client.train(runtime=runtime, trainer=trainer, options=options)
+        follow(client, name, config.schedule_timeout_s, config.timeout_s)
+    finally:
+        _delete_leftover(client, name)
+
+
+def _node() -> None:
+    """What torchrun starts on every node; Kubeflow's SDK ships this source alone, hence the imports in it."""
+    import json
+    import os
+    import sys
+
+    from crossearth.components.cli import main
+
+    os.chdir(os.environ["CROSSEARTH_WORKSPACE"])
+    sys.argv = ["crossearth", *json.loads(os.environ["CROSSEARTH_ARGUMENTS"])]
+    main()
+
+
+def _pod_patch(config: TrainJobConfig) -> Any:
+    from kubeflow.trainer.options import kubernetes as patches
+
+    container = patches.ContainerPatch(name=NODE, **config.container)
+    pod = patches.PodTemplatePatch(spec=patches.PodSpecPatch(containers=[container], **config.pod))
+    job = patches.ReplicatedJobPatch(NODE, patches.JobTemplatePatch(spec=patches.JobSpecPatch(pod)))
+    jobs = patches.JobSetTemplatePatch(spec=patches.JobSetSpecPatch([job]))
+    return patches.RuntimePatch(patches.TrainingRuntimeSpecPatch(jobs))
+
+
+def follow(
+    client: "TrainerClient",
+    name: str,
+    schedule_timeout_s: float,
+    timeout_s: float,
+    log: TextIO = sys.stdout,
+    poll_s: float = POLL_SECONDS,
+) -> None:
+    """Prints a TrainJob's log as it comes and returns when it has completed.
+
+    Raises:
+        TrainJobError: it failed, no pod ran within `schedule_timeout_s`, or it took longer than `timeout_s`.
+    """
+    started = time.monotonic()
+    reader: threading.Thread | None = None
+    while (status := client.get_job(name).status) not in (COMPLETE, FAILED):
+        waited = time.monotonic() - started
+        if status == RUNNING and reader is None:
+            reader = threading.Thread(target=_copy_log, args=(client, name, log), daemon=True)
+            reader.start()
+        if reader is None and waited > schedule_timeout_s:
+            raise TrainJobError(
+                f"TrainJob {name}: no pod ran within {schedule_timeout_s:.0f} s\n{_events(client, name)}"
+            )
+        if waited > timeout_s:
+            raise TrainJobError(
+                f"TrainJob {name}: not finished within {timeout_s:.0f} s\n{_events(client, name)}"
+            )
+        time.sleep(poll_s)
+    if reader is None:
+        _copy_log(client, name, log)
+    else:
+        reader.join(timeout=30)
+    if status == FAILED:
+        raise TrainJobError(f"TrainJob {name} failed\n{_last_lines(client, name)}\n{_events(client, name)}")
+
+
+def _runtime(client: "TrainerClient", name: str) -> Any:
+    try:
+        return client.get_runtime(name)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the cluster has no training runtime {name!r}",
+            where="values: trainer.runtime",
+            next_step="kubectl get clustertrainingruntimes,trainingruntimes; infra/kustomize brings one",
+        ) from error
+
+
+def _delete_leftover(client: "TrainerClient", name: str) -> None:
+    if any(job.name == name for job in client.list_jobs()):
+        client.delete_job(name)
+
+
+def _copy_log(client: "TrainerClient", name: str, log: TextIO) -> None:
+    try:
+        for line in client.get_job_logs(name, follow=True):
+            print(line, file=log, flush=True)
+    except RuntimeError as error:
+        # the log is a courtesy: the job's status decides
+        print(f"log of TrainJob {name} broke off: {error}", file=log, flush=True)
+
+
+def _last_lines(client: "TrainerClient", name: str, number: int = 30) -> str:
+    try:
+        lines = list(client.get_job_logs(name, follow=False))
+    except RuntimeError as error:
+        return f"no log: {error}"
+    return "\n".join(lines[-number:])
+
+
+def _events(client: "TrainerClient", name: str) -> str:
+    """The cluster's own words about the job; some backends have none."""
+    try:
+        events = client.get_job_events(name)
+    except (NotImplementedError, RuntimeError, TimeoutError) as error:
+        return f"no events: {type(error).__name__}"
+    return (
+        "\n".join(
+            f"{event.involved_object_kind}/{event.involved_object_name}: {event.reason}: {event.message}"
+            for event in events
+        )
+        or "no events"
+    )

@@ -1,0 +1,138 @@
+"""The folder that all pods of a pipeline share, and one step's stay in it.
+
+It looks like a checkout in which `dvc repro` runs: `params.yaml` at the top, results below `artifacts/`.
+A step enters it and gives the command line that dvc.yaml gives: the same paths, results and identities.
+
+    params.yaml                                   what this run was started with, as JSON (which is YAML)
+    artifacts/run/catalog-*.yaml                  the user's catalogs
+    artifacts/run/failures/<step>[-<item>].json   why a step failed, for the pipeline's exit handler
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from crossearth.components.params import Params, load_params
+from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.errors import InputError
+from crossearth.data.files import digest, sha256_file, write_json
+
+PARAMS = Path("params.yaml")
+ARTIFACTS = Path("artifacts")
+RUN = ARTIFACTS / "run"
+FAILURES = RUN / "failures"
+# a working folder that holds this is somebody's checkout, not a pipeline's workspace
+CHECKOUT_MARKS = ("dvc.yaml", ".git", "pyproject.toml")
+
+
+def enter(workspace: str) -> None:
+    """Makes the shared folder the working folder.
+
+    Raises:
+        InputError: it is not there, this user may not write into it, or it is a checkout.
+    """
+    folder = Path(workspace)
+    if not folder.is_dir():
+        raise InputError(
+            "no such folder",
+            where=workspace,
+            next_step="mount the workspace's claim here, or create the folder",
+        )
+    if not os.access(folder, os.W_OK):
+        raise InputError(
+            f"user {os.getuid()} may not write here",
+            where=workspace,
+            next_step="give the claim fsGroup 1000, or chown the folder to 1000:1000",
+        )
+    marks = [mark for mark in CHECKOUT_MARKS if (folder / mark).exists()]
+    if marks:
+        raise InputError(
+            f"a checkout ({marks[0]} is here): a pipeline would overwrite its params.yaml and artifacts",
+            where=workspace,
+            expected="a folder of its own",
+        )
+    os.chdir(folder)
+
+
+def begin(params: dict[str, Any], catalogs: list[Any]) -> None:
+    """Writes what the run is started with, which every later step reads; forgets earlier failures."""
+    shutil.rmtree(FAILURES, ignore_errors=True)
+    paths = []
+    for number, values in enumerate(catalogs):
+        path = RUN / f"catalog-{number}.yaml"
+        write_json(path, values)
+        paths.append(path.as_posix())
+    write_json(PARAMS, {**params, "catalogs": paths})
+
+
+def inputs() -> tuple[Params, Catalog]:
+    """Params and catalog of the run in the working folder."""
+    params = load_params(PARAMS)
+    return params, load_catalog(params.catalogs, Path(os.environ.get("CROSSEARTH_DATA", "datasets")))
+
+
+def crossearth(*arguments: str) -> None:
+    """Runs one command of the command line in this process, as dvc.yaml would.
+
+    Raises:
+        InputError: whatever the command refuses.
+        RuntimeError: the command ended with another exit code than 0.
+    """
+    from crossearth.components.cli import app
+
+    print("$ crossearth", *arguments, flush=True)
+    code = app(list(arguments), standalone_mode=False)
+    if isinstance(code, int) and code:
+        raise RuntimeError(f"crossearth {' '.join(arguments)} ended with exit code {code}")
+
+
+@contextmanager
+def step(workspace: str, name: str, item: str = "") -> Iterator[None]:
+    """Enters the workspace; leaves a note in it if the body fails, and takes away that of an earlier try."""
+    enter(workspace)
+    # a stopped pod gets SIGTERM: what is open is closed, and a TrainJob taken away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    note = FAILURES / f"{re.sub(r'[^A-Za-z0-9._-]', '_', f'{name}-{item}' if item else name)}.json"
+    try:
+        yield
+    except BaseException as error:
+        write_json(
+            note,
+            {
+                "step": name,
+                "item": item,
+                "error": type(error).__name__,
+                "message": str(error),
+                "traceback": traceback.format_exc(),
+            },
+        )
+        raise
+    note.unlink(missing_ok=True)
+
+
+def failures() -> list[dict[str, str]]:
+    """The notes of the steps that failed in this run, by step and item."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FAILURES.glob("*.json"))]
+
+
+def content_digest(*paths: Path) -> str:
+    """Digest of files and of all files below folders: names and bytes.
+
+    Raises:
+        InputError: a path is not there, or a folder holds no file.
+    """
+    parts = []
+    for path in paths:
+        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+        if not files:
+            raise InputError("nothing here", where=path)
+        parts += [(each.as_posix(), sha256_file(each)) for each in files]
+    return digest(parts)

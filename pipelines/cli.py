@@ -1,0 +1,196 @@
+"""`crossearth pipeline ...`: the graphs on this machine and on a cluster; kfp is imported by what needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crossearth.components.cli import app, err, main, out
+
+if TYPE_CHECKING:
+    from kfp.client import Client
+
+    from crossearth.pipelines.benchmark import Inputs
+
+__all__ = ["main"]
+
+pipeline_app = typer.Typer(
+    no_args_is_help=True, help="The same steps as Kubeflow pipelines: benchmark, training, inference."
+)
+app.add_typer(pipeline_app, name="pipeline")
+
+Name = Annotated[str, typer.Argument(help="benchmark, training or inference")]
+ValuesFile = Annotated[
+    Path | None, typer.Option("--values", help="What the steps ask of the cluster, see infra/values.yaml.")
+]
+ParamsFile = Annotated[Path, typer.Option("--params", help="Numbers of the steps.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Preset of the params file [default: the file's].")
+]
+Catalogs = Annotated[
+    list[Path] | None,
+    typer.Option("--catalog", help="Further catalog file with your own domains and settings (repeatable)."),
+]
+Recipes = Annotated[
+    list[str] | None, typer.Option("--recipe", help="Train this recipe (repeatable) [default: all].")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Parameter of the pipeline as name=value, in YAML (repeatable)."),
+]
+Host = Annotated[
+    str, typer.Option("--host", envvar="CROSSEARTH_KFP_HOST", help="Address of Kubeflow Pipelines' API.")
+]
+Namespace = Annotated[str, typer.Option("--namespace", help="Profile namespace of the runs.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file", help="File with the login token [default: $CROSSEARTH_KFP_TOKEN or _COOKIE]."
+    ),
+]
+
+
+def _inputs(params: Path, catalog: list[Path] | None, preset: str | None) -> Inputs:
+    from crossearth.pipelines.benchmark import read_inputs
+
+    return read_inputs(params, catalog or [], preset)
+
+
+def _given(name: str, settings: list[str] | None, recipes: list[str] | None) -> dict[str, Any]:
+    from crossearth.data.errors import InputError
+    from crossearth.pipelines.submit import parameter
+
+    given = dict(parameter(text) for text in settings or [])
+    if recipes and name == "benchmark":
+        given["recipes"] = recipes
+    elif recipes and name == "training" and len(recipes) == 1:
+        given["recipe"] = recipes[0]
+    elif recipes:
+        raise InputError(
+            f"{len(recipes)} recipes for pipeline {name}", where="--recipe", expected="benchmark"
+        )
+    return given
+
+
+def _client(host: str, namespace: str, token_file: Path | None) -> Client:
+    from crossearth.pipelines.submit import connect
+
+    return connect(host, namespace, token_file)
+
+
+def _fail(message: str) -> None:
+    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+@pipeline_app.command("compile")
+def compile_(
+    name: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")],
+    values: ValuesFile = None,
+    params: ParamsFile = Path("params.yaml"),
+    catalog: Catalogs = None,
+    preset: Preset = None,
+) -> None:
+    """Write a pipeline's YAML: the same inputs give the same bytes, without secrets and without paths."""
+    from crossearth.pipelines.resources import LOCAL, load_values
+    from crossearth.pipelines.submit import compile_pipeline
+
+    written = compile_pipeline(
+        name, _inputs(params, catalog, preset), load_values(values) if values else LOCAL, output
+    )
+    out.print(f"wrote {written}", highlight=False, soft_wrap=True)
+    out.print(f"next: crossearth pipeline submit {name} --host ... --values ...", highlight=False)
+
+
+@pipeline_app.command()
+def run(
+    name: Name,
+    workspace: Annotated[
+        Path | None, typer.Option(help="Shared folder of the steps [default: artifacts/pipeline/NAME].")
+    ] = None,
+    docker: Annotated[bool, typer.Option("--docker", help="Each step in a container.")] = False,
+    image: Annotated[str, typer.Option(help="Image of the containers.")] = "crossearth",
+    params: ParamsFile = Path("params.yaml"),
+    catalog: Catalogs = None,
+    preset: Preset = None,
+    recipe: Recipes = None,
+    settings: Set = None,
+) -> None:
+    """Run a pipeline on this machine: each step in a process, or in a container, of its own."""
+    from crossearth.pipelines.submit import Docker, PipelineError, run_local
+
+    folder = workspace or Path("artifacts/pipeline") / name
+    try:
+        run_local(
+            name,
+            _inputs(params, catalog, preset),
+            _given(name, settings, recipe),
+            folder,
+            Docker(image) if docker else None,
+        )
+    except PipelineError as error:
+        _fail(f"pipeline {name}: {error}")
+    out.print(f"finished; results are below {folder / 'artifacts'}", highlight=False, soft_wrap=True)
+
+
+@pipeline_app.command()
+def submit(
+    name: Name,
+    values: Annotated[Path, typer.Option("--values", help="What the steps ask of the cluster.")],
+    host: Host,
+    experiment: Annotated[str, typer.Option(help="Experiment of the run.")] = "crossearth",
+    namespace: Namespace = "crossearth",
+    service_account: Annotated[str, typer.Option(help="Account of the pods.")] = "crossearth",
+    watch: Annotated[bool, typer.Option("--watch", help="Wait for the end.")] = False,
+    cache: Annotated[bool, typer.Option(help="Skip steps whose inputs are those of an earlier run.")] = True,
+    token_file: TokenFile = None,
+    params: ParamsFile = Path("params.yaml"),
+    catalog: Catalogs = None,
+    preset: Preset = None,
+    recipe: Recipes = None,
+    settings: Set = None,
+) -> None:
+    """Start a run on a cluster with Kubeflow."""
+    from crossearth.pipelines import submit as kubeflow
+    from crossearth.pipelines.resources import load_values
+
+    given = _given(name, settings, recipe)
+    inputs, wanted = _inputs(params, catalog, preset), load_values(values)
+    client = _client(host, namespace, token_file)
+    run_id = kubeflow.submit(client, name, inputs, wanted, given, experiment, service_account, cache)
+    out.print(f"run {run_id}", highlight=False)
+    if watch:
+        try:
+            kubeflow.watch(client, run_id)
+        except kubeflow.PipelineError as error:
+            _fail(str(error))
+        out.print("succeeded")
+
+
+@pipeline_app.command("list")
+def list_(
+    host: Host, namespace: Namespace = "crossearth", token_file: TokenFile = None, number: int = 20
+) -> None:
+    """List the latest runs on a cluster."""
+    from crossearth.components.cli import _table
+
+    runs = _client(host, namespace, token_file).list_runs(
+        page_size=number, sort_by="created_at desc", namespace=namespace
+    )
+    rows = [[each.run_id, each.display_name, each.state, each.created_at] for each in runs.runs or []]
+    _table(f"{len(rows)} runs", ["run", "name", "state", "started"], rows)
+
+
+@pipeline_app.command()
+def stop(
+    run_id: Annotated[str, typer.Argument(help="As `pipeline list` prints it.")],
+    host: Host,
+    namespace: Namespace = "crossearth",
+    token_file: TokenFile = None,
+) -> None:
+    """Stop a run: its pods end, and with them a TrainJob that one of them follows."""
+    _client(host, namespace, token_file).terminate_run(run_id)
+    out.print(f"stopped {run_id}", highlight=False)

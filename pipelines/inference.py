@@ -1,0 +1,66 @@
+"""Mapping a folder or an s3:// prefix of scenes as a Kubeflow pipeline, in shards."""
+
+from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
+
+from crossearth.components import kfp_components as steps
+from crossearth.pipelines.benchmark import Inputs, finish_task
+from crossearth.pipelines.resources import Values, place
+
+
+def inference(inputs: Inputs, values: Values) -> GraphComponent:
+    """The pipeline that maps scenes with a trained model.
+
+    Args:
+        inputs: default of the pipeline's parameter `params`.
+        values: resources, image, secrets.
+    """
+    params_default, catalogs_default = inputs.params, inputs.catalogs
+
+    @dsl.pipeline(name="crossearth-inference", description="Maps scenes of any size, in shards.")
+    def pipeline(
+        scenes: str,
+        model: str,
+        out: str = "artifacts/maps",
+        shards: int = 4,
+        predict: dict = {},  # type: ignore[type-arg]  # noqa: B006
+        params: dict = params_default,  # type: ignore[type-arg]
+        catalogs: list = catalogs_default,  # type: ignore[type-arg]
+        workspace: str = values.workspace.mount,
+    ) -> None:
+        """Maps scenes.
+
+        Args:
+            scenes: folder of the workspace, or s3:// prefix.
+            model: model folder in the workspace, for example artifacts/models/potsdam-rgb.
+            out: folder of the workspace that gets the maps.
+            shards: number of pods that the scenes are dealt out to.
+            predict: fields of PredictConfig, for example the bands.
+            params: contents of params.yaml.
+            catalogs: contents of further catalog files.
+            workspace: the shared folder, where the claim is mounted.
+        """
+        with dsl.ExitHandler(finish_task(workspace, values)):
+            looked = place(
+                steps.prerequisites(
+                    workspace=workspace,
+                    params=params,
+                    catalogs=catalogs,
+                    secrets={secret.name: secret.env for secret in values.secrets.values()},
+                    gpus=values.gpus(),
+                    training_runtime="",
+                    namespace="",
+                ),
+                "prerequisites",
+                values,
+            )
+            listed = place(steps.scenes(workspace=workspace, source=scenes, shards=shards), "scenes", values)
+            listed.after(looked)
+            with dsl.ParallelFor(listed.output, name="shards", parallelism=values.parallel.predict) as shard:
+                place(
+                    steps.predict(workspace=workspace, item=shard, model=model, out=out, config=predict),
+                    "predict",
+                    values,
+                )
+
+    return pipeline

@@ -1,0 +1,303 @@
+"""What each step may use on the cluster, from one values file; nowhere else is a Kubernetes setting made."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kfp import dsl, kubernetes
+
+from crossearth.data.config import load_config, nearest, read_yaml
+from crossearth.data.errors import InputError
+
+STEPS = (
+    "prerequisites",
+    "plan",
+    "synthesize",
+    "fetch",
+    "ingest",
+    "validate",
+    "styles",
+    "stylize",
+    "train",
+    "evaluate",
+    "report",
+    "register",
+    "scenes",
+    "predict",
+    "finish",
+)
+# the steps that talk to a server beyond the workspace: a lost connection is worth another try
+NETWORK_STEPS = frozenset({"fetch", "ingest", "register", "finish"})
+# the steps whose result depends on the state of a server or of the cluster, not on their inputs alone
+UNCACHED_STEPS = frozenset({"prerequisites", "plan", "fetch", "register", "finish"})
+
+_QUANTITY = re.compile(r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
+
+
+def _check_quantity(what: str, value: str | None) -> None:
+    if value is not None and not _QUANTITY.match(value):
+        raise InputError(
+            f"{what}: {value!r} is no Kubernetes quantity", expected='for example "500m", "8" or "16Gi"'
+        )
+
+
+@dataclass(frozen=True)
+class Toleration:
+    """A taint that does not keep a step away from a node (fields as in a pod's `tolerations`)."""
+
+    key: str
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "NoExecute", "PreferNoSchedule"] | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one step asks of the cluster.
+
+    Attributes:
+        cpu: cores, requested and limiting.
+        memory: bytes as a Kubernetes quantity, requested and limiting.
+        gpus: number of devices of the resource `gpu_type`; a step starts one process a device.
+        shm: size of /dev/shm, in which the data loader's workers hand batches over; none = 64 MiB.
+        timeout_s: seconds after which the pod is stopped; none = never.
+        node_selector: labels that the node must carry.
+        tolerations: taints of the node that do not matter.
+    """
+
+    cpu: str = "2"
+    memory: str = "4Gi"
+    gpus: int = 0
+    gpu_type: str = "nvidia.com/gpu"
+    shm: str | None = None
+    timeout_s: int | None = None
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("cpu", "memory", "shm"):
+            _check_quantity(name, getattr(self, name))
+        if self.gpus < 0:
+            raise InputError(f"gpus: {self.gpus} is negative")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the steps' artefacts live: every pod sees the same folder.
+
+    Attributes:
+        claim: name of a PersistentVolumeClaim (ReadWriteMany if steps may land on several nodes).
+        mount: where the claim is mounted.
+        scratch: size of an emptyDir that holds the local copies if the workspace is an s3:// address.
+    """
+
+    claim: str | None = "crossearth-workspace"
+    mount: str = "/workspace"
+    scratch: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.mount.startswith("/"):
+            raise InputError(f"workspace.mount: {self.mount!r} is not absolute")
+        _check_quantity("workspace.scratch", self.scratch)
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A Kubernetes Secret whose keys become environment variables; its values are never seen here."""
+
+    name: str
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Further tries of the steps that use the network, with growing pauses."""
+
+    attempts: int = 3
+    backoff_s: int = 15
+    factor: float = 2.0
+    max_backoff_s: int = 600
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How many iterations of a loop run at the same time."""
+
+    ingest: int = 4
+    stylize: int = 4
+    recipes: int = 4
+    predict: int = 4
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Training on several nodes as a TrainJob of Kubeflow Trainer.
+
+    Attributes:
+        nodes: 1 = train in the step's own pod; more = a TrainJob of so many pods.
+        runtime: the (Cluster)TrainingRuntime to train on.
+        namespace: namespace of the TrainJob; none = the pipeline's own.
+        schedule_timeout_s: seconds after which a TrainJob without a running pod is given up.
+        timeout_s: seconds after which a TrainJob that has not ended is stopped.
+    """
+
+    nodes: int = 1
+    runtime: str = "torch-distributed"
+    namespace: str | None = None
+    schedule_timeout_s: int = 1800
+    timeout_s: int = 7 * 24 * 3600
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise InputError(f"trainer.nodes: {self.nodes} is less than 1")
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values file: everything about the cluster that a pipeline needs to know.
+
+    Attributes:
+        image: the container image of every step, best with its digest (name@sha256:...).
+        secrets: Secrets of the object store and of MLflow, by a name of your choice.
+        environment: plain environment variables of every step (addresses, never passwords).
+        default: what a step asks for if `steps` does not say otherwise.
+        steps: what single steps ask for instead of `default`.
+    """
+
+    image: str
+    workspace: Workspace = field(default_factory=Workspace)
+    secrets: dict[str, Secret] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    default: Resources = field(default_factory=Resources)
+    steps: dict[str, Resources] = field(default_factory=dict)
+    retry: Retry = field(default_factory=Retry)
+    parallel: Parallel = field(default_factory=Parallel)
+    trainer: Trainer = field(default_factory=Trainer)
+
+    def __post_init__(self) -> None:
+        if not self.image or self.image != self.image.strip() or " " in self.image:
+            raise InputError(
+                f"image: {self.image!r} names no image",
+                expected="for example registry.example/crossearth@sha256:...",
+            )
+        for step in self.steps:
+            if step not in STEPS:
+                raise InputError(f"steps: unknown step {step!r}", expected=nearest(step, STEPS))
+        for name in self.environment:
+            if re.search(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY", name, re.IGNORECASE):
+                raise InputError(
+                    f"environment: {name} looks like a secret",
+                    next_step="create a Kubernetes Secret and name it under `secrets`",
+                )
+
+    def resources(self, step: str) -> Resources:
+        """What `step` asks of the cluster."""
+        return self.steps.get(step, self.default)
+
+    def processes(self, step: str) -> int:
+        """Processes of a step's pod: one a GPU."""
+        return max(1, self.resources(step).gpus)
+
+    def gpus(self) -> dict[str, int]:
+        """Resource name of the devices -> the most that one step asks for."""
+        wanted: dict[str, int] = {}
+        for resources in (self.default, *self.steps.values()):
+            if resources.gpus:
+                wanted[resources.gpu_type] = max(resources.gpus, wanted.get(resources.gpu_type, 0))
+        return wanted
+
+    def train_job(self) -> dict[str, Any]:
+        """Fields of TrainJobConfig for training on several nodes; empty for one."""
+        if self.trainer.nodes == 1:
+            return {}
+        wanted = self.resources("train")
+        tolerations = [
+            {key: value for key, value in asdict(toleration).items() if value is not None}
+            for toleration in wanted.tolerations
+        ]
+        pod: dict[str, Any] = {"node_selector": wanted.node_selector, "tolerations": tolerations}
+        return {
+            "image": self.image,
+            "nodes": self.trainer.nodes,
+            "runtime": self.trainer.runtime,
+            "namespace": self.trainer.namespace,
+            "resources": {
+                "cpu": wanted.cpu,
+                "memory": wanted.memory,
+                **({wanted.gpu_type: wanted.gpus} if wanted.gpus else {}),
+            },
+            "pod": {key: value for key, value in pod.items() if value},
+            "container": {
+                "env": [
+                    {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": key}}}
+                    for secret in self.secrets.values()
+                    for key, variable in secret.env.items()
+                ]
+            },
+            "schedule_timeout_s": self.trainer.schedule_timeout_s,
+            "timeout_s": self.trainer.timeout_s,
+        }
+
+
+LOCAL = Values(image="crossearth:local", retry=Retry(attempts=0))
+
+
+def load_values(path: Path) -> Values:
+    """Reads a values file.
+
+    Raises:
+        InputError: unreadable file, unknown key or step (with the nearest known one), no image, a secret in
+            plain sight.
+    """
+    return load_config(Values, read_yaml(path) or {}, path)
+
+
+def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
+    """Gives a task its image, resources, volumes, secrets, retries and cache setting."""
+    wanted = values.resources(step)
+    task.set_container_image(values.image)
+    task.set_display_name(step)
+    task.set_cpu_request(wanted.cpu).set_cpu_limit(wanted.cpu)
+    task.set_memory_request(wanted.memory).set_memory_limit(wanted.memory)
+    if wanted.gpus:
+        task.set_accelerator_type(wanted.gpu_type).set_accelerator_limit(wanted.gpus)
+    for name, value in sorted(values.environment.items()):
+        task.set_env_variable(name, value)
+    task.set_caching_options(step not in UNCACHED_STEPS)
+    if step in NETWORK_STEPS and values.retry.attempts:
+        task.set_retry(
+            num_retries=values.retry.attempts,
+            backoff_duration=f"{values.retry.backoff_s}s",
+            backoff_factor=values.retry.factor,
+            backoff_max_duration=f"{values.retry.max_backoff_s}s",
+        )
+    _place_on_kubernetes(task, wanted, values)
+    return task
+
+
+def _place_on_kubernetes(task: dsl.PipelineTask, wanted: Resources, values: Values) -> None:
+    if values.workspace.claim:
+        kubernetes.mount_pvc(task, pvc_name=values.workspace.claim, mount_path=values.workspace.mount)
+    if values.workspace.scratch:
+        kubernetes.empty_dir_mount(task, "scratch", "/tmp", size_limit=values.workspace.scratch)  # noqa: S108
+    if wanted.shm:
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=wanted.shm)  # noqa: S108
+    for secret in values.secrets.values():
+        # optional: a pod that cannot start says nothing; the prerequisites step names what is missing
+        kubernetes.use_secret_as_env(
+            task, secret_name=secret.name, secret_key_to_env=secret.env, optional=True
+        )
+    for label, value in sorted(wanted.node_selector.items()):
+        kubernetes.add_node_selector(task, label, value)
+    for toleration in wanted.tolerations:
+        kubernetes.add_toleration(
+            task,
+            key=toleration.key,
+            operator=toleration.operator,
+            value=toleration.value,
+            effect=toleration.effect,
+        )
+    if wanted.timeout_s:
+        kubernetes.set_timeout(task, wanted.timeout_s)
+    kubernetes.set_security_context(task, run_as_user=1000, run_as_group=1000, run_as_non_root=True)

@@ -1,0 +1,306 @@
+"""Compiles pipelines, runs them on this machine, submits them to a cluster, lists and stops their runs."""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+import yaml
+from kfp import compiler, local
+from kfp.client import Client
+from kfp.dsl.graph_component import GraphComponent
+
+from crossearth.components.workspace import CHECKOUT_MARKS, FAILURES
+from crossearth.data.config import nearest
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_path
+from crossearth.pipelines.benchmark import Inputs, benchmark
+from crossearth.pipelines.inference import inference
+from crossearth.pipelines.resources import LOCAL, Values
+from crossearth.pipelines.training import training
+
+PIPELINES = {"benchmark": benchmark, "training": training, "inference": inference}
+TOKEN, COOKIE = "CROSSEARTH_KFP_TOKEN", "CROSSEARTH_KFP_COOKIE"
+HEALTH = "/apis/v2beta1/healthz"
+# a container gets these of the caller's environment; their values are shown nowhere
+FORWARDED = (
+    "MLFLOW_TRACKING_URI",
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_DEFAULT_REGION",
+    "CROSSEARTH_DATA",
+    "OMP_NUM_THREADS",
+)
+
+
+class PipelineError(RuntimeError):
+    """A pipeline ended in another state than success; the message names the steps that failed and why."""
+
+
+def build(name: str, inputs: Inputs, values: Values) -> GraphComponent:
+    """The pipeline of that name, with its defaults.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in PIPELINES:
+        raise InputError(f"unknown pipeline {name!r}", expected=nearest(name, PIPELINES))
+    return PIPELINES[name](inputs, values)
+
+
+def compile_pipeline(name: str, inputs: Inputs, values: Values, out: Path) -> Path:
+    """Writes the pipeline's YAML; the same inputs give the same bytes.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    pipeline = build(name, inputs, values)
+    with atomic_path(out) as partial:
+        # the compiler looks at the suffix
+        compiled = partial.with_name(partial.name + ".yaml")
+        compiler.Compiler().compile(pipeline, str(compiled))
+        compiled.replace(partial)
+    return out
+
+
+def arguments(pipeline: GraphComponent, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a pipeline's parameters, checked.
+
+    Args:
+        given: parameter -> value.
+
+    Raises:
+        InputError: an unknown parameter, or one that has no default and is not given.
+    """
+    known = pipeline.component_spec.inputs or {}
+    for name in given:
+        if name not in known:
+            raise InputError(f"unknown parameter {name!r}", expected=nearest(name, known))
+    absent = [name for name, spec in known.items() if not spec.optional and name not in given]
+    if absent:
+        raise InputError(f"no value for {', '.join(absent)}", next_step=f"--set {absent[0]}=...")
+    return dict(given)
+
+
+@dataclass(frozen=True)
+class Docker:
+    """Containers of a local run.
+
+    Attributes:
+        image: image of every step.
+        shm: size of /dev/shm.
+    """
+
+    image: str
+    shm: str = "1g"
+
+
+def run_local(
+    name: str, inputs: Inputs, given: Mapping[str, Any], workspace: Path, docker: Docker | None = None
+) -> None:
+    """Runs a pipeline on this machine, each step in a process or a container of its own.
+
+    Args:
+        given: values of the pipeline's parameters.
+        workspace: the shared folder; made if it is not there.
+        docker: containers instead of processes.
+
+    Raises:
+        InputError: a wrong parameter, a workspace that is a checkout, an image that is not here.
+        PipelineError: a step failed; the message names it and has its words.
+    """
+    workspace = workspace.resolve()
+    values = replace(LOCAL, image=docker.image) if docker else LOCAL
+    pipeline = build(name, inputs, values)
+    given = arguments(pipeline, {**given, "workspace": str(workspace)})
+    if any((workspace / mark).exists() for mark in CHECKOUT_MARKS):
+        raise InputError("this is a checkout", where=workspace, expected="a folder of its own for the run")
+    workspace.mkdir(parents=True, exist_ok=True)
+    local.init(
+        runner=_docker_runner(workspace, docker) if docker else local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(workspace / "artifacts" / "run" / "kfp"),
+    )
+    try:
+        with warnings.catch_warnings():
+            # the image plays no part where steps run as processes
+            warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
+            pipeline(**given)
+    except RuntimeError as error:
+        raise PipelineError(_story(workspace, error)) from error
+
+
+def _docker_runner(workspace: Path, docker: Docker) -> local.DockerRunner:
+    from docker import from_env
+    from docker.errors import DockerException, ImageNotFound
+    from docker.types import Mount
+
+    try:
+        client = from_env()
+        client.images.get(docker.image)
+    except ImageNotFound as error:
+        raise InputError(
+            f"no image {docker.image!r} here",
+            next_step="docker build -f infra/Containerfile, see infra/README.md",
+        ) from error
+    except DockerException as error:
+        raise InputError(
+            f"no Docker engine answers: {error}", next_step="start it, or leave --docker out"
+        ) from error
+    return local.DockerRunner(
+        mounts=[Mount(str(workspace), str(workspace), type="bind")],
+        environment={name: os.environ[name] for name in FORWARDED if name in os.environ},
+        user=f"{os.getuid()}:{os.getgid()}",
+        network_mode="host",
+        shm_size=docker.shm,
+        read_only=True,
+        tmpfs={"/tmp": "exec"},  # noqa: S108
+    )
+
+
+def _story(workspace: Path, error: Exception) -> str:
+    """The steps that failed, with their messages; the runner's own words say neither."""
+    notes = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((workspace / FAILURES).glob("*.json"))
+    ]
+    lines = [
+        f"step {' '.join(part for part in (note['step'], note['item']) if part)} failed: {note['message']}"
+        for note in notes
+    ]
+    return "\n".join(lines or [str(error)])
+
+
+def connect(host: str, namespace: str, token_file: Path | None = None) -> Client:
+    """A client of Kubeflow Pipelines' API.
+
+    The login is the token in `token_file` or $CROSSEARTH_KFP_TOKEN, or the session's cookie in
+    $CROSSEARTH_KFP_COOKIE.
+
+    Args:
+        host: address of the API, for example https://kubeflow.example.com/pipeline.
+
+    Raises:
+        InputError: the host does not answer, answers something else, or wants a login.
+    """
+    token = _read_token(token_file) if token_file else os.environ.get(TOKEN, "")
+    cookie = os.environ.get(COOKIE, "")
+    _look_at(host, token, cookie)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return Client(host=host, namespace=namespace, existing_token=token or None, cookies=cookie or None)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(f"cannot read the token: {error}", where=path) from error
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """A redirect of the API is a login page."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _look_at(host: str, token: str, cookie: str) -> None:
+    if not host.startswith(("http://", "https://")):
+        raise InputError(f"no address: {host!r}", where="--host", expected="http://... or https://...")
+    headers = {"Accept": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    if cookie:
+        headers["Cookie"] = cookie
+    login = f"put a token into ${TOKEN} or a file for --token-file, or the session's cookie into ${COOKIE}"
+    # http or https, looked at above
+    request = Request(host.rstrip("/") + HEALTH, headers=headers)  # noqa: S310
+    try:
+        with build_opener(_NoRedirect).open(request, timeout=10) as answer:
+            if "json" not in answer.headers.get("Content-Type", ""):
+                raise InputError(
+                    "answers, but not as Kubeflow Pipelines does",
+                    where=host,
+                    next_step=f"look at the address; {login}",
+                )
+    except HTTPError as error:
+        if error.code in (301, 302, 303, 307, 308, 401, 403):
+            raise InputError(f"wants a login (HTTP {error.code})", where=host, next_step=login) from error
+        raise InputError(f"answers HTTP {error.code}", where=host, next_step="look at the address") from error
+    except (URLError, OSError) as error:
+        raise InputError(
+            f"does not answer: {getattr(error, 'reason', error)}",
+            where=host,
+            next_step="look at the address, or kubectl port-forward svc/ml-pipeline 8888:8888",
+        ) from error
+
+
+def submit(
+    client: Client,
+    name: str,
+    inputs: Inputs,
+    values: Values,
+    given: Mapping[str, Any],
+    experiment: str,
+    service_account: str,
+    cache: bool,
+) -> str:
+    """Starts a run on the cluster.
+
+    Args:
+        given: values of the pipeline's parameters.
+        service_account: account of the pods.
+        cache: whether steps whose inputs are those of an earlier run are skipped.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        InputError: a wrong parameter.
+    """
+    pipeline = build(name, inputs, values)
+    run = client.create_run_from_pipeline_func(
+        pipeline,
+        arguments=arguments(pipeline, given),
+        experiment_name=experiment,
+        service_account=service_account,
+        enable_caching=None if cache else False,
+    )
+    return str(run.run_id)
+
+
+def watch(client: Client, run_id: str, poll_s: float = 10.0, timeout_s: float = 14 * 24 * 3600) -> None:
+    """Waits for a run's end.
+
+    Raises:
+        PipelineError: it ended otherwise than with success.
+    """
+    run = client.wait_for_run_completion(run_id, timeout=int(timeout_s), sleep_duration=poll_s)
+    if run.state != "SUCCEEDED":
+        failed = [
+            f"step {task.display_name} failed: {task.error.message if task.error else 'see its log'}"
+            for task in (run.run_details.task_details if run.run_details else None) or []
+            if task.state == "FAILED"
+        ]
+        message = run.error.message if run.error else ""
+        raise PipelineError("\n".join([f"run {run_id}: {run.state} {message}".rstrip(), *failed]))
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """Reads `name=value`; the value is YAML, so that lists, numbers and truth values can be given.
+
+    Raises:
+        InputError: no "=", or a value that is not YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"{text!r} gives no value", where="--set", expected="name=value")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"not YAML: {error}", where=f"--set {name}") from error
