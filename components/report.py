@@ -21,7 +21,7 @@ from crossearth.components.results import (
     rows_of,
     write_table,
 )
-from crossearth.components.summary import Line, Summary, summarise
+from crossearth.components.summary import Drop, Line, Summary, summarise
 from crossearth.components.tracking import start_run
 from crossearth.components.version import git_revision
 from crossearth.data.catalog import Catalog
@@ -81,7 +81,8 @@ def report(
         `out_dir`.
 
     Raises:
-        InputError: no results; two results for one setting, rule and seed; with `require_all`, missing settings.
+        InputError: no results; two results for one setting, rule and seed; with `require_all`, missing
+            settings.
     """
     config = config or ReportConfig()
     results = find_results(scores)
@@ -110,7 +111,8 @@ def per_cent(value: float | None) -> str:
 
 def heading(summary: Summary) -> str:
     """What must stand over every table of these numbers: data, selection rule, seeds."""
-    data = "synthetic miniatures" if summary.synthetic else "real imagery"
+    kinds = sorted({line.provenance == "synthetic" for line in summary.lines}, reverse=True)
+    data = " and ".join("synthetic miniatures" if kind else "real imagery" for kind in kinds).capitalize()
     rules = "; ".join(f"{rule} ({SELECTIONS.get(rule, 'own rule')})" for rule in summary.selections)
     seeds = ", ".join("none" if seed is None else str(seed) for seed in summary.seeds)
     return f"{data} · selection: {rules} · seed: {seeds}"
@@ -201,6 +203,7 @@ def page(
         num_settings=len(catalog.settings),
         settings=[_setting(line, gaps.index(line.gap), summary, config) for line in summary.lines],
         published=_published(summary, catalog),
+        drops=[_drop(drop, summary) for drop in summary.drops],
         validation=_validation(validation_dir),
         styles=_styles(styles_dir),
         revision=git_revision(),
@@ -244,6 +247,11 @@ def _setting(line: Line, gap_place: int, summary: Summary, config: ReportConfig)
     }
 
 
+def _drop(drop: Drop, summary: Summary) -> dict[str, Any]:
+    name = drop.source if len(summary.selections) == 1 else f"{drop.source}, {drop.selection}"
+    return {"name": name, "in_domain": drop.in_domain, "unseen": drop.unseen}
+
+
 def _published(summary: Summary, catalog: Catalog) -> list[dict[str, Any]]:
     """Published scores of the settings in the report, every method, with how each is known."""
     shown = dict.fromkeys(line.setting for line in summary.lines)
@@ -263,13 +271,38 @@ def _picture(path: Path) -> dict[str, Any]:
         return {"size": image.size, "uri": "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()}
 
 
-def _validation(folder: Path | None) -> Any:
-    path = folder / "summary.json" if folder else None
-    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else None
+def _validation(folder: Path | None) -> list[dict[str, Any]]:
+    """What `validate` found, per domain; empty where it has not run."""
+    summary = _read_json(folder, "summary.json")
+    return [
+        {"domain": domain, **found, "failed": [check for check in found["checks"] if not check["passed"]]}
+        for domain, found in (summary or {}).items()
+    ]
 
 
-def _styles(folder: Path | None) -> Any:
-    return None
+def _styles(folder: Path | None) -> dict[str, Any] | None:
+    """What `styles fit` found of the Earth's styles; None where it has not run."""
+    summary = _read_json(folder, "summary.json")
+    if folder is None or summary is None:
+        return None
+    sheet = folder / "sheet.png"
+    return {"summary": summary, "sheet": _picture(sheet) if sheet.is_file() else None}
+
+
+def _read_json(folder: Path | None, name: str) -> Any:
+    """A JSON file of another step, None where that step has not run.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if folder is None or not (folder / name).is_file():
+        return None
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"not JSON: {error}", where=folder / name, next_step="run that step again"
+        ) from error
 
 
 def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> None:

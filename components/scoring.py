@@ -1,7 +1,7 @@
 """One pass of a model over a target: read ahead, sliding windows over batches of tiles, exact counts.
 
-Of several processes each takes every n-th batch. Batches are cut before they are shared out: each holds the same
-tiles at any number of processes, and the sums are those of one process to the last pixel.
+Of several processes each takes every n-th batch. Batches are cut before they are shared out: each holds the
+same tiles at any number of processes, and the sums are those of one process to the last pixel.
 
 Legend: B tiles of a batch, K classes, N tiles.
 """
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
@@ -130,7 +131,7 @@ def score_target(
             continue
         entered = time.perf_counter()
         image_B3HW = torch.from_numpy(np.stack([tile.image for tile in tiles])).to(device)
-        predicted_BHW = predict_labels(model, image_B3HW, batch_size)
+        predicted_BHW = _predict(model, image_B3HW, batch_size)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         found.network_seconds += time.perf_counter() - entered
@@ -205,6 +206,18 @@ def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
         if sha256(np.ascontiguousarray(pixels)).hexdigest() != row[f"sha256_{kind}"]:
             return Tile(index, nothing, nothing, f"{row['tile_id']}: its {kind} was changed ({row[kind]})")
     return Tile(index, image_3HW, remap[label_HW], "")
+
+
+def _predict(model: CrossEarth, image_B3HW: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Class ids (B, H, W); sides below the window are filled up to whole patches with their last pixels."""
+    height, width = image_B3HW.shape[2:]
+    patch_px, crop_px = model.config.patch_px, model.config.crop_px
+    missing = [
+        0 if side >= crop_px else max(2, -(-side // patch_px)) * patch_px - side for side in (height, width)
+    ]
+    if any(missing):
+        image_B3HW = F.pad(image_B3HW.float(), (0, missing[1], 0, missing[0]), mode="replicate")
+    return predict_labels(model, image_B3HW, batch_size)[:, :height, :width]
 
 
 def _watch(manifest: Manifest, processes: Processes, batches: Iterator[list[Tile]]) -> Iterator[list[Tile]]:

@@ -1,10 +1,10 @@
 """Results as `evaluate` writes them, drawn from random counts: reports need no training."""
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from crossearth.components.palette import safe_palette
 from crossearth.components.results import (
@@ -15,7 +15,7 @@ from crossearth.components.results import (
     write_results,
     write_tiles,
 )
-from crossearth.data.catalog import Catalog, Recipe
+from crossearth.data.catalog import Catalog, ClassSet, Recipe
 from crossearth.data.files import digest
 from crossearth.model.scores import class_iou, headline_iou, outcome_counts
 
@@ -113,37 +113,41 @@ def write_fake_results(
     return result
 
 
-def _target(folder, target, classes, palette, recipe, seed, skill, tiles, tile_px, absent):  # noqa: ANN
-    num = len(classes)
+def _target(
+    folder: Path,
+    target: str,
+    class_set: ClassSet,
+    recipe: str,
+    seed: int,
+    skill: float,
+    tiles: int,
+    tile_px: int,
+    absent: tuple[int, ...],
+) -> tuple[np.ndarray, tuple[Panel, ...]]:
+    """Confusion (N, K, K) of a target's tiles, and two worst and two best panels."""
+    num = len(class_set.classes)
     rng = np.random.default_rng(int(digest(target)[:8], 16))
     present = [index for index in range(num) if index not in absent]
     blocks = rng.choice(present, size=(tiles, tile_px // 8, tile_px // 8))
     label = blocks.repeat(8, 1).repeat(8, 2).astype(np.uint8)
     noise = np.random.default_rng(int(digest([recipe, seed])[:8], 16))
     level = np.clip(skill + 0.2 * noise.standard_normal((tiles, 1, 1)), 0.05, 0.98)
-    predicted = np.where(
-        noise.random(label.shape) < level, label, noise.choice(present, size=label.shape)
-    ).astype(np.uint8)
+    guessed = noise.choice(present, size=label.shape)
+    predicted = np.where(noise.random(label.shape) < level, label, guessed).astype(np.uint8)
     cell = label.reshape(tiles, -1).astype(np.int64) * num + predicted.reshape(tiles, -1)
     counts = np.stack([np.bincount(row, minlength=num * num).reshape(num, num) for row in cell])
-    colours = np.array(
-        [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in safe_palette(palette)], np.uint8
-    )
-    panels = []
+    ious = headline_iou(class_iou(outcome_counts(counts)), class_set.headline)
+    ranked = [int(index) for index in np.argsort(ious)]
+    colours = np.array([ImageColor.getrgb(colour) for colour in safe_palette(class_set.palette)], np.uint8)
     (folder / "panels" / target).mkdir(parents=True, exist_ok=True)
-    for index, name in enumerate(("worst-1", "worst-2", "best-1", "best-2")):
-        strip = np.concatenate(
-            [colours[label[index]] // 2 + 60, colours[label[index]], colours[predicted[index]]], axis=1
-        )
+    panels = []
+    names = {"worst-1": ranked[0], "worst-2": ranked[1], "best-1": ranked[-1], "best-2": ranked[-2]}
+    for name, index in names.items():
+        truth = colours[label[index]]
+        strip = np.concatenate([truth // 2 + 60, truth, colours[predicted[index]]], axis=1)
         file = f"panels/{target}/{name}.png"
         Image.fromarray(strip.repeat(2, 0).repeat(2, 1)).save(folder / file)
-        panels.append(
-            Panel(
-                file,
-                f"{target}_{index:03d}",
-                float(headline_iou(class_iou(outcome_counts(counts[index])), "mean")),
-            )
-        )
+        panels.append(Panel(file, f"{target}_{index:03d}", float(ious[index])))
     return counts, tuple(panels)
 
 
@@ -153,6 +157,3 @@ def write_benchmark(
     """Fake results of the catalog's first `recipes` recipes (all if None), one folder each."""
     chosen = list(catalog.recipes().values())[:recipes]
     return [write_fake_results(folder / recipe.name, catalog, recipe, **options) for recipe in chosen]
-
-
-__all__ = ["replace", "write_benchmark", "write_fake_results"]

@@ -1,0 +1,347 @@
+"""Scoring a model on real files: the counts of NumPy, resume, changed tiles, processes, predictions."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from crossearth.components import evaluate as step
+from crossearth.components.evaluate import EvaluateConfig, evaluate
+from crossearth.components.results import read_results
+from crossearth.data.catalog import Catalog, Recipe, load_catalog
+from crossearth.data.errors import InputError
+from crossearth.data.manifest import read_image, read_label, read_manifest, write_manifest
+from crossearth.data.tiles import describe
+from crossearth.model import checkpoint
+from crossearth.model.crossearth import crossearth_tiny
+from crossearth.model.inference import predict_labels
+
+TILE_PX = 64
+"""Smaller than the network's window and cheap."""
+
+
+def write_domain(
+    folder: Path,
+    domain: str,
+    class_set: str,
+    num_classes: int,
+    tiles: int = 7,
+    seed: int = 0,
+    ignore: bool = False,
+) -> None:
+    """A domain of `tiles` single-tile scenes in the layout of `ingest`; one of them is of another size."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for index in range(tiles):
+        height = TILE_PX if index != 3 else 48
+        image_3HW = rng.integers(1, 256, (3, height, TILE_PX), dtype=np.uint8)
+        label_HW = rng.integers(0, num_classes, (height, TILE_PX), dtype=np.uint8)
+        label_HW[rng.random(label_HW.shape) < 0.1] = 255
+        if ignore:
+            label_HW[:] = 255
+        place = {
+            "crs": "EPSG:32632",
+            "transform": rasterio.transform.from_origin(5e5 + 32 * index, 5e6, 0.5, 0.5),
+        }
+        for kind, planes in (("image", image_3HW), ("label", label_HW[None])):
+            path = folder / "test" / f"{kind}{index}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with rasterio.open(
+                path,
+                "w",
+                driver="GTiff",
+                width=TILE_PX,
+                height=height,
+                count=len(planes),
+                dtype="uint8",
+                **place,
+            ) as file:
+                file.write(planes)
+        rows.append(
+            {
+                "tile_id": f"scene{index}_0_0",
+                "scene": f"scene{index}",
+                "split": "test",
+                "image": f"test/image{index}.tif",
+                "label": f"test/label{index}.tif",
+                "col_off": 0,
+                "row_off": 0,
+                "width": TILE_PX,
+                "height": height,
+                "crs": "EPSG:32632",
+                "transform": list(place["transform"])[:6],
+                "gsd_m": 0.5,
+                "bands": ["red", "green", "blue"],
+                **describe(image_3HW, label_HW, None, num_classes),
+            }
+        )
+    write_manifest(folder, domain, "test", class_set, "synthetic", rows)
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return load_catalog()
+
+
+@pytest.fixture(scope="module")
+def recipe(catalog: Catalog) -> Recipe:
+    return catalog.recipe("loveda-urban")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog, recipe: Recipe) -> Path:
+    """A model of random weights and its target, LoveDA Rural."""
+    folder = tmp_path_factory.mktemp("work")
+    class_set = catalog.class_sets["loveda"]
+    write_domain(catalog.domain_dir(folder / "domains", "loveda-rural"), "loveda-rural", "loveda", 7)
+    torch.manual_seed(0)
+    model = crossearth_tiny(7)
+    meta = {
+        "classes": class_set.classes,
+        "palette": class_set.palette,
+        "provenance": "synthetic",
+        "input_hash": "0" * 64,
+        "seed": 3,
+        "selection": "last",
+    }
+    checkpoint.save(model, folder / "model", meta)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture
+def no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_track", lambda *_: None)
+
+
+Score = Callable[..., Path]
+
+
+@pytest.fixture
+def score(work: Path, catalog: Catalog, recipe: Recipe, tmp_path: Path, no_tracking: None) -> Score:
+    def run(out: str = "scores", domains: Path | None = None, **config: object) -> Path:
+        return evaluate(
+            recipe,
+            catalog,
+            domains or work / "domains",
+            work / "model",
+            tmp_path / out,
+            EvaluateConfig(**config),
+        )
+
+    return run
+
+
+def counted(work: Path, catalog: Catalog) -> np.ndarray:
+    manifest = read_manifest(catalog.domain_dir(work / "domains", "loveda-rural"), "test")
+    model = checkpoint.load(work / "model")
+    table = np.zeros((7, 7), dtype=np.int64)
+    for index in range(len(manifest)):
+        predicted = predict_labels(model, torch.from_numpy(read_image(manifest, index))[None])[0].numpy()
+        label = read_label(manifest, index)
+        np.add.at(table, (label[label != 255], predicted[label != 255].astype(np.int64)), 1)
+    return table
+
+
+def test_the_numbers_are_those_of_numpy(score: Score, work: Path, catalog: Catalog) -> None:
+    result = read_results(score())
+    setting = result.settings[0]
+    expected = counted(work, catalog)
+    assert np.array_equal(setting.confusion, expected)
+    assert np.array_equal(result.tile_counts(setting)[:, 0].sum(0), np.diagonal(expected))
+    assert np.array_equal(result.tile_counts(setting)[:, 2].sum(0), expected.sum(1))
+    assert (setting.tiles, setting.scenes) == (7, 7)
+    assert setting.ignored_pixels == 6 * 64 * 64 + 48 * 64 - expected.sum()
+    assert (result.seed, result.selection, result.recipe_hash) == (3, "last", "0" * 64)
+
+
+def test_the_table_has_a_row_per_class_and_one_for_the_headline(score: Score) -> None:
+    folder = score()
+    with (folder / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    result = read_results(folder)
+    scores = result.scores(result.settings[0])
+    assert [row["class"] for row in rows] == ["mean", *result.classes]
+    assert float(rows[0]["iou"]) == scores.headline
+    assert [float(row["iou"]) for row in rows[1:]] == scores.iou.tolist()
+    assert {row["published"] for row in rows} == {""}, "synthetic numbers never stand beside published ones"
+    assert {row["provenance"] for row in rows} == {"synthetic"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batches_and_readers_change_nothing(score: Score, batch_size: int) -> None:
+    one = read_results(score("one"))
+    other = read_results(score("other", batch_size=batch_size, readers=3))
+    assert one.settings[0].confusion == other.settings[0].confusion
+    assert one.tile_table(one.settings[0]).equals(other.tile_table(other.settings[0]))
+
+
+def test_equal_inputs_are_not_scored_twice(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = read_results(score())
+    monkeypatch.setattr(step, "score_target", None)
+    monkeypatch.setattr(step, "load", None)
+    assert read_results(score()) == first
+    with pytest.raises(TypeError):
+        score(panels=1)
+
+
+def test_panels_are_worst_and_best_and_disjoint(score: Score) -> None:
+    folder = score(panels=2)
+    setting = read_results(folder).settings[0]
+    ious = [panel.iou for panel in (*setting.worst, *reversed(setting.best))]
+    assert ious == sorted(ious)
+    assert len({panel.tile_id for panel in (*setting.worst, *setting.best)}) == 4
+    assert all((folder / panel.file).is_file() for panel in (*setting.worst, *setting.best))
+
+
+def test_predictions_are_raw_ids(score: Score, work: Path, catalog: Catalog) -> None:
+    """LoveDA's server takes PNG files of one band with ids 0..6, 0 = background."""
+    folder = score(predictions="png") / "predictions" / "loveda-rural"
+    manifest = read_manifest(catalog.domain_dir(work / "domains", "loveda-rural"), "test")
+    model = checkpoint.load(work / "model")
+    with rasterio.open(folder / "scene2_0_0.png") as file:
+        assert (file.count, file.dtypes[0], file.driver) == (1, "uint8", "PNG")
+        ids = file.read(1)
+    assert np.array_equal(
+        ids, predict_labels(model, torch.from_numpy(read_image(manifest, 2))[None])[0].numpy()
+    )
+    assert ids.max() <= 6
+    assert len(list(folder.iterdir())) == 7
+
+
+def test_geotiff_predictions_lie_where_the_tile_lies(score: Score) -> None:
+    with rasterio.open(score(predictions="geotiff") / "predictions/loveda-rural/scene2_0_0.tif") as file:
+        assert file.crs.to_epsg() == 32632
+        assert file.transform.c == 5e5 + 64
+        assert file.colormap(1)[1][:3] == (255, 0, 0)
+
+
+@pytest.fixture
+def domains(work: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(work / "domains", tmp_path / "domains"))
+
+
+def test_tiles_that_changed_or_went_are_listed(score: Score, domains: Path) -> None:
+    folder = domains / "loveda" / "loveda-rural" / "test"
+    (folder / "image1.tif").unlink()
+    with rasterio.open(folder / "label4.tif", "r+") as file:
+        label = file.read(1)
+        label[0, 0] = (label[0, 0] + 1) % 7
+        file.write(label, 1)
+    with pytest.raises(InputError, match="2 tiles are not as they were ingested") as caught:
+        score(domains=domains)
+    assert "scene1_0_0" in str(caught.value) and "scene4_0_0: its label was changed" in str(caught.value)
+
+
+def test_a_target_without_a_manifest_is_named(score: Score, domains: Path, tmp_path: Path) -> None:
+    (domains / "loveda" / "loveda-rural" / "test.parquet").unlink()
+    with pytest.raises(InputError, match="no test split"):
+        score(domains=domains)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_target_without_labelled_pixels_is_refused(score: Score, domains: Path, tmp_path: Path) -> None:
+    write_domain(domains / "loveda" / "loveda-rural", "loveda-rural", "loveda", 7, ignore=True)
+    with pytest.raises(InputError, match="nothing to score"):
+        score(domains=domains)
+    assert not (tmp_path / "scores" / "scores.csv").exists()
+
+
+def test_a_model_of_other_classes_is_refused(
+    work: Path, catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    with pytest.raises(InputError, match="expected: class set casid"):
+        evaluate(catalog.recipe("casid-sub"), catalog, work / "domains", work / "model", tmp_path / "scores")
+
+
+def test_labels_of_another_class_set_are_refused(score: Score, domains: Path) -> None:
+    write_domain(domains / "loveda" / "loveda-rural", "loveda-rural", "casid", 5)
+    with pytest.raises(InputError, match="class set 'casid' do not become"):
+        score(domains=domains)
+
+
+def test_labels_are_remapped_to_the_recipes_classes(
+    catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    class_set = catalog.class_sets["rescue"]
+    meta = {"classes": class_set.classes, "palette": class_set.palette, "provenance": "synthetic"}
+    checkpoint.save(crossearth_tiny(5), tmp_path / "model", meta)
+    recipe = catalog.recipe("potsdam-rgb-rescue")
+    target = "potsdam-rgb"
+    setting = replace(recipe.settings[0], target=target)
+    write_domain(catalog.domain_dir(tmp_path / "domains", target), target, "isprs", 6)
+    folder = evaluate(
+        replace(recipe, settings=(setting,)),
+        catalog,
+        tmp_path / "domains",
+        tmp_path / "model",
+        tmp_path / "scores",
+    )
+    manifest = read_manifest(catalog.domain_dir(tmp_path / "domains", target), "test")
+    native = np.array([row["class_pixels"] for row in manifest.rows]).sum(0)
+    labelled = np.array(read_results(folder).settings[0].confusion).sum(1)
+    assert labelled.tolist() == [native[0], native[1], native[2] + native[3], native[4], native[5]]
+
+
+TORCHRUN = """
+import sys
+from pathlib import Path
+from crossearth.components import evaluate as step
+from crossearth.data.catalog import load_catalog
+step._track = lambda *_: None
+catalog = load_catalog()
+work, out = map(Path, sys.argv[1:])
+config = step.EvaluateConfig(batch_size=2, device="cpu")
+step.evaluate(catalog.recipe("loveda-urban"), catalog, work / "domains", work / "model", out, config)
+"""
+
+
+def test_two_processes_add_up_to_one(score: Score, work: Path, tmp_path: Path) -> None:
+    alone = read_results(score(batch_size=2))
+    script = tmp_path / "score.py"
+    script.write_text(TORCHRUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*command, str(script), str(work), str(tmp_path / "together")], check=True, timeout=120)
+    together = read_results(tmp_path / "together")
+    assert together.settings[0].confusion == alone.settings[0].confusion
+    assert together.tile_table(together.settings[0]).equals(alone.tile_table(alone.settings[0]))
+    assert [panel.tile_id for panel in together.settings[0].worst] == [
+        panel.tile_id for panel in alone.settings[0].worst
+    ]
+
+
+def test_the_training_run_gets_the_same_numbers(
+    work: Path, catalog: Catalog, recipe: Recipe, tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    folder = evaluate(recipe, catalog, work / "domains", work / "model", tmp_path / "scores")
+    result = read_results(folder)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs(["1"], filter_string=f"tags.input_hash = '{'0' * 64}'")
+    assert len(runs) == 1
+    metrics = runs[0].data.metrics
+    scores = result.scores(result.settings[0])
+    assert metrics["miou/loveda-rural"] == scores.headline == metrics["unseen_miou"]
+    for name, iou in zip(result.classes, scores.iou, strict=True):
+        assert metrics[f"iou/loveda-rural/{name}"] == iou
+    assert {item.path for item in client.list_artifacts(runs[0].info.run_id)} == {"scores", "panels"}
+
+
+def test_details_are_plain_json(score: Score) -> None:
+    details = json.loads((score() / "details.json").read_text())
+    assert details["lineage"]["model"]["input_hash"] == "0" * 64
+    assert "folder" not in details
