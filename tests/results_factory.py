@@ -33,7 +33,7 @@ def write_fake_results(
     tile_px: int = 64,
     absent: tuple[int, ...] = (),
 ) -> RecipeResult:
-    """Writes results of `recipe` into `folder`: more skill in-domain than outside, unless `skill` (0..1) is given.
+    """Writes results of `recipe` into `folder`; `skill` 0..1 [default: more in-domain than outside].
 
     Labels and what the tiles hold depend on the target alone, predictions on recipe, seed and skill.
     """
@@ -41,18 +41,8 @@ def write_fake_results(
     settings = []
     for setting in recipe.settings:
         share = skill if skill is not None else (0.8 if setting.source == setting.target else 0.55)
-        counts, panels = _target(
-            folder,
-            setting.target,
-            class_set.classes,
-            class_set.palette,
-            recipe.name,
-            seed,
-            share,
-            tiles,
-            tile_px,
-            absent,
-        )
+        drawing = (recipe.name, seed, share, tiles, tile_px, absent)
+        counts, panels = _target(folder, setting.target, class_set, *drawing)
         published = next(
             (each for each in catalog.published(setting.abbr) if each.method == "CrossEarth"), None
         )
@@ -152,8 +142,8 @@ def _target(
 
 
 def write_benchmark(
-    folder: Path, catalog: Catalog, recipes: int | None = None, **options
-) -> list[RecipeResult]:  # noqa: ANN003
+    folder: Path, catalog: Catalog, recipes: int | None = None, **options: Any
+) -> list[RecipeResult]:
     """Fake results of the catalog's first `recipes` recipes (all if None), one folder each."""
     chosen = list(catalog.recipes().values())[:recipes]
     return [write_fake_results(folder / recipe.name, catalog, recipe, **options) for recipe in chosen]
