@@ -6,12 +6,9 @@ first), C embedding channels, P side of a patch in pixels, G = g*g cells of the 
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,14 +109,14 @@ def resize_positions(positions_1TC: Tensor, rows: int, columns: int) -> Tensor:
     return torch.cat([positions_1TC[:, :1], resized_1NC], dim=1)
 
 
-def resample_positions(positions_1TC: Tensor, grid: int) -> Tensor:
-    """Stored position embedding for a `grid` x `grid` position grid (bicubic to that size; class kept)."""
+def resample_positions(positions_1TC: Tensor, rows: int, columns: int) -> Tensor:
+    """A pretrained square position grid for another stored grid (bicubic to that size; class kept)."""
     side = math.isqrt(positions_1TC.shape[1] - 1)
-    if side == grid:
+    if (side, side) == (rows, columns):
         return positions_1TC
     grid_1Cgg = positions_1TC[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    resized_1Cgg = F.interpolate(grid_1Cgg, size=(grid, grid), mode="bicubic", align_corners=False)
-    resized_1GC = resized_1Cgg.flatten(2).transpose(1, 2).to(positions_1TC.dtype)
+    resized_1Chw = F.interpolate(grid_1Cgg, size=(rows, columns), mode="bicubic", align_corners=False)
+    resized_1GC = resized_1Chw.flatten(2).transpose(1, 2).to(positions_1TC.dtype)
     return torch.cat([positions_1TC[:, :1], resized_1GC], dim=1)
 
 
@@ -151,7 +148,7 @@ def fit_state(state: Mapping[str, Tensor], backbone: Backbone, where: object) ->
     mask_token = given.pop("mask_token", backbone.mask_token.detach())
     expected = backbone.vit.state_dict()
     if given.keys() == expected.keys() and given["pos_embed"].ndim == 3:
-        given["pos_embed"] = resample_positions(given["pos_embed"], backbone.vit.patch_embed.grid_size[0])
+        given["pos_embed"] = resample_positions(given["pos_embed"], *backbone.vit.patch_embed.grid_size)
         kernel = given["patch_embed.proj.weight"]
         given["patch_embed.proj.weight"] = resample_patch_kernel(kernel, backbone.patch_px)
     problems = [f"missing {name}" for name in sorted(expected.keys() - given.keys())]
@@ -170,16 +167,3 @@ def fit_state(state: Mapping[str, Tensor], backbone: Backbone, where: object) ->
     return {f"vit.{name}": tensor for name, tensor in given.items()} | {
         "mask_token": mask_token.reshape(1, -1)
     }
-
-
-def load_backbone(backbone: Backbone, path: Path) -> None:
-    """Loads pretrained weights with timm's names from a safetensors file, resampled to the network's sizes.
-
-    Raises:
-        InputError: not a safetensors file, or weights of another network (named).
-    """
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"not a readable safetensors file ({error})", where=path) from error
-    backbone.load_state_dict(fit_state(state, backbone, path))

@@ -164,7 +164,7 @@ class CrossEarth(nn.Module):
 
     Attributes:
         config: its sizes.
-        image_token: (1, 3, H, W) in normalised space, what masked pixels become (None without masked modelling).
+        image_token: (1, 3, H, W) in normalised space, for masked pixels (None without masked modelling).
         gse: the geospatial extractor (None without it).
         activation_checkpointing: in training, blocks are run again in the backward pass instead of kept.
     """

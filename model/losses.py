@@ -92,10 +92,10 @@ def segmentation_loss(
         float32 scalars `loss_cls`, `loss_mask`, `loss_dice` of the last layer and `d0.loss_cls`, ... of the
         earlier ones.
     """
-    instances = [_instances(label_HW) for label_HW in label_BHW]
+    instances = [instances_of(label_HW) for label_HW in label_BHW]
     class_logits_LBQK1 = torch.stack([each.class_logits for each in predictions]).float()
     mask_logits_LBQhw = torch.stack([each.mask_logits for each in predictions]).float()
-    points = _draw(_point_source(generator), class_logits_LBQK1.shape[:3], instances, config)
+    points = draw_points(_point_source(generator), class_logits_LBQK1.shape[:3], instances, config)
     points = Points(*(part.to(label_BHW.device) for part in points))
     with torch.no_grad():
         matches = match(class_logits_LBQK1, mask_logits_LBQhw, instances, points.match, config)
@@ -109,7 +109,8 @@ def segmentation_loss(
     }
 
 
-def _instances(label_HW: Tensor) -> Instances:
+def instances_of(label_HW: Tensor) -> Instances:
+    """One instance per class that is present; ignored pixels (255) belong to none."""
     class_ids_G = label_HW.unique()
     class_ids_G = class_ids_G[class_ids_G != IGNORE].long()
     return Instances(class_ids_G, (label_HW == class_ids_G[:, None, None]).float())
@@ -123,7 +124,7 @@ def _point_source(generator: torch.Generator | Sequence[torch.Generator] | Point
     return generator
 
 
-def _draw(
+def draw_points(
     source: PointSource, sizes: Sequence[int], instances: Sequence[Instances], config: SegmentationLossConfig
 ) -> Points:
     """Draws all layers' points, in the released order: layer by layer, matching first."""

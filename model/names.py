@@ -68,6 +68,8 @@ def _rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
         pattern = re.escape(source).replace(r"\#", r"(\d+)") + ("(.+)" if source.endswith(".") else "")
         found = re.fullmatch(pattern, name)
         if found:
-            parts = iter(found.groups())
-            return re.sub("#", lambda _: next(parts), target) + "".join(parts)
+            parts = list(found.groups())
+            while "#" in target:
+                target = target.replace("#", parts.pop(0), 1)
+            return target + "".join(parts)
     return None
