@@ -1,14 +1,13 @@
 """One thin Kubeflow component per step: enter the workspace, give dvc.yaml's command, log numbers and pages.
 
 Kubeflow ships each function's source alone: imports stand inside, and annotations are evaluated. What moves
-between components is names, digests and small numbers; the bytes stay in the workspace and, for domains, in the
-store. Every input is part of Kubeflow's cache key, so an item carries the digest of all that its step depends on.
+between components is names, digests and small numbers; the bytes stay in the workspace and, for domains, in
+the store. Every input is part of Kubeflow's cache key, so an item carries the digest of all that its step
+depends on.
 """
 
-from typing import NamedTuple
-
 from kfp import dsl
-from kfp.dsl import HTML, ClassificationMetrics, Markdown, Metrics, Output
+from kfp.dsl import HTML, ClassificationMetrics, Markdown, Metrics, Output, OutputPath
 
 # the image is replaced by that of the values file when a pipeline is compiled
 component = dsl.component(base_image="crossearth", install_kfp_package=False)
@@ -17,14 +16,22 @@ component = dsl.component(base_image="crossearth", install_kfp_package=False)
 @component
 def prerequisites(
     workspace: str,
-    params: dict,
-    catalogs: list,
+    params: str,
+    catalogs: str,
     secrets: dict,
     gpus: dict,
     training_runtime: str,
     namespace: str,
 ) -> str:
     """Looks for secrets, MLflow, GPUs and the training runtime before anything is computed.
+
+    Args:
+        params: contents of params.yaml, as text: Kubeflow's own numbers are floats and it has no null.
+        catalogs: list of the contents of further catalog files, as text.
+        secrets: Secret -> its keys -> the environment variables that they should have become.
+        gpus: resource name -> number that one step asks for.
+        training_runtime: name of the TrainingRuntime, empty if none is needed.
+        namespace: where it lives besides the cluster, empty = the pod's own.
 
     Returns:
         Digest of the code in the image.
@@ -42,30 +49,42 @@ def prerequisites(
 
 
 @component
-def plan(workspace: str, recipes: list, versions: dict, code: str) -> NamedTuple(
-    "Plan", [("datasets", list), ("recipes", list), ("styles", str), ("synthesize", str)]
-):
+def plan(
+    workspace: str,
+    recipes: list,
+    versions: dict,
+    code: str,
+    items: OutputPath(list),
+    styles: OutputPath(str),
+    synthesize: OutputPath(str),
+) -> list:
     """Resolves catalog and params into one item per dataset and recipe, each with the digest of its inputs.
 
     Args:
         recipes: names of the recipes to train.
         versions: domain -> version in the store, for domains that are pulled and not ingested.
         code: digest of the code.
+        items: gets the recipes' items.
+        styles: gets the digest of what the styles depend on besides the archives.
+        synthesize: gets the digest of what the drawn archives depend on; empty if none are drawn.
+
+    Returns:
+        The datasets' items. Kubeflow's local runner loops over a step's return value only.
     """
+    import json
+    from pathlib import Path
+
     from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import dataset_items, digest_of_step, recipe_items
 
     with shared.step(workspace, "plan"):
         shared.crossearth("plan")
         params, catalog = shared.inputs()
-        wanted = recipe_items(catalog, params, recipes, code)
-        synthesize = "synthesize" in params.presets[params.preset]
-        return (
-            dataset_items(catalog, params, recipes, versions, code),
-            wanted,
-            digest_of_step(params, "styles", code),
-            digest_of_step(params, "synthesize", code) if synthesize else "",
-        )
+        drawn = "synthesize" in params.presets[params.preset]
+        Path(items).write_text(json.dumps(recipe_items(catalog, params, recipes, code)))
+        Path(styles).write_text(digest_of_step(params, "styles", code))
+        Path(synthesize).write_text(digest_of_step(params, "synthesize", code) if drawn else "")
+        return dataset_items(catalog, params, recipes, versions, code)
 
 
 @component
@@ -119,23 +138,33 @@ def ingest(workspace: str, item: dict, archives: str, store: str, metrics: Outpu
 
 
 @component
-def validate(
-    workspace: str, datasets: list, recipes: list, stylize_shards: int, metrics: Output[Metrics]
-) -> NamedTuple("Validated", [("recipes", list), ("shards", list)]):
+def validate(workspace: str, datasets: list, recipes: list, metrics: Output[Metrics]) -> list:
     """Expectations over every manifest.
 
     Returns:
-        recipes: the recipes' items, their keys standing for the tiles of source and targets too.
-        shards: one item per source domain and shard to stylize, none for `stylize_shards` 0.
+        The recipes' items, their keys standing for the tiles of source and targets too.
     """
     from crossearth.components import workspace as shared
-    from crossearth.components.pipeline_items import stylize_items, with_digests
+    from crossearth.components.pipeline_items import with_digests
 
     with shared.step(workspace, "validate"):
         shared.crossearth("validate")
         metrics.log_metric("datasets", len(datasets))
-        items = [with_digests(item) for item in recipes]
-        return items, stylize_items(shared.inputs()[0], items, stylize_shards)
+        return [with_digests(item) for item in recipes]
+
+
+@component
+def shards(workspace: str, recipes: list, number: int) -> list:
+    """Deals the sources' training tiles out for `stylize`.
+
+    Returns:
+        One item per source domain and shard; none for 0 shards.
+    """
+    from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import stylize_items
+
+    with shared.step(workspace, "shards"):
+        return stylize_items(shared.inputs()[0], recipes, number)
 
 
 @component

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from crossearth.components.params import Params, load_params
 from crossearth.data.catalog import Catalog, load_catalog
 from crossearth.data.errors import InputError
@@ -62,15 +64,33 @@ def enter(workspace: str) -> None:
     os.chdir(folder)
 
 
-def begin(params: dict[str, Any], catalogs: list[Any]) -> None:
-    """Writes what the run is started with, which every later step reads; forgets earlier failures."""
+def begin(params: str, catalogs: str) -> None:
+    """Writes what the run is started with, which every later step reads; forgets earlier failures.
+
+    Args:
+        params: contents of params.yaml; its own `catalogs` give way to the argument.
+        catalogs: YAML list of the contents of catalog files.
+
+    Raises:
+        InputError: a text that is not YAML, or not what it should be.
+    """
     shutil.rmtree(FAILURES, ignore_errors=True)
     paths = []
-    for number, values in enumerate(catalogs):
+    for number, values in enumerate(_parse(catalogs, list, "catalogs")):
         path = RUN / f"catalog-{number}.yaml"
         write_json(path, values)
         paths.append(path.as_posix())
-    write_json(PARAMS, {**params, "catalogs": paths})
+    write_json(PARAMS, {**_parse(params, dict, "params"), "catalogs": paths})
+
+
+def _parse(text: str, kind: type, where: str) -> Any:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"not valid YAML: {error}", where=where) from error
+    if not isinstance(values, kind):
+        raise InputError(f"a {type(values).__name__}", where=where, expected=f"a {kind.__name__}")
+    return values
 
 
 def inputs() -> tuple[Params, Catalog]:

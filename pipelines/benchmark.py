@@ -1,5 +1,6 @@
 """The benchmark as a Kubeflow pipeline: the steps and loops of dvc.yaml, from the same catalog."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,17 @@ from crossearth.pipelines.resources import Values, place
 
 @dataclass(frozen=True)
 class Inputs:
-    """Defaults of a pipeline's parameters, as plain values.
+    """Defaults of a pipeline's parameters.
 
     Attributes:
         recipes: names of the recipes that the catalog derives.
-        params: contents of params.yaml.
-        catalogs: contents of the user's catalog files.
+        params: contents of params.yaml, as JSON.
+        catalogs: list of the contents of the user's catalog files, as JSON.
     """
 
     recipes: list[str]
-    params: dict[str, Any]
-    catalogs: list[Any]
+    params: str
+    catalogs: str
 
 
 def read_inputs(params_file: Path, catalogs: Sequence[Path] = (), preset: str | None = None) -> Inputs:
@@ -46,7 +47,8 @@ def read_inputs(params_file: Path, catalogs: Sequence[Path] = (), preset: str | 
         plain["preset"] = preset
         params = load_config(Params, plain, params_file)
     catalog = load_catalog(paths)
-    return Inputs(list(catalog.recipes()), plain, [read_yaml(path) for path in paths])
+    contents = [read_yaml(path) for path in paths]
+    return Inputs(list(catalog.recipes()), json.dumps(plain, indent=2), json.dumps(contents, indent=2))
 
 
 def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
@@ -64,8 +66,8 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
     )
     def pipeline(
         recipes: list = recipes_default,  # type: ignore[type-arg]
-        params: dict = params_default,  # type: ignore[type-arg]
-        catalogs: list = catalogs_default,  # type: ignore[type-arg]
+        params: str = params_default,
+        catalogs: str = catalogs_default,
         workspace: str = values.workspace.mount,
         store: str = "",
         versions: dict = {},  # type: ignore[type-arg]  # noqa: B006
@@ -79,8 +81,8 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
 
         Args:
             recipes: names of the recipes to train; the default is all that the catalog derives.
-            params: contents of params.yaml; its `preset` chooses between miniatures and the paper's numbers.
-            catalogs: contents of further catalog files with your own domains and settings.
+            params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's numbers.
+            catalogs: list of the contents of further catalog files with your own domains and settings.
             workspace: the shared folder, where the claim is mounted.
             store: s3://bucket/prefix that ingested domains are mirrored to, empty for none.
             versions: domain to version in the store, for domains that are pulled instead of ingested.
@@ -156,23 +158,24 @@ def prepare(
     planned = steps.plan(workspace=workspace, recipes=recipes, versions=versions, code=looked.output)
     place(planned, "plan", values)
     archives = _archives(workspace, planned, dvc, values)
-    datasets = planned.outputs["datasets"]
+    datasets = planned.outputs["Output"]
     with dsl.ParallelFor(datasets, name="datasets", parallelism=values.parallel.ingest) as dataset:
         ingested = steps.ingest(workspace=workspace, item=dataset, archives=archives, store=store)
         place(ingested, "ingest", values)
     validated = steps.validate(
         workspace=workspace,
         datasets=dsl.Collected(ingested.outputs["Output"]),
-        recipes=planned.outputs["recipes"],
-        stylize_shards=stylize_shards,
+        recipes=planned.outputs["items"],
     )
     place(validated, "validate", values)
     fitted = steps.styles(workspace=workspace, archives=archives, key=planned.outputs["styles"])
     place(fitted, "styles", values)
-    shards = validated.outputs["shards"]
-    with dsl.ParallelFor(shards, name="stylize-shards", parallelism=values.parallel.stylize) as shard:
+    items = validated.outputs["Output"]
+    dealt = steps.shards(workspace=workspace, recipes=items, number=stylize_shards)
+    place(dealt, "shards", values)
+    with dsl.ParallelFor(dealt.output, name="stylize-shards", parallelism=values.parallel.stylize) as shard:
         place(steps.stylize(workspace=workspace, item=shard, styles=fitted.output), "stylize", values)
-    return Prepared(validated.outputs["recipes"], fitted.output)
+    return Prepared(items, fitted.output)
 
 
 def _archives(workspace: Any, planned: dsl.PipelineTask, dvc: tuple[Any, Any, Any], values: Values) -> Any:

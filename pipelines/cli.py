@@ -1,4 +1,4 @@
-"""`crossearth pipeline ...`: the graphs on this machine and on a cluster; kfp is imported by what needs it."""
+"""`crossearth pipeline ...`: the graphs on this machine and on a cluster; kfp is imported late."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ def inference(inputs: Inputs, values: Values) -> GraphComponent:
         out: str = "artifacts/maps",
         shards: int = 4,
         predict: dict = {},  # type: ignore[type-arg]  # noqa: B006
-        params: dict = params_default,  # type: ignore[type-arg]
-        catalogs: list = catalogs_default,  # type: ignore[type-arg]
+        params: str = params_default,
+        catalogs: str = catalogs_default,
         workspace: str = values.workspace.mount,
     ) -> None:
         """Maps scenes.
@@ -37,7 +37,7 @@ def inference(inputs: Inputs, values: Values) -> GraphComponent:
             shards: number of pods that the scenes are dealt out to.
             predict: fields of PredictConfig, for example the bands.
             params: contents of params.yaml.
-            catalogs: contents of further catalog files.
+            catalogs: list of the contents of further catalog files.
             workspace: the shared folder, where the claim is mounted.
         """
         with dsl.ExitHandler(finish_task(workspace, values)):

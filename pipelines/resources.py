@@ -17,6 +17,7 @@ STEPS = (
     "fetch",
     "ingest",
     "validate",
+    "shards",
     "styles",
     "stylize",
     "train",
@@ -221,7 +222,7 @@ class Values:
             "image": self.image,
             "nodes": self.trainer.nodes,
             "runtime": self.trainer.runtime,
-            "namespace": self.trainer.namespace,
+            **({"namespace": self.trainer.namespace} if self.trainer.namespace else {}),
             "resources": {
                 "cpu": wanted.cpu,
                 "memory": wanted.memory,

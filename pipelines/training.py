@@ -23,8 +23,8 @@ def training(inputs: Inputs, values: Values) -> GraphComponent:
     )
     def pipeline(
         recipe: str = first,
-        params: dict = params_default,  # type: ignore[type-arg]
-        catalogs: list = catalogs_default,  # type: ignore[type-arg]
+        params: str = params_default,
+        catalogs: str = catalogs_default,
         workspace: str = values.workspace.mount,
         store: str = "",
         versions: dict = {},  # type: ignore[type-arg]  # noqa: B006
@@ -38,8 +38,8 @@ def training(inputs: Inputs, values: Values) -> GraphComponent:
 
         Args:
             recipe: name of the recipe to train.
-            params: contents of params.yaml; its `preset` chooses between miniatures and the paper's numbers.
-            catalogs: contents of further catalog files with your own domains and settings.
+            params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's numbers.
+            catalogs: list of the contents of further catalog files with your own domains and settings.
             workspace: the shared folder, where the claim is mounted.
             store: s3://bucket/prefix that ingested domains are mirrored to, empty for none.
             versions: domain to version in the store, for domains that are pulled instead of ingested.
