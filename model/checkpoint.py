@@ -216,7 +216,10 @@ def load_strictly(model: CrossEarth, state: Mapping[str, Tensor], where: object)
 def write_state(path: Path, state: Mapping[str, Tensor]) -> None:
     """Writes tensors as safetensors, atomically; equal tensors give equal bytes."""
     with atomic_path(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(dict(state), partial)
+        partial.chmod(mode)  # safetensors hides its files from everyone else, on shared disks too
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

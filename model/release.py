@@ -132,7 +132,7 @@ def load_released(
 
 
 def load_pretrained(model: CrossEarth, source: str, cache_dir: Path) -> str:
-    """Fills the backbone of `model`, resampled to its sizes, and returns the SHA-256 of the file it came from.
+    """Fills the backbone of `model`, resampled to its sizes, and returns the SHA-256 of their file.
 
     Args:
         source, cache_dir: as in `fetch_backbone`.

@@ -1,0 +1,148 @@
+"""`convert`: released file + backbone -> a model that gives the authors' numbers."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crossearth.components import convert as step
+from crossearth.components.convert import ConvertConfig, convert
+from crossearth.data.catalog import ClassSet
+from crossearth.data.errors import InputError
+from crossearth.data.files import sha256_file
+from crossearth.model.checkpoint import load, read_meta
+from crossearth.model.crossearth import NetworkConfig
+from crossearth.model.inference import slide_logits
+
+sys.path.insert(0, str(Path(__file__).parent))
+from released import write_released
+
+CLASSES = ("impervious", "building", "low vegetation", "tree", "car", "clutter")
+TRAINING = {"backbone.reins.high_extractor.conv1.weight": torch.ones(4), "auxiliary_head.w": torch.ones(3)}
+
+
+@pytest.fixture
+def recorded(parity_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the recorded network as a released pair of files; its sizes stand in for the paper's."""
+    sizes = json.loads((parity_dir / "meta.json").read_text())["build_kwargs"]
+    config = NetworkConfig(
+        num_classes=sizes["classes"],
+        image_px=sizes["img"],
+        patch_px=sizes["patch"],
+        embed=sizes["embed"],
+        depth=sizes["depth"],
+        heads=sizes["heads"],
+        taps=tuple(sizes["out_indices"]),
+        num_tokens=sizes["tokens"],
+        rank=sizes["lora"],
+        channels=sizes["feat"],
+        mask_channels=sizes["feat"],
+        encoder_layers=sizes["enc_layers"],
+        encoder_ffn=sizes["enc_ffn"],
+        decoder_layers=sizes["dec_layers"],
+        decoder_ffn=sizes["dec_ffn"],
+        crop_px=sizes["crop"][0],
+        stride_px=sizes["stride"][0],
+    )
+
+    def sized(num_classes: int, image_px: int) -> NetworkConfig:
+        return replace(config, num_classes=num_classes, image_px=image_px)
+
+    monkeypatch.setattr(step, "large_config", sized)
+    state = {name: torch.from_numpy(value) for name, value in np.load(parity_dir / "state.npz").items()}
+    trained = {name: state[name] for name in state if name.startswith(("backbone.reins.", "decode_head."))}
+    write_released(tmp_path / "potsdam-source.pth", trained | TRAINING, CLASSES)
+    frozen = {name.removeprefix("backbone."): state[name] for name in state if name not in trained}
+    torch.save(frozen, tmp_path / "dinov2_converted.pth")
+    return tmp_path
+
+
+def settings(folder: Path, **changes: object) -> ConvertConfig:
+    return replace(ConvertConfig(backbone=str(folder / "dinov2_converted.pth")), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_converted_model_gives_the_recorded_scores(recorded: Path, parity_dir: Path, shared: bool) -> None:
+    config = settings(recorded, backbones_dir=recorded / "backbones" if shared else None)
+    out = convert(recorded / "potsdam-source.pth", recorded / "model", config)
+    assert sorted(path.name for path in out.iterdir()) == ["model.json", "model.safetensors"]
+    model = load(out)
+    tensors = np.load(parity_dir / "io.npz")
+    sizes = (model.config.crop_px, model.config.stride_px)
+    with torch.inference_mode():
+        for case in ("slide0", "slide1"):
+            ours = slide_logits(model.segment, torch.from_numpy(tensors[f"{case}_inputs"]), *sizes)
+            np.testing.assert_allclose(ours, tensors[f"{case}_logits"], atol=2e-4, rtol=1e-4)
+        raw_rgb = torch.from_numpy(tensors["raw_bgr_u8"]).flip(1)
+        np.testing.assert_allclose(model(raw_rgb), tensors["seg_logits"], atol=2e-4, rtol=1e-4)
+
+
+def test_the_description_says_where_all_of_it_comes_from(recorded: Path) -> None:
+    released, backbone = recorded / "potsdam-source.pth", recorded / "dinov2_converted.pth"
+    meta = read_meta(convert(released, recorded / "model", settings(recorded)))
+    assert tuple(meta["classes"]) == CLASSES
+    assert meta["palette"][2] == "#14141e"
+    provenance = meta["provenance"]
+    assert provenance["sha256"] == sha256_file(released)
+    assert provenance["backbone"]["sha256"] == sha256_file(backbone)
+    assert provenance["training_only"] == sorted(TRAINING)
+    assert provenance["kept_in"] is None
+    assert provenance["says"]["iter"] == 30000
+    assert meta["network"]["image_px"] == 64
+    assert meta["normalisation"]["std"] == pytest.approx([58.395, 57.12, 57.375])
+
+
+def test_training_modules_are_kept_if_asked(recorded: Path) -> None:
+    out = convert(recorded / "potsdam-source.pth", recorded / "model", settings(recorded, keep_training=True))
+    kept = load_file(out / "training.safetensors")
+    assert kept.keys() == TRAINING.keys()
+    assert read_meta(out)["provenance"]["kept_in"] == "training.safetensors"
+    load(out)
+
+
+def test_a_backbone_of_another_grid_is_resampled(recorded: Path) -> None:
+    out = convert(recorded / "potsdam-source.pth", recorded / "model", settings(recorded, image_px=96))
+    assert load(out).backbone.vit.pos_embed.shape[1] == 1 + 6 * 6
+
+
+def test_names_and_colours_of_a_class_set_win(recorded: Path) -> None:
+    own = ClassSet("own", tuple("abcdef"), ("#010203",) * 6)
+    meta = read_meta(convert(recorded / "potsdam-source.pth", recorded / "model", settings(recorded), own))
+    assert meta["classes"] == list("abcdef")
+    few = ClassSet("few", ("a", "b"), ("#000000", "#ffffff"))
+    with pytest.raises(InputError, match="its head has 6 classes; class set few has 2 names"):
+        convert(recorded / "potsdam-source.pth", recorded / "other", settings(recorded), few)
+    assert not (recorded / "other").exists()
+
+
+class Command:
+    """Runs a command where it is unpickled freely."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("place", ["released", "backbone"])
+def test_a_hostile_file_runs_nothing_and_leaves_nothing(recorded: Path, place: str) -> None:
+    files = {"released": recorded / "potsdam-source.pth", "backbone": recorded / "dinov2_converted.pth"}
+    torch.save({"state_dict": {"w": torch.ones(2)}, "message_hub": Command(recorded / "ran")}, files[place])
+    with pytest.raises(InputError, match=r"the pickle asks for 'posix\.system'"):
+        convert(files["released"], recorded / "model", settings(recorded))
+    assert not (recorded / "ran").exists()
+    assert not (recorded / "model").exists()
+
+
+@pytest.mark.parametrize("image_px", [0, 8, 500])
+def test_sizes_that_no_patch_divides_are_refused(image_px: int) -> None:
+    with pytest.raises(InputError, match="a multiple of 16"):
+        ConvertConfig("x", image_px=image_px)
