@@ -1,0 +1,41 @@
+"""dvc.yaml lists what the catalog knows: nothing more, nothing less."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crossearth.data.catalog import Catalog, load_catalog
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return load_catalog()
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())
+
+
+def test_recipes_are_those_that_the_settings_need(catalog: Catalog, graph: dict[str, Any]) -> None:
+    (recipes,) = (var["recipes"] for var in graph["vars"] if "recipes" in var)
+    assert recipes == {name: recipe.source for name, recipe in catalog.recipes().items()}
+    assert len(recipes) == 14
+    assert graph["stages"]["train"]["foreach"] == graph["stages"]["evaluate"]["foreach"] == "${recipes}"
+
+
+def test_every_labelled_dataset_is_ingested_once(catalog: Catalog, graph: dict[str, Any]) -> None:
+    labelled = {domain.dataset for domain in catalog.domains.values() if domain.labels is not None}
+    ingested = graph["stages"]["ingest"]["foreach"]
+    assert sorted(ingested) == sorted(labelled)
+
+
+def test_declared_code_exists(graph: dict[str, Any]) -> None:
+    for name, stage in graph["stages"].items():
+        for dep in (stage.get("do") or stage)["deps"]:
+            if dep.endswith((".py", ".yaml")):
+                assert (ROOT / dep).is_file(), f"{name}: {dep}"
