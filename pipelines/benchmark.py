@@ -48,7 +48,8 @@ def read_inputs(params_file: Path, catalogs: Sequence[Path] = (), preset: str | 
         params = load_config(Params, plain, params_file)
     catalog = load_catalog(paths)
     contents = [read_yaml(path) for path in paths]
-    return Inputs(list(catalog.recipes()), json.dumps(plain, indent=2), json.dumps(contents, indent=2))
+    # on one line: Kubeflow's compiler repeats defaults in a comment of one line
+    return Inputs(list(catalog.recipes()), json.dumps(plain), json.dumps(contents))
 
 
 def benchmark(inputs: Inputs, values: Values) -> GraphComponent:

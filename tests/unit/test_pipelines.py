@@ -1,0 +1,491 @@
+"""Compiled pipelines, values files and the talk with Kubeflow's API, without a cluster."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+from typer.testing import CliRunner
+
+from crossearth.components import pipeline_items, workspace
+from crossearth.components.params import load_params
+from crossearth.components.plan import plan
+from crossearth.components.prerequisites import check_prerequisites
+from crossearth.data.catalog import load_catalog
+from crossearth.data.errors import InputError
+from crossearth.pipelines import submit as kubeflow
+from crossearth.pipelines.benchmark import read_inputs
+from crossearth.pipelines.cli import app
+from crossearth.pipelines.resources import (
+    LOCAL,
+    NETWORK_STEPS,
+    STEPS,
+    UNCACHED_STEPS,
+    Resources,
+    Trainer,
+    Values,
+    load_values,
+)
+
+ROOT = Path(__file__).parents[2]
+# what the graph has besides dvc.yaml's stages, and why
+KUBEFLOW_ONLY = {
+    "prerequisites": "the machine that runs dvc is looked at by `crossearth doctor`",
+    "fetch": "dvc has the archives as a dependency",
+    "shards": "deals out what stylize does",
+    "stylize": "a dataset of its own, no part of the table",
+    "finish": "dvc ends by itself",
+}
+CANARY = "canary-4f9c2"
+
+
+@pytest.fixture(scope="module")
+def values() -> Values:
+    return load_values(ROOT / "infra" / "values.yaml")
+
+
+def compiled(tmp_path: Path, name: str, values: Values) -> list[Any]:
+    out = kubeflow.compile_pipeline(
+        name, read_inputs(ROOT / "params.yaml"), values, tmp_path / f"{name}.yaml"
+    )
+    return list(yaml.safe_load_all(out.read_text()))
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory, values: Values) -> list[Any]:
+    return compiled(tmp_path_factory.mktemp("compiled"), "benchmark", values)
+
+
+@pytest.fixture(scope="module")
+def executors(documents: list[Any]) -> dict[str, Any]:
+    """Step -> its container, of the parsed PipelineSpec."""
+    spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+    config = json_format.ParseDict(
+        json_format.MessageToDict(spec.deployment_spec), pipeline_spec_pb2.PipelineDeploymentConfig()
+    )
+    return {name.removeprefix("exec-"): each.container for name, each in config.executors.items()}
+
+
+@pytest.fixture(scope="module")
+def pods(documents: list[Any]) -> dict[str, Any]:
+    """Step -> its KubernetesExecutorConfig."""
+    configs = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {
+        name.removeprefix("exec-"): json_format.ParseDict(each, kubernetes_pb2.KubernetesExecutorConfig())
+        for name, each in configs.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def tasks(documents: list[Any]) -> dict[str, Any]:
+    """Step -> its task in whichever part of the graph it stands."""
+    spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+    graphs = [spec.root.dag, *(each.dag for each in spec.components.values())]
+    return {name: task for graph in graphs for name, task in graph.tasks.items()}
+
+
+@pytest.mark.parametrize("name", sorted(kubeflow.PIPELINES))
+def test_compiling_gives_the_same_bytes_without_secrets_or_paths_of_this_machine(
+    name: str, tmp_path: Path, values: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = read_inputs(ROOT / "params.yaml")
+    first = kubeflow.compile_pipeline(name, inputs, values, tmp_path / "first.yaml").read_bytes()
+    for variable in ("AWS_SECRET_ACCESS_KEY", "CROSSEARTH_KFP_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(variable, CANARY)
+    monkeypatch.chdir(tmp_path)
+    again = kubeflow.compile_pipeline(name, inputs, values, tmp_path / "again.yaml").read_bytes()
+    assert first == again
+    for word in (CANARY, str(ROOT), str(tmp_path), str(Path.home())):
+        assert word.encode() not in first
+
+
+def test_steps_are_the_stages_of_dvc(executors: dict[str, Any]) -> None:
+    stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    assert set(executors) - set(KUBEFLOW_ONLY) == stages
+    assert set(KUBEFLOW_ONLY) <= set(executors)
+
+
+@pytest.mark.parametrize("name", sorted(kubeflow.PIPELINES))
+def test_every_step_has_a_place_in_the_values_file(name: str, tmp_path: Path, values: Values) -> None:
+    spec = compiled(tmp_path, name, values)[0]
+    assert {each.removeprefix("exec-") for each in spec["deploymentSpec"]["executors"]} <= set(STEPS)
+
+
+def test_recipes_datasets_and_settings_are_those_of_dvc_and_of_the_catalog(
+    documents: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, params = load_catalog(), load_params(ROOT / "params.yaml")
+    dvc = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    recipes = documents[0]["root"]["inputDefinitions"]["parameters"]["recipes"]["defaultValue"]
+    sources = next(each["recipes"] for each in dvc["vars"] if "recipes" in each)
+    assert set(recipes) == set(sources) == set(catalog.recipes())
+    monkeypatch.chdir(tmp_path)
+    plan(catalog, params, Path("artifacts/plan"))
+    items = pipeline_items.recipe_items(catalog, params, recipes, "code")
+    assert {item["name"]: item["source"] for item in items} == sources
+    assert {abbr for item in items for abbr in item["settings"]} == set(catalog.settings)
+    datasets = pipeline_items.dataset_items(catalog, params, recipes, {}, "code")
+    assert {item["name"] for item in datasets} == set(dvc["stages"]["ingest"]["foreach"])
+
+
+def test_a_recipe_needs_the_datasets_of_its_source_and_targets_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, params = load_catalog(), load_params(ROOT / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    plan(catalog, params, Path("artifacts/plan"))
+    items = pipeline_items.dataset_items(catalog, params, ["deepglobe"], {}, "code")
+    assert [item["name"] for item in items] == ["deepglobe", "massachusetts"]
+    pulled = pipeline_items.dataset_items(catalog, params, ["deepglobe"], {"massachusetts": "a" * 64}, "code")
+    assert pulled[1]["versions"] == {"massachusetts": "a" * 64}
+    with pytest.raises(InputError, match="massachusets"):
+        pipeline_items.dataset_items(catalog, params, ["deepglobe"], {"massachusets": "a"}, "code")
+
+
+def test_an_item_changes_with_what_its_step_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, params = load_catalog(), load_params(ROOT / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    names = ["deepglobe", "vaihingen-irrg"]
+
+    def keys(params: Any, code: str = "code") -> list[tuple[str, str]]:
+        plan(catalog, params, Path("artifacts/plan"))
+        items = pipeline_items.recipe_items(catalog, params, names, code)
+        return [(item["train_key"], item["evaluate_key"]) for item in items]
+
+    before = keys(params)
+    sections = {**params.presets["mini"], "recipes": {"deepglobe": {"iterations": 1}}}
+    (road, road_scores), other = keys(replace(params, presets={**params.presets, "mini": sections}))
+    assert road != before[0][0]
+    assert (road_scores, other) == (before[0][1], before[1])
+    assert keys(params, "other code")[1] != before[1]
+
+
+def test_commands_hold_the_function_and_no_installation(executors: dict[str, Any]) -> None:
+    for step, container in executors.items():
+        command = "\n".join(container.command)
+        assert f"def {step}(" in command
+        assert "pip install" not in command
+        assert "--function_to_execute" in list(container.args)
+
+
+def test_containers_follow_the_values_file(executors: dict[str, Any], values: Values) -> None:
+    for step, container in executors.items():
+        wanted = values.resources(step)
+        assert container.image == values.image
+        assert (
+            container.resources.resource_cpu_limit == container.resources.resource_cpu_request == wanted.cpu
+        )
+        assert container.resources.resource_memory_limit == wanted.memory
+        assert container.resources.accelerator.resource_count == (str(wanted.gpus) if wanted.gpus else "")
+        assert container.resources.accelerator.resource_type == (wanted.gpu_type if wanted.gpus else "")
+        assert {each.name: each.value for each in container.env} == values.environment
+
+
+def test_pods_follow_the_values_file(pods: dict[str, Any], executors: dict[str, Any], values: Values) -> None:
+    assert set(pods) == set(executors)
+    for step, pod in pods.items():
+        wanted = values.resources(step)
+        assert [(mount.constant, mount.mount_path) for mount in pod.pvc_mount] == [
+            (values.workspace.claim, values.workspace.mount)
+        ]
+        mounts = {mount.mount_path: (mount.medium, mount.size_limit) for mount in pod.empty_dir_mounts}
+        assert mounts.pop("/tmp") == ("", values.workspace.scratch)
+        assert mounts == ({"/dev/shm": ("Memory", wanted.shm)} if wanted.shm else {})
+        assert {
+            (secret.secret_name, pair.secret_key, pair.env_var)
+            for secret in pod.secret_as_env
+            for pair in secret.key_to_env
+        } == {
+            (secret.name, key, variable)
+            for secret in values.secrets.values()
+            for key, variable in secret.env.items()
+        }
+        assert all(secret.optional for secret in pod.secret_as_env)
+        assert [(each.key, each.operator, each.effect) for each in pod.tolerations] == [
+            (each.key, each.operator, each.effect) for each in wanted.tolerations
+        ]
+        assert dict(pod.node_selector.labels) == wanted.node_selector
+        assert pod.active_deadline_seconds == (wanted.timeout_s or 0)
+        assert pod.security_context.run_as_non_root
+
+
+def test_retries_and_caching_follow_what_a_step_touches(tasks: dict[str, Any], values: Values) -> None:
+    for step in set(STEPS) & set(tasks):
+        task = tasks[step]
+        assert task.caching_options.enable_cache == (step not in UNCACHED_STEPS), step
+        assert task.retry_policy.max_retry_count == (values.retry.attempts if step in NETWORK_STEPS else 0), (
+            step
+        )
+        if step in NETWORK_STEPS:
+            assert task.retry_policy.backoff_duration.seconds == values.retry.backoff_s
+            assert task.retry_policy.backoff_factor == values.retry.factor
+
+
+def test_loops_are_bounded_and_the_exit_handler_runs_in_any_case(
+    tasks: dict[str, Any], values: Values
+) -> None:
+    limits = {
+        name: task.iterator_policy.parallelism_limit
+        for name, task in tasks.items()
+        if task.WhichOneof("iterator")
+    }
+    assert sorted(limits.values()) == sorted(
+        (values.parallel.ingest, values.parallel.stylize, values.parallel.recipes)
+    )
+    strategy = pipeline_spec_pb2.PipelineTaskSpec.TriggerPolicy.TriggerStrategy
+    assert tasks["finish"].trigger_policy.strategy == strategy.ALL_UPSTREAM_TASKS_COMPLETED
+
+
+def test_many_nodes_become_a_train_job_with_the_same_resources(tmp_path: Path, values: Values) -> None:
+    many = replace(values, trainer=Trainer(nodes=2, runtime="crossearth-torch"))
+    job = many.train_job()
+    assert (job["nodes"], job["runtime"], job["image"]) == (2, "crossearth-torch", values.image)
+    assert job["resources"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": 1}
+    references = [each["valueFrom"]["secretKeyRef"]["name"] for each in job["container"]["env"]]
+    assert set(references) == {"crossearth-s3"}
+    text = json.dumps(compiled(tmp_path, "benchmark", many)[0])
+    assert "crossearth-torch" in text
+    assert values.train_job() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "image"),
+        ("image: ''", "names no image"),
+        ("image: a b", "names no image"),
+        ("image: x\nworkspce: {}", "workspace"),
+        ("image: x\nsteps: {trian: {gpus: 1}}", "'train'"),
+        ("image: x\nsteps: {train: {gpu: 1}}", "gpus"),
+        ("image: x\nsteps: {train: {gpus: -1}}", "negative"),
+        ("image: x\nsteps: {train: {memory: lots}}", "quantity"),
+        ("image: x\nsteps: {train: {tolerations: [{kee: a}]}}", "key"),
+        ("image: x\nenvironment: {AWS_SECRET_ACCESS_KEY: abc}", "looks like a secret"),
+        ("image: x\nworkspace: {mount: workspace}", "not absolute"),
+        ("image: x\ntrainer: {nodes: 0}", "less than 1"),
+        ("image: x\nsecrets: {s3: {name: a}}", "env"),
+        ("- a", "dictionary"),
+        ("image: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_values_file_is_refused_with_the_key(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words) as refused:
+        load_values(path)
+    assert "abc" not in str(refused.value)
+
+
+def test_wrong_parameters_are_refused() -> None:
+    pipeline = kubeflow.build("inference", read_inputs(ROOT / "params.yaml"), LOCAL)
+    with pytest.raises(InputError, match="'shards'"):
+        kubeflow.arguments(pipeline, {"shard": 3})
+    with pytest.raises(InputError, match="no value for scenes"):
+        kubeflow.arguments(pipeline, {"model": "m"})
+    with pytest.raises(InputError, match="'benchmark'"):
+        kubeflow.build("bench", read_inputs(ROOT / "params.yaml"), LOCAL)
+    assert kubeflow.parameter("shards=3") == ("shards", 3)
+    with pytest.raises(InputError, match="name=value"):
+        kubeflow.parameter("shards")
+
+
+def test_a_checkout_is_no_workspace() -> None:
+    with pytest.raises(InputError, match="checkout"):
+        kubeflow.run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, ROOT)
+    with pytest.raises(InputError, match="checkout"):
+        workspace.enter(str(ROOT))
+
+
+def test_missing_secrets_are_named_with_the_command_that_creates_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", CANARY)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    secrets = {"crossearth-s3": {"id": "AWS_ACCESS_KEY_ID", "key": "AWS_SECRET_ACCESS_KEY"}}
+    with pytest.raises(InputError) as missing:
+        check_prerequisites(load_params(ROOT / "params.yaml"), secrets, {}, "", "")
+    message = str(missing.value)
+    assert (
+        "kubectl create secret generic crossearth-s3 --from-literal=id=... --from-literal=key=..." in message
+    )
+    assert "127.0.0.1:9" in message
+    assert CANARY not in message
+
+
+def test_a_failed_step_leaves_a_note_until_it_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError), workspace.step(str(tmp_path), "train", "a/b"):
+        raise InputError("no tiles")
+    (note,) = workspace.failures()
+    assert (note["step"], note["item"], note["message"]) == ("train", "a/b", "no tiles")
+    with workspace.step(str(tmp_path), "train", "a/b"):
+        pass
+    assert not workspace.failures()
+
+
+@pytest.mark.parametrize(("params", "catalogs"), [("[", "[]"), ("[]", "[]"), ("{}", "{}")])
+def test_texts_that_are_no_params_or_catalogs_are_refused(
+    params: str, catalogs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"params|catalogs"):
+        workspace.begin(params, catalogs)
+
+
+class Api(BaseHTTPRequestHandler):
+    """The part of Kubeflow Pipelines' API that `submit`, `list` and `stop` speak to."""
+
+    server: "Server"
+
+    def do_GET(self) -> None:
+        if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            self.answer(401, {})
+        elif self.server.mode == "login":
+            self.send_response(302)
+            self.send_header("Location", "/dex/auth")
+            self.end_headers()
+        elif self.server.mode == "page":
+            self.answer(200, "<html>", "text/html")
+        elif self.path.startswith("/apis/v2beta1/healthz"):
+            self.answer(200, {"multi_user": True})
+        elif self.path.startswith("/apis/v2beta1/experiments"):
+            experiment = {"experiment_id": "e1", "display_name": "crossearth", "namespace": "crossearth"}
+            self.answer(200, {"experiments": [experiment]})
+        elif self.path.startswith("/apis/v2beta1/runs/"):
+            self.answer(200, self.server.run)
+        else:
+            self.answer(200, {"runs": [self.server.run]})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.posts.append((self.path, body))
+        self.answer(200, self.server.run)
+
+    def answer(self, code: int, body: Any, kind: str = "application/json") -> None:
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """A cluster that accepts everything."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Api)
+        self.token = ""
+        self.mode = "fine"
+        self.posts: list[tuple[str, bytes]] = []
+        self.run: dict[str, Any] = {"run_id": "r-1", "display_name": "benchmark 1", "state": "SUCCEEDED"}
+
+    @property
+    def host(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    # kfp's client keeps a context file below the home folder
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CROSSEARTH_KFP_TOKEN", raising=False)
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def submit(server: Server, *more: str) -> Any:
+    command = [
+        "pipeline",
+        "submit",
+        "benchmark",
+        "--host",
+        server.host,
+        "--values",
+        str(ROOT / "infra/values.yaml"),
+    ]
+    return CliRunner().invoke(app, [*command, "--params", str(ROOT / "params.yaml"), *more])
+
+
+def test_submit_sends_the_graph_and_waits(server: Server) -> None:
+    done = submit(server, "--watch", "--recipe", "deepglobe", "--set", "store=s3://bucket/a")
+    assert done.exit_code == 0, done.output
+    assert "run r-1" in done.output
+    body = json.loads(next(body for path, body in server.posts if path.startswith("/apis/v2beta1/runs")))
+    assert body["runtime_config"]["parameters"] == {"recipes": ["deepglobe"], "store": "s3://bucket/a"}
+    assert body["service_account"] == "crossearth"
+    assert "platforms" in json.dumps(body["pipeline_spec"])
+
+
+def test_a_failed_run_is_a_failure_that_names_the_step(server: Server) -> None:
+    failed = {"display_name": "train", "state": "FAILED", "error": {"code": 1, "message": "no tiles"}}
+    server.run |= {"state": "FAILED", "run_details": {"task_details": [failed]}}
+    done = submit(server, "--watch")
+    assert done.exit_code == 1
+    assert "step train failed: no tiles" in done.output
+
+
+def test_list_and_stop(server: Server) -> None:
+    listed = CliRunner().invoke(app, ["pipeline", "list", "--host", server.host])
+    assert "benchmark 1" in listed.output
+    stopped = CliRunner().invoke(app, ["pipeline", "stop", "r-1", "--host", server.host])
+    assert stopped.exit_code == 0, stopped.output
+    assert server.posts[-1][0].endswith("/runs/r-1:terminate")
+
+
+def test_a_host_that_wants_a_login_says_how_and_a_token_is_never_shown(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.token = CANARY
+    with pytest.raises(InputError, match="wants a login"):
+        kubeflow.connect(server.host, "crossearth")
+    monkeypatch.setenv("CROSSEARTH_KFP_TOKEN", CANARY + "-wrong")
+    with pytest.raises(InputError) as refused:
+        kubeflow.connect(server.host, "crossearth")
+    assert CANARY not in str(refused.value)
+    token = tmp_path / "token"
+    token.write_text(CANARY + "\n")
+    done = submit(server, "--token-file", str(token))
+    assert done.exit_code == 0, done.output
+    assert CANARY not in done.output
+    with pytest.raises(InputError, match="cannot read the token"):
+        kubeflow.connect(server.host, "crossearth", tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("mode", "words"), [("login", "wants a login"), ("page", "not as Kubeflow")])
+def test_a_host_that_is_something_else_is_refused(server: Server, mode: str, words: str) -> None:
+    server.mode = mode
+    with pytest.raises(InputError, match=words):
+        kubeflow.connect(server.host, "crossearth")
+
+
+@pytest.mark.parametrize(
+    ("host", "words"), [("http://127.0.0.1:9", "does not answer"), ("kubeflow.example", "no address")]
+)
+def test_a_host_that_does_not_answer_is_refused(host: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        kubeflow.connect(host, "crossearth")
+
+
+def test_resources_are_quantities() -> None:
+    assert Resources(cpu="500m", memory="1.5Gi").cpu == "500m"
+    with pytest.raises(InputError, match="shm"):
+        Resources(shm="1 GB")
