@@ -1,4 +1,4 @@
-"""Synthesize: miniature archives of the datasets, in the place of those that the user would have downloaded."""
+"""Synthesize: miniature archives of the datasets, in the place of those that the user would download."""
 
 import shutil
 import sys
@@ -24,7 +24,8 @@ class SynthesizeConfig:
     """What is drawn.
 
     Attributes:
-        counts: "mini" = some dozens of images per domain; "full" = as many as the publisher ships, 32 times smaller.
+        counts: "mini" = some dozens of images per domain; "full" = as many as the publisher ships,
+            each of them 32 times smaller.
         workers: processes, one dataset each.
     """
 

@@ -1,7 +1,7 @@
 """The domains, class sets and settings of the benchmark, as frozen dataclasses, and the user's beside them.
 
-`data/catalog.yaml` and `data/settings.yaml` are read by the same code as the user's files. Whatever is wrong in one is
-refused with the file, the key and the choices.
+`data/catalog.yaml` and `data/settings.yaml` are read by the same code as the user's files. Whatever is wrong
+in one is refused with the file, the key and the choices.
 """
 
 import re
@@ -49,7 +49,7 @@ class ClassSet:
         classes: names in id order, ids 0..K-1; in binary sets the foreground is 1.
         palette: one "#rrggbb" per class.
         headline: "mean" = mIoU over the classes present; "foreground" = IoU of class 1 (binary sets).
-        maps: (other class set, (class of ours per class of the other, in its order)): how others become this one.
+        maps: how others become this one: (other class set, class of ours per class of the other).
     """
 
     name: str
@@ -87,7 +87,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What one publisher ships, one or several domains. A user's domain is a dataset of its own, without archives."""
+    """What one publisher ships: one or several domains. A user's domain is a dataset of its own."""
 
     name: str
     title: str
@@ -102,8 +102,8 @@ class Tiling:
 
     Attributes:
         px: side of a tile.
-        rule: "cut" = windows of px with step px, the last one shifted back inside; "whole" = the image as it comes;
-            "fit" = the whole image, resampled so that its longer side is px (its label: nearest neighbour).
+        rule: "cut" = windows of px with step px, the last one shifted back inside; "whole" = the image as it
+            comes; "fit" = the whole image, resampled so that its longer side is px (its label: nearest px).
     """
 
     px: int
@@ -138,8 +138,8 @@ class OwnFiles:
     Attributes:
         images: folder of images, searched recursively.
         masks: folder of masks; None: no labels.
-        by: "block" = of the scenes in natural order, the last `test` share are the test split; "file" = as `file` says;
-            "train", "test" = all of them.
+        by: "block" = of the scenes in natural order, the last `test` share are the test split; "file" = as
+            `file` says; "train", "test" = all of them.
         test: share of scenes, 0..1.
         file: CSV (header, then one `id,train|test` a line) that names every image's split.
     """
@@ -163,7 +163,7 @@ class Domain:
         file_bands: bands that the file must have; None: any number that has `band_indexes`.
         gsd_m: metres per px; None: unknown or mixed.
         key: regular expression, searched in a file's stem; its first group is what image and label share.
-        scene: the same, searched in the key: the piece of ground, never split between train and test or validation.
+        scene: the same, searched in the key: the piece of ground, never in two splits.
         labels: None where there are none.
         lossy_labels: scenes whose published labels went through a lossy format.
         value_range: raw values that become 0 and 255; None: the files are 8 bit and stay as they are.
@@ -331,7 +331,7 @@ class Catalog:
             raise InputError(
                 f"labels of class set {from_class_set!r} do not become those of {to_class_set!r}",
                 expected=f"{to_class_set} or a class set that it maps: {', '.join(maps) or 'none'}",
-                next_step=f"give class set {to_class_set} `maps: {{{from_class_set}: ...}}`, or choose another setting",
+                next_step=f"give {to_class_set} `maps: {{{from_class_set}: ...}}`, or choose another setting",
             )
         return tuple(ours.classes.index(name) for name in maps[from_class_set])
 
@@ -348,8 +348,8 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
         data_dir: where relative paths in them start [default: ./datasets].
 
     Raises:
-        InputError: a file, key or value that is wrong, with the file, the key and the choices; two entries of one name;
-            a setting whose domains' classes cannot become its class set.
+        InputError: a file, key or value that is wrong, with the file, the key and the choices; two entries of
+            one name; a setting whose domains' classes cannot become its class set.
     """
     catalog = Catalog({}, {}, {}, {}, {})
     files = [(path, _read_file(path)) for path in (*BUILT_IN, *map(Path, extra))]
@@ -523,7 +523,7 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
         raise InputError(
             "says neither or both of where its images are",
             where=where,
-            expected="`images` and `masks` (your own folders), or `dataset` with `train` and `test` (a publisher's files)",
+            expected="`images` and `masks` (your folders), or `dataset`, `train`, `test` (a publisher's)",
         )
     for pattern in ("key", "scene"):
         _check_pattern(getattr(entry, pattern), f"{where}: {pattern}")
@@ -627,9 +627,9 @@ def _read_bands(bands: Any, where: str) -> tuple[tuple[str, str, str], tuple[int
         raise InputError(
             f"{bands!r}",
             where=where,
-            expected="three: [red, green, blue] (names), [3, 2, 1] (places in the file, from 1) or {red: 3, green: 2, blue: 1}",
+            expected="three names, places in the file from 1, or both: {red: 3, green: 2, blue: 1}",
         )
-    return names, indexes  # type: ignore[return-value]
+    return names, indexes
 
 
 def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: _Place) -> None:
@@ -714,5 +714,5 @@ def _get(known: Mapping[str, Entry], name: str, kind: str, where: object = "") -
 
 
 def _first_group(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
+    match = re.search(pattern, text, re.IGNORECASE)
     return match[1] if match and match[1] else text

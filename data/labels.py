@@ -38,10 +38,10 @@ class LabelSpec:
     Attributes:
         classes: names in id order.
         kind: what `table` keys are.
-        table: (raw, id) pairs; raw is a value, a colour packed as 0xRRGGBB, or for thresholds the least value that is no
-            longer on the lower side (0 stands for the lower side itself). id is a class id or IGNORE.
-        snap: colours only; channels count as 0 or 255, whichever is nearer. For publishers' labels that went through a
-            lossy format.
+        table: (raw, id) pairs; raw is a value, a colour packed as 0xRRGGBB, or the least value of a
+            threshold's side. id is a class id or IGNORE.
+        snap: colours only; channels count as 0 or 255, whichever is nearer. For publishers' labels that went
+            through a lossy format.
     """
 
     classes: tuple[str, ...]
@@ -61,8 +61,8 @@ class LabelSpec:
             uint8 (H, W): class ids, IGNORE = 255.
 
         Raises:
-            InputError: values that are not in the map, with the pixels of each; a band count or type that cannot be
-                this domain's.
+            InputError: values that are not in the map, with the pixels of each; a band count or type that
+                cannot be this domain's.
         """
         planes = raw[None] if raw.ndim == 2 else raw
         colours = _three_bands(planes, where) if self.kind == "colour" else None
@@ -85,7 +85,8 @@ class LabelSpec:
             ids: uint8 (H, W), class ids or IGNORE.
 
         Returns:
-            uint8 (H, W), or (3, H, W) for colours. The first raw value of a class stands for it; thresholds use 0 and 255.
+            uint8 (H, W), or (3, H, W) for colours. The first raw value of a class stands for it; thresholds
+            use 0 and 255.
 
         Raises:
             InputError: an id that the map cannot express.
@@ -132,7 +133,7 @@ class LabelSpec:
             + (f" and {rest} more" if rest else ""),
             where=where,
             expected=", ".join(self._show(raw) for raw, _ in self.table),
-            next_step="add them to the domain's labels in its catalog file, or ingest with unknown labels ignored",
+            next_step="add them to the domain's labels in its catalog, or set `unknown_labels: ignore`",
         )
 
     def _show(self, raw: Any) -> str:
@@ -143,8 +144,8 @@ def parse_labels(values: Mapping[Any, Any], classes: Sequence[str], where: objec
     """Reads a label map as catalogs write it (see the module).
 
     Raises:
-        InputError: an empty map, an unknown class, keys of different kinds, a colour or value out of range, a threshold
-            whose two sides do not meet.
+        InputError: an empty map, an unknown class, keys of different kinds, a colour or value out of range, a
+            threshold whose two sides do not meet.
     """
     if not isinstance(values, Mapping) or not values:
         raise InputError(
@@ -212,7 +213,7 @@ def _parse_key(raw: Any, where: object) -> tuple[Kind, int]:
 
 @lru_cache(maxsize=8)
 def _lut(kind: Kind, table: tuple[tuple[int, int], ...]) -> NDArray[np.uint8]:
-    """Table of ids over all raw keys: 2^24 colours, or 0..MAX_VALUE and one more slot for everything outside."""
+    """Table of ids over all raw keys: 2^24 colours, or 0..MAX_VALUE and one slot for everything outside."""
     size = 2**24 if kind == "colour" else MAX_VALUE + 2
     lut = np.full(size, UNKNOWN, np.uint8)
     if kind == "threshold":

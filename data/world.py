@@ -1,7 +1,8 @@
 """One procedural world seen by many sensors: land drawn in metres, then rendered in four bands.
 
-Every choice is a hash of a place (block, lot, tree) and the scene's salt, so drawing is a few array expressions without
-loops over objects, and a scene of any size has the same texture. `draw` makes the land, `render` the image of it.
+Every choice is a hash of a place (block, lot, tree) and the scene's salt, so drawing is a few array
+expressions without loops over objects, and a scene of any size has the same texture. `draw` makes the land,
+`render` its image.
 """
 
 from dataclasses import dataclass, fields
@@ -79,6 +80,7 @@ class Climate:
 
     Attributes:
         roofs, fields, cars: what single objects are chosen from.
+        marks: how much brighter lane marks are than the road.
         rough: amplitude of fine texture per material, as share of its brightness.
     """
 
@@ -109,6 +111,7 @@ class Climate:
         (16, 24, 66, 30),
         (60, 62, 64, 56),
     )
+    marks: float = 0.7
     rough: tuple[float, ...] = (0.10, 0.07, 0.10, 0.22, 0.03, 0.05, 0.05, 0.05, 0.35)
 
     def table(self) -> F32:
@@ -140,7 +143,6 @@ class Sensor:
         blur_px: sigma of the optics.
         noise: sigma in grey levels.
         gain: per band.
-        gamma: below 1 brightens.
     """
 
     m_per_px: float
@@ -152,7 +154,6 @@ class Sensor:
     blur_px: float = 0.6
     noise: float = 3.0
     gain: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
-    gamma: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -305,7 +306,7 @@ class _Drawing:
         return road, walk, marks
 
     def _lots(self, free: Bool) -> tuple[Bool, Bool, F32, F32, F32, NDArray[np.uint8], Bool, F32]:
-        """Roofs and yards of the lots: masks; per px a roof's pick, slope, height and damage; parked cars, their picks."""
+        """Masks of roofs, yards; per px a roof's pick, slope, height, damage; parked cars, their picks."""
         use = self.use
         margin = 0.5 * use.road_m + 3.0
         side = use.block_m - 2 * margin
@@ -371,7 +372,7 @@ class _Drawing:
         return cars, pick
 
     def _trees(self, forest: Bool, park: Bool, garden: Bool) -> tuple[Bool, F32, F32]:
-        """Crowns on two shifted lattices: mask, a number per tree, and the lean of its crown towards the sun."""
+        """Crowns on two shifted lattices: mask, a number per tree, how its crown leans to the sun."""
         use = self.use
         density = np.where(forest, 0.97, np.where(park, use.trees, np.where(garden, 0.5 * use.trees, 0.04)))
         canopy = forest & (self._noise(9.0) > -0.45)
@@ -432,7 +433,7 @@ def render(land: Land, climate: Climate, sensor: Sensor, rng: np.random.Generato
     light *= 1 + 0.10 * (land.pick - 0.5)
     light *= 1 + 0.30 * land.slope * np.where(land.material == Material.TREE, 1.2, 1.0).astype(np.float32)
     road = land.material == Material.ROAD
-    light += np.where(road, 0.7, np.where(field_, 0.09, 0)) * np.where(land.car, 0, land.stripes)
+    light += np.where(road, climate.marks, np.where(field_, 0.09, 0)) * np.where(land.car, 0, land.stripes)
     light *= np.where(_shade(land, sensor), sensor.shadow, 1)
 
     image = colour * light * np.array(sensor.gain, np.float32)[:, None, None]
@@ -440,7 +441,7 @@ def render(land: Land, climate: Climate, sensor: Sensor, rng: np.random.Generato
         veil = sensor.haze * (1 + 0.35 * soft_noise(shape, 60.0, rng))
         image = image * (1 - veil) + np.array(sensor.haze_colour, np.float32)[:, None, None] * veil
     image = ndimage.gaussian_filter(image, (0, sensor.blur_px, sensor.blur_px))
-    image = 255 * np.clip(image / 100, 0, 1) ** np.float32(sensor.gamma)
+    image *= 2.55
     image += sensor.noise * rng.standard_normal(image.shape, np.float32)
     # 0 in all bands means no-data to most readers
     return np.clip(np.rint(image), 1, 255).astype(np.uint8)
@@ -450,17 +451,19 @@ def _shade(land: Land, sensor: Sensor) -> Bool:
     """Where something towards the sun is high enough to stand in its light."""
     azimuth, rise = np.radians(sensor.sun_azimuth), np.tan(np.radians(sensor.sun_elevation)) * sensor.m_per_px
     shade = np.zeros(land.material.shape, bool)
+    rows, cols = land.material.shape
     for step in range(1, int(land.height_m.max() / rise) + 1):
-        down, right = round(float(-np.cos(azimuth)) * step), round(float(np.sin(azimuth)) * step)
-        if max(abs(down), abs(right)) >= min(shade.shape):
-            break
-        towards = ndimage.shift(land.height_m, (-down, -right), order=0, prefilter=False)
-        shade |= towards - step * rise > land.height_m
+        # what stands `step` px towards the sun: (down, right) away in the image
+        down = max(-rows, min(rows, round(float(-np.cos(azimuth)) * step)))
+        right = max(-cols, min(cols, round(float(np.sin(azimuth)) * step)))
+        here = (slice(max(0, -down), rows - max(0, down)), slice(max(0, -right), cols - max(0, right)))
+        there = (slice(max(0, down), rows - max(0, -down)), slice(max(0, right), cols - max(0, -right)))
+        shade[here] |= land.height_m[there] - np.float32(step * rise) > land.height_m[here]
     return shade
 
 
 def soft_noise(shape: tuple[int, int], cell_px: float, rng: np.random.Generator) -> F32:
-    """Smooth noise of about -1..1, float32 (H, W), with features of `cell_px`: a coarse grid, interpolated."""
+    """Smooth noise of about -1..1, float32 (H, W), with features of `cell_px`: a coarse grid interpolated."""
     coarse = rng.standard_normal([int(side / cell_px) + 4 for side in shape], np.float32)
     rows, cols = (np.arange(side, dtype=np.float32) / cell_px + 1 for side in shape)
     # separable interpolation with smooth steps
