@@ -94,7 +94,8 @@ def _published(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
     for split in domain.splits:
         files = domain.files(split)
         images = _by_key(domain, _matching(members, files.images), files.scenes)
-        missing = sorted(set(files.scenes) - {domain.scene_of(key) for key in images}, key=natural)
+        found = {domain.scene_of(key) for key in images}
+        missing = [scene for scene in files.scenes if scene.lower() not in found]
         if missing or not images:
             refuse_unreadable(members)
             lacking = f"scenes {_some(missing)}" if missing else "all images"
@@ -159,17 +160,20 @@ def _world_files(members: Sequence[Member]) -> dict[str, list[Member]]:
 
 
 def _by_key(domain: Domain, members: Sequence[Member], scenes: Sequence[str]) -> dict[str, Member]:
+    """Members by their key in lower case, those of `scenes` only if there are any."""
+    wanted = {scene.lower() for scene in scenes}
     found: dict[str, Member] = {}
     for member in members:
-        key = domain.key_of(member.stem.lower())
-        if scenes and domain.scene_of(key) not in scenes:
+        # lower case: an image and its label may differ in it, and some disks do not tell
+        key = domain.key_of(member.stem).lower()
+        if wanted and domain.scene_of(key) not in wanted:
             continue
-        if key in found:
+        other = found.setdefault(key, member)
+        if other is not member:
             raise InputError(
-                f"{domain.name}: two files of the name {key!r}: {found[key]} and {member}",
+                f"{domain.name}: two files of the name {key!r}: {other} and {member}",
                 next_step="remove one, or give the domain a `key` that tells them apart",
             )
-        found[key] = member
     return found
 
 
@@ -193,8 +197,8 @@ def _pair(
     return [
         SceneSource(
             split,
-            key,
-            prefix + domain.scene_of(key),
+            domain.key_of(images[key].stem),
+            prefix + domain.scene_of(domain.key_of(images[key].stem)),
             images[key],
             labels[key] if labels is not None else None,
             tuple(world_files.get(images[key].path.rpartition(".")[0], ())),
@@ -235,7 +239,9 @@ def _split_by_file(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[s
             raise InputError(
                 f"line {number}: {','.join(line)!r}", where=own.file, expected="id,train or id,test"
             )
-        key = domain.key_of(PurePosixPath(line[0].strip()).stem.lower())
+        name = line[0].strip()
+        either = [domain.key_of(text).lower() for text in (name, PurePosixPath(name).stem)]
+        key = next((key for key in either if key in keys), either[0])
         split: Split = "train" if line[1].strip() == "train" else "test"
         scene = domain.scene_of(key)
         if split_of_scene.setdefault(scene, split) != split:
