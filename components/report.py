@@ -322,3 +322,4 @@ def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> 
     with start_run("benchmark", key=digest(keys), tags=tags) as run:
         run.log_metrics(metrics)
         run.log_artifact(out_dir, "report")
+        run.adopt(keys)

@@ -131,7 +131,7 @@ def score_target(
             continue
         entered = time.perf_counter()
         image_B3HW = torch.from_numpy(np.stack([tile.image for tile in tiles])).to(device)
-        predicted_BHW = _predict(model, image_B3HW, batch_size)
+        predicted_BHW = predict_tiles(model, image_B3HW, batch_size)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         found.network_seconds += time.perf_counter() - entered
@@ -208,8 +208,11 @@ def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
     return Tile(index, image_3HW, remap[label_HW], "")
 
 
-def _predict(model: CrossEarth, image_B3HW: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Class ids (B, H, W); sides below the window are filled up to whole patches with their last pixels."""
+def predict_tiles(model: CrossEarth, image_B3HW: torch.Tensor, batch_size: int = 1) -> torch.Tensor:
+    """Class ids (B, H, W) uint8 of raw images 0..255 of any size.
+
+    Sides below the network's window are filled up to whole patches with their last pixels.
+    """
     height, width = image_B3HW.shape[2:]
     patch_px, crop_px = model.config.patch_px, model.config.crop_px
     missing = [

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,21 @@ Operation = Callable[["MlflowClient", str], None]
 def tracking_uri() -> str:
     """$MLFLOW_TRACKING_URI, else a SQLite file below ./artifacts/mlflow."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve() / 'mlflow.db'}"
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the server at `uri`, whose requests fail within seconds where the server is away."""
+    # MLflow would itself retry for minutes inside one request, deaf to whoever wants to stop
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    with _first_use(uri):
+        return MlflowClient(uri)
 
 
 class Run:
@@ -68,6 +83,17 @@ class Run:
         self._writer.do(
             lambda client, run_id: [client.set_tag(run_id, key, value) for key, value in values.items()]
         )
+
+    def adopt(self, keys: Sequence[str]) -> None:
+        """Makes the runs of this experiment whose `input_hash` is among `keys` children of this one."""
+
+        def tag_children(client: "MlflowClient", run_id: str) -> None:
+            experiment_id = client.get_run(run_id).info.experiment_id
+            for key in keys:
+                for child in client.search_runs([experiment_id], filter_string=f"tags.{KEY_TAG} = '{key}'"):
+                    client.set_tag(child.info.run_id, "mlflow.parentRunId", run_id)
+
+        self._writer.do(tag_children)
 
     @property
     def pending(self) -> int:
@@ -195,17 +221,10 @@ class _Writer(threading.Thread):
 
     def _open(self) -> "MlflowClient":
         """Connects, and finds the run by its key or creates it."""
-        # MLflow would itself retry for minutes inside one request, deaf to this run being closed
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        client = connect(self.uri)
         from mlflow.entities import Param, RunTag
-        from mlflow.tracking import MlflowClient
 
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
         with _first_use(self.uri):
-            client = MlflowClient(self.uri)
             experiment_id = _experiment(client, self.experiment, self.uri)
         found = client.search_runs(
             [experiment_id], filter_string=f"tags.{KEY_TAG} = '{self.key}'", max_results=1

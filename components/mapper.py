@@ -1,0 +1,73 @@
+"""The registered model as MLflow runs it: a column `scene` of paths or arrays in, class maps out.
+
+MLflow copies this file into the model and executes it; all it does stands in the installed package.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import rasterio
+import torch
+from mlflow.pyfunc import PythonModel
+from numpy.typing import NDArray
+
+from crossearth.components.predict import PredictConfig, predict
+from crossearth.components.scoring import predict_tiles
+from crossearth.model import checkpoint
+
+
+class SceneMapper(PythonModel):  # type: ignore[misc]  # mlflow's classes carry no types
+    """Maps scenes with one trained network."""
+
+    def load_context(self, context: Any) -> None:
+        """Finds the weights among the model's files; the network is built when the first array comes."""
+        self.folder = Path(context.artifacts["model"])
+        shared = context.artifacts.get("backbone")
+        self.backbone = Path(shared) if shared else None
+        self.network: Any = None
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
+    ) -> list[NDArray[np.uint8]]:
+        """Class maps of scenes.
+
+        Args:
+            model_input: column `scene`: paths of rasters (any size, mapped as `crossearth predict` does), or
+                arrays (H, W, 3), 0..255, bands in the order of the training.
+
+        Returns:
+            One (H, W) uint8 array of class ids per row; 255 where a raster has no data.
+        """
+        return [
+            self._map_file(Path(scene)) if isinstance(scene, str) else self._map_array(scene)
+            for scene in model_input["scene"]
+        ]
+
+    def _map_file(self, scene: Path) -> NDArray[np.uint8]:
+        with TemporaryDirectory() as folder:
+            (written,) = predict(
+                [scene], self.folder, Path(folder) / "map.tif", PredictConfig(backbone=self.backbone)
+            )
+            with rasterio.open(written) as file:
+                ids_HW: NDArray[np.uint8] = file.read(1)
+        return ids_HW
+
+    def _map_array(self, scene: Any) -> NDArray[np.uint8]:
+        image_HW3 = np.asarray(scene, dtype=np.uint8)
+        if image_HW3.ndim != 3 or image_HW3.shape[2] != 3:
+            raise ValueError(f"a scene must be an array (H, W, 3) or a path, found shape {image_HW3.shape}")
+        if self.network is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.network = checkpoint.load(self.folder, device, self.backbone)
+        device = next(self.network.parameters()).device
+        image_13HW = torch.from_numpy(np.ascontiguousarray(image_HW3.transpose(2, 0, 1)))[None].to(device)
+        ids: NDArray[np.uint8] = predict_tiles(self.network, image_13HW)[0].cpu().numpy()
+        return ids
+
+
+mlflow.models.set_model(SceneMapper())

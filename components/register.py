@@ -1,0 +1,158 @@
+"""Puts scored models into the registry and promotes those that generalize better."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crossearth.components.model_card import model_card
+from crossearth.components.promotion import Check, RegisterConfig, decide
+from crossearth.components.registry import CHALLENGER, CHAMPION, ROLLBACK, Registry, champion_before
+from crossearth.components.results import RecipeResult, read_results
+from crossearth.components.tracking import start_run
+from crossearth.data.catalog import Catalog, Recipe
+from crossearth.data.errors import InputError
+from crossearth.data.files import digest, write_json
+from crossearth.model.checkpoint import read_meta
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one recipe's model.
+
+    Attributes:
+        version: of this model in the registry.
+        champion: version that is champion now, "" if none.
+        promoted: whether this model is that champion.
+        checks: the rule, line by line.
+    """
+
+    recipe: str
+    name: str
+    version: str
+    champion: str
+    promoted: bool
+    checks: tuple[Check, ...]
+
+
+def register(
+    recipes: Sequence[Recipe],
+    catalog: Catalog,
+    models_dir: Path,
+    scores_dir: Path,
+    out_dir: Path,
+    config: RegisterConfig | None = None,
+) -> list[Outcome]:
+    """Registers each recipe's model as a version and lets it challenge the champion.
+
+    Equal weights with equal scores are one version, however often this runs. A version that was rolled back
+    is not promoted again.
+
+    Args:
+        recipes: whose models; each needs `models_dir/<recipe>` and `scores_dir/<recipe>`.
+        catalog: for the model cards.
+        out_dir: gets `<recipe>.json`, the outcome, and `<recipe>.md`, the model card.
+        config: defaults if None.
+
+    Raises:
+        InputError: the registry does not answer; a model or its scores are missing; scores of other weights.
+    """
+    config = config or RegisterConfig()
+    inputs = []
+    for recipe in recipes:
+        meta, result = read_meta(models_dir / recipe.name), read_results(scores_dir / recipe.name)
+        if meta["sha256"] != result.model_sha256:
+            raise InputError(
+                f"the scores of {recipe.name} are those of other weights",
+                where=scores_dir / recipe.name,
+                next_step=f"crossearth evaluate {recipe.name}",
+            )
+        inputs.append((recipe, meta, result))
+    registry = Registry()
+    outcomes = []
+    for recipe, meta, result in inputs:
+        name = f"{config.prefix}-{recipe.name}"
+        card = model_card(recipe, result, meta, catalog)
+        identity = digest([result.model_sha256, [each.key for each in result.settings]])
+        made = registry.find(name, identity)
+        if made is None:
+            run_id = registry.run_of(result.recipe_hash)
+            if run_id is None:
+                with start_run(recipe.name, key=result.recipe_hash, tags={"recipe": recipe.name}):
+                    pass
+                run_id = registry.run_of(result.recipe_hash)
+            backbone = meta["backbone"] and models_dir / recipe.name / meta["backbone"]["file"]
+            made = registry.add(name, str(run_id), models_dir / recipe.name, backbone, result, card, identity)
+        outcome = _challenge(registry, recipe, name, made, result, config)
+        write_json(out_dir / f"{recipe.name}.json", asdict(outcome))
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _challenge(
+    registry: Registry,
+    recipe: Recipe,
+    name: str,
+    made: "ModelVersion",
+    result: RecipeResult,
+    config: RegisterConfig,
+) -> Outcome:
+    champion = registry.aliased(name, CHAMPION)
+    checks: tuple[Check, ...] = ()
+    if champion is None or champion.version != made.version:
+        decision = decide(
+            registry.scores(champion) if champion else None,
+            result,
+            tuple(setting.abbr for setting in recipe.settings),
+            config,
+            has_champion=champion is not None,
+        )
+        retired = [
+            move.when
+            for move in registry.moves(name)
+            if move.why == ROLLBACK and move.old == str(made.version)
+        ]
+        checks = decision.checks
+        if retired:
+            checks += (Check("was not rolled back", "", f"rolled back at {retired[-1]}", False),)
+        if all(check.holds for check in checks):
+            registry.move(name, CHAMPION, made, "; ".join(check.question for check in checks))
+            registry.move(name, CHALLENGER, None, "became champion")
+        else:
+            refused = [check.question for check in checks if not check.holds]
+            registry.move(name, CHALLENGER, made, "refused: " + "; ".join(refused))
+    champion = registry.aliased(name, CHAMPION)
+    return Outcome(
+        recipe=recipe.name,
+        name=name,
+        version=str(made.version),
+        champion=str(champion.version) if champion else "",
+        promoted=champion is not None and champion.version == made.version,
+        checks=checks,
+    )
+
+
+def rollback(recipe: Recipe, config: RegisterConfig | None = None) -> tuple[str, str]:
+    """Makes the champion before the present one champion again.
+
+    Returns:
+        (version that was champion, version that is).
+
+    Raises:
+        InputError: no such model, or it never had another champion; the registry does not answer.
+    """
+    name = f"{(config or RegisterConfig()).prefix}-{recipe.name}"
+    registry = Registry()
+    present = registry.aliased(name, CHAMPION)
+    before = champion_before(registry.moves(name)) if present else None
+    if present is None or before is None:
+        raise InputError(
+            f"{name} has no earlier champion to go back to",
+            expected="a model that was promoted at least twice",
+            next_step="crossearth register",
+        )
+    registry.move(name, CHAMPION, registry.client.get_model_version(name, before), ROLLBACK)
+    return str(present.version), before

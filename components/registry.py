@@ -1,0 +1,282 @@
+"""The MLflow model registry: versions, the aliases champion and challenger, and the story of their moves.
+
+Besides tracking.py (runs) this is the project's only file that talks to MLflow (mapper.py runs inside it).
+Every move of an alias is a tag of the registered model, `move.0001` and so on: what moved, who moved it, when
+and from which run.
+"""
+
+import getpass
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crossearth.components.results import DETAILS, RecipeResult, read_results
+from crossearth.components.tracking import KEY_TAG, connect, tracking_uri
+from crossearth.data.errors import InputError
+from crossearth.model.checkpoint import META_NAME, WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+ROLLBACK = "rollback"
+MOVE_TAG = "move."
+EXAMPLE_PX = 32
+REQUIREMENTS = ("torch", "numpy", "rasterio", "mlflow")
+
+
+@dataclass(frozen=True)
+class Move:
+    """An alias went from one version to another; `old` or `new` is "" where it came from or went to none."""
+
+    alias: str
+    old: str
+    new: str
+    who: str
+    when: str
+    run: str
+    why: str
+
+
+class Registry:
+    """The registry at MLFLOW_TRACKING_URI.
+
+    Raises:
+        InputError: it does not answer.
+    """
+
+    def __init__(self) -> None:
+        with _reaching():
+            self.client: MlflowClient = connect(tracking_uri())
+            self.client.search_registered_models(max_results=1)
+
+    def find(self, name: str, identity: str) -> "ModelVersion | None":
+        """The version of a model that was made from these weights and scores."""
+        found = self.client.search_model_versions(f"name = '{name}' and tags.identity = '{identity}'")
+        return max(found, key=lambda each: int(each.version), default=None)
+
+    def add(
+        self,
+        name: str,
+        run_id: str,
+        model_dir: Path,
+        backbone: Path | None,
+        result: RecipeResult,
+        card: str,
+        identity: str,
+    ) -> "ModelVersion":
+        """Registers a model as the next version of `name`, under the run of its training.
+
+        Args:
+            model_dir: folder with the weights and their description.
+            backbone: file of the shared backbone, None where the weights hold it.
+            result: the model's scores; they go into the version, for later comparisons.
+            card: the version's description.
+            identity: by which `find` finds it again.
+        """
+        import mlflow
+        import numpy as np
+        import pandas as pd
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, Schema
+        from mlflow.types.schema import AnyType
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        mlflow.set_tracking_uri(tracking_uri())
+        example = np.zeros((EXAMPLE_PX, EXAMPLE_PX, 3), dtype=np.uint8).tolist()
+        with tempfile.TemporaryDirectory() as temporary:
+            model = Path(temporary) / "model"
+            model.mkdir()
+            for file in (WEIGHTS_NAME, META_NAME):
+                shutil.copyfile(model_dir / file, model / file)
+            (Path(temporary) / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+            files = {
+                "model": model,
+                "scores": result.folder / DETAILS,
+                "card": Path(temporary) / "MODEL_CARD.md",
+            }
+            if backbone is not None:
+                files["backbone"] = backbone
+            with mlflow.start_run(run_id=run_id):
+                logged = mlflow.pyfunc.log_model(
+                    name="model",
+                    python_model=str(Path(__file__).with_name("mapper.py")),
+                    artifacts={key: str(path) for key, path in files.items()},
+                    signature=ModelSignature(
+                        Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
+                    ),
+                    input_example=pd.DataFrame({"scene": [example]}),
+                    pip_requirements=[
+                        f"crossearth=={version('crossearth')}",
+                        *(f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS),
+                    ],
+                )
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(
+                name, description=f"Maps of overhead imagery, recipe {result.recipe}"
+            )
+        made = self.client.create_model_version(
+            name,
+            logged.model_uri,
+            run_id=run_id,
+            tags={
+                "identity": identity,
+                "recipe": result.recipe,
+                "selection": result.selection,
+                "provenance": ", ".join(sorted({each.provenance for each in result.settings})),
+                "weights": result.model_sha256,
+            },
+            description=card,
+            model_id=logged.model_id,
+        )
+        return made
+
+    def aliased(self, name: str, alias: str) -> "ModelVersion | None":
+        """The version that carries an alias, None where none does."""
+        try:
+            return self.client.get_model_version_by_alias(name, alias)
+        except Exception as error:
+            if getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                return None
+            raise
+
+    def scores(self, made: "ModelVersion") -> RecipeResult | None:
+        """The scores that a version was registered with, None where it has none."""
+        from mlflow.artifacts import download_artifacts
+
+        with _reaching(), tempfile.TemporaryDirectory() as temporary:
+            uri = f"models:/{made.name}/{made.version}/artifacts/{DETAILS}"
+            try:
+                download_artifacts(artifact_uri=uri, dst_path=temporary)
+            except (OSError, _mlflow_exception()):
+                return None
+            (found,) = Path(temporary).rglob(DETAILS)
+            return read_results(found.parent)
+
+    def move(self, name: str, alias: str, new: "ModelVersion | None", why: str) -> None:
+        """Points an alias at a version, or takes it away, and tags the model with the move."""
+        old = self.aliased(name, alias)
+        if (old and old.version) == (new and new.version):
+            return
+        if new is None:
+            self.client.delete_registered_model_alias(name, alias)
+        else:
+            self.client.set_registered_model_alias(name, alias, new.version)
+        move = Move(
+            alias=alias,
+            old=str(old.version) if old else "",
+            new=str(new.version) if new else "",
+            who=_who(),
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            run=new.run_id if new else "",
+            why=why,
+        )
+        number = len(self.moves(name)) + 1
+        self.client.set_registered_model_tag(name, f"{MOVE_TAG}{number:04d}", json.dumps(asdict(move)))
+
+    def moves(self, name: str) -> list[Move]:
+        """All moves of a model's aliases, oldest first."""
+        tags = self.client.get_registered_model(name).tags
+        return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(MOVE_TAG)]
+
+    def run_of(self, key: str) -> str | None:
+        """Id of the run whose inputs' hash is `key`, None where there is none."""
+        experiments = [each.experiment_id for each in self.client.search_experiments()]
+        found = self.client.search_runs(experiments, filter_string=f"tags.{KEY_TAG} = '{key}'", max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+
+def champion_before(moves: Sequence[Move]) -> str | None:
+    """The version that was champion before the present one, seen through rollbacks; None if none was."""
+    line: list[str] = []
+    for move in moves:
+        if move.alias != CHAMPION:
+            continue
+        if len(line) > 1 and move.why == ROLLBACK and line[-2] == move.new:
+            line.pop()
+        else:
+            line.append(move.new)
+    return line[-2] if len(line) > 1 else None
+
+
+def fetch_model(uri: str) -> tuple[Path, Path | None]:
+    """Brings a registered model here.
+
+    Args:
+        uri: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN/model.
+
+    Returns:
+        The model's folder and the file of its shared backbone, None where the weights hold it. A local store
+        is read in place; from a server the files are copied into a temporary folder.
+
+    Raises:
+        InputError: no such model, or the registry does not answer.
+    """
+    with _reaching():
+        connect(tracking_uri())
+        import mlflow
+        import yaml
+        from mlflow.artifacts import download_artifacts
+
+        mlflow.set_tracking_uri(tracking_uri())
+        try:
+            folder = Path(download_artifacts(artifact_uri=uri))
+        except (_mlflow_exception(), OSError) as error:
+            raise InputError(
+                f"no model at {uri}: {_first_line(error)}",
+                where=tracking_uri(),
+                expected="models:/crossearth-RECIPE@champion, or a version: models:/crossearth-RECIPE/1",
+                next_step="crossearth register, or set MLFLOW_TRACKING_URI to the store that has it",
+            ) from error
+    described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+    files = described["flavors"]["python_function"].get("artifacts", {})
+    if "model" not in files:
+        raise InputError(
+            f"{uri} is a model of another kind", where=folder, expected="one that crossearth registered"
+        )
+    paths = {key: folder / entry["path"] for key, entry in files.items()}
+    return paths["model"], paths.get("backbone")
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Turns "the server is away" into a message for the user."""
+    import requests
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (requests.RequestException, ConnectionError, _mlflow_exception()) as error:
+        raise InputError(
+            f"the model registry does not answer: {_first_line(error)}",
+            where=tracking_uri(),
+            next_step="start the server, or set MLFLOW_TRACKING_URI to one that runs; then try again",
+        ) from error
+
+
+def _mlflow_exception() -> type[Exception]:
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid {os.getuid()}"
