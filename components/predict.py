@@ -136,7 +136,7 @@ def predict(
         loaded = _load(model, config)
         with _progress() as progress:
             task = progress.add_task(
-                "", total=sum(_num_windows(scene.grid, loaded.network) for scene in readable)
+                "", total=sum(num_windows(scene.grid, loaded.network) for scene in readable)
             )
             for scene in readable:
                 progress.update(task, description=scene.path.name)
@@ -203,7 +203,7 @@ def scene_scores(
         for first in range(0, len(needed), batch_size):
             batch = needed[first : first + batch_size]
             windows_B3HW = torch.stack([image_3HW[:, :, left : left + width] for left in batch]).to(device)
-            for left, scores_KHW in zip(batch, _window_scores(loaded, windows_B3HW), strict=True):
+            for left, scores_KHW in zip(batch, window_scores(loaded, windows_B3HW), strict=True):
                 sums_KHW[:, :, left : left + width] += scores_KHW[:, :height, :width]
                 counts_HW[:, left : left + width] += 1
                 advance()
@@ -214,7 +214,7 @@ def scene_scores(
             buffer[..., height - done :, :] = 0
 
 
-def _window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
+def window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
     """Scores (B, K, h, w) float32; a window that is no whole number of patches gains some right and below."""
     patch_px = loaded.network.config.patch_px
     missing = [max(2, -(-side // patch_px)) * patch_px - side for side in windows_B3HW.shape[2:]]
@@ -383,7 +383,8 @@ def _starts(grid: maps.Grid, network: CrossEarth) -> tuple[list[int], list[int]]
     return window_starts(grid.height, crop_px, stride_px), window_starts(grid.width, crop_px, stride_px)
 
 
-def _num_windows(grid: maps.Grid, network: CrossEarth) -> int:
+def num_windows(grid: maps.Grid, network: CrossEarth) -> int:
+    """Windows that cover a scene."""
     tops, lefts = _starts(grid, network)
     return len(tops) * len(lefts)
 
@@ -425,9 +426,7 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
 
 
 def _load(model: Path, config: PredictConfig) -> Loaded:
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config.device)
     meta = read_meta(model)
     precision = choose_precision(config.precision, device)
     about = {
@@ -436,6 +435,13 @@ def _load(model: Path, config: PredictConfig) -> Loaded:
         "precision": str(precision).removeprefix("torch."),
     }
     return Loaded(load(model, device, config.backbone), precision, meta["classes"], meta["palette"], about)
+
+
+def choose_device(device: str) -> str:
+    """`device`, or for "auto" the GPU where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_precision(precision: Precision, device: str) -> torch.dtype:
