@@ -17,14 +17,16 @@ from crossearth.data.style import keyed_generator
 
 
 class Item(TypedDict):
-    """One tile or crop.
+    """One tile or crop; collated, every value is a tensor with a batch dimension in front.
 
     image: uint8 (3,H,W), 0..255. label: uint8 (H,W), class ids, 255 = ignored. index: row of the manifest.
+    position: place in the dataset or stream.
     """
 
     image: Tensor
     label: Tensor
-    index: int
+    index: int | Tensor
+    position: int | Tensor
 
 
 class TileDataset(Dataset[Item]):
@@ -61,7 +63,7 @@ class TileDataset(Dataset[Item]):
         index = self.indices[position]
         image_3HW = torch.from_numpy(read_image(self.manifest, index))
         label_HW = torch.from_numpy(self._remap[read_label(self.manifest, index)])
-        return Item(image=image_3HW, label=label_HW, index=index)
+        return Item(image=image_3HW, label=label_HW, index=index, position=position)
 
 
 @dataclass(frozen=True)
@@ -103,4 +105,4 @@ class TrainingStream(Dataset[Item]):
     def __getitem__(self, position: int) -> Item:
         item = self.tiles[self.draw.tile(position)]
         image, label = self.augment(item["image"], item["label"], self.draw.generator(position, "augment"))
-        return Item(image=image, label=label, index=item["index"])
+        return Item(image=image, label=label, index=item["index"], position=position)

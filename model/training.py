@@ -2,9 +2,9 @@
 
 Shape legend: B images, H W pixels, K classes, Q queries, S the side of a reconstruction.
 
-Every random choice is drawn per sample from (seed, position of the sample in the training), on the CPU. So a step
-does not depend on how its samples are spread over processes and micro-batches, and a resumed training needs no
-state of any generator.
+Every random choice is drawn per sample from (seed, position of the sample in the training), on the CPU. So a
+step does not depend on how its samples are spread over processes and micro-batches, and a resumed training
+needs no state of any generator.
 """
 
 from collections.abc import Iterator, Sequence
@@ -109,25 +109,27 @@ class Normalisers(NamedTuple):
         return cls(masks, masks + rest * no_object_weight, len(found))
 
 
-class Views(NamedTuple):
+@dataclass(frozen=True)
+class Views:
     """The images that a step is computed on, in normalised space.
 
-    x_B3HW: as augmented. input_B3HW: what is segmented: x_s where styled, x elsewhere.
-    masked_B3HW: x_m, None without masked modelling. styled_B: bool.
+    x: (B,3,H,W) as augmented. input: what is segmented: x_s where styled, x elsewhere.
+    masked: x_m, None without masked modelling. styled: bool (B,).
     """
 
-    x_B3HW: Tensor
-    input_B3HW: Tensor
-    masked_B3HW: Tensor | None
-    styled_B: Tensor
+    x: Tensor
+    input: Tensor
+    masked: Tensor | None
+    styled: Tensor
 
 
 class MultiTask(nn.Module):
     """The loss of a batch; wraps the network so that DistributedDataParallel sees one forward pass.
 
-    Plain samples: L_seg(x) + rec(R(x_m), x). Styled samples: L_seg(x_s) + rec(R(x_m), x) + rec(R(x_s), x) +
-    |R(x_m) - R(x_s)|. The terms are means over the effective batch. Which samples are styled is drawn per sample,
-    so with one sample a step it is the step that is styled.
+    Plain samples: L_seg(x) + rec(R(x_m), x).
+    Styled samples: L_seg(x_s) + rec(R(x_m), x) + rec(R(x_s), x) + |R(x_m) - R(x_s)|.
+    The terms are means over the effective batch. Which samples are styled is drawn per sample, so with one
+    sample a step it is the step that is styled.
 
     Args:
         network: with the modules that `branches` need.
@@ -156,8 +158,8 @@ class MultiTask(nn.Module):
             whole: of the effective batch that this batch is a part of.
 
         Returns:
-            scalars by name: "class", "mask", "dice", and with masked modelling "reconstruction", and "consistency"
-            where that and style are on.
+            scalars by name: "class", "mask", "dice"; with masked modelling "reconstruction"; with both that and
+            style "consistency".
         """
         views = self.views(image_B3HW, positions)
         seen, masked = self._features(views)
@@ -215,14 +217,14 @@ class MultiTask(nn.Module):
 
     def _features(self, views: Views) -> tuple[Features, Features | None]:
         """Of the segmented images, with the geospatial injection, and of the masked ones, without it."""
-        batch = len(views.input_B3HW)
-        injected_B = torch.full((batch,), self.branches.geospatial, device=views.input_B3HW.device)
-        if views.masked_B3HW is None:
-            return self.network.extract(views.input_B3HW, injected_B), None
+        batch = len(views.input)
+        injected_B = torch.full((batch,), self.branches.geospatial, device=views.input.device)
+        if views.masked is None:
+            return self.network.extract(views.input, injected_B), None
         if not self.config.shared_pass:
-            return self.network.extract(views.input_B3HW, injected_B), self.network.extract(views.masked_B3HW)
+            return self.network.extract(views.input, injected_B), self.network.extract(views.masked)
         both = self.network.extract(
-            torch.cat([views.input_B3HW, views.masked_B3HW]),
+            torch.cat([views.input, views.masked]),
             torch.cat([injected_B, torch.zeros_like(injected_B)]),
         )
         return both.select(slice(batch)), both.select(slice(batch, None))
@@ -251,12 +253,12 @@ class MultiTask(nn.Module):
 
     def _modelling(self, seen: Features, masked: Features, views: Views) -> dict[str, Tensor]:
         """L_MIM and L_delta, means over the batch."""
-        styled = views.styled_B.nonzero()[:, 0]
-        batch = len(views.x_B3HW)
+        styled = views.styled.nonzero()[:, 0]
+        batch = len(views.x)
         joined = _join(masked, seen.select(styled)) if len(styled) else masked
         image_R3SS = self.network.reconstruct(joined).float()
         from_masked_B3SS, from_styled_R3SS = image_R3SS[:batch], image_R3SS[batch:]
-        target_B3SS = resize(views.x_B3HW, image_R3SS.shape[-1])
+        target_B3SS = resize(views.x, image_R3SS.shape[-1])
         reconstruction = self._difference(from_masked_B3SS, target_B3SS).mean()
         if self.styler is None:
             return {"reconstruction": self.config.weight_mim * reconstruction}
@@ -281,12 +283,12 @@ class MultiTask(nn.Module):
             uint8 (3, H, W) each: the image, then styled, masked and reconstructed as far as the branches go.
         """
         views = self.views(image_13HW, [position], torch.tensor([self.branches.style]))
-        shown = [views.x_B3HW]
+        shown = [views.x]
         if self.branches.style:
-            shown.append(views.input_B3HW)
-        if views.masked_B3HW is not None:
-            restored = self.network.reconstruct(self.network.extract(views.masked_B3HW)).float()
-            shown += [views.masked_B3HW, resize(restored, image_13HW.shape[-1])]
+            shown.append(views.input)
+        if views.masked is not None:
+            restored = self.network.reconstruct(self.network.extract(views.masked)).float()
+            shown += [views.masked, resize(restored, image_13HW.shape[-1])]
         mean_311, std_311 = self.network.mean_3.view(3, 1, 1), self.network.std_3.view(3, 1, 1)
         return [(each[0] * std_311 + mean_311).round().clamp(0, 255).to(torch.uint8) for each in shown]
 
@@ -314,7 +316,7 @@ def _ending(terms: dict[str, Tensor], ending: str) -> Iterator[Tensor]:
 def parameter_groups(network: CrossEarth, weight_decay: float) -> list[dict[str, object]]:
     """AdamW's groups over the trained parameters: with weight decay, and without.
 
-    Without: norms, learned tokens, the Rein scale, the decoder's level embedding and the image token. The pixel
+    Without: norms, learned tokens, the Rein scale, the decoder's level embedding, the image token. The pixel
     decoder's level embedding decays, as in the released optimiser.
     """
     trained = network.trained_parameters()
