@@ -12,7 +12,7 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
-from crossearth.data.archives import Member, index, read, refuse_unreadable
+from crossearth.data.archives import PARTS, UNREADABLE, Member, index, read, refuse_unreadable
 from crossearth.data.catalog import Domain, OwnFiles, Split
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
@@ -147,7 +147,8 @@ def _matching(members: Sequence[Member], pattern: str) -> list[Member]:
 
 
 def _rasters(members: Sequence[Member]) -> list[Member]:
-    return [member for member in members if not member.path.lower().endswith(BESIDE_RASTERS)]
+    others = (*BESIDE_RASTERS, *UNREADABLE, *PARTS)
+    return [member for member in members if not member.path.lower().endswith(others)]
 
 
 def _world_files(members: Sequence[Member]) -> dict[str, list[Member]]:

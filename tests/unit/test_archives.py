@@ -1,0 +1,207 @@
+import io
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from crossearth.data.archives import Limits, index, read, refuse_unreadable
+from crossearth.data.errors import InputError
+
+FILES = {"top/a_1.tif": b"one" * 50, "top/deep/A_2.tif": b"two" * 70}
+
+
+def zip_bytes(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tar_bytes(files: dict[str, bytes], mode: str = "w:gz", kind: bytes = tarfile.REGTYPE) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, "/etc/passwd" if kind == tarfile.SYMTYPE else ""
+            entry.size = len(content) if kind == tarfile.REGTYPE else 0
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def contents(folder: Path, scratch: Path, limits: Limits | None = None) -> dict[str, bytes]:
+    return {member.path: read(member) for member in index(folder, scratch, limits)}
+
+
+PACKINGS = {
+    "x.zip": lambda: zip_bytes(FILES),
+    "x.ZIP": lambda: zip_bytes(FILES, zipfile.ZIP_STORED),
+    "x.tar": lambda: tar_bytes(FILES, "w"),
+    "x.tar.gz": lambda: tar_bytes(FILES),
+    "x.tgz": lambda: tar_bytes(FILES),
+    "x.tar.xz": lambda: tar_bytes(FILES, "w:xz"),
+}
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_every_packing_reads_like_the_unpacked_folder(name: str, tmp_path: Path) -> None:
+    packed, unpacked = tmp_path / "packed", tmp_path / "unpacked" / "x"
+    packed.mkdir()
+    (packed / name).write_bytes(PACKINGS[name]())
+    for path, content in FILES.items():
+        (unpacked / path).parent.mkdir(parents=True, exist_ok=True)
+        (unpacked / path).write_bytes(content)
+    wanted = {f"x/{path}": content for path, content in FILES.items()}
+    assert contents(packed, tmp_path / "scratch") == contents(unpacked.parent, tmp_path / "scratch") == wanted
+
+
+@pytest.mark.parametrize("inner", ["in.zip", "in.tar.gz"])
+def test_archives_within_archives(inner: str, tmp_path: Path) -> None:
+    packed = zip_bytes(FILES) if inner.endswith("zip") else tar_bytes(FILES)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "out.zip").write_bytes(zip_bytes({f"folder/{inner}": packed, "b.txt": b"b"}))
+    found = contents(tmp_path / "data", tmp_path / "scratch")
+    assert found == {f"out/folder/in/{path}": content for path, content in FILES.items()} | {
+        "out/b.txt": b"b"
+    }
+
+
+def test_archives_within_a_tar(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "out.tgz").write_bytes(tar_bytes({"f/in.zip": zip_bytes(FILES)}))
+    found = contents(tmp_path / "data", tmp_path / "scratch")
+    assert found == {f"out/f/in/{path}": content for path, content in FILES.items()}
+
+
+def test_an_unpacked_folder_beside_its_archive_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"not even a zip")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.tif").write_bytes(b"a")
+    assert contents(tmp_path, tmp_path / "scratch") == {"x/a.tif": b"a"}
+
+
+def test_debris_of_operating_systems_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    debris = {"__MACOSX/._a.tif": b"", "t/.DS_Store": b"", "t/._a.tif": b"", "Thumbs.db": b""}
+    (tmp_path / "data" / "x.zip").write_bytes(zip_bytes({**debris, "t/a.tif": b"a"}))
+    assert contents(tmp_path / "data", tmp_path / "scratch") == {"x/t/a.tif": b"a"}
+
+
+def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.tif").write_bytes(b"a")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    assert contents(tmp_path / "data", tmp_path / "scratch") == {"linked/a.tif": b"a"}
+
+
+def zip_with_link() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        entry = zipfile.ZipInfo("link.tif")
+        entry.external_attr = 0o120777 << 16
+        archive.writestr(entry, "/etc/passwd")
+    return buffer.getvalue()
+
+
+def zip_of_overlapping_entries() -> bytes:
+    """Every directory entry points at the same local file: the classic bomb without nesting."""
+    whole = zip_bytes({"a.tif": b"x" * 5000}, zipfile.ZIP_STORED)
+    start = whole.rindex(b"PK\1\2")
+    end = whole.rindex(b"PK\5\6")
+    entry = whole[start:end]
+    tail = bytearray(whole[end:])
+    struct.pack_into("<HHI", tail, 8, 40, 40, len(entry) * 40)
+    entries = b"".join(
+        entry[:46] + f"{number:01d}.tif"[-5:].rjust(5, "a").encode() + entry[51:] for number in range(40)
+    )
+    return whole[:start] + entries + bytes(tail)
+
+
+def encrypted() -> bytes:
+    packed = bytearray(zip_bytes({"a.tif": b"secret"}))
+    packed[packed.rindex(b"PK\1\2") + 8] |= 1
+    return bytes(packed)
+
+
+HOSTILE = {
+    "climbs": ("x.zip", lambda: zip_bytes({"a/../../evil.tif": b""}), "leaves the archive"),
+    "climbs as windows": ("x.zip", lambda: zip_bytes({"..\\evil.tif": b""}), "leaves the archive"),
+    "absolute": ("x.zip", lambda: zip_bytes({"/etc/evil.tif": b""}), "leaves the archive"),
+    "drive": ("x.zip", lambda: zip_bytes({"C:/evil.tif": b""}), "leaves the archive"),
+    "link": ("x.zip", zip_with_link, "link or a device"),
+    "overlap": ("x.zip", zip_of_overlapping_entries, "overlap"),
+    "encrypted": ("x.zip", encrypted, "encrypted"),
+    "cut": ("x.zip", lambda: zip_bytes(FILES)[:-30], "truncated"),
+    "no zip": ("x.zip", lambda: b"<html>please log in</html>", "truncated"),
+    "empty": ("x.zip", lambda: b"", "truncated"),
+    "tar climbs": ("x.tar.gz", lambda: tar_bytes({"../evil.tif": b"e"}), "leaves the archive"),
+    "tar absolute": ("x.tar", lambda: tar_bytes({"/evil.tif": b"e"}, "w"), "leaves the archive"),
+    "tar link": ("x.tgz", lambda: tar_bytes({"l.tif": b""}, kind=tarfile.SYMTYPE), "link or a device"),
+    "tar hard link": ("x.tgz", lambda: tar_bytes({"l.tif": b""}, kind=tarfile.LNKTYPE), "link or a device"),
+    "tar device": ("x.tgz", lambda: tar_bytes({"l.tif": b""}, kind=tarfile.CHRTYPE), "link or a device"),
+    "tar cut": ("x.tar.gz", lambda: tar_bytes({"a.tif": bytes(range(256)) * 90})[:-40], "truncated"),
+    "tar of nothing": ("x.tar.gz", lambda: b"no tar", "truncated"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_and_broken_archives_are_refused_by_name(case: str, tmp_path: Path) -> None:
+    name, make, words = HOSTILE[case]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_bytes(make())
+    with pytest.raises(InputError, match=words) as caught:
+        contents(tmp_path / "data", tmp_path / "scratch")
+    assert name in str(caught.value)
+    assert not list(tmp_path.rglob("evil*"))
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
+@pytest.mark.parametrize(
+    "limits", [Limits(member_bytes=1000), Limits(total_bytes=1500), Limits(ratio=5, ratio_from_bytes=1000)]
+)
+def test_bombs_are_refused(name: str, limits: Limits, tmp_path: Path) -> None:
+    zeros = {"a.tif": bytes(200_000), "b.tif": bytes(200_000)}
+    small = {"a.tif": b"a" * 900, "b.tif": b"b" * 900}
+    files = small if limits.total_bytes == 1500 else zeros
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_bytes(zip_bytes(files) if name == "x.zip" else tar_bytes(files))
+    with pytest.raises(InputError, match="unpacks to"):
+        contents(tmp_path / "data", tmp_path / "scratch", limits)
+
+
+def test_nesting_ends(tmp_path: Path) -> None:
+    packed = zip_bytes({"a.tif": b"a"})
+    for _ in range(4):
+        packed = zip_bytes({"in.zip": packed})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.zip").write_bytes(packed)
+    with pytest.raises(InputError, match="deep"):
+        contents(tmp_path / "data", tmp_path / "scratch")
+
+
+def test_a_damaged_entry_is_found_when_it_is_read(tmp_path: Path) -> None:
+    packed = bytearray(zip_bytes({"a.tif": b"abcdefgh" * 9}, zipfile.ZIP_STORED))
+    packed[60] ^= 1
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.zip").write_bytes(packed)
+    with pytest.raises(InputError, match=r"x\.zip: broken"):
+        contents(tmp_path / "data", tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("a b.rar", "unrar x"), ("c.7z", "7z x"), ("d.zip.001", "7z x"), ("e.part1.rar", "7z x")],
+)
+def test_kinds_that_are_not_read_come_with_the_command(name: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=command):
+        refuse_unreadable(index(tmp_path, tmp_path / "scratch"))
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        index(tmp_path / "nowhere", tmp_path / "scratch")

@@ -1,0 +1,432 @@
+import errno
+import fcntl
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from own_domain import NAME, catalog, draw, own_domain, save
+
+from crossearth.components.ingest import IngestConfig, domains_named, ingest
+from crossearth.data.catalog import load_catalog
+from crossearth.data.errors import InputError
+from crossearth.data.labels import IGNORE
+from crossearth.data.manifest import Manifest, read_image, read_label, read_manifest
+
+TESTS = Path(__file__).parent.parent
+ONE = IngestConfig(workers=1)
+
+
+def run(folder: Path, out: str = "domains", config: IngestConfig = ONE, **entry: Any) -> Path:
+    (path,) = ingest([NAME], catalog(folder, **entry), folder / "archives", folder / out, config)
+    return path
+
+
+def manifests(path: Path) -> tuple[Manifest, Manifest]:
+    return read_manifest(path, "train"), read_manifest(path, "test")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Path:
+    own_domain(tmp_path)
+    return tmp_path
+
+
+# --- what a user's folder becomes
+
+
+def test_tiles_hold_the_users_pixels(town: Path) -> None:
+    train, test = manifests(run(town))
+    assert (len(train), len(test)) == (6 * 4, 2 * 4)
+    assert train.provenance == "own"
+    assert {entry["scene"] for entry in test.rows} == {"scene_6", "scene_7"}
+    for manifest in (train, test):
+        for index, entry in enumerate(manifest.rows):
+            image, mask = draw(int(entry["scene"][-1]))
+            down = slice(entry["row_off"], entry["row_off"] + 48)
+            across = slice(entry["col_off"], entry["col_off"] + 48)
+            np.testing.assert_array_equal(read_image(manifest, index), image[:, down, across])
+            np.testing.assert_array_equal(read_label(manifest, index), mask[down, across])
+    assert train.rows[1]["tile_id"] == "scene_0_16_0_64_48"
+    assert train.rows[0]["bands"] == ["red", "green", "blue"]
+
+
+def test_workers_change_no_byte(town: Path) -> None:
+    assert tree(run(town)) == tree(run(town, "two", IngestConfig(workers=2)))
+
+
+def test_tile_px_overrides_the_catalog_but_whole_images_stay_whole(town: Path) -> None:
+    small = IngestConfig(workers=1, tile_px=32)
+    assert {entry["width"] for entry in manifests(run(town, config=small))[0].rows} == {32}
+    whole = run(town, config=small, tile={"px": 48, "rule": "whole"})
+    assert {entry["width"] for entry in manifests(whole)[0].rows} == {64}
+
+
+def test_ingest_again_replaces_the_domain(town: Path) -> None:
+    run(town)
+    path = run(town, tile={"px": 64, "rule": "cut"})
+    assert len(manifests(path)[0]) == 6
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [NAME]
+
+
+def test_names_may_differ_in_case_and_masks_in_suffix(town: Path) -> None:
+    for path in (town / "masks").iterdir():
+        path.rename(path.with_name(path.name.upper()))
+    assert len(manifests(run(town))[0]) == 24
+
+
+def test_a_key_finds_what_names_share(town: Path) -> None:
+    for path in (town / "masks").iterdir():
+        path.rename(path.with_name(f"mask_{path.stem.split('_')[1]}.png"))
+    assert len(manifests(run(town, key=r"_(\d+)$"))[0]) == 24
+
+
+def test_tiles_of_one_scene_stay_in_one_split(town: Path) -> None:
+    train, test = manifests(
+        run(town, key=r"_(\d+)$", scene=r"^([0-3]|[4-7])", tile={"px": 64, "rule": "whole"})
+    )
+    assert not {entry["scene"] for entry in train.rows} & {entry["scene"] for entry in test.rows}
+
+
+def test_images_in_a_zip_and_masks_inside_the_images_folder(town: Path) -> None:
+    plain = tree(run(town))
+    packed = shutil.make_archive(str(town / "pack"), "zip", town / "images")
+    shutil.rmtree(town / "images")
+    (town / "images").mkdir()
+    shutil.move(packed, town / "images")
+    shutil.move(town / "masks", town / "images" / "masks")
+    assert tree(run(town, "packed", masks="images/masks")) == plain
+
+
+def test_an_archives_image_keeps_the_place_of_its_world_file(town: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in sorted((town / "images").iterdir()):
+            archive.write(path, path.name)
+            archive.writestr(f"{path.stem}.tfw", "0.5\n0\n0\n-0.5\n1000.25\n1999.75\n")
+    shutil.rmtree(town / "images")
+    (town / "images").mkdir()
+    (town / "images" / "pack.zip").write_bytes(buffer.getvalue())
+    train, _ = manifests(run(town))
+    assert train.rows[3]["transform"] == pytest.approx([0.5, 0, 1008, 0, -0.5, 1992])
+
+
+def test_split_file(town: Path) -> None:
+    lines = [
+        f"scene_{number}{'.tif' * (number % 2)},{'test' if number < 3 else 'train'}" for number in range(8)
+    ]
+    (town / "split.csv").write_text("\n".join(["id,split", *lines]))
+    train, test = manifests(run(town, split="split.csv"))
+    assert {entry["scene"] for entry in test.rows} == {"scene_0", "scene_1", "scene_2"}
+    assert len(train) == 20
+
+
+def test_all_in_one_split(town: Path) -> None:
+    path = run(town, split="test")
+    assert len(read_manifest(path, "test")) == 32
+    assert not (path / "train.parquet").exists()
+
+
+def test_unlabelled_images_are_ingested(town: Path) -> None:
+    path = run(town, masks=None, labels=None, class_set=None, split="train")
+    manifest = read_manifest(path, "train")
+    assert manifest.class_set == ""
+    assert read_image(manifest, 0).shape == (3, 48, 48)
+    with pytest.raises(InputError, match="no labels"):
+        read_label(manifest, 0)
+
+
+def test_unknown_labels_can_be_ignored(town: Path) -> None:
+    _, mask = draw(0)
+    mask[5:7] = 9
+    save(town / "masks" / "scene_0.png", mask)
+    with pytest.raises(InputError, match=r"scene_0\.png: 128 of 4096 label pixels"):
+        run(town)
+    train, _ = manifests(run(town, config=IngestConfig(workers=1, unknown_labels="ignore")))
+    assert (read_label(train, 0) == IGNORE).sum() == 2 * 48
+
+
+def test_names_of_datasets_and_domains() -> None:
+    benchmark = load_catalog()
+    assert [domain.name for domain in domains_named("potsdam", benchmark)] == ["potsdam-rgb", "potsdam-irrg"]
+    assert [domain.name for domain in domains_named("casid-sub", benchmark)] == ["casid-sub"]
+    with pytest.raises(InputError, match="'potsdam-rgb'"):
+        domains_named("potsdam-rbg", benchmark)
+
+
+# --- wrong input: one clear error, nothing left behind
+
+
+def jpeg_label(town: Path) -> None:
+    (town / "masks" / "scene_3.png").unlink()
+    save(town / "masks" / "scene_3.jpg", draw(3)[1] * 255)
+
+
+def truncated(town: Path) -> None:
+    path = town / "images" / "scene_3.tif"
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def truncated_jpeg(town: Path) -> None:
+    (town / "images" / "scene_3.tif").unlink()
+    path = town / "images" / "scene_3.jpg"
+    save(path, draw(3)[0])
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+def copy_deeper(town: Path) -> None:
+    (town / "images" / "more").mkdir()
+    shutil.copy(town / "images" / "scene_3.tif", town / "images" / "more" / "SCENE_3.tif")
+
+
+def split_file(*lines: str) -> Callable[[Path], None]:
+    def write(town: Path) -> None:
+        (town / "split.csv").write_text("\n".join(["id,split", *lines]))
+
+    return write
+
+
+EVERY = [f"scene_{number},{'test' if number > 5 else 'train'}" for number in range(8)]
+WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
+    "value outside the map": (
+        lambda town: save(town / "masks" / "scene_3.png", draw(3)[1] * 3),
+        {},
+        r"scene_3\.png: 512 of 4096 label pixels have values outside the map: 3 \(512 px\)",
+    ),
+    "image without a mask": (
+        lambda town: (town / "masks" / "scene_3.png").unlink(),
+        {},
+        r"1 of 6 images of the train split have no label: .*scene_3\.tif",
+    ),
+    "sizes differ": (
+        lambda town: save(town / "masks" / "scene_3.png", draw(3, 60)[1]),
+        {},
+        r"scene_3\.png: a label of 60 x 60 px for an image of 64 x 64 px",
+    ),
+    "empty folder": (
+        lambda town: shutil.rmtree(town / "images") or (town / "images").mkdir(),
+        {},
+        "no images in this",
+    ),
+    "no folder": (lambda town: None, {"images": "imges"}, "imges: no such folder"),
+    "truncated tiff": (truncated, {}, r"scene_3\.tif: cannot read its pixels"),
+    "truncated jpeg": (truncated_jpeg, {}, r"scene_3\.jpg: cannot read its pixels"),
+    "not an image": (
+        lambda town: (town / "images" / "scene_3.tif").write_text("hello"),
+        {},
+        r"scene_3\.tif: not an image",
+    ),
+    "label is not an image": (
+        lambda town: (town / "masks" / "scene_3.png").write_text("hello"),
+        {},
+        r"scene_3\.png: not an image",
+    ),
+    "jpeg label": (jpeg_label, {}, r"scene_3\.jpg: a label compressed with loss"),
+    "jpeg in tiff": (
+        lambda town: (
+            save(town / "masks" / "scene_3.png", draw(3)[1])
+            or (town / "masks" / "scene_3.png").unlink()
+            or save(town / "masks" / "scene_3.tif", draw(3)[1], compress="jpeg")
+        ),
+        {},
+        r"scene_3\.tif: a label compressed with loss",
+    ),
+    "16 bit": (
+        lambda town: save(town / "images" / "scene_3.tif", draw(3)[0].astype(np.uint16) * 20),
+        {},
+        r"scene_3\.tif: an image of uint16, values 8\d\d to \d+\n  expected: 8 bit\n  .*value_range: \[8",
+    ),
+    "too few bands": (
+        lambda town: save(town / "images" / "scene_3.tif", draw(3)[0][:2]),
+        {},
+        r"scene_3\.tif: an image of 2 bands\n  expected: at least 3",
+    ),
+    "band beyond the file": (lambda town: None, {"bands": [4, 2, 1]}, r"of 3 bands\n  expected: at least 4"),
+    "one name twice": (
+        copy_deeper,
+        {},
+        r"two files of the name 'scene_3': .*more/SCENE_3\.tif and .*images/scene_3\.tif",
+    ),
+    "one scene": (
+        lambda town: [path.unlink() for path in (town / "images").glob("*[1-7].tif")],
+        {},
+        "one scene cannot be split",
+    ),
+    "rar": (
+        lambda town: (
+            shutil.rmtree(town / "images")
+            or (town / "images").mkdir()
+            or (town / "images" / "x.rar").write_text("")
+        ),
+        {},
+        "unrar x",
+    ),
+    "scene in both splits": (
+        split_file(*EVERY, "scene_0,test"),
+        {"split": "split.csv"},
+        r"split\.csv: line 10: scene 'scene_0' is in both splits",
+    ),
+    "image not in the split file": (split_file(*EVERY[1:]), {"split": "split.csv"}, "does not name: scene_0"),
+    "split file of other images": (
+        split_file(*EVERY, "town,test"),
+        {"split": "split.csv"},
+        "without an image: town",
+    ),
+    "no split file": (lambda town: None, {"split": "split.csv"}, r"split\.csv: cannot read"),
+    "word in the split file": (
+        split_file("scene_0,val"),
+        {"split": "split.csv"},
+        "expected: id,train or id,test",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_clear_error_and_leaves_nothing(case: str, town: Path) -> None:
+    spoil, entry, words = WRONG[case]
+    spoil(town)
+    with pytest.raises(InputError, match=words):
+        run(town, **entry)
+    assert not list((town / "domains").rglob("*"))
+
+
+def test_wrong_input_keeps_the_domain_that_was_there(town: Path) -> None:
+    before = tree(run(town))
+    truncated(town)
+    with pytest.raises(InputError):
+        run(town, config=IngestConfig(workers=2))
+    assert tree(town / "domains" / NAME) == before
+    assert [path.name for path in (town / "domains").iterdir()] == [NAME]
+
+
+def test_too_little_disk_is_seen_before_anything_is_written(
+    town: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"town needs about 0\.1 GiB, 0\.0 GiB are free"):
+        run(town)
+    assert not list((town / "domains").rglob("*"))
+
+
+def test_a_disk_that_fills_up_leaves_nothing(town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, content: Any) -> int:
+        if path.name == "scene_5.tif":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="No space left on device\n  next: free some disk"):
+        run(town)
+    assert not list((town / "domains").rglob("*"))
+
+
+def test_a_target_that_cannot_be_written(town: Path) -> None:
+    (town / "domains").write_text("a file")
+    with pytest.raises(InputError, match="cannot write"):
+        run(town)
+
+
+def test_two_ingests_at_once(town: Path) -> None:
+    work = town / "domains" / ".ingest" / NAME
+    work.mkdir(parents=True)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another ingest of town is running"):
+            run(town)
+    assert (work / "lock").exists()
+
+
+@pytest.mark.parametrize("values", [{"workers": 0}, {"tile_px": 8}])
+def test_config_refuses_nonsense(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(values))):
+        IngestConfig(**values)
+
+
+# --- killed in the middle
+
+
+def test_a_killed_ingest_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    own_domain(tmp_path, num=60, side=200)
+    whole = tree(run(tmp_path, "whole"))
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from own_domain import *;"
+        "from crossearth.components.ingest import *;"
+        "folder = Path(sys.argv[2]);"
+        "ingest([NAME], catalog(folder), folder, folder / 'domains', IngestConfig(workers=2))"
+    )
+    command = [sys.executable, "-c", script, str(TESTS), str(tmp_path)]
+    process = subprocess.Popen(command, start_new_session=True)
+    journal = tmp_path / "domains" / ".ingest" / NAME / "journal.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 20_000):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert journal.exists(), "it was done before it could be killed"
+    done = len(journal.read_text().splitlines())
+    assert 0 < done < 60
+    # half a line and half a scene, as a kill may leave them
+    journal.write_text(journal.read_text() + '{"key": "ab')
+    first = next((journal.parent / "train" / "images").iterdir())
+    times = {path: path.stat().st_mtime_ns for path in journal.parent.rglob("*.tif") if path != first}
+    first.write_bytes(first.read_bytes()[:100])
+
+    path = run(tmp_path)
+    assert tree(path) == whole
+    kept = [
+        source
+        for source, when in times.items()
+        if (path / source.relative_to(journal.parent)).stat().st_mtime_ns == when
+    ]
+    assert len(kept) >= 2 * (done - 2)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [NAME]
+
+
+def test_a_changed_scene_is_done_again(town: Path) -> None:
+    """A journal of another version of the input is no journal."""
+    work = town / "domains" / ".ingest" / NAME
+    plain = tree(run(town))
+    (work / "train" / "images").mkdir(parents=True)
+    (work / "train" / "images" / "gone.tif").write_bytes(b"from an image that was removed since")
+    (work / "journal.jsonl").write_text('{"key": "old", "sizes": {}, "rows": []}\n')
+    assert tree(run(town)) == plain
+
+
+def test_a_scene_of_36_million_pixels_needs_less_than_a_gigabyte(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = np.tile(rng.integers(0, 256, (3, 500, 500), np.uint8), (1, 12, 12))
+    save(tmp_path / "images" / "big.tif", image)
+    save(tmp_path / "masks" / "big.tif", (image > 128).astype(np.uint8) * 255)
+    script = (
+        "import sys, resource; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
+        "from own_domain import *;"
+        "from crossearth.components.ingest import *;"
+        "folder = Path(sys.argv[2]);"
+        "labels = {'#%02x%02x%02x' % (r, g, b): 'road' if r else 'background'"
+        " for r in (0, 255) for g in (0, 255) for b in (0, 255)};"
+        "known = catalog(folder, split='train', labels=labels, tile={'px': 512, 'rule': 'cut'});"
+        "ingest([NAME], known, folder, folder / 'domains', IngestConfig(workers=1));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", script, str(TESTS), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**20, "kilobytes"
+    with rasterio.open(next((tmp_path / "domains").rglob("images/big.tif"))) as stored:
+        np.testing.assert_array_equal(stored.read(), image)
