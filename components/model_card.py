@@ -64,7 +64,7 @@ def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catal
         "## Limits",
         "",
         "Every pixel is given one of the classes above, also where it is none of them. Scores on a new region"
-        " may lie below the worst of the table. Not for decisions about people, nor where a wrong map does harm."
+        " may lie below the worst of the table. Not for decisions about people, nor where a wrong map harms."
         " The licences of the training data may bind the use of the weights.",
     ]
     return "\n".join(lines) + "\n"

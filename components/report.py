@@ -2,7 +2,7 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from crossearth.components.compare import Comparison, compare
 from crossearth.components.palette import safe_palette
 from crossearth.components.results import (
     RecipeResult,
@@ -66,6 +67,7 @@ def report(
     *,
     validation_dir: Path | None = None,
     styles_dir: Path | None = None,
+    against: Sequence[Path] = (),
 ) -> Path:
     """Writes `scores.csv`, `scores.md` and `index.html` and logs them as the benchmark's parent run.
 
@@ -75,7 +77,8 @@ def report(
         out_dir: replaced as a whole.
         config: defaults if None.
         validation_dir: what `validate` wrote; its verdicts are shown.
-        styles_dir: what `styles fit` wrote; its sheet and its embeddings are shown.
+        styles_dir: what `styles fit` wrote; its sheet and its coverage of unseen domains are shown.
+        against: folders of other results; the page compares them (A) with these (B).
 
     Returns:
         `out_dir`.
@@ -99,7 +102,16 @@ def report(
     with atomic_dir(out_dir) as folder:
         write_table(folder / "scores.csv", rows)
         write_text(folder / "scores.md", markdown(summary, catalog))
-        write_text(folder / "index.html", page(summary, results, catalog, config, validation_dir, styles_dir))
+        text = page(
+            summary,
+            results,
+            catalog,
+            config,
+            validation=_validation(validation_dir),
+            styles=_styles(styles_dir),
+            comparison=compare(against, scores, catalog) if against else None,
+        )
+        write_text(folder / "index.html", text)
     _track(summary, results, Path(out_dir))
     return Path(out_dir)
 
@@ -186,8 +198,10 @@ def page(
     results: Sequence[RecipeResult],
     catalog: Catalog,
     config: ReportConfig,
-    validation_dir: Path | None,
-    styles_dir: Path | None,
+    *,
+    validation: Sequence[Mapping[str, Any]],
+    styles: Mapping[str, Any] | None,
+    comparison: Comparison | None,
 ) -> str:
     """The page as one HTML file: styles, scripts, charts' data and pictures are all in it."""
     environment = Environment(
@@ -204,8 +218,9 @@ def page(
         settings=[_setting(line, gaps.index(line.gap), summary, config) for line in summary.lines],
         published=_published(summary, catalog),
         drops=[_drop(drop, summary) for drop in summary.drops],
-        validation=_validation(validation_dir),
-        styles=_styles(styles_dir),
+        validation=validation,
+        styles=styles,
+        comparison=comparison,
         revision=git_revision(),
         plotly=files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8"),
     )
@@ -286,7 +301,11 @@ def _styles(folder: Path | None) -> dict[str, Any] | None:
     if folder is None or summary is None:
         return None
     sheet = folder / "sheet.png"
-    return {"summary": summary, "sheet": _picture(sheet) if sheet.is_file() else None}
+    return {
+        "summary": summary,
+        "sheet": _picture(sheet) if sheet.is_file() else None,
+        "coverage": _read_json(folder, "coverage.json"),
+    }
 
 
 def _read_json(folder: Path | None, name: str) -> Any:

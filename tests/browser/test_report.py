@@ -1,0 +1,221 @@
+"""The report in a real Chromium: it draws, sorts and filters, asks nobody, fits a phone and prints."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from results_factory import write_benchmark
+
+from crossearth.components import report as step
+from crossearth.components.report import ReportConfig, report
+from crossearth.data.catalog import Catalog, load_catalog
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+SAFE_COLOURS = {"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#5a6672"}
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return load_catalog()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as session:
+        chromium = session.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+def styles_and_validation(folder: Path) -> None:
+    """What other steps leave for the report."""
+    (folder / "styles").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    summary = {"count": 90, "engine": "spectral", "dim": 40, "shrinkage": 0.1}
+    digests = {"corpus_digest": "c" * 64, "styles_digest": "d" * 64}
+    (folder / "styles" / "summary.json").write_text(json.dumps(summary | digests))
+    setting = {"covered_before": 0.2, "covered_after": 0.8, "distance_before": 9.0, "distance_after": 3.0}
+    scatter = {
+        name: rng.normal(size=(30, 2)).tolist() for name in ("Earth samples", "a (source)", "b (target)")
+    }
+    coverage = {"components": 9, "alpha": 0.1, "settings": {"P(i)2V": setting}, "scatter": scatter}
+    (folder / "styles" / "coverage.json").write_text(json.dumps(coverage))
+    Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(folder / "styles" / "sheet.png")
+    checks = [
+        {"domain": "potsdam-rgb", "expectation": "no tile in two splits", "found": "3", "passed": False}
+    ]
+    domain = {
+        "provenance": "synthetic",
+        "splits": {"train": {"tiles": 4}, "test": {"tiles": 3}},
+        "checks": checks,
+    }
+    found = {"potsdam-rgb": domain | {"equal_tiles_across_splits": 0, "alike_tiles_across_splits": 1}}
+    (folder / "validation").mkdir()
+    (folder / "validation" / "summary.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
+    """A report of all 32 settings, compared with a second set of results."""
+    folder = tmp_path_factory.mktemp("report")
+    write_benchmark(folder / "scores", catalog)
+    write_benchmark(folder / "others", catalog, 3, seed=1)
+    styles_and_validation(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "_track", lambda *_: None)
+        report(
+            [folder / "scores"],
+            catalog,
+            folder / "report",
+            ReportConfig(replicates=200),
+            validation_dir=folder / "validation",
+            styles_dir=folder / "styles",
+            against=[folder / "others"],
+        )
+    return folder / "report" / "index.html"
+
+
+class Opened:
+    """A page and what happened on it."""
+
+    def __init__(self, browser: Any, path: Path, viewport: dict[str, int]) -> None:
+        self.page = browser.new_page(viewport=viewport)
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("#radar .main-svg")
+
+    def column(self, number: int) -> list[str]:
+        """Text of a column of the visible rows of the table, 1 = the first."""
+        selector = f"#scores tbody tr:not(.group):not([hidden]) > :nth-child({number})"
+        return [text.strip() for text in self.page.locator(selector).all_inner_texts()]
+
+
+@pytest.fixture(params=["desktop", "phone"])
+def opened(request: pytest.FixtureRequest, browser: Any, page_path: Path) -> Iterator[Opened]:
+    page = Opened(browser, page_path, DESKTOP if request.param == "desktop" else PHONE)
+    yield page
+    page.page.close()
+
+
+@pytest.fixture
+def desktop(browser: Any, page_path: Path) -> Iterator[Opened]:
+    page = Opened(browser, page_path, DESKTOP)
+    yield page
+    page.page.close()
+
+
+def test_charts_draw_without_errors_and_nothing_leaves_the_page(opened: Opened, page_path: Path) -> None:
+    page = opened.page
+    assert page.locator("#bars .barlayer .point").count() == 32
+    assert page.locator("#radar .scatterlayer .point").count() == 33, "closed line"
+    assert page.locator("#drops .scatterlayer .point").count() == 14
+    assert page.locator("#scatter .scatterlayer .point").count() == 60, "sources are hidden at first"
+    page.locator("#unfold").click()
+    page.evaluate("Promise.all([...document.images].map((each) => (each.loading = 'eager', each.decode())))")
+    assert opened.problems == []
+    outside = [url for url in opened.requests if not url.startswith(("data:", "blob:"))]
+    assert outside == [page_path.as_uri()]
+
+
+def test_it_fits_the_screen(opened: Opened) -> None:
+    opened.page.locator("#unfold").click()
+    width = opened.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= opened.page.viewport_size["width"]
+
+
+def test_the_table_sorts(desktop: Opened) -> None:
+    header = desktop.page.locator("#scores thead th", has_text="mIoU")
+    header.locator("button").click()
+    scores = [float(text) for text in desktop.column(5)]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 32
+    assert header.get_attribute("aria-sort") == "descending"
+    assert desktop.page.locator("#scores tr.group:not([hidden])").count() == 0
+    header.locator("button").click()
+    assert [float(text) for text in desktop.column(5)] == sorted(scores)
+    desktop.page.locator("#scores thead th", has_text="Source").locator("button").press("Enter")
+    assert desktop.column(2) == sorted(desktop.column(2))
+    desktop.page.locator("#scores thead th", has_text="Gap").locator("button").click()
+    assert desktop.page.locator("#scores tr.group:not([hidden])").count() == 6
+
+
+def test_the_table_filters(desktop: Opened, catalog: Catalog) -> None:
+    page = desktop.page
+    page.locator("#search").fill("casid-trf")
+    expected = [abbr for abbr, each in catalog.settings.items() if "casid-trf" in (each.source, each.target)]
+    assert sorted(desktop.column(1)) == sorted(expected)
+    assert page.locator("#count").inner_text() == f"{len(expected)} of 32 settings"
+    page.locator("#gap").select_option("in-domain")
+    assert desktop.column(1) == ["Trf2Trf"]
+    page.locator("#search").fill("")
+    assert len(desktop.column(1)) == 7
+
+
+def test_a_setting_opens_from_the_table(desktop: Opened) -> None:
+    desktop.page.locator("#scores a", has_text="P(i)2V").click()
+    section = desktop.page.locator("details[open]").first
+    assert "vaihingen-irrg" in section.inner_text()
+    assert section.locator(".matrix tbody tr").count() == 6
+    assert section.locator("figure img").count() == 4
+
+
+def test_the_numbers_are_those_of_the_csv(desktop: Opened, page_path: Path) -> None:
+    lines = [line.split(",") for line in (page_path.parent / "scores.csv").read_text().splitlines()]
+    place = {name: index for index, name in enumerate(lines[0])}
+    means = {line[0]: float(line[place["iou"]]) for line in lines[1:] if line[place["class"]] == "mean"}
+    shown = dict(zip(desktop.column(1), desktop.column(5), strict=True))
+    assert shown == {setting: f"{100 * iou:.1f}" for setting, iou in means.items()}
+
+
+def test_synthetic_numbers_stand_apart_from_published_ones(desktop: Opened) -> None:
+    page = desktop.page
+    assert "Synthetic data" in page.locator("header .notice").inner_text()
+    assert page.locator("#scores th", has_text="Published").count() == 0
+    assert "not comparable" in page.locator("section:has(#published) > p").inner_text()
+    assert page.locator("section:has(#published) details:not([open])").count() == 1
+
+
+def test_a_reader_without_eyes_or_mouse_gets_everything(desktop: Opened) -> None:
+    page = desktop.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#table"
+    page.locator("#unfold").click()
+    assert page.evaluate("[...document.images].every((image) => image.alt.length > 20)")
+    assert page.locator(".chart:not([aria-label])").count() == 0
+    assert page.evaluate("[...document.querySelectorAll('th')].every((cell) => cell.scope)")
+    assert page.evaluate("document.documentElement.lang") == "en"
+
+
+def test_bars_have_colours_that_colour_blind_readers_tell_apart(desktop: Opened) -> None:
+    colours = desktop.page.evaluate("document.getElementById('bars').data.map((trace) => trace.marker.color)")
+    assert set(colours) == SAFE_COLOURS
+
+
+def test_it_prints_with_everything_open(desktop: Opened, tmp_path: Path) -> None:
+    desktop.page.emulate_media(media="print")
+    assert desktop.page.locator("nav").is_hidden()
+    desktop.page.pdf(path=str(tmp_path / "report.pdf"), format="A4")
+    assert desktop.page.locator("details:not([open])").count() == 0
+
+
+def test_one_setting_is_enough(browser: Any, catalog: Catalog, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(step, "_track", lambda *_: None)
+    write_benchmark(tmp_path / "scores", catalog, 3)
+    (one, *_) = sorted((tmp_path / "scores").iterdir())
+    report([one], catalog, tmp_path / "report", ReportConfig(replicates=100))
+    opened = Opened(browser, tmp_path / "report" / "index.html", PHONE)
+    assert opened.problems == []
+    assert "missing" in opened.page.locator(".figures").inner_text()
+    opened.page.close()
