@@ -277,17 +277,24 @@ def report(
 
 
 @component
-def register(workspace: str, scores: str) -> str:
+def register(workspace: str, recipes: list, scores: str, decisions: Output[Markdown]) -> list:
     """A version per recipe in the model registry, promoted by the rule.
 
+    Args:
+        scores: digest of the scores that the rule judges.
+
     Returns:
-        Digest of what was decided.
+        Names of the recipes whose model was promoted.
     """
+    from pathlib import Path
+
     from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import register_models
 
     with shared.step(workspace, "register"):
-        shared.crossearth("register")
-        return shared.content_digest(shared.ARTIFACTS / "registry")
+        promoted, text = register_models([item["name"] for item in recipes])
+        Path(decisions.path).write_text(text)
+        return promoted
 
 
 @component

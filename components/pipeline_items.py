@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from crossearth.components.params import Params
 from crossearth.components.predict import SCENE_SUFFIXES, PredictConfig, predict
+from crossearth.components.promotion import RegisterConfig
+from crossearth.components.register import register
 from crossearth.components.tracking import start_run
 from crossearth.components.workspace import ARTIFACTS, inputs
 from crossearth.data.catalog import Catalog
@@ -223,6 +225,25 @@ def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str
         for path in local
         for written in predict([path], Path(model), folder / f"{path.stem}.tif", settings)
     ]
+
+
+def register_models(recipes: Sequence[str]) -> tuple[list[str], str]:
+    """Registers the recipes' models; returns the promoted ones, and the decisions as Markdown."""
+    params, catalog = inputs()
+    outcomes = register(
+        [catalog.recipe(name) for name in recipes],
+        catalog,
+        ARTIFACTS / "models",
+        ARTIFACTS / "scores",
+        ARTIFACTS / "registry",
+        params.config(RegisterConfig, "register"),
+    )
+    lines = ["| recipe | version | promoted | champion | refused by |", "|---|---|---|---|---|"]
+    for each in outcomes:
+        refused = "; ".join(check.question for check in each.checks if not check.holds)
+        promoted = "yes" if each.promoted else "no"
+        lines.append(f"| {each.recipe} | {each.version} | {promoted} | {each.champion} | {refused} |")
+    return [each.recipe for each in outcomes if each.promoted], "\n".join(lines) + "\n"
 
 
 def report_end(pipeline: str, state: str, message: str, failures: Sequence[dict[str, str]]) -> None:

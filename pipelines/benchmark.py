@@ -213,5 +213,7 @@ def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, va
     reported = steps.report(workspace=workspace, scores=dsl.Collected(scored.outputs["Output"]))
     place(reported, "report", values)
     with dsl.If(register_models == True, name="registry"):  # noqa: E712
-        registered = steps.register(workspace=workspace, scores=reported.outputs["Output"])
+        registered = steps.register(
+            workspace=workspace, recipes=prepared.recipes, scores=reported.outputs["Output"]
+        )
         place(registered, "register", values)

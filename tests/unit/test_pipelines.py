@@ -42,6 +42,7 @@ KUBEFLOW_ONLY = {
     "fetch": "dvc has the archives as a dependency",
     "shards": "deals out what stylize does",
     "stylize": "a dataset of its own, no part of the table",
+    "register": "moves aliases of a registry, which are no output",
     "finish": "dvc ends by itself",
 }
 CANARY = "canary-4f9c2"
