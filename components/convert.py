@@ -42,7 +42,7 @@ class ConvertConfig:
     image_px: int | None = None
     keep_training: bool = False
     backbones_dir: Path | None = None
-    cache_dir: Path = Path("datasets/weights")
+    cache_dir: Path = Path("artifacts/backbones")
 
     def __post_init__(self) -> None:
         if self.image_px is not None and (self.image_px < PATCH_PX or self.image_px % PATCH_PX):

@@ -322,7 +322,7 @@ class _StorageCollector(RestrictedUnpickler):
 
 
 def _fill(numbers: Tensor, stream: Any) -> None:
-    view = memoryview(numbers.numpy())
+    view = numbers.numpy().data
     done = 0
     while done < len(view):
         read = stream.readinto(view[done:])

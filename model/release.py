@@ -131,20 +131,6 @@ def load_released(
     load_strictly(model, frozen | state, released.path)
 
 
-def load_pretrained(model: CrossEarth, source: str, cache_dir: Path) -> str:
-    """Fills the backbone of `model`, resampled to its sizes, and returns the SHA-256 of their file.
-
-    Args:
-        source, cache_dir: as in `fetch_backbone`.
-
-    Raises:
-        InputError: as `fetch_backbone` and `read_backbone`; weights of another network (named).
-    """
-    path = fetch_backbone(source, cache_dir)
-    model.backbone.load_state_dict(fit_state(read_backbone(path), model.backbone, path))
-    return sha256_file(path)
-
-
 def read_backbone(path: Path) -> dict[str, Tensor]:
     """Reads a vision transformer under timm's names (which are DINOv2's).
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from crossearth.data.errors import InputError
 from crossearth.data.files import sha256_file
 from crossearth.model import release
+from crossearth.model.backbone import fit_state
 from crossearth.model.checkpoint import save, state_digest
 from crossearth.model.crossearth import CrossEarth, crossearth_large, tiny_config
 from crossearth.model.names import to_ours, to_released
 from crossearth.model.release import (
     fetch_backbone,
     image_px_of,
-    load_pretrained,
     load_released,
     read_backbone,
     read_released,
@@ -134,7 +134,7 @@ def test_positions_and_kernels_are_resampled_as_recorded(parity_dir: Path) -> No
     state = {name.removeprefix("vit."): tensor for name, tensor in model.backbone.state_dict().items()}
     for name in ("pos_embed", "patch_embed.proj.weight"):
         state[name] = torch.from_numpy(recorded[f"in/{name}"])
-    model.backbone.load_state_dict(release.fit_state(state, model.backbone, "x"))
+    model.backbone.load_state_dict(fit_state(state, model.backbone, "x"))
     for name in ("pos_embed", "patch_embed.proj.weight"):
         ours = model.backbone.state_dict()[f"vit.{name}"]
         np.testing.assert_allclose(ours, recorded[f"out/{name}"], atol=1e-6)
@@ -161,7 +161,7 @@ def test_every_form_of_backbone_is_read(tmp_path: Path, form: str) -> None:
     else:
         torch.save(state, path)
     other = network(1)
-    assert load_pretrained(other, str(path), tmp_path) == sha256_file(path)
+    other.backbone.load_state_dict(fit_state(read_backbone(path), other.backbone, path))
     assert state_digest(vit(other)) == state_digest(state)
 
 
@@ -177,10 +177,10 @@ def test_the_size_of_a_patch_16_backbone_is_in_its_positions() -> None:
 def test_a_backbone_of_other_depth_is_named(tmp_path: Path) -> None:
     torch.save(vit(CrossEarth(replace(SIZES, depth=5))), tmp_path / "b.pth")
     with pytest.raises(InputError, match=r"not of this network blocks\.4"):
-        load_pretrained(network(), str(tmp_path / "b.pth"), tmp_path)
+        fit_state(read_backbone(tmp_path / "b.pth"), network().backbone, "b.pth")
     save_file({"conv1.weight": torch.ones(1)}, tmp_path / "resnet.safetensors")
     with pytest.raises(InputError, match="no vision transformer in it"):
-        load_pretrained(network(), str(tmp_path / "resnet.safetensors"), tmp_path)
+        read_backbone(tmp_path / "resnet.safetensors")
 
 
 def test_an_absent_backbone_names_the_choices(tmp_path: Path) -> None:
