@@ -468,6 +468,9 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Windows per pass of the network.")] = 1,
     probabilities: Annotated[bool, typer.Option(help="Also write each class's probability.")] = False,
+    backbone: Annotated[
+        Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
+    ] = None,
 ) -> None:
     """Map scenes of any size: Cloud Optimized GeoTIFF, preview and areas per class."""
     from crossearth.components.predict import PredictConfig
@@ -481,6 +484,7 @@ def predict(
         "device": device,
         "batch_size": batch_size,
         "probabilities": probabilities,
+        "backbone": backbone,
     }
     written = run(scenes, Path(model), maps, load_config(PredictConfig, given, "predict"))
     _done(written, "open the maps in a GIS; areas stand in the .json beside them")
