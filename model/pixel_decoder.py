@@ -35,60 +35,102 @@ def sine_positions(size: Size, channels: int, device: torch.device | None = None
     return torch.cat([rows_HWF, columns_HWF], dim=2).flatten(0, 1)
 
 
-def cell_centres(sizes: Sequence[Size], device: torch.device | None = None) -> Tensor:
-    """Centres (x, y) of the cells of all maps, 0..1, (S, 2) float32."""
+def base_positions(sizes: Sequence[Size], device: torch.device | None = None) -> Tensor:
+    """Where the centre of every cell of all maps lies in each map, (S, V, 2) float32.
+
+    (x, y) in cells of the map looked at: 0 is the centre of its first cell.
+    """
     centres = []
     for height, width in sizes:
         y_H = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x_W = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
         centres.append(torch.stack([x_HW, y_HW], dim=2).flatten(0, 1))
-    return torch.cat(centres)
+    size_V2 = torch.tensor([(width, height) for height, width in sizes], device=device)
+    return torch.cat(centres)[:, None] * size_V2 - 0.5
 
 
 def sample_levels(
-    value_BSAE: Tensor, locations_BSAVO2: Tensor, weights_BSAVO: Tensor, sizes: Sequence[Size]
+    value_BSAE: Tensor, x_BSAVO: Tensor, y_BSAVO: Tensor, weights_BSAVO: Tensor, sizes: Sequence[Size]
 ) -> Tensor:
     """Weighted sum of bilinear samples of all levels, zero outside the maps, (B, S, A*E).
 
-    One gather-and-sum over rows of E channels instead of a grid_sample per level: the same numbers, with
-    neither per-level copies nor the samples themselves in memory.
+    Two ways to the same numbers: `grid_sample` has the faster gradient, sums of gathered rows the value.
 
     Args:
-        locations_BSAVO2: (x, y), 0..1 over each map (borders, not centres, are 0 and 1).
+        value_BSAE: the levels one after another.
+        x_BSAVO, y_BSAVO: places in cells of each level, float32; 0 is the centre of the first cell.
         weights_BSAVO: attention weights.
         sizes: (rows, columns) of the V maps.
     """
+    if torch.is_grad_enabled():
+        return _sample_maps(value_BSAE, x_BSAVO, y_BSAVO, weights_BSAVO, sizes)
+    return _sum_rows(value_BSAE, x_BSAVO, y_BSAVO, weights_BSAVO, sizes)
+
+
+def _sample_maps(
+    value_BSAE: Tensor, x_BSAVO: Tensor, y_BSAVO: Tensor, weights_BSAVO: Tensor, sizes: Sequence[Size]
+) -> Tensor:
     batch, num_positions, heads, channels = value_BSAE.shape
-    device = value_BSAE.device
-    size_V2 = torch.tensor([(width, height) for height, width in sizes], device=device)
-    starts_V = torch.tensor([0] + [height * width for height, width in sizes[:-1]], device=device).cumsum(0)
-    cell = locations_BSAVO2.float() * size_V2[:, None] - 0.5
-    low = cell.floor()
-    fraction = cell - low
-    rows, weights = [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            x, y = (low + torch.tensor([dx, dy], device=device)).unbind(-1)
-            width, height = size_V2[:, 0, None], size_V2[:, 1, None]
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            share_x, share_y = (
-                fraction[..., axis] if step else 1 - fraction[..., axis] for axis, step in ((0, dx), (1, dy))
+    parts = value_BSAE.split([height * width for height, width in sizes], dim=1)
+    samples = []
+    for level, ((height, width), part_BXAE) in enumerate(zip(sizes, parts, strict=True)):
+        map_NEHW = part_BXAE.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        # grid_sample counts -1..1 from border to border
+        x_BASO = ((2 * x_BSAVO[..., level, :] + 1) / width - 1).transpose(1, 2)
+        y_BASO = ((2 * y_BSAVO[..., level, :] + 1) / height - 1).transpose(1, 2)
+        grid_NSO2 = torch.stack([x_BASO, y_BASO], dim=-1).flatten(0, 1).to(map_NEHW.dtype)
+        samples.append(F.grid_sample(map_NEHW, grid_NSO2, align_corners=False))
+    weights_N1SI = weights_BSAVO.flatten(3).transpose(1, 2).flatten(0, 1)[:, None]
+    summed_NES = (torch.cat(samples, dim=-1) * weights_N1SI).sum(-1)
+    return summed_NES.view(batch, heads * channels, num_positions).transpose(1, 2)
+
+
+def _sum_rows(
+    value_BSAE: Tensor, x_BSAVO: Tensor, y_BSAVO: Tensor, weights_BSAVO: Tensor, sizes: Sequence[Size]
+) -> Tensor:
+    """One corner of all bilinear samples at a time: rows of E channels, gathered and summed."""
+    batch, num_positions, heads, channels = value_BSAE.shape
+    device, num_points = value_BSAE.device, x_BSAVO.shape[-1]
+
+    def per_sample(numbers: Sequence[int]) -> Tensor:
+        numbers_V1 = torch.tensor(numbers, dtype=torch.float32, device=device)[:, None]
+        return numbers_V1.expand(heads, -1, num_points).flatten()
+
+    width_I, height_I = per_sample([size[1] for size in sizes]), per_sample([size[0] for size in sizes])
+    counts = [height * width for height, width in sizes]
+    start_I = per_sample([sum(counts[:level]) for level in range(len(counts))])
+    head_I = torch.arange(heads, device=device).repeat_interleave(len(sizes) * num_points)
+    first_B11 = torch.arange(batch, device=device).view(-1, 1, 1) * (num_positions * heads)
+    columns = _corners(x_BSAVO.flatten(2), width_I)
+    rows = _corners(y_BSAVO.flatten(2), height_I)
+    weights_BSI = weights_BSAVO.flatten(2).float()
+    value_XE = value_BSAE.reshape(-1, channels)
+    num_bags = batch * num_positions * heads
+    summed_XE = value_XE.new_zeros(num_bags, channels)
+    for row_BSI, row_share_BSI in rows:
+        start_BSI, share_BSI = row_BSI * width_I + start_I, row_share_BSI * weights_BSI
+        for column_BSI, column_share_BSI in columns:
+            # value rows lie in the order image, position, head
+            index_BSI = (start_BSI + column_BSI).long() * heads + (head_I + first_B11)
+            summed_XE += F.embedding_bag(
+                index_BSI.view(num_bags, -1),
+                value_XE,
+                mode="sum",
+                per_sample_weights=(share_BSI * column_share_BSI).view(num_bags, -1).to(value_XE.dtype),
             )
-            weights.append(weights_BSAVO * (share_x * share_y * inside).to(weights_BSAVO.dtype))
-            row = (y * width + x).long() + starts_V[:, None]
-            rows.append(row.clamp_(0, num_positions - 1))
-    row_BSAI = torch.stack(rows, dim=-1).flatten(3)
-    # value rows lie in the order (image, position, head)
-    row_BSAI = row_BSAI * heads + torch.arange(heads, device=device)[:, None]
-    row_BSAI += torch.arange(batch, device=device).view(-1, 1, 1, 1) * (num_positions * heads)
-    summed = F.embedding_bag(
-        row_BSAI.flatten(0, 2),
-        value_BSAE.reshape(-1, channels),
-        mode="sum",
-        per_sample_weights=torch.stack(weights, dim=-1).flatten(3).flatten(0, 2).to(value_BSAE.dtype),
-    )
-    return summed.view(batch, num_positions, heads * channels)
+    return summed_XE.view(batch, num_positions, heads * channels)
+
+
+def _corners(place_BSI: Tensor, count_I: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The two cells around each place along one axis, and their shares; cells outside become share 0."""
+    low_BSI = place_BSI.floor()
+    share_BSI = place_BSI - low_BSI
+    corners = []
+    for cell_BSI, cell_share_BSI in ((low_BSI, 1 - share_BSI), (low_BSI + 1, share_BSI)):
+        inside_BSI = cell_BSI.clamp(min=torch.zeros_like(count_I), max=count_I - 1)
+        corners.append((inside_BSI, cell_share_BSI * (inside_BSI == cell_BSI)))
+    return corners
 
 
 class DeformableAttention(nn.Module):
@@ -120,9 +162,7 @@ class DeformableAttention(nn.Module):
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets_AVO2.flatten())
 
-    def forward(
-        self, x_BSC: Tensor, positions_SC: Tensor, centres_S2: Tensor, sizes: Sequence[Size]
-    ) -> Tensor:
+    def forward(self, x_BSC: Tensor, positions_SC: Tensor, base_SV2: Tensor, sizes: Sequence[Size]) -> Tensor:
         batch, num_positions, _ = x_BSC.shape
         query_BSC = x_BSC + positions_SC
         points = (NUM_LEVELS, self.num_points)
@@ -133,10 +173,9 @@ class DeformableAttention(nn.Module):
             .softmax(dim=-1)
             .unflatten(-1, points)
         )
-        size_V2 = torch.tensor([(width, height) for height, width in sizes], device=x_BSC.device)
-        locations_BSAVO2 = centres_S2[:, None, None, None] + offsets_BSAVO2.float() / size_V2[:, None]
+        x_BSAVO, y_BSAVO = (offsets_BSAVO2.float() + base_SV2[:, None, :, None]).unbind(-1)
         value_BSAE = self.value_proj(x_BSC).view(batch, num_positions, self.heads, -1)
-        return self.output_proj(sample_levels(value_BSAE, locations_BSAVO2, weights_BSAVO, sizes))
+        return self.output_proj(sample_levels(value_BSAE, x_BSAVO, y_BSAVO, weights_BSAVO, sizes))
 
 
 class FeedForward(nn.Module):
@@ -160,10 +199,8 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(channels, ffn)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
 
-    def forward(
-        self, x_BSC: Tensor, positions_SC: Tensor, centres_S2: Tensor, sizes: Sequence[Size]
-    ) -> Tensor:
-        x_BSC = self.norms[0](x_BSC + self.attention(x_BSC, positions_SC, centres_S2, sizes))
+    def forward(self, x_BSC: Tensor, positions_SC: Tensor, base_SV2: Tensor, sizes: Sequence[Size]) -> Tensor:
+        x_BSC = self.norms[0](x_BSC + self.attention(x_BSC, positions_SC, base_SV2, sizes))
         return self.norms[1](x_BSC + self.ffn(x_BSC))
 
 
@@ -225,9 +262,9 @@ class PixelDecoder(nn.Module):
                 for size, level_C in zip(sizes, self.level_embed_VC, strict=True)
             ]
         )
-        centres_S2 = cell_centres(sizes, device)
+        base_SV2 = base_positions(sizes, device)
         for layer in self.layers:
-            x_BSC = layer(x_BSC, positions_SC, centres_S2, sizes)
+            x_BSC = layer(x_BSC, positions_SC, base_SV2, sizes)
         memories = [
             part_BSC.transpose(1, 2).unflatten(2, size)
             for part_BSC, size in zip(
