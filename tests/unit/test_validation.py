@@ -1,0 +1,206 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from own_domain import NAME, catalog, draw, own_domain, save
+from rasterio.io import MemoryFile
+
+from crossearth.components.ingest import IngestConfig, ingest
+from crossearth.components.validate import validate
+from crossearth.data.catalog import Catalog, Domain, Files, load_catalog
+from crossearth.data.errors import InputError
+from crossearth.data.manifest import Manifest, read_manifest, write_manifest
+from crossearth.data.validation import ValidateConfig, expectations, twins, validate_manifests
+
+
+def ingested(folder: Path, **entry: Any) -> Catalog:
+    known = catalog(folder, **entry)
+    ingest([NAME], known, folder / "archives", folder / "domains", IngestConfig(workers=1))
+    return known
+
+
+def rewrite(folder: Path, split: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Changes rows of a manifest."""
+    root = folder / "domains" / NAME
+    rows = [change(row) for row in read_manifest(root, split).rows]
+    write_manifest(root, NAME, split, "road", "own", [row for row in rows if row])
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Path:
+    own_domain(tmp_path)
+    ingested(tmp_path)
+    return tmp_path
+
+
+def test_a_sound_domain_passes_and_its_digests_are_written(town: Path) -> None:
+    known = catalog(town)
+    out = validate(known, town / "domains", town / "validation", ValidateConfig())
+    train, test = (read_manifest(town / "domains" / NAME, split) for split in ("train", "test"))
+    summary = json.loads((out / "summary.json").read_text())[NAME]
+    assert summary["splits"]["test"] == {"tiles": len(test), "digest": test.digest}
+    assert summary["provenance"] == "own"
+    assert summary["checks"] and all(check["passed"] for check in summary["checks"])
+    assert summary["equal_tiles_across_splits"] == 0
+    assert json.loads((out / "digests" / f"{NAME}.json").read_text()) == {"train": train.digest}
+    assert "scene_in_both_splits" in next((out / "docs" / "validations").rglob("*.html")).read_text()
+    assert (out / "docs" / "index.html").is_file()
+
+
+def test_a_recipe_hangs_on_the_test_splits_of_its_targets(town: Path) -> None:
+    file = town / "settings.yaml"
+    file.write_text(f"settings: {{T2T: {{source: {NAME}, target: {NAME}, gap: in-domain}}}}")
+    known = load_catalog([town / "catalog.yaml", file], town)
+    out = validate(known, town / "domains", town / "validation", ValidateConfig())
+    digests = json.loads((out / "recipes" / f"{NAME}.json").read_text())
+    assert digests == {NAME: read_manifest(town / "domains" / NAME, "test").digest}
+
+
+def without_roads(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "class_pixels": [48 * 48, 0]}
+
+
+WRONG: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "class absent": ("train", without_roads, "train: has pixels of class 'road'"),
+    "scene in both splits": ("test", lambda row: {**row, "scene": "scene_0"}, "no scene in both splits"),
+    "tile twice": ("train", lambda row: {**row, "tile_id": "same"}, "no tile twice in a split"),
+    "ids outside": ("train", lambda row: {**row, "ignored_pixels": 7}, "every label pixel is a class"),
+    "bands": ("test", lambda row: {**row, "bands": ["red", "green", "red"]}, "bands red, green, blue"),
+    "lost files": ("test", lambda row: {**row, "image": "gone.tif"}, "every tile's files are there"),
+    "blank tiles": (
+        "test",
+        lambda row: {**row, "constant": True},
+        "test: at most 5% of tiles without any detail",
+    ),
+    "nodata": ("test", lambda row: {**row, "nodata_share": 0.9}, "test: at most 40% no-data pixels"),
+    "half placed": (
+        "test",
+        lambda row: {**row, "crs": "EPSG:4326"},
+        "all tiles have a place on the ground, or none has",
+    ),
+    "no tiles": ("test", lambda row: {}, "test: has tiles"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_stops_with_a_table(case: str, town: Path) -> None:
+    split, change, words = WRONG[case]
+    rewrite(town, split, change)
+    with pytest.raises(InputError) as caught:
+        validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
+    assert f"│ {NAME}" in str(caught.value)
+    assert words in " ".join(str(caught.value).replace("│", " ").split())
+    assert not (town / "validation" / "digests").exists()
+    assert (town / "validation" / "docs" / "index.html").is_file()
+    failed = [
+        c
+        for c in json.loads((town / "validation" / "summary.json").read_text())[NAME]["checks"]
+        if not c["passed"]
+    ]
+    assert words in [check["expectation"][: len(words)] for check in failed]
+
+
+def test_a_copy_in_the_other_split_is_found_by_its_pixels(tmp_path: Path) -> None:
+    own_domain(tmp_path)
+    save(tmp_path / "images" / "scene_7.tif", draw(0)[0])
+    known = ingested(tmp_path)
+    with pytest.raises(InputError, match="no tile with a twin of equal pixels"):
+        validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig())
+    summary = json.loads((tmp_path / "validation" / "summary.json").read_text())[NAME]
+    assert summary["equal_tiles_across_splits"] == 4
+    assert {"train": "scene_0_0_0_48_48", "test": "scene_7_0_0_48_48", "bits": -1} in summary["pairs"]
+
+
+def jpeg(image: np.ndarray) -> np.ndarray:
+    _, height, width = image.shape
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="JPEG", width=width, height=height, count=3, dtype="uint8", quality=80
+        ) as file:
+            file.write(image)
+        with memory.open() as file:
+            return file.read()
+
+
+def test_a_recompressed_copy_in_the_other_split_is_reported(tmp_path: Path) -> None:
+    own_domain(tmp_path, side=128)
+    ground = np.random.default_rng(0).normal(size=(3, 128, 128)).cumsum(1).cumsum(2)
+    image = (255 * (ground - ground.min()) / np.ptp(ground)).astype(np.uint8)
+    save(tmp_path / "images" / "scene_0.tif", image)
+    save(tmp_path / "images" / "scene_7.tif", jpeg(image))
+    known = ingested(tmp_path, tile={"px": 128, "rule": "whole"})
+    out = validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig())
+    summary = json.loads((out / "summary.json").read_text())[NAME]
+    assert (summary["equal_tiles_across_splits"], summary["alike_tiles_across_splits"]) == (0, 1)
+    assert summary["pairs"][0]["train"] == "scene_0"
+    assert summary["pairs"][0]["test"] == "scene_7"
+
+
+def test_blank_tiles_are_nobodys_twins(town: Path) -> None:
+    root = town / "domains" / NAME
+    rewrite(town, "train", lambda row: {**row, "constant": True, "sha256_image": "ab"})
+    rewrite(town, "test", lambda row: {**row, "constant": True, "sha256_image": "ab"})
+    train, test = (read_manifest(root, split) for split in ("train", "test"))
+    assert twins(train, test, 8) == []
+    validate(catalog(town), town / "domains", town / "validation", ValidateConfig(max_constant_share=1))
+
+
+def check_as_publisher(town: Path, domain: Domain, manifests: list[Manifest]) -> dict[str, bool]:
+    checks = validate_manifests(
+        {NAME: (domain, ("background", "road"), manifests)}, town / "docs", ValidateConfig()
+    )
+    return {check.expectation: check.passed for check in checks}
+
+
+def test_counts_and_sizes_are_those_of_the_publisher(town: Path) -> None:
+    own = catalog(town).domain(NAME)
+    root = town / "domains" / NAME
+    published = [replace(read_manifest(root, split), provenance="publisher") for split in ("train", "test")]
+    files = Files("*", "*", tiles=24)
+    domain = replace(own, own=None, train=files, test=replace(files, tiles=9))
+    checks = check_as_publisher(town, domain, published)  # type: ignore[arg-type]
+    assert checks["train: 24 tiles, as the paper"]
+    assert not checks["test: 9 tiles, as the paper"]
+    assert checks["tiles 48 px wide"] and checks["tiles 48 px high"]
+    wrong = check_as_publisher(town, replace(domain, tile=replace(domain.tile, px=64)), published)  # type: ignore[arg-type]
+    assert not wrong["tiles 64 px wide"]
+
+
+def test_every_domain_of_the_catalog_has_expectations() -> None:
+    known = load_catalog()
+    for domain in known.domains.values():
+        if domain.class_set is None:
+            continue
+        classes = known.class_sets[domain.class_set].classes
+        notes = [one.notes for one in expectations(domain, classes, "publisher", ValidateConfig())]
+        assert len(notes) == len(set(notes))
+        for split in domain.splits:
+            assert f"{split}: {domain.files(split).tiles} tiles, as the paper" in notes
+
+
+def test_nothing_ingested(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="crossearth ingest"):
+        validate(load_catalog(), tmp_path, tmp_path / "validation", ValidateConfig())
+    with pytest.raises(InputError, match="crossearth ingest potsdam-rgb"):
+        validate(load_catalog(), tmp_path, tmp_path / "validation", ValidateConfig(), ["potsdam-rgb"])
+
+
+@pytest.mark.parametrize(
+    "values", [{"max_constant_share": 2}, {"max_nodata_share": -1}, {"near_duplicate_bits": 99}]
+)
+def test_config_refuses_nonsense(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(values))):
+        ValidateConfig(**values)
+
+
+def test_a_manifest_of_another_version_is_refused(town: Path) -> None:
+    path = town / "domains" / NAME / "train.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["look"]), path)
+    with pytest.raises(InputError, match="another version"):
+        validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
