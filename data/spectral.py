@@ -69,8 +69,7 @@ class SpectralEngine:
     def embed(self, x_B3HW: Tensor) -> Tensor:
         """Statistics of images (B,3,H,W), uint8 or float, raw 0..255 -> float32 (B, dim)."""
         with torch.autocast(x_B3HW.device.type, enabled=False):
-            mean_B3, spectrum_B3HW = _analyse(x_B3HW)
-            return _statistics(mean_B3, spectrum_B3HW)
+            return _statistics(*_analyse(x_B3HW), x_B3HW.shape)
 
     @torch.no_grad()
     def transfer(self, x_B3HW: Tensor, e_BD: Tensor) -> Tensor:
@@ -85,37 +84,37 @@ class SpectralEngine:
                 expected=f"{(len(x_B3HW), self.dim)} for {len(x_B3HW)} images and the spectral engine",
             )
         with torch.autocast(x_B3HW.device.type, enabled=False):
-            mean_B3, spectrum_B3HW = _analyse(x_B3HW)
-            e_BD = e_BD.to(spectrum_B3HW)
+            mean_B3, spectrum_B3WH = _analyse(x_B3HW)
+            e_BD = e_BD.to(spectrum_B3WH)
             wanted_mean_B3, wanted_log_B6, wanted_bands_BD = e_BD.split((3, 6, 3 * NUM_BANDS), dim=1)
-            own_bands_BD = _statistics(mean_B3, spectrum_B3HW)[:, 9:]
-            log_gain_BCJ = _soft_limit(wanted_bands_BD - own_bands_BD, MAX_BAND_GAIN).unflatten(
-                1, (3, NUM_BANDS)
-            )
-            bands_JHW = _bands(*x_B3HW.shape[-2:], x_B3HW.device)
-            spectrum_B3HW *= torch.einsum("bcj,jhw->bchw", log_gain_BCJ, bands_JHW).exp_()
+            own_bands_BD = _statistics(mean_B3, spectrum_B3WH, x_B3HW.shape)[:, 9:]
+            log_gain_BCJ = _soft_limit(wanted_bands_BD - own_bands_BD, MAX_BAND_GAIN).unflatten(1, (3, -1))
+            bands_JN = _bands(*x_B3HW.shape[-2:], x_B3HW.device).flatten(1)
+            spectrum_B3WH *= (log_gain_BCJ @ bands_JN).exp_().view_as(spectrum_B3WH)
 
-            colour_B33 = _transport(_covariance(spectrum_B3HW), _symmetric(wanted_log_B6)).to(spectrum_B3HW)
-            to_rgb_B33 = OPPONENT.to(spectrum_B3HW).T @ colour_B33
-            v_B3HW = torch.einsum("bdc,bchw->bdhw", to_rgb_B33, _idct2(spectrum_B3HW))
-            v_B3HW += wanted_mean_B3[:, :, None, None]
+            covariance_B33 = _covariance(spectrum_B3WH, x_B3HW.shape)
+            colour_B33 = _transport(covariance_B33, _symmetric(wanted_log_B6)).to(spectrum_B3WH)
+            to_rgb_B33 = OPPONENT.to(spectrum_B3WH).T @ colour_B33
+            y_B3HW = _idct2(spectrum_B3WH, *x_B3HW.shape[-2:])
+            v_B3HW = torch.baddbmm(wanted_mean_B3[:, :, None], to_rgb_B33, y_B3HW.flatten(2)).view_as(y_B3HW)
             return v_B3HW.sigmoid_().mul_(255 + 2 * MARGIN).sub_(MARGIN).clamp_(0, 255)
 
 
 def _analyse(x_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of v (B,3) and spectrum of its opponent planes (B,3,H,W)."""
-    v_B3HW = torch.logit((x_B3HW.float() + MARGIN) / (255 + 2 * MARGIN))
+    """Mean of v (B,3) and `_dct2` of its opponent planes."""
+    x_B3HW = x_B3HW.float().clamp(0, 255)
+    v_B3HW = (x_B3HW + MARGIN).div_(255 + MARGIN - x_B3HW).log_()
     mean_B3 = v_B3HW.mean(dim=(2, 3))
-    centred_B3HW = v_B3HW - mean_B3[:, :, None, None]
-    return mean_B3, _dct2(torch.einsum("dc,bchw->bdhw", OPPONENT.to(v_B3HW), centred_B3HW))
+    v_B3HW -= mean_B3[:, :, None, None]
+    return mean_B3, _dct2((OPPONENT.to(v_B3HW) @ v_B3HW.flatten(2)).view_as(v_B3HW))
 
 
-def _statistics(mean_B3: Tensor, spectrum_B3HW: Tensor) -> Tensor:
-    bands_JHW = _bands(*spectrum_B3HW.shape[-2:], spectrum_B3HW.device)
+def _statistics(mean_B3: Tensor, spectrum_B3WH: Tensor, shape: torch.Size) -> Tensor:
+    bands_JN = _bands(*shape[-2:], spectrum_B3WH.device).flatten(1)
     # no coefficient of a tiny image may fall into a low band: its power is then 0, like a flat image's
-    weight_J = bands_JHW.sum(dim=(1, 2)).clamp_min(1e-6)
-    power_BCJ = torch.einsum("bchw,jhw->bcj", spectrum_B3HW.square(), bands_JHW) / weight_J
-    covariance_B33 = _covariance(spectrum_B3HW)
+    weight_J = bands_JN.sum(dim=1).clamp_min(1e-6)
+    power_BCJ = spectrum_B3WH.square().flatten(2) @ bands_JN.T / weight_J
+    covariance_B33 = _covariance(spectrum_B3WH, shape)
     variance_BC1 = covariance_B33.diagonal(dim1=1, dim2=2).to(power_BCJ)[:, :, None]
     shape_BCJ = 0.5 * ((power_BCJ + EPS / 12) / (variance_BC1 + EPS)).log()
     log_B33 = _matrix_function(covariance_B33 + EPS * torch.eye(3), torch.log)
@@ -123,10 +122,10 @@ def _statistics(mean_B3: Tensor, spectrum_B3HW: Tensor) -> Tensor:
     return torch.cat([mean_B3, log_B6.to(mean_B3), shape_BCJ.flatten(1)], dim=1)
 
 
-def _covariance(spectrum_B3HW: Tensor) -> Tensor:
+def _covariance(spectrum_B3WH: Tensor, shape: torch.Size) -> Tensor:
     """Covariance of the planes, by Parseval; float64 on the CPU, since not every device has both."""
-    flat_B3N = spectrum_B3HW.flatten(2)
-    return (flat_B3N @ flat_B3N.mT / flat_B3N.shape[2]).cpu().double()
+    flat_B3N = spectrum_B3WH.flatten(2)
+    return (flat_B3N @ flat_B3N.mT / (shape[-2] * shape[-1])).cpu().double()
 
 
 def _transport(from_B33: Tensor, wanted_log_B33: Tensor) -> Tensor:
@@ -157,53 +156,75 @@ def _soft_limit(log_gain: Tensor, max_gain: float) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _bands(height: int, width: int, device: torch.device) -> Tensor:
-    """Weights (NUM_BANDS,H,W) of the octaves over the DCT's coefficients: raised cosines in log2 |f|."""
-    f_H = torch.arange(height, device=device) / (2 * height)
-    f_W = torch.arange(width, device=device) / (2 * width)
-    radius_HW = torch.hypot(f_H[:, None], f_W[None, :])
-    octave_HW = (radius_HW.clamp_min(2.0**-NUM_BANDS).log2() + NUM_BANDS).clamp_max(NUM_BANDS - 1)
-    distance_JHW = (octave_HW - torch.arange(NUM_BANDS, device=device)[:, None, None]).abs().clamp_max(1)
-    return torch.cos(math.pi / 2 * distance_JHW).square()
+    """Weights (NUM_BANDS, w', h') of the octaves over `_dct2`'s coefficients: raised cosines in log2 |f|."""
+    (f_W, valid_W), (f_H, valid_H) = _frequencies(width, device), _frequencies(height, device)
+    radius_WH = torch.hypot(f_W[:, None], f_H[None, :])
+    octave_WH = (radius_WH.clamp_min(2.0**-NUM_BANDS).log2() + NUM_BANDS).clamp_max(NUM_BANDS - 1)
+    distance_JWH = (octave_WH - torch.arange(NUM_BANDS, device=device)[:, None, None]).abs().clamp_max(1)
+    return torch.cos(math.pi / 2 * distance_JWH).square() * (valid_W[:, None] & valid_H[None, :])
 
 
-def _dct2(x: Tensor) -> Tensor:
-    return _dct(_dct(x).mT).mT
+# A DCT-II of N real numbers is one real FFT of N numbers in another order, times a twiddle (Makhoul 1980):
+# the real part at k is X_k, the imaginary part -X_(N-k). The pairs stay side by side as the FFT leaves them,
+# since nothing here needs X in order; what is no coefficient (X_N, and X_(N/2) for the second time) is 0.
 
 
-def _idct2(z: Tensor) -> Tensor:
-    return _idct(_idct(z.mT).mT)
+def _dct2(x_B3HW: Tensor) -> Tensor:
+    """Orthonormal DCT-II over both sides -> (B,3,w',h'), transposed and in the order of `_frequencies`."""
+    x_B3HW = torch.cat([x_B3HW[..., ::2, :], x_B3HW[..., 1::2, :].flip(-2)], dim=-2)
+    x_B3HW = torch.cat([x_B3HW[..., ::2], x_B3HW[..., 1::2].flip(-1)], dim=-1)
+    return _transform(_transform(x_B3HW).mT.contiguous())
 
 
-def _dct(x: Tensor) -> Tensor:
-    """Orthonormal DCT-II along the last axis by one real FFT of the same length (Makhoul 1980)."""
-    size = x.shape[-1]
-    folded = torch.fft.rfft(torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)) * _twiddle(
-        size, x.device
-    )
-    mirrored = -folded.imag[..., 1 : (size + 1) // 2].flip(-1)
-    return torch.cat([folded.real, mirrored], dim=-1) * _scale(size, x.device)
+def _idct2(z_B3WH: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of `_dct2`."""
+    x_B3HW = _inverse(_inverse(z_B3WH, height).mT.contiguous(), width)
+    columns = _interleave(x_B3HW.mT).mT
+    return _interleave(columns)
 
 
-def _idct(z: Tensor) -> Tensor:
-    size = z.shape[-1]
-    z = z / _scale(size, z.device)
-    half = size // 2 + 1
-    mirrored = torch.cat([torch.zeros_like(z[..., :1]), z[..., size - half + 1 :].flip(-1)], dim=-1)
-    folded = torch.fft.irfft(
-        torch.complex(z[..., :half], -mirrored) * _twiddle(size, z.device).conj(), n=size
-    )
-    x = torch.empty_like(z)
-    x[..., ::2] = folded[..., : (size + 1) // 2]
-    x[..., 1::2] = folded[..., (size + 1) // 2 :].flip(-1)
+def _transform(ordered: Tensor) -> Tensor:
+    size = ordered.shape[-1]
+    pairs = torch.view_as_real(torch.fft.rfft(ordered).mul_(_twiddle(size, ordered.device)))
+    if size % 2 == 0:
+        pairs[..., -1, 1] = 0
+    return pairs.flatten(-2)
+
+
+def _inverse(z: Tensor, size: int) -> Tensor:
+    pairs = torch.view_as_complex(z.unflatten(-1, (-1, 2)).contiguous())
+    return torch.fft.irfft(pairs * _inverse_twiddle(size, z.device), n=size)
+
+
+def _interleave(ordered: Tensor) -> Tensor:
+    size = ordered.shape[-1]
+    x = torch.empty_like(ordered)
+    x[..., ::2] = ordered[..., : (size + 1) // 2]
+    x[..., 1::2] = ordered[..., (size + 1) // 2 :].flip(-1)
     return x
 
 
+def _frequencies(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cycles per pixel of a transformed side's entries, and whether an entry is a coefficient of its own."""
+    k = torch.arange(size // 2 + 1, device=device)
+    index = torch.stack([k, size - k], dim=1).flatten()
+    valid = index < size
+    if size % 2 == 0:
+        valid[-1] = False
+    return index / (2 * size), valid
+
+
+@lru_cache(maxsize=16)
 def _twiddle(size: int, device: torch.device) -> Tensor:
-    angle = torch.arange(size // 2 + 1, device=device) * (math.pi / (2 * size))
-    return torch.polar(torch.ones_like(angle), -angle)
+    k = torch.arange(size // 2 + 1, device=device)
+    scale = torch.where(k == 0, math.sqrt(1 / size), math.sqrt(2 / size))
+    return torch.polar(scale, -k * (math.pi / (2 * size)))
 
 
-def _scale(size: int, device: torch.device) -> Tensor:
-    scale = torch.full((size,), math.sqrt(2 / size), device=device)
-    scale[0] = math.sqrt(1 / size)
-    return scale
+@lru_cache(maxsize=16)
+def _inverse_twiddle(size: int, device: torch.device) -> Tensor:
+    twiddle = 1 / _twiddle(size, device)
+    if size % 2 == 0:
+        # its second half was dropped
+        twiddle[-1] *= 2
+    return twiddle
