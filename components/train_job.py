@@ -148,9 +148,10 @@ def follow(
     """
     started = time.monotonic()
     reader: threading.Thread | None = None
-    while (status := client.get_job(name).status) not in (COMPLETE, FAILED):
+    while (job := client.get_job(name)).status not in (COMPLETE, FAILED):
         waited = time.monotonic() - started
-        if status == RUNNING and reader is None:
+        # a job that a queue let go keeps the status Created: its pods say more
+        if reader is None and RUNNING in (job.status, *(step.status for step in job.steps)):
             reader = threading.Thread(target=_copy_log, args=(client, name, log), daemon=True)
             reader.start()
         if reader is None and waited > schedule_timeout_s:
@@ -166,7 +167,7 @@ def follow(
         _copy_log(client, name, log)
     else:
         reader.join(timeout=30)
-    if status == FAILED:
+    if job.status == FAILED:
         raise TrainJobError(f"TrainJob {name} failed\n{_last_lines(client, name)}\n{_events(client, name)}")
 
 
@@ -195,7 +196,7 @@ def _copy_log(client: "TrainerClient", name: str, log: TextIO) -> None:
         print(f"log of TrainJob {name} broke off: {error}", file=log, flush=True)
 
 
-def _last_lines(client: "TrainerClient", name: str, number: int = 30) -> str:
+def _last_lines(client: "TrainerClient", name: str, number: int = 100) -> str:
     try:
         lines = list(client.get_job_logs(name, follow=False))
     except RuntimeError as error:

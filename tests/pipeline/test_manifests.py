@@ -33,7 +33,12 @@ def identity(manifest: Any) -> str:
 def trainer_schema(kind: str) -> dict[str, Any]:
     """The schema of Kubeflow Trainer's API, as its package has it; unknown keys are refused."""
     schema = getattr(trainer_models, f"TrainerV1alpha1{kind}").model_json_schema(by_alias=True)
-    for part in (schema, *schema.get("$defs", {}).values()):
+    parts = schema.get("$defs", {})
+    # plain text or numbers in a manifest, wrapped by the package
+    for name in parts:
+        if name.endswith(("ResourceQuantity", "IntOrString")):
+            parts[name] = {"type": ["string", "number"]}
+    for part in (schema, *parts.values()):
         if part.get("properties"):
             part["additionalProperties"] = False
     return schema
