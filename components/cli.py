@@ -224,10 +224,18 @@ def fetch(
     catalog: Catalogs = None,
 ) -> None:
     """Download what may be downloaded openly; says where to get the rest."""
+    from crossearth.components.fetch import by_hand
     from crossearth.components.fetch import fetch as run
 
     _, loaded = _inputs(None, catalog)
-    _done(run(names, loaded, data_dir() / "archives"), "crossearth ingest DATASET")
+    archives = data_dir() / "archives"
+    rows = [
+        [archive.file, archive.size_gb or "", archive.homepage, archive.licence, archive.folder]
+        for archive in by_hand(names, loaded, archives)
+    ]
+    if rows:
+        _table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
+    _done(run(names, loaded, archives), "crossearth ingest DATASET, with `archives` in params.yaml")
 
 
 @app.command()
@@ -292,6 +300,25 @@ def styles_fit(
     _done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
 
 
+@styles_app.command("coverage")
+def styles_coverage(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+    """Measure, per setting, how far the injected styles cover the unseen domain."""
+    from crossearth.components.fit_styles import STYLES_FILE
+    from crossearth.components.style_coverage import style_coverage
+    from crossearth.components.stylize import StylizeConfig
+
+    params, loaded = _inputs(params_file, catalog)
+    written = style_coverage(
+        loaded,
+        ARTIFACTS / "domains",
+        ARTIFACTS / "styles" / STYLES_FILE,
+        ARTIFACTS / "coverage",
+        params.config(StylizeConfig, "stylize").style,
+        style_weights_dir(),
+    )
+    _done(written, "crossearth report shows it")
+
+
 @styles_app.command("show")
 def styles_show(
     image: Annotated[Path, typer.Argument(help="Any image file.")],
@@ -313,8 +340,7 @@ def stylize(
     names: Annotated[list[str], typer.Argument(help="Ingested domains.")],
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
-    shard: Annotated[int, typer.Option(help="Which of --shards, from 0.")] = 0,
-    shards: Annotated[int, typer.Option(help="Number of equal shares of the tiles.")] = 1,
+    shard: Annotated[str, typer.Option(help="Only shard I of N, as I/N, counted from 0.")] = "0/1",
 ) -> None:
     """Write restyled counterparts of a domain's training tiles as a dataset of its own."""
     from dataclasses import replace
@@ -334,7 +360,7 @@ def stylize(
             ARTIFACTS / "stylized",
             config,
             style_weights_dir(),
-            Shard(shard, shards),
+            Shard.parse(shard),
         )
         for name in names
     ]
@@ -415,6 +441,97 @@ def report(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
         styles_dir=ARTIFACTS / "styles",
     )
     _done(written, f"open {written / 'index.html'}")
+
+
+@app.command()
+def register(
+    names: Annotated[list[str] | None, typer.Argument(help="Recipes [default: all that are scored].")] = None,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Put models into the registry; the rule decides which become champions."""
+    params, loaded = _inputs(params_file, catalog)
+    scored = [name for name in loaded.recipes() if (ARTIFACTS / "scores" / name).is_dir()]
+    recipes = [loaded.recipe(name) for name in names or scored]
+
+    from crossearth.components.promotion import RegisterConfig
+    from crossearth.components.register import register as run
+    from crossearth.data.errors import InputError
+
+    if not recipes:
+        raise InputError(
+            "no scored recipes here", where=ARTIFACTS / "scores", next_step="crossearth evaluate"
+        )
+    config = params.config(RegisterConfig, "register")
+    outcomes = run(
+        recipes, loaded, ARTIFACTS / "models", ARTIFACTS / "scores", ARTIFACTS / "registry", config
+    )
+    _table(
+        "model registry",
+        ["model", "version", "champion", "why"],
+        [
+            [
+                outcome.name,
+                outcome.version,
+                f"{outcome.champion or 'none'}{' (promoted)' if outcome.promoted else ''}",
+                "; ".join(check.question for check in outcome.checks if not check.holds),
+            ]
+            for outcome in outcomes
+        ],
+    )
+    _done(
+        ARTIFACTS / "registry",
+        f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion ...",
+    )
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="A recipe.")],
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Make the champion before the present one champion again."""
+    params, loaded = _inputs(params_file, catalog)
+    recipe = loaded.recipe(name)
+
+    from crossearth.components.promotion import RegisterConfig
+    from crossearth.components.register import rollback as run
+
+    before, now = run(recipe, params.config(RegisterConfig, "register"))
+    out.print(f"{name}: version {now} is champion again, instead of {before}", highlight=False)
+
+
+@app.command()
+def push(
+    names: Annotated[list[str], typer.Argument(help="Ingested domains.")],
+    store: Annotated[str, typer.Option(help="s3://bucket/prefix.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Mirror ingested domains to an S3 store, keyed by manifest digest."""
+    from crossearth.data.store import StoreConfig
+    from crossearth.data.store import push as run
+
+    _, loaded = _inputs(None, catalog)
+    for name in names:
+        out.print(run(loaded.domain_dir(ARTIFACTS / "domains", name), StoreConfig(store)))
+
+
+@app.command()
+def pull(
+    names: Annotated[list[str], typer.Argument(help="Domains.")],
+    store: Annotated[str, typer.Option(help="s3://bucket/prefix.")],
+    version: Annotated[str, typer.Option(help="Version that `push` printed.")] = "latest",
+    catalog: Catalogs = None,
+) -> None:
+    """Get domains from an S3 store; only the files that differ here."""
+    from crossearth.data.store import StoreConfig
+    from crossearth.data.store import pull as run
+
+    _, loaded = _inputs(None, catalog)
+    for name in names:
+        domain_dir = loaded.domain_dir(ARTIFACTS / "domains", name)
+        out.print(run(name, StoreConfig(store), domain_dir.parent, version))
 
 
 @app.command()

@@ -21,6 +21,18 @@ class Shard:
         if not 0 <= self.index < self.num:
             raise InputError(f"shard {self.index} of {self.num}", expected="0 <= index < num")
 
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """The shard that "I/N" means.
+
+        Raises:
+            InputError: it is not of that form, or out of range.
+        """
+        index, _, num = text.partition("/")
+        if not (index.isdecimal() and num.isdecimal()):
+            raise InputError(f"shard {text!r}", expected="I/N, such as 0/4 to 3/4")
+        return cls(int(index), int(num))
+
     def part(self, folder: Path) -> Path:
         """This shard's part, a file in `folder`."""
         return self.parts(folder)[self.index]
