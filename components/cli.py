@@ -439,6 +439,7 @@ def report(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
         params.config(ReportConfig, "report"),
         validation_dir=ARTIFACTS / "validation",
         styles_dir=ARTIFACTS / "styles",
+        coverage_dir=ARTIFACTS / "coverage",
     )
     _done(written, f"open {written / 'index.html'}")
 

@@ -67,6 +67,7 @@ def report(
     *,
     validation_dir: Path | None = None,
     styles_dir: Path | None = None,
+    coverage_dir: Path | None = None,
     against: Sequence[Path] = (),
 ) -> Path:
     """Writes `scores.csv`, `scores.md` and `index.html` and logs them as the benchmark's parent run.
@@ -77,7 +78,8 @@ def report(
         out_dir: replaced as a whole.
         config: defaults if None.
         validation_dir: what `validate` wrote; its verdicts are shown.
-        styles_dir: what `styles fit` wrote; its sheet and its coverage of unseen domains are shown.
+        styles_dir: what `styles fit` wrote; its sheet is shown.
+        coverage_dir: what `styles coverage` wrote; how far the styles cover the unseen domains is shown.
         against: folders of other results; the page compares them (A) with these (B).
 
     Returns:
@@ -108,7 +110,7 @@ def report(
             catalog,
             config,
             validation=_validation(validation_dir),
-            styles=_styles(styles_dir),
+            styles=_styles(styles_dir, coverage_dir),
             comparison=compare(against, scores, catalog) if against else None,
         )
         write_text(folder / "index.html", text)
@@ -295,7 +297,7 @@ def _validation(folder: Path | None) -> list[dict[str, Any]]:
     ]
 
 
-def _styles(folder: Path | None) -> dict[str, Any] | None:
+def _styles(folder: Path | None, coverage_dir: Path | None) -> dict[str, Any] | None:
     """What `styles fit` found of the Earth's styles; None where it has not run."""
     summary = _read_json(folder, "summary.json")
     if folder is None or summary is None:
@@ -304,7 +306,7 @@ def _styles(folder: Path | None) -> dict[str, Any] | None:
     return {
         "summary": summary,
         "sheet": _picture(sheet) if sheet.is_file() else None,
-        "coverage": _read_json(folder, "coverage.json"),
+        "coverage": _read_json(coverage_dir, "coverage.json"),
     }
 
 

@@ -79,6 +79,7 @@ def page_path(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Pat
             ReportConfig(replicates=200),
             validation_dir=folder / "validation",
             styles_dir=folder / "styles",
+            coverage_dir=folder / "styles",
             against=[folder / "others"],
         )
     return folder / "report" / "index.html"
