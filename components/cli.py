@@ -395,6 +395,7 @@ def train(
             ARTIFACTS / "models" / recipe.name,
             replace(config, seed=params.seed if seed is None else seed),
             ARTIFACTS / "styles" / STYLES_FILE,
+            style_weights_dir(),
         )
         _done(written, f"crossearth evaluate {recipe.name}")
 
