@@ -322,7 +322,8 @@ def _progress(items: Iterable[Item], total: int, what: str) -> Iterable[Item]:
 def _speaking_to(config: StoreConfig) -> Iterator[Any]:
     """A client of the store; whatever goes wrong becomes one error that says where and what next."""
     try:
-        yield boto3.client(
+        # a session of its own: the default one keeps the keys of its first use
+        yield boto3.session.Session().client(
             "s3",
             config=Config(
                 connect_timeout=config.timeout_s,
@@ -343,8 +344,10 @@ def _speaking_to(config: StoreConfig) -> Iterator[Any]:
 
 
 def _advice(code: str) -> str:
-    if code in ("NoSuchBucket", "404"):
+    if code == "NoSuchBucket":
         return "create the bucket, or correct its name"
+    if code in ("NoSuchKey", "404"):
+        return "an object is gone from the store: push the domain again from where it was ingested"
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "NoCredentialsError"):
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to keys that may read and write this bucket"
     if code == "NoRegionError":
