@@ -165,18 +165,15 @@ def parse_labels(values: Mapping[Any, Any], classes: Sequence[str], where: objec
         raise InputError(f"label keys of several kinds: {', '.join(sorted(kinds))}", where=where)
     table = tuple((raw, target) for (_, raw), target in parsed)
     kind: Kind = kinds.pop()
-    if kind == "threshold" and (len(table) != 2 or (sorted(raw for raw, _ in table)[0] != 0)):
-        raise InputError(
-            f"thresholds {', '.join(map(str, values))} are not two sides of one number",
-            where=where,
-            expected='"<128" and ">=128"',
-        )
-    if kind == "threshold" and len({str(raw).lstrip("<>=") for raw in values}) != 1:
-        raise InputError(
-            f"thresholds {', '.join(map(str, values))} leave a gap or overlap",
-            where=where,
-            expected='"<128" and ">=128"',
-        )
+    if kind == "threshold":
+        lower, upper = min(table)[0], max(table)[0]
+        numbers = {str(raw).lstrip("<>=") for raw in values}
+        if len(table) != 2 or lower != 0 or upper == 0 or len(numbers) != 1:
+            raise InputError(
+                f"thresholds {', '.join(map(str, values))} are not the two sides of one number",
+                where=where,
+                expected='"<128" and ">=128"',
+            )
     return LabelSpec(tuple(classes), kind, table)
 
 

@@ -79,7 +79,7 @@ class Climate:
     """Reflectance in percent of full scale, (red, green, blue, near infrared), of each material.
 
     Attributes:
-        roofs, fields, cars: what single objects are chosen from.
+        roads, roofs, fields, cars: what single objects are chosen from.
         marks: how much brighter lane marks are than the road.
         rough: amplitude of fine texture per material, as share of its brightness.
     """
@@ -89,14 +89,14 @@ class Climate:
     soil: tuple[float, ...] = (58, 50, 40, 60)
     tree: tuple[float, ...] = (18, 28, 15, 62)
     water: tuple[float, ...] = (14, 22, 28, 5)
-    road: tuple[float, ...] = (40, 40, 42, 38)
     paved: tuple[float, ...] = (58, 57, 55, 52)
     rubble: tuple[float, ...] = (50, 46, 42, 44)
+    roads: tuple[tuple[float, ...], ...] = ((40, 40, 42, 38), (46, 45, 45, 42))
     roofs: tuple[tuple[float, ...], ...] = (
-        (62, 34, 27, 50),
-        (52, 50, 50, 46),
-        (72, 70, 68, 62),
-        (44, 30, 26, 42),
+        (64, 34, 26, 52),
+        (78, 77, 74, 68),
+        (46, 29, 24, 42),
+        (58, 36, 30, 50),
     )
     fields: tuple[tuple[float, ...], ...] = (
         (40, 50, 24, 74),
@@ -115,14 +115,14 @@ class Climate:
     rough: tuple[float, ...] = (0.10, 0.07, 0.10, 0.22, 0.03, 0.05, 0.05, 0.05, 0.35)
 
     def table(self) -> F32:
-        """(4, materials), roofs by their first kind."""
+        """(4, materials); of roads and roofs the first kind."""
         rows = (
             self.grass,
             self.field,
             self.soil,
             self.tree,
             self.water,
-            self.road,
+            self.roads[0],
             self.paved,
             self.roofs[0],
             self.rubble,
@@ -229,7 +229,7 @@ class _Drawing:
 
         river, lake = self._water()
         water = river | lake
-        road, walk, marks = self._roads()
+        road, walk, marks, road_pick = self._roads()
         material[walk & built] = Material.PAVED
         roof, yard, roof_pick, slope, roof_height, variant, parked, car_pick = self._lots(
             built & ~water & ~road
@@ -247,7 +247,7 @@ class _Drawing:
         blocked = road & rubble & (use.damage > 0)
         material[blocked] = Material.RUBBLE
         variant[blocked | (lake & ~road & ~roof)] = 1
-        stripes[road] = marks[road]
+        stripes[road], pick[road] = marks[road], road_pick[road]
         material[roof] = Material.ROOF
         pick[roof] = roof_pick[roof]
 
@@ -289,21 +289,23 @@ class _Drawing:
         wander = 0.12 * self.use.block_m
         return self._kind(self.u + wander * self._noise(16.0), self.v + wander * self._noise(16.0))
 
-    def _roads(self) -> tuple[Bool, Bool, F32]:
-        """Roads, the walks beside them, and lane marks."""
+    def _roads(self) -> tuple[Bool, Bool, F32, F32]:
+        """Roads, the walks beside them, lane marks, and a number per road."""
         use = self.use
         road, walk = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
-        marks = np.zeros(self.shape, np.float32)
+        marks, pick = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
         for kind, (a, b) in enumerate(((self.u, self.v), (self.v, self.u)), start=2):
             line = np.round(a / use.block_m)
             distance = np.abs(a - line * use.block_m)
             there = self._hash(line, np.full_like(line, kind), kind) < use.roads
             half = use.road_m * (0.4 + 0.25 * self._hash(line, line, kind))
-            road |= there & (distance < half)
+            here = there & (distance < half)
+            road |= here
+            pick[here] = self._hash(line, line, kind + 38)[here]
             walk |= there & (distance < half + 1.6)
             dashes = (distance < 0.45) & (np.mod(b, 9.0) < 5.0)
             marks[there & dashes] = 1.0
-        return road, walk, marks
+        return road, walk, marks, pick
 
     def _lots(self, free: Bool) -> tuple[Bool, Bool, F32, F32, F32, NDArray[np.uint8], Bool, F32]:
         """Masks of roofs, yards; per px a roof's pick, slope, height, damage; parked cars, their picks."""
@@ -420,7 +422,14 @@ def render(land: Land, climate: Climate, sensor: Sensor, rng: np.random.Generato
     shape = land.material.shape
     colour = climate.table()[:, land.material]
     roof, field_ = land.material == Material.ROOF, land.material == Material.FIELD
-    for mask, kinds in ((roof, climate.roofs), (field_, climate.fields), (land.car, climate.cars)):
+    road = land.material == Material.ROAD
+    objects = (
+        (road, climate.roads),
+        (roof, climate.roofs),
+        (field_, climate.fields),
+        (land.car, climate.cars),
+    )
+    for mask, kinds in objects:
         table = np.array(kinds, np.float32).T
         colour[:, mask] = table[:, (land.pick[mask] * len(kinds)).astype(int) % len(kinds)]
     # what a storm broke shows its inside
@@ -432,7 +441,6 @@ def render(land: Land, climate: Climate, sensor: Sensor, rng: np.random.Generato
     light = 1 + rough * fine + 0.08 * soft_noise(shape, 26.0, rng)
     light *= 1 + 0.10 * (land.pick - 0.5)
     light *= 1 + 0.30 * land.slope * np.where(land.material == Material.TREE, 1.2, 1.0).astype(np.float32)
-    road = land.material == Material.ROAD
     light += np.where(road, climate.marks, np.where(field_, 0.09, 0)) * np.where(land.car, 0, land.stripes)
     light *= np.where(_shade(land, sensor), sensor.shadow, 1)
 

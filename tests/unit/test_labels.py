@@ -1,0 +1,282 @@
+"""Label maps: what becomes which id, and what is refused."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.errors import InputError
+from crossearth.data.labels import IGNORE, LabelSpec, parse_labels, remap_ids
+
+CATALOG = load_catalog()
+LABELLED = [domain for domain in CATALOG.domains.values() if domain.labels]
+CLASSES = ("background", "road", "water")
+
+# the publishers' raw values by hand: a second opinion on catalog.yaml
+ISPRS = [
+    (0xFFFFFF, 0),
+    (0x0000FF, 1),
+    (0x00FFFF, 2),
+    (0x00FF00, 3),
+    (0xFFFF00, 4),
+    (0xFF0000, 5),
+    (0, IGNORE),
+]
+LOVEDA = [(0, IGNORE), (1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 6)]
+RESCUENET = [(0, 4), (1, 4), (2, 1), (3, 1), (4, 1), (5, 1), (6, 3), (7, 0), (8, 0), (9, 2), (10, 4)]
+CASID = [(value, value) for value in range(5)]
+BINARY = [(0, 0), (127, 0), (128, 1), (255, 1)]
+RAW = {
+    "potsdam": ISPRS,
+    "vaihingen": ISPRS,
+    "loveda": LOVEDA,
+    "rescuenet": RESCUENET,
+    "casid": CASID,
+    "whu": BINARY,
+    "deepglobe": BINARY,
+    "massachusetts": BINARY,
+}
+
+
+def raster(raws: list[int], colours: bool) -> np.ndarray[Any, Any]:
+    values = np.array([raws])
+    return np.stack([values >> 16, values >> 8 & 255, values & 255]).astype(np.uint8) if colours else values
+
+
+@pytest.mark.parametrize("domain", LABELLED, ids=lambda domain: domain.name)
+def test_every_raw_value_of_the_publisher_becomes_its_class(domain: Any) -> None:
+    raws, ids = zip(*RAW[domain.dataset], strict=True)
+    decoded = domain.labels.decode(raster(list(raws), domain.labels.kind == "colour").astype(np.uint8))
+    assert decoded.dtype == np.uint8
+    assert decoded.tolist() == [list(ids)]
+
+
+@pytest.mark.parametrize("domain", LABELLED, ids=lambda domain: domain.name)
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_ids_survive_the_publishers_form(domain: Any, data: st.DataObject) -> None:
+    known = sorted({target for _, target in domain.labels.table})
+    ids = data.draw(
+        arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from(known))
+    )
+    assert np.array_equal(domain.labels.decode(domain.labels.encode(ids)), ids)
+
+
+@pytest.mark.parametrize("domain", LABELLED, ids=lambda domain: domain.name)
+def test_every_class_has_a_raw_value(domain: Any) -> None:
+    classes = len(CATALOG.class_sets[domain.class_set].classes)
+    assert {target for _, target in domain.labels.table} - {IGNORE} == set(range(classes))
+
+
+def test_the_foreground_of_binary_sets_is_index_1() -> None:
+    binary = [item for item in CATALOG.class_sets.values() if len(item.classes) == 2]
+    assert {item.name: item.classes for item in binary} == {
+        "road": ("background", "road"),
+        "building": ("background", "building"),
+    }
+    assert all(item.headline == "foreground" for item in binary)
+
+
+def test_classes_stand_in_the_order_of_the_published_tables() -> None:
+    assert CATALOG.class_sets["isprs"].classes == (
+        "impervious surface",
+        "building",
+        "low vegetation",
+        "tree",
+        "car",
+        "clutter",
+    )
+    assert CATALOG.class_sets["loveda"].classes == (
+        "background",
+        "building",
+        "road",
+        "water",
+        "barren",
+        "forest",
+        "agriculture",
+    )
+    assert CATALOG.class_sets["casid"].classes == ("background", "building", "forest", "road", "water")
+
+
+def test_potsdam_becomes_the_five_classes_shared_with_rescuenet() -> None:
+    remap = CATALOG.remap("isprs", "rescue")
+    assert remap == (0, 1, 2, 2, 3, 4)
+    ids = np.array([[0, 1, 2, 3, 4, 5, IGNORE]], np.uint8)
+    assert remap_ids(ids, remap).tolist() == [[0, 1, 2, 2, 3, 4, IGNORE]]
+
+
+@pytest.mark.parametrize("name", CATALOG.class_sets)
+def test_a_class_set_maps_to_itself_unchanged(name: str) -> None:
+    assert CATALOG.remap(name, name) == tuple(range(len(CATALOG.class_sets[name].classes)))
+
+
+def test_class_sets_without_a_map_are_refused(catalog: Catalog = CATALOG) -> None:
+    with pytest.raises(InputError, match=r"'rescue' do not become those of 'isprs'"):
+        catalog.remap("rescue", "isprs")
+
+
+colour_maps = st.lists(st.integers(0, 2**24 - 1), min_size=3, max_size=3, unique=True)
+
+
+@given(colour_maps, arrays(np.uint8, st.tuples(st.just(3), st.integers(1, 20), st.integers(1, 20))))
+@settings(deadline=None, max_examples=30)
+def test_unknown_colours_are_counted_or_ignored(colours: list[int], raw: np.ndarray[Any, Any]) -> None:
+    labels = parse_labels(
+        {f"#{colour:06x}": name for colour, name in zip(colours, CLASSES, strict=True)}, CLASSES, ""
+    )
+    packed = raw[0].astype(int) << 16 | raw[1].astype(int) << 8 | raw[2]
+    unknown = ~np.isin(packed, colours)
+    decoded = labels.decode(raw, unknown="ignore")
+    assert np.array_equal(decoded == IGNORE, unknown)
+    for index, colour in enumerate(colours):
+        assert np.array_equal(decoded == index, packed == colour)
+    if unknown.any():
+        with pytest.raises(
+            InputError, match=f"{unknown.sum()} of {unknown.size} label pixels have colours outside"
+        ):
+            labels.decode(raw)
+    else:
+        assert np.array_equal(labels.decode(raw), decoded)
+
+
+@given(
+    arrays(
+        st.sampled_from([np.uint8, np.uint16, np.int16, np.int32, np.int64, np.float32]),
+        (5, 7),
+        elements=st.integers(0, 127),
+    )
+)
+@settings(deadline=None, max_examples=40)
+def test_values_of_any_type_are_looked_up(raw: np.ndarray[Any, Any]) -> None:
+    labels = parse_labels({0: "background", 100: "road", 7: "water", 1: "ignore"}, CLASSES, "")
+    expected = np.select([raw == 0, raw == 100, raw == 7], [0, 1, 2], IGNORE)
+    assert np.array_equal(labels.decode(raw, unknown="ignore"), expected)
+
+
+@pytest.mark.parametrize("value", [-1, 65536, 2**31 - 1])
+def test_values_outside_every_table_are_unknown_and_do_not_wrap(value: int) -> None:
+    labels = parse_labels({0: "background", 255: "road", 65535: "water"}, CLASSES, "")
+    raw = np.array([[0, value]], np.int64)
+    assert labels.decode(raw, unknown="ignore").tolist() == [[0, IGNORE]]
+    with pytest.raises(
+        InputError, match=rf"1 of 2 label pixels have values outside the map: {value} \(1 px\)"
+    ):
+        labels.decode(raw, "mask.tif")
+
+
+def test_the_error_names_file_values_counts_and_choices() -> None:
+    labels = parse_labels({0: "background", 1: "road", 2: "water"}, CLASSES, "")
+    raw = np.zeros((4, 5), np.uint8)
+    raw[0, :3], raw[1, 0] = 9, 200
+    with pytest.raises(InputError) as caught:
+        labels.decode(raw, "tiles/7.png")
+    assert str(caught.value).startswith(
+        "tiles/7.png: 4 of 20 label pixels have values outside the map: 9 (3 px), 200 (1 px)\n"
+        "  expected: 0, 1, 2\n"
+    )
+
+
+@given(st.integers(1, 255), arrays(np.uint8, (6, 6)))
+def test_a_threshold_belongs_to_its_upper_side(threshold: int, raw: np.ndarray[Any, Any]) -> None:
+    labels = parse_labels({f"<{threshold}": "background", f">={threshold}": "road"}, CLASSES, "")
+    assert np.array_equal(labels.decode(raw), (raw >= threshold).astype(np.uint8))
+
+
+def test_thresholds_may_be_written_upside_down() -> None:
+    labels = parse_labels({">=10": "background", "<10": "road"}, CLASSES, "")
+    assert labels.decode(np.array([[0, 9, 10, 255]], np.uint8)).tolist() == [[1, 1, 0, 0]]
+    assert np.array_equal(labels.decode(labels.encode(np.array([[0, 1]], np.uint8))), [[0, 1]])
+
+
+def test_colours_of_a_lossy_label_snap_to_the_nearest_corner() -> None:
+    potsdam = CATALOG.domain("potsdam-rgb")
+    raw = np.array([[[9, 225, 252]], [[222, 227, 255]], [[221, 227, 0]]], np.uint8).reshape(3, 1, 3)
+    lossy = potsdam.label_spec("4_12")
+    assert lossy is not None
+    assert lossy.decode(raw).tolist() == [[2, 0, 4]]
+    with pytest.raises(InputError, match="3 of 3 label pixels have colours outside the map"):
+        potsdam.label_spec("2_10").decode(raw)  # type: ignore[union-attr]
+
+
+def test_magenta_is_unknown_even_when_snapped() -> None:
+    labels = CATALOG.domain("potsdam-rgb").labels
+    assert labels is not None
+    with pytest.raises(InputError, match=r"#ff00ff \(1 px\)"):
+        labels.snapped().decode(np.array([250, 3, 240], np.uint8).reshape(3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        (np.zeros((2, 4, 4), np.uint8), "a label of 2 bands that differ"),
+        (
+            np.stack([np.zeros((4, 4)), np.ones((4, 4)), np.zeros((4, 4))]).astype(np.uint8),
+            "bands that differ",
+        ),
+        (np.full((4, 4), 0.5, np.float32), "with fractions"),
+        (np.full((4, 4), np.nan, np.float32), "with fractions"),
+        (np.zeros((4, 4), np.complex64), "a label of complex64"),
+    ],
+)
+def test_rasters_that_cannot_hold_values_are_refused(raw: np.ndarray[Any, Any], problem: str) -> None:
+    labels = parse_labels({0: "background", 1: "road"}, CLASSES, "")
+    with pytest.raises(InputError, match=problem):
+        labels.decode(raw)
+
+
+def test_grey_saved_as_rgb_is_read_and_colours_in_one_band_are_not() -> None:
+    grey = np.repeat(np.array([[[0, 255]]], np.uint8), 3, axis=0)
+    assert parse_labels({"<128": "background", ">=128": "road"}, CLASSES, "").decode(grey).tolist() == [
+        [0, 1]
+    ]
+    colours = parse_labels({"#000000": "background", "#ffffff": "road"}, CLASSES, "")
+    with pytest.raises(InputError, match="a label of 1 bands of uint8"):
+        colours.decode(grey[:1])
+    with pytest.raises(InputError, match="3 bands of uint16"):
+        colours.decode(grey.astype(np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({}, "labels are not a map"),
+        ([0, 1], "labels are not a map"),
+        ({0: "background", 1: "raod"}, "unknown class 'raod'.*\n.*'road'"),
+        ({0: "background", "#ffffff": "road"}, "several kinds: colour, value"),
+        ({"white": "road"}, "'white' is no raw value"),
+        ({-1: "road"}, "label value -1 out of range"),
+        ({70000: "road"}, "label value 70000 out of range"),
+        ({True: "road"}, "True is no raw value"),
+        ({"<128": "background"}, "not the two sides"),
+        ({"<100": "background", ">=128": "road"}, "not the two sides"),
+        ({"<128": "background", "<64": "road"}, "not the two sides"),
+        ({"<0": "background", ">=0": "road"}, "out of range"),
+    ],
+)
+def test_maps_that_cannot_be_meant_are_refused(values: Any, problem: str) -> None:
+    with pytest.raises(InputError, match=problem) as caught:
+        parse_labels(values, CLASSES, "own.yaml: domains.x: labels")
+    assert str(caught.value).startswith("own.yaml: domains.x: labels: ")
+
+
+def test_encode_refuses_ids_without_a_raw_value() -> None:
+    labels: LabelSpec = parse_labels({0: "background", 1: "road"}, CLASSES, "")
+    with pytest.raises(InputError, match=r"no raw value for ids \[2, 255\]"):
+        labels.encode(np.array([[0, 2, 255]], np.uint8))
+
+
+def test_a_large_label_takes_well_under_a_second() -> None:
+    labels = CATALOG.domain("potsdam-rgb").labels
+    assert labels is not None
+    ids = np.tile(np.arange(6, dtype=np.uint8), (6000, 1000))
+    raw = labels.encode(ids)
+    labels.decode(raw[:, :8])  # the table is built once
+    start = time.process_time()
+    decoded = labels.decode(raw)
+    assert time.process_time() - start < 1.0
+    assert np.array_equal(decoded, ids)
