@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import rasterio
 import torch
+from drawn_domain import draw_domain
 
 from crossearth.components import stylize as step
 from crossearth.components.stylize import ORIGINS_FILE, RUN_FILE, SHEET_FILE, StylizeConfig, stylize
 from crossearth.data.errors import InputError
-from crossearth.data.manifest import Manifest, read_image, read_label, read_manifest, write_manifest
+from crossearth.data.manifest import Manifest, read_image, read_label, read_manifest
 from crossearth.data.shards import Shard
 from crossearth.data.spectral import SpectralEngine
 from crossearth.data.style import EarthStyles, StyleConfig, StyleMoments, inject, keyed_generator
-from crossearth.data.tiles import Grid, describe, scene_writer, windows
 
 SCENES = {"north": (70, 110), "south": (64, 64)}
 TILE_PX = 48
@@ -50,38 +49,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small infrared-red-green scenes of a domain "delta", cut into overlapping tiles."""
     folder = tmp_path_factory.mktemp("artifacts") / "domains"
-    generator = np.random.default_rng(0)
-    rows = []
-    for scene, (height, width) in SCENES.items():
-        coarse = generator.integers(0, 200, (3, 8, 8)).astype(np.uint8)
-        image = coarse.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
-        image = image + generator.integers(0, 40, image.shape).astype(np.uint8)
-        label = (image[0] > 120).astype(np.uint8)
-        grid = Grid(width, height, rasterio.Affine.translation(500, 900), None)
-        paths = {"image": f"train/images/{scene}.tif", "label": f"train/labels/{scene}.tif"}
-        with scene_writer(folder / "delta" / paths["image"], grid, 3) as writer:
-            writer.write(image)
-        with scene_writer(folder / "delta" / paths["label"], grid, 1) as writer:
-            writer.write(label, 1)
-        for window in windows(width, height, TILE_PX, "cut"):
-            (top, bottom), (left, right) = window.slices()
-            rows.append(
-                {
-                    **paths,
-                    **window._asdict(),
-                    **describe(image[:, top:bottom, left:right], label[top:bottom, left:right], None, 2),
-                    "tile_id": f"{scene}_{left}_{top}",
-                    "scene": scene,
-                    "split": "train",
-                    "crs": "",
-                    "transform": list(grid.transform @ rasterio.Affine.translation(left, top))[:6],
-                    "gsd_m": 0.3,
-                    "bands": ["near infrared", "red", "green"],
-                }
-            )
-    write_manifest(folder / "delta", "delta", "train", "binary", "own", rows)
+    draw_domain(folder / "delta", "train", SCENES, TILE_PX)
     return folder
 
 
