@@ -104,16 +104,17 @@ class NetworkConfig:
                 f"geospatial with patch_px {self.patch_px} and embed {self.embed}",
                 expected="a power of two up to 32, and a multiple of 16",
             )
-        if not 0 < self.stride_px <= self.crop_px or self.crop_px % self.patch_px:
+        whole_patches = self.crop_px % self.patch_px == 0 and self.crop_px >= 2 * self.patch_px
+        if not whole_patches or not 0 < self.stride_px <= self.crop_px:
             raise InputError(
                 f"crop_px {self.crop_px}, stride_px {self.stride_px}",
-                expected=f"a crop that is a multiple of {self.patch_px}, and a stride of 1 to the crop",
+                expected=f"a crop of two or more whole patches of {self.patch_px} px, a stride of 1 to the crop",
             )
 
 
 def large_config(num_classes: int, image_px: int = 512, **changes: Any) -> NetworkConfig:
     """The paper's network: ViT-L/16, frozen; windows of `image_px` with a stride of two thirds."""
-    config = NetworkConfig(num_classes, image_px, crop_px=image_px, stride_px=(2 * image_px) // 3)
+    config = NetworkConfig(num_classes, image_px, crop_px=image_px, stride_px=round(2 * image_px / 3))
     return replace(config, **changes)
 
 
@@ -139,7 +140,7 @@ def tiny_config(num_classes: int, image_px: int = 128, **changes: Any) -> Networ
         decoder_ffn=96,
         norm_groups=8,
         crop_px=image_px,
-        stride_px=(2 * image_px) // 3,
+        stride_px=round(2 * image_px / 3),
         frozen_backbone=False,
         reconstruction_channels=16,
         reconstruction_px=image_px // 2,
