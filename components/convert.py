@@ -21,6 +21,7 @@ from crossearth.model.release import (
 TRAINING_NAME = "training.safetensors"
 PATCH_PX = 16
 PAPER_IMAGE_PX = 512
+LONGEST_WORD = 200
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,21 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
         "source": "released",
         "file": Path(released).name,
         "sha256": checkpoint.sha256,
-        "says": {key: value for key, value in checkpoint.meta.items() if not isinstance(value, dict | list)},
-        "backbone": {"source": config.backbone, "sha256": sha256_file(backbone_path)},
+        "says": {key: value for key, value in checkpoint.meta.items() if _is_short(value)},
+        "backbone": {
+            "source": backbone_path.name if Path(config.backbone) == backbone_path else config.backbone,
+            "sha256": sha256_file(backbone_path),
+        },
         "kept_in": TRAINING_NAME if config.keep_training else None,
         "training_only": sorted(checkpoint.training),
     }
     meta = {"classes": classes, "palette": palette, "provenance": provenance}
     return save(model, out_dir, meta, config.backbones_dir)
+
+
+def _is_short(value: Any) -> bool:
+    """Not the whole configuration text, say."""
+    return not isinstance(value, dict | list) and len(str(value)) <= LONGEST_WORD
 
 
 def _classes(checkpoint: Released, class_set: ClassSet | None) -> tuple[list[str], list[str]]:

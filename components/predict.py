@@ -187,7 +187,7 @@ def scene_scores(
         advance: called once per window.
 
     Yields:
-        (first row, valid_HW, scores_KHW float32 on the network's device).
+        (first row, valid_HW, scores_KHW float32 on the network's device, overwritten by the next rows).
     """
     config = loaded.network.config
     tops, lefts = _starts(grid, loaded.network)
@@ -208,7 +208,7 @@ def scene_scores(
                 counts_HW[:, left : left + width] += 1
                 advance()
         done = below - top
-        yield top, strip.valid[:done], sums_KHW[:, :done] / counts_HW[:done].clamp(min=1)
+        yield top, strip.valid[:done], sums_KHW[:, :done].div_(counts_HW[:done].clamp(min=1))
         for buffer in (sums_KHW, counts_HW):
             buffer[..., : height - done, :] = buffer[..., done:, :].clone()
             buffer[..., height - done :, :] = 0

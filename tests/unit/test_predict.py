@@ -117,9 +117,12 @@ def test_streamed_scores_are_those_of_the_sliding_window(network: CrossEarth, ba
     tops, _ = step._starts(grid, network)
     valid = np.ones((170, 230), bool)
     strips = (step.Strip(image[:, top : top + 64], valid[top : top + 64]) for top in tops)
-    rows = list(step.scene_scores(loaded, strips, grid, batch_size, lambda: None))
-    assert [top for top, _, _ in rows] == tops
-    scores = torch.cat([scores for _, _, scores in rows], dim=1)
+    rows = [
+        (top, scores.clone())
+        for top, _, scores in step.scene_scores(loaded, strips, grid, batch_size, lambda: None)
+    ]
+    assert [top for top, _ in rows] == tops
+    scores = torch.cat([scores for _, scores in rows], dim=1)
     torch.testing.assert_close(scores, slide(network, image), atol=1e-5, rtol=1e-5)
 
 
