@@ -236,9 +236,9 @@ def jpg(array: U8, quality: int = 88) -> bytes:
 
 
 def world_file(transform: Affine) -> bytes:
-    """The six lines that place an image: of its upper left pixel's centre, as ESRI defined them."""
-    centre = transform * (0.5, 0.5)
-    numbers = (transform.a, transform.d, transform.b, transform.e, *centre)
+    """The six lines that place an image: its upper left pixel's centre last, as ESRI has it."""
+    left, top = transform.c + 0.5 * transform.a, transform.f + 0.5 * transform.e
+    numbers = (transform.a, transform.d, transform.b, transform.e, left, top)
     return "".join(f"{number:.6f}\n" for number in numbers).encode()
 
 
