@@ -13,78 +13,17 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from domain_factory import write_domain
 
 from crossearth.components import evaluate as step
 from crossearth.components.evaluate import EvaluateConfig, evaluate
 from crossearth.components.results import read_results
 from crossearth.data.catalog import Catalog, Recipe, load_catalog
 from crossearth.data.errors import InputError
-from crossearth.data.manifest import read_image, read_label, read_manifest, write_manifest
-from crossearth.data.tiles import describe
+from crossearth.data.manifest import read_image, read_label, read_manifest
 from crossearth.model import checkpoint
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.inference import predict_labels
-
-TILE_PX = 64
-"""Smaller than the network's window and cheap."""
-
-
-def write_domain(
-    folder: Path,
-    domain: str,
-    class_set: str,
-    num_classes: int,
-    tiles: int = 7,
-    seed: int = 0,
-    ignore: bool = False,
-) -> None:
-    """A domain of `tiles` single-tile scenes in the layout of `ingest`; one of them is of another size."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for index in range(tiles):
-        height = TILE_PX if index != 3 else 48
-        image_3HW = rng.integers(1, 256, (3, height, TILE_PX), dtype=np.uint8)
-        label_HW = rng.integers(0, num_classes, (height, TILE_PX), dtype=np.uint8)
-        label_HW[rng.random(label_HW.shape) < 0.1] = 255
-        if ignore:
-            label_HW[:] = 255
-        place = {
-            "crs": "EPSG:32632",
-            "transform": rasterio.transform.from_origin(5e5 + 32 * index, 5e6, 0.5, 0.5),
-        }
-        for kind, planes in (("image", image_3HW), ("label", label_HW[None])):
-            path = folder / "test" / f"{kind}{index}.tif"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with rasterio.open(
-                path,
-                "w",
-                driver="GTiff",
-                width=TILE_PX,
-                height=height,
-                count=len(planes),
-                dtype="uint8",
-                **place,
-            ) as file:
-                file.write(planes)
-        rows.append(
-            {
-                "tile_id": f"scene{index}_0_0",
-                "scene": f"scene{index}",
-                "split": "test",
-                "image": f"test/image{index}.tif",
-                "label": f"test/label{index}.tif",
-                "col_off": 0,
-                "row_off": 0,
-                "width": TILE_PX,
-                "height": height,
-                "crs": "EPSG:32632",
-                "transform": list(place["transform"])[:6],
-                "gsd_m": 0.5,
-                "bands": ["red", "green", "blue"],
-                **describe(image_3HW, label_HW, None, num_classes),
-            }
-        )
-    write_manifest(folder, domain, "test", class_set, "synthetic", rows)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,231 @@
+"""The report's files: numbers, headings, what is missing, what is refused. tests/browser looks at the page."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from results_factory import write_benchmark, write_fake_results
+from rich.console import Console
+
+from crossearth.components import report as step
+from crossearth.components.palette import SAFE, safe_palette
+from crossearth.components.report import ReportConfig, report
+from crossearth.components.results import COLUMNS, metric_name, read_results, write_results
+from crossearth.components.show import benchmark, run
+from crossearth.components.summary import summarise
+from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.errors import InputError
+
+CONFIG = ReportConfig(replicates=100)
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return load_catalog()
+
+
+@pytest.fixture
+def no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_track", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
+    """Results of all recipes."""
+    folder = tmp_path_factory.mktemp("scores")
+    write_benchmark(folder, catalog)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "scores.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_settings_in_the_catalogs_order(
+    scores: Path, catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    folder = report([scores], catalog, tmp_path / "report", CONFIG)
+    table = rows(folder)
+    assert tuple(table[0]) == COLUMNS
+    assert list(dict.fromkeys(row["setting"] for row in table)) == list(catalog.settings)
+    markdown = (folder / "scores.md").read_text()
+    assert "Synthetic miniatures · selection: last" in markdown and "not comparable with" in markdown
+    assert "published |" not in markdown
+    for row in table:
+        if row["class"] == "mean":
+            assert f"| {100 * float(row['iou']):.1f} |" in markdown
+
+
+def test_equal_inputs_give_equal_bytes(
+    scores: Path, catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    one, other = (report([scores], catalog, tmp_path / name, CONFIG) for name in ("one", "other"))
+    for name in ("scores.csv", "scores.md", "index.html"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_partial_results_say_what_is_missing(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    write_benchmark(tmp_path / "scores", catalog, 2)
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert "## Not scored" in (folder / "scores.md").read_text()
+    assert "Trf2Tms" in (folder / "scores.md").read_text()
+    with pytest.raises(InputError, match=r"of 32 settings have no result: .*Trf2Tms"):
+        report([tmp_path / "scores"], catalog, tmp_path / "all", replace(CONFIG, require_all=True))
+    assert not (tmp_path / "all").exists()
+
+
+def test_absent_classes_are_blank(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("loveda-urban")
+    result = write_fake_results(tmp_path / "scores", catalog, recipe, absent=(4,))
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    row = next(row for row in rows(folder) if row["class"] == "barren")
+    assert (row["iou"], row["pixels"]) == ("", "0")
+    (setting,) = summarise([result], catalog, 100).lines
+    assert setting.iou[4] is None
+    present = [iou for iou in setting.iou if iou is not None]
+    assert setting.miou == pytest.approx(np.mean(present))
+
+
+def test_seeds_give_mean_deviation_and_interval(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    results = [
+        write_fake_results(tmp_path / "scores" / f"seed{seed}", catalog, recipe, seed=seed)
+        for seed in (0, 1, 2)
+    ]
+    values = [result.scores(result.settings[0]).headline for result in results]
+    (line,) = summarise(results, catalog, 1000).lines
+    assert line.miou == pytest.approx(np.mean(values))
+    assert line.deviation == pytest.approx(np.std(values, ddof=1))
+    assert line.low is not None and line.high is not None and line.low < line.miou < line.high
+    assert line.seeds == (0, 1, 2)
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert len([row for row in rows(folder) if row["class"] == "mean"]) == 3
+    assert "seed: 0, 1, 2" in (folder / "scores.md").read_text()
+
+
+def test_two_results_for_one_seed_are_refused(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    for name in ("one", "other"):
+        write_fake_results(tmp_path / "scores" / name, catalog, recipe)
+    with pytest.raises(InputError, match="two results for A2S"):
+        report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+
+
+def test_seeds_on_different_tiles_are_refused(catalog: Catalog, tmp_path: Path) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    one = write_fake_results(tmp_path / "one", catalog, recipe)
+    other = write_fake_results(tmp_path / "other", catalog, recipe, seed=1)
+    other = replace(other, settings=tuple(replace(each, manifest_digest="f" * 64) for each in other.settings))
+    with pytest.raises(InputError, match="different tiles"):
+        summarise([one, other], catalog, 0)
+
+
+def test_two_selection_rules_are_two_lines(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    for rule in ("last", "best-source"):
+        write_fake_results(tmp_path / "scores" / rule, catalog, recipe, selection=rule)
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    text = (folder / "scores.md").read_text()
+    assert "| A2S |" in text and "selection |" in text and "held-out scenes of the source" in text
+
+
+def test_the_publishers_data_stands_beside_published_scores(
+    catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    write_fake_results(tmp_path / "scores", catalog, catalog.recipe("potsdam-irrg"), provenance="publisher")
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    table = {(row["setting"], row["class"]): row for row in rows(folder)}
+    assert float(table["P(i)2V", "mean"]["published"]) == pytest.approx(0.675)
+    assert float(table["P(i)2V", "building"]["published"]) == pytest.approx(0.917)
+    assert table["P(i)2P(i)", "mean"]["published"] == ""
+    text = (folder / "scores.md").read_text()
+    assert "Real imagery" in text and "| 67.5 | table |" in text and "ynthetic" not in text
+
+
+def test_a_users_setting_comes_last(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    own = replace(recipe.settings[0], abbr="mine", id="mine")
+    write_fake_results(tmp_path / "scores", catalog, recipe)
+    result = read_results(tmp_path / "scores")
+    extra = replace(result.settings[0], setting=own.abbr)
+    write_results(replace(result, settings=(extra, *result.settings)))
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert list(dict.fromkeys(row["setting"] for row in rows(folder))) == ["A2S", "mine"]
+
+
+def test_names_from_outside_cannot_become_html(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    result = write_fake_results(tmp_path / "scores", catalog, recipe)
+    evil = "<script>alert(1)</script>"
+    hostile = replace(result.settings[0], setting=evil, source=evil)
+    write_results(replace(result, settings=(hostile,), lineage={**result.lineage, "x": evil}))
+    text = (report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG) / "index.html").read_text()
+    assert evil not in text
+
+
+def test_no_results_and_damaged_results_are_named(catalog: Catalog, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no results here"):
+        report([tmp_path], catalog, tmp_path / "report", CONFIG)
+    write_fake_results(tmp_path / "scores" / "a", catalog, catalog.recipe("whu-aerial"))
+    details = tmp_path / "scores" / "a" / "details.json"
+    details.write_text(details.read_text()[:-40])
+    with pytest.raises(InputError, match="cannot read the results"):
+        report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert not (tmp_path / "report").exists()
+
+
+def test_too_few_replicates_are_refused() -> None:
+    with pytest.raises(InputError, match="replicates"):
+        ReportConfig(replicates=10)
+
+
+def test_mlflow_csv_and_page_say_the_same(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from crossearth.components.tracking import start_run
+
+    uri = f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    results = write_benchmark(tmp_path / "scores", catalog, 2)
+    for result in results:
+        with start_run(result.recipe, key=result.recipe_hash):
+            pass
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    client = MlflowClient(uri)
+    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    parent = runs.pop("benchmark")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    page = (folder / "index.html").read_text()
+    charts = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+    drawn = {each["label"]: each["miou"] for each in charts}
+    for row in rows(folder):
+        if row["class"] == "mean":
+            assert parent.data.metrics[metric_name("miou", row["setting"])] == float(row["iou"])
+            assert drawn[row["setting"]] == float(row["iou"])
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
+    assert artifacts == {"report/index.html", "report/scores.csv", "report/scores.md"}
+
+
+def test_terminal_tables(scores: Path, catalog: Catalog) -> None:
+    console = Console(width=160, record=True, file=StringIO())
+    console.print(benchmark([scores], catalog, 100))
+    console.print(run(read_results(scores / "potsdam-irrg")))
+    text = console.export_text()
+    assert all(abbr in text for abbr in catalog.settings)
+    assert "not comparable with published scores" in text and "low vegetation" in text
+
+
+def test_safe_colours_stay_near_a_class_sets_own(catalog: Catalog) -> None:
+    for class_set in catalog.class_sets.values():
+        colours = safe_palette(class_set.palette)
+        assert len(set(colours)) == len(class_set.classes) and set(colours) <= set(SAFE)
+    assert safe_palette(["#0000ff", "#00ff00", "#ff0000"]) == ("#0072b2", "#009e73", "#d55e00")
+    assert safe_palette(["#000000"] * 12) == ("#000000",) * 12
