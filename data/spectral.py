@@ -27,14 +27,19 @@ where q(d, limit) = limit tanh(d / limit) keeps noise from being blown up, on th
 eigenvalues too. T is symmetric positive definite: of all maps to that covariance it moves colours least.
 For e = embed(x) every gain is 1, T = I, and x' = x. A gain that is radial, positive and smooth in f is a
 symmetric filter, and T acts on each pixel alone: what was an edge stays one, in its place.
+
+Areas without data (black, at least VOID_PX wide) have no style: they are left out of every mean and sum, and
+stay black.
 """
 
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from crossearth.data.errors import InputError
 
@@ -44,6 +49,7 @@ MAX_BAND_GAIN = 3.0
 MAX_COLOUR_GAIN = 6.0
 LEVEL = 4 / (255 + 2 * MARGIN)  # one grey level of x, as a step of v at mid-range
 EPS = LEVEL**2
+VOID_PX = 8
 
 _OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
 OPPONENT = _OPPONENT / _OPPONENT.norm(dim=1, keepdim=True)
@@ -69,7 +75,7 @@ class SpectralEngine:
     def embed(self, x_B3HW: Tensor) -> Tensor:
         """Statistics of images (B,3,H,W), uint8 or float, raw 0..255 -> float32 (B, dim)."""
         with torch.autocast(x_B3HW.device.type, enabled=False):
-            return _statistics(*_analyse(x_B3HW), x_B3HW.shape)
+            return _statistics(_analyse(x_B3HW))
 
     @torch.no_grad()
     def transfer(self, x_B3HW: Tensor, e_BD: Tensor) -> Tensor:
@@ -84,37 +90,61 @@ class SpectralEngine:
                 expected=f"{(len(x_B3HW), self.dim)} for {len(x_B3HW)} images and the spectral engine",
             )
         with torch.autocast(x_B3HW.device.type, enabled=False):
-            mean_B3, spectrum_B3WH = _analyse(x_B3HW)
+            analysis = _analyse(x_B3HW)
+            spectrum_B3WH = analysis.spectrum
             e_BD = e_BD.to(spectrum_B3WH)
             wanted_mean_B3, wanted_log_B6, wanted_bands_BD = e_BD.split((3, 6, 3 * NUM_BANDS), dim=1)
-            own_bands_BD = _statistics(mean_B3, spectrum_B3WH, x_B3HW.shape)[:, 9:]
+            own_bands_BD = _statistics(analysis)[:, 9:]
             log_gain_BCJ = _soft_limit(wanted_bands_BD - own_bands_BD, MAX_BAND_GAIN).unflatten(1, (3, -1))
             bands_JN = _bands(*x_B3HW.shape[-2:], x_B3HW.device).flatten(1)
             spectrum_B3WH *= (log_gain_BCJ @ bands_JN).exp_().view_as(spectrum_B3WH)
 
-            covariance_B33 = _covariance(spectrum_B3WH, x_B3HW.shape)
-            colour_B33 = _transport(covariance_B33, _symmetric(wanted_log_B6)).to(spectrum_B3WH)
+            colour_B33 = _transport(_covariance(analysis), _symmetric(wanted_log_B6)).to(spectrum_B3WH)
             to_rgb_B33 = OPPONENT.to(spectrum_B3WH).T @ colour_B33
             y_B3HW = _idct2(spectrum_B3WH, *x_B3HW.shape[-2:])
             v_B3HW = torch.baddbmm(wanted_mean_B3[:, :, None], to_rgb_B33, y_B3HW.flatten(2)).view_as(y_B3HW)
-            return v_B3HW.sigmoid_().mul_(255 + 2 * MARGIN).sub_(MARGIN).clamp_(0, 255)
+            x_t_B3HW = v_B3HW.sigmoid_().mul_(255 + 2 * MARGIN).sub_(MARGIN).clamp_(0, 255)
+            return x_t_B3HW.mul_(analysis.seen)
 
 
-def _analyse(x_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of v (B,3) and `_dct2` of its opponent planes."""
+class _Analysis(NamedTuple):
+    """Means of v (B,3); `_dct2` of its opponent planes; where data are (B,1,H,W), and their share (B,)."""
+
+    mean: Tensor
+    spectrum: Tensor
+    seen: Tensor
+    share: Tensor
+
+
+def _analyse(x_B3HW: Tensor) -> _Analysis:
     x_B3HW = x_B3HW.float().clamp(0, 255)
-    v_B3HW = (x_B3HW + MARGIN).div_(255 + MARGIN - x_B3HW).log_()
-    mean_B3 = v_B3HW.mean(dim=(2, 3))
-    v_B3HW -= mean_B3[:, :, None, None]
-    return mean_B3, _dct2((OPPONENT.to(v_B3HW) @ v_B3HW.flatten(2)).view_as(v_B3HW))
+    seen_B1HW = _seen(x_B3HW)
+    share_B = seen_B1HW.float().mean(dim=(1, 2, 3)).clamp_min(1 / seen_B1HW[0].numel())
+    v_B3HW = (x_B3HW + MARGIN).div_(255 + MARGIN - x_B3HW).log_().mul_(seen_B1HW)
+    mean_B3 = v_B3HW.mean(dim=(2, 3)) / share_B[:, None]
+    v_B3HW.sub_(mean_B3[:, :, None, None]).mul_(seen_B1HW)
+    planes_B3HW = (OPPONENT.to(v_B3HW) @ v_B3HW.flatten(2)).view_as(v_B3HW)
+    return _Analysis(mean_B3, _dct2(planes_B3HW), seen_B1HW, share_B)
 
 
-def _statistics(mean_B3: Tensor, spectrum_B3WH: Tensor, shape: torch.Size) -> Tensor:
-    bands_JN = _bands(*shape[-2:], spectrum_B3WH.device).flatten(1)
+def _seen(x_B3HW: Tensor) -> Tensor:
+    """False at black pixels in or beside wholly black blocks: shadows have black pixels, hardly blocks."""
+    height, width = x_B3HW.shape[2:]
+    brightest_B1HW = x_B3HW.amax(dim=1, keepdim=True)
+    block = (min(VOID_PX, height), min(VOID_PX, width))
+    void_B1hw = F.max_pool2d(brightest_B1HW, block, ceil_mode=True) == 0
+    near_B1hw = F.max_pool2d(void_B1hw.float(), 3, stride=1, padding=1) > 0
+    near_B1HW = near_B1hw.repeat_interleave(block[0], dim=2).repeat_interleave(block[1], dim=3)
+    return (brightest_B1HW > 0) | ~near_B1HW[..., :height, :width]
+
+
+def _statistics(analysis: _Analysis) -> Tensor:
+    mean_B3, spectrum_B3WH = analysis.mean, analysis.spectrum
+    bands_JN = _bands(*analysis.seen.shape[-2:], spectrum_B3WH.device).flatten(1)
     # no coefficient of a tiny image may fall into a low band: its power is then 0, like a flat image's
     weight_J = bands_JN.sum(dim=1).clamp_min(1e-6)
-    power_BCJ = spectrum_B3WH.square().flatten(2) @ bands_JN.T / weight_J
-    covariance_B33 = _covariance(spectrum_B3WH, shape)
+    power_BCJ = spectrum_B3WH.square().flatten(2) @ bands_JN.T / (weight_J * analysis.share[:, None, None])
+    covariance_B33 = _covariance(analysis)
     variance_BC1 = covariance_B33.diagonal(dim1=1, dim2=2).to(power_BCJ)[:, :, None]
     shape_BCJ = 0.5 * ((power_BCJ + EPS / 12) / (variance_BC1 + EPS)).log()
     log_B33 = _matrix_function(covariance_B33 + EPS * torch.eye(3), torch.log)
@@ -122,10 +152,11 @@ def _statistics(mean_B3: Tensor, spectrum_B3WH: Tensor, shape: torch.Size) -> Te
     return torch.cat([mean_B3, log_B6.to(mean_B3), shape_BCJ.flatten(1)], dim=1)
 
 
-def _covariance(spectrum_B3WH: Tensor, shape: torch.Size) -> Tensor:
+def _covariance(analysis: _Analysis) -> Tensor:
     """Covariance of the planes, by Parseval; float64 on the CPU, since not every device has both."""
-    flat_B3N = spectrum_B3WH.flatten(2)
-    return (flat_B3N @ flat_B3N.mT / (shape[-2] * shape[-1])).cpu().double()
+    flat_B3N = analysis.spectrum.flatten(2)
+    num_seen_B11 = analysis.share[:, None, None] * analysis.seen[0].numel()
+    return (flat_B3N @ flat_B3N.mT / num_seen_B11).cpu().double()
 
 
 def _transport(from_B33: Tensor, wanted_log_B33: Tensor) -> Tensor:

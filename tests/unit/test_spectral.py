@@ -126,3 +126,25 @@ def test_embeddings_of_another_shape_are_refused() -> None:
     with pytest.raises(InputError, match=r"\(1, 100\)"):
         ENGINE.transfer(scene(0), torch.zeros(1, 100))
     assert ENGINE.dim == 9 + 3 * NUM_BANDS
+
+
+def test_areas_without_data_stay_black_and_have_no_style() -> None:
+    whole_13HW = scene(0, 160, 160).clamp_min(1)
+    holed_13HW = whole_13HW.clone()
+    holed_13HW[..., 100:, :] = 0
+    e_1D = ENGINE.embed(holed_13HW)
+    seen_1D = ENGINE.embed(whole_13HW[..., :100, :])
+    torch.testing.assert_close(e_1D[:, :9], seen_1D[:, :9], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(ENGINE.transfer(holed_13HW, e_1D), holed_13HW, atol=1e-3, rtol=0)
+    styled_13HW = ENGINE.transfer(holed_13HW, e_1D + other_style(0))
+    assert styled_13HW[..., 100:, :].max() == 0
+    assert styled_13HW[..., :100, :].min() > 0
+    black_13HW = torch.zeros(1, 3, 40, 40)
+    assert ENGINE.transfer(black_13HW, ENGINE.embed(scene(0))).max() == 0
+
+
+def test_black_pixels_of_shadows_are_restyled() -> None:
+    x_13HW = scene(0)
+    x_13HW[..., 20:24, 30:36] = 0
+    bright_1D = ENGINE.embed(255 - 0.3 * scene(0))
+    assert ENGINE.transfer(x_13HW, bright_1D)[..., 20:24, 30:36].min() > 0
