@@ -204,18 +204,13 @@ def synthesize(
     params_file: ParamsFile = None,
 ) -> None:
     """Draw miniature archives of the datasets, packed as their publishers pack them."""
-    from crossearth.components.synthesize import SynthesizeConfig
+    from crossearth.components.synthesize import PACKERS, SynthesizeConfig
     from crossearth.components.synthesize import synthesize as run
 
-    params, loaded = _inputs(params_file, None)
+    params, _ = _inputs(params_file, None)
     config = params.config(SynthesizeConfig, "synthesize")
-    written = run(
-        [loaded.dataset(name).name for name in datasets or loaded.datasets],
-        params.archives,
-        config,
-        params.seed,
-    )
-    _done(written, "crossearth ingest DATASET")
+    # a user's own datasets stand in the catalog too, and nobody can draw them
+    _done(run(datasets or list(PACKERS), params.archives, config, params.seed), "crossearth ingest DATASET")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -59,7 +60,7 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
     _refuse_unknown_keys(kind, values, where)
     # python mode with strict=False: YAML lists become tuples, ints become floats
     try:
-        return TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict()).validate_python(values)
+        return cast(Config, _adapter(kind).validate_python(values))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
@@ -69,6 +70,12 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
         raise InputError(
             f"{problem['msg']}, found {problem['input']!r}", where=f"{where}: {key}" if key else where
         ) from error
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Kept: building one costs a hundred times what using it does."""
+    return TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict())
 
 
 def _refuse_unknown_keys(kind: Any, values: Any, where: object) -> None:

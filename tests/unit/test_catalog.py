@@ -106,13 +106,13 @@ def test_published_scores_keep_their_certainty() -> None:
 
 
 def test_published_means_agree_with_their_classes() -> None:
-    # the printed mean of MTP in P(i)2V is half a point above that of its printed classes
+    # two printed means of MTP differ from those of its printed classes
+    odd = {("P(i)2V", "MTP"), ("V2P(r)", "MTP")}
     for abbr in CATALOG.settings:
         for score in CATALOG.published(abbr):
-            if score.per_class_iou:
-                assert sum(score.per_class_iou) / len(score.per_class_iou) == pytest.approx(
-                    score.miou, abs=0.5
-                ), abbr
+            if score.per_class_iou and (abbr, score.method) not in odd:
+                mean = sum(score.per_class_iou) / len(score.per_class_iou)
+                assert mean == pytest.approx(score.miou, abs=0.1), abbr
 
 
 def test_the_bands_of_irrg_start_with_near_infrared() -> None:
