@@ -74,7 +74,7 @@ def evaluation() -> None:
                 readers=2,
                 num_pictures=3,
             )
-        outside = 1 - scored.network_seconds / scored.seconds
+        outside, speed = 1 - scored.network_seconds / scored.seconds, tiles / scored.seconds
         print(
             f"{name}: {tiles / scored.seconds:.1f} tiles of {tile_px} px/s, {outside:.1%} outside the network"
         )

@@ -1,4 +1,4 @@
-"""The report's files: numbers, headings, what is missing, what is refused. tests/browser looks at the page."""
+"""The report's files: numbers, headings, what is missing, what is refused (the page: tests/browser)."""
 
 import csv
 import json
