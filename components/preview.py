@@ -21,7 +21,7 @@ IGNORED_COLOUR = (0, 0, 0)
 
 
 def preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path) -> Path:
-    """Draws `out_dir/<domain>.png`: tiles of every split, below each the same with its labels on top, and a legend.
+    """Draws `out_dir/<domain>.png`: tiles of every split, the same with their labels on top, and a legend.
 
     Tiles are shown as the network sees them, three bands in its order (infrared as red where there is
     infrared), and taken at equal steps through the manifest.
@@ -44,7 +44,7 @@ def preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path) -> 
         top += strip.height
     path = Path(out_dir) / f"{domain}.png"
     with atomic_path(path) as partial:
-        sheet.save(partial, "PNG")
+        sheet.save(partial, "PNG", compress_level=1)
     return path
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from crossearth.components.preview import preview
+from crossearth.components.tracking import start_run
 from crossearth.data.catalog import Catalog
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_dir, write_json
+from crossearth.data.files import atomic_dir, digest, write_json
 from crossearth.data.manifest import Manifest, read_manifest
 from crossearth.data.validation import PAIRS_SHOWN, Check, ValidateConfig, twins, validate_manifests
 
-DOCS, SUMMARY = "docs", "summary.json"
+DOCS, PREVIEWS, SUMMARY = "docs", "previews", "summary.json"
+EXPERIMENT = "crossearth-data"
 
 
 def validate(
@@ -24,7 +27,8 @@ def validate(
 
     Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, and tiles that both
     splits share), and, only if all is well, what later stages hang on: `digests/<domain>.json`, the digest of
-    what is trained on, and `recipes/<recipe>.json`, the digests of what a recipe is scored on.
+    what is trained on, and `recipes/<recipe>.json`, the digests of what a recipe is scored on. Then sheets of
+    tiles are drawn as well, `previews/<domain>.png`, and logged to MLflow with the summary.
 
     Args:
         names: domains; none = all labelled domains of the catalog that were ingested.
@@ -43,12 +47,15 @@ def validate(
         failed = [check for check in checks if not check.passed]
         if not failed:
             _write_digests(catalog, manifests, folder)
+            for name in manifests:
+                preview(name, catalog, domains_dir, folder / PREVIEWS)
     if failed:
         raise InputError(
             f"{len(failed)} of {len(checks)} expectations failed\n{_table(failed)}",
             where=domains_dir,
             next_step=f"open {Path(out_dir) / DOCS / 'index.html'}; correct files or catalog, ingest again",
         )
+    _log(manifests, Path(out_dir))
     return Path(out_dir)
 
 
@@ -67,6 +74,16 @@ def _manifests(catalog: Catalog, domains_dir: Path, names: Sequence[str]) -> dic
         ]
         for name in chosen
     }
+
+
+def _log(manifests: dict[str, list[Manifest]], out_dir: Path) -> None:
+    """One run per state of the data, with its sheets and its summary."""
+    every = [manifest for splits in manifests.values() for manifest in splits]
+    tags = {f"manifest.{each.domain}.{each.split}": each.digest for each in every}
+    with start_run("data", key=digest(tags), tags=tags, experiment=EXPERIMENT) as run:
+        run.log_metrics({f"tiles/{each.domain}/{each.split}": len(each) for each in every})
+        run.log_artifact(out_dir / PREVIEWS)
+        run.log_artifact(out_dir / SUMMARY)
 
 
 def _write_summary(
@@ -94,9 +111,9 @@ def _write_digests(catalog: Catalog, manifests: dict[str, list[Manifest]], folde
         for splits in manifests.values()
         for manifest in splits
     }
-    for (domain, split), digest in digest_of.items():
+    for (domain, split), found in digest_of.items():
         if split == "train":
-            write_json(folder / "digests" / f"{domain}.json", {"train": digest})
+            write_json(folder / "digests" / f"{domain}.json", {"train": found})
     for recipe in catalog.recipes().values():
         targets = {setting.target for setting in recipe.settings}
         scored = {target: digest_of[target, "test"] for target in targets if (target, "test") in digest_of}

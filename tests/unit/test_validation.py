@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from mlflow.tracking import MlflowClient
 from own_domain import NAME, catalog, draw, own_domain, save
 from rasterio.io import MemoryFile
 
 from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.components.validate import validate
+from crossearth.components.validate import EXPERIMENT, validate
 from crossearth.data.catalog import Catalog, Domain, Files, load_catalog
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import Manifest, read_manifest, write_manifest
@@ -29,6 +30,20 @@ def rewrite(folder: Path, split: str, change: Callable[[dict[str, Any]], dict[st
     root = folder / "domains" / NAME
     rows = [change(row) for row in read_manifest(root, split).rows]
     write_manifest(root, NAME, split, "road", "own", [row for row in rows if row])
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tracking store of these tests' own."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MLFLOW_TRACKING_URI", uri)
+        environment.chdir(folder)
+        yield uri
+
+
+pytestmark = pytest.mark.usefixtures("tracking")
 
 
 @pytest.fixture
@@ -204,3 +219,15 @@ def test_a_manifest_of_another_version_is_refused(town: Path) -> None:
     pq.write_table(table.drop_columns(["look"]), path)
     with pytest.raises(InputError, match="another version"):
         validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
+
+
+def test_sheets_and_summary_are_logged(town: Path, tracking: str) -> None:
+    validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
+    assert (town / "validation" / "previews" / f"{NAME}.png").is_file()
+    client = MlflowClient(tracking)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    digest = read_manifest(town / "domains" / NAME, "test").digest
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`manifest.{NAME}.test` = '{digest}'")
+    logged = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert logged == {f"{NAME}.png", "summary.json"}
+    assert run.data.metrics[f"tiles/{NAME}/test"] == 8
