@@ -75,9 +75,7 @@ def evaluation() -> None:
                 num_pictures=3,
             )
         outside, speed = 1 - scored.network_seconds / scored.seconds, tiles / scored.seconds
-        print(
-            f"{name}: {tiles / scored.seconds:.1f} tiles of {tile_px} px/s, {outside:.1%} outside the network"
-        )
+        print(f"{name}: {speed:.1f} tiles of {tile_px} px per second, {outside:.1%} outside the network")
 
 
 def reporting() -> None:
