@@ -77,8 +77,7 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
     load_released(model, checkpoint, backbone, backbone_path)
     if config.keep_training:
         write_state(out_dir / TRAINING_NAME, checkpoint.training)
-    provenance: dict[str, Any] = {
-        "source": "released",
+    origin = {
         "file": Path(released).name,
         "sha256": checkpoint.sha256,
         "says": {key: value for key, value in checkpoint.meta.items() if _is_short(value)},
@@ -86,10 +85,11 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
             "source": backbone_path.name if Path(config.backbone) == backbone_path else config.backbone,
             "sha256": sha256_file(backbone_path),
         },
-        "kept_in": TRAINING_NAME if config.keep_training else None,
         "training_only": sorted(checkpoint.training),
+        "kept_in": TRAINING_NAME if config.keep_training else None,
     }
-    meta = {"classes": classes, "palette": palette, "provenance": provenance}
+    # the authors trained on the published data sets
+    meta = {"classes": classes, "palette": palette, "provenance": "publisher", "released": origin}
     return save(model, out_dir, meta, config.backbones_dir)
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,7 @@ from torch import Tensor
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path, sha256_file, write_json
+from crossearth.data.manifest import Provenance
 from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
 
 FORMAT = 1
@@ -39,7 +40,7 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
         model: the network; its state is stored in its own dtypes.
         folder: made if absent.
         meta: JSON-serialisable description. Needs `classes` (names in id order), `palette` ("#rrggbb" each)
-            and `provenance`; further keys are kept as they are.
+            and `provenance` (of the data that it was trained on, a manifest's word); further keys are kept.
         backbones_dir: where the backbone is stored once for all models; None = inside the model's file.
 
     Returns:
@@ -53,6 +54,12 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
     for key in ("classes", "palette", "provenance"):
         if key not in meta:
             raise InputError(f"the model's description lacks {key!r}", where=folder)
+    if meta["provenance"] not in get_args(Provenance):
+        raise InputError(
+            f"provenance: {meta['provenance']!r}",
+            where=folder,
+            expected=f"one of {', '.join(get_args(Provenance))}",
+        )
     if not len(meta["classes"]) == len(meta["palette"]) == config.num_classes:
         raise InputError(
             f"{len(meta['classes'])} classes and {len(meta['palette'])} colours",

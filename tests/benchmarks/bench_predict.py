@@ -142,7 +142,7 @@ def main() -> None:
         meta = {
             "classes": list("abcdefg"),
             "palette": ["#808080"] * NUM_CLASSES,
-            "provenance": {"source": "random"},
+            "provenance": "own",
         }
         model = given.model or save(network, folder / "model", meta)
         if given.memory:

@@ -17,7 +17,7 @@ from crossearth.model.crossearth import CrossEarth, crossearth_tiny
 META = {
     "classes": ["a", "b", "c"],
     "palette": ["#000000", "#ff0000", "#00ff00"],
-    "provenance": {"source": "test"},
+    "provenance": "own",
 }
 
 
@@ -143,6 +143,8 @@ def test_classes_must_be_the_networks(tmp_path: Path) -> None:
     for wrong in ({"classes": ["a", "b"]}, {"palette": ["#000000"]}):
         with pytest.raises(InputError, match="3 of each"):
             save(tiny(), tmp_path / "m", {**META, **wrong})
+    with pytest.raises(InputError, match="provenance: 'elsewhere'"):
+        save(tiny(), tmp_path / "m", {**META, "provenance": "elsewhere"})
     with pytest.raises(InputError, match="lacks 'provenance'"):
         save(tiny(), tmp_path / "m", {key: META[key] for key in ("classes", "palette")})
     assert not (tmp_path / "m").exists()

@@ -89,12 +89,13 @@ def test_the_description_says_where_all_of_it_comes_from(recorded: Path) -> None
     meta = read_meta(convert(released, recorded / "model", settings(recorded)))
     assert tuple(meta["classes"]) == CLASSES
     assert meta["palette"][2] == "#14141e"
-    provenance = meta["provenance"]
-    assert provenance["sha256"] == sha256_file(released)
-    assert provenance["backbone"]["sha256"] == sha256_file(backbone)
-    assert provenance["training_only"] == sorted(TRAINING)
-    assert provenance["kept_in"] is None
-    assert provenance["says"]["iter"] == 30000
+    assert meta["provenance"] == "publisher"
+    origin = meta["released"]
+    assert origin["sha256"] == sha256_file(released)
+    assert origin["backbone"]["sha256"] == sha256_file(backbone)
+    assert origin["training_only"] == sorted(TRAINING)
+    assert origin["kept_in"] is None
+    assert origin["says"]["iter"] == 30000
     assert meta["network"]["image_px"] == 64
     assert meta["normalisation"]["std"] == pytest.approx([58.395, 57.12, 57.375])
 
@@ -103,7 +104,7 @@ def test_training_modules_are_kept_if_asked(recorded: Path) -> None:
     out = convert(recorded / "potsdam-source.pth", recorded / "model", settings(recorded, keep_training=True))
     kept = load_file(out / "training.safetensors")
     assert kept.keys() == TRAINING.keys()
-    assert read_meta(out)["provenance"]["kept_in"] == "training.safetensors"
+    assert read_meta(out)["released"]["kept_in"] == "training.safetensors"
     load(out)
 
 

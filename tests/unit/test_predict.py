@@ -41,7 +41,7 @@ def network() -> CrossEarth:
 
 @pytest.fixture(scope="module")
 def model(network: CrossEarth, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    meta = {"classes": CLASSES, "palette": PALETTE, "provenance": {"source": "random"}}
+    meta = {"classes": CLASSES, "palette": PALETTE, "provenance": "own"}
     return save(network, tmp_path_factory.mktemp("model"), meta)
 
 

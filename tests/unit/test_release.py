@@ -155,7 +155,7 @@ def test_every_form_of_backbone_is_read(tmp_path: Path, form: str) -> None:
         save_file({name: value for name, value in state.items() if name != "mask_token"}, path)
         state["mask_token"] = torch.zeros_like(state["mask_token"])
     elif form == "shared":
-        meta = {"classes": ["a"] * 3, "palette": ["#000000"] * 3, "provenance": {}}
+        meta = {"classes": ["a"] * 3, "palette": ["#000000"] * 3, "provenance": "own"}
         save(model, tmp_path / "m", meta, tmp_path / "backbones")
         [path] = (tmp_path / "backbones").iterdir()
     else:
