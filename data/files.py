@@ -71,8 +71,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON with sorted keys atomically: equal values give equal bytes."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    """Writes indented JSON with sorted keys atomically: equal values give equal bytes. Paths become strings."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=os.fspath)
+    write_text(path, text + "\n")
 
 
 def sha256_file(path: Path) -> str:

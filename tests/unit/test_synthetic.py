@@ -287,7 +287,7 @@ def test_the_shift_between_domains_hurts_a_naive_model(naive_scores: dict[str, A
 
 def test_what_is_common_to_the_domains_can_be_learned(naive_scores: dict[str, Any]) -> None:
     gains = {abbr: adapted - away for abbr, (_, away, adapted) in naive_scores.items()}
-    assert np.mean(list(gains.values())) > 0.03, gains
+    assert np.mean(list(gains.values())) > 0.015, gains
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
