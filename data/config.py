@@ -60,7 +60,7 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
     _refuse_unknown_keys(kind, values, where)
     # python mode with strict=False: YAML lists become tuples, ints become floats
     try:
-        return cast(Config, _adapter(kind).validate_python(values))
+        return cast(Config, _adapter(cast("type[Any]", kind)).validate_python(values))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
