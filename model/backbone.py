@@ -33,7 +33,7 @@ class Backbone(nn.Module):
         frozen: no parameter is trained and the mode stays "eval".
 
     Raises:
-        InputError: (when run) an image whose sides are not multiples of `patch_px`.
+        InputError: (when run) an image whose sides are not multiples of `patch_px`, at least two patches.
     """
 
     def __init__(
@@ -81,13 +81,16 @@ class Backbone(nn.Module):
 
 
 def check_size(x_B3HW: Tensor, patch_px: int) -> None:
-    """Refuses an image whose sides are not multiples of the patch, naming the nearest size that is one."""
+    """Refuses sides that are not whole patches, two at least, and names the nearest valid size.
+
+    Two, because the coarsest of the four maps has half as many rows and columns as there are patches.
+    """
     height, width = x_B3HW.shape[2:]
-    if height % patch_px or width % patch_px or not height or not width:
-        rows, columns = (max(patch_px, round(side / patch_px) * patch_px) for side in (height, width))
+    if height % patch_px or width % patch_px or min(height, width) < 2 * patch_px:
+        rows, columns = (max(2, round(side / patch_px)) * patch_px for side in (height, width))
         raise InputError(
             f"the network cannot take an image of {height} x {width} px",
-            expected=f"sides that are multiples of {patch_px} px; the nearest such size: {rows} x {columns}",
+            expected=f"multiples of {patch_px} px from {2 * patch_px} on; the nearest size: {rows} x {columns}",
             next_step="resize or pad it, or use sliding windows with a crop no larger than the image",
         )
 

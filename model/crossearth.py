@@ -108,7 +108,7 @@ class NetworkConfig:
         if not whole_patches or not 0 < self.stride_px <= self.crop_px:
             raise InputError(
                 f"crop_px {self.crop_px}, stride_px {self.stride_px}",
-                expected=f"a crop of two or more whole patches of {self.patch_px} px, a stride of 1 to the crop",
+                expected=f"a crop of two or more patches of {self.patch_px} px, a stride of 1 to the crop",
             )
 
 

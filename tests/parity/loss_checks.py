@@ -21,6 +21,7 @@ from crossearth.model.losses import (
     segmentation_loss,
     uncertain_points,
 )
+from crossearth.model.matching import sample_points
 from crossearth.model.names import to_released
 
 
@@ -72,7 +73,8 @@ def check_losses(recording: Recording, model: CrossEarth, meta: Mapping[str, Any
             coordinates_MP2 = uncertain_points(
                 logits_M1hw, points.candidates[layer], points.uniform[layer], config
             )
-            recording.compare("io", f"loss_points/layer{layer}", coordinates_MP2)
+            num_uncertain = config.num_points - points.uniform.shape[2]
+            check_points(recording, f"loss_points/layer{layer}", coordinates_MP2, logits_M1hw, num_uncertain)
 
     source = replay(recording, num_layers, matched)
     terms = segmentation_loss(predictions, label_BHW, model.config.num_classes, source, config)
@@ -85,6 +87,21 @@ def check_losses(recording: Recording, model: CrossEarth, meta: Mapping[str, Any
     recording.compare("io", "loss_total", total)
     recording.compare_values("meta.json: loss", total, torch.tensor(meta["reported"]["losses"]["loss"]))
     check_gradients(recording, model, total)
+
+
+def check_points(
+    recording: Recording, key: str, points_MP2: Tensor, logits_M1hw: Tensor, num_uncertain: int
+) -> None:
+    """The coordinates; where they differ, it may only be by the order of equally uncertain ones."""
+    recorded_MP2 = recording.take("io", key)
+    if points_MP2.shape == recorded_MP2.shape and not torch.allclose(points_MP2, recorded_MP2):
+        for part, name in ((slice(num_uncertain), "uncertain"), (slice(num_uncertain, None), "random")):
+            ours, theirs = (
+                sample_points(logits_M1hw, points[:, part]).abs() for points in (points_MP2, recorded_MP2)
+            )
+            recording.compare_values(f"{key} ({name}: |logit|, near ties in another order)", ours, theirs)
+    else:
+        recording.compare("io", key, points_MP2)
 
 
 def check_gradients(recording: Recording, model: CrossEarth, total: Tensor) -> None:
