@@ -1,7 +1,7 @@
 """YAML becomes a frozen dataclass here and nowhere else."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
@@ -60,7 +60,7 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
     _refuse_unknown_keys(kind, values, where)
     # python mode with strict=False: YAML lists become tuples, ints become floats
     try:
-        return cast(Config, _adapter(cast("type[Any]", kind)).validate_python(values))
+        return cast(Config, _adapter(cast(Hashable, kind)).validate_python(values))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
@@ -73,7 +73,7 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
 
 
 @cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     """Kept: building one costs a hundred times what using it does."""
     return TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict())
 
