@@ -243,7 +243,7 @@ class TorchFile:
                 self._storages[key] = self._read_zip_storage(key)
             numbers = self._storages[key].view(stored.storage.dtype)
             return torch.as_strided(numbers, stored.size, stored.stride, stored.offset)
-        except (KeyError, RuntimeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive fails in any way it likes
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> InputError:
@@ -281,6 +281,8 @@ class TorchFile:
         with zipfile.ZipFile(self.path) as archive:
             member = archive.getinfo(f"{self._folder}data/{key}")
             self._refuse_compressed(member)
+            if member.file_size > self.path.stat().st_size:
+                raise zipfile.BadZipFile(f"{member.filename} is larger than the file")
             numbers = torch.empty(member.file_size, dtype=torch.uint8)
             with archive.open(member) as stream:
                 _fill(numbers, stream)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from released import write_released
 from safetensors.torch import load_file
 
 from crossearth.components import convert as step
@@ -20,9 +20,6 @@ from crossearth.data.files import sha256_file
 from crossearth.model.checkpoint import load, read_meta
 from crossearth.model.crossearth import NetworkConfig
 from crossearth.model.inference import slide_logits
-
-sys.path.insert(0, str(Path(__file__).parent))
-from released import write_released
 
 CLASSES = ("impervious", "building", "low vegetation", "tree", "car", "clutter")
 TRAINING = {"backbone.reins.high_extractor.conv1.weight": torch.ones(4), "auxiliary_head.w": torch.ones(3)}

@@ -5,19 +5,16 @@ import functools
 import os
 import pickle
 import struct
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from released import write_released
 
 from crossearth.data.errors import InputError
 from crossearth.model.pickles import Inert, StoredTensor, TorchFile
-
-sys.path.insert(0, str(Path(__file__).parent))
-from released import write_released
 
 STATE = {
     "a": torch.arange(12.0).reshape(3, 4),

@@ -369,6 +369,31 @@ def test_an_interrupt_leaves_the_old_map_and_no_half_file(tmp_path: Path, model:
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_a_full_disk_leaves_no_map(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(300, 400))
+    program = (
+        "import resource, sys; from pathlib import Path; from crossearth.components.predict import predict;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+        "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", program, str(scene), str(model), str(tmp_path / "map.tif")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "InputError" in done.stderr
+    assert "cannot write the map" in done.stderr
+    assert sorted(tmp_path.iterdir()) == [scene]
+
+
+def test_blocks_lost_on_the_way_to_the_disk_are_noticed(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(70, 80))
+    monkeypatch.setattr(maps, "count_pixels", lambda _: np.zeros(256, np.int64))
+    with pytest.raises(InputError, match="not what was written"):
+        predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    assert sorted(tmp_path.iterdir()) == [scene]
+
+
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert step.choose_precision("auto", "cpu") is torch.float32

@@ -1,7 +1,6 @@
 """Released checkpoints and backbones: names, resampling, sources, refusals."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from released import write_released
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,9 +26,6 @@ from crossearth.model.release import (
     read_backbone,
     read_released,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-from released import write_released
 
 SIZES = replace(tiny_config(3, 64), patch_px=16, frozen_backbone=True)
 
