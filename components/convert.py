@@ -99,7 +99,6 @@ def _is_short(value: Any) -> bool:
 
 
 def _classes(checkpoint: Released, class_set: ClassSet | None) -> tuple[list[str], list[str]]:
-    about = checkpoint.meta.get("dataset_meta") or {}
     if class_set is not None:
         names, colours, origin = (
             list(class_set.classes),
@@ -107,8 +106,7 @@ def _classes(checkpoint: Released, class_set: ClassSet | None) -> tuple[list[str
             f"class set {class_set.name}",
         )
     else:
-        names, origin = list(about.get("classes") or ()), "its own description"
-        colours = [f"#{bytes(colour).hex()}" for colour in about.get("palette") or ()]
+        names, colours, origin = *_own_words(checkpoint.meta), "its own description"
     if not len(names) == len(colours) == checkpoint.num_classes:
         raise InputError(
             f"its head has {checkpoint.num_classes} classes; {origin} has {len(names)} names "
@@ -117,3 +115,13 @@ def _classes(checkpoint: Released, class_set: ClassSet | None) -> tuple[list[str
             next_step="give the class set that the model was trained on with --class-set",
         )
     return names, colours
+
+
+def _own_words(meta: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Names and colours of the classes as a checkpoint gives them; empty where it does not."""
+    about = meta.get("dataset_meta")
+    try:
+        names = [str(name) for name in about["classes"]]
+        return names, [f"#{bytes(colour).hex()}" for colour in about["palette"]]
+    except (KeyError, TypeError, ValueError):
+        return [], []

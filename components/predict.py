@@ -238,7 +238,7 @@ def _map(
             raise OSError("the map on disk is not what was written")
         (folder / "ids.tif").unlink()
         if config.probabilities:
-            maps.write_cog(folder / "shares.tif", folder / f"{target.stem}.probabilities.tif", "AVERAGE")
+            maps.write_cog(folder / "shares.tif", folder / _probabilities_path(target).name, "AVERAGE")
             (folder / "shares.tif").unlink()
         maps.write_category_names(folder / f"{target.name}.aux.xml", loaded.classes)
         maps.write_preview(
@@ -317,7 +317,9 @@ def _strips(
     spans = [(tops[0], tops[0] + height)]
     spans += [(top + height, below + height) for top, below in pairwise(tops)]
 
-    with _reading(scene.path), rasterio.open(scene.path) as source, ThreadPoolExecutor(1) as reader:
+    with _reading(scene.path):
+        source = rasterio.open(scene.path)
+    with source, ThreadPoolExecutor(1) as reader:
 
         def read(start: int, stop: int) -> Strip:
             rows = Window(0, start, scene.grid.width, stop - start)
@@ -418,11 +420,18 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
             raise InputError(
                 f"two scenes would give {target}", where=file, expected="scenes of different names"
             )
-        if target.resolve() in {other.resolve() for other in files}:
-            raise InputError(
-                f"the map would replace the scene {target}", where=file, next_step="choose another --out"
-            )
+        for written in (target, target.with_suffix(".png"), _probabilities_path(target)):
+            if written.resolve() in {other.resolve() for other in files}:
+                raise InputError(
+                    f"the map's files would replace the scene {written}",
+                    where=file,
+                    next_step="choose another --out",
+                )
     return targets
+
+
+def _probabilities_path(target: Path) -> Path:
+    return target.with_name(f"{target.stem}.probabilities.tif")
 
 
 def _load(model: Path, config: PredictConfig) -> Loaded:

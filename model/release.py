@@ -76,7 +76,7 @@ def read_released(path: Path) -> Released:
         path=Path(path),
         state={name: file.tensor(tensors[name]).float() for name in sorted(inference)},
         training={name: file.tensor(tensors[name]) for name in sorted(tensors.keys() - inference)},
-        meta=_plain(file.root.get("meta", {})),
+        meta=_plain(meta) if isinstance(meta := file.root.get("meta"), dict) else {},
         sha256=sha256_file(path),
     )
 

@@ -302,6 +302,7 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
     good = write(tmp_path / "good.tif", pixels(70, 80))
     gray = write(tmp_path / "gray.tif", pixels(70, 80, bands=1))
     real = write(tmp_path / "real.tif", np.zeros((3, 70, 80), np.float32))
+    picture = write(tmp_path / "picture.png", pixels(70, 80), driver="PNG", crs=None, transform=None)
     text = tmp_path / "text.tif"
     text.write_text("no raster")
     empty = tmp_path / "empty"
@@ -325,6 +326,7 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
         ([good], tmp_path / "map.jpg", FLOAT32, "ends in .tif"),
         ([good], good, FLOAT32, "would replace the scene"),
         ([good], tmp_path, FLOAT32, "would replace the scene"),
+        ([picture], tmp_path / "picture.tif", FLOAT32, "would replace the scene"),
         ([good], out, PredictConfig(backbone=tmp_path / "x"), "no shared backbone"),
     ]
     for scenes, target, config, message in cases:
