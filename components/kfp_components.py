@@ -54,9 +54,9 @@ def plan(
     recipes: list,
     versions: dict,
     code: str,
-    items: OutputPath(list),
-    styles: OutputPath(str),
-    synthesize: OutputPath(str),
+    items: OutputPath(list),  # type: ignore[valid-type]
+    styles: OutputPath(str),  # type: ignore[valid-type]
+    synthesize: OutputPath(str),  # type: ignore[valid-type]
 ) -> list:
     """Resolves catalog and params into one item per dataset and recipe, each with the digest of its inputs.
 

@@ -66,12 +66,12 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
         description="Trains one model per recipe, scores it on domains that it has never seen, reports.",
     )
     def pipeline(
-        recipes: list = recipes_default,  # type: ignore[type-arg]
+        recipes: list = recipes_default,
         params: str = params_default,
         catalogs: str = catalogs_default,
         workspace: str = values.workspace.mount,
         store: str = "",
-        versions: dict = {},  # type: ignore[type-arg]  # noqa: B006
+        versions: dict = {},  # noqa: B006
         dvc_repository: str = "",
         dvc_revision: str = "",
         dvc_path: str = "",

@@ -23,7 +23,7 @@ def inference(inputs: Inputs, values: Values) -> GraphComponent:
         model: str,
         out: str = "artifacts/maps",
         shards: int = 4,
-        predict: dict = {},  # type: ignore[type-arg]  # noqa: B006
+        predict: dict = {},  # noqa: B006
         params: str = params_default,
         catalogs: str = catalogs_default,
         workspace: str = values.workspace.mount,

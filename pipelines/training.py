@@ -27,7 +27,7 @@ def training(inputs: Inputs, values: Values) -> GraphComponent:
         catalogs: str = catalogs_default,
         workspace: str = values.workspace.mount,
         store: str = "",
-        versions: dict = {},  # type: ignore[type-arg]  # noqa: B006
+        versions: dict = {},  # noqa: B006
         dvc_repository: str = "",
         dvc_revision: str = "",
         dvc_path: str = "",
