@@ -4,6 +4,7 @@
 in one is refused with the file, the key and the choices.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -538,11 +539,14 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
     labels = _read_labels(catalog, entry, where)
     if entry.lossy_labels and (labels is None or labels.kind != "colour"):
         raise InputError("lossy_labels: only colours can be snapped", where=where)
-    if entry.value_range is not None and not entry.value_range[0] < entry.value_range[1]:
+    if (
+        entry.value_range is not None
+        and not -math.inf < entry.value_range[0] < entry.value_range[1] < math.inf
+    ):
         raise InputError(
             f"value_range: {list(entry.value_range)}", where=where, expected="[lo, hi] with lo < hi"
         )
-    if entry.gsd_m is not None and not entry.gsd_m > 0:
+    if entry.gsd_m is not None and not 0 < entry.gsd_m < math.inf:
         raise InputError(f"gsd_m: {entry.gsd_m}", where=where, expected="metres per px, above 0")
     catalog.domains[name] = Domain(
         name=name,

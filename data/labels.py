@@ -155,7 +155,7 @@ def parse_labels(values: Mapping[Any, Any], classes: Sequence[str], where: objec
         )
     ids = {name: index for index, name in enumerate(classes)} | {IGNORE_NAME: IGNORE}
     for raw, name in values.items():
-        if name not in ids:
+        if not isinstance(name, str) or name not in ids:
             raise InputError(
                 f"unknown class {name!r} for raw value {raw!r}", where=where, expected=nearest(str(name), ids)
             )

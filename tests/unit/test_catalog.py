@@ -369,22 +369,37 @@ junk = st.recursive(
 )
 
 
+ENTRIES: dict[str, dict[str, Any]] = {
+    "domains": OWN
+    | dict.fromkeys(
+        ["bands", "tile", "split", "key", "scene", "gsd_m", "value_range", "nodata", "train", "dataset"]
+    ),
+    "class_sets": {"classes": ["x", "y"], "palette": None, "headline": "mean", "maps": {}},
+    "settings": {
+        **{"source": "deepglobe", "target": "massachusetts", "gap": "region"},
+        **{"class_set": "road", "id": 1, "evidence": "", "published": {}},
+    },
+    "datasets": {"title": "A", "homepage": "", "archives": []},
+}
+
+
 @given(
-    key=st.sampled_from([*OWN, "bands", "tile", "split", "key", "scene", "gsd_m", "value_range", "train"]),
-    value=junk,
+    place=st.sampled_from([(section, key) for section, entry in ENTRIES.items() for key in entry]), value=junk
 )
-@settings(max_examples=40, deadline=None)
-def test_whatever_stands_in_a_domain_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+@settings(max_examples=60, deadline=None)
+def test_whatever_stands_in_an_entry_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, place: tuple[str, str], value: Any
 ) -> None:
+    section, key = place
+    entry = {name: given for name, given in ENTRIES[section].items() if given is not None} | {key: value}
     path = tmp_path_factory.mktemp("junk") / "own.yaml"
-    path.write_text(yaml.safe_dump({"domains": {"town": OWN | {key: value}}}))
+    path.write_text(yaml.safe_dump({section: {"mine": entry}}))
     try:
         catalog = load_catalog([path])
     except InputError as error:
         assert str(error).startswith(str(path))
     else:
-        assert catalog.domain("town").own is not None
+        assert "mine" in getattr(catalog, section)
 
 
 def test_the_built_in_files_have_no_repeated_settings_or_domains() -> None:
