@@ -119,7 +119,7 @@ def _classes(checkpoint: Released, class_set: ClassSet | None) -> tuple[list[str
 
 def _own_words(meta: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Names and colours of the classes as a checkpoint gives them; empty where it does not."""
-    about = meta.get("dataset_meta")
+    about: Any = meta.get("dataset_meta")
     try:
         names = [str(name) for name in about["classes"]]
         return names, [f"#{bytes(colour).hex()}" for colour in about["palette"]]
