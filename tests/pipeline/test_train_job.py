@@ -17,14 +17,15 @@ import pytest
 import yaml
 
 pytest.importorskip("kubeflow.trainer", reason="pip install -e '.[cluster]'")
+pytest.importorskip("kubernetes_validate", reason="pip install -e '.[services]'")
 
 from kubeflow.trainer import KubernetesBackendConfig, LocalProcessBackendConfig, TrainerClient
 from kubernetes.client import Configuration
+from manifest_schema import INFRA, check
 
 from crossearth.components import train_job
 from crossearth.components.train_job import TrainJobConfig, TrainJobError, follow, run_train_job
 from crossearth.data.errors import InputError
-from tests.pipeline.test_manifests import INFRA, check
 
 RUNTIME = yaml.safe_load((INFRA / "kustomize" / "training-runtime.yaml").read_text())
 NAMESPACE = "crossearth"
