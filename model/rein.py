@@ -35,6 +35,10 @@ class Rein(nn.Module):
         for tokens in (self.tokens_a_LMR, self.tokens_b_LRC):
             bound = math.sqrt(6 / sum(tokens.shape[1:]))
             nn.init.uniform_(tokens, -bound, bound)
+        with torch.no_grad():
+            # products of small factors are near zero: queries that are all alike would learn the same thing for long
+            self.merge.bias.zero_()
+            self.merge.weight.div_(self.queries().std())
 
     def forward(self, tokens_BTC: Tensor, layer: int) -> Tensor:
         """Refines the patch tokens after block `layer`; the class token passes unchanged."""
