@@ -31,7 +31,7 @@ class Finding:
 
 
 def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
-    """Examines Python, dependencies, devices, memory, disk, data, weights and the tracking server; changes nothing.
+    """Examines the machine, what is installed, data, weights and the tracking server; changes nothing.
 
     Args:
         data_dir: $CROSSEARTH_DATA.
@@ -44,8 +44,16 @@ def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
         *_devices(),
         _shared_memory(),
         _disk(),
-        _folder("your data ($CROSSEARTH_DATA)", data_dir, "create it, or set CROSSEARTH_DATA, to map your own imagery"),
-        _folder("archives", archives, "run `crossearth synthesize`, or point `archives` in params.yaml at your downloads"),
+        _folder(
+            "your data ($CROSSEARTH_DATA)",
+            data_dir,
+            "create it, or set CROSSEARTH_DATA, to map your own imagery",
+        ),
+        _folder(
+            "archives",
+            archives,
+            "run `crossearth synthesize`, or point `archives` in params.yaml at your downloads",
+        ),
         *_weights(),
         _tracking(tracking_uri),
     ]
@@ -54,7 +62,10 @@ def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
 def _python() -> Finding:
     supported = sys.version_info >= (3, 11)
     return Finding(
-        "Python", "fine" if supported else "missing", platform.python_version(), "" if supported else "install Python 3.11"
+        "Python",
+        "fine" if supported else "missing",
+        platform.python_version(),
+        "" if supported else "install Python 3.11",
     )
 
 
@@ -101,11 +112,11 @@ def _devices() -> list[Finding]:
 def _shared_memory() -> Finding:
     shm = Path("/dev/shm")  # noqa: S108
     if not shm.is_dir():
-        return Finding("/dev/shm", "note", "absent", "set train.workers to 0 in params.yaml")
+        return Finding(str(shm), "note", "absent", "set train.workers to 0 in params.yaml")
     size = shutil.disk_usage(shm).total / GIB
     small = size < MIN_SHM_GIB
     advice = "give the container at least 1 GiB (--shm-size), or set train.workers to 0" if small else ""
-    return Finding("/dev/shm", "note" if small else "fine", f"{size:.1f} GiB", advice)
+    return Finding(str(shm), "note" if small else "fine", f"{size:.1f} GiB", advice)
 
 
 def _disk() -> Finding:

@@ -120,10 +120,12 @@ def evaluate(
     result = _describe(recipe, class_set, meta, config, out_dir)
     with join_processes() as processes:
         scored = _scored_before(out_dir)
+        done = set(scored)  # what only the first process holds, all processes have gone through
         model = None
         for setting in recipe.settings:
             target = targets[setting.target]
-            if target.key not in scored:
+            if target.key not in done:
+                done.add(target.key)
                 model = model or load(model_dir, device=_device(config.device))
                 save = _prediction_writer(out_dir, target.manifest, class_set, config.predictions)
                 scores = score_target(
@@ -139,8 +141,6 @@ def evaluate(
                 )
                 if processes.is_first:
                     scored[target.key] = _keep(out_dir, setting, target, scores, class_set)
-                else:
-                    scored[target.key] = None
             if processes.is_first:
                 named = [
                     _name(
@@ -369,8 +369,16 @@ def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
         "selection": result.selection,
         "scored_with": str(result.lineage["git_revision"]),
     }
+    told = [
+        f"| {each.setting} | {each.gap} | {100 * result.scores(each).headline:.1f} |"
+        for each in result.settings
+    ]
+    warning = []
+    if "synthetic" in {each.provenance for each in result.settings}:
+        warning = ["Synthetic miniatures: not comparable with published scores.", ""]
     with start_run(result.recipe, key=result.recipe_hash, tags=tags) as run:
         run.log_metrics(metrics)
+        run.describe("\n".join([*warning, "| setting | gap | mIoU % |", "| --- | --- | --- |", *told]))
         for name in (DETAILS, "scores.csv"):
             run.log_artifact(result.folder / name, "scores")
         run.log_artifact(result.folder / "panels", "panels")

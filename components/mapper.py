@@ -21,7 +21,7 @@ from crossearth.components.scoring import predict_tiles
 from crossearth.model import checkpoint
 
 
-class SceneMapper(PythonModel):  # type: ignore[misc]  # mlflow's classes carry no types
+class SceneMapper(PythonModel):
     """Maps scenes with one trained network."""
 
     def load_context(self, context: Any) -> None:

@@ -33,12 +33,15 @@ class Params:
 
     def __post_init__(self) -> None:
         if self.preset not in self.presets:
-            raise InputError(f"preset: unknown preset {self.preset!r}", expected=nearest(self.preset, self.presets))
+            raise InputError(
+                f"preset: unknown preset {self.preset!r}", expected=nearest(self.preset, self.presets)
+            )
         for preset, sections in self.presets.items():
             for step in sections:
                 if step not in (*STEPS, "recipes"):
                     raise InputError(
-                        f"presets.{preset}: unknown step {step!r}", expected=nearest(step, (*STEPS, "recipes"))
+                        f"presets.{preset}: unknown step {step!r}",
+                        expected=nearest(step, (*STEPS, "recipes")),
                     )
 
     def values(self, step: str, recipe: str | None = None) -> dict[str, Any]:
@@ -54,7 +57,7 @@ class Params:
 
 
 def load_params(path: Path | None) -> Params:
-    """Reads params.yaml; with no path, the file in the working folder, or the dataclasses' defaults without one.
+    """Reads params.yaml; with no path that of the working folder, or without one the dataclasses' defaults.
 
     Raises:
         InputError: unreadable file, unknown preset, step or key.

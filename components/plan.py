@@ -16,7 +16,9 @@ def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
     """Writes `ingest/<dataset>.json`, `train/<recipe>.json` and `evaluate/<recipe>.json` under `out_dir`."""
     with atomic_dir(out_dir) as folder:
         for dataset in catalog.datasets.values():
-            domains = [asdict(domain) for domain in catalog.domains.values() if domain.dataset == dataset.name]
+            domains = [
+                asdict(domain) for domain in catalog.domains.values() if domain.dataset == dataset.name
+            ]
             write_json(
                 folder / "ingest" / f"{dataset.name}.json", {"dataset": asdict(dataset), "domains": domains}
             )
@@ -37,7 +39,9 @@ def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
                     "settings": [asdict(setting) for setting in recipe.settings],
                     "class_set": asdict(class_set),
                     "remaps": {
-                        setting.target: catalog.remap(catalog.domain(setting.target).class_set, class_set.name)
+                        setting.target: catalog.remap(
+                            catalog.domain(setting.target).class_set, class_set.name
+                        )
                         for setting in recipe.settings
                     },
                     "evaluate": params.values("evaluate"),

@@ -5,10 +5,8 @@ Every move of an alias is a tag of the registered model, `move.0001` and so on: 
 and from which run.
 """
 
-import getpass
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossearth.components.results import DETAILS, RecipeResult, read_results
-from crossearth.components.tracking import KEY_TAG, connect, tracking_uri
+from crossearth.components.tracking import KEY_TAG, connect, tracking_uri, user_name
 from crossearth.data.errors import InputError
 from crossearth.model.checkpoint import META_NAME, WEIGHTS_NAME
 
@@ -176,9 +174,9 @@ class Registry:
             alias=alias,
             old=str(old.version) if old else "",
             new=str(new.version) if new else "",
-            who=_who(),
+            who=user_name(),
             when=datetime.now(UTC).isoformat(timespec="seconds"),
-            run=new.run_id if new else "",
+            run=(new.run_id or "") if new else "",
             why=why,
         )
         number = len(self.moves(name)) + 1
@@ -273,10 +271,3 @@ def _mlflow_exception() -> type[Exception]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _who() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return f"uid {os.getuid()}"

@@ -342,5 +342,10 @@ def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> 
     }
     with start_run("benchmark", key=digest(keys), tags=tags) as run:
         run.log_metrics(metrics)
+        run.describe((out_dir / "scores.md").read_text(encoding="utf-8"))
         run.log_artifact(out_dir, "report")
+        targets = dict.fromkeys(line.target for line in summary.lines)
+        columns = ["unseen_miou", "worst_unseen_miou", "in_domain_miou"]
+        columns += [metric_name("miou", target) for target in targets]
+        run.save_view("crossearth-recipes", "Recipes by mIoU on unseen domains", columns, "unseen_miou")
         run.adopt(keys)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ NAMED_TILES = 20  # how many wrong tiles an error spells out
 PICTURE_LABELLED = 0.25  # a tile with fewer labelled pixels than this share makes no telling picture
 
 
-class Tile(NamedTuple):
+@dataclass(frozen=True)
+class Tile:
     """A tile as read.
 
     image: (3, H, W) raw values. label: (H, W) ids of the recipe's class set, 255 = ignore. problem: "" or
@@ -203,7 +204,7 @@ def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
     except InputError as error:
         return Tile(index, nothing, nothing, f"{row['tile_id']}: {str(error).splitlines()[0]}")
     for kind, pixels in (("image", image_3HW), ("label", label_HW)):
-        if sha256(np.ascontiguousarray(pixels)).hexdigest() != row[f"sha256_{kind}"]:
+        if sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest() != row[f"sha256_{kind}"]:
             return Tile(index, nothing, nothing, f"{row['tile_id']}: its {kind} was changed ({row[kind]})")
     return Tile(index, image_3HW, remap[label_HW], "")
 

@@ -32,7 +32,7 @@ from crossearth.components.version import git_revision
 from crossearth.data.augment import Augmentation
 from crossearth.data.catalog import Catalog, ClassSet, Recipe
 from crossearth.data.config import load_config
-from crossearth.data.dataset import Item, TileDataset, TrainingStream
+from crossearth.data.dataset import Batch, TileDataset, TrainingStream
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path, code_version, digest, sha256_file
 from crossearth.data.labels import IGNORE
@@ -247,7 +247,7 @@ def train(
 
     Under torchrun every process takes its share of each batch and the first one writes. An interrupted
     training (SIGTERM, SIGINT, a crash) leaves its states in `<out_dir>.checkpoints`, from where the next call
-    goes on; they are removed when the model is written. A model of the same inputs in `out_dir` is left alone.
+    goes on; they are removed when the model is written. A model of the same inputs in `out_dir` stays.
 
     Args:
         recipe: source domain and class set.
@@ -313,7 +313,8 @@ def prepare(
             where=manifest.root,
             expected=f"at most {smallest_px}",
         )
-    train_rows, held_rows = list(range(len(manifest))), []
+    train_rows: list[int] = list(range(len(manifest)))
+    held_rows: list[int] = []
     if config.held_out_share:
         train_rows, held_rows = held_out(manifest, config.held_out_share)
     _check_classes(manifest, train_rows, remap, class_set, config.allow_absent_classes)
@@ -518,7 +519,7 @@ class Training:
             self.checkpoints.save(self.iteration, self._state(), about)
 
     @contextlib.contextmanager
-    def loading(self) -> Iterator[Iterator[list[Item]]]:
+    def loading(self) -> Iterator[Iterator[list[Batch]]]:
         """Batches from the iteration on, each a list of micro-batches; workers are started here."""
         config, processes = self.config, self.processes
         share = config.batch_size // processes.size
@@ -547,7 +548,7 @@ class Training:
             lambda: [each for _, each in zip(range(positions.per_iteration), micro_batches, strict=False)], []
         )
 
-    def fit(self, batches: Iterator[list[Item]], run: Run | None) -> None:
+    def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         window = Window()
         with _Interrupts() as interrupts, self._progress() as progress:
@@ -584,7 +585,7 @@ class Training:
             disable=not (self.processes.is_first and sys.stderr.isatty()),
         )
 
-    def _iterate(self, batch: list[Item], window: Window, signal_number: int) -> int:
+    def _iterate(self, batch: list[Batch], window: Window, signal_number: int) -> int:
         """One optimiser step, or one that is skipped; returns the signal that any process received, or 0."""
         try:
             terms = self._backward(batch)
@@ -609,15 +610,19 @@ class Training:
         # the sum says that a signal came to some process, not which
         return (signal_number or int(signal.SIGTERM)) if signals else 0
 
-    def _backward(self, batch: list[Item]) -> dict[str, float]:
+    def _backward(self, batch: list[Batch]) -> dict[str, float]:
         """Gradients of the effective batch's loss; returns this process's share of the terms."""
         device, size = self.processes.device, self.processes.size
         whole = self._normalisers(batch)
         total: dict[str, Tensor] = {}
         for number, micro in enumerate(batch):
-            image, label = (micro[key].to(device, non_blocking=True) for key in ("image", "label"))
-            last = number == len(batch) - 1
-            with contextlib.nullcontext() if last or size == 1 else self.loss.no_sync():
+            image, label = (
+                pixels.to(device, non_blocking=True) for pixels in (micro["image"], micro["label"])
+            )
+            waits: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if number < len(batch) - 1 and isinstance(self.loss, DistributedDataParallel):
+                waits = self.loss.no_sync()  # only the last micro-batch exchanges gradients
+            with waits:
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                     terms = self.loss(image, label, micro["position"].tolist(), whole)
                 # DistributedDataParallel averages over processes, the terms are shares of a sum
@@ -626,7 +631,7 @@ class Training:
                 total[name] = total.get(name, torch.zeros((), device=device)) + term.detach()
         return dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
 
-    def _normalisers(self, batch: list[Item]) -> Normalisers:
+    def _normalisers(self, batch: list[Batch]) -> Normalisers:
         """Of the effective batch, over all processes."""
         no_object = self.config.tasks.segmentation.weight_no_object
         parts = [Normalisers.of(micro["label"], self.network.config.num_tokens, no_object) for micro in batch]
@@ -638,7 +643,7 @@ class Training:
             self.iteration, config.lr, config.schedule, config.poly_end, config.warmup_iterations
         )
 
-    def _skip(self, batch: list[Item]) -> None:
+    def _skip(self, batch: list[Batch]) -> None:
         self.skipped += 1
         self.nonfinite += 1
         rows = [int(index) for micro in batch for index in micro["index"]]
@@ -707,7 +712,7 @@ class Training:
                 trained = {f"parameter.{k}": v for k, v in self.network.trained_parameters().items()}
                 self.checkpoints.save_best(self.iteration, trained, score)
 
-    def _panel(self, micro: Item) -> np.ndarray:
+    def _panel(self, micro: Batch) -> np.ndarray:
         """Image, styled, masked, reconstruction, prediction, truth side by side, uint8 (H, W, 3)."""
         image, label, position = micro["image"][:1], micro["label"][0], int(micro["position"][0])
         self.network.eval()

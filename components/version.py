@@ -8,7 +8,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def git_revision() -> str:
-    """Short git revision of the checkout that the package runs from, with "-dirty" if files differ; "" outside a checkout."""
+    """Short git revision of the checkout that the package runs from, "-dirty" if changed; "" outside one."""
     if not (CHECKOUT / "pyproject.toml").exists():
         return ""
     command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--exclude", "*"]

@@ -317,12 +317,17 @@ class Catalog:
         domain = self.domain(name)
         return Path(domains_dir, *dict.fromkeys((domain.dataset, domain.name)))
 
-    def remap(self, from_class_set: str, to_class_set: str) -> tuple[int, ...]:
+    def remap(self, from_class_set: str | None, to_class_set: str) -> tuple[int, ...]:
         """New id per old id; the identity where the class sets are one.
 
+        Args:
+            from_class_set: a domain's; None = it has no labels, which is refused.
+
         Raises:
-            InputError: an unknown class set, or no map between the two.
+            InputError: no labels, an unknown class set, or no map between the two.
         """
+        if from_class_set is None:
+            raise InputError(f"a domain without labels has nothing of class set {to_class_set!r}")
         ours = _get(self.class_sets, to_class_set, "class set")
         theirs = _get(self.class_sets, from_class_set, "class set")
         if ours == theirs:

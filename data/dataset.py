@@ -29,6 +29,15 @@ class Item(TypedDict):
     position: int | Tensor
 
 
+class Batch(TypedDict):
+    """Items as the loader stacks them: uint8 (B,3,H,W), uint8 (B,H,W), int64 (B,), int64 (B,)."""
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+    position: Tensor
+
+
 class TileDataset(Dataset[Item]):
     """The tiles of a manifest, whole and in order.
 

@@ -39,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary folder beside `path`; on success it takes the place of `path`, else it is removed."""
+    """Yields an empty folder beside `path`; on success it takes the place of `path`, else it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -71,7 +71,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON with sorted keys atomically: equal values give equal bytes. Paths become strings."""
+    """Writes indented JSON with sorted keys atomically: equal values give equal bytes. Paths become text."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=os.fspath)
     write_text(path, text + "\n")
 
@@ -83,7 +83,7 @@ def sha256_file(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """Hex SHA-256 of a JSON-serialisable value in canonical form: the identity of a run is the digest of its inputs."""
+    """Hex SHA-256 of a JSON value in canonical form: a run's identity is the digest of its inputs."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

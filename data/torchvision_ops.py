@@ -1,8 +1,8 @@
 """Makes torchvision importable beside a CPU build of torch.
 
-torchvision's wheel is built for CUDA; beside CPU torch its compiled operators do not load and importing it fails
-with "operator torchvision::nms does not exist" unless the operators' schemas are defined first. On a matching pair
-of wheels the schemas exist already and nothing happens. Import this module before torchvision, timm or torchmetrics.
+torchvision's wheel is built for CUDA; beside CPU torch its compiled operators do not load and importing it
+fails with "operator torchvision::nms does not exist" unless the operators' schemas are defined first. Beside
+CUDA torch nothing is done. Import this module before torchvision, timm or torchmetrics.
 """
 
 import importlib.util

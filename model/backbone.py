@@ -81,7 +81,7 @@ class Backbone(nn.Module):
 
 
 def check_size(x_B3HW: Tensor, patch_px: int) -> None:
-    """Refuses sides that are not whole patches, two at least, and names the nearest valid size.
+    """Refuses sides that are not whole patches, two at least; names the nearest valid one.
 
     Two, because the coarsest of the four maps has half as many rows and columns as there are patches.
     """
@@ -90,7 +90,7 @@ def check_size(x_B3HW: Tensor, patch_px: int) -> None:
         rows, columns = (max(2, round(side / patch_px)) * patch_px for side in (height, width))
         raise InputError(
             f"the network cannot take an image of {height} x {width} px",
-            expected=f"multiples of {patch_px} px from {2 * patch_px} on; the nearest size: {rows} x {columns}",
+            expected=f"multiples of {patch_px} px from {2 * patch_px} on; the nearest: {rows} x {columns}",
             next_step="resize or pad it, or use sliding windows with a crop no larger than the image",
         )
 

@@ -17,11 +17,9 @@ from crossearth.data.errors import InputError
 from crossearth.model.backbone import Backbone
 from crossearth.model.geospatial import GeospatialExtractor, Injector
 from crossearth.model.mask_decoder import MaskDecoder, Prediction, semantic_logits
-from crossearth.model.pixel_decoder import PixelDecoder
+from crossearth.model.pixel_decoder import MAP_SCALES, PixelDecoder
 from crossearth.model.reconstruction import ReconstructionHead
 from crossearth.model.rein import Rein
-
-MAP_SCALES = (4.0, 2.0, 1.0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def tiny_config(num_classes: int, image_px: int = 128, **changes: Any) -> Networ
 
 @dataclass(frozen=True)
 class Features:
-    """What the backbone gives: four rescaled maps (B, C, h, w), finest first, and the queries (Q, D)."""
+    """What the backbone gives: the tapped maps (B, C, h, w), not yet rescaled, and the queries (Q, D)."""
 
     maps: tuple[Tensor, ...]
     queries: Tensor
@@ -214,8 +212,15 @@ class CrossEarth(nn.Module):
         if config.masked_modelling:
             self.image_token = nn.Parameter(torch.zeros(1, 3, config.image_px, config.image_px))
             self.reconstruction = ReconstructionHead(
-                config.embed, config.reconstruction_channels, len(MAP_SCALES), config.reconstruction_px
+                config.embed, config.reconstruction_channels, config.reconstruction_px
             )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CrossEarth":
+        # 123.675 is no bfloat16 number: the normalisation stays float32 whatever the network becomes
+        super()._apply(fn, recurse)
+        self.mean_3 = self.mean_3.new_tensor(self.config.mean, dtype=torch.float32)
+        self.std_3 = self.std_3.new_tensor(self.config.std, dtype=torch.float32)
+        return self
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """Raw RGB, 0..255, uint8 or float -> scores (B, K, H, W) float32, not normalised over classes.
@@ -250,8 +255,7 @@ class CrossEarth(nn.Module):
             tokens_BTC = self._refined_block(tokens_BTC, block, layer)
             if layer in self.config.taps:
                 tokens_BTC = inject(tokens_BTC)
-                map_BChw = tokens_BTC[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
-                maps.append(_rescale(map_BChw, MAP_SCALES[len(maps)]))
+                maps.append(tokens_BTC[:, 1:].transpose(1, 2).unflatten(2, (rows, columns)))
         return Features(tuple(maps), self.rein.queries())
 
     def _refined_block(self, tokens_BTC: Tensor, block: nn.Module, layer: int) -> Tensor:
@@ -293,12 +297,6 @@ class CrossEarth(nn.Module):
         """The state without a frozen backbone."""
         frozen = "backbone." if self.config.frozen_backbone else ()
         return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen)}
-
-
-def _rescale(map_BChw: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        return map_BChw
-    return F.interpolate(map_BChw, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
 def build(config: NetworkConfig) -> CrossEarth:

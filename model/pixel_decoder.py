@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NUM_LEVELS = 3
+MAP_SCALES = (4.0, 2.0, 1.0, 0.5)  # of the four tapped maps: strides patch/4 .. 2*patch
 TEMPERATURE = 10000
 EPSILON = 1e-6
 
@@ -212,12 +213,25 @@ class NormedConv(nn.Module):
         self.conv = nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2, bias=bias)
         self.norm = nn.GroupNorm(groups, channels)
 
-    def forward(self, map_BCHW: Tensor) -> Tensor:
-        return self.norm(self.conv(map_BCHW))
+    def forward(self, map_BCHW: Tensor, scale: float = 1.0) -> Tensor:
+        """`scale` other than 1: of a rescaled map, by a kernel of 1x1."""
+        return self.norm(convolve_rescaled(map_BCHW, self.conv, scale))
+
+
+def rescale(map_BCHW: Tensor, scale: float) -> Tensor:
+    """Bilinear (align_corners False); the size is rounded down."""
+    if scale == 1:
+        return map_BCHW
+    return F.interpolate(map_BCHW, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def convolve_rescaled(map_BCHW: Tensor, conv: nn.Conv2d, scale: float) -> Tensor:
+    """`conv` of the rescaled map; at the smaller of the two sizes, which is the same for a kernel of 1x1."""
+    return rescale(conv(map_BCHW), scale) if scale > 1 else conv(rescale(map_BCHW, scale))
 
 
 class PixelDecoder(nn.Module):
-    """From the four rescaled maps to three memories and mask features.
+    """From the four tapped maps, rescaled, to three memories and mask features.
 
     Args:
         embed: channels of the incoming maps.
@@ -249,11 +263,12 @@ class PixelDecoder(nn.Module):
         self.mask_features = nn.Conv2d(channels, mask_channels, 1)
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Maps, finest first -> (mask_features_BCHW at the finest, memories [coarse, middle, fine] BCHW)."""
-        finest, *others = maps_BCHW
-        levels = [conv(map_) for conv, map_ in zip(self.inputs, reversed(others), strict=True)]
+        """Tapped maps -> (mask_features_BCHW at the finest scale, memories [coarse, middle, fine] BCHW)."""
+        lateral = self.lateral(maps_BCHW[0], MAP_SCALES[0])
+        coarse_first = list(zip(self.inputs, maps_BCHW[:0:-1], MAP_SCALES[:0:-1], strict=True))
+        levels = [conv(map_BCHW, scale) for conv, map_BCHW, scale in coarse_first]
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
-        device, dtype = finest.device, levels[0].dtype
+        device, dtype = lateral.device, lateral.dtype
         channels = levels[0].shape[1]
         x_BSC = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         positions_SC = torch.cat(
@@ -271,6 +286,8 @@ class PixelDecoder(nn.Module):
                 x_BSC.split([height * width for height, width in sizes], dim=1), sizes, strict=True
             )
         ]
-        raised_BCHW = F.interpolate(memories[-1], size=finest.shape[2:], mode="bilinear", align_corners=False)
-        output_BCHW = F.relu(self.output(self.lateral(finest) + raised_BCHW))
+        raised_BCHW = F.interpolate(
+            memories[-1], size=lateral.shape[2:], mode="bilinear", align_corners=False
+        )
+        output_BCHW = F.relu(self.output(lateral + raised_BCHW))
         return self.mask_features(output_BCHW), memories

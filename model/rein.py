@@ -36,7 +36,7 @@ class Rein(nn.Module):
             bound = math.sqrt(6 / sum(tokens.shape[1:]))
             nn.init.uniform_(tokens, -bound, bound)
         with torch.no_grad():
-            # products of small factors are near zero: queries that are all alike would learn the same thing for long
+            # products of small factors are near zero, and queries that are all alike learn alike for long
             self.merge.bias.zero_()
             self.merge.weight.div_(self.queries().std())
 

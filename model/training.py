@@ -9,7 +9,7 @@ needs no state of any generator.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -158,8 +158,8 @@ class MultiTask(nn.Module):
             whole: of the effective batch that this batch is a part of.
 
         Returns:
-            scalars by name: "class", "mask", "dice"; with masked modelling "reconstruction"; with both that and
-            style "consistency".
+            scalars by name: "class", "mask", "dice"; with masked modelling "reconstruction"; with that
+            and style "consistency".
         """
         views = self.views(image_B3HW, positions)
         seen, masked = self._features(views)
@@ -213,7 +213,8 @@ class MultiTask(nn.Module):
                 for position in positions
             ]
         ).to(x_B3HW.device)
-        return torch.where(keep_B1HW, x_B3HW, self.network.image_token)
+        token_13HW = cast(Tensor, self.network.image_token)  # a network that is trained on masks has one
+        return torch.where(keep_B1HW, x_B3HW, token_13HW)
 
     def _features(self, views: Views) -> tuple[Features, Features | None]:
         """Of the segmented images, with the geospatial injection, and of the masked ones, without it."""
@@ -247,7 +248,7 @@ class MultiTask(nn.Module):
             "dice": ("loss_dice", mask_share),
         }
         return {
-            name: self.config.weight_seg * share * sum(_ending(layers, ending))
+            name: self.config.weight_seg * share * torch.stack(list(_ending(layers, ending))).sum()
             for name, (ending, share) in shares.items()
         }
 

@@ -27,7 +27,9 @@ def test_the_projects_own_file_is_valid() -> None:
     assert set(params.presets) == {"mini", "paper"}
 
 
-def test_without_a_file_the_defaults_of_the_config_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_file_the_defaults_of_the_config_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_params(None).config(Numbers, "train") == Numbers()
 
@@ -35,7 +37,8 @@ def test_without_a_file_the_defaults_of_the_config_hold(tmp_path: Path, monkeypa
 def test_a_recipes_numbers_override_the_steps(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        "preset: mini\npresets: {mini: {train: {iterations: 5, lr: 0.1}, recipes: {deepglobe: {iterations: 7}}}}",
+        "preset: mini\n"
+        "presets: {mini: {train: {iterations: 5, lr: 0.1}, recipes: {deepglobe: {iterations: 7}}}}",
     )
     params = load_params(path)
     assert params.config(Numbers, "train", "deepglobe") == Numbers(7, 0.1)
