@@ -138,14 +138,18 @@ def follow(
     name: str,
     schedule_timeout_s: float,
     timeout_s: float,
-    log: TextIO = sys.stdout,
+    log: TextIO | None = None,
     poll_s: float = POLL_SECONDS,
 ) -> None:
     """Prints a TrainJob's log as it comes and returns when it has completed.
 
+    Args:
+        log: where to; standard output if None.
+
     Raises:
         TrainJobError: it failed, no pod ran within `schedule_timeout_s`, or it took longer than `timeout_s`.
     """
+    log = log or sys.stdout
     started = time.monotonic()
     reader: threading.Thread | None = None
     while (job := client.get_job(name)).status not in (COMPLETE, FAILED):
