@@ -19,6 +19,7 @@ from crossearth.data.labels import IGNORE
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import slide_logits
 from crossearth.model.mask_decoder import blocked_positions
+from crossearth.model.pixel_decoder import MAP_SCALES, rescale
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def check_forward(recording: Recording, model: CrossEarth) -> None:
         compare(f"block{i}_reins_out", calls["rein"][i][1])
     compare("queries", features.queries)
     for i, map_BChw in enumerate(features.maps):
-        compare(f"feat{i}", map_BChw)
+        compare(f"feat{i}", rescale(map_BChw, MAP_SCALES[i]))
     for i in range(model.config.encoder_layers):
         compare(f"pd_encoder{i}_out", calls[f"encoder{i}"][0][1])
     mask_features_BDhw, memories = calls["pixel"][0][1]
