@@ -1,0 +1,172 @@
+"""The segmentation loss and the matching, on cases whose result is known."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossearth.model.losses import SegmentationLossConfig, instances_of, segmentation_loss, uncertain_points
+from crossearth.model.mask_decoder import Prediction
+from crossearth.model.matching import assign, matching_cost, sample_points
+
+CONFIG = SegmentationLossConfig(num_points=64)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def labels() -> Tensor:
+    """Two images: left half 0 and right half 2; all 1 but an ignored corner."""
+    label_BHW = torch.zeros(2, 16, 16, dtype=torch.uint8)
+    label_BHW[0, :, 8:] = 2
+    label_BHW[1] = 1
+    label_BHW[1, :4, :4] = 255
+    return label_BHW
+
+
+def perfect(label_BHW: Tensor, num_classes: int = 3, strength: float = 30.0) -> Prediction:
+    """Query q stands for class q; the last query for nothing."""
+    present_BQ = torch.stack([(label_BHW == q).flatten(1).any(1) for q in range(num_classes)], dim=1)
+    class_logits = torch.zeros(len(label_BHW), num_classes + 1, num_classes + 1)
+    for image, present_Q in enumerate(present_BQ):
+        for query in range(num_classes + 1):
+            target = query if query < num_classes and present_Q[query] else num_classes
+            class_logits[image, query, target] = strength
+    masks = torch.stack([(label_BHW == q).float() for q in [*range(num_classes), 254]], dim=1)
+    return Prediction(class_logits, (masks * 2 - 1) * strength)
+
+
+def total(terms: dict[str, Tensor]) -> float:
+    return float(torch.stack(list(terms.values())).detach().sum())
+
+
+def same_points(points_1P2: Tensor, image: int, rows: int, count: int) -> Tensor:
+    """A source that gives every instance the same points."""
+    return points_1P2[:, :count].expand(rows, -1, -1)
+
+
+def test_a_perfect_prediction_costs_little() -> None:
+    right, wrong = (perfect(label_BHW) for label_BHW in (labels(), labels().flip(2)))
+    terms = segmentation_loss([right], labels(), 3, generator(), CONFIG)
+    assert set(terms) == {"loss_cls", "loss_mask", "loss_dice"}
+    assert float(terms["loss_cls"]) < 1e-6
+    # not zero: points between pixels of two classes, or at the border, see a bit of both
+    assert total(terms) < 0.25 * total(segmentation_loss([wrong], labels(), 3, generator(), CONFIG))
+
+
+def test_terms_of_every_layer_are_named() -> None:
+    terms = segmentation_loss([perfect(labels())] * 3, labels(), 3, generator(), CONFIG)
+    names = {f"{prefix}loss_{kind}" for prefix in ("", "d0.", "d1.") for kind in ("cls", "mask", "dice")}
+    assert set(terms) == names
+
+
+def test_the_order_of_the_queries_does_not_matter() -> None:
+    prediction = perfect(labels())
+    shuffled = Prediction(*(part[:, [2, 0, 3, 1]] for part in prediction))
+    source = partial(same_points, torch.rand(1, 192, 2, generator=generator()))
+    first, second = (
+        segmentation_loss([each], labels(), 3, source, CONFIG) for each in (prediction, shuffled)
+    )
+    for name in first:
+        torch.testing.assert_close(first[name], second[name])
+
+
+def test_class_term_by_hand() -> None:
+    """Uniform logits: every query costs log(K + 1), whatever it is matched to."""
+    prediction = Prediction(torch.zeros(2, 4, 4), perfect(labels()).mask_logits)
+    terms = segmentation_loss([prediction], labels(), 3, generator(), CONFIG)
+    assert float(terms["loss_cls"]) == pytest.approx(2 * math.log(4), rel=1e-5)
+
+
+def test_mask_terms_by_hand() -> None:
+    """Mask logits of 0: cross entropy log 2; dice 1 - (n + 1) / (P/2 + n + 1) for n points inside."""
+    label_BHW = torch.ones(1, 8, 8, dtype=torch.uint8)
+    prediction = Prediction(torch.zeros(1, 2, 3), torch.zeros(1, 2, 8, 8))
+    terms = segmentation_loss(
+        [prediction], label_BHW, 2, lambda image, rows, n: torch.full((rows, n, 2), 0.5), CONFIG
+    )
+    assert float(terms["loss_mask"]) == pytest.approx(5 * math.log(2), rel=1e-5)
+    assert float(terms["loss_dice"]) == pytest.approx(5 * (1 - 65 / (32 + 64 + 1)), rel=1e-5)
+
+
+def test_nothing_labelled_gives_a_class_term_alone() -> None:
+    label_BHW = torch.full((2, 8, 8), 255, dtype=torch.uint8)
+    logits = torch.zeros(2, 4, 8, 8, requires_grad=True)
+    terms = segmentation_loss([Prediction(torch.zeros(2, 4, 4), logits)], label_BHW, 3, generator(), CONFIG)
+    assert not terms["loss_mask"].any() and not terms["loss_dice"].any()
+    assert float(terms["loss_cls"]) > 0
+    torch.stack(list(terms.values())).sum().backward()
+    assert not logits.grad.any()
+
+
+def test_one_image_without_labels_beside_one_with() -> None:
+    label_BHW = labels()
+    label_BHW[1] = 255
+    assert math.isfinite(total(segmentation_loss([perfect(labels())], label_BHW, 3, generator(), CONFIG)))
+
+
+def test_more_classes_than_queries() -> None:
+    label_BHW = torch.arange(6, dtype=torch.uint8).repeat_interleave(6).reshape(1, 6, 6)
+    prediction = Prediction(torch.randn(1, 4, 7), torch.randn(1, 4, 6, 6))
+    assert math.isfinite(total(segmentation_loss([prediction], label_BHW, 6, generator(), CONFIG)))
+
+
+def test_a_generator_per_image_makes_the_points_independent_of_the_batch() -> None:
+    """Masks and matching of an image come out the same whatever stands beside it; the means differ."""
+    prediction, label_BHW = perfect(labels(), strength=1.0), labels()
+    alone = segmentation_loss(
+        [Prediction(*(p[1:] for p in prediction))], label_BHW[1:], 3, [generator(5)], CONFIG
+    )
+    other = segmentation_loss(
+        [Prediction(*(p[:1] for p in prediction))], label_BHW[:1], 3, [generator(4)], CONFIG
+    )
+    both = segmentation_loss([prediction], label_BHW, 3, [generator(4), generator(5)], CONFIG)
+    # two instances in the first image, one in the second
+    for name in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(both[name], (2 * other[name] + alone[name]) / 3)
+
+
+def test_equal_seeds_give_equal_losses() -> None:
+    prediction = Prediction(torch.randn(2, 6, 4), torch.randn(2, 6, 4, 4))
+    runs = [total(segmentation_loss([prediction], labels(), 3, generator(3), CONFIG)) for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert runs[0] != total(segmentation_loss([prediction], labels(), 3, generator(4), CONFIG))
+
+
+def test_instances_are_the_classes_present() -> None:
+    instances = instances_of(labels()[1])
+    assert instances.class_ids.tolist() == [1]
+    assert instances.masks.sum() == 16 * 16 - 16
+
+
+def test_the_cheapest_assignment_is_found() -> None:
+    queries, instances = assign(torch.tensor([[5.0, 1.0], [9.0, 9.0], [0.0, 0.5]]))
+    assert queries.tolist() == [0, 2]
+    assert instances.tolist() == [1, 0]
+
+
+def test_matching_cost_by_hand() -> None:
+    class_logits_QK1 = torch.tensor([[0.0, 0.0, 0.0]])
+    mask_logits_QP, masks_GP = torch.zeros(1, 4), torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    cost_QG = matching_cost(class_logits_QK1, mask_logits_QP, torch.tensor([1]), masks_GP, 2.0, 5.0, 5.0)
+    expected = 2 * -(1 / 3) + 5 * math.log(2) + 5 * (1 - 3 / 5)
+    assert cost_QG.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_most_uncertain_points_are_kept() -> None:
+    ramp_N1hw = torch.linspace(-8, 8, 16).expand(1, 1, 16, 16)
+    candidates_NX2 = torch.rand(1, 192, 2, generator=generator())
+    uniform_NU2 = torch.rand(1, 16, 2, generator=generator(1))
+    points_NP2 = uncertain_points(ramp_N1hw, candidates_NX2, uniform_NU2, CONFIG)
+    assert points_NP2.shape == (1, 64, 2)
+    assert torch.equal(points_NP2[:, 48:], uniform_NU2)
+    kept = (points_NP2[0, :48, 0] - 0.5).abs().max()
+    dropped = sorted((candidates_NX2[0, :, 0] - 0.5).abs().tolist())[48:]
+    assert kept <= min(dropped) + 1e-6
+
+
+def test_samples_beyond_the_map_are_zero() -> None:
+    assert sample_points(torch.ones(1, 1, 4, 4), torch.tensor([[[1.5, 0.5]]])).item() == 0
