@@ -359,6 +359,8 @@ def test_an_interrupt_leaves_the_old_map_and_no_half_file(tmp_path: Path, model:
     predict([write(tmp_path / "small.tif", pixels(64, 64))], model, out / "map.tif", FLOAT32)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     program = (
+        # a shell's background jobs ignore SIGINT, and so would this
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import sys; from pathlib import Path; from crossearth.components.predict import predict;"
         "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]))"
     )
