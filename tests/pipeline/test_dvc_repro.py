@@ -1,4 +1,4 @@
-"""`dvc repro` on one recipe, for real: it works by itself, twice does nothing, an edit repeats what hangs on it."""
+"""`dvc repro` of one recipe, for real: twice does nothing, an edit repeats what hangs on it."""
 
 import os
 import subprocess
