@@ -8,14 +8,19 @@ continued by the same command and ends in the same bytes. Wrong input leaves not
 import errno
 import fcntl
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, get_args
 
@@ -201,10 +206,14 @@ def _ingest_scenes(
     key_of = {source: digest([plan.identity, source.identity]) for source in sources}
     todo = [source for source in sources if key_of[source] not in journal]
     _refuse_small_disk(plan, todo, work)
-    with (work / JOURNAL).open("a", encoding="utf-8") as file:
-        for source, rows in _map(partial(_ingest_scene, plan, work), todo, workers, plan.domain.name):
+    finished = _map(partial(_ingest_scene, plan, work), todo, workers, plan.domain.name)
+    # closing: on an error no worker may still write when the folder is removed
+    with (work / JOURNAL).open("a", encoding="utf-8") as file, closing(finished):
+        for source, rows in finished:
             journal[key_of[source]] = rows
-            file.write(json.dumps({"key": key_of[source], "sizes": _sizes(work, rows), "rows": rows}) + "\n")
+            entry = {"key": key_of[source], "sizes": _sizes(work, rows), "rows": rows}
+            # the line before may be half a line, where an earlier run was killed
+            file.write("\n" + json.dumps(entry))
             file.flush()
     return [row for source in sources for row in journal[key_of[source]]]
 
@@ -240,7 +249,7 @@ def _tidy(work: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def _map(
     function: Any, sources: Sequence[SceneSource], workers: int, name: str
-) -> Iterator[tuple[SceneSource, list[dict[str, Any]]]]:
+) -> Generator[tuple[SceneSource, list[dict[str, Any]]], None, None]:
     progress = partial(
         track,
         description=f"ingest {name}",
@@ -253,7 +262,7 @@ def _map(
         return
     small = sum(source.image.size for source in sources) < SMALL_SCENE_BYTES * len(sources)
     at_once = max(1, min(SMALL_SCENES_AT_ONCE, len(sources) // (2 * workers))) if small else 1
-    with ProcessPoolExecutor(min(workers, len(sources))) as pool:
+    with ProcessPoolExecutor(min(workers, len(sources)), initializer=_start_worker) as pool:
         try:
             yield from progress(zip(sources, pool.map(function, sources, chunksize=at_once), strict=True))
         except BrokenProcessPool as error:
@@ -261,6 +270,20 @@ def _map(
                 f"a worker of ingest {name} was killed, most likely for memory: run it again with workers=1; "
                 "it goes on where it stopped"
             ) from error
+
+
+def _start_worker() -> None:
+    """A worker ends with its parent, however that ends: an orphan would keep the lock, and memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def _refuse_small_disk(plan: _Plan, sources: Sequence[SceneSource], work: Path) -> None:
