@@ -15,11 +15,13 @@ from PIL import Image
 from crossearth.components.compare import Comparison, compare
 from crossearth.components.palette import safe_palette
 from crossearth.components.results import (
+    SUMMARY_METRICS,
     RecipeResult,
     defined,
     find_results,
     metric_name,
     rows_of,
+    summary_metrics,
     write_table,
 )
 from crossearth.components.summary import Drop, Line, Summary, summarise
@@ -331,7 +333,9 @@ def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> 
     metrics = {
         metric_name("miou", line.setting): line.miou for line in summary.lines if line.miou is not None
     }
-    metrics |= {metric_name("mean", mean.name): mean.miou for mean in summary.means if mean.miou is not None}
+    metrics |= {metric_name("gap", mean.name): mean.miou for mean in summary.gaps if mean.miou is not None}
+    unseen = [line.miou for line in summary.lines if line.unseen]
+    metrics |= summary_metrics(unseen, [line.miou for line in summary.lines if not line.unseen])
     keys = sorted({result.recipe_hash for result in results})
     tags = {
         "kind": "benchmark",
@@ -345,7 +349,6 @@ def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> 
         run.describe((out_dir / "scores.md").read_text(encoding="utf-8"))
         run.log_artifact(out_dir, "report")
         targets = dict.fromkeys(line.target for line in summary.lines)
-        columns = ["unseen_miou", "worst_unseen_miou", "in_domain_miou"]
-        columns += [metric_name("miou", target) for target in targets]
-        run.save_view("crossearth-recipes", "Recipes by mIoU on unseen domains", columns, "unseen_miou")
+        columns = [*SUMMARY_METRICS, *(metric_name("miou", target) for target in targets)]
+        run.save_view("crossearth-recipes", "Recipes by mIoU on unseen domains", columns, SUMMARY_METRICS[0])
         run.adopt(keys)

@@ -40,6 +40,8 @@ COLUMNS = (
     "evidence",
     "provenance",
 )
+# named so that they come first in MLflow's alphabetical tables
+SUMMARY_METRICS = ("all/unseen-mean", "all/unseen-worst", "all/in-domain")
 TILE_SCHEMA = pa.schema(
     [
         ("tile_id", pa.string()),
@@ -129,14 +131,10 @@ class RecipeResult:
 
     def summary(self) -> dict[str, float]:
         """Headline IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
-        unseen = [self.scores(each).headline for each in self.settings if each.unseen]
-        seen = [self.scores(each).headline for each in self.settings if not each.unseen]
-        values: dict[str, float] = {}
-        if unseen and not np.isnan(unseen).any():
-            values |= {"unseen_miou": float(np.mean(unseen)), "worst_unseen_miou": float(min(unseen))}
-        if seen and not np.isnan(seen).any():
-            values["in_domain_miou"] = float(np.mean(seen))
-        return values
+        of_kind: dict[bool, list[float | None]] = {True: [], False: []}
+        for each in self.settings:
+            of_kind[each.unseen].append(defined(self.scores(each).headline))
+        return summary_metrics(of_kind[True], of_kind[False])
 
     def tile_table(self, result: SettingResult) -> pa.Table:
         """Rows of `TILE_SCHEMA` of one of this recipe's settings."""
@@ -175,6 +173,17 @@ class Row:
 def tile_file(target: str) -> str:
     """Where the counts of a target's tiles stand in a results folder."""
     return f"tiles/{target}.parquet"
+
+
+def summary_metrics(unseen: list[float | None], seen: list[float | None]) -> dict[str, float]:
+    """`SUMMARY_METRICS` of many headline scores; what an undefined score leaves undefined is left out."""
+    mean, worst, in_domain = SUMMARY_METRICS
+    values: dict[str, float] = {}
+    if unseen and (known := [score for score in unseen if score is not None]) == unseen:
+        values |= {mean: float(np.mean(known)), worst: min(known)}
+    if seen and (known := [score for score in seen if score is not None]) == seen:
+        values[in_domain] = float(np.mean(known))
+    return values
 
 
 def metric_name(*parts: str) -> str:

@@ -274,7 +274,7 @@ def test_the_training_run_gets_the_same_numbers(
     assert len(runs) == 1
     metrics = runs[0].data.metrics
     scores = result.scores(result.settings[0])
-    assert metrics["miou/loveda-rural"] == scores.headline == metrics["unseen_miou"]
+    assert metrics["miou/loveda-rural"] == scores.headline == metrics["all/unseen-mean"]
     for name, iou in zip(result.classes, scores.iou, strict=True):
         assert metrics[f"iou/loveda-rural/{name}"] == iou
     assert {item.path for item in client.list_artifacts(runs[0].info.run_id)} == {"scores", "panels"}
