@@ -32,7 +32,8 @@ KEY_TAG = "input_hash"
 DESCRIPTION_LENGTH = 5000  # of a tag's value, the least that MLflow's stores take
 METRICS_PER_REQUEST = 1000  # MLflow's own limit of one batch
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-FLUSH_SECONDS = 20.0
+FLUSH_SECONDS = 20.0  # how long a closed run waits for a server that does not answer
+UPLOAD_SECONDS = 900.0  # and for one that does: a model is large
 
 Operation = Callable[["MlflowClient", str], object]
 
@@ -162,7 +163,7 @@ def start_run(
         experiment: created on first use.
 
     Yields:
-        The run. On leaving, what is queued is sent within `FLUSH_SECONDS`; a warning says what could not be.
+        The run. On leaving, what is queued is sent; a warning says what a server that is away did not take.
     """
     writer = _Writer(name, experiment, key, dict(tags or {}), dict(params or {}))
     writer.start()
@@ -196,6 +197,7 @@ class _Writer(threading.Thread):
         self._closing = threading.Event()
         self._gave_up = threading.Event()
         self._last_error = ""
+        self._sending: deque[Any] = self.operations
 
     def do(self, operation: Operation) -> None:
         self.operations.append(operation)
@@ -207,7 +209,11 @@ class _Writer(threading.Thread):
     def close(self, status: str) -> None:
         self.do(lambda client, run_id: client.set_terminated(run_id, status))
         self._closing.set()
-        self.join(FLUSH_SECONDS)
+        began = time.monotonic()
+        while self.is_alive() and time.monotonic() - began < UPLOAD_SECONDS:
+            self.join(0.1)
+            if self._last_error and time.monotonic() - began > FLUSH_SECONDS:
+                break
         if self.is_alive() or self.metrics or self.operations:
             self._gave_up.set()
             self.wake()
@@ -229,14 +235,14 @@ class _Writer(threading.Thread):
                 continue
             try:
                 self._send()
-                failures = 0
+                failures, self._last_error = 0, ""
             except Exception as error:  # a server may fail in any way, and none may reach the training
                 self._last_error = (
                     f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 )
                 if self.client is not None and _is_refusal(error):
                     logging.getLogger(__name__).warning("MLflow refused a record: %s", self._last_error)
-                    self._drop_first()
+                    self._sending.popleft()
                     continue
                 self._gave_up.wait(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
                 failures += 1
@@ -248,18 +254,15 @@ class _Writer(threading.Thread):
         if self.metrics:
             from mlflow.entities import Metric
 
+            self._sending = self.metrics
             batch = [self.metrics[index] for index in range(min(len(self.metrics), METRICS_PER_REQUEST))]
             self.client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
             for _ in batch:
                 self.metrics.popleft()
         elif self.operations:
+            self._sending = self.operations
             self.operations[0](self.client, self.run_id)
             self.operations.popleft()
-
-    def _drop_first(self) -> None:
-        queue: deque[Any] = self.metrics or self.operations
-        if queue:
-            queue.popleft()
 
     def _open(self) -> "MlflowClient":
         """Connects, and finds the run by its key or creates it."""

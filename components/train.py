@@ -270,17 +270,23 @@ def train(
     job = prepare(recipe, catalog, domains_dir, config or TrainConfig(), styles, style_weights_dir)
     out_dir = Path(out_dir)
     with join_processes() as processes:
-        if processes.share_first(_is_done(out_dir, job)):
-            log.info("%s: trained already from the same inputs", out_dir)
-            return out_dir
-        network = make_network(job)
-        processes.refuse_differing(
-            {"the configuration": digest(job.identity), "the code": code_version()}
-            | {"the initial weights": checkpoint.state_digest(network.state_dict())}
-        )
         checkpoints = Checkpoints(
             out_dir.with_name(f"{out_dir.name}.checkpoints"), job.config.keep_checkpoints, job.identity
         )
+        if processes.share_first(_is_done(out_dir, job)):
+            log.info("%s: trained already from the same inputs", out_dir)
+            if processes.is_first:
+                checkpoints.clear()
+            return out_dir
+        network = make_network(job)
+        if processes.size > 1:
+            processes.refuse_differing(
+                {
+                    "the configuration": digest(job.identity),
+                    "the code": code_version(),
+                    "the initial weights": checkpoint.state_digest(network.state_dict()),
+                }
+            )
         training = Training(job, network, processes, checkpoints)
         with training.loading() as batches, _tracking(job, processes) as run:
             training.fit(batches, run)
@@ -420,11 +426,10 @@ class Positions(Sampler[list[int]]):
 
 
 @dataclass
-class Window:
-    """What happened since the last point of the curves."""
+class Pace:
+    """Time since the last point of the curves, seconds."""
 
-    terms: list[Mapping[str, float]] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
+    steps: int = 0
     waited: float = 0.0
     began: float = field(default_factory=time.perf_counter)
 
@@ -446,6 +451,7 @@ class Training:
         self.iteration, self.skipped, self.nonfinite = 0, 0, 0
         self.best_score = -1.0
         self.curves: list[dict[str, float]] = []
+        self.steps: list[dict[str, float]] = []  # since the last point of the curves
         self._resume()
         if job.config.compile:
             for block in network.backbone.blocks:
@@ -456,6 +462,11 @@ class Training:
             network, BRANCHES[job.config.ablation], job.config.tasks, job.styler, job.config.seed
         )
         self.loss = self._wrapped()
+        self.stream = TrainingStream(
+            TileDataset(job.manifest, job.remap, job.train_rows),
+            Augmentation(job.config.crop_px, job.config.scale, photometric=job.config.photometric),
+            job.config.seed,
+        )
 
     def _wrapped(self) -> nn.Module:
         if self.processes.size == 1:
@@ -497,7 +508,9 @@ class Training:
             self.iteration, self.skipped, self.nonfinite = (
                 about[key] for key in ("iteration", "skipped", "nonfinite")
             )
-            self.best_score, self.curves = about["best_score"], about["curves"]
+            self.best_score, self.curves, self.steps = (
+                about[key] for key in ("best_score", "curves", "steps")
+            )
             if about["processes"] != self.processes.size and self.processes.is_first:
                 log.warning(
                     "resumed on %d processes, started on %d: the same crops, summed in another order",
@@ -514,6 +527,7 @@ class Training:
                 "nonfinite": self.nonfinite,
                 "best_score": self.best_score,
                 "curves": self.curves,
+                "steps": self.steps,
                 "processes": self.processes.size,
             }
             self.checkpoints.save(self.iteration, self._state(), about)
@@ -531,13 +545,8 @@ class Training:
             processes.rank,
             processes.size,
         )
-        stream = TrainingStream(
-            TileDataset(self.job.manifest, self.job.remap, self.job.train_rows),
-            Augmentation(config.crop_px, config.scale, photometric=config.photometric),
-            config.seed,
-        )
         loader = DataLoader(
-            stream,
+            self.stream,
             batch_sampler=positions,
             num_workers=config.workers,
             pin_memory=processes.device.type == "cuda",
@@ -550,7 +559,7 @@ class Training:
 
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
-        window = Window()
+        pace = Pace()
         with _Interrupts() as interrupts, self._progress() as progress:
             task = progress.add_task(
                 self.job.recipe.name, total=self.config.iterations, completed=self.iteration
@@ -558,12 +567,13 @@ class Training:
             while self.iteration < self.config.iterations:
                 began = time.perf_counter()
                 batch = next(batches)
-                window.waited += time.perf_counter() - began
-                stop = self._iterate(batch, window, interrupts.received)
+                pace.waited += time.perf_counter() - began
+                stop = self._iterate(batch, interrupts.received)
+                pace.steps += 1
                 done = self.iteration == self.config.iterations
                 if self.iteration % self.config.log_every == 0 or done:
-                    self._record(window, run)
-                    window = Window()
+                    self._record(pace, run)
+                    pace = Pace()
                 if self.job.held_rows and (self.iteration % self.config.validate_every == 0 or done):
                     self._validate(run)
                 if run is not None and (self.iteration % self.config.panels_every == 0 or done):
@@ -585,7 +595,7 @@ class Training:
             disable=not (self.processes.is_first and sys.stderr.isatty()),
         )
 
-    def _iterate(self, batch: list[Batch], window: Window, signal_number: int) -> int:
+    def _iterate(self, batch: list[Batch], signal_number: int) -> int:
         """One optimiser step, or one that is skipped; returns the signal that any process received, or 0."""
         try:
             terms = self._backward(batch)
@@ -601,10 +611,10 @@ class Training:
             for group in self.optimiser.param_groups:
                 group["lr"] = self._lr()
             self.optimiser.step()
-            window.terms.append(dict(zip(names, values, strict=True)))
-            window.norms.append(norm)
+            losses = {f"loss_{name}": value for name, value in zip(names, values, strict=True)}
+            self.steps.append({**losses, "loss": sum(values), "gradient_norm": norm})
         else:
-            self._skip(batch)
+            self._skip()
         self.optimiser.zero_grad()
         self.iteration += 1
         # the sum says that a signal came to some process, not which
@@ -643,16 +653,20 @@ class Training:
             self.iteration, config.lr, config.schedule, config.poly_end, config.warmup_iterations
         )
 
-    def _skip(self, batch: list[Batch]) -> None:
+    def _skip(self) -> None:
         self.skipped += 1
         self.nonfinite += 1
-        rows = [int(index) for micro in batch for index in micro["index"]]
-        tiles = ", ".join(self.job.manifest.rows[row]["tile_id"] for row in rows)
-        log.warning("iteration %d: loss or gradient is not finite, step skipped (%s)", self.iteration, tiles)
+        batch_size, tiles = self.config.batch_size, self.stream.tiles
+        positions = range(self.iteration * batch_size, (self.iteration + 1) * batch_size)
+        rows = [tiles.indices[self.stream.draw.tile(position)] for position in positions]
+        tile_ids = ", ".join(self.job.manifest.rows[row]["tile_id"] for row in rows)
+        log.warning(
+            "iteration %d: loss or gradient is not finite, step skipped (%s)", self.iteration, tile_ids
+        )
         if self.nonfinite > NONFINITE_ALLOWED:
             raise InputError(
                 f"loss or gradient not finite {self.nonfinite} times in a row, last in {self.iteration}",
-                where=f"tiles {tiles}",
+                where=f"tiles {tile_ids}",
                 next_step="look at these tiles; lower lr, or set precision: float32",
             )
 
@@ -666,29 +680,22 @@ class Training:
             "tasks.shared_pass: false or precision: bf16, or lower crop_px",
         )
 
-    def _record(self, window: Window, run: Run | None) -> None:
-        """One point of the curves: means over the window."""
+    def _record(self, pace: Pace, run: Run | None) -> None:
+        """One point of the curves: means over the steps since the last one."""
         point: dict[str, float] = {"iteration": self.iteration, "lr": self.optimiser.param_groups[0]["lr"]}
-        if window.terms:
-            means = {name: float(np.mean([each[name] for each in window.terms])) for name in window.terms[0]}
-            point |= {f"loss_{name}": value for name, value in means.items()}
-            point |= {"loss": sum(means.values()), "gradient_norm": float(np.mean(window.norms))}
+        if self.steps:
+            point |= {name: float(np.mean([step[name] for step in self.steps])) for name in self.steps[0]}
         point["skipped"] = self.skipped
+        self.steps = []
         self.curves.append(point)
         if run is not None:
-            seconds = time.perf_counter() - window.began
-            steps = (
-                self.config.log_every if self.iteration % self.config.log_every == 0 else len(window.terms)
-            )
-            run.log_metrics(
-                point
-                | {
-                    "images_per_second": steps * self.config.batch_size / seconds,
-                    "data_wait_share": window.waited / seconds,
-                    "memory_gib": _memory_gib(self.processes.device),
-                },
-                self.iteration,
-            )
+            seconds = time.perf_counter() - pace.began
+            how = {
+                "images_per_second": pace.steps * self.config.batch_size / seconds,
+                "data_wait_share": pace.waited / seconds,
+                "memory_gib": _memory_gib(self.processes.device),
+            }
+            run.log_metrics(point | how, self.iteration)
 
     def _validate(self, run: Run | None) -> None:
         """Scores the held-out tiles of the source, and keeps the parameters if they are the best so far."""

@@ -150,7 +150,7 @@ def _check_unknown_base(
     expected_B3HW = recording.take("style_augmentor", "eval_alpha0.5_nopred_float32fix")
     base_1D = torch.zeros(1, sampled_BD.shape[1], requires_grad=True)
     search = torch.optim.LBFGS(
-        [base_1D], max_iter=120, line_search_fn="strong_wolfe", tolerance_grad=1e-10, tolerance_change=1e-13
+        [base_1D], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-10, tolerance_change=1e-13
     )
 
     def loss() -> Tensor:
