@@ -58,10 +58,18 @@ def _inputs(params: Path, catalog: list[Path] | None, preset: str | None) -> Inp
     return read_inputs(params, catalog or [], preset)
 
 
-def _given(name: str, settings: list[str] | None, recipes: list[str] | None) -> dict[str, Any]:
+def _given(
+    name: str, inputs: Inputs, settings: list[str] | None, recipes: list[str] | None
+) -> dict[str, Any]:
+    from crossearth.data.config import nearest
     from crossearth.data.errors import InputError
     from crossearth.pipelines.submit import parameter
 
+    for recipe in recipes or []:
+        if recipe not in inputs.recipes:
+            raise InputError(
+                f"unknown recipe {recipe!r}", where="--recipe", expected=nearest(recipe, inputs.recipes)
+            )
     given = dict(parameter(text) for text in settings or [])
     if recipes and name == "benchmark":
         given["recipes"] = recipes
@@ -123,11 +131,12 @@ def run(
     from crossearth.pipelines.submit import Docker, PipelineError, run_local
 
     folder = workspace or Path("artifacts/pipeline") / name
+    inputs = _inputs(params, catalog, preset)
     try:
         run_local(
             name,
-            _inputs(params, catalog, preset),
-            _given(name, settings, recipe),
+            inputs,
+            _given(name, inputs, settings, recipe),
             folder,
             Docker(image) if docker else None,
         )
@@ -157,8 +166,8 @@ def submit(
     from crossearth.pipelines import submit as kubeflow
     from crossearth.pipelines.resources import load_values
 
-    given = _given(name, settings, recipe)
     inputs, wanted = _inputs(params, catalog, preset), load_values(values)
+    given = _given(name, inputs, settings, recipe)
     client = _client(host, namespace, token_file)
     run_id = kubeflow.submit(client, name, inputs, wanted, given, experiment, service_account, cache)
     out.print(f"run {run_id}", highlight=False)

@@ -14,6 +14,7 @@ import yaml
 from kfp import compiler, local
 from kfp.client import Client
 from kfp.dsl.graph_component import GraphComponent
+from kfp.dsl.types.type_utils import get_canonical_type_name_for_type
 
 from crossearth.components.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.data.config import nearest
@@ -76,12 +77,17 @@ def arguments(pipeline: GraphComponent, given: Mapping[str, Any]) -> dict[str, A
         given: parameter -> value.
 
     Raises:
-        InputError: an unknown parameter, or one that has no default and is not given.
+        InputError: an unknown parameter, a value of another type, or no value and no default.
     """
     known = pipeline.component_spec.inputs or {}
-    for name in given:
+    for name, value in given.items():
         if name not in known:
             raise InputError(f"unknown parameter {name!r}", expected=nearest(name, known))
+        wanted = known[name].type
+        if get_canonical_type_name_for_type(type(value)) != wanted:
+            raise InputError(
+                f"{value!r} is no {wanted}", where=f"--set {name}", expected=f"a {wanted}, in YAML"
+            )
     absent = [name for name, spec in known.items() if not spec.optional and name not in given]
     if absent:
         raise InputError(f"no value for {', '.join(absent)}", next_step=f"--set {absent[0]}=...")
