@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import ImageColor
-from scipy.optimize import linear_sum_assignment
 
 # Okabe and Ito, Color Universal Design, 2008, with light and dark grey in place of black
 SAFE = ("#e6e6e6", "#0072b2", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#e69f00", "#cc79a7", "#333333")
@@ -18,6 +17,8 @@ def safe_palette(palette: Sequence[str]) -> tuple[str, ...]:
     Args:
         palette: "#rrggbb" per class.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second that evaluation need not wait for
+
     if len(palette) > len(SAFE):
         return tuple(palette)
     own, safe = (
