@@ -29,7 +29,7 @@ from crossearth.components.tracking import start_run
 from crossearth.components.version import git_revision
 from crossearth.data.catalog import Catalog
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_dir, digest, write_text
+from crossearth.data.files import atomic_dir, digest, write_json, write_text
 
 TEMPLATE = "report_template.html"
 PICTURE_QUALITY = 80
@@ -72,7 +72,7 @@ def report(
     coverage_dir: Path | None = None,
     against: Sequence[Path] = (),
 ) -> Path:
-    """Writes `scores.csv`, `scores.md` and `index.html` and logs them as the benchmark's parent run.
+    """Writes `scores.csv`, `scores.md`, `metrics.json` and `index.html`; logs them as the benchmark's run.
 
     Args:
         scores: folders of results, or folders of such folders.
@@ -105,6 +105,7 @@ def report(
     rows = sorted((row for result in results for row in rows_of(result)), key=lambda row: order[row.setting])
     with atomic_dir(out_dir) as folder:
         write_table(folder / "scores.csv", rows)
+        write_json(folder / "metrics.json", _metrics(summary))
         write_text(folder / "scores.md", markdown(summary, catalog))
         text = page(
             summary,
@@ -328,14 +329,18 @@ def _read_json(folder: Path | None, name: str) -> Any:
         ) from error
 
 
-def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> None:
-    """Logs the report as a run of its own, the parent of the recipes' runs."""
+def _metrics(summary: Summary) -> dict[str, float]:
+    """The table's numbers by name, for MLflow and for `dvc metrics`."""
     metrics = {
         metric_name("miou", line.setting): line.miou for line in summary.lines if line.miou is not None
     }
     metrics |= {metric_name("gap", mean.name): mean.miou for mean in summary.gaps if mean.miou is not None}
     unseen = [line.miou for line in summary.lines if line.unseen]
-    metrics |= summary_metrics(unseen, [line.miou for line in summary.lines if not line.unseen])
+    return metrics | summary_metrics(unseen, [line.miou for line in summary.lines if not line.unseen])
+
+
+def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> None:
+    """Logs the report as a run of its own, the parent of the recipes' runs."""
     keys = sorted({result.recipe_hash for result in results})
     tags = {
         "kind": "benchmark",
@@ -345,7 +350,7 @@ def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> 
         "provenance": ", ".join(sorted({line.provenance for line in summary.lines})),
     }
     with start_run("benchmark", key=digest(keys), tags=tags) as run:
-        run.log_metrics(metrics)
+        run.log_metrics(_metrics(summary))
         run.describe((out_dir / "scores.md").read_text(encoding="utf-8"))
         run.log_artifact(out_dir, "report")
         targets = dict.fromkeys(line.target for line in summary.lines)

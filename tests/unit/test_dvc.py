@@ -28,6 +28,11 @@ def test_recipes_are_those_that_the_settings_need(catalog: Catalog, graph: dict[
     assert graph["stages"]["train"]["foreach"] == graph["stages"]["evaluate"]["foreach"] == "${recipes}"
 
 
+def test_the_loss_of_every_recipe_is_plotted(catalog: Catalog, graph: dict[str, Any]) -> None:
+    curves = {path for plot in graph["plots"] for each in plot.values() for path in each["y"]}
+    assert {f"artifacts/models/{name}/curves.csv" for name in catalog.recipes()} <= curves
+
+
 def test_every_labelled_dataset_is_ingested_once(catalog: Catalog, graph: dict[str, Any]) -> None:
     labelled = {domain.dataset for domain in catalog.domains.values() if domain.labels is not None}
     ingested = graph["stages"]["ingest"]["foreach"]

@@ -211,7 +211,8 @@ def test_mlflow_csv_and_page_say_the_same(
             assert parent.data.metrics[metric_name("miou", row["setting"])] == float(row["iou"])
             assert drawn[row["setting"]] == float(row["iou"])
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
-    assert artifacts == {"report/index.html", "report/scores.csv", "report/scores.md"}
+    written = ("index.html", "metrics.json", "scores.csv", "scores.md")
+    assert artifacts == {f"report/{name}" for name in written}
 
 
 def test_terminal_tables(scores: Path, catalog: Catalog) -> None:
