@@ -4,8 +4,11 @@ Shape legend: B images, L prediction layers, P points, M matched pairs of a batc
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from recording import Recording
@@ -13,15 +16,8 @@ from sizes import loss_config_from_meta
 from torch import Tensor
 
 from crossearth.model.crossearth import CrossEarth
-from crossearth.model.losses import (
-    PointSource,
-    draw_points,
-    instances_of,
-    match,
-    segmentation_loss,
-    uncertain_points,
-)
-from crossearth.model.matching import sample_points
+from crossearth.model.losses import Matches, PointSource, match, segmentation_loss, uncertain_points
+from crossearth.model.matching import assign, sample_points
 from crossearth.model.names import to_released
 
 
@@ -51,33 +47,9 @@ def check_losses(recording: Recording, model: CrossEarth, meta: Mapping[str, Any
     predictions = model.decode(model.extract(recording.take("io", "inputs")))
     num_layers, batch = len(predictions), len(label_BHW)
     matched = [len(recording.take("io", f"loss_assign/layer0_img{image}_pos_inds")) for image in range(batch)]
-
-    instances = [instances_of(label_HW) for label_HW in label_BHW]
-    class_logits_LBQK1 = torch.stack([each.class_logits for each in predictions])
-    mask_logits_LBQhw = torch.stack([each.mask_logits for each in predictions])
-    with torch.no_grad():
-        sizes = class_logits_LBQK1.shape[:3]
-        points = draw_points(replay(recording, num_layers, matched), sizes, instances, config)
-        matches = match(class_logits_LBQK1, mask_logits_LBQhw, instances, points.match, config)
-        for layer in range(num_layers):
-            for image in range(batch):
-                name = f"loss_assign/layer{layer}_img{image}"
-                chosen = (matches.layer == layer) & (matches.image == image)
-                recording.compare("io", f"{name}_labels", matches.labels[layer, image])
-                recording.compare("io", f"{name}_pos_inds", matches.query[chosen])
-                recording.compare("io", f"{name}_gt_inds", matches.instance[chosen])
-            if not recording.has("io", f"loss_points/layer{layer}"):
-                continue
-            chosen = matches.layer == layer
-            logits_M1hw = mask_logits_LBQhw[layer, matches.image[chosen], matches.query[chosen]][:, None]
-            coordinates_MP2 = uncertain_points(
-                logits_M1hw, points.candidates[layer], points.uniform[layer], config
-            )
-            num_uncertain = config.num_points - points.uniform.shape[2]
-            check_points(recording, f"loss_points/layer{layer}", coordinates_MP2, logits_M1hw, num_uncertain)
-
     source = replay(recording, num_layers, matched)
-    terms = segmentation_loss(predictions, label_BHW, model.config.num_classes, source, config)
+    with replayed_choices(recording, num_layers, matched):
+        terms = segmentation_loss(predictions, label_BHW, model.config.num_classes, source, config)
     for name, value in terms.items():
         key = f"loss_term/decode.{name}"
         recording.compare("io", key, value.reshape(recording.take("io", key).shape))
@@ -86,7 +58,62 @@ def check_losses(recording: Recording, model: CrossEarth, meta: Mapping[str, Any
     total = torch.stack(list(terms.values())).sum()
     recording.compare("io", "loss_total", total)
     recording.compare_values("meta.json: loss", total, torch.tensor(meta["reported"]["losses"]["loss"]))
-    check_gradients(recording, model, total)
+    check_gradients(recording, model, total, meta)
+
+
+@contextmanager
+def replayed_choices(recording: Recording, num_layers: int, matched: list[int]) -> Iterator[None]:
+    """While open, the loss goes on with the recorded assignment and points, after ours have been compared.
+
+    Both are choices between numbers that may be equal but for rounding: a tie must not spread to what follows.
+    """
+    images = [image for image, count in enumerate(matched) if count]
+    names = iter(f"loss_assign/layer{layer}_img{image}" for image in images for layer in range(num_layers))
+
+    def assign_as_recorded(cost_QG: Tensor) -> tuple[Tensor, Tensor]:
+        name = next(names)
+        theirs = (recording.take("io", f"{name}_pos_inds"), recording.take("io", f"{name}_gt_inds"))
+        check_assignment(recording, name, cost_QG, theirs)
+        return theirs
+
+    def points_as_recorded(logits_M1hw: Tensor, *arguments: Any) -> Tensor:
+        points_MP2 = uncertain_points(logits_M1hw, *arguments)
+        num_uncertain = points_MP2.shape[1] - arguments[1].shape[1]
+        keys = [f"loss_points/layer{layer}" for layer in range(num_layers)]
+        for key, ours, logits in zip(
+            keys, points_MP2.chunk(num_layers), logits_M1hw.chunk(num_layers), strict=True
+        ):
+            check_points(recording, key, ours, logits, num_uncertain)
+        return torch.cat([recording.take("io", key) for key in keys])
+
+    home = "crossearth.model.losses"
+    with (
+        mock.patch(f"{home}.assign", assign_as_recorded),
+        mock.patch(f"{home}.uncertain_points", points_as_recorded),
+        mock.patch(f"{home}.match", partial(matched_as_recorded, recording)),
+    ):
+        yield
+
+
+def matched_as_recorded(recording: Recording, *arguments: Any) -> Matches:
+    """`match`, with the labels that it gives the queries compared."""
+    matches = match(*arguments)
+    for layer, labels_BQ in enumerate(matches.labels):
+        for image, labels_Q in enumerate(labels_BQ):
+            recording.compare("io", f"loss_assign/layer{layer}_img{image}_labels", labels_Q)
+    return matches
+
+
+def check_assignment(recording: Recording, name: str, cost_QG: Tensor, theirs: tuple[Tensor, Tensor]) -> None:
+    """Queries and instances; where they differ, the recorded pairs have to cost no more than ours."""
+    ours = assign(cost_QG)
+    if all(map(torch.equal, ours, theirs)):
+        for part, kind in zip(ours, ("pos_inds", "gt_inds"), strict=True):
+            recording.compare("io", f"{name}_{kind}", part)
+    else:
+        recording.compare_values(
+            f"{name} (cost of a tie)", cost_QG[ours].sum(), cost_QG[theirs].sum(), rtol=0
+        )
 
 
 def check_points(
@@ -94,33 +121,35 @@ def check_points(
 ) -> None:
     """The coordinates; where they differ, it may only be by the order of equally uncertain ones."""
     recorded_MP2 = recording.take("io", key)
-    if points_MP2.shape == recorded_MP2.shape and not torch.allclose(points_MP2, recorded_MP2):
-        for part, name in ((slice(num_uncertain), "uncertain"), (slice(num_uncertain, None), "random")):
-            ours, theirs = (
-                sample_points(logits_M1hw, points[:, part]).abs() for points in (points_MP2, recorded_MP2)
-            )
-            recording.compare_values(f"{key} ({name}: |logit|, near ties in another order)", ours, theirs)
-    else:
+    if points_MP2.shape != recorded_MP2.shape or torch.allclose(points_MP2, recorded_MP2):
         recording.compare("io", key, points_MP2)
-
-
-def check_gradients(recording: Recording, model: CrossEarth, total: Tensor) -> None:
-    """d total / d parameter for every trained parameter."""
-    parameters = model.trained_parameters()
-    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    for name, gradient in zip(parameters, gradients, strict=True):
-        key = f"grad/{to_released(name)}"
-        if gradient is None:
-            recording.check(key, not recording.has("io", key), "no gradient")
-        else:
-            recording.compare("io", key, gradient)
-    recording.check(
-        "meta.json: number of trained parameters",
-        len(parameters) == meta_count(recording),
-        str(len(parameters)),
+        return
+    ours, theirs = (
+        sample_points(logits_M1hw, points[:, :num_uncertain]).abs().sort().values
+        for points in (points_MP2, recorded_MP2)
+    )
+    recording.compare_values(f"{key} (uncertain: |logit| of ties)", ours, theirs)
+    recording.compare_values(
+        f"{key} (random)", points_MP2[:, num_uncertain:], recorded_MP2[:, num_uncertain:]
     )
 
 
-def meta_count(recording: Recording) -> int:
-    meta = recording.json("meta.json")
-    return int(meta["reported"]["n_trainable"])
+def check_gradients(recording: Recording, model: CrossEarth, total: Tensor, meta: Mapping[str, Any]) -> None:
+    """d total / d parameter for every trained parameter."""
+    parameters = model.trained_parameters()
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    unused = []
+    for name, gradient in zip(parameters, gradients, strict=True):
+        released = str(to_released(name))
+        if gradient is None:
+            unused.append(released)
+        else:
+            recording.compare("io", f"grad/{released}", gradient)
+    reported = meta["reported"]
+    counted = {
+        "n_trainable": len(parameters),
+        "n_grad": len(parameters) - len(unused),
+        "trainable_without_grad": unused,
+    }
+    for key, value in counted.items():
+        recording.check(f"meta.json: {key}", value == reported[key], str(value))

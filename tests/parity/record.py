@@ -232,7 +232,12 @@ def write(
     meta = {
         "build_kwargs": kwargs,
         "model_cfg": model_config(kwargs),
-        "reported": {"losses": {"loss": float(held["loss_total"]), **losses}, "n_trainable": num_trained},
+        "reported": {
+            "losses": {"loss": float(held["loss_total"]), **losses},
+            "n_trainable": num_trained,
+            "n_grad": num_trained,
+            "trainable_without_grad": [],
+        },
         "arrays": {name: [list(array.shape), str(array.dtype)] for name, array in held.items()},
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))

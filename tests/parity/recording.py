@@ -61,11 +61,12 @@ class Recording:
         self.used.add(name)
         return json.loads(path.read_text())
 
-    def compare(
-        self, file: str, key: str, actual: Tensor, atol: float = ATOL, rtol: float = RTOL, note: str = ""
-    ) -> None:
-        """Adds a row; whole numbers and truth values have to be equal."""
-        self.compare_values(f"{key}{note}", actual, self.take(file, key), atol, rtol)
+    def compare(self, file: str, key: str, actual: Tensor, atol: float = ATOL, rtol: float = RTOL) -> None:
+        """Adds a row; whole numbers and truth values have to be equal. An array that is not there differs."""
+        if self.has(file, key):
+            self.compare_values(key, actual, self.take(file, key), atol, rtol)
+        else:
+            self.check(key, False, f"not in {file}.npz", "recorded")
 
     def compare_values(
         self, name: str, actual: Tensor, expected: Tensor, atol: float = ATOL, rtol: float = RTOL
@@ -90,9 +91,11 @@ class Recording:
 
     def unchecked(self) -> list[str]:
         """Arrays and files that nothing has used."""
-        arrays = {f"{path.stem}:{key}" for path in self.folder.glob("*.npz") for key in self.keys(path.stem)}
-        files = {path.name for path in self.folder.rglob("*") if path.is_file()}
-        others = {
-            name for name in files if not name.endswith(".npz") and not name.upper().startswith("README")
-        }
-        return sorted((arrays | others) - self.used)
+        found: set[str] = set()
+        for path in self.folder.rglob("*"):
+            name = str(path.relative_to(self.folder))
+            if path.parent == self.folder and path.suffix == ".npz":
+                found |= {f"{path.stem}:{key}" for key in self.keys(path.stem)}
+            elif path.is_file() and name != "README.md":
+                found.add(name)
+        return sorted(found - self.used)

@@ -55,6 +55,7 @@ def config_from_meta(meta: Mapping[str, Any], shapes: Shapes) -> NetworkConfig:
     config = config_from_shapes(
         shapes,
         heads=backbone["num_heads"],
+        mlp_ratio=backbone["mlp_ratio"],  # the shapes tell its product with the embedding, rounded down
         taps=tuple(backbone["out_indices"]),
         head_heads=attention["num_heads"],
         num_points=attention["num_points"],
@@ -67,7 +68,6 @@ def config_from_meta(meta: Mapping[str, Any], shapes: Shapes) -> NetworkConfig:
         "patch_px": backbone["patch_size"],
         "embed": backbone["embed_dim"],
         "depth": backbone["depth"],
-        "mlp_ratio": backbone["mlp_ratio"],
         "num_tokens": head["num_queries"],
         "channels": head["feat_channels"],
         "mask_channels": head["out_channels"],

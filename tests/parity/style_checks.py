@@ -3,6 +3,7 @@
 Shape legend: B images, H W pixels, D style dimensions.
 """
 
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,9 @@ from crossearth.data.ghiasi import GhiasiEngine
 from crossearth.data.style import EarthStyles, StyleConfig, inject, keyed_generator
 
 Shapes = Mapping[str, list[int]]
+AUGMENTED = re.compile(
+    r"(?P<mode>eval|train)_alpha(?P<alpha>\d*\.?\d+)(_down(?P<halvings>\d+)|(?P<base>_nopred\w*))?"
+)
 
 
 def rebuilt_state(shapes: Shapes, base: int) -> dict[str, Tensor]:
@@ -93,28 +97,40 @@ def _with_batch_statistics(predictor: torch.nn.Module, image_B3HW: Tensor) -> Te
 
 
 def _check_augmentor(recording: Recording, engine: GhiasiEngine) -> None:
-    """alpha * sampled + (1 - alpha) * own embedding, restyled."""
+    """alpha * sampled + (1 - alpha) * own embedding, restyled; alpha and the variant stand in the names."""
     image_B3HW = recording.take("style_augmentor", "image")
     sampled_BD = recording.take("style_augmentor", "sampled_embedding")
     _check_sampling(recording, sampled_BD)
-    transfer = engine.networks["transfer"]
-    own_BD = engine.embed(image_B3HW * 255)
-    half_BD = torch.lerp(own_BD, sampled_BD, 0.5)
     for key in recording.keys("style_augmentor"):
-        if key.startswith("eval_alpha") and key.removeprefix("eval_alpha").replace(".", "").isdigit():
-            restyled = _injected(engine, image_B3HW, sampled_BD, float(key.removeprefix("eval_alpha")))
-            recording.compare("style_augmentor", key, restyled)
-    with torch.no_grad():
-        trained_BD = torch.lerp(
-            _with_batch_statistics(engine.networks["predictor"], image_B3HW), sampled_BD, 0.5
-        )
-        recording.compare("style_augmentor", "train_alpha0.5", transfer(image_B3HW, trained_BD))
-        halved = F.interpolate(image_B3HW, scale_factor=0.5, mode="bilinear", align_corners=False)
-        small_B3hw = transfer(halved, half_BD)
-        size = image_B3HW.shape[2:]
-        raised_B3HW = F.interpolate(small_B3hw, size=size, mode="bilinear", align_corners=False)
-        recording.compare("style_augmentor", "eval_alpha0.5_down1", raised_B3HW)
-    _check_unknown_base(recording, transfer, image_B3HW, sampled_BD)
+        found = AUGMENTED.fullmatch(key)
+        if not found:
+            continue
+        alpha, halvings = float(found["alpha"]), int(found["halvings"] or 0)
+        if found["base"]:
+            _check_unknown_base(recording, key, engine.networks["transfer"], image_B3HW, sampled_BD, alpha)
+        elif found["mode"] == "train" or halvings:
+            restyled_B3HW = _restyled(
+                engine, image_B3HW, sampled_BD, alpha, found["mode"] == "train", halvings
+            )
+            recording.compare("style_augmentor", key, restyled_B3HW)
+        else:
+            recording.compare("style_augmentor", key, _injected(engine, image_B3HW, sampled_BD, alpha))
+
+
+@torch.no_grad()
+def _restyled(
+    engine: GhiasiEngine, image_B3HW: Tensor, sampled_BD: Tensor, alpha: float, training: bool, halvings: int
+) -> Tensor:
+    """With the batch's own statistics in training; at a fraction of the size after halvings."""
+    predictor = engine.networks["predictor"]
+    own_BD = _with_batch_statistics(predictor, image_B3HW) if training else engine.embed(image_B3HW * 255)
+    small_B3hw = image_B3HW
+    for _ in range(halvings):
+        small_B3hw = F.interpolate(small_B3hw, scale_factor=0.5, mode="bilinear", align_corners=False)
+    restyled_B3hw = engine.networks["transfer"](small_B3hw, torch.lerp(own_BD, sampled_BD, alpha))
+    if not halvings:
+        return restyled_B3hw
+    return F.interpolate(restyled_B3hw, size=image_B3HW.shape[2:], mode="bilinear", align_corners=False)
 
 
 def _check_sampling(recording: Recording, sampled_BD: Tensor) -> None:
@@ -140,14 +156,19 @@ def _injected(engine: GhiasiEngine, image_B3HW: Tensor, sampled_BD: Tensor, alph
 
 
 def _check_unknown_base(
-    recording: Recording, transfer: torch.nn.Module, image_B3HW: Tensor, sampled_BD: Tensor
+    recording: Recording,
+    key: str,
+    transfer: torch.nn.Module,
+    image_B3HW: Tensor,
+    sampled_BD: Tensor,
+    alpha: float,
 ) -> None:
     """The augmentor without a predictor mixes with one fixed embedding that is not in the folder.
 
     It is found from all images but the last (100 unknowns, tens of thousands of pixels), then has to give
     the last one.
     """
-    expected_B3HW = recording.take("style_augmentor", "eval_alpha0.5_nopred_float32fix")
+    expected_B3HW = recording.take("style_augmentor", key)
     base_1D = torch.zeros(1, sampled_BD.shape[1], requires_grad=True)
     search = torch.optim.LBFGS(
         [base_1D], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-10, tolerance_change=1e-13
@@ -155,14 +176,12 @@ def _check_unknown_base(
 
     def loss() -> Tensor:
         search.zero_grad()
-        restyled_B3HW = transfer(image_B3HW[:-1], torch.lerp(base_1D, sampled_BD[:-1], 0.5))
+        restyled_B3HW = transfer(image_B3HW[:-1], torch.lerp(base_1D, sampled_BD[:-1], alpha))
         value = F.mse_loss(restyled_B3HW, expected_B3HW[:-1])
         value.backward()
         return value.detach()
 
     search.step(loss)
     with torch.no_grad():
-        restyled_13HW = transfer(image_B3HW[-1:], torch.lerp(base_1D, sampled_BD[-1:], 0.5))
-    recording.compare_values(
-        "eval_alpha0.5_nopred_float32fix (last image)", restyled_13HW, expected_B3HW[-1:]
-    )
+        restyled_13HW = transfer(image_B3HW[-1:], torch.lerp(base_1D, sampled_BD[-1:], alpha))
+    recording.compare_values(f"{key} (last image)", restyled_13HW, expected_B3HW[-1:])
