@@ -242,12 +242,15 @@ def ingest(
     """Cut archives or your own folders into checked tiles with a manifest."""
     from crossearth.components.ingest import IngestConfig
     from crossearth.components.ingest import ingest as run
+    from crossearth.components.preview import log_preview
 
     params, loaded = _inputs(params_file, catalog)
-    written = run(
-        names, loaded, params.archives, ARTIFACTS / "domains", params.config(IngestConfig, "ingest")
-    )
-    _done(written, "crossearth validate, or crossearth preview DOMAIN to look at the labels")
+    config = params.config(IngestConfig, "ingest")
+    written = run(names, loaded, params.archives, ARTIFACTS / "domains", config)
+    sheets = [
+        log_preview(folder.name, loaded, ARTIFACTS / "domains", ARTIFACTS / "previews") for folder in written
+    ]
+    _done([*written, *sheets], "look at the sheets, then crossearth validate")
 
 
 @app.command()

@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from crossearth.components.tracking import start_run
 from crossearth.data.catalog import Catalog, ClassSet
-from crossearth.data.files import atomic_path
+from crossearth.data.files import atomic_path, digest
 from crossearth.data.labels import IGNORE
 from crossearth.data.manifest import Manifest, read_image, read_label, read_manifest
 
+EXPERIMENT = "crossearth-data"
 TILES_PER_SPLIT = 6
 SIDE_PX = 256
 GAP_PX = 8
@@ -46,6 +48,22 @@ def preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path) -> 
     with atomic_path(path) as partial:
         sheet.save(partial, "PNG", compress_level=1)
     return path
+
+
+def log_preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path) -> Path:
+    """Draws the sheet and logs it to MLflow, in a run of these tiles and no others.
+
+    Raises:
+        InputError: as `preview`.
+    """
+    sheet = preview(domain, catalog, domains_dir, out_dir)
+    folder = catalog.domain_dir(domains_dir, domain)
+    manifests = [read_manifest(folder, split) for split in catalog.domain(domain).splits]
+    tags = {f"manifest.{domain}.{each.split}": each.digest for each in manifests}
+    with start_run(f"ingest {domain}", key=digest(["ingest", tags]), tags=tags, experiment=EXPERIMENT) as run:
+        run.log_metrics({f"tiles/{domain}/{each.split}": len(each) for each in manifests})
+        run.log_artifact(sheet)
+    return sheet
 
 
 def _split_strip(manifest: Manifest, class_set: ClassSet | None) -> Image.Image:

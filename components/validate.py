@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from crossearth.components.preview import preview
+from crossearth.components.preview import EXPERIMENT
 from crossearth.components.tracking import start_run
 from crossearth.data.catalog import Catalog
 from crossearth.data.errors import InputError
@@ -16,8 +16,7 @@ from crossearth.data.files import atomic_dir, digest, write_json
 from crossearth.data.manifest import Manifest, read_manifest
 from crossearth.data.validation import PAIRS_SHOWN, Check, ValidateConfig, twins, validate_manifests
 
-DOCS, PREVIEWS, SUMMARY = "docs", "previews", "summary.json"
-EXPERIMENT = "crossearth-data"
+DOCS, SUMMARY = "docs", "summary.json"
 
 
 def validate(
@@ -27,8 +26,8 @@ def validate(
 
     Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, and tiles that both
     splits share), and, only if all is well, what later stages hang on: `digests/<domain>.json`, the digest of
-    what is trained on, and `recipes/<recipe>.json`, the digests of what a recipe is scored on. Then sheets of
-    tiles are drawn as well, `previews/<domain>.png`, and logged to MLflow with the summary.
+    what is trained on, and `recipes/<recipe>.json`, the digests of what a recipe is scored on. The summary is
+    logged to MLflow.
 
     Args:
         names: domains; none = all labelled domains of the catalog that were ingested.
@@ -47,8 +46,6 @@ def validate(
         failed = [check for check in checks if not check.passed]
         if not failed:
             _write_digests(catalog, manifests, folder)
-            for name in manifests:
-                preview(name, catalog, domains_dir, folder / PREVIEWS)
     if failed:
         raise InputError(
             f"{len(failed)} of {len(checks)} expectations failed\n{_table(failed)}",
@@ -77,12 +74,11 @@ def _manifests(catalog: Catalog, domains_dir: Path, names: Sequence[str]) -> dic
 
 
 def _log(manifests: dict[str, list[Manifest]], out_dir: Path) -> None:
-    """One run per state of the data, with its sheets and its summary."""
+    """One run per state of the data, with its summary."""
     every = [manifest for splits in manifests.values() for manifest in splits]
     tags = {f"manifest.{each.domain}.{each.split}": each.digest for each in every}
-    with start_run("data", key=digest(tags), tags=tags, experiment=EXPERIMENT) as run:
+    with start_run("validate", key=digest(["validate", tags]), tags=tags, experiment=EXPERIMENT) as run:
         run.log_metrics({f"tiles/{each.domain}/{each.split}": len(each) for each in every})
-        run.log_artifact(out_dir / PREVIEWS)
         run.log_artifact(out_dir / SUMMARY)
 
 

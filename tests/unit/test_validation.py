@@ -10,9 +10,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 from own_domain import NAME, catalog, draw, own_domain, save
 from rasterio.io import MemoryFile
+from typer.testing import CliRunner
 
+from crossearth.components.cli import app
 from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.components.validate import EXPERIMENT, validate
+from crossearth.components.preview import EXPERIMENT
+from crossearth.components.validate import validate
 from crossearth.data.catalog import Catalog, Domain, Files, load_catalog
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import Manifest, read_manifest, write_manifest
@@ -221,13 +224,31 @@ def test_a_manifest_of_another_version_is_refused(town: Path) -> None:
         validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
 
 
-def test_sheets_and_summary_are_logged(town: Path, tracking: str) -> None:
+def test_ingest_logs_the_sheet(tmp_path: Path, tracking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_domain(tmp_path)
+    monkeypatch.setenv("CROSSEARTH_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["ingest", NAME, "--catalog", "catalog.yaml"])
+    assert done.exit_code == 0, done.output
+    assert Path("artifacts/previews", f"{NAME}.png").is_file()
+    digest = read_manifest(Path("artifacts/domains", NAME), "test").digest
+    run, artifacts = logged(tracking, f"ingest {NAME}", digest)
+    assert artifacts == [f"{NAME}.png"]
+    assert run.data.metrics[f"tiles/{NAME}/test"] == 8
+
+
+def test_the_summary_is_logged(town: Path, tracking: str) -> None:
     validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
-    assert (town / "validation" / "previews" / f"{NAME}.png").is_file()
+    digest = read_manifest(town / "domains" / NAME, "test").digest
+    run, artifacts = logged(tracking, "validate", digest)
+    assert artifacts == ["summary.json"]
+    assert run.data.metrics[f"tiles/{NAME}/test"] == 8
+
+
+def logged(tracking: str, name: str, digest: str) -> tuple[Any, list[str]]:
+    """The run of that name about that manifest, and what artifacts it has."""
     client = MlflowClient(tracking)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    digest = read_manifest(town / "domains" / NAME, "test").digest
-    (run,) = client.search_runs([experiment.experiment_id], f"tags.`manifest.{NAME}.test` = '{digest}'")
-    logged = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert logged == {f"{NAME}.png", "summary.json"}
-    assert run.data.metrics[f"tiles/{NAME}/test"] == 8
+    about = f"attributes.run_name = '{name}' and tags.`manifest.{NAME}.test` = '{digest}'"
+    (run,) = client.search_runs([experiment.experiment_id], about)
+    return run, [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
