@@ -63,9 +63,9 @@ def check_losses(recording: Recording, model: CrossEarth, meta: Mapping[str, Any
 
 @contextmanager
 def replayed_choices(recording: Recording, num_layers: int, matched: list[int]) -> Iterator[None]:
-    """While open, the loss goes on with the recorded assignment and points, after ours have been compared.
+    """While open, our assignments and points are compared and the loss goes on with the recorded ones.
 
-    Both are choices between numbers that may be equal but for rounding: a tie must not spread to what follows.
+    Both choose between numbers that may be equal but for rounding: a tie must not spread to what follows.
     """
     images = [image for image, count in enumerate(matched) if count]
     names = iter(f"loss_assign/layer{layer}_img{image}" for image in images for layer in range(num_layers))

@@ -123,7 +123,7 @@ def check_sliding(recording: Recording, model: CrossEarth, meta: Mapping[str, An
 
 
 def check_labels(recording: Recording, case: str, labels_B1HW: Tensor) -> None:
-    """The classes; where they differ, the recorded scores of the two have to be equal within the tolerance."""
+    """The classes; where they differ, the recorded scores of the two have to be equal."""
     scores_BKHW = recording.take("io", f"{case}_ori_logits")
     recorded_B1HW = recording.take("io", f"{case}_ori_pred")
     count = int((labels_B1HW != recorded_B1HW).sum())

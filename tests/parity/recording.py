@@ -1,6 +1,8 @@
 """A folder of recorded arrays that knows which of them were compared, and the table of the comparisons."""
 
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,16 @@ class Recording:
     _files: dict[str, Any] = field(default_factory=dict)
 
     def keys(self, file: str) -> list[str]:
-        """The arrays of an npz file, none if it is not there."""
-        if not (self.folder / f"{file}.npz").exists():
-            return []
-        if file not in self._files:
-            with np.load(self.folder / f"{file}.npz", allow_pickle=False) as loaded:
-                self._files[file] = dict(loaded)
-        return list(self._files[file])
+        """The arrays of an npz file, none if it is not there; one that is damaged differs."""
+        path = self.folder / f"{file}.npz"
+        if file not in self._files and path.exists():
+            try:
+                with np.load(path, allow_pickle=False) as loaded:
+                    self._files[file] = dict(loaded)
+            except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                self._files[file] = {}
+                self.check(path.name, False, "not readable", str(error)[:60])
+        return list(self._files.get(file, {}))
 
     def has(self, file: str, key: str) -> bool:
         return key in self.keys(file)
