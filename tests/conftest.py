@@ -1,6 +1,8 @@
 """Marks each test by its folder and finds the shared fixtures, which are never part of the project."""
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,10 @@ def imagery_dir() -> Path:
 @pytest.fixture(scope="session")
 def weights_dir() -> Path:
     return _shared("weights")
+
+
+@pytest.fixture(scope="session")
+def readme() -> Callable[[str], list[str]]:
+    """The README's code blocks of a language: what it shows is what tests run."""
+    text = (TESTS.parent / "README.md").read_text()
+    return lambda language: re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)

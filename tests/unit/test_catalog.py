@@ -23,7 +23,6 @@ from crossearth.data.catalog import (
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 
-ROADS = Path(__file__).parents[1] / "imagery" / "roads.yaml"
 CATALOG = load_catalog()
 OWN: dict[str, Any] = {
     "images": "town/images",
@@ -199,8 +198,12 @@ def test_files_may_stand_in_any_order(write: Write) -> None:
     assert load_catalog([settings, domains]) == load_catalog([domains, settings])
 
 
-def test_the_road_domains_are_nine_settings() -> None:
-    catalog = load_catalog([ROADS])
+def test_the_readmes_road_domains_are_nine_settings(
+    readme: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    roads = tmp_path / "roads.yaml"
+    roads.write_text(readme("yaml")[0])
+    catalog = load_catalog([roads])
     own = [setting for abbr, setting in catalog.settings.items() if abbr not in CATALOG.settings]
     assert [setting.gap for setting in own].count("in-domain") == 3
     assert len(own) == 9

@@ -1,0 +1,44 @@
+"""What the documents tell people to type and to open is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from crossearth.pipelines.cli import app
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "infra/README.md")]
+
+
+def commands(document: Path) -> list[str]:
+    """Every `crossearth ...` of the shell blocks and of the running text."""
+    text = document.read_text()
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)).replace("\\\n", " ")
+    inline = [found.replace("\n", " ") for found in re.findall(r"(?<!`)`(crossearth [^`]+)`(?!`)", text)]
+    found = [line.split("#")[0].split("|")[0].strip() for line in blocks.splitlines()] + inline
+    return [line for line in found if line.startswith("crossearth ")]
+
+
+def test_the_documents_hold_commands() -> None:
+    assert len(commands(DOCUMENTS[0])) > 10
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_command_and_option_exists(document: Path) -> None:
+    for line in commands(document):
+        command, words = get_command(app), shlex.split(line)[1:]
+        while words and hasattr(command, "commands") and not words[0].startswith("-"):
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        known = {option for each in command.params for option in each.opts} | {"--help"}
+        given = {word.split("=")[0] for word in words if word.startswith("-") and len(word) > 1}
+        assert given <= known, line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        assert target.startswith("https://") or (document.parent / target).exists(), target
