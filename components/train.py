@@ -175,6 +175,11 @@ class TrainConfig:
             raise InputError(
                 f"warmup_iterations: {self.warmup_iterations} leaves nothing of {self.poly_end} iterations"
             )
+        if BRANCHES[self.ablation].mim and self.tasks.mask_block_px > self.crop_px:
+            raise InputError(
+                f"tasks.mask_block_px: {self.tasks.mask_block_px} is larger than a crop",
+                expected=f"at most crop_px, {self.crop_px}",
+            )
         Augmentation(self.crop_px, self.scale)
 
     @property

@@ -94,9 +94,7 @@ class Checkpoints:
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bool:
         host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        content = save(
-            host, metadata={"about": json.dumps({**about, "identity": self.identity}, sort_keys=True)}
-        )
+        content = save(host, metadata={"about": json.dumps({**about, "identity": self.identity})})
         try:
             with atomic_path(self.folder / name) as partial:
                 partial.write_bytes(content)

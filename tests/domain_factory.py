@@ -18,18 +18,21 @@ def write_domain(
     seed: int = 0,
     tile_px: int = 64,
     ignore: bool = False,
+    split: str = "test",
+    absent: int = 0,
 ) -> None:
-    """Writes a test split of `tiles` scenes of one tile each in the layout of `ingest`; the fourth is lower.
+    """Writes a split of `tiles` scenes of one tile each in the layout of `ingest`; the fourth is lower.
 
     Args:
         ignore: whether no pixel has a label.
+        absent: how many of the last classes no pixel has.
     """
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(tiles):
         height = tile_px if index != 3 else tile_px * 3 // 4
         image_3HW = rng.integers(1, 256, (3, height, tile_px), dtype=np.uint8)
-        label_HW = rng.integers(0, num_classes, (height, tile_px), dtype=np.uint8)
+        label_HW = rng.integers(0, num_classes - absent, (height, tile_px), dtype=np.uint8)
         label_HW[rng.random(label_HW.shape) < 0.1] = 255
         if ignore:
             label_HW[:] = 255
@@ -38,7 +41,7 @@ def write_domain(
             "transform": rasterio.transform.from_origin(5e5 + 32 * index, 5e6, 0.5, 0.5),
         }
         for kind, planes in (("image", image_3HW), ("label", label_HW[None])):
-            path = folder / "test" / f"{kind}{index}.tif"
+            path = folder / split / f"{kind}{index}.tif"
             path.parent.mkdir(parents=True, exist_ok=True)
             with rasterio.open(
                 path,
@@ -55,9 +58,9 @@ def write_domain(
             {
                 "tile_id": f"scene{index}_0_0",
                 "scene": f"scene{index}",
-                "split": "test",
-                "image": f"test/image{index}.tif",
-                "label": f"test/label{index}.tif",
+                "split": split,
+                "image": f"{split}/image{index}.tif",
+                "label": f"{split}/label{index}.tif",
                 "col_off": 0,
                 "row_off": 0,
                 "width": tile_px,
@@ -69,4 +72,4 @@ def write_domain(
                 **describe(image_3HW, label_HW, None, num_classes),
             }
         )
-    write_manifest(folder, domain, "test", class_set, "synthetic", rows)
+    write_manifest(folder, domain, split, class_set, "synthetic", rows)

@@ -1,0 +1,108 @@
+"""`crossearth train` under torchrun: the curve of one process, one writer, stopped and gone on with."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from domain_factory import write_domain
+
+from crossearth.data.catalog import load_catalog
+
+RECIPE = "loveda-urban"
+BIN = Path(sys.executable).parent
+NUMBERS = {
+    "network": "tiny",
+    "ablation": "+mim",
+    "sizes": {"embed": 48, "channels": 16, "mask_channels": 16, "decoder_layers": 1, "norm_groups": 4},
+    "iterations": 8,
+    "batch_size": 4,
+    "crop_px": 32,
+    "scale": [1.0, 2.0],
+    "precision": "float32",
+    "schedule_iterations": 10_000,
+    "workers": 0,
+    "held_out_share": 0,
+    "log_every": 1,
+    "checkpoint_every": 5,
+    "tasks": {"mask_block_px": 16, "segmentation": {"num_points": 32}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's folder with an ingested source."""
+    domain = load_catalog().domain_dir(tmp_path / "artifacts/domains", RECIPE)
+    write_domain(domain, RECIPE, "loveda", 7, split="train")
+    return tmp_path
+
+
+def start(folder: Path, processes: int, train: str = "train", **changes: object) -> "subprocess.Popen[str]":
+    preset = {"train": NUMBERS | changes}
+    (folder / "params.yaml").write_text(yaml.safe_dump({"preset": "test", "presets": {"test": preset}}))
+    torchrun = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
+    return subprocess.Popen(
+        [*torchrun, "bash", "-c", f"exec crossearth {train} {RECIPE}"],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def curve(folder: Path) -> list[float]:
+    """Takes the trained model away and returns its losses."""
+    model = folder / f"artifacts/models/{RECIPE}"
+    assert sorted(path.name for path in model.iterdir()) == ["curves.csv", "model.json", "model.safetensors"]
+    with (model / "curves.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    model.rename(folder / f"moved-{time.monotonic_ns()}")
+    return losses
+
+
+def test_two_processes_give_the_curve_of_one(folder: Path) -> None:
+    curves = []
+    for processes in (1, 2):
+        training = start(folder, processes)
+        _, words = training.communicate(timeout=120)
+        assert training.returncode == 0, words
+        curves.append(curve(folder))
+    assert len(curves[0]) == 8
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_processes_of_other_configurations_refuse_to_train(folder: Path) -> None:
+    training = start(folder, 2, "train --seed $RANK")
+    _, words = training.communicate(timeout=120)
+    assert training.returncode != 0
+    assert "the configuration differs between the processes" in words
+    assert not any((folder / "artifacts/models").glob("*"))
+
+
+def test_a_stopped_training_goes_on_with_another_number_of_processes(folder: Path) -> None:
+    training = start(folder, 2, iterations=60)
+    states = folder / f"artifacts/models/{RECIPE}.checkpoints"
+    end = time.monotonic() + 120
+    while training.poll() is None and not any(states.glob("step_*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    training.send_signal(signal.SIGTERM)
+    training.communicate(timeout=60)
+    assert training.returncode != 0
+    assert any(states.glob("step_*"))
+    assert not (folder / f"artifacts/models/{RECIPE}").exists()
+
+    training = start(folder, 1, iterations=60)
+    _, words = training.communicate(timeout=120)
+    assert training.returncode == 0, words
+    assert "resumed on 1 processes, started on 2" in words
+    gone_on = curve(folder)
+
+    training = start(folder, 1, iterations=60)
+    _, words = training.communicate(timeout=120)
+    assert training.returncode == 0, words
+    assert gone_on == pytest.approx(curve(folder), rel=1e-2)

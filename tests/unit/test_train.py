@@ -1,0 +1,344 @@
+"""A whole training at a tiny size: what is refused, what is survived, what changes its bytes."""
+
+import csv
+import errno
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from domain_factory import write_domain
+from torch import Tensor
+
+from crossearth.components import train as step
+from crossearth.components import training_state
+from crossearth.components.train import TrainConfig, Training, train
+from crossearth.data.catalog import Catalog, Recipe, load_catalog
+from crossearth.data.errors import InputError
+from crossearth.data.style import EarthStyles, StyleConfig, style_engine
+from crossearth.model.checkpoint import read_meta
+from crossearth.model.losses import SegmentationLossConfig
+from crossearth.model.training import MultiTask, TaskConfig
+
+RECIPE = "loveda-urban"
+NUMBERS: dict[str, Any] = {
+    "network": "tiny",
+    "sizes": {
+        "embed": 48,
+        "depth": 4,
+        "num_tokens": 8,
+        "channels": 16,
+        "mask_channels": 16,
+        "decoder_layers": 1,
+        "encoder_ffn": 16,
+        "decoder_ffn": 16,
+        "norm_groups": 4,
+        "reconstruction_channels": 4,
+        "reconstruction_px": 16,
+    },
+    "iterations": 6,
+    "batch_size": 4,
+    "crop_px": 32,
+    "scale": (1.0, 2.0),
+    "lr": 1e-3,
+    "precision": "float32",
+    "schedule_iterations": None,
+    "workers": 0,
+    "held_out_share": 0.0,
+    "log_every": 2,
+    "checkpoint_every": 2,
+    "panels_every": 100,
+    "style": StyleConfig(probability=0.5, block_px=16),
+    "tasks": TaskConfig(mask_block_px=16, segmentation=SegmentationLossConfig(num_points=32)),
+}
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return load_catalog()
+
+
+@pytest.fixture(scope="module")
+def recipe(catalog: Catalog) -> Recipe:
+    return catalog.recipe(RECIPE)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
+    """The source domain, and Earth statistics."""
+    folder = tmp_path_factory.mktemp("work")
+    write_domain(catalog.domain_dir(folder / "domains", RECIPE), RECIPE, "loveda", 7, split="train")
+    engine = style_engine("spectral")
+    generator = torch.Generator().manual_seed(9)
+    mean = engine.embed(torch.rand(1, 3, 64, 64, generator=generator) * 255)[0]
+    factor = 0.1 * torch.eye(engine.dim, dtype=torch.float64)
+    earth = EarthStyles(mean.double(), factor @ factor.T, factor, engine.name, 100, "0" * 64)
+    earth.save(folder / "earth.safetensors")
+    return folder
+
+
+@pytest.fixture
+def run(
+    work: Path, catalog: Catalog, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Train:
+    """Trains into a folder of this test, without MLflow."""
+    monkeypatch.setattr(step, "start_run", lambda *_, **__: NoRun())
+
+    def call(out: str = "model", **changes: Any) -> Path:
+        config = TrainConfig(**(NUMBERS | changes))
+        return train(recipe, catalog, work / "domains", tmp_path / out, config, work / "earth.safetensors")
+
+    return call
+
+
+class NoRun:
+    """Stands for MLflow, which has tests of its own."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def stop_at(iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training dies in that iteration, once."""
+    iterate = Training._iterate
+
+    def dying(self: Training, *arguments: Any) -> int:
+        if self.iteration == iteration:
+            monkeypatch.setattr(Training, "_iterate", iterate)
+            raise RuntimeError("killed")
+        return iterate(self, *arguments)
+
+    monkeypatch.setattr(Training, "_iterate", dying)
+
+
+def spoil(iterations: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of these iterations is not a number."""
+    forward = MultiTask.forward
+
+    def spoiled(self: MultiTask, *arguments: Any) -> dict[str, Tensor]:
+        terms = forward(self, *arguments)
+        first = arguments[2][0] // NUMBERS["batch_size"]
+        return {name: term * float("nan") for name, term in terms.items()} if first in iterations else terms
+
+    monkeypatch.setattr(MultiTask, "forward", spoiled)
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def curve(folder: Path, column: str = "loss") -> list[float]:
+    with (folder / "curves.csv").open(newline="") as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+
+def test_the_loss_falls_and_the_same_inputs_give_the_same_bytes(run: Train) -> None:
+    first = run("a", iterations=20)
+    assert curve(first)[-1] < curve(first)[0]
+    assert written(run("b", iterations=20)) == written(first)
+    assert written(run("c", iterations=20, seed=1)) != written(first)
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 4])
+def test_a_killed_training_goes_on_to_the_same_bytes(
+    killed_at: int, run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = written(run("whole"))
+    stop_at(killed_at, monkeypatch)
+    with pytest.raises(RuntimeError, match="killed"):
+        run()
+    assert written(run()) == whole
+
+
+def test_only_the_last_states_are_kept_and_none_after_the_end(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(5, monkeypatch)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(checkpoint_every=1, keep_checkpoints=2)
+    states = tmp_path / "model.checkpoints"
+    assert sorted(path.name for path in states.iterdir()) == [
+        "step_00000004.safetensors",
+        "step_00000005.safetensors",
+    ]
+    run(checkpoint_every=1, keep_checkpoints=2)
+    assert not states.exists()
+
+
+def test_a_state_cut_off_by_a_crash_is_passed_over(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = written(run("whole"))
+    stop_at(5, monkeypatch)
+    with pytest.raises(RuntimeError, match="killed"):
+        run()
+    state = tmp_path / "model.checkpoints/step_00000004.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert written(run()) == whole
+    assert "step_00000004.safetensors: not a readable checkpoint" in caplog.text
+
+
+def test_another_config_does_not_go_on_with_the_states_of_this_one(
+    run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(4, monkeypatch)
+    with pytest.raises(RuntimeError, match="killed"):
+        run()
+    with pytest.raises(InputError, match=r"lr: 0.001 there, 0.002 now"):
+        run(lr=2e-3)
+    run(micro_batch=2, activation_checkpointing=True)  # how it is computed may change
+
+
+def test_what_is_trained_stays(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run()
+    monkeypatch.setattr(step, "make_network", lambda job: pytest.fail("trained again"))
+    assert run() == folder
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(run: Train) -> None:
+    whole = curve(run("whole"))
+    assert curve(run("parts", micro_batch=1)) == pytest.approx(whole, rel=1e-4)
+    assert curve(run("again", activation_checkpointing=True)) == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(
+    run: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil({1, 2, 4}, monkeypatch)
+    folder = run()
+    assert read_meta(folder)["skipped"] == 3
+    assert curve(folder, "skipped") == [1, 2, 3]
+    assert "iteration 1: loss or gradient is not finite, step skipped (scene" in caplog.text
+
+
+def test_three_in_a_row_stop_with_the_tiles(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil({2, 3, 4}, monkeypatch)
+    with pytest.raises(InputError, match=r"(?s)tiles scene\d.*3 times in a row, last in 4.*lower lr"):
+        run()
+    assert not (tmp_path / "model").exists()
+
+
+def test_out_of_memory_names_the_fields_to_change(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*_: Any) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(MultiTask, "forward", forward)
+    with pytest.raises(InputError, match=r"(?s)batch_size 4.*micro_batch.*activation_checkpointing"):
+        run()
+
+
+def full_disk(failures: Iterator[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    atomic_path = training_state.atomic_path
+
+    def atomic(path: Path) -> Any:
+        if next(failures):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return atomic_path(path)
+
+    monkeypatch.setattr(training_state, "atomic_path", atomic)
+
+
+def test_a_full_disk_at_one_checkpoint_is_a_warning(
+    run: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full_disk(iter([False, True, False, True, False]), monkeypatch)
+    run(checkpoint_every=1)
+    assert caplog.text.count("No space left on device") == 2
+    assert "the previous one is kept" in caplog.text
+
+
+def test_a_disk_that_stays_full_stops_the_training(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk(iter([False, True, True, True]), monkeypatch)
+    with pytest.raises(InputError, match=r"(?s)No space left.*3 times in a row.*free some space"):
+        run(checkpoint_every=1)
+    assert (tmp_path / "model.checkpoints/step_00000001.safetensors").exists()
+
+
+def test_the_best_state_on_the_sources_held_out_scenes(run: Train) -> None:
+    changes = {"held_out_share": 0.3, "validate_every": 1, "selection": "best-source"}
+    folder = run(**changes)
+    scores = curve(folder, "held_out_score")
+    meta = read_meta(folder)
+    assert len(scores) == 6
+    assert meta["held_out_score"] == max(scores)
+    assert meta["iteration"] == 1 + scores.index(max(scores))
+    # the rule chooses among the same iterates
+    assert curve(run("last", **changes | {"selection": "last"}), "held_out_score") == scores
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop_px": 64}, r"(?s)crop_px: 64 is larger than the tiles of loveda-urban \(48 px\).*at most 48"),
+        ({"batch_size": 0}, "batch_size: 0 is too small"),
+        ({"tasks": TaskConfig(mask_block_px=64)}, r"(?s)mask_block_px: 64 is larger.*crop_px, 32"),
+        ({"held_out_share": 1.5}, r"held_out_share: 1.5"),
+        ({"selection": "best-source"}, "best-source needs held-out tiles"),
+        ({"network": "large", "sizes": {}}, r"(?s)a frozen backbone needs pretrained weights.*DINOv2"),
+        ({"sizes": {"embd": 48}}, r"(?s)unknown key 'embd'.*'embed'"),
+    ],
+)
+def test_wrong_numbers_are_refused_and_leave_nothing(
+    changes: dict[str, Any], message: str, run: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(**changes)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_class_that_never_occurs_is_refused_unless_allowed(
+    catalog: Catalog, recipe: Recipe, work: Path, tmp_path: Path, run: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_domain(catalog.domain_dir(tmp_path / "few", RECIPE), RECIPE, "loveda", 7, split="train", absent=2)
+    styles = work / "earth.safetensors"
+
+    def fit(**changes: Any) -> Path:
+        config = TrainConfig(**(NUMBERS | {"iterations": 1} | changes))
+        return train(recipe, catalog, tmp_path / "few", tmp_path / "model", config, styles)
+
+    with pytest.raises(InputError, match=r"(?s)no pixel of forest, agriculture.*allow_absent_classes"):
+        fit()
+    assert fit(allow_absent_classes=True).is_dir()
+
+
+def test_a_source_that_was_not_ingested(run: Train, catalog: Catalog, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="crossearth ingest"):
+        train(recipe, catalog, tmp_path / "none", tmp_path / "model", TrainConfig(**NUMBERS))
+
+
+def test_signals_are_answered_between_iterations(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = written(run("whole", checkpoint_every=100))
+    iterate = Training._iterate
+
+    def interrupted(self: Training, *arguments: Any) -> int:
+        if self.iteration == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iterate(self, *arguments)
+
+    monkeypatch.setattr(Training, "_iterate", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run(checkpoint_every=100)
+    assert stopped.value.code == 143
+    monkeypatch.setattr(Training, "_iterate", iterate)
+    assert written(run(checkpoint_every=100)) == whole
+
+
+def test_logging_stays_quiet(run: Train, caplog: pytest.LogCaptureFixture, capsys: Any) -> None:
+    with caplog.at_level(logging.WARNING):
+        run()
+    assert not caplog.records
+    assert capsys.readouterr() == ("", "")
