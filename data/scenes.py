@@ -280,7 +280,9 @@ def open_raster(member: Member, sidecars: Sequence[Member] = ()) -> Iterator[Ras
                 dataset = stack.enter_context(memory.open(driver=ARCHIVE_DRIVERS))
         except RasterioError as error:
             raise InputError(
-                f"not an image that can be read: {error}", where=member, next_step="fetch the file again"
+                f"not an image that can be read: {error}",
+                where=member,
+                next_step="fetch the file again, or make it readable",
             ) from error
         yield Raster(dataset, str(member))
 

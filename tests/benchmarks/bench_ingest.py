@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from machine import machine_line
 from numpy.typing import NDArray
+from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 from rasterio.windows import Window
@@ -25,6 +27,7 @@ from rasterio.windows import Window
 from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.data.catalog import load_catalog
 from crossearth.data.manifest import read_image, read_label, read_manifest
+from crossearth.data.tiles import windows
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
@@ -78,7 +81,28 @@ def isprs_colours(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.moveaxis(table[ids], -1, 0)
 
 
-def measure(folder: Path, name: str, class_set: str, labels: str, px: int, rule: str, limit_s: float) -> bool:
+def convert_plainly(folder: Path) -> float:
+    """CPU seconds of what converters commonly do: a PNG a tile and label, colours compared one by one."""
+    start = cpu_s()
+    with (
+        rasterio.open(folder / "images" / "2_10.tif") as image,
+        rasterio.open(folder / "masks" / "2_10.tif") as label,
+    ):
+        pixels, colours = np.moveaxis(image.read(), 0, -1), np.moveaxis(label.read(), 0, -1)
+    ids = np.zeros(colours.shape[:2], np.uint8)
+    for colour, number in COLOURS.items():
+        ids[(colours == np.array(list(bytes.fromhex(colour[1:])), np.uint8)).all(axis=2)] = number
+    for left, top, width, height in windows(6000, 6000, TILE_PX, "cut"):
+        tile = np.s_[top : top + height, left : left + width]
+        Image.fromarray(pixels[tile]).save(folder / f"{left}_{top}.png")
+        Image.fromarray(ids[tile]).save(folder / f"{left}_{top}_label.png")
+    return cpu_s() - start
+
+
+def measure(
+    folder: Path, name: str, class_set: str, labels: str, px: int, rule: str, limit_s: float
+) -> float:
+    """CPU seconds of one ingest, or infinity where they are more than `limit_s`."""
     file = folder / "catalog.yaml"
     file.write_text(CATALOG.format(class_set=class_set, labels=labels, px=px, rule=rule))
     known = load_catalog([file], folder)
@@ -97,7 +121,7 @@ def measure(folder: Path, name: str, class_set: str, labels: str, px: int, rule:
         f"{name:42s} {len(manifest):5d} tiles {len(files):4d} files {stored:7.1f} MB  {spent:6.2f} s CPU "
         f"({elapsed:.2f} s)  read {reading:.1f} ms a tile"
     )
-    return spent <= limit_s
+    return spent if spent <= limit_s else float("inf")
 
 
 def scenes() -> bool:
@@ -110,6 +134,9 @@ def scenes() -> bool:
             save(Path(folder) / "images" / "2_10.tif", image, **place, **options)
             save(Path(folder) / "masks" / "2_10.tif", isprs_colours(ids), **options)
             fast.append(measure(Path(folder), name, "isprs", ISPRS, TILE_PX, "cut", 3.0))
+            if not options:
+                plain = convert_plainly(Path(folder))
+                print(f"{'  plain converter':42s} {plain:.2f} s CPU, {plain / fast[-1]:.1f} times as much")
     image, ids = ground(2569, 1919)
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "images" / "1.tif", image, **place)
@@ -133,7 +160,7 @@ def scenes() -> bool:
                 Path(folder), "RescueNet, 5 JPEG of 4000 x 3000, fit 512", "rescue", RESCUE, 512, "fit", 5.0
             )
         )
-    return all(fast)
+    return max(fast) < float("inf")
 
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -202,7 +229,7 @@ def resume() -> bool:
         for number in range(2000):
             save(Path(folder) / "images" / f"{number}.png", image, driver="PNG")
             save(Path(folder) / "masks" / f"{number}.png", ids, driver="PNG")
-        return measure(Path(folder), "2000 PNG of 64 x 64", "rescue", RESCUE, 64, "whole", 20.0)
+        return measure(Path(folder), "2000 PNG of 64 x 64", "rescue", RESCUE, 64, "whole", 20.0) < 20
 
 
 def main() -> None:
@@ -212,6 +239,7 @@ def main() -> None:
     parser.add_argument("what", choices=["scenes", "formats", "resume"])
     parser.add_argument("images", nargs="*", type=Path)
     arguments = parser.parse_args()
+    print(machine_line())
     measures: dict[str, Callable[[], bool]] = {
         "scenes": scenes,
         "formats": lambda: formats(arguments.images),

@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 import rasterio
 import torch
+from machine import machine_line
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--stylize", type=int, metavar="TILES", help="time the whole step over so many tiles")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results: dict[str, object] = {"threads": arguments.threads}
+    results: dict[str, object] = {"machine": machine_line(), "threads": arguments.threads}
     sides = arguments.size or [512, 1024]
     if arguments.stylize:
         results["stylize"] = {side: bench_stylize(arguments.stylize, side) for side in sides}

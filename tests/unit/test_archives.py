@@ -1,8 +1,11 @@
+import errno
 import io
+import os
 import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,6 +174,27 @@ def test_bombs_are_refused(name: str, limits: Limits, tmp_path: Path) -> None:
     (tmp_path / "data" / name).write_bytes(zip_bytes(files) if name == "x.zip" else tar_bytes(files))
     with pytest.raises(InputError, match="unpacks to"):
         contents(tmp_path / "data", tmp_path / "scratch", limits)
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "words"),
+    [
+        (zipfile, "ZipFile", r"x\.zip: no permission to read it"),
+        (os, "scandir", r"data: cannot list the folder: Permission denied"),
+    ],
+)
+def test_what_may_not_be_read_is_named(
+    owner: Any, call: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.zip").write_bytes(zip_bytes(FILES))
+
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(owner, call, refuse)  # a test may run as root, who may read everything
+    with pytest.raises(InputError, match=words):
+        contents(tmp_path / "data", tmp_path / "scratch")
 
 
 def test_nesting_ends(tmp_path: Path) -> None:
