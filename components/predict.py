@@ -6,6 +6,7 @@ Legend: B windows, K classes, H W pixels of a window or strip.
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -33,7 +34,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import fsync_dir, write_json
 from crossearth.model.checkpoint import load, read_meta
 from crossearth.model.crossearth import CrossEarth
-from crossearth.model.inference import window_starts
+from crossearth.model.inference import store_weights, window_starts
 
 SCENE_SUFFIXES = {".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".vrt"}
 SMALLEST_VALUE = {"uint8": 0, "uint16": 0, "int16": -(1 << 15)}
@@ -133,7 +134,7 @@ def predict(
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         readable = [open_scene(path, config.bands) for path in targets]
-        loaded = _load(model, config)
+        loaded = load_network(model, config)
         with _progress() as progress:
             task = progress.add_task(
                 "", total=sum(num_windows(scene.grid, loaded.network) for scene in readable)
@@ -415,13 +416,15 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
     if not single and out.suffix.lower() in (".tif", ".tiff"):
         raise InputError(f"one map for {len(files)} scenes", where=out, expected="a folder")
     targets = {file: out if single else out / f"{file.stem}.tif" for file in files}
+    maps_of = Counter(targets.values())
+    originals = {file.resolve() for file in files}
     for file, target in targets.items():
-        if list(targets.values()).count(target) > 1:
+        if maps_of[target] > 1:
             raise InputError(
                 f"two scenes would give {target}", where=file, expected="scenes of different names"
             )
         for written in (target, target.with_suffix(".png"), _probabilities_path(target)):
-            if written.resolve() in {other.resolve() for other in files}:
+            if written.resolve() in originals:
                 raise InputError(
                     f"the map's files would replace the scene {written}",
                     where=file,
@@ -434,7 +437,8 @@ def _probabilities_path(target: Path) -> Path:
     return target.with_name(f"{target.stem}.probabilities.tif")
 
 
-def _load(model: Path, config: PredictConfig) -> Loaded:
+def load_network(model: Path, config: PredictConfig) -> Loaded:
+    """Reads a model and puts it on its device, its weights in the precision that they are used in."""
     device = choose_device(config.device)
     meta = read_meta(model)
     precision = choose_precision(config.precision, device)
@@ -443,7 +447,10 @@ def _load(model: Path, config: PredictConfig) -> Loaded:
         "provenance": meta["provenance"],
         "precision": str(precision).removeprefix("torch."),
     }
-    return Loaded(load(model, device, config.backbone), precision, meta["classes"], meta["palette"], about)
+    network = load(model, device, config.backbone)
+    if precision != torch.float32:
+        store_weights(network, precision)
+    return Loaded(network, precision, meta["classes"], meta["palette"], about)
 
 
 def choose_device(device: str) -> str:

@@ -121,8 +121,11 @@ def load(path: Path, device: str = "cpu", backbone: Path | None = None) -> Cross
         raise InputError("the model has no shared backbone: its own file holds it", where=path)
     if meta["backbone"] is not None:
         state |= _read_backbone(meta["backbone"], weights.parent, backbone)
-    model = build(config)
-    load_strictly(model, state, weights)
+    with torch.device("meta"):  # no memory and no time for random weights that the file's replace
+        model = build(config)
+    if model.state_dict().keys() - state.keys():
+        model = build(config)
+    load_strictly(model, state, weights, assign=True)
     return model.eval().to(device)
 
 
@@ -190,8 +193,14 @@ def _read_backbone(record: Mapping[str, str], folder: Path, given: Path | None) 
     return state
 
 
-def load_strictly(model: CrossEarth, state: Mapping[str, Tensor], where: object) -> None:
+def load_strictly(
+    model: CrossEarth, state: Mapping[str, Tensor], where: object, assign: bool = False
+) -> None:
     """Loads `state` into `model`; only whole parts that inference does not use may be missing.
+
+    Args:
+        where: the file, for messages.
+        assign: the tensors of `state` become the parameters instead of being copied into them.
 
     Raises:
         InputError: names every parameter that is missing, superfluous or of another shape.
@@ -217,7 +226,8 @@ def load_strictly(model: CrossEarth, state: Mapping[str, Tensor], where: object)
     ]
     if problems:
         raise InputError("the weights do not fit the network; " + "; ".join(problems), where=where)
-    model.load_state_dict(dict(state), strict=False)
+    given = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
+    model.load_state_dict(given, strict=False, assign=assign)
 
 
 def write_state(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -175,8 +175,9 @@ class CrossEarth(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        self.register_buffer("mean_3", torch.tensor(config.mean), persistent=False)
-        self.register_buffer("std_3", torch.tensor(config.std), persistent=False)
+        # the device is named because checkpoints are loaded into a network built on "meta"
+        self.register_buffer("mean_3", torch.tensor(config.mean, device="cpu"), persistent=False)
+        self.register_buffer("std_3", torch.tensor(config.std, device="cpu"), persistent=False)
         self.backbone = Backbone(
             config.image_px,
             config.patch_px,

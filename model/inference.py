@@ -6,7 +6,7 @@ Shape legend: B images, H W pixels, K classes.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossearth.model.crossearth import CrossEarth
 
@@ -61,6 +61,16 @@ def slide_logits(
             sums_BKHW[..., y : y + rows, x : x + columns] += part_BKhw
             counts_HW[y : y + rows, x : x + columns] += 1
     return torch.as_tensor(sums_BKHW) / counts_HW
+
+
+def store_weights(model: CrossEarth, dtype: torch.dtype) -> None:
+    """Keeps the weights of linear maps and convolutions in `dtype`, nearly all of a network's memory.
+
+    Under autocast to `dtype` the scores stay the same, bit for bit: it would round them in every pass.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
 
 
 @torch.inference_mode()

@@ -92,11 +92,10 @@ def peak_mb() -> float:
 
 def map_once(scene: Path, model: Path, out: Path, config: PredictConfig) -> dict[str, object]:
     """Maps the scene; its cost per window beside that of the network on ready tensors."""
-    device = step.choose_device(config.device)
-    network = step.load(model, device)
-    loaded = step.Loaded(network, step.choose_precision(config.precision, device), [], [], {})
-    crop_px, batch = network.config.crop_px, config.batch_size
-    windows_B3HW = torch.randint(0, 256, (batch, 3, crop_px, crop_px), dtype=torch.uint8).to(device)
+    loaded = step.load_network(model, config)
+    crop_px, batch = loaded.network.config.crop_px, config.batch_size
+    windows_B3HW = torch.randint(0, 256, (batch, 3, crop_px, crop_px), dtype=torch.uint8)
+    windows_B3HW = windows_B3HW.to(step.choose_device(config.device))
 
     def network_alone() -> None:
         step.window_scores(loaded, windows_B3HW).sum().item()
@@ -105,7 +104,7 @@ def map_once(scene: Path, model: Path, out: Path, config: PredictConfig) -> dict
     alone = Cost.of(network_alone, repeats=max(3, 64 // batch))
     before_mb = peak_mb()
     mapping = Cost.of(lambda: predict([scene], model, out, config))
-    num_windows = step.num_windows(step.open_scene(scene).grid, network)
+    num_windows = step.num_windows(step.open_scene(scene).grid, loaded.network)
     return {
         "seconds": round(mapping.seconds, 1),
         "windows": num_windows,

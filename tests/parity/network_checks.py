@@ -114,7 +114,7 @@ def check_sliding(recording: Recording, model: CrossEarth, meta: Mapping[str, An
     cases = sorted({key.split("_")[0] for key in recording.keys("io") if key.startswith("slide")})
     for case in cases:
         x_B3HW = recording.take("io", f"{case}_inputs")
-        logits_BKHW = slide_logits(model.segment, x_B3HW, crop_px, stride_px, batch_size=2)
+        logits_BKHW = slide_logits(model.segment, x_B3HW, crop_px, stride_px)
         recording.compare("io", f"{case}_logits", logits_BKHW)
         size = tuple(recording.take("io", f"{case}_ori_shape").tolist())
         resized_BKHW = F.interpolate(logits_BKHW, size=size, mode="bilinear", align_corners=False)

@@ -36,13 +36,14 @@ def draw_sizes(seed: int) -> dict[str, Any]:
     heads, head_heads, depth = pick(2, 3, 6), pick(2, 4, 8), int(rng.integers(4, 8))
     channels = pick(16, 32, 48) * (2 if head_heads == 8 else 1)
     grid = int(rng.integers(3, 6))
-    crop = [PATCH_PX * int(side) for side in rng.integers(3, 6, 2)]
+    # four patches or more: the coarsest map is half as large, and a group norm of one cell is noise
+    crop = [PATCH_PX * int(side) for side in rng.integers(4, 7, 2)]
     return {
         "embed": heads * 12,
         "depth": depth,
         "heads": heads,
         "img": grid * PATCH_PX,
-        "input": [PATCH_PX * int(side) for side in rng.integers(2, 7, 2)],
+        "input": [PATCH_PX * int(side) for side in rng.integers(4, 8, 2)],
         "tokens": int(rng.integers(9, 23)),
         "lora": int(rng.integers(2, 7)),
         "feat": channels,

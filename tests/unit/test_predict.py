@@ -408,6 +408,15 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     assert step.choose_precision("float32", "cuda") is torch.float32
 
 
+def test_weights_stored_in_bfloat16_give_the_scores_of_autocast(model: Path, network: CrossEarth) -> None:
+    loaded = step.load_network(model, PredictConfig(precision="bfloat16", device="cpu"))
+    assert loaded.network.backbone.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+    windows_B3HW = torch.from_numpy(pixels(64, 64))[None]
+    rounded_in_every_pass = step.Loaded(network, torch.bfloat16, CLASSES, PALETTE, {})
+    expected = step.window_scores(rounded_in_every_pass, windows_B3HW)
+    assert torch.equal(step.window_scores(loaded, windows_B3HW), expected)
+
+
 def test_strips_are_the_rows_of_the_scene(tmp_path: Path) -> None:
     whole, tops = pixels(300, 70), [0, 43, 86, 129, 172, 215, 236]
     scene = open_scene(write(tmp_path / "scene.tif", whole))
