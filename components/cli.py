@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -225,7 +226,7 @@ def fetch(
     _, loaded = _inputs(None, catalog)
     archives = data_dir() / "archives"
     rows = [
-        [archive.file, archive.size_gb or "", archive.homepage, archive.licence, archive.folder]
+        [archive.file, archive.size_gb or "not published", archive.homepage, archive.licence, archive.folder]
         for archive in by_hand(names, loaded, archives)
     ]
     if rows:
@@ -303,7 +304,7 @@ def styles_coverage(params_file: ParamsFile = None, catalog: Catalogs = None) ->
     """Measure, per setting, how far the injected styles cover the unseen domain."""
     from crossearth.components.fit_styles import STYLES_FILE
     from crossearth.components.style_coverage import style_coverage
-    from crossearth.components.stylize import StylizeConfig
+    from crossearth.components.train import TrainConfig
 
     params, loaded = _inputs(params_file, catalog)
     written = style_coverage(
@@ -311,7 +312,7 @@ def styles_coverage(params_file: ParamsFile = None, catalog: Catalogs = None) ->
         ARTIFACTS / "domains",
         ARTIFACTS / "styles" / STYLES_FILE,
         ARTIFACTS / "coverage",
-        params.config(StylizeConfig, "stylize").style,
+        params.config(TrainConfig, "train").style,
         style_weights_dir(),
     )
     _done(written, "crossearth report shows it")
@@ -659,3 +660,8 @@ def main() -> None:
     except InputError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except SystemExit as stop:
+        if stop.code in (130, 143):
+            again = shlex.join(["crossearth", *sys.argv[1:]])
+            err.print(f"stopped; go on with: {again}", markup=False, highlight=False, soft_wrap=True)
+        raise

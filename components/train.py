@@ -556,6 +556,7 @@ class Training:
             num_workers=config.workers,
             pin_memory=processes.device.type == "cuda",
             prefetch_factor=4 if config.workers else None,
+            worker_init_fn=_ignore_signals,
         )
         micro_batches = iter(loader)
         yield iter(
@@ -750,6 +751,12 @@ class Training:
             raise InputError("the best state is gone", where=self.checkpoints.folder, next_step="train again")
         self._load(best)
         return self.network, int(best.about["iteration"])
+
+
+def _ignore_signals(_: int) -> None:
+    """A terminal's Ctrl-C reaches the readers too, but the training still needs the batch at hand."""
+    for number in EXIT_CODES:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Interrupts:

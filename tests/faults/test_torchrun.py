@@ -1,55 +1,29 @@
 """`crossearth train` under torchrun: the curve of one process, one writer, stopped and gone on with."""
 
 import csv
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import yaml
-from domain_factory import write_domain
-
-from crossearth.data.catalog import load_catalog
-
-RECIPE = "loveda-urban"
-BIN = Path(sys.executable).parent
-NUMBERS = {
-    "network": "tiny",
-    "ablation": "+mim",
-    "sizes": {"embed": 48, "channels": 16, "mask_channels": 16, "decoder_layers": 1, "norm_groups": 4},
-    "iterations": 8,
-    "batch_size": 4,
-    "crop_px": 32,
-    "scale": [1.0, 2.0],
-    "precision": "float32",
-    "schedule_iterations": 10_000,
-    "workers": 0,
-    "held_out_share": 0,
-    "log_every": 1,
-    "checkpoint_every": 5,
-    "tasks": {"mask_block_px": 16, "segmentation": {"num_points": 32}},
-}
+from training_folder import RECIPE, environment, write_folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A user's folder with an ingested source."""
-    domain = load_catalog().domain_dir(tmp_path / "artifacts/domains", RECIPE)
-    write_domain(domain, RECIPE, "loveda", 7, split="train")
+    write_folder(tmp_path)
     return tmp_path
 
 
 def start(folder: Path, processes: int, train: str = "train", **changes: object) -> "subprocess.Popen[str]":
-    preset = {"train": NUMBERS | changes}
-    (folder / "params.yaml").write_text(yaml.safe_dump({"preset": "test", "presets": {"test": preset}}))
+    write_folder(folder, **changes)
     torchrun = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
     return subprocess.Popen(
         [*torchrun, "bash", "-c", f"exec crossearth {train} {RECIPE}"],
         cwd=folder,
-        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
