@@ -595,6 +595,11 @@ def predict(
     from crossearth.components.predict import predict as run
     from crossearth.data.config import load_config
 
+    if model.startswith(("models:/", "runs:/")):
+        from crossearth.components.registry import fetch_model
+
+        folder, shared = fetch_model(model)
+        model, backbone = str(folder), backbone or shared
     given = {
         "bands": _numbers("--bands", bands),
         "value_range": _numbers("--value-range", value_range),

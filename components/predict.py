@@ -454,10 +454,22 @@ def load_network(model: Path, config: PredictConfig) -> Loaded:
 
 
 def choose_device(device: str) -> str:
-    """`device`, or for "auto" the GPU where there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """`device`, or for "auto" the GPU where there is one.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InputError(
+            f"device: {device!r}: {str(error).splitlines()[0]}",
+            expected="cpu, or cuda, cuda:1, ... where there is a GPU",
+            next_step="`crossearth doctor` lists the devices",
+        ) from error
+    return device
 
 
 def choose_precision(precision: Precision, device: str) -> torch.dtype:

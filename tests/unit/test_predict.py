@@ -18,7 +18,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from torch import Tensor, nn
 
-from crossearth.components import maps
+from crossearth.components import cli, maps, registry
 from crossearth.components import predict as step
 from crossearth.components.predict import PredictConfig, open_scene, predict
 from crossearth.data.errors import InputError
@@ -406,6 +406,34 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert step.choose_precision("auto", "cpu") is torch.bfloat16
     assert step.choose_precision("float32", "cuda") is torch.float32
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_an_absent_device_is_refused(device: str) -> None:
+    with pytest.raises(InputError, match=f"device: '{device}'"):
+        step.choose_device(device)
+
+
+def test_a_model_of_the_registry_is_fetched_with_its_backbone(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    used: list[tuple[Path, Path | None]] = []
+    shared = tmp_path / "backbone.safetensors"
+
+    def fetch_model(uri: str) -> tuple[Path, Path]:
+        asked.append(uri)
+        return model, shared
+
+    def run(scenes: list[Path], model: Path, out: Path, config: PredictConfig) -> list[Path]:
+        used.append((model, config.backbone))
+        return [out]
+
+    monkeypatch.setattr(registry, "fetch_model", fetch_model)
+    monkeypatch.setattr(step, "predict", run)
+    cli.predict([tmp_path / "scene.tif"], "models:/crossearth-potsdam-rgb@champion", tmp_path / "map.tif")
+    assert asked == ["models:/crossearth-potsdam-rgb@champion"]
+    assert used == [(model, shared)]
 
 
 def test_weights_stored_in_bfloat16_give_the_scores_of_autocast(model: Path, network: CrossEarth) -> None:
