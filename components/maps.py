@@ -1,7 +1,6 @@
 """Class maps on disk: a Cloud Optimized GeoTIFF, its preview and its report."""
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetWriter
 from rasterio.transform import Affine
 
@@ -58,27 +56,25 @@ class Grid:
 @contextmanager
 def rows_writer(path: Path, grid: Grid, bands: int) -> Iterator[DatasetWriter]:
     """Opens an intermediate tiled GeoTIFF of uint8 bands, nodata 255, that takes rows from top to bottom."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            width=grid.width,
-            height=grid.height,
-            count=bands,
-            dtype="uint8",
-            nodata=NODATA,
-            crs=grid.crs,
-            transform=None if grid.transform.is_identity else grid.transform,
-            tiled=True,
-            blockxsize=512,
-            blockysize=512,
-            compress="zstd",
-            zstd_level=1,
-            bigtiff="if_safer",
-        ) as writer:
-            yield writer
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        width=grid.width,
+        height=grid.height,
+        count=bands,
+        dtype="uint8",
+        nodata=NODATA,
+        crs=grid.crs,
+        transform=None if grid.transform.is_identity else grid.transform,
+        tiled=True,
+        blockxsize=512,
+        blockysize=512,
+        compress="zstd",
+        zstd_level=1,
+        bigtiff="if_safer",
+    ) as writer:
+        yield writer
 
 
 def describe_classes(writer: DatasetWriter, classes: list[str], palette: list[str]) -> None:
@@ -103,9 +99,7 @@ def write_cog(rows: Path, out: Path, resampling: str) -> None:
     Args:
         resampling: of the overviews; "MODE" for classes, "AVERAGE" for shares.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        rasterio.shutil.copy(rows, out, overview_resampling=resampling, **COG_OPTIONS)
+    rasterio.shutil.copy(rows, out, overview_resampling=resampling, **COG_OPTIONS)
 
 
 def count_pixels(map_path: Path) -> NDArray[np.int64]:
@@ -133,22 +127,20 @@ def write_category_names(path: Path, classes: list[str]) -> None:
 
 def write_preview(map_path: Path, out: Path, palette: list[str], size_px: int) -> None:
     """Writes the map in its colours as PNG, nodata transparent, the longer side at most `size_px`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(map_path) as scene:
-            shrink = max(1.0, max(scene.width, scene.height) / size_px)
-            shape = (max(1, round(scene.height / shrink)), max(1, round(scene.width / shrink)))
-            ids_HW = scene.read(1, out_shape=shape, resampling=Resampling.nearest)
-        colours = np.zeros((256, 4), np.uint8)
-        colours[: len(palette)] = [(*_rgb(colour), 255) for colour in palette]
-        image_4HW = colours[ids_HW].transpose(2, 0, 1)
-        with (
-            rasterio.Env(GDAL_PAM_ENABLED=False),
-            rasterio.open(
-                out, "w", driver="PNG", width=shape[1], height=shape[0], count=4, dtype="uint8"
-            ) as preview,
-        ):
-            preview.write(image_4HW)
+    with rasterio.open(map_path) as scene:
+        shrink = max(1.0, max(scene.width, scene.height) / size_px)
+        shape = (max(1, round(scene.height / shrink)), max(1, round(scene.width / shrink)))
+        ids_HW = scene.read(1, out_shape=shape, resampling=Resampling.nearest)
+    colours = np.zeros((256, 4), np.uint8)
+    colours[: len(palette)] = [(*_rgb(colour), 255) for colour in palette]
+    image_4HW = colours[ids_HW].transpose(2, 0, 1)
+    with (
+        rasterio.Env(GDAL_PAM_ENABLED=False),
+        rasterio.open(
+            out, "w", driver="PNG", width=shape[1], height=shape[0], count=4, dtype="uint8"
+        ) as preview,
+    ):
+        preview.write(image_4HW)
 
 
 def report(grid: Grid, classes: list[str], pixels: NDArray[np.int64]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ tests and ingest find it.
 """
 
 import math
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 from scipy import ndimage
@@ -30,9 +28,6 @@ from crossearth.data.config import load_config, nearest, read_yaml
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, write_json
 from crossearth.data.world import Climate, Land, Landscape, Material, Sensor, draw, render
-
-# most publishers ship images without a place on the ground
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 PROVENANCE_FILE = "PROVENANCE.json"
 Counts = Literal["mini", "full"]

@@ -7,7 +7,6 @@ open in any GIS. The measurement behind the choice stands in data/README.md.
 """
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,15 +18,12 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 
 from crossearth.data.catalog import Rule
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, Unknown
-
-# much of the benchmark's imagery is PNG and JPEG without a place on the ground: that is no news
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 BLOCK_PX = 256
 GDAL_CACHE_MB = 128

@@ -10,7 +10,6 @@ import resource
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import rasterio
 from machine import machine_line
 from numpy.typing import NDArray
 from PIL import Image
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
@@ -28,8 +26,6 @@ from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.data.catalog import load_catalog
 from crossearth.data.manifest import read_image, read_label, read_manifest
 from crossearth.data.tiles import windows
-
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 TILE_PX = 512
 COLOURS = {"#ffffff": 0, "#0000ff": 1, "#00ffff": 2, "#00ff00": 3, "#ffff00": 4, "#ff0000": 5, "#000000": 255}
