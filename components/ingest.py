@@ -148,7 +148,7 @@ class _Plan:
 
     @classmethod
     def of(cls, domain: Domain, catalog: Catalog, config: IngestConfig) -> "_Plan":
-        classes = catalog.class_sets[domain.class_set].classes if domain.class_set else ()
+        classes = catalog.classes_of(domain)
         rule = domain.tile.rule
         px = domain.tile.px if config.tile_px is None or rule == "whole" else config.tile_px
         cutting = Cutting(

@@ -182,6 +182,20 @@ def styles(workspace: str, archives: str, key: str) -> str:
 
 
 @component
+def coverage(workspace: str, recipes: list, styles: str) -> str:
+    """Per setting, how far the injected styles cover the unseen domain.
+
+    Returns:
+        Digest of the numbers.
+    """
+    from crossearth.components import workspace as shared
+
+    with shared.step(workspace, "coverage"):
+        shared.crossearth("styles", "coverage")
+        return shared.content_digest(shared.ARTIFACTS / "coverage")
+
+
+@component
 def stylize(workspace: str, item: dict, styles: str) -> str:
     """Restyled counterparts of one shard of a domain's training tiles.
 
@@ -256,7 +270,12 @@ def evaluate(
 
 @component
 def report(
-    workspace: str, scores: list, table: Output[Markdown], page: Output[HTML], metrics: Output[Metrics]
+    workspace: str,
+    scores: list,
+    coverage: str,
+    table: Output[Markdown],
+    page: Output[HTML],
+    metrics: Output[Metrics],
 ) -> str:
     """The table, the page and the plots.
 

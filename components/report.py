@@ -1,6 +1,7 @@
 """The benchmark's result as one table (CSV, Markdown) and one self-contained page."""
 
 import json
+import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def report(
         catalog: gives the table's order, the class names and the published scores.
         out_dir: replaced as a whole.
         config: defaults if None.
-        validation_dir: what `validate` wrote; its verdicts are shown.
+        validation_dir: what `validate` wrote; its verdicts are shown, its Data Docs linked.
         styles_dir: what `styles fit` wrote; its sheet is shown.
         coverage_dir: what `styles coverage` wrote; how far the styles cover the unseen domains is shown.
         against: folders of other results; the page compares them (A) with these (B).
@@ -112,7 +113,7 @@ def report(
             results,
             catalog,
             config,
-            validation=_validation(validation_dir),
+            validation=_validation(validation_dir, Path(out_dir)),
             styles=_styles(styles_dir, coverage_dir),
             comparison=compare(against, scores, catalog) if against else None,
         )
@@ -291,12 +292,19 @@ def _picture(path: Path) -> dict[str, Any]:
         return {"size": image.size, "uri": "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()}
 
 
-def _validation(folder: Path | None) -> list[dict[str, Any]]:
-    """What `validate` found, per domain; empty where it has not run."""
+def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
+    """What `validate` found, per domain; `docs` as seen from the page. Empty where it has not run."""
     summary = _read_json(folder, "summary.json")
+    if folder is None or summary is None:
+        return []
     return [
-        {"domain": domain, **found, "failed": [check for check in found["checks"] if not check["passed"]]}
-        for domain, found in (summary or {}).items()
+        {
+            "domain": domain,
+            **found,
+            "failed": [check for check in found["checks"] if not check["passed"]],
+            "docs": Path(os.path.relpath(folder / found.get("docs", "docs/index.html"), out_dir)).as_posix(),
+        }
+        for domain, found in summary.items()
     ]
 
 

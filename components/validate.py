@@ -24,10 +24,10 @@ def validate(
 ) -> Path:
     """Validates ingested domains in one go.
 
-    Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, and tiles that both
-    splits share), and, only if all is well, what later stages hang on: `digests/<domain>.json`, the digest of
-    what is trained on, and `recipes/<recipe>.json`, the digests of what a recipe is scored on. The summary is
-    logged to MLflow.
+    Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, tiles that both splits
+    share, each domain's page of the Data Docs), and, only if all is well, what later stages hang on:
+    `digests/<domain>.json`, the digest of what is trained on, and `recipes/<recipe>.json`, the digests of
+    what a recipe is scored on. The summary is logged to MLflow.
 
     Args:
         names: domains; none = all labelled domains of the catalog that were ingested.
@@ -37,7 +37,7 @@ def validate(
     """
     manifests = _manifests(catalog, Path(domains_dir), names)
     wanted = {
-        name: (catalog.domain(name), catalog.class_sets[str(catalog.domain(name).class_set)].classes, splits)
+        name: (catalog.domain(name), catalog.classes_of(catalog.domain(name)), splits)
         for name, splits in manifests.items()
     }
     with atomic_dir(out_dir) as folder:
@@ -50,7 +50,8 @@ def validate(
         raise InputError(
             f"{len(failed)} of {len(checks)} expectations failed\n{_table(failed)}",
             where=domains_dir,
-            next_step=f"open {Path(out_dir) / DOCS / 'index.html'}; correct files or catalog, ingest again",
+            next_step=f"open {Path(out_dir) / _page(Path(out_dir), failed[0].domain)}; "
+            "correct files or catalog, ingest again",
         )
     _log(manifests, Path(out_dir))
     return Path(out_dir)
@@ -90,6 +91,7 @@ def _write_summary(
         shared = twins(splits[0], splits[1], config.near_duplicate_bits) if len(splits) == 2 else []
         summary[name] = {
             "provenance": splits[0].provenance,
+            "docs": _page(path.parent, name),
             "splits": {
                 manifest.split: {"tiles": len(manifest), "digest": manifest.digest} for manifest in splits
             },
@@ -99,6 +101,12 @@ def _write_summary(
             "pairs": [asdict(pair) for pair in shared[:PAIRS_SHOWN]],
         }
     write_json(path, summary)
+
+
+def _page(folder: Path, domain: str) -> str:
+    """The domain's page of the Data Docs, below `folder`; unlike their index it needs no network."""
+    (page,) = (folder / DOCS / "validations" / domain).rglob("*.html")
+    return page.relative_to(folder).as_posix()
 
 
 def _write_digests(catalog: Catalog, manifests: dict[str, list[Manifest]], folder: Path) -> None:

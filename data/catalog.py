@@ -308,6 +308,10 @@ class Catalog:
         """The domains of a dataset."""
         return [domain for domain in self.domains.values() if domain.dataset == dataset]
 
+    def classes_of(self, domain: Domain) -> tuple[str, ...]:
+        """Names of a domain's classes in id order; none where it has no labels."""
+        return self.class_sets[domain.class_set].classes if domain.class_set else ()
+
     def domain_dir(self, domains_dir: Path, name: str) -> Path:
         """The folder of an ingested domain: domains of one dataset share a folder, which one stage writes.
 

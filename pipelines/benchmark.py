@@ -117,10 +117,12 @@ class Prepared:
     Attributes:
         recipes: channel of the recipes' items.
         styles: channel of the styles' digest.
+        coverage: channel of the digest of how far they cover the unseen domains.
     """
 
     recipes: Any
     styles: Any
+    coverage: Any
 
 
 def finish_task(workspace: Any, values: Values) -> dsl.PipelineTask:
@@ -141,7 +143,7 @@ def prepare(
     stylize_shards: Any,
     values: Values,
 ) -> Prepared:
-    """Prerequisites, plan, archives, tiles, validation, styles and stylized tiles.
+    """Prerequisites, plan, archives, tiles, validation, styles, their coverage and stylized tiles.
 
     Args:
         dvc: repository, revision and path of archives that DVC versions.
@@ -172,11 +174,13 @@ def prepare(
     fitted = steps.styles(workspace=workspace, archives=archives, key=planned.outputs["styles"])
     place(fitted, "styles", values)
     items = validated.outputs["Output"]
+    covered = steps.coverage(workspace=workspace, recipes=items, styles=fitted.output)
+    place(covered, "coverage", values)
     dealt = steps.shards(workspace=workspace, recipes=items, number=stylize_shards)
     place(dealt, "shards", values)
     with dsl.ParallelFor(dealt.output, name="stylize-shards", parallelism=values.parallel.stylize) as shard:
         place(steps.stylize(workspace=workspace, item=shard, styles=fitted.output), "stylize", values)
-    return Prepared(items, fitted.output)
+    return Prepared(items, fitted.output, covered.output)
 
 
 def _archives(workspace: Any, planned: dsl.PipelineTask, dvc: tuple[Any, Any, Any], values: Values) -> Any:
@@ -210,7 +214,9 @@ def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, va
             processes=values.processes("evaluate"),
         )
         place(scored, "evaluate", values)
-    reported = steps.report(workspace=workspace, scores=dsl.Collected(scored.outputs["Output"]))
+    reported = steps.report(
+        workspace=workspace, scores=dsl.Collected(scored.outputs["Output"]), coverage=prepared.coverage
+    )
     place(reported, "report", values)
     with dsl.If(register_models == True, name="registry"):  # noqa: E712
         registered = steps.register(

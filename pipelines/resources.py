@@ -19,6 +19,7 @@ STEPS = (
     "validate",
     "shards",
     "styles",
+    "coverage",
     "stylize",
     "train",
     "evaluate",

@@ -55,11 +55,13 @@ def styles_and_validation(folder: Path) -> None:
     ]
     domain = {
         "provenance": "synthetic",
+        "docs": "docs/potsdam.html",
         "splits": {"train": {"tiles": 4}, "test": {"tiles": 3}},
         "checks": checks,
     }
     found = {"potsdam-rgb": domain | {"equal_tiles_across_splits": 0, "alike_tiles_across_splits": 1}}
-    (folder / "validation").mkdir()
+    (folder / "validation" / "docs").mkdir(parents=True)
+    (folder / "validation" / "docs" / "potsdam.html").write_text("<title>Data Docs</title>")
     (folder / "validation" / "summary.json").write_text(json.dumps(found))
 
 
@@ -178,6 +180,11 @@ def test_the_numbers_are_those_of_the_csv(desktop: Opened, page_path: Path) -> N
     means = {line[0]: float(line[place["iou"]]) for line in lines[1:] if line[place["class"]] == "mean"}
     shown = dict(zip(desktop.column(1), desktop.column(5), strict=True))
     assert shown == {setting: f"{100 * iou:.1f}" for setting, iou in means.items()}
+
+
+def test_data_docs_are_a_click_away(desktop: Opened) -> None:
+    desktop.page.locator("section:has(#validation) a").click()
+    assert desktop.page.title() == "Data Docs"
 
 
 def test_synthetic_numbers_stand_apart_from_published_ones(desktop: Opened) -> None:

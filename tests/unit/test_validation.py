@@ -66,7 +66,7 @@ def test_a_sound_domain_passes_and_its_digests_are_written(town: Path) -> None:
     assert summary["checks"] and all(check["passed"] for check in summary["checks"])
     assert summary["equal_tiles_across_splits"] == 0
     assert json.loads((out / "digests" / f"{NAME}.json").read_text()) == {"train": train.digest}
-    assert "scene_in_both_splits" in next((out / "docs" / "validations").rglob("*.html")).read_text()
+    assert "scene_in_both_splits" in (out / summary["docs"]).read_text()
     assert (out / "docs" / "index.html").is_file()
 
 
@@ -173,6 +173,13 @@ def check_as_publisher(town: Path, domain: Domain, manifests: list[Manifest]) ->
         {NAME: (domain, ("background", "road"), manifests)}, town / "docs", ValidateConfig()
     )
     return {check.expectation: check.passed for check in checks}
+
+
+def test_a_domain_without_labels_is_validated_too(tmp_path: Path) -> None:
+    own_domain(tmp_path)
+    known = ingested(tmp_path, masks=None, labels=None, class_set=None)
+    out = validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig(), [NAME])
+    assert json.loads((out / "summary.json").read_text())[NAME]["splits"]["train"]["tiles"] == 24
 
 
 def test_counts_and_sizes_are_those_of_the_publisher(town: Path) -> None:
