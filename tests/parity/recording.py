@@ -66,10 +66,12 @@ class Recording:
         self.used.add(name)
         return json.loads(path.read_text())
 
-    def compare(self, file: str, key: str, actual: Tensor, atol: float = ATOL, rtol: float = RTOL) -> None:
+    def compare(
+        self, file: str, key: str, actual: Tensor, atol: float = ATOL, rtol: float = RTOL, note: str = ""
+    ) -> None:
         """Adds a row; whole numbers and truth values have to be equal. An array that is not there differs."""
         if self.has(file, key):
-            self.compare_values(key, actual, self.take(file, key), atol, rtol)
+            self.compare_values(f"{key}{note}", actual, self.take(file, key), atol, rtol)
         else:
             self.check(key, False, f"not in {file}.npz", "recorded")
 

@@ -71,9 +71,12 @@ def test_released_model(parity_dir: Path) -> None:
     assert "0 unchecked" in result.stdout
 
 
-@pytest.mark.parametrize("seed", [2, 7, 9])
+@pytest.mark.parametrize("seed", [2, 7, 33])
 def test_other_sizes(tmp_path: Path, check: Check, seed: int) -> None:
-    """Non-square inputs, odd grids, other depth, heads, taps, classes, tokens and windows."""
+    """Non-square inputs, odd grids, other depth, heads, taps, classes, tokens and windows.
+
+    In the last, a ReLU's input is so near to 0 that rounding decides about its gradient.
+    """
     assert run("record.py", tmp_path / "recorded", seed).returncode == 0
     result = check(tmp_path / "recorded")
     assert result.status == 0, result.table[-4000:] + result.messages[-2000:]
