@@ -43,6 +43,7 @@ Catalogs = Annotated[
 ParamsFile = Annotated[
     Path | None, typer.Option("--params", help="Numbers of the steps [default: params.yaml if it is here].")
 ]
+ShardOption = Annotated[str, typer.Option(help="Only shard I of N, as I/N, counted from 0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -67,7 +68,8 @@ def _inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Para
 
 def _done(written: Path | list[Path], next_step: str) -> None:
     for path in written if isinstance(written, list) else [written]:
-        out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        line = f"wrote {path}" if path.exists() else f"{path} comes with the last of the other shards"
+        out.print(line, highlight=False, soft_wrap=True)
     if next_step:
         out.print(f"next: {next_step}", highlight=False, soft_wrap=True)
 
@@ -288,14 +290,16 @@ def styles_fit(
         Path | None, typer.Argument(help="Folder of images or archives [default: Million-AID's archives].")
     ] = None,
     params_file: ParamsFile = None,
+    shard: ShardOption = "0/1",
 ) -> None:
     """Fit the Earth's styles: mean and covariance of style embeddings over a corpus of images."""
     from crossearth.components.fit_styles import StylesConfig, fit_styles
+    from crossearth.data.shards import Shard
 
     params, _ = _inputs(params_file, None)
     config = params.config(StylesConfig, "styles")
     images = images or params.archives / "million-aid"
-    written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir())
+    written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir(), Shard.parse(shard))
     _done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
 
 
@@ -339,7 +343,7 @@ def stylize(
     names: Annotated[list[str], typer.Argument(help="Ingested domains.")],
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
-    shard: Annotated[str, typer.Option(help="Only shard I of N, as I/N, counted from 0.")] = "0/1",
+    shard: ShardOption = "0/1",
 ) -> None:
     """Write restyled counterparts of a domain's training tiles as a dataset of its own."""
     from dataclasses import replace

@@ -98,7 +98,8 @@ def fit_styles(
         InputError: no images, fewer than two usable ones, or the engine's weights are absent.
     """
     engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
-    scratch = out_dir.with_name(f".{out_dir.name}.unpacked")
+    scratch = out_dir.with_name(f".{out_dir.name}.unpacked-{shard.index}-of-{shard.num}")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
     try:
         members = list_images(images_dir, scratch)
         listing = [(member.path, member.size, member.tag) for member in members]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from crossearth.components.cli import app
 from crossearth.components.fit_styles import SHEET_FILE, STYLES_FILE, SUMMARY_FILE, StylesConfig, fit_styles
 from crossearth.components.style_sheet import GAP_PX, show_image
 from crossearth.data.errors import InputError
@@ -88,6 +91,29 @@ def test_shards_give_what_one_pass_gives(corpus: Path, fitted: Path, tmp_path: P
     assert (sharded.count, sharded.corpus_digest) == (whole.count, whole.corpus_digest)
     torch.testing.assert_close(sharded.mean, whole.mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sharded.covariance, whole.covariance, atol=1e-4, rtol=1e-4)
+
+
+def test_shards_are_told_from_the_command_line_and_leave_each_others_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("corpus").mkdir()
+    with tarfile.open("corpus/images.tar", "w") as archive:
+        for index in range(6):
+            picture(index).save("tile.png")
+            archive.add("tile.png", f"{index}.png")
+    left = Path("artifacts/.styles.unpacked-0-of-2/images/0.png")  # by a shard that was killed
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    others = Path("artifacts/.styles.unpacked-1-of-2/images")
+    others.mkdir(parents=True)
+    first = CliRunner().invoke(app, ["styles", "fit", "corpus", "--shard", "0/2"])
+    assert "styles comes with the last of the other shards" in first.output, first.output
+    assert others.is_dir()
+    second = CliRunner().invoke(app, ["styles", "fit", "corpus", "--shard", "1/2"])
+    assert "wrote artifacts/styles" in second.output, second.output
+    assert json.loads(Path("artifacts/styles", SUMMARY_FILE).read_text())["count"] == 6
+    assert [path.name for path in Path("artifacts").glob(".styles*")] == [".styles.lock"]
 
 
 def test_same_inputs_are_not_fitted_twice(
