@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from crossearth.data.config import load_config
@@ -245,8 +245,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: it is not one, or damaged.
     """
+    state = {}
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        for name in names:
+            # opened for every tensor: the pages of one mapping would all stay in memory beside the copies
+            with safe_open(path, framework="pt") as file:
+                state[name] = file.get_tensor(name).clone()
+        return state
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"not a readable safetensors file ({error})", where=path, next_step="copy or convert it again"
