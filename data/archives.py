@@ -140,8 +140,13 @@ def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, dept
         path = prefix + file.relative_to(folder).as_posix()
         if _is_junk(path):
             continue
-        if not is_archive(file.name):
+        try:
             status = file.stat()
+        except OSError as error:
+            raise InputError(
+                f"cannot be read: {error.strerror}", where=file, next_step="a broken link? mend or remove it"
+            ) from error
+        if not is_archive(file.name):
             yield Member(path, file, "", status.st_size, str(status.st_mtime_ns))
         elif not file.with_name(stem_of(file.name)).is_dir():
             yield from _index_archive(file, stem_of(path), scratch, limits, depth)

@@ -62,7 +62,8 @@ def style_engine(name: str, weights_dir: Path | None = None) -> StyleEngine:
         raise InputError(f"unknown style engine {name!r}", expected=", ".join(DEFAULT_ALPHA))
     if weights_dir is None:
         raise InputError(
-            "the ghiasi style engine needs its weights", next_step="name their folder, or use spectral"
+            "the ghiasi style engine needs its weights",
+            next_step="name their folder ($CROSSEARTH_STYLE_WEIGHTS), or use spectral",
         )
     return GhiasiEngine.from_dir(weights_dir)
 

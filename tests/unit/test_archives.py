@@ -92,6 +92,13 @@ def test_debris_of_operating_systems_is_passed_over(tmp_path: Path) -> None:
     assert contents(tmp_path / "data", tmp_path / "scratch") == {"x/t/a.tif": b"a"}
 
 
+@pytest.mark.parametrize("name", ["a.tif", "x.zip"])
+def test_a_link_to_nothing_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to("gone")
+    with pytest.raises(InputError, match=f"{name}: cannot be read: No such file"):
+        contents(tmp_path, tmp_path / "scratch")
+
+
 def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.tif").write_bytes(b"a")
