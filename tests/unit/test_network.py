@@ -46,6 +46,17 @@ def test_plain_vit_when_the_adapters_scale_is_zero() -> None:
 
 
 @torch.no_grad()
+def test_base_model_when_the_adapters_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(taps=(0, 1, 2, 3)).eval()
+    model.rein.scale.fill_(0.5)
+    monkeypatch.setattr(model.rein, "forward", lambda tokens_BTC, _: tokens_BTC)
+    x_B3HW = model.normalise(images(1))
+    plain = model.backbone.vit.forward_intermediates(x_B3HW, indices=4, norm=False, intermediates_only=True)
+    for ours_BChw, theirs_BChw in zip(model.extract(x_B3HW).maps, plain, strict=True):
+        torch.testing.assert_close(ours_BChw, theirs_BChw)
+
+
+@torch.no_grad()
 def test_adapters_change_the_features_and_only_the_patches() -> None:
     model = network().eval()
     model.rein.scale.fill_(0.5)
