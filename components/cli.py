@@ -18,6 +18,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from crossearth.components.params import Params
     from crossearth.data.catalog import Catalog
 
@@ -41,7 +43,7 @@ Catalogs = Annotated[
     typer.Option("--catalog", help="Further catalog file with your own domains and settings (repeatable)."),
 ]
 ParamsFile = Annotated[
-    Path | None, typer.Option("--params", help="Numbers of the steps [default: params.yaml if it is here].")
+    Path | None, typer.Option("--params", help="Numbers of the steps (default: params.yaml if it is here).")
 ]
 ShardOption = Annotated[str, typer.Option(help="Only shard I of N, as I/N, counted from 0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -203,7 +205,7 @@ def plan(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
 
 @app.command()
 def synthesize(
-    datasets: Annotated[list[str] | None, typer.Argument(help="Datasets [default: all].")] = None,
+    datasets: Annotated[list[str] | None, typer.Argument(help="Datasets (default: all).")] = None,
     params_file: ParamsFile = None,
 ) -> None:
     """Draw miniature archives of the datasets, packed as their publishers pack them."""
@@ -258,7 +260,7 @@ def ingest(
 
 @app.command()
 def validate(
-    names: Annotated[list[str] | None, typer.Argument(help="Domains [default: all ingested].")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Domains (default: all ingested).")] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
@@ -287,7 +289,7 @@ def preview(
 @styles_app.command("fit")
 def styles_fit(
     images: Annotated[
-        Path | None, typer.Argument(help="Folder of images or archives [default: Million-AID's archives].")
+        Path | None, typer.Argument(help="Folder of images or archives (default: Million-AID's archives).")
     ] = None,
     params_file: ParamsFile = None,
     shard: ShardOption = "0/1",
@@ -408,7 +410,7 @@ def evaluate(
     names: Annotated[list[str], typer.Argument(help="Recipes: `crossearth settings` names them.")],
     model: Annotated[
         Path | None,
-        typer.Option(help="Score this model, e.g. a converted one [default: the trained one]."),
+        typer.Option(help="Score this model, e.g. a converted one (default: the trained one)."),
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
@@ -430,27 +432,49 @@ def evaluate(
 
 
 @app.command()
-def report(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+def report(
+    scores: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of results, e.g. one per seed (default: artifacts/scores)."),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of other results: the page compares them (A) with these (B) (repeatable)."),
+    ] = None,
+    require_all: Annotated[
+        bool, typer.Option("--require-all", help="Fail if a setting has no result.")
+    ] = False,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
     """Write scores.csv, scores.md and the self-contained page."""
+    from dataclasses import replace
+
     from crossearth.components.report import ReportConfig
     from crossearth.components.report import report as run
 
     params, loaded = _inputs(params_file, catalog)
+    config = params.config(ReportConfig, "report")
     written = run(
-        [ARTIFACTS / "scores"],
+        scores or [ARTIFACTS / "scores"],
         loaded,
         ARTIFACTS / "report",
-        params.config(ReportConfig, "report"),
+        replace(config, require_all=require_all or config.require_all),
         validation_dir=ARTIFACTS / "validation",
         styles_dir=ARTIFACTS / "styles",
         coverage_dir=ARTIFACTS / "coverage",
+        against=against or (),
     )
     _done(written, f"open {written / 'index.html'}")
 
 
 @app.command()
 def register(
-    names: Annotated[list[str] | None, typer.Argument(help="Recipes [default: all that are scored].")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Recipes (default: all that are scored).")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The model that was scored, where `evaluate` was given one."),
+    ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
@@ -469,21 +493,30 @@ def register(
         )
     config = params.config(RegisterConfig, "register")
     outcomes = run(
-        recipes, loaded, ARTIFACTS / "models", ARTIFACTS / "scores", ARTIFACTS / "registry", config
+        recipes, loaded, ARTIFACTS / "models", ARTIFACTS / "scores", ARTIFACTS / "registry", config, model
     )
     _table(
         "model registry",
-        ["model", "version", "champion", "why"],
+        ["model", "version", "champion"],
         [
             [
                 outcome.name,
                 outcome.version,
-                f"{outcome.champion or 'none'}{' (promoted)' if outcome.promoted else ''}",
-                "; ".join(check.question for check in outcome.checks if not check.holds),
+                f"{outcome.champion or 'none'}{' (this one)' if outcome.promoted else ''}",
             ]
             for outcome in outcomes
         ],
     )
+    for outcome in outcomes:
+        if not outcome.promoted:
+            _table(
+                f"{outcome.name}: why version {outcome.version} is not champion",
+                ["the rule", "champion", "challenger", ""],
+                [
+                    [check.question, check.champion, check.challenger, "holds" if check.holds else "fails"]
+                    for check in outcome.checks
+                ],
+            )
     _done(
         ARTIFACTS / "registry",
         f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion ...",
@@ -541,7 +574,7 @@ def pull(
 
 @app.command()
 def show(
-    recipe: Annotated[str | None, typer.Argument(help="One recipe in full [default: all settings].")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="One recipe in full (default: all settings).")] = None,
     catalog: Catalogs = None,
 ) -> None:
     """Print the table of all settings, or the results of one recipe."""
@@ -595,15 +628,17 @@ def predict(
     ] = None,
 ) -> None:
     """Map scenes of any size: Cloud Optimized GeoTIFF, preview and areas per class."""
+    from contextlib import nullcontext
+
     from crossearth.components.predict import PredictConfig
     from crossearth.components.predict import predict as run
     from crossearth.data.config import load_config
 
+    found: AbstractContextManager[tuple[Path, Path | None]] = nullcontext((Path(model), None))
     if model.startswith(("models:/", "runs:/")):
         from crossearth.components.registry import fetch_model
 
-        folder, shared = fetch_model(model)
-        model, backbone = str(folder), backbone or shared
+        found = fetch_model(model)
     given = {
         "bands": _numbers("--bands", bands),
         "value_range": _numbers("--value-range", value_range),
@@ -611,9 +646,10 @@ def predict(
         "device": device,
         "batch_size": batch_size,
         "probabilities": probabilities,
-        "backbone": backbone,
     }
-    written = run(scenes, Path(model), maps, load_config(PredictConfig, given, "predict"))
+    with found as (folder, shared):
+        config = load_config(PredictConfig, given | {"backbone": backbone or shared}, "predict")
+        written = run(scenes, folder, maps, config)
     _done(written, "open the maps in a GIS; areas stand in the .json beside them")
 
 
@@ -625,10 +661,10 @@ def convert(
     ],
     model: Annotated[Path, typer.Option("--out", help="Folder of the converted model.")],
     class_set: Annotated[
-        str | None, typer.Option(help="Class set of the catalog [default: the checkpoint's own words].")
+        str | None, typer.Option(help="Class set of the catalog (default: the checkpoint's own words).")
     ] = None,
     image_px: Annotated[
-        int | None, typer.Option(help="Side of the training window [default: from the backbone].")
+        int | None, typer.Option(help="Side of the training window (default: from the backbone).")
     ] = None,
     keep_training: Annotated[bool, typer.Option(help="Keep the modules that only training uses.")] = False,
     backbones: Annotated[

@@ -24,6 +24,7 @@ from crossearth.components.results import (
     metric_name,
     read_results,
     tile_file,
+    weakest,
     write_results,
     write_tiles,
 )
@@ -39,8 +40,6 @@ from crossearth.model.checkpoint import load, read_meta
 PANEL_PX = 256
 PANEL_GAP_PX = 4
 IGNORED_RGB = (30, 30, 30)
-# results are no more real than the least real of what they were made from
-PROVENANCES = ("synthetic", "own", "publisher")
 PUBLISHED_METHOD = "CrossEarth"
 
 
@@ -120,7 +119,7 @@ def evaluate(
     result = _describe(recipe, class_set, meta, config, out_dir)
     with join_processes() as processes:
         scored = _scored_before(out_dir)
-        done = set(scored)  # what only the first process holds, all processes have gone through
+        done = set(processes.share_first(list(scored)))  # the first process keeps what all went through
         model = None
         for setting in recipe.settings:
             target = targets[setting.target]
@@ -264,7 +263,7 @@ def _name(
     result: SettingResult, setting: Setting, catalog: Catalog, meta: dict[str, Any], manifest: Manifest
 ) -> SettingResult:
     """The numbers of a target under a setting's name, published scores only beside publishers' data."""
-    provenance = min(meta["provenance"], manifest.provenance, key=PROVENANCES.index)
+    provenance = weakest([meta["provenance"], manifest.provenance])
     published = None
     if provenance == "publisher":
         published = next(

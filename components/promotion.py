@@ -53,21 +53,28 @@ def decide(
     config: RegisterConfig,
     *,
     has_champion: bool,
+    same_weights: bool = False,
 ) -> Decision:
     """Applies the rule.
 
     A first champion needs results for all settings. Later ones must also have been scored on the champion's
     tiles under its selection rule, gain `margin` in the mean over unseen targets and lose at most
-    `worst_margin` on the worst of them. A recipe without unseen targets is judged by its own domain.
+    `worst_margin` on the worst of them. A recipe without unseen targets is judged by its own domain. The
+    champion's own weights, scored anew, take its place: so it gets scores on newly ingested tiles.
 
     Args:
         champion: results of the present champion, None where there is none or it has none.
         challenger: results of the model that wants its place.
         settings: all settings of the recipe.
         has_champion: whether there is a champion, with results or without.
+        same_weights: whether champion and challenger are one model.
     """
+    if same_weights:
+        champion = None
     checks = [_complete(champion, challenger, settings)]
-    if has_champion and champion is None:
+    if same_weights:
+        checks.append(Check("it is the champion, scored anew", "", "", True))
+    elif has_champion and champion is None:
         checks.append(Check("the champion has scores to compare with", "none", "", False))
     elif champion is not None and checks[0].holds:
         checks += _comparable(champion, challenger, settings)

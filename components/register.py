@@ -12,7 +12,7 @@ from crossearth.components.results import RecipeResult, read_results
 from crossearth.components.tracking import start_run
 from crossearth.data.catalog import Catalog, Recipe
 from crossearth.data.errors import InputError
-from crossearth.data.files import digest, write_json
+from crossearth.data.files import digest, write_json, write_text
 from crossearth.model.checkpoint import read_meta
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def register(
     scores_dir: Path,
     out_dir: Path,
     config: RegisterConfig | None = None,
+    model_dir: Path | None = None,
 ) -> list[Outcome]:
     """Registers each recipe's model as a version and lets it challenge the champion.
 
@@ -53,9 +54,11 @@ def register(
 
     Args:
         recipes: whose models; each needs `models_dir/<recipe>` and `scores_dir/<recipe>`.
+        models_dir, scores_dir: folders with a folder per recipe.
         catalog: for the model cards.
         out_dir: gets `<recipe>.json`, the outcome, and `<recipe>.md`, the model card.
         config: defaults if None.
+        model_dir: a model that stands elsewhere, e.g. a converted one, for all `recipes`.
 
     Raises:
         InputError: the registry does not answer; a model or its scores are missing; scores of other weights.
@@ -63,17 +66,18 @@ def register(
     config = config or RegisterConfig()
     inputs = []
     for recipe in recipes:
-        meta, result = read_meta(models_dir / recipe.name), read_results(scores_dir / recipe.name)
+        folder = model_dir or models_dir / recipe.name
+        meta, result = read_meta(folder), read_results(scores_dir / recipe.name)
         if meta["sha256"] != result.model_sha256:
             raise InputError(
-                f"the scores of {recipe.name} are those of other weights",
+                f"the scores of {recipe.name} are not those of the model in {folder}",
                 where=scores_dir / recipe.name,
-                next_step=f"crossearth evaluate {recipe.name}",
+                next_step=f"crossearth evaluate {recipe.name}, or give --model the one that was scored",
             )
-        inputs.append((recipe, meta, result))
+        inputs.append((recipe, folder, meta, result))
     registry = Registry()
     outcomes = []
-    for recipe, meta, result in inputs:
+    for recipe, folder, meta, result in inputs:
         name = f"{config.prefix}-{recipe.name}"
         card = model_card(recipe, result, meta, catalog)
         identity = digest([result.model_sha256, [each.key for each in result.settings]])
@@ -84,10 +88,11 @@ def register(
                 with start_run(recipe.name, key=result.recipe_hash, tags={"recipe": recipe.name}):
                     pass
                 run_id = registry.run_of(result.recipe_hash)
-            backbone = meta["backbone"] and models_dir / recipe.name / meta["backbone"]["file"]
-            made = registry.add(name, str(run_id), models_dir / recipe.name, backbone, result, card, identity)
+            backbone = meta["backbone"] and folder / meta["backbone"]["file"]
+            made = registry.add(name, str(run_id), folder, backbone, result, card, identity)
         outcome = _challenge(registry, recipe, name, made, result, config)
         write_json(out_dir / f"{recipe.name}.json", asdict(outcome))
+        write_text(out_dir / f"{recipe.name}.md", card)
         outcomes.append(outcome)
     return outcomes
 
@@ -109,6 +114,7 @@ def _challenge(
             tuple(setting.abbr for setting in recipe.settings),
             config,
             has_champion=champion is not None,
+            same_weights=champion is not None and champion.tags.get("weights") == result.model_sha256,
         )
         retired = [
             move.when

@@ -8,13 +8,13 @@ and from which run.
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from crossearth.components.results import DETAILS, RecipeResult, read_results
@@ -92,7 +92,7 @@ class Registry:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         mlflow.set_tracking_uri(tracking_uri())
         example = np.zeros((EXAMPLE_PX, EXAMPLE_PX, 3), dtype=np.uint8).tolist()
-        with tempfile.TemporaryDirectory() as temporary:
+        with TemporaryDirectory() as temporary:
             model = Path(temporary) / "model"
             model.mkdir()
             for file in (WEIGHTS_NAME, META_NAME):
@@ -152,7 +152,7 @@ class Registry:
         """The scores that a version was registered with, None where it has none."""
         from mlflow.artifacts import download_artifacts
 
-        with _reaching(), tempfile.TemporaryDirectory() as temporary:
+        with _reaching(), TemporaryDirectory() as temporary:
             uri = f"models:/{made.name}/{made.version}/artifacts/{DETAILS}"
             try:
                 download_artifacts(artifact_uri=uri, dst_path=temporary)
@@ -207,19 +207,27 @@ def champion_before(moves: Sequence[Move]) -> str | None:
     return line[-2] if len(line) > 1 else None
 
 
-def fetch_model(uri: str) -> tuple[Path, Path | None]:
-    """Brings a registered model here.
+@contextmanager
+def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
+    """Brings a registered model here: a local store is read in place, a server's files are copied.
+
+    The copies are gone when the context ends.
 
     Args:
         uri: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN/model.
 
-    Returns:
-        The model's folder and the file of its shared backbone, None where the weights hold it. A local store
-        is read in place; from a server the files are copied into a temporary folder.
+    Yields:
+        The model's folder and the file of its shared backbone, None where the weights hold it.
 
     Raises:
         InputError: no such model, or the registry does not answer.
     """
+    served = tracking_uri().startswith("http")
+    with TemporaryDirectory() if served else nullcontext() as copies:
+        yield _fetch(uri, copies)
+
+
+def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
     with _reaching():
         connect(tracking_uri())
         import mlflow
@@ -228,7 +236,7 @@ def fetch_model(uri: str) -> tuple[Path, Path | None]:
 
         mlflow.set_tracking_uri(tracking_uri())
         try:
-            folder = Path(download_artifacts(artifact_uri=uri))
+            folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
         except (_mlflow_exception(), OSError) as error:
             raise InputError(
                 f"no model at {uri}: {_first_line(error)}",

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
@@ -235,7 +236,8 @@ def page(
 def _setting(line: Line, gap_place: int, summary: Summary, config: ReportConfig) -> dict[str, Any]:
     """A line with what the page draws of it; counts and tiles are those of the first seed."""
     recipe, result = line.runs[0]
-    scores = recipe.scores(result)
+    of_seed = [each.scores(scored) for each, scored in line.runs]
+    scores = of_seed[0]
     tiles = recipe.tile_table(result).select(["tile_id", "scene", "iou"]).to_pylist()
     ranked = sorted((tile for tile in tiles if tile["iou"] is not None), key=lambda tile: tile["iou"])
     label = line.setting if len(summary.selections) == 1 else f"{line.setting}, {line.selection}"
@@ -249,8 +251,8 @@ def _setting(line: Line, gap_place: int, summary: Summary, config: ReportConfig)
         "colours": safe_palette(recipe.palette),
         "pixels": [int(pixels) for pixels in scores.pixels],
         "f1": [defined(value) for value in scores.f1],
-        "accuracy": defined(scores.accuracy),
-        "mean_f1": defined(scores.mean_f1),
+        "accuracy": defined(float(np.mean([each.accuracy for each in of_seed]))),
+        "mean_f1": defined(float(np.mean([each.mean_f1 for each in of_seed]))),
         "worst_tiles": ranked[: config.worst_tiles],
         "pictures": [
             {"rank": rank, "panel": panel} | _picture(recipe.folder / panel.file)

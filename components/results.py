@@ -24,6 +24,7 @@ from crossearth.model.scores import Counts, Headline, Scores, score
 
 DETAILS, TABLE = "details.json", "scores.csv"
 HEADLINE_ROW = "mean"
+PROVENANCES = ("synthetic", "own", "publisher")  # from the least real
 COLUMNS = (
     "setting",
     "source",
@@ -194,6 +195,11 @@ def metric_name(*parts: str) -> str:
 def defined(value: float) -> float | None:
     """NaN as None: JSON and CSV know blanks, not NaN."""
     return None if np.isnan(value) else float(value)
+
+
+def weakest(provenances: Iterable[str]) -> str:
+    """Results are no more real than the least real of what they were made from."""
+    return min(provenances, key=PROVENANCES.index)
 
 
 def rows_of(result: RecipeResult) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from crossearth.components.results import RecipeResult, SettingResult, defined
+from crossearth.components.results import RecipeResult, SettingResult, defined, weakest
 from crossearth.data.catalog import Catalog, Setting
 from crossearth.data.errors import InputError
 from crossearth.model.scores import bootstrap, interval
@@ -191,7 +191,7 @@ def _line(runs: list[Run], replicates: int) -> Line:
         gap=first.gap,
         evidence=first.evidence,
         selection=recipe.selection,
-        provenance=first.provenance,
+        provenance=weakest(each.provenance for _, each in runs),
         class_set=recipe.class_set,
         runs=tuple(runs),
         miou=defined(headlines.mean()),

@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -421,9 +423,10 @@ def test_a_model_of_the_registry_is_fetched_with_its_backbone(
     used: list[tuple[Path, Path | None]] = []
     shared = tmp_path / "backbone.safetensors"
 
-    def fetch_model(uri: str) -> tuple[Path, Path]:
+    @contextmanager
+    def fetch_model(uri: str) -> Iterator[tuple[Path, Path]]:
         asked.append(uri)
-        return model, shared
+        yield model, shared
 
     def run(scenes: list[Path], model: Path, out: Path, config: PredictConfig) -> list[Path]:
         used.append((model, config.backbone))

@@ -245,9 +245,9 @@ def test_the_champion_runs_in_another_folder_and_process(workshop: Workshop, tmp
     assert "scene" in told.stdout and "class_map" in told.stdout
     ids = np.load(elsewhere / "ids.npy")
     assert ids.shape == (40, 50) and ids.dtype == np.uint8 and ids.max() < 6
-    folder, backbone = fetch_model(uri)
-    assert backbone is None
-    model = checkpoint.load(folder)
+    with fetch_model(uri) as (folder, backbone):
+        assert backbone is None
+        model = checkpoint.load(folder)
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     from crossearth.components.scoring import predict_tiles
 
@@ -256,8 +256,9 @@ def test_the_champion_runs_in_another_folder_and_process(workshop: Workshop, tmp
 
 
 def test_an_unknown_model_is_named(workshop: Workshop) -> None:
-    with pytest.raises(InputError, match="no model at models:/crossearth-nowhere@champion"):
-        fetch_model("models:/crossearth-nowhere@champion")
+    uri = "models:/crossearth-nowhere@champion"
+    with pytest.raises(InputError, match=f"no model at {uri}"), fetch_model(uri):
+        pass
 
 
 def test_an_unreachable_registry_is_named(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,5 +272,5 @@ def test_scores_of_other_weights_are_refused(workshop: Workshop, recipe: Recipe)
     workshop.train(1)
     folder = workshop.folder / "scores" / recipe.name
     write_results(replace(read_results(folder), model_sha256="0" * 64))
-    with pytest.raises(InputError, match="those of other weights"):
+    with pytest.raises(InputError, match="not those of the model in"):
         workshop.register()
