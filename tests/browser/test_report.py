@@ -218,6 +218,15 @@ def test_it_prints_with_everything_open(desktop: Opened, tmp_path: Path) -> None
     assert desktop.page.locator("details:not([open])").count() == 0
 
 
+def test_charts_fit_the_paper_and_then_the_screen_again(desktop: Opened) -> None:
+    widths = "[...document.querySelectorAll('.chart .main-svg')].map((each) => each.clientWidth)"
+    before = desktop.page.evaluate(widths)
+    desktop.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert set(desktop.page.evaluate(widths)) == {640}
+    desktop.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert desktop.page.evaluate(widths) == before
+
+
 def test_one_setting_is_enough(browser: Any, catalog: Catalog, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(step, "_track", lambda *_: None)
     write_benchmark(tmp_path / "scores", catalog, 3)
