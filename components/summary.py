@@ -181,6 +181,7 @@ def _line(runs: list[Run], replicates: int) -> Line:
         )
     scores = [result.scores(each) for result, each in runs]
     headlines = np.array([each.headline for each in scores])
+    provenance = weakest(each.provenance for _, each in runs)
     low, high = float("nan"), float("nan")
     if replicates:
         low, high = interval(_resampled(runs, replicates).mean(axis=0))
@@ -191,7 +192,7 @@ def _line(runs: list[Run], replicates: int) -> Line:
         gap=first.gap,
         evidence=first.evidence,
         selection=recipe.selection,
-        provenance=weakest(each.provenance for _, each in runs),
+        provenance=provenance,
         class_set=recipe.class_set,
         runs=tuple(runs),
         miou=defined(headlines.mean()),
@@ -199,7 +200,7 @@ def _line(runs: list[Run], replicates: int) -> Line:
         low=defined(low),
         high=defined(high),
         iou=tuple(defined(value) for value in np.mean([each.iou for each in scores], axis=0)),
-        published=first.published,
+        published=first.published if provenance == "publisher" else None,
     )
 
 

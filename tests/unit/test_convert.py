@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from domain_factory import write_domain
 from released import write_released
 from safetensors.torch import load_file
 
 from crossearth.components import convert as step
 from crossearth.components.convert import ConvertConfig, convert
-from crossearth.data.catalog import ClassSet
+from crossearth.components.evaluate import evaluate
+from crossearth.components.register import register
+from crossearth.components.registry import fetch_model
+from crossearth.components.results import read_results
+from crossearth.data.catalog import ClassSet, load_catalog
 from crossearth.data.errors import InputError
 from crossearth.data.files import sha256_file
 from crossearth.model.checkpoint import load, read_meta
@@ -80,6 +85,29 @@ def test_a_converted_model_gives_the_recorded_scores(recorded: Path, parity_dir:
             np.testing.assert_allclose(ours, tensors[f"{case}_logits"], atol=2e-4, rtol=1e-4)
         raw_rgb = torch.from_numpy(tensors["raw_bgr_u8"]).flip(1)
         np.testing.assert_allclose(model(raw_rgb), tensors["seg_logits"], atol=2e-4, rtol=1e-4)
+
+
+def test_a_converted_model_is_scored_registered_and_fetched(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of users with the real data: the commands of a trained model, without the training."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{recorded}/mlflow/mlflow.db")
+    catalog = load_catalog()
+    recipe = catalog.recipe("potsdam-rgb")
+    config = settings(recorded, backbones_dir=recorded / "backbones")
+    model = convert(recorded / "potsdam-source.pth", recorded / "model", config, catalog.class_sets["isprs"])
+    for target in {setting.target for setting in recipe.settings}:
+        write_domain(catalog.domain_dir(recorded / "domains", target), target, "isprs", 6, tiles=2)
+    scores = evaluate(recipe, catalog, recorded / "domains", model, recorded / "scores" / recipe.name)
+    result = read_results(scores)
+    assert (result.selection, result.seed, len(result.settings)) == ("released", None, 3)
+    folders = (recorded / "models", recorded / "scores", recorded / "registry")
+    (outcome,) = register([recipe], catalog, *folders, model_dir=model)
+    assert outcome.promoted
+    image_13HW = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    with fetch_model(f"models:/{outcome.name}@champion") as (folder, backbone):
+        fetched = load(folder, backbone=backbone)
+        assert torch.equal(fetched(image_13HW), load(model)(image_13HW))
 
 
 def test_the_description_says_where_all_of_it_comes_from(recorded: Path) -> None:

@@ -113,6 +113,17 @@ def test_a_champion_without_scores_is_said(base: RecipeResult, recipe: Recipe) -
     ]
 
 
+def test_the_champion_scored_anew_stays_champion(base: RecipeResult, recipe: Recipe) -> None:
+    champion, worse = scored(base, **OLD), scored(base, **{**OLD, "potsdam_rgb": 0.1})
+    for known in (champion, None):
+        decision = decide(known, worse, names(recipe), RegisterConfig(), has_champion=True, same_weights=True)
+        assert decision.promoted
+    partial = replace(worse, settings=worse.settings[:1])
+    assert not decide(
+        champion, partial, names(recipe), RegisterConfig(), has_champion=True, same_weights=True
+    ).promoted
+
+
 def test_margins_are_fractions() -> None:
     with pytest.raises(InputError, match="margin"):
         RegisterConfig(margin=5)
@@ -266,6 +277,38 @@ def test_an_unreachable_registry_is_named(workshop: Workshop, monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="the model registry does not answer"):
         workshop.register()
+
+
+def test_a_champion_that_lost_its_scores_gets_new_ones(workshop: Workshop) -> None:
+    workshop.train(1)
+    first = workshop.register()
+    (kept,) = (workshop.folder / "mlflow" / "artifacts").rglob("artifacts/details.json")
+    kept.unlink()
+    workshop.train(2, potsdam_irrg=0.9)
+    refused = workshop.register()
+    assert not refused.promoted
+    assert [check.question for check in refused.checks if not check.holds] == [
+        "the champion has scores to compare with"
+    ]
+    workshop.train(1, potsdam_irrg=0.45)
+    folder = workshop.folder / "scores" / workshop.recipe.name
+    result = read_results(folder)
+    anew = tuple(replace(each, key=f"{each.key[:-4]}anew") for each in result.settings)
+    write_results(replace(result, settings=anew))
+    again = workshop.register()
+    assert again.promoted and again.version != first.version
+    workshop.train(2, potsdam_irrg=0.9)
+    assert workshop.register().promoted
+
+
+def test_a_model_from_elsewhere_is_registered_with_its_scores(workshop: Workshop, recipe: Recipe) -> None:
+    workshop.train(1)
+    elsewhere = workshop.folder / "converted"
+    shutil.move(workshop.folder / "models" / recipe.name, elsewhere)
+    folders = (workshop.folder / "models", workshop.folder / "scores", workshop.folder / "registry")
+    (outcome,) = register([recipe], workshop.catalog, *folders, model_dir=elsewhere)
+    assert outcome.promoted
+    assert "# crossearth" in (workshop.folder / "registry" / f"{recipe.name}.md").read_text()
 
 
 def test_scores_of_other_weights_are_refused(workshop: Workshop, recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from results_factory import write_benchmark, write_fake_results
 from rich.console import Console
 
+from crossearth.components import cli
 from crossearth.components import report as step
 from crossearth.components.palette import SAFE, safe_palette
 from crossearth.components.report import ReportConfig, report
@@ -107,6 +109,18 @@ def test_seeds_give_mean_deviation_and_interval(catalog: Catalog, tmp_path: Path
     folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
     assert len([row for row in rows(folder) if row["class"] == "mean"]) == 3
     assert "seed: 0, 1, 2" in (folder / "scores.md").read_text()
+    accuracy = np.mean([result.scores(result.settings[0]).accuracy for result in results])
+    assert f'<td class="n wide">{100 * accuracy:.1f}</td>' in (folder / "index.html").read_text()
+
+
+def test_one_drawn_seed_makes_a_line_synthetic(catalog: Catalog, tmp_path: Path) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    results = [
+        write_fake_results(tmp_path / provenance, catalog, recipe, seed=seed, provenance=provenance)
+        for seed, provenance in enumerate(("publisher", "synthetic"))
+    ]
+    (line,) = summarise(results, catalog, 0).lines
+    assert line.provenance == "synthetic" and line.published is None
 
 
 def test_two_results_for_one_seed_are_refused(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
@@ -167,6 +181,24 @@ def test_names_from_outside_cannot_become_html(catalog: Catalog, tmp_path: Path,
     write_results(replace(result, settings=(hostile,), lineage={**result.lineage, "x": evil}))
     text = (report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG) / "index.html").read_text()
     assert evil not in text
+
+
+def test_the_command_line_refuses_partial_results_on_request(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tracking: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_benchmark(tmp_path / "seed0", catalog, 2)
+    write_benchmark(tmp_path / "seed1", catalog, 2, seed=1)
+    monkeypatch.setattr(sys, "argv", ["crossearth", "report", "seed0", "seed1", "--require-all"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2 and not (tmp_path / "artifacts").exists()
+    monkeypatch.setattr(sys, "argv", ["crossearth", "report", "seed0", "seed1", "--against", "seed1"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    text = (tmp_path / "artifacts" / "report" / "index.html").read_text()
+    assert "seed: 0, 1." in text and "Compared with other results" in text and "Not scored (" in text
 
 
 def test_no_results_and_damaged_results_are_named(catalog: Catalog, tmp_path: Path) -> None:
