@@ -14,7 +14,7 @@ from PIL import Image, ImageColor
 from rasterio.transform import Affine
 
 from crossearth.components.palette import safe_palette
-from crossearth.components.processes import join_processes
+from crossearth.components.processes import choose_device, join_processes
 from crossearth.components.results import (
     DETAILS,
     Panel,
@@ -125,7 +125,7 @@ def evaluate(
             target = targets[setting.target]
             if target.key not in done:
                 done.add(target.key)
-                model = model or load(model_dir, device=_device(config.device))
+                model = model or load(model_dir, device=choose_device(config.device))
                 save = _prediction_writer(out_dir, target.manifest, class_set, config.predictions)
                 scores = score_target(
                     model,
@@ -180,7 +180,7 @@ def _target(
 def _describe(
     recipe: Recipe, class_set: ClassSet, meta: dict[str, Any], config: EvaluateConfig, out_dir: Path
 ) -> RecipeResult:
-    device = _device(config.device)
+    device = choose_device(config.device)
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
     if device.startswith("cuda"):
         machine += f", {torch.cuda.get_device_name()}"
@@ -339,12 +339,6 @@ def _prediction_writer(
                 file.write_colormap(1, colours)
 
     return write
-
-
-def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def _track(result: RecipeResult, meta: dict[str, Any]) -> None:

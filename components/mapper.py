@@ -17,6 +17,7 @@ from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
 from crossearth.components.predict import PredictConfig, predict
+from crossearth.components.processes import choose_device
 from crossearth.components.scoring import predict_tiles
 from crossearth.model import checkpoint
 
@@ -62,8 +63,7 @@ class SceneMapper(PythonModel):
         if image_HW3.ndim != 3 or image_HW3.shape[2] != 3:
             raise ValueError(f"a scene must be an array (H, W, 3) or a path, found shape {image_HW3.shape}")
         if self.network is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self.network = checkpoint.load(self.folder, device, self.backbone)
+            self.network = checkpoint.load(self.folder, choose_device("auto"), self.backbone)
         device = next(self.network.parameters()).device
         image_13HW = torch.from_numpy(np.ascontiguousarray(image_HW3.transpose(2, 0, 1)))[None].to(device)
         ids: NDArray[np.uint8] = predict_tiles(self.network, image_13HW)[0].cpu().numpy()

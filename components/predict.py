@@ -30,11 +30,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crossearth.components import maps
+from crossearth.components.processes import choose_device
 from crossearth.data.errors import InputError
 from crossearth.data.files import fsync_dir, write_json
 from crossearth.model.checkpoint import load, read_meta
 from crossearth.model.crossearth import CrossEarth
-from crossearth.model.inference import store_weights, window_starts
+from crossearth.model.inference import window_starts
 
 SCENE_SUFFIXES = {".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".vrt"}
 SMALLEST_VALUE = {"uint8": 0, "uint16": 0, "int16": -(1 << 15)}
@@ -447,29 +448,8 @@ def load_network(model: Path, config: PredictConfig) -> Loaded:
         "provenance": meta["provenance"],
         "precision": str(precision).removeprefix("torch."),
     }
-    network = load(model, device, config.backbone)
-    if precision != torch.float32:
-        store_weights(network, precision)
+    network = load(model, device, config.backbone, precision)
     return Loaded(network, precision, meta["classes"], meta["palette"], about)
-
-
-def choose_device(device: str) -> str:
-    """`device`, or for "auto" the GPU where there is one.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise InputError(
-            f"device: {device!r}: {str(error).splitlines()[0]}",
-            expected="cpu, or cuda, cuda:1, ... where there is a GPU",
-            next_step="`crossearth doctor` lists the devices",
-        ) from error
-    return device
 
 
 def choose_precision(precision: Precision, device: str) -> torch.dtype:

@@ -70,15 +70,33 @@ class Processes:
                 )
 
 
+def choose_device(device: str) -> str:
+    """`device`, or for "auto" this process's GPU where there is one.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if device == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InputError(
+            f"device: {device!r}: {str(error).splitlines()[0]}",
+            expected="cpu, or cuda, cuda:1, ... where there is a GPU",
+            next_step="`crossearth doctor` lists the devices",
+        ) from error
+    return device
+
+
 @contextmanager
 def join_processes() -> Iterator[Processes]:
     """Joins the group that torchrun's environment describes, and leaves it at the end; alone without one."""
+    device = torch.device(choose_device("auto"))
     if "RANK" not in os.environ:
-        yield Processes(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        yield Processes(0, 1, device)
         return
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from crossearth.components.results import DETAILS, RecipeResult, read_results
-from crossearth.components.tracking import KEY_TAG, connect, tracking_uri, user_name
+from crossearth.components.tracking import KEY_TAG, SQLITE, connect, tracking_uri, user_name
 from crossearth.data.errors import InputError
 from crossearth.model.checkpoint import META_NAME, WEIGHTS_NAME
 
@@ -228,6 +228,9 @@ def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
 
 
 def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
+    if tracking_uri().startswith(SQLITE) and not Path(tracking_uri().removeprefix(SQLITE)).exists():
+        # MLflow would make an empty one
+        raise _no_model(uri, "there is no registry here")
     with _reaching():
         connect(tracking_uri())
         import mlflow
@@ -238,12 +241,7 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
         try:
             folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
         except (_mlflow_exception(), OSError) as error:
-            raise InputError(
-                f"no model at {uri}: {_first_line(error)}",
-                where=tracking_uri(),
-                expected="models:/crossearth-RECIPE@champion, or a version: models:/crossearth-RECIPE/1",
-                next_step="crossearth register, or set MLFLOW_TRACKING_URI to the store that has it",
-            ) from error
+            raise _no_model(uri, _first_line(error)) from error
     described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
     files = described["flavors"]["python_function"].get("artifacts", {})
     if "model" not in files:
@@ -252,6 +250,15 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
         )
     paths = {key: folder / entry["path"] for key, entry in files.items()}
     return paths["model"], paths.get("backbone")
+
+
+def _no_model(uri: str, why: str) -> InputError:
+    return InputError(
+        f"no model at {uri}: {why}",
+        where=tracking_uri(),
+        expected="models:/crossearth-RECIPE@champion, or a version: models:/crossearth-RECIPE/1",
+        next_step="crossearth register, or set MLFLOW_TRACKING_URI to the store that has it",
+    )
 
 
 @contextmanager

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 STORE = Path("artifacts/mlflow")
+SQLITE = "sqlite:///"
 KEY_TAG = "input_hash"
 DESCRIPTION_LENGTH = 5000  # of a tag's value, the least that MLflow's stores take
 METRICS_PER_REQUEST = 1000  # MLflow's own limit of one batch
@@ -40,7 +41,7 @@ Operation = Callable[["MlflowClient", str], object]
 
 def tracking_uri() -> str:
     """$MLFLOW_TRACKING_URI, else a SQLite file below ./artifacts/mlflow."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{STORE.resolve() / 'mlflow.db'}"
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -296,10 +297,10 @@ class _Writer(threading.Thread):
 @contextmanager
 def _first_use(uri: str) -> Iterator[None]:
     """Two processes must not create the tables of one SQLite file at a time."""
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         yield
         return
-    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder = Path(uri.removeprefix(SQLITE)).parent
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -311,9 +312,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     # beside a SQLite file MLflow would put the artifacts into the folder that the process happens to run in
-    beside = (
-        Path(uri.removeprefix("sqlite:///")).parent / "artifacts" if uri.startswith("sqlite:///") else None
-    )
+    beside = Path(uri.removeprefix(SQLITE)).parent / "artifacts" if uri.startswith(SQLITE) else None
     # the kind decides which pages MLflow's UI opens with: runs and their charts, not traces of agents
     tags = {"mlflow.experimentKind": "custom_model_development"}
     return str(

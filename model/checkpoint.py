@@ -8,7 +8,7 @@ so that all models of one backbone share one file, `<backbones_dir>/<hash>.safet
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +23,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path, sha256_file, write_json
 from crossearth.data.manifest import Provenance
 from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
+from crossearth.model.inference import store_weights
 
 FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"
@@ -94,13 +95,17 @@ def _store_backbone(state: dict[str, Tensor], backbones_dir: Path, folder: Path)
     return {"digest": digest, "file": os.path.relpath(path.resolve(), folder.resolve())}
 
 
-def load(path: Path, device: str = "cpu", backbone: Path | None = None) -> CrossEarth:
+def load(
+    path: Path, device: str = "cpu", backbone: Path | None = None, dtype: torch.dtype = torch.float32
+) -> CrossEarth:
     """Builds the network that `path` describes and loads its weights strictly, in evaluation mode.
 
     Args:
         path: a model folder, or its safetensors or JSON file.
         device: torch device.
         backbone: the shared backbone's file where it is no longer where the model was saved with it.
+        dtype: of the weights of linear maps and convolutions, see `store_weights`; others stay float32. Each
+            is rounded as it is read: the float32 network is never whole in memory.
 
     Raises:
         InputError: not a model; a damaged file; a missing, superfluous or wrongly shaped parameter (named);
@@ -116,15 +121,18 @@ def load(path: Path, device: str = "cpu", backbone: Path | None = None) -> Cross
             next_step="the file was changed or copied in part: copy the model again",
         )
     config = load_config(NetworkConfig, meta["network"], f"{description}: network")
-    state = read_state(weights)
     if meta["backbone"] is None and backbone is not None:
         raise InputError("the model has no shared backbone: its own file holds it", where=path)
-    if meta["backbone"] is not None:
-        state |= _read_backbone(meta["backbone"], weights.parent, backbone)
     with torch.device("meta"):  # no memory and no time for random weights that the file's replace
         model = build(config)
-    if model.state_dict().keys() - state.keys():
+    store_weights(model, dtype)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    state = {name: tensor.to(dtypes.get(name)) for name, tensor in read_tensors(weights)}
+    if meta["backbone"] is not None:
+        state |= _read_backbone(meta["backbone"], weights.parent, backbone, dtypes)
+    if dtypes.keys() - state.keys():
         model = build(config)
+        store_weights(model, dtype)
     load_strictly(model, state, weights, assign=True)
     return model.eval().to(device)
 
@@ -172,7 +180,9 @@ def _files(path: Path) -> tuple[Path, Path]:
     return weights, description
 
 
-def _read_backbone(record: Mapping[str, str], folder: Path, given: Path | None) -> dict[str, Tensor]:
+def _read_backbone(
+    record: Mapping[str, str], folder: Path, given: Path | None, dtypes: Mapping[str, torch.dtype]
+) -> dict[str, Tensor]:
     path = Path(given) if given is not None else folder / record["file"]
     if not path.is_file():
         raise InputError(
@@ -181,8 +191,11 @@ def _read_backbone(record: Mapping[str, str], folder: Path, given: Path | None) 
             expected=f"the backbone whose digest is {record['digest']}",
             next_step="copy it there, or name the file with --backbone",
         )
-    state = read_state(path)
-    digest = state_digest(state)
+    total, state = hashlib.sha256(), {}
+    for name, tensor in read_tensors(path):
+        _add_to_digest(total, name, tensor)
+        state[name] = tensor.to(dtypes.get(name))
+    digest = total.hexdigest()
     if digest != record["digest"]:
         raise InputError(
             f"another backbone: its digest is {digest}",
@@ -239,21 +252,20 @@ def write_state(path: Path, state: Mapping[str, Tensor]) -> None:
         partial.chmod(mode)  # safetensors hides its files from everyone else, on shared disks too
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file onto the CPU.
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors (CPU, the file's dtypes) of a safetensors file, by name, one in memory at a time.
 
     Raises:
         InputError: it is not one, or damaged.
     """
-    state = {}
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
+            names = sorted(file.keys())
         for name in names:
             # opened for every tensor: the pages of one mapping would all stay in memory beside the copies
             with safe_open(path, framework="pt") as file:
-                state[name] = file.get_tensor(name).clone()
-        return state
+                tensor = file.get_tensor(name).clone()
+            yield name, tensor
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"not a readable safetensors file ({error})", where=path, next_step="copy or convert it again"
@@ -264,7 +276,11 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     """Hex SHA-256 of names, dtypes, shapes and numbers: says which weights these are, in whatever file."""
     total = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        _add_to_digest(total, name, state[name])
     return total.hexdigest()
+
+
+def _add_to_digest(total: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    tensor = tensor.detach().cpu().contiguous()
+    total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

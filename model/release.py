@@ -14,7 +14,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import sha256_file
 from crossearth.data.store import download
 from crossearth.model.backbone import fit_state
-from crossearth.model.checkpoint import load_strictly, read_state
+from crossearth.model.checkpoint import load_strictly, read_tensors
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.names import to_ours
 from crossearth.model.pickles import StoredTensor, TorchFile
@@ -141,7 +141,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         InputError: none of these, or no backbone in it.
     """
     if path.suffix == ".safetensors":
-        state = read_state(path)
+        state = dict(read_tensors(path))
     else:
         file = TorchFile(path)
         state = {name: file.tensor(tensor) for name, tensor in _named_tensors(file).items()}

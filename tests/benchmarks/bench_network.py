@@ -8,7 +8,6 @@ weights on) is its own. Seconds are of the fastest pass, CPU seconds of all thre
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import reference_network as reference
 import torch
-from machine import machine_line
+from machine import machine_line, peak_mb
 from torch import Tensor
 
 from crossearth.components.predict import PredictConfig, load_network, window_scores
@@ -56,8 +55,7 @@ def passes(form: str, model: Path, image_13HW: Tensor, repeats: int) -> tuple[Te
         scores_1KHW = run()
         costs.append((time.perf_counter() - start, time.process_time() - cpu_start))
     seconds, cpu_seconds = (min(each) for each in zip(*costs, strict=True))
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return scores_1KHW, {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb}
+    return scores_1KHW, {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb()}
 
 
 def main() -> None:

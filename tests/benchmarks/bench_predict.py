@@ -9,7 +9,6 @@ CPU seconds are of the whole process, so that they hold on a machine that others
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -18,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import torch
+from machine import peak_mb
 from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor, nn
 
 from crossearth.components import predict as step
 from crossearth.components.predict import PredictConfig, predict
+from crossearth.components.processes import choose_device
 from crossearth.model.checkpoint import save
 from crossearth.model.crossearth import NetworkConfig, crossearth_tiny, large_config
 
@@ -85,17 +86,12 @@ def write_scene(path: Path, size: int) -> Path:
     return path
 
 
-def peak_mb() -> float:
-    """Highest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def map_once(scene: Path, model: Path, out: Path, config: PredictConfig) -> dict[str, object]:
     """Maps the scene; its cost per window beside that of the network on ready tensors."""
     loaded = step.load_network(model, config)
     crop_px, batch = loaded.network.config.crop_px, config.batch_size
     windows_B3HW = torch.randint(0, 256, (batch, 3, crop_px, crop_px), dtype=torch.uint8)
-    windows_B3HW = windows_B3HW.to(step.choose_device(config.device))
+    windows_B3HW = windows_B3HW.to(choose_device(config.device))
 
     def network_alone() -> None:
         step.window_scores(loaded, windows_B3HW).sum().item()

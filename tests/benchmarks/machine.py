@@ -1,4 +1,4 @@
-"""The line that says on what machine a measurement was made."""
+"""What a measurement was made on, and how much memory it took."""
 
 import os
 import platform
@@ -15,3 +15,10 @@ def machine_line() -> str:
         f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, "
         f"Python {platform.python_version()}, {platform.system()}"
     )
+
+
+def peak_mb() -> float:
+    """Most memory that this process held at a time, MiB."""
+    # not ru_maxrss, which a child takes over from the process that starts it
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024

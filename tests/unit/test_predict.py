@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from crossearth.components import cli, maps, registry
 from crossearth.components import predict as step
 from crossearth.components.predict import PredictConfig, open_scene, predict
+from crossearth.components.processes import choose_device
 from crossearth.data.errors import InputError
 from crossearth.model.checkpoint import save
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
@@ -413,7 +414,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
 def test_an_absent_device_is_refused(device: str) -> None:
     with pytest.raises(InputError, match=f"device: '{device}'"):
-        step.choose_device(device)
+        choose_device(device)
 
 
 def test_a_model_of_the_registry_is_fetched_with_its_backbone(

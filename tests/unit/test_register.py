@@ -272,6 +272,14 @@ def test_an_unknown_model_is_named(workshop: Workshop) -> None:
         pass
 
 
+def test_looking_for_a_model_makes_no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match="there is no registry here"), fetch_model("models:/a@champion"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unreachable_registry_is_named(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     workshop.train(1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
