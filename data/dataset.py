@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypedDict
 
 import numpy as np
 import torch
+from cachetools import LRUCache, cachedmethod
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,6 +16,8 @@ from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 from crossearth.data.manifest import Manifest, read_image, read_label
 from crossearth.data.style import keyed_generator
+
+HELD_BYTES = 128 * 2**20  # of decoded tiles: a small domain is decoded once, not once per epoch
 
 
 class Item(TypedDict):
@@ -39,7 +43,7 @@ class Batch(TypedDict):
 
 
 class TileDataset(Dataset[Item]):
-    """The tiles of a manifest, whole and in order.
+    """The tiles of a manifest, whole and in order; what an item holds may be held for the next, so read only.
 
     Args:
         manifest: one split of a domain.
@@ -64,15 +68,24 @@ class TileDataset(Dataset[Item]):
         table = np.full(IGNORE + 1, IGNORE, dtype=np.uint8)
         table[: len(remap)] = remap
         self._remap = table
+        self._held: LRUCache[object, tuple[Tensor, Tensor]] = LRUCache(HELD_BYTES, _num_bytes)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> Item:
         index = self.indices[position]
-        image_3HW = torch.from_numpy(read_image(self.manifest, index))
-        label_HW = torch.from_numpy(self._remap[read_label(self.manifest, index)])
+        image_3HW, label_HW = self._tile(index)
         return Item(image=image_3HW, label=label_HW, index=index, position=position)
+
+    @cachedmethod(attrgetter("_held"))
+    def _tile(self, index: int) -> tuple[Tensor, Tensor]:
+        image_3HW = torch.from_numpy(read_image(self.manifest, index))
+        return image_3HW, torch.from_numpy(self._remap[read_label(self.manifest, index)])
+
+
+def _num_bytes(tile: tuple[Tensor, Tensor]) -> int:
+    return sum(plane.nbytes for plane in tile)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,11 @@
-"""Time and peak memory of the paper's ViT-L on one image, beside the plain float32 network.
+"""The paper's ViT-L on one image: the plain network, and ours in its two precisions. Random weights."""
 
-    python tests/benchmarks/bench_network.py --size 512
-
-Weights and image are random. Every form runs in a process of its own, so its peak memory (from reading the
-weights on) is its own. Seconds are of the fastest pass, CPU seconds of all threads.
-"""
-
-import argparse
-import json
-import subprocess
-import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import reference_network as reference
 import torch
-from machine import machine_line, peak_mb
+from harness import Action, Case, Form, scratch
 from torch import Tensor
 
 from crossearth.components.predict import PredictConfig, load_network, window_scores
@@ -25,78 +14,66 @@ from crossearth.model.crossearth import crossearth_large
 from crossearth.model.names import to_released
 
 NUM_CLASSES = 7
-FORMS = ("plain", "float32", "bfloat16")
+ABOUT = {"classes": list("abcdefg"), "palette": ["#808080"] * NUM_CLASSES, "provenance": "own"}
 
 
-def passes(form: str, model: Path, image_13HW: Tensor, repeats: int) -> tuple[Tensor, dict[str, float]]:
-    """Scores of the last pass, and what a pass costs."""
-    if form == "plain":
-        network = load(model)
-        state = {str(to_released(name)): tensor for name, tensor in network.state_dict().items()}
-        config = network.config
-        sizes = reference.Sizes(
-            config.heads, config.taps, config.head_heads, config.num_points, config.norm_groups
-        )
-        x_13HW = network.normalise(image_13HW)
-
-        def run() -> Tensor:
-            with torch.inference_mode():
-                return reference.forward(state, sizes, x_13HW)[0]
-
-    else:
-        loaded = load_network(model, PredictConfig(precision=form, device="cpu"))  # type: ignore[arg-type]
-
-        def run() -> Tensor:
-            return window_scores(loaded, image_13HW)
-
-    scores_1KHW, costs = run(), []
-    for _ in range(repeats):
-        start, cpu_start = time.perf_counter(), time.process_time()
-        scores_1KHW = run()
-        costs.append((time.perf_counter() - start, time.process_time() - cpu_start))
-    seconds, cpu_seconds = (min(each) for each in zip(*costs, strict=True))
-    return scores_1KHW, {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb()}
+def large_model() -> Path:
+    """Folder of a ViT-L with random weights."""
+    folder = scratch("vit-large")
+    if not folder.exists():
+        save(crossearth_large(NUM_CLASSES), folder, ABOUT)
+    return folder
 
 
-def main() -> None:
-    """Prints one line per form, the ratios to the plain network, and the machine."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def plain_network(model: Path) -> tuple[dict[str, Tensor], reference.Sizes]:
+    """Weights by released names, and sizes, of a model, for the plain network."""
+    network = load(model)
+    config = network.config
+    sizes = reference.Sizes(
+        config.heads, config.taps, config.head_heads, config.num_points, config.norm_groups
     )
-    parser.add_argument("--size", type=int, default=512, help="side of the image, px")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--run", nargs=2, metavar=("FORM", "FOLDER"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    torch.manual_seed(0)
-    image_13HW = torch.randint(0, 256, (1, 3, given.size, given.size), dtype=torch.uint8)
-    if given.run:
-        form, folder = given.run[0], Path(given.run[1])
-        scores_1KHW, cost = passes(form, folder, image_13HW, given.repeats)
-        torch.save(scores_1KHW.argmax(1), folder / f"{form}.pt")
-        print(json.dumps(cost))
-        return
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        meta = {"classes": list("abcdefg"), "palette": ["#808080"] * NUM_CLASSES, "provenance": "own"}
-        save(crossearth_large(NUM_CLASSES), folder, meta)
-        costs = {}
-        for form in FORMS:
-            command = [sys.executable, __file__, "--size", given.size, "--repeats", given.repeats]
-            command += ["--run", form, folder]
-            done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
-            costs[form] = json.loads(done.stdout)
-        labels = {form: torch.load(folder / f"{form}.pt") for form in FORMS}
-    print(f"ViT-L, {given.size} x {given.size} px, batch 1, {torch.get_num_threads()} threads")
-    for form, cost in costs.items():
-        changed = (labels[form] != labels["plain"]).double().mean()
-        print(
-            f"{form:9} {cost['seconds']:6.2f} s {cost['cpu_seconds']:6.2f} CPU s"
-            f" {cost['peak_mb']:6.0f} MB peak"
-            f"  {costs['plain']['seconds'] / cost['seconds']:5.2f} x as fast"
-            f"  {changed:.3%} of pixels of another class"
-        )
-    print(machine_line())
+    return {str(to_released(name)): value for name, value in network.state_dict().items()}, sizes
 
 
-if __name__ == "__main__":
-    main()
+def image(side_px: int) -> Tensor:
+    """(1, 3, side_px, side_px) uint8."""
+    return torch.randint(0, 256, (1, 3, side_px, side_px), dtype=torch.uint8)
+
+
+def plain(side_px: int) -> Action:
+    state, sizes = plain_network(large_model())
+    x_13HW = load(large_model()).normalise(image(side_px))
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return reference.forward(state, sizes, x_13HW)[0]
+
+    return run
+
+
+def ours(side_px: int, precision: str) -> Action:
+    config = PredictConfig(precision=precision, device="cpu")  # type: ignore[arg-type]
+    loaded, image_13HW = load_network(large_model(), config), image(side_px)
+    return lambda: window_scores(loaded, image_13HW)
+
+
+def changed(results: Mapping[str, object]) -> str:
+    labels = {form: torch.as_tensor(scores).argmax(1) for form, scores in results.items()}
+    shares = [
+        f"{form} {(label != labels['plain']).double().mean():.3%}"
+        for form, label in labels.items()
+        if form != "plain"
+    ]
+    return f"pixels of another class than plain: {', '.join(shares)}"
+
+
+def case(side_px: int) -> Case:
+    forms = {
+        "plain": Form(lambda: plain(side_px)),
+        "float32": Form(lambda: ours(side_px, "float32")),
+        "bfloat16": Form(lambda: ours(side_px, "bfloat16")),
+    }
+    return Case(forms, "image", compare=changed)
+
+
+CASES = {"network ViT-L, 512 px": case(512)}

@@ -1,0 +1,76 @@
+"""A pass over a target beside the network alone on tiles in memory, and the report of all settings."""
+
+from itertools import count
+
+import torch
+from bench_network import NUM_CLASSES, large_model
+from bench_predict import tiny_model
+from domain_factory import write_domain
+from harness import Action, Case, Form, scratch
+from results_factory import write_benchmark
+
+from crossearth.components.processes import Processes
+from crossearth.components.report import report
+from crossearth.components.scoring import predict_tiles, score_target
+from crossearth.data.catalog import load_catalog
+from crossearth.data.manifest import Manifest, read_image, read_manifest
+from crossearth.model.checkpoint import load
+from crossearth.model.crossearth import CrossEarth
+
+TILES, TILE_PX, BATCH = 4, 512, 2
+runs = count()
+
+
+def target(tiles: int, tile_px: int) -> Manifest:
+    folder = scratch(f"target-{tiles}-{tile_px}")
+    if not folder.exists():
+        write_domain(folder, "target", "loveda", NUM_CLASSES, tiles=tiles, tile_px=tile_px)
+    return read_manifest(folder, "test")
+
+
+def network_alone() -> Action:
+    model, manifest = load(large_model()), target(TILES, TILE_PX)
+    images = [torch.from_numpy(read_image(manifest, index))[None] for index in range(TILES)]
+    return lambda: [predict_tiles(model, image_13HW, BATCH) for image_13HW in images]
+
+
+def scoring(model: CrossEarth, tiles: int, tile_px: int) -> Action:
+    alone, manifest = Processes(0, 1, torch.device("cpu")), target(tiles, tile_px)
+    return lambda: score_target(
+        model, manifest, range(NUM_CLASSES), "mean", alone, batch_size=BATCH, readers=2, num_pictures=3
+    )
+
+
+def reporting(tiles: int) -> Action:
+    catalog, scores = load_catalog(), scratch(f"scores-{tiles}")
+    if not scores.exists():
+        write_benchmark(scores, catalog, tiles=tiles)
+    return lambda: report([scores], catalog, scratch(f"report-{next(runs)}"))
+
+
+CASES = {
+    "evaluate ViT-L, 512 px": Case(
+        {
+            "network alone": Form(network_alone, TILES),
+            "evaluate": Form(lambda: scoring(load(large_model()), TILES, TILE_PX), TILES),
+        },
+        "tile",
+        rounds=3,
+    ),
+    "growth of evaluate": Case(
+        {
+            f"{tiles} tiles": Form(lambda tiles=tiles: scoring(load(tiny_model()), tiles, 256), tiles)  # type: ignore[misc]
+            for tiles in (8, 32, 128)
+        },
+        "tile",
+        rounds=3,
+    ),
+    "growth of report": Case(
+        {
+            f"{tiles} tiles a target": Form(lambda tiles=tiles: reporting(tiles), tiles)  # type: ignore[misc]
+            for tiles in (75, 300, 1200)
+        },
+        "tile",
+        rounds=3,
+    ),
+}

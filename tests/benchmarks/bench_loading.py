@@ -1,0 +1,100 @@
+"""Loading of training crops: its speed alone, and what it adds to the steps of the mini preset."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import torch
+import yaml
+from domain_factory import write_domain
+from harness import Action, Case, Form, scratch
+from torch.utils.data import DataLoader
+
+from crossearth.components.processes import Processes
+from crossearth.components.train import TrainConfig, Training, make_network, prepare
+from crossearth.components.training_state import Checkpoints
+from crossearth.data.augment import Augmentation
+from crossearth.data.catalog import load_catalog
+from crossearth.data.config import load_config
+from crossearth.data.dataset import Batch, TileDataset, TrainingStream
+from crossearth.data.manifest import Manifest, read_manifest
+from crossearth.data.spectral import SpectralEngine
+from crossearth.data.style import EarthStyles, StyleMoments
+
+ROOT = Path(__file__).parents[2]
+CROPS, CROP_PX = 16, 1024
+RECIPE = "loveda-urban"
+STEPS = 10
+runs = count()
+
+
+def tiles(tile_px: int) -> Manifest:
+    """The recipe's source, drawn."""
+    folder = load_catalog().domain_dir(scratch(f"tiles-{tile_px}"), RECIPE)
+    if not folder.exists():
+        write_domain(folder, RECIPE, "loveda", 7, tiles=12, tile_px=tile_px, split="train")
+    return read_manifest(folder, "train")
+
+
+def loading(workers: int) -> Action:
+    """Crops of 1024 px from tiles of 1024 px, as the paper's second half of the recipes takes them."""
+    stream = TrainingStream(TileDataset(tiles(CROP_PX), range(7)), Augmentation(CROP_PX), seed=0)
+
+    def forever() -> Iterator[list[int]]:
+        yield from ([position] for position in count())
+
+    batches = iter(DataLoader(stream, batch_sampler=forever(), num_workers=workers))
+    return lambda: [next(batches) for _ in range(CROPS)]
+
+
+def training(loads: bool) -> Action:
+    """Steps of the mini preset, on the crops of the loader or on the first ones again and again."""
+    tiles(128)
+    preset = yaml.safe_load((ROOT / "params.yaml").read_text())["presets"]["mini"]["train"]
+    config = replace(load_config(TrainConfig, preset, "mini"), iterations=10_000)
+    engine = SpectralEngine()
+    moments = StyleMoments(engine.dim)
+    moments.add(engine.embed(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)), list("abcd"))
+    styles = EarthStyles.from_moments(moments, engine.name).save(scratch("mini") / "earth.safetensors")
+    catalog = load_catalog()
+    job = prepare(catalog.recipe(RECIPE), catalog, scratch("tiles-128"), config, styles)
+    states = Checkpoints(scratch(f"states-{next(runs)}"), 1, job.identity)
+    steps = Training(job, make_network(job), Processes(0, 1, torch.device("cpu")), states)
+    context = steps.loading()
+    batches = context.__enter__()
+    first: list[Batch] = next(batches)
+
+    def run(held: object = context) -> float:
+        began, waited = time.perf_counter(), 0.0
+        for _ in range(STEPS):
+            asked = time.perf_counter()
+            batch = next(batches) if loads else first
+            waited += time.perf_counter() - asked
+            steps._iterate(batch, 0)
+        return waited / (time.perf_counter() - began)
+
+    run()
+    return run
+
+
+def data_wait(results: Mapping[str, object]) -> str:
+    """Share of the time of a step in which it waits for its crops."""
+    return f"data wait: {results['loader']:.1%} of a step"
+
+
+CASES = {
+    "loading crops of 1024 px": Case(
+        {"in the process": Form(lambda: loading(0), CROPS), "2 workers": Form(lambda: loading(2), CROPS)},
+        "crop",
+    ),
+    "training step mini": Case(
+        {
+            "same crops again": Form(lambda: training(loads=False), STEPS),
+            "loader": Form(lambda: training(loads=True), STEPS),
+        },
+        "step",
+        compare=data_wait,
+    ),
+}

@@ -1,0 +1,161 @@
+"""Side by side: every form of a computation in turn, round after round, medians and ratios to the first form.
+
+The forms of a case are timed in one process, A B A B, so that whatever else the machine does falls on all of
+them alike. Memory is taken apart, in a process of each form's own, from its start on.
+"""
+
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+Action = Callable[[], object]
+SCRATCH = "CROSSEARTH_BENCHMARK_FOLDER"  # in the environment: a folder that all processes of a run share
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to do a computation.
+
+    prepare: sets up, untimed, and returns what is timed. items: that one call handles, in the case's unit.
+    """
+
+    prepare: Callable[[], Action]
+    items: float = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """Forms of one computation; the first is the baseline.
+
+    unit: of the items. rounds: timed calls of each form. compare: says how far the results of the forms, by
+    name, are apart.
+    """
+
+    forms: Mapping[str, Form]
+    unit: str = "call"
+    rounds: int = 5
+    compare: Callable[[Mapping[str, object]], str] | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one form: medians over the rounds, per call.
+
+    seconds, cpu_seconds: wall, and of all threads. spread: half the interquartile range of the wall seconds,
+    as a share of their median. speed: items per second. ratio: of the speed to the baseline's, median over
+    the rounds. peak_mb: most memory of a process that does nothing else, MiB.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    spread: float
+    speed: float
+    ratio: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of a case: costs by form, and what `compare` says."""
+
+    costs: Mapping[str, Cost]
+    difference: str
+
+
+def measure(name: str, case: Case) -> Result:
+    """Runs a case: warm-up, rounds, then each form once more in a process of its own."""
+    actions = {form: each.prepare() for form, each in case.forms.items()}
+    results = {form: action() for form, action in actions.items()}
+    difference = case.compare(results) if case.compare else ""
+    del results
+    runs: dict[str, list[tuple[float, float]]] = {form: [] for form in actions}
+    for _ in range(case.rounds):
+        for form, action in actions.items():
+            started, cpu_started = time.perf_counter(), _cpu_seconds()
+            action()
+            runs[form].append((time.perf_counter() - started, _cpu_seconds() - cpu_started))
+    del actions
+    baseline = next(iter(case.forms))
+    costs = {}
+    for form, each in case.forms.items():
+        wall, cpu = (list(column) for column in zip(*runs[form], strict=True))
+        quartiles = statistics.quantiles(wall, n=4) if len(wall) > 1 else [wall[0]] * 3
+        per_item = [seconds / each.items for seconds in wall]
+        of_baseline = [seconds / case.forms[baseline].items for seconds, _ in runs[baseline]]
+        middle = statistics.median(wall)
+        costs[form] = Cost(
+            seconds=middle,
+            cpu_seconds=statistics.median(cpu),
+            spread=(quartiles[2] - quartiles[0]) / 2 / middle,
+            speed=each.items / middle,
+            ratio=statistics.median(a / b for a, b in zip(of_baseline, per_item, strict=True)),
+            peak_mb=_peak_apart(name, form),
+        )
+    return Result(costs, difference)
+
+
+def show(name: str, case: Case, result: Result) -> None:
+    """Prints a case as a table."""
+    table = Table(title=f"{name} ({case.rounds} rounds)", title_justify="left", title_style="bold")
+    table.add_column("form")
+    for column in ("wall s", "spread", "CPU s", f"{case.unit}s / s", "ratio", "peak MiB"):
+        table.add_column(column, justify="right")
+    for form, cost in result.costs.items():
+        table.add_row(
+            form,
+            f"{cost.seconds:.4g}",
+            f"{cost.spread:.0%}",
+            f"{cost.cpu_seconds:.4g}",
+            f"{cost.speed:.4g}",
+            f"{cost.ratio:.2f}",
+            f"{cost.peak_mb:.0f}",
+        )
+    console = Console(width=110)
+    console.print(table)
+    if result.difference:
+        console.print(result.difference)
+
+
+def scratch(name: str) -> Path:
+    """A place of that name for what a case prepares once for all its processes; gone in the end."""
+    return Path(os.environ[SCRATCH]) / name
+
+
+def peak_mb() -> float:
+    """Most memory that this process held at a time, MiB."""
+    # not ru_maxrss, which a child takes over from the process that starts it
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def machine_line() -> str:
+    """Processor, cores that this process may use, memory, Python."""
+    described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = [line.partition(":")[2].strip() for line in described.splitlines() if "model name" in line]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    processor = models[0] if models else platform.processor() or platform.machine()
+    return (
+        f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, "
+        f"Python {platform.python_version()}, {platform.system()}"
+    )
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _peak_apart(name: str, form: str) -> float:
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--peak", name, form]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.split()[-1])
