@@ -35,7 +35,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import fsync_dir, write_json
 from crossearth.model.checkpoint import load, read_meta
 from crossearth.model.crossearth import CrossEarth
-from crossearth.model.inference import window_starts
+from crossearth.model.inference import best_class, window_starts
 
 SCENE_SUFFIXES = {".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".vrt"}
 SMALLEST_VALUE = {"uint8": 0, "uint16": 0, "int16": -(1 << 15)}
@@ -293,7 +293,7 @@ def _write_rows(
         strips = stack.enter_context(_strips(scene, value_range, tops, loaded.network.config.crop_px))
         for top, valid_HW, scores_KHW in scene_scores(loaded, strips, scene.grid, config.batch_size, advance):
             rows = Window(0, top, scene.grid.width, len(valid_HW))
-            ids_HW = scores_KHW.argmax(0).to(torch.uint8).cpu().numpy()
+            ids_HW = best_class(scores_KHW, 0).cpu().numpy()
             ids_HW[~valid_HW] = maps.NODATA
             ids.write(ids_HW, 1, window=rows)
             pixels += np.bincount(ids_HW.ravel(), minlength=256)

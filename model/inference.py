@@ -82,4 +82,10 @@ def predict_labels(model: CrossEarth, image_B3HW: Tensor, batch_size: int = 1) -
     """
     config = model.config
     logits_BKHW = slide_logits(model, image_B3HW, config.crop_px, config.stride_px, batch_size)
-    return logits_BKHW.argmax(dim=1).to(torch.uint8)
+    return best_class(logits_BKHW, 1)
+
+
+def best_class(scores: Tensor, dim: int) -> Tensor:
+    """Uint8 ids of the highest score along the class dimension; the first one of equals."""
+    # several times as fast as argmax, which torch runs along a strided dimension one by one
+    return scores.max(dim).indices.to(torch.uint8)

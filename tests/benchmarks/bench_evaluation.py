@@ -41,11 +41,15 @@ def scoring(model: CrossEarth, tiles: int, tile_px: int) -> Action:
     )
 
 
-def reporting(tiles: int) -> Action:
-    catalog, scores = load_catalog(), scratch(f"scores-{tiles}")
+def reporting(tiles: int, recipes: int | None = None) -> Action:
+    catalog, scores = load_catalog(), scratch(f"scores-{tiles}-{recipes}")
     if not scores.exists():
-        write_benchmark(scores, catalog, tiles=tiles)
+        write_benchmark(scores, catalog, recipes, tiles=tiles)
     return lambda: report([scores], catalog, scratch(f"report-{next(runs)}"))
+
+
+def num_settings(recipes: int) -> int:
+    return sum(len(recipe.settings) for recipe in list(load_catalog().recipes().values())[:recipes])
 
 
 CASES = {
@@ -65,7 +69,18 @@ CASES = {
         "tile",
         rounds=3,
     ),
-    "growth of report": Case(
+    "growth of report, settings": Case(
+        {
+            f"{num_settings(recipes)} settings": Form(
+                lambda recipes=recipes: reporting(300, recipes),  # type: ignore[misc]
+                num_settings(recipes),
+            )
+            for recipes in (1, 3, 14)
+        },
+        "setting",
+        rounds=3,
+    ),
+    "growth of report, tiles": Case(
         {
             f"{tiles} tiles a target": Form(lambda tiles=tiles: reporting(tiles), tiles)  # type: ignore[misc]
             for tiles in (75, 300, 1200)

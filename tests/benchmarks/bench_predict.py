@@ -1,11 +1,12 @@
-"""Mapping of one scene, beside the network alone on as many ready windows. A tiny network, random weights."""
+"""Mapping of one scene, beside the network alone on as many ready windows. Random weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import rasterio
 import torch
-from bench_network import ABOUT, NUM_CLASSES
+from bench_network import ABOUT, NUM_CLASSES, large_model
 from harness import Action, Case, Form, scratch
 from rasterio.transform import Affine
 from rasterio.windows import Window
@@ -48,32 +49,35 @@ def tiny_model() -> Path:
     return folder if folder.exists() else save(crossearth_tiny(NUM_CLASSES, CROP_PX), folder, ABOUT)
 
 
-def windows_of(size_px: int) -> int:
-    return num_windows(open_scene(write_scene(size_px)).grid, load_network(tiny_model(), CONFIG).network)
-
-
-def network_alone(size_px: int) -> Action:
-    loaded, number = load_network(tiny_model(), CONFIG), windows_of(size_px)
-    windows_B3HW = torch.randint(0, 256, (BATCH, 3, CROP_PX, CROP_PX), dtype=torch.uint8)
+def network_alone(size_px: int, model: Callable[[], Path]) -> Action:
+    loaded = load_network(model(), CONFIG)
+    number = num_windows(open_scene(write_scene(size_px)).grid, loaded.network)
+    crop_px = loaded.network.config.crop_px
+    windows_B3HW = torch.randint(0, 256, (BATCH, 3, crop_px, crop_px), dtype=torch.uint8)
 
     def run() -> None:
-        for _ in range(-(-number // BATCH)):
-            window_scores(loaded, windows_B3HW)
+        for first in range(0, number, BATCH):
+            window_scores(loaded, windows_B3HW[: number - first])
 
     return run
 
 
-def mapping(size_px: int) -> Action:
-    scene, model = write_scene(size_px), tiny_model()
-    return lambda: predict([scene], model, scratch(f"map-{size_px}.tif"), CONFIG)
+def mapping(size_px: int, model: Callable[[], Path] = tiny_model) -> Action:
+    scene, folder = write_scene(size_px), model()
+    return lambda: predict([scene], folder, scratch(f"map-{size_px}.tif"), CONFIG)
+
+
+def case(size_px: int, model: Callable[[], Path]) -> Case:
+    forms = {
+        "network alone": Form(lambda: network_alone(size_px, model)),
+        "predict": Form(lambda: mapping(size_px, model)),
+    }
+    return Case(forms, "scene", rounds=3)
 
 
 CASES = {
-    "predict a scene of 6000 px": Case(
-        {"network alone": Form(lambda: network_alone(6000)), "predict": Form(lambda: mapping(6000))},
-        "scene",
-        rounds=3,
-    ),
+    "predict a scene of 6000 px, tiny": case(6000, tiny_model),
+    "predict a scene of 2048 px, ViT-L": case(2048, large_model),
     "growth of predict": Case(
         {
             f"{size} px": Form(lambda size=size: mapping(size), (size / 1000) ** 2)  # type: ignore[misc]
