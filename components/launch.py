@@ -1,6 +1,5 @@
 """A step's command in this process, in one process a GPU, or on many nodes."""
 
-import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -9,11 +8,7 @@ from typing import Any
 from crossearth.components.train_job import TrainJobConfig, run_train_job
 from crossearth.components.workspace import crossearth
 from crossearth.data.config import load_config
-
-# what a node of a TrainJob needs of this pod's environment and all may see; secrets come by reference
-FORWARDED = re.compile(
-    r"^(MLFLOW_TRACKING_URI|CROSSEARTH_\w+|AWS_ENDPOINT_URL|AWS_DEFAULT_REGION|NCCL_\w+|OMP_NUM_THREADS)$"
-)
+from crossearth.data.files import digest
 
 
 def launch(arguments: Sequence[str], workspace: str, processes: int, job: dict[str, Any]) -> None:
@@ -29,8 +24,10 @@ def launch(arguments: Sequence[str], workspace: str, processes: int, job: dict[s
     """
     if job:
         config = load_config(TrainJobConfig, job, "trainer")
-        environment = {name: value for name, value in os.environ.items() if FORWARDED.match(name)}
-        run_train_job("-".join(["crossearth", *arguments]), arguments, workspace, config, environment)
+        # a name that Kubernetes takes, and another one for another workspace
+        words = re.sub("[^a-z0-9]+", "-", "-".join(arguments).lower())[:35].strip("-")
+        name = f"crossearth-{words}-{digest([workspace, arguments, config.pod])[:6]}"
+        run_train_job(name, arguments, workspace, config)
     elif processes > 1:
         command = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "--no-python", "crossearth"]
         code = subprocess.run([*command, *arguments], check=False).returncode

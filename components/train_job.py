@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from crossearth.data.errors import InputError
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 5.0
 NODE = "node"
+# Secrets' keys lie here under the names of their variables: Kubeflow Trainer lets no TrainJob patch the
+# environment of its nodes, and the SDK knows plain values alone
+SECRETS = Path("/var/run/crossearth")
+FOLLOWERS = Path("artifacts/run/followers")
+LEASE_S = 300.0  # without its follower a node works so long
+PATIENCE_S = 300.0  # and the follower waits so long for a cluster that does not answer
 RUNNING, COMPLETE, FAILED = "Running", "Complete", "Failed"
 
 
@@ -29,8 +37,9 @@ class TrainJobConfig:
         runtime: name of the (Cluster)TrainingRuntime.
         namespace: where the TrainJob is created; none = the pod's own namespace.
         resources: what each pod asks for, e.g. {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": 4}.
+        environment: plain variables of every node; secrets are files below `SECRETS`, see `mounts`.
         pod: further fields of the pod's spec: volumes, tolerations, node_selector, ...
-        container: further fields of the container: env (with references to secrets), volume_mounts.
+        mounts: where the volumes are mounted, as in a container's `volumeMounts`.
         packages: Python packages that a node installs first; the image has all that training needs.
         schedule_timeout_s: seconds until the first pod must run.
         timeout_s: seconds until the job must have ended.
@@ -41,8 +50,9 @@ class TrainJobConfig:
     runtime: str = "torch-distributed"
     namespace: str | None = None
     resources: dict[str, str | int] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     pod: dict[str, Any] = field(default_factory=dict)
-    container: dict[str, Any] = field(default_factory=dict)
+    mounts: list[dict[str, Any]] = field(default_factory=list)
     packages: tuple[str, ...] = ()
     schedule_timeout_s: float = 1800
     timeout_s: float = 7 * 24 * 3600
@@ -57,18 +67,17 @@ def run_train_job(
     arguments: Sequence[str],
     workspace: str,
     config: TrainJobConfig,
-    environment: Mapping[str, str],
     client: "TrainerClient | None" = None,
 ) -> None:
     """Runs `crossearth ARGUMENTS` on every node of a TrainJob, prints its log and waits for its end.
 
-    The job is deleted whatever happens, so that a pipeline that is stopped leaves none behind.
+    The job is deleted whatever happens here. If this process is killed so hard that it cannot, the nodes
+    leave by themselves: they work only as long as a file of the workspace is touched here.
 
     Args:
         name: of the TrainJob; one of this name that an earlier, killed try left is deleted first.
         arguments: of the command line, the same on every node; rank and address come from the runtime.
-        workspace: working folder on every node, the mount of the shared volume.
-        environment: plain variables of every node.
+        workspace: working folder here and on every node, the mount of the shared volume.
         client: of Kubeflow Trainer; by default the cluster that this pod runs in.
 
     Raises:
@@ -82,51 +91,82 @@ def run_train_job(
 
     client = client or TrainerClient(KubernetesBackendConfig(namespace=config.namespace))
     options: list[Any] = [Name(name)]
+    environment = {
+        **config.environment,
+        "CROSSEARTH_WORKSPACE": workspace,
+        "CROSSEARTH_ARGUMENTS": json.dumps(list(arguments)),
+    }
+    lease: Path | None = None
     if isinstance(client.backend, KubernetesBackend):
         options += [
             Labels({"app.kubernetes.io/name": "crossearth"}),
-            # ends the job even if this process is killed so hard that it cannot
             ActiveDeadlineSeconds(math.ceil(config.timeout_s)),
             _pod_patch(config),
         ]
+        lease = Path(workspace) / FOLLOWERS / name
+        environment["CROSSEARTH_LEASE"] = str(lease)
     trainer = CustomTrainer(
         func=_node,
         image=config.image,
         num_nodes=config.nodes,
         resources_per_node=dict(config.resources) or None,
         packages_to_install=list(config.packages) or None,
-        env={
-            **environment,
-            "CROSSEARTH_WORKSPACE": workspace,
-            "CROSSEARTH_ARGUMENTS": json.dumps(list(arguments)),
-        },
+        env=environment,
     )
     runtime = _runtime(client, config.runtime)
     _delete_leftover(client, name)
     try:
+        if lease:
+            lease.parent.mkdir(parents=True, exist_ok=True)
+            lease.touch()
         client.train(runtime=runtime, trainer=trainer, options=options)
-        follow(client, name, config.schedule_timeout_s, config.timeout_s)
+        follow(client, name, config.schedule_timeout_s, config.timeout_s, lease=lease)
     finally:
         _delete_leftover(client, name)
+        if lease:
+            lease.unlink(missing_ok=True)
 
 
 def _node() -> None:
-    """What torchrun starts on every node; Kubeflow's SDK ships this source alone, hence the imports in it."""
-    import json
-    import os
-    import sys
+    """What torchrun starts on every node; Kubeflow's SDK ships this source alone, hence the import in it."""
+    from crossearth.components.train_job import work
 
+    work()
+
+
+def work(secrets: Path = SECRETS) -> None:
+    """A node's part of the job: its command in the workspace, with the secrets as variables."""
     from crossearth.components.cli import main
 
+    for file in secrets.glob("*/*"):
+        if file.is_file():
+            os.environ[file.name] = file.read_text(encoding="utf-8").strip()
+    if lease := os.environ.get("CROSSEARTH_LEASE"):
+        threading.Thread(target=_leave_without, args=(Path(lease), LEASE_S), daemon=True).start()
     os.chdir(os.environ["CROSSEARTH_WORKSPACE"])
     sys.argv = ["crossearth", *json.loads(os.environ["CROSSEARTH_ARGUMENTS"])]
     main()
 
 
+def _leave_without(lease: Path, seconds: float) -> None:
+    """Ends this process when `lease` has not been touched for so long, by this machine's clock."""
+    touched, since = 0, time.monotonic()
+    while time.monotonic() - since < seconds:
+        try:
+            now = lease.stat().st_mtime_ns
+        except OSError:
+            now = 0
+        if now != touched:
+            touched, since = now, time.monotonic()
+        time.sleep(seconds / 50)
+    print(f"nobody follows this TrainJob any more ({lease} was not touched for {seconds:.0f} s)", flush=True)
+    os._exit(1)
+
+
 def _pod_patch(config: TrainJobConfig) -> Any:
     from kubeflow.trainer.options import kubernetes as patches
 
-    container = patches.ContainerPatch(name=NODE, **config.container)
+    container = patches.ContainerPatch(name=NODE, volume_mounts=config.mounts or None)
     pod = patches.PodTemplatePatch(spec=patches.PodSpecPatch(containers=[container], **config.pod))
     job = patches.ReplicatedJobPatch(NODE, patches.JobTemplatePatch(spec=patches.JobSpecPatch(pod)))
     jobs = patches.JobSetTemplatePatch(spec=patches.JobSetSpecPatch([job]))
@@ -139,21 +179,35 @@ def follow(
     schedule_timeout_s: float,
     timeout_s: float,
     log: TextIO | None = None,
-    poll_s: float = POLL_SECONDS,
+    lease: Path | None = None,
 ) -> None:
     """Prints a TrainJob's log as it comes and returns when it has completed.
 
     Args:
         log: where to; standard output if None.
+        lease: file to touch as long as this lasts.
 
     Raises:
         TrainJobError: it failed, no pod ran within `schedule_timeout_s`, or it took longer than `timeout_s`.
     """
     log = log or sys.stdout
-    started = time.monotonic()
+    started = answered = time.monotonic()
     reader: threading.Thread | None = None
-    while (job := client.get_job(name)).status not in (COMPLETE, FAILED):
-        waited = time.monotonic() - started
+    while True:
+        if lease:
+            lease.touch()
+        try:
+            job = client.get_job(name)
+        except (RuntimeError, TimeoutError):
+            # a server that restarts costs no training of days
+            if time.monotonic() - answered > PATIENCE_S:
+                raise
+            time.sleep(POLL_SECONDS)
+            continue
+        if job.status in (COMPLETE, FAILED):
+            break
+        answered = time.monotonic()
+        waited = answered - started
         # a job that a queue let go keeps the status Created: its pods say more
         if reader is None and RUNNING in (job.status, *(step.status for step in job.steps)):
             reader = threading.Thread(target=_copy_log, args=(client, name, log), daemon=True)
@@ -166,7 +220,7 @@ def follow(
             raise TrainJobError(
                 f"TrainJob {name}: not finished within {timeout_s:.0f} s\n{_events(client, name)}"
             )
-        time.sleep(poll_s)
+        time.sleep(POLL_SECONDS)
     if reader is None:
         _copy_log(client, name, log)
     else:

@@ -169,14 +169,15 @@ def submit(
     inputs, wanted = _inputs(params, catalog, preset), load_values(values)
     given = _given(name, inputs, settings, recipe)
     client = _client(host, namespace, token_file)
-    run_id = kubeflow.submit(client, name, inputs, wanted, given, experiment, service_account, cache)
-    out.print(f"run {run_id}", highlight=False)
-    if watch:
-        try:
-            kubeflow.watch(client, run_id)
-        except kubeflow.PipelineError as error:
-            _fail(str(error))
-        out.print("succeeded")
+    with kubeflow.asking(host):
+        run_id = kubeflow.submit(client, name, inputs, wanted, given, experiment, service_account, cache)
+        out.print(f"run {run_id}", highlight=False)
+        if watch:
+            try:
+                kubeflow.watch(client, run_id)
+            except kubeflow.PipelineError as error:
+                _fail(str(error))
+            out.print("succeeded")
 
 
 @pipeline_app.command("list")
@@ -185,10 +186,11 @@ def list_(
 ) -> None:
     """List the latest runs on a cluster."""
     from crossearth.components.cli import _table
+    from crossearth.pipelines.submit import asking
 
-    runs = _client(host, namespace, token_file).list_runs(
-        page_size=number, sort_by="created_at desc", namespace=namespace
-    )
+    client = _client(host, namespace, token_file)
+    with asking(host):
+        runs = client.list_runs(page_size=number, sort_by="created_at desc", namespace=namespace)
     rows = [[each.run_id, each.display_name, each.state, each.created_at] for each in runs.runs or []]
     _table(f"{len(rows)} runs", ["run", "name", "state", "started"], rows)
 
@@ -201,5 +203,9 @@ def stop(
     token_file: TokenFile = None,
 ) -> None:
     """Stop a run: its pods end, and with them a TrainJob that one of them follows."""
-    _client(host, namespace, token_file).terminate_run(run_id)
+    from crossearth.pipelines.submit import asking
+
+    client = _client(host, namespace, token_file)
+    with asking(host):
+        client.terminate_run(run_id)
     out.print(f"stopped {run_id}", highlight=False)

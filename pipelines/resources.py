@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from kfp import dsl, kubernetes
 
+from crossearth.components.train_job import SECRETS
 from crossearth.data.config import load_config, nearest, read_yaml
 from crossearth.data.errors import InputError
 
@@ -30,9 +31,9 @@ STEPS = (
     "finish",
 )
 # the steps that talk to a server beyond the workspace: a lost connection is worth another try
-NETWORK_STEPS = frozenset({"fetch", "ingest", "register", "finish"})
-# the steps whose result depends on the state of a server or of the cluster, not on their inputs alone
-UNCACHED_STEPS = frozenset({"prerequisites", "plan", "fetch", "register", "finish"})
+NETWORK_STEPS = frozenset({"fetch", "ingest", "train", "register", "scenes", "predict", "finish"})
+# the steps whose result depends on a server, the cluster or what lies under an address, not on inputs alone
+UNCACHED_STEPS = frozenset({"prerequisites", "plan", "fetch", "register", "scenes", "predict", "finish"})
 
 _QUANTITY = re.compile(r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
 
@@ -91,7 +92,7 @@ class Workspace:
     Attributes:
         claim: name of a PersistentVolumeClaim (ReadWriteMany if steps may land on several nodes).
         mount: where the claim is mounted.
-        scratch: size of an emptyDir that holds the local copies if the workspace is an s3:// address.
+        scratch: size of an emptyDir on /tmp; none = the node's disk.
     """
 
     claim: str | None = "crossearth-workspace"
@@ -218,7 +219,8 @@ class Values:
             {key: value for key, value in asdict(toleration).items() if value is not None}
             for toleration in wanted.tolerations
         ]
-        pod: dict[str, Any] = {"node_selector": wanted.node_selector, "tolerations": tolerations}
+        volumes, mounts = self._volumes(wanted)
+        pod = {"node_selector": wanted.node_selector, "tolerations": tolerations, "volumes": volumes}
         return {
             "image": self.image,
             "nodes": self.trainer.nodes,
@@ -229,17 +231,31 @@ class Values:
                 "memory": wanted.memory,
                 **({wanted.gpu_type: wanted.gpus} if wanted.gpus else {}),
             },
+            "environment": self.environment,
             "pod": {key: value for key, value in pod.items() if value},
-            "container": {
-                "env": [
-                    {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": key}}}
-                    for secret in self.secrets.values()
-                    for key, variable in secret.env.items()
-                ]
-            },
+            "mounts": mounts,
             "schedule_timeout_s": self.trainer.schedule_timeout_s,
             "timeout_s": self.trainer.timeout_s,
         }
+
+    def _volumes(self, wanted: Resources) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Volumes of a TrainJob's pod and their mounts: those of a step's pod, and the secrets as files."""
+        volumes: dict[str, tuple[str, dict[str, Any]]] = {}
+        if self.workspace.claim:
+            claim = {"persistentVolumeClaim": {"claimName": self.workspace.claim}}
+            volumes["workspace"] = self.workspace.mount, claim
+        if self.workspace.scratch:
+            volumes["scratch"] = "/tmp", {"emptyDir": {"sizeLimit": self.workspace.scratch}}  # noqa: S108
+        if wanted.shm:
+            volumes["shm"] = "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": wanted.shm}}  # noqa: S108
+        for number, secret in enumerate(self.secrets.values()):
+            items = [{"key": key, "path": variable} for key, variable in secret.env.items()]
+            source = {"secretName": secret.name, "optional": True, "items": items}
+            volumes[f"secret-{number}"] = f"{SECRETS}/{secret.name}", {"secret": source}
+        return (
+            [{"name": name, **source} for name, (_, source) in volumes.items()],
+            [{"name": name, "mountPath": path} for name, (path, _) in volumes.items()],
+        )
 
 
 LOCAL = Values(image="crossearth:local", retry=Retry(attempts=0))

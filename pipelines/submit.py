@@ -2,8 +2,12 @@
 
 import json
 import os
+import shutil
+import time
+import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from kfp import compiler, local
 from kfp.client import Client
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.types.type_utils import get_canonical_type_name_for_type
+from kfp_server_api import ApiException
+from urllib3.exceptions import HTTPError as ConnectionProblem
 
 from crossearth.components.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.data.config import nearest
@@ -28,16 +34,23 @@ from crossearth.pipelines.training import training
 PIPELINES = {"benchmark": benchmark, "training": training, "inference": inference}
 TOKEN, COOKIE = "CROSSEARTH_KFP_TOKEN", "CROSSEARTH_KFP_COOKIE"
 HEALTH = "/apis/v2beta1/healthz"
+LOGIN = f"put a token into ${TOKEN} or a file for --token-file, or the session's cookie into ${COOKIE}"
+ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+PATIENCE_S = 300.0  # how long `watch` waits for a host that does not answer
 # a container gets these of the caller's environment; their values are shown nowhere
 FORWARDED = (
     "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
     "AWS_ENDPOINT_URL",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
     "AWS_DEFAULT_REGION",
-    "CROSSEARTH_DATA",
     "OMP_NUM_THREADS",
 )
+RUN_LABEL = "crossearth-run"
 
 
 class PipelineError(RuntimeError):
@@ -128,20 +141,26 @@ def run_local(
     if any((workspace / mark).exists() for mark in CHECKOUT_MARKS):
         raise InputError("this is a checkout", where=workspace, expected="a folder of its own for the run")
     workspace.mkdir(parents=True, exist_ok=True)
-    local.init(
-        runner=_docker_runner(workspace, docker) if docker else local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(workspace / "artifacts" / "run" / "kfp"),
-    )
-    try:
-        with warnings.catch_warnings():
-            # the image plays no part where steps run as processes
-            warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
+    shutil.rmtree(workspace / FAILURES, ignore_errors=True)
+    with _runner(workspace, docker) as runner, warnings.catch_warnings():
+        # the image plays no part where steps run as processes
+        warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
+        local.init(runner=runner, pipeline_root=str(workspace / "artifacts" / "run" / "kfp"))
+        try:
             pipeline(**given)
-    except RuntimeError as error:
-        raise PipelineError(_story(workspace, error)) from error
+        except RuntimeError as error:
+            raise PipelineError(_story(workspace) or str(error)) from error
+    # kfp takes a container that was gone before it could ask for its exit code for one that succeeded
+    if story := _story(workspace):
+        raise PipelineError(story)
 
 
-def _docker_runner(workspace: Path, docker: Docker) -> local.DockerRunner:
+@contextmanager
+def _runner(workspace: Path, docker: Docker | None) -> Iterator[local.SubprocessRunner | local.DockerRunner]:
+    """What runs the steps; containers that are still there at the end, as after Ctrl-C, are stopped."""
+    if docker is None:
+        yield local.SubprocessRunner(use_venv=False)
+        return
     from docker import from_env
     from docker.errors import DockerException, ImageNotFound
     from docker.types import Mount
@@ -158,27 +177,38 @@ def _docker_runner(workspace: Path, docker: Docker) -> local.DockerRunner:
         raise InputError(
             f"no Docker engine answers: {error}", next_step="start it, or leave --docker out"
         ) from error
-    return local.DockerRunner(
-        mounts=[Mount(str(workspace), str(workspace), type="bind")],
-        environment={name: os.environ[name] for name in FORWARDED if name in os.environ},
-        user=f"{os.getuid()}:{os.getgid()}",
-        network_mode="host",
-        shm_size=docker.shm,
-        read_only=True,
-        tmpfs={"/tmp": "exec"},  # noqa: S108
-    )
+    mounts = [Mount(str(workspace), str(workspace), type="bind")]
+    environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    if data := os.environ.get("CROSSEARTH_DATA"):
+        environment["CROSSEARTH_DATA"] = str(Path(data).resolve())
+        mounts.append(Mount(*2 * [environment["CROSSEARTH_DATA"]], type="bind", read_only=True))
+    run = uuid.uuid4().hex
+    try:
+        yield local.DockerRunner(
+            mounts=mounts,
+            environment=environment,
+            labels={RUN_LABEL: run},
+            user=f"{os.getuid()}:{os.getgid()}",
+            network_mode="host",
+            shm_size=docker.shm,
+            read_only=True,
+            tmpfs={"/tmp": "exec"},  # noqa: S108
+        )
+    finally:
+        for container in client.containers.list(filters={"label": f"{RUN_LABEL}={run}"}):
+            container.stop()
+        client.close()
 
 
-def _story(workspace: Path, error: Exception) -> str:
+def _story(workspace: Path) -> str:
     """The steps that failed, with their messages; the runner's own words say neither."""
     notes = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((workspace / FAILURES).glob("*.json"))
     ]
-    lines = [
+    return "\n".join(
         f"step {' '.join(part for part in (note['step'], note['item']) if part)} failed: {note['message']}"
         for note in notes
-    ]
-    return "\n".join(lines or [str(error)])
+    )
 
 
 def connect(host: str, namespace: str, token_file: Path | None = None) -> Client:
@@ -196,9 +226,28 @@ def connect(host: str, namespace: str, token_file: Path | None = None) -> Client
     token = _read_token(token_file) if token_file else os.environ.get(TOKEN, "")
     cookie = os.environ.get(COOKIE, "")
     _look_at(host, token, cookie)
-    with warnings.catch_warnings():
+    with asking(host), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return Client(host=host, namespace=namespace, existing_token=token or None, cookies=cookie or None)
+
+
+@contextmanager
+def asking(host: str) -> Iterator[None]:
+    """Around calls of the API: what goes wrong in them becomes InputError."""
+    try:
+        yield
+    except ApiException as error:
+        try:
+            words = json.loads(error.body)["error"]
+        except (TypeError, ValueError, KeyError):
+            words = error.reason
+        raise InputError(
+            f"Kubeflow Pipelines refuses (HTTP {error.status}): {str(words)[:1000]}",
+            where=host,
+            next_step=LOGIN if error.status in (401, 403) else "crossearth pipeline list shows the runs",
+        ) from error
+    except ConnectionProblem as error:
+        raise InputError(f"does not answer any more: {error}", where=host) from error
 
 
 def _read_token(path: Path) -> str:
@@ -223,7 +272,6 @@ def _look_at(host: str, token: str, cookie: str) -> None:
         headers["Authorization"] = f"Bearer {token}"
     if cookie:
         headers["Cookie"] = cookie
-    login = f"put a token into ${TOKEN} or a file for --token-file, or the session's cookie into ${COOKIE}"
     # http or https, looked at above
     request = Request(host.rstrip("/") + HEALTH, headers=headers)  # noqa: S310
     try:
@@ -232,11 +280,11 @@ def _look_at(host: str, token: str, cookie: str) -> None:
                 raise InputError(
                     "answers, but not as Kubeflow Pipelines does",
                     where=host,
-                    next_step=f"look at the address; {login}",
+                    next_step=f"look at the address; {LOGIN}",
                 )
     except HTTPError as error:
         if error.code in (301, 302, 303, 307, 308, 401, 403):
-            raise InputError(f"wants a login (HTTP {error.code})", where=host, next_step=login) from error
+            raise InputError(f"wants a login (HTTP {error.code})", where=host, next_step=LOGIN) from error
         raise InputError(f"answers HTTP {error.code}", where=host, next_step="look at the address") from error
     except (URLError, OSError) as error:
         raise InputError(
@@ -280,13 +328,24 @@ def submit(
     return str(run.run_id)
 
 
-def watch(client: Client, run_id: str, poll_s: float = 10.0, timeout_s: float = 14 * 24 * 3600) -> None:
-    """Waits for a run's end.
+def watch(client: Client, run_id: str, poll_s: float = 10.0) -> None:
+    """Waits for a run's end, also through short times in which the host does not answer.
 
     Raises:
         PipelineError: it ended otherwise than with success.
     """
-    run = client.wait_for_run_completion(run_id, timeout=int(timeout_s), sleep_duration=poll_s)
+    answered = time.monotonic()
+    while True:
+        try:
+            run = client.get_run(run_id)
+        except ConnectionProblem:
+            if time.monotonic() - answered > PATIENCE_S:
+                raise
+        else:
+            if run.state in ENDED:
+                break
+            answered = time.monotonic()
+        time.sleep(poll_s)
     if run.state != "SUCCEEDED":
         failed = [
             f"step {task.display_name} failed: {task.error.message if task.error else 'see its log'}"

@@ -19,7 +19,9 @@ from crossearth.components import pipeline_items, workspace
 from crossearth.components.params import load_params
 from crossearth.components.plan import plan
 from crossearth.components.prerequisites import check_prerequisites
+from crossearth.components.train_job import TrainJobConfig
 from crossearth.data.catalog import load_catalog
+from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
 from crossearth.pipelines import submit as kubeflow
 from crossearth.pipelines.benchmark import read_inputs
@@ -247,13 +249,48 @@ def test_loops_are_bounded_and_the_exit_handler_runs_in_any_case(
     assert tasks["finish"].trigger_policy.strategy == strategy.ALL_UPSTREAM_TASKS_COMPLETED
 
 
+@pytest.mark.parametrize("name", sorted(kubeflow.PIPELINES))
+def test_nothing_runs_before_the_prerequisites(name: str, tmp_path: Path, values: Values) -> None:
+    graph = compiled(tmp_path, name, values)[0]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+
+    def needed(task: str) -> set[str]:
+        direct = set(graph[task].get("dependentTasks", []))
+        return direct.union(*map(needed, direct))
+
+    assert [task for task in graph if "prerequisites" not in needed(task)] == ["prerequisites"]
+
+
 def test_many_nodes_become_a_train_job_with_the_same_resources(tmp_path: Path, values: Values) -> None:
     many = replace(values, trainer=Trainer(nodes=2, runtime="crossearth-torch"))
     job = many.train_job()
     assert (job["nodes"], job["runtime"], job["image"]) == (2, "crossearth-torch", values.image)
     assert job["resources"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": 1}
-    references = [each["valueFrom"]["secretKeyRef"]["name"] for each in job["container"]["env"]]
-    assert set(references) == {"crossearth-s3"}
+    volumes = {each.pop("name"): each for each in job["pod"]["volumes"]}
+    assert volumes == {
+        "workspace": {"persistentVolumeClaim": {"claimName": "crossearth-workspace"}},
+        "scratch": {"emptyDir": {"sizeLimit": "20Gi"}},
+        "shm": {"emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
+        "secret-0": {
+            "secret": {
+                "secretName": "crossearth-s3",
+                "optional": True,
+                "items": [
+                    {"key": key, "path": variable} for key, variable in values.secrets["s3"].env.items()
+                ],
+            }
+        },
+    }
+    assert {each["name"]: each["mountPath"] for each in job["mounts"]} == {
+        "workspace": "/workspace",
+        "scratch": "/tmp",
+        "shm": "/dev/shm",
+        "secret-0": "/var/run/crossearth/crossearth-s3",
+    }
+    assert job["environment"] == values.environment
+    assert job["pod"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+    # Kubeflow sends numbers as floats
+    config = load_config(TrainJobConfig, json.loads(json.dumps(job), parse_int=float), "trainer")
+    assert (config.nodes, config.resources["nvidia.com/gpu"]) == (2, 1)
     text = json.dumps(compiled(tmp_path, "benchmark", many)[0])
     assert "crossearth-torch" in text
     assert values.train_job() == {}
@@ -324,6 +361,51 @@ def test_missing_secrets_are_named_with_the_command_that_creates_them(
     assert CANARY not in message
 
 
+class Kubernetes(BaseHTTPRequestHandler):
+    """A cluster of two nodes, one with 2 GPUs, and of one training runtime."""
+
+    def do_GET(self) -> None:
+        body: Any = {"items": [{"status": {"allocatable": each}} for each in ({}, {"nvidia.com/gpu": "2"})]}
+        if "trainingruntimes" in self.path:
+            body = {} if self.path.endswith("/clustertrainingruntimes/torch-distributed") else None
+        data = json.dumps(body).encode()
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def in_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import kubernetes
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Kubernetes) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{running.server_address[1]}"
+        configured = kubernetes.client.Configuration(host=host)
+        monkeypatch.setattr(kubernetes.client.Configuration, "_default", configured)
+        monkeypatch.setattr(kubernetes.config, "load_incluster_config", lambda: None)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        yield
+        running.shutdown()
+
+
+def test_a_cluster_without_enough_gpus_or_the_runtime_is_said_with_what_to_do(in_cluster: None) -> None:
+    params = load_params(ROOT / "params.yaml")
+    found = check_prerequisites(params, {}, {"nvidia.com/gpu": 2}, "torch-distributed", "crossearth")
+    assert any(each.found == "clustertrainingruntimes/torch-distributed" for each in found)
+    with pytest.raises(InputError) as missing:
+        check_prerequisites(params, {}, {"nvidia.com/gpu": 4, "amd.com/gpu": 1}, "other", "crossearth")
+    message = str(missing.value)
+    assert "asks for 4, no node has more than 2; add a GPU node" in message
+    assert "asks for 1, no node has more than 0" in message
+    assert "neither in namespace crossearth nor in the cluster: other; install Kubeflow Trainer" in message
+
+
 def test_a_failed_step_leaves_a_note_until_it_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,7 +455,7 @@ class Api(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.posts.append((self.path, body))
-        self.answer(200, self.server.run)
+        self.answer(*(self.server.refusal or (200, self.server.run)))
 
     def answer(self, code: int, body: Any, kind: str = "application/json") -> None:
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
@@ -394,6 +476,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Api)
         self.token = ""
         self.mode = "fine"
+        self.refusal: tuple[int, Any] | None = None
         self.posts: list[tuple[str, bytes]] = []
         self.run: dict[str, Any] = {"run_id": "r-1", "display_name": "benchmark 1", "state": "SUCCEEDED"}
 
@@ -442,6 +525,23 @@ def test_a_failed_run_is_a_failure_that_names_the_step(server: Server) -> None:
     done = submit(server, "--watch")
     assert done.exit_code == 1
     assert "step train failed: no tiles" in done.output
+
+
+def test_watching_ends_when_the_run_is_stopped(server: Server) -> None:
+    server.run |= {"state": "CANCELED"}
+    done = submit(server, "--watch")
+    assert done.exit_code == 1
+    assert "CANCELED" in done.output
+
+
+def test_what_the_api_refuses_is_said_in_its_words(server: Server) -> None:
+    server.refusal = (404, {"error": "Run nowhere not found.", "message": "..."})
+    command = ["pipeline", "stop", "nowhere", "--host", server.host]
+    with pytest.raises(InputError, match=r"(?s)HTTP 404.*Run nowhere not found.*pipeline list"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    server.refusal = (403, {"error": "forbidden"})
+    with pytest.raises(InputError, match="CROSSEARTH_KFP_TOKEN"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
 
 
 def test_list_and_stop(server: Server) -> None:
