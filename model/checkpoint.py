@@ -31,7 +31,8 @@ META_NAME = "model.json"
 BACKBONE = "backbone."
 CLASS_HEAD = "mask_decoder.head.classes.weight"
 # the only parts that a file may lack: they take no part in inference
-TRAINING_ONLY = ("image_token", "gse.", "injector.", "reconstruction.")
+MASKED_MODELLING = ("image_token", "reconstruction.")
+INJECTION = ("gse.", "injector.")
 
 
 def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir: Path | None = None) -> Path:
@@ -219,7 +220,8 @@ def load_strictly(
         InputError: names every parameter that is missing, superfluous or of another shape.
     """
     expected = model.state_dict()
-    missing = sorted(name for name in expected.keys() - state.keys() if not name.startswith(TRAINING_ONLY))
+    unused = MASKED_MODELLING if model.config.inject_at_inference else (*MASKED_MODELLING, *INJECTION)
+    missing = sorted(name for name in expected.keys() - state.keys() if not name.startswith(unused))
     extra = sorted(state.keys() - expected.keys())
     shapes = [
         f"{name} is {tuple(state[name].shape)}, the network's is {tuple(expected[name].shape)}"

@@ -42,8 +42,9 @@ class NetworkConfig:
         norm_groups: of the pixel decoder's group norms.
         crop_px, stride_px: sliding windows at inference.
         frozen_backbone: only adapters and head are trained; the paper's way.
-        geospatial: has the extractor and injector (training only); `injector` says whose linear map it uses,
+        geospatial: has the extractor and injector; `injector` says whose linear map it uses,
             "shared" = Rein's W2, "own" = one of its own that starts at 0.
+        inject_at_inference: whether segmentation injects as training does; the authors switch it off.
         masked_modelling: has the image token and the reconstruction head (training only).
         reconstruction_channels, reconstruction_px: of that head; the side of its output.
         mean, std: of the input, RGB on the scale 0..255.
@@ -73,6 +74,7 @@ class NetworkConfig:
     frozen_backbone: bool = True
     geospatial: bool = False
     injector: Literal["shared", "own"] = "shared"
+    inject_at_inference: bool = False
     masked_modelling: bool = False
     reconstruction_channels: int = 256
     reconstruction_px: int = 512
@@ -96,6 +98,11 @@ class NetworkConfig:
         if len(self.taps) != len(MAP_SCALES) or not ascending:
             raise InputError(
                 f"taps: {list(self.taps)}", expected=f"4 ascending block numbers below depth {self.depth}"
+            )
+        if self.inject_at_inference and not self.geospatial:
+            raise InputError(
+                "inject_at_inference: true without an injector",
+                expected="geospatial: true (ablation: full)",
             )
         if self.geospatial and (self.patch_px & (self.patch_px - 1) or self.patch_px > 32 or self.embed % 16):
             raise InputError(
@@ -237,7 +244,9 @@ class CrossEarth(nn.Module):
 
     def segment(self, x_B3HW: Tensor) -> Tensor:
         """Normalised image -> scores (B, K, H, W)."""
-        last = self.decode(self.extract(x_B3HW))[-1]
+        everything_B = torch.ones(len(x_B3HW), dtype=torch.bool, device=x_B3HW.device)
+        features = self.extract(x_B3HW, everything_B if self.config.inject_at_inference else None)
+        last = self.decode(features)[-1]
         return semantic_logits(last, (x_B3HW.shape[2], x_B3HW.shape[3]))
 
     def extract(self, x_B3HW: Tensor, geospatial: Tensor | None = None) -> Features:

@@ -108,6 +108,16 @@ def test_parts_of_training_may_be_missing_and_nothing_else(tmp_path: Path) -> No
         load(folder)
 
 
+def test_an_injection_at_inference_needs_its_weights(tmp_path: Path) -> None:
+    folder = save(
+        tiny(geospatial=True, inject_at_inference=True, masked_modelling=True), tmp_path / "m", META
+    )
+    parts = ("image_token", "reconstruction.", "gse.layers.0")
+    edit(folder, lambda state: [state.pop(name) for name in list(state) if name.startswith(parts)])
+    with pytest.raises(InputError, match=r"missing \(2\): gse.layers.0.bias, gse.layers.0.weight"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -104,6 +104,17 @@ def test_injection_touches_the_chosen_samples_only(injector: str) -> None:
     assert torch.equal(none.maps[-1], plain.maps[-1])
 
 
+@torch.no_grad()
+def test_the_injection_can_stay_on_at_inference() -> None:
+    model = network(geospatial=True, inject_at_inference=True)
+    features = model.extract(model.normalise(images()), torch.ones(len(images()), dtype=torch.bool))
+    expected = semantic_logits(model.decode(features)[-1], (images().shape[2], images().shape[3]))
+    assert torch.equal(model(images()), expected)
+    off = network(geospatial=True)
+    off.load_state_dict(model.state_dict())
+    assert not torch.allclose(off(images()), expected)
+
+
 def test_one_pass_for_several_views_equals_passes_apart() -> None:
     model = network(geospatial=True, masked_modelling=True).double()
     x_B3HW = torch.randn(4, 3, 64, 64, dtype=torch.float64)
@@ -238,6 +249,7 @@ def test_the_released_networks_size() -> None:
         ({"stride_px": 0}, "stride"),
         ({"stride_px": 129}, "stride"),
         ({"image_px": 100}, "patch_px"),
+        ({"inject_at_inference": True}, "without an injector"),
         ({"geospatial": True, "patch_px": 12, "image_px": 120, "crop_px": 120}, "power of two"),
     ],
 )
