@@ -6,7 +6,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
@@ -83,8 +82,7 @@ def read_style_image(member: Member, max_px: int, resize: bool) -> StyleImage:
     driver = DRIVERS[PurePosixPath(member.path).suffix.lower()]
     try:
         with (
-            gdal(),
-            rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True),
+            gdal(GDAL_ERROR_ON_LIBJPEG_WARNING=True),
             MemoryFile(content) as memory,
             memory.open(driver=driver) as source,
         ):

@@ -13,7 +13,7 @@ from rasterio.transform import from_origin
 
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, parse_labels
-from crossearth.data.tiles import Cutting, Raster, Window, cut_scene, look, read_window, starts, windows
+from crossearth.data.tiles import Cutting, Raster, Window, cut_scene, gdal, look, read_window, starts, windows
 
 CLASSES = ("ground", "road", "roof")
 SPEC = parse_labels({0: "ground", 1: "road", 2: "roof", 9: "ignore"}, CLASSES, "test")
@@ -231,3 +231,16 @@ def test_looks_tell_neighbours_from_copies() -> None:
     assert bits(look(tile), look(brighter)) <= 16
     assert bits(look(tile), look(neighbour)) > 40
     assert look(np.full((256, 256), 9, np.uint8)) == "0" * 64
+
+
+def test_files_are_opened_without_a_session_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    def session(*_: Any, **__: Any) -> None:
+        raise AssertionError("a boto3 session for a local file")
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    monkeypatch.setattr("boto3.Session", session)
+    with pytest.raises(AssertionError), rasterio.Env():
+        pass
+    with gdal():
+        pass
