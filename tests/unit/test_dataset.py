@@ -6,6 +6,7 @@ import torch
 from own_domain import NAME, own_domain
 
 from crossearth.components.ingest import IngestConfig, ingest
+from crossearth.data import dataset
 from crossearth.data.augment import Augmentation
 from crossearth.data.dataset import Draw, TileDataset, TrainingStream
 from crossearth.data.errors import InputError
@@ -28,6 +29,29 @@ def test_tiles_are_those_of_the_manifest_in_the_recipes_classes(manifest: Manife
     assert (item["index"], item["position"]) == (2, 0)
     np.testing.assert_array_equal(item["image"], read_image(manifest, 2))
     np.testing.assert_array_equal(item["label"], np.where(read_label(manifest, 2) == 0, 3, IGNORE))
+
+
+@pytest.mark.parametrize(("held_bytes", "decoded"), [(2**20, 1), (0, 3)])
+def test_a_small_domain_is_decoded_once(
+    manifest: Manifest, held_bytes: int, decoded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr(dataset, "HELD_BYTES", held_bytes)
+    monkeypatch.setattr(dataset, "read_image", lambda of, row: rows.append(row) or read_image(of, row))
+    stream = TrainingStream(TileDataset(manifest, (0, 1)), Augmentation(crop_px=32), 0)
+    for position in range(3 * len(manifest)):
+        assert len(stream[position]["image"]) == 3
+    assert sorted(rows) == sorted([*range(len(manifest))] * decoded)
+
+
+def test_augmentation_leaves_held_tiles_as_they_are(manifest: Manifest) -> None:
+    tiles = TileDataset(manifest, (0, 1))
+    height, width = tiles[0]["label"].shape
+    augment = Augmentation(crop_px=min(height, width), scale=(1.0, 1.0), scale_steps=1)
+    for position in range(8):
+        augment(tiles[0]["image"], tiles[0]["label"], Draw(1, 0).generator(position, "augment"))
+    np.testing.assert_array_equal(tiles[0]["image"], read_image(manifest, 0))
+    np.testing.assert_array_equal(tiles[0]["label"], read_label(manifest, 0))
 
 
 def test_no_tiles_are_refused(manifest: Manifest) -> None:

@@ -1,0 +1,181 @@
+"""The parts of the method on three real road sets: every ablation and seed on every source, in two regimes.
+
+    python tests/imagery/ablation.py FOLDER [--regime scratch] [--jobs 2]
+
+The catalog and the numbers are the README's. What FOLDER holds already is not trained again, so a stopped
+call goes on; a training takes one thread. Prints the table of what is there: road IoU in per cent, mean and
+standard deviation over seeds.
+"""
+
+import argparse
+import csv
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("CROSSEARTH_FIXTURES", ROOT.parent / "shared"))
+SOURCES = ("road-epfl", "road-vegas", "road-shanghai")
+SEEDS = {"rein": 3, "+style": 1, "+mim": 1, "+style+mim": 1, "full": 3}
+FROZEN = {
+    "backbone": str(SHARED / "weights/vit_tiny_patch16_aid.safetensors"),
+    "precision": "bf16",
+    "iterations": 300,
+    "crop_px": 192,
+}
+FROZEN_SIZES = {
+    "frozen_backbone": True,
+    "embed": 192,
+    "depth": 12,
+    "heads": 3,
+    "taps": [2, 5, 8, 11],
+    "image_px": 192,
+    "crop_px": 192,
+    "stride_px": 128,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its scores."""
+
+    regime: str
+    ablation: str
+    seed: int
+    source: str
+
+    @property
+    def folder(self) -> Path:
+        """Below the table's folder; one for all sources."""
+        return Path(self.regime, self.ablation, str(self.seed))
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "artifacts/scores" / self.source / "scores.csv"
+
+
+def runs(regimes: list[str]) -> Iterator[Run]:
+    """First a seed of everything, then the others."""
+    for seed in range(max(SEEDS.values())):
+        for regime in regimes:
+            for ablation, seeds in SEEDS.items():
+                if seed < seeds:
+                    yield from (Run(regime, ablation, seed, source) for source in SOURCES)
+
+
+def readme(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+def numbers(run: Run) -> dict[str, Any]:
+    """Params of a run: the README's, with what the regime and the ablation change."""
+    params: dict[str, Any] = yaml.safe_load(readme("yaml")[1])
+    train = params["presets"][params["preset"]]["train"]
+    train["ablation"] = run.ablation
+    sizes = dict(train.get("sizes", {}))
+    if run.regime == "frozen":
+        train.update(FROZEN)
+        sizes |= FROZEN_SIZES
+    if run.ablation != "full":
+        sizes.pop("inject_at_inference", None)
+    return {**params, "seed": run.seed, "presets": {params["preset"]: {"train": {**train, "sizes": sizes}}}}
+
+
+def crossearth(folder: Path, *arguments: str) -> None:
+    environment = {
+        **os.environ,
+        "CROSSEARTH_DATA": str(SHARED / "imagery"),
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(
+        ["crossearth", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{folder}: crossearth {' '.join(arguments)}\n{done.stderr}")
+
+
+def prepare(folder: Path) -> None:
+    """Domains and styles, once for all runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "roads.yaml").write_text(readme("yaml")[0])
+    if not (folder / "artifacts/styles").exists():
+        crossearth(folder, "styles", "fit", str(SHARED / "imagery/style_aid"))
+    crossearth(folder, "ingest", "--catalog", "roads.yaml", *SOURCES)
+
+
+def carry_out(run: Run, folder: Path) -> None:
+    """Trains and scores, unless that is done."""
+    place = folder / run.folder
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "artifacts").mkdir(exist_ok=True)
+    for shared in ("domains", "styles"):
+        link = place / "artifacts" / shared
+        if not link.exists():
+            link.symlink_to(folder.resolve() / "artifacts" / shared)
+    (place / "params.yaml").write_text(yaml.safe_dump(numbers(run)))
+    for step in ("train", "evaluate"):
+        crossearth(place, step, "--catalog", str(folder.resolve() / "roads.yaml"), run.source)
+    print(f"{run.regime} {run.ablation} seed {run.seed}, {run.source}: scored", file=sys.stderr)
+
+
+def table(folder: Path, regime: str) -> str:
+    """Markdown: a row per ablation, a column per setting, unseen ones first, and the mean over those."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs([regime]):
+        if (folder / run.scores).exists():
+            with (folder / run.scores).open(newline="") as file:
+                for row in csv.DictReader(file):
+                    if row["class"] == "mean":
+                        found[run.ablation][row["setting"]].append(100 * float(row["iou"]))
+    settings = [
+        name
+        for name, setting in yaml.safe_load(readme("yaml")[0])["settings"].items()
+        if setting["gap"] != "in-domain"
+    ]
+    unseen = len(settings)
+    settings += [name for name in next(iter(found.values()), {}) if name not in settings]
+    lines = [f"| {regime} | {' | '.join(settings)} | mean unseen |", "|---" * (len(settings) + 2) + "|"]
+    for ablation, cells in found.items():
+        unseen_means = [statistics.mean(cells[name]) for name in settings[:unseen] if name in cells]
+        mean = f"{statistics.mean(unseen_means):.1f}" if len(unseen_means) == unseen else ""
+        lines.append(f"| {ablation} | {' | '.join(cell(cells, name) for name in settings)} | {mean} |")
+    return "\n".join(lines)
+
+
+def cell(cells: Mapping[str, list[float]], name: str) -> str:
+    values = cells.get(name, [])
+    if len(values) > 1:
+        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+    return f"{values[0]:.1f}" if values else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--regime", choices=["scratch", "frozen"], action="append")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    given = parser.parse_args()
+    regimes = given.regime or ["scratch", "frozen"]
+    prepare(given.folder)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(lambda run: carry_out(run, given.folder), runs(regimes)))
+    for regime in regimes:
+        print(table(given.folder, regime), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
