@@ -5,6 +5,8 @@ cache looks at nothing but a step's inputs.
 """
 
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from crossearth.components.workspace import ARTIFACTS, inputs
 from crossearth.data.catalog import Catalog
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
-from crossearth.data.files import digest, sha256_file
+from crossearth.data.files import digest, replace_dir, sha256_file, write_json
 from crossearth.data.manifest import read_manifest
 from crossearth.data.store import StoreConfig, download, list_objects, pull, push
 
@@ -142,8 +144,17 @@ def fetch_archives(archives: Path, repository: str, revision: str, path: str) ->
     Raises:
         InputError: no archives, or DVC cannot bring them.
     """
-    if repository:
-        command = ["dvc", "get", repository, path, "--rev", revision, "--out", str(archives), "--force"]
+    note = archives.with_name(f"{archives.name}.from.json")
+    source = {"repository": repository, "revision": revision, "path": path}
+    # a branch moves on, a commit's archives are hundreds of gigabytes that are here already
+    here = (
+        re.fullmatch("[0-9a-f]{40}", revision) and note.is_file() and json.loads(note.read_text()) == source
+    )
+    if repository and not (here and archives.is_dir()):
+        partial = archives.with_name(f".{archives.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        command = ["dvc", "get", repository, path, "--rev", revision, "--out", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(
@@ -151,6 +162,9 @@ def fetch_archives(archives: Path, repository: str, revision: str, path: str) ->
                 where=f"{repository} at {revision}: {path}",
                 next_step="look at the revision, the path and the credentials of its remote",
             )
+        note.unlink(missing_ok=True)
+        replace_dir(partial, archives)
+        write_json(note, source)
     if not archives.is_dir():
         raise InputError(
             "no archives",

@@ -145,6 +145,8 @@ def work(secrets: Path = SECRETS) -> None:
         threading.Thread(target=_leave_without, args=(Path(lease), LEASE_S), daemon=True).start()
     os.chdir(os.environ["CROSSEARTH_WORKSPACE"])
     sys.argv = ["crossearth", *json.loads(os.environ["CROSSEARTH_ARGUMENTS"])]
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    print(f"process {rank} of {size} $", *sys.argv, flush=True)
     main()
 
 

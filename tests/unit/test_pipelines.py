@@ -342,6 +342,8 @@ def test_a_checkout_is_no_workspace() -> None:
         kubeflow.run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, ROOT)
     with pytest.raises(InputError, match="checkout"):
         workspace.enter(str(ROOT))
+    with pytest.raises(InputError, match="cannot make the workspace"):
+        kubeflow.run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, Path("/proc/nowhere"))
 
 
 def test_missing_secrets_are_named_with_the_command_that_creates_them(

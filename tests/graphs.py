@@ -1,0 +1,56 @@
+"""The graphs on this machine, as a user starts them: dvc, and Kubeflow's as processes or containers."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ["data", "model", "components", "dvc.yaml"]
+PARAMS = ROOT / "params.yaml"
+
+Done = subprocess.CompletedProcess[str]
+
+
+def call(*command: str, cwd: Path, timeout_s: float = 1500, **environment: str) -> Done:
+    """Runs a command of this interpreter's environment, also where its folder is not on the path."""
+    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
+    # as many threads in every kind of run: sums are the same to the last digit
+    inherited["OMP_NUM_THREADS"] = "2"
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def run_pipeline(name: str, folder: Path, *more: str, params: Path = PARAMS, **environment: str) -> Done:
+    """`crossearth pipeline run NAME` with its workspace in `folder`."""
+    command = ["crossearth", "pipeline", "run", name, "--workspace", str(folder / "workspace")]
+    return call(*command, "--params", str(params), *more, cwd=folder, **environment)
+
+
+def run_dvc(folder: Path, recipes: Sequence[str], params: Path = PARAMS) -> None:
+    """Makes `folder` a checkout in which dvc has scored the recipes; its report has these alone."""
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    shutil.copy(params, folder / "params.yaml")
+    for command in (
+        ("dvc", "init", "--no-scm", "--quiet"),
+        ("dvc", "repro", *(f"evaluate@{recipe}" for recipe in recipes)),
+        # the other recipes' scores, which dvc's own stage waits for, are not there
+        ("crossearth", "report"),
+    ):
+        done = call(*command, cwd=folder)
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr
