@@ -310,7 +310,7 @@ def styles_coverage(params_file: ParamsFile = None, catalog: Catalogs = None) ->
     """Measure, per setting, how far the injected styles cover the unseen domain."""
     from crossearth.components.fit_styles import STYLES_FILE
     from crossearth.components.style_coverage import style_coverage
-    from crossearth.components.train import TrainConfig
+    from crossearth.components.training_setup import TrainConfig
 
     params, loaded = _inputs(params_file, catalog)
     written = style_coverage(
@@ -388,8 +388,8 @@ def train(
     from dataclasses import replace
 
     from crossearth.components.fit_styles import STYLES_FILE
-    from crossearth.components.train import TrainConfig
     from crossearth.components.train import train as run
+    from crossearth.components.training_setup import TrainConfig
 
     configs = [params.config(TrainConfig, "train", recipe.name) for recipe in recipes]
     for recipe, config in zip(recipes, configs, strict=True):

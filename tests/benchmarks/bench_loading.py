@@ -14,7 +14,8 @@ from harness import Action, Case, Form, scratch
 from torch.utils.data import DataLoader
 
 from crossearth.components.processes import Processes
-from crossearth.components.train import TrainConfig, Training, make_network, prepare
+from crossearth.components.training_loop import Training
+from crossearth.components.training_setup import TrainConfig, make_network, prepare
 from crossearth.components.training_state import Checkpoints
 from crossearth.data import dataset
 from crossearth.data.augment import Augmentation

@@ -10,7 +10,8 @@ from harness import Action, Case, Form, scratch
 from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.components.predict import PredictConfig, load_network, window_scores
 from crossearth.components.synthesize import SynthesizeConfig, synthesize
-from crossearth.components.train import TrainConfig, train
+from crossearth.components.train import train
+from crossearth.components.training_setup import TrainConfig
 from crossearth.data.catalog import load_catalog
 from crossearth.data.config import load_config
 from crossearth.data.manifest import read_image, read_manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crossearth.components.train import TrainConfig
+from crossearth.components.training_setup import TrainConfig
 from crossearth.model.crossearth import build, large_config
 from crossearth.model.names import to_released
 from crossearth.model.training import learning_rate, parameter_groups

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from crossearth.components import train as step
 from crossearth.components import training_state
-from crossearth.components.train import TrainConfig, Training, train
+from crossearth.components.train import train
+from crossearth.components.training_loop import Training
+from crossearth.components.training_setup import TrainConfig
 from crossearth.data.catalog import Catalog, Recipe, load_catalog
 from crossearth.data.errors import InputError
 from crossearth.data.style import EarthStyles, StyleConfig, style_engine

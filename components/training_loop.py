@@ -1,0 +1,440 @@
+"""The iterations of a training: steps, curves, checkpoints, scores on held-out tiles, signals."""
+
+import contextlib
+import logging
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ImageColor
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+from torch.utils.data import DataLoader, Sampler
+
+from crossearth.components.processes import Processes
+from crossearth.components.tracking import Run
+from crossearth.components.training_setup import Job
+from crossearth.components.training_state import Checkpoints, State
+from crossearth.data.augment import Augmentation
+from crossearth.data.catalog import ClassSet
+from crossearth.data.dataset import Batch, TileDataset, TrainingStream
+from crossearth.data.errors import InputError
+from crossearth.data.labels import IGNORE
+from crossearth.model.crossearth import CrossEarth
+from crossearth.model.inference import predict_labels
+from crossearth.model.metrics import confusion_matrix
+from crossearth.model.training import (
+    BRANCHES,
+    MultiTask,
+    Normalisers,
+    learning_rate,
+    parameter_groups,
+)
+
+NONFINITE_ALLOWED = 2  # steps in a row that are skipped; one more stops the training
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+log = logging.getLogger(__name__)
+
+
+class Positions(Sampler[list[int]]):
+    """Micro-batches of sample positions of one process, from an iteration on.
+
+    Iteration i takes positions i*batch_size .. (i+1)*batch_size - 1 of the stream, in parts by rank.
+    """
+
+    def __init__(
+        self, first: int, last: int, batch_size: int, micro_batch: int, rank: int, size: int
+    ) -> None:
+        self.iterations = range(first, last)
+        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.share = batch_size // size
+        self.offset = rank * self.share
+
+    @property
+    def per_iteration(self) -> int:
+        """Micro-batches of one iteration."""
+        return -(-self.share // self.micro_batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for iteration in self.iterations:
+            first = iteration * self.batch_size + self.offset
+            for start in range(0, self.share, self.micro_batch):
+                yield list(range(first + start, first + min(start + self.micro_batch, self.share)))
+
+
+@dataclass
+class Pace:
+    """Time since the last point of the curves, seconds."""
+
+    steps: int = 0
+    waited: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+
+class Training:
+    """A training in progress: parameters, optimiser, iteration; steps, saves and scores itself."""
+
+    def __init__(self, job: Job, network: CrossEarth, processes: Processes, checkpoints: Checkpoints) -> None:
+        self.job, self.config, self.processes, self.checkpoints = job, job.config, processes, checkpoints
+        if job.config.batch_size % processes.size:
+            raise InputError(
+                f"batch_size: {job.config.batch_size} crops cannot be shared by {processes.size} processes",
+                expected=f"a multiple of {processes.size}",
+            )
+        self.network = network.to(processes.device).train()
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(network, job.config.weight_decay), lr=job.config.lr, fused=True
+        )
+        self.iteration, self.skipped, self.nonfinite = 0, 0, 0
+        self.best_score = -1.0
+        self.curves: list[dict[str, float]] = []
+        self.steps: list[dict[str, float]] = []  # since the last point of the curves
+        self._resume()
+        if job.config.compile:
+            for block in network.backbone.blocks:
+                block.compile()
+        if job.styler is not None:
+            job.styler.engine.to(processes.device)
+        self.multi_task = MultiTask(
+            network, BRANCHES[job.config.ablation], job.config.tasks, job.styler, job.config.seed
+        )
+        self.loss = self._wrapped()
+        self.stream = TrainingStream(
+            TileDataset(job.manifest, job.remap, job.train_rows),
+            Augmentation(job.config.crop_px, job.config.scale, photometric=job.config.photometric),
+            job.config.seed,
+        )
+
+    def _wrapped(self) -> nn.Module:
+        if self.processes.size == 1:
+            return self.multi_task
+        trained = self.network.trained_parameters()
+        frozen = [name for name, _ in self.network.named_parameters() if name not in trained]
+        frozen += [name for name, _ in self.network.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self.multi_task, [f"network.{name}" for name in frozen]
+        )
+        return DistributedDataParallel(self.multi_task, broadcast_buffers=False)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Trained parameters and the optimiser's moments, by name."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.network.trained_parameters().items():
+            tensors[f"parameter.{name}"] = parameter
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value
+        return tensors
+
+    def _load(self, state: State) -> None:
+        for name, parameter in self.network.trained_parameters().items():
+            with torch.no_grad():
+                parameter.copy_(state.tensors[f"parameter.{name}"])
+            moments = {
+                key: state.tensors[f"{key}.{name}"].to(parameter.device)
+                for key in ("exp_avg", "exp_avg_sq", "step")
+                if f"{key}.{name}" in state.tensors
+            }
+            if moments:
+                self.optimiser.state[parameter] = moments
+
+    def _resume(self) -> None:
+        state = self.checkpoints.latest()
+        if state is not None:
+            self._load(state)
+            about = state.about
+            self.iteration, self.skipped, self.nonfinite = (
+                about[key] for key in ("iteration", "skipped", "nonfinite")
+            )
+            self.best_score, self.curves, self.steps = (
+                about[key] for key in ("best_score", "curves", "steps")
+            )
+            if about["processes"] != self.processes.size and self.processes.is_first:
+                log.warning(
+                    "resumed on %d processes, started on %d: the same crops, summed in another order",
+                    self.processes.size,
+                    about["processes"],
+                )
+        self.processes.refuse_differing({"the iteration to resume from": str(self.iteration)})
+
+    def save(self) -> None:
+        """Writes the state, in the first process."""
+        if self.processes.is_first:
+            about = {
+                "skipped": self.skipped,
+                "nonfinite": self.nonfinite,
+                "best_score": self.best_score,
+                "curves": self.curves,
+                "steps": self.steps,
+                "processes": self.processes.size,
+            }
+            self.checkpoints.save(self.iteration, self._state(), about)
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[Iterator[list[Batch]]]:
+        """Batches from the iteration on, each a list of micro-batches; workers are started here."""
+        config, processes = self.config, self.processes
+        share = config.batch_size // processes.size
+        positions = Positions(
+            self.iteration,
+            config.iterations,
+            config.batch_size,
+            min(config.micro_batch or share, share),
+            processes.rank,
+            processes.size,
+        )
+        loader = DataLoader(
+            self.stream,
+            batch_sampler=positions,
+            num_workers=config.workers,
+            pin_memory=processes.device.type == "cuda",
+            prefetch_factor=4 if config.workers else None,
+            worker_init_fn=_ignore_signals,
+        )
+        micro_batches = iter(loader)
+        yield iter(
+            lambda: [each for _, each in zip(range(positions.per_iteration), micro_batches, strict=False)], []
+        )
+
+    def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
+        """Runs the remaining iterations; see `train` for what it raises."""
+        pace = Pace()
+        with _Interrupts() as interrupts, self._progress() as progress:
+            task = progress.add_task(
+                self.job.recipe.name, total=self.config.iterations, completed=self.iteration
+            )
+            while self.iteration < self.config.iterations:
+                began = time.perf_counter()
+                batch = next(batches)
+                pace.waited += time.perf_counter() - began
+                stop = self._iterate(batch, interrupts.received)
+                pace.steps += 1
+                done = self.iteration == self.config.iterations
+                if self.iteration % self.config.log_every == 0 or done:
+                    self._record(pace, run)
+                    pace = Pace()
+                if self.job.held_rows and (self.iteration % self.config.validate_every == 0 or done):
+                    self._validate(run)
+                if run is not None and (self.iteration % self.config.panels_every == 0 or done):
+                    run.log_image(self._panel(batch[0]), f"panels/{self.iteration:06d}.png")
+                progress.update(task, completed=self.iteration)
+                if stop or (self.iteration % self.config.checkpoint_every == 0 and not done):
+                    self.save()
+                if stop:
+                    raise SystemExit(EXIT_CODES[signal.Signals(stop)])
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=Console(stderr=True),
+            disable=not (self.processes.is_first and sys.stderr.isatty()),
+        )
+
+    def _iterate(self, batch: list[Batch], signal_number: int) -> int:
+        """One optimiser step, or one that is skipped; returns the signal that any process received, or 0."""
+        try:
+            terms = self._backward(batch)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise self._out_of_memory() from error
+            raise
+        names = sorted(terms)
+        *values, signals = self.processes.sum([terms[name] for name in names] + [float(signal_number)])
+        norm = float(get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None]))
+        if np.isfinite([*values, norm]).all():
+            self.nonfinite = 0
+            for group in self.optimiser.param_groups:
+                group["lr"] = self._lr()
+            self.optimiser.step()
+            losses = {f"loss_{name}": value for name, value in zip(names, values, strict=True)}
+            self.steps.append({**losses, "loss": sum(values), "gradient_norm": norm})
+        else:
+            self._skip()
+        self.optimiser.zero_grad()
+        self.iteration += 1
+        # the sum says that a signal came to some process, not which
+        return (signal_number or int(signal.SIGTERM)) if signals else 0
+
+    def _backward(self, batch: list[Batch]) -> dict[str, float]:
+        """Gradients of the effective batch's loss; returns this process's share of the terms."""
+        device, size = self.processes.device, self.processes.size
+        whole = self._normalisers(batch)
+        total: dict[str, Tensor] = {}
+        for number, micro in enumerate(batch):
+            image, label = (
+                pixels.to(device, non_blocking=True) for pixels in (micro["image"], micro["label"])
+            )
+            waits: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if number < len(batch) - 1 and isinstance(self.loss, DistributedDataParallel):
+                waits = self.loss.no_sync()  # only the last micro-batch exchanges gradients
+            with waits:
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                    terms = self.loss(image, label, micro["position"].tolist(), whole)
+                # DistributedDataParallel averages over processes, the terms are shares of a sum
+                (size * torch.stack(list(terms.values())).sum()).backward()
+            for name, term in terms.items():
+                total[name] = total.get(name, torch.zeros((), device=device)) + term.detach()
+        return dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
+
+    def _normalisers(self, batch: list[Batch]) -> Normalisers:
+        """Of the effective batch, over all processes."""
+        no_object = self.config.tasks.segmentation.weight_no_object
+        parts = [Normalisers.of(micro["label"], self.network.config.num_tokens, no_object) for micro in batch]
+        return Normalisers(*self.processes.sum([float(sum(column)) for column in zip(*parts, strict=True)]))
+
+    def _lr(self) -> float:
+        config = self.config
+        return learning_rate(
+            self.iteration, config.lr, config.schedule, config.poly_end, config.warmup_iterations
+        )
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        self.nonfinite += 1
+        batch_size, tiles = self.config.batch_size, self.stream.tiles
+        positions = range(self.iteration * batch_size, (self.iteration + 1) * batch_size)
+        rows = [tiles.indices[self.stream.draw.tile(position)] for position in positions]
+        tile_ids = ", ".join(self.job.manifest.rows[row]["tile_id"] for row in rows)
+        log.warning(
+            "iteration %d: loss or gradient is not finite, step skipped (%s)", self.iteration, tile_ids
+        )
+        if self.nonfinite > NONFINITE_ALLOWED:
+            raise InputError(
+                f"loss or gradient not finite {self.nonfinite} times in a row, last in {self.iteration}",
+                where=f"tiles {tile_ids}",
+                next_step="look at these tiles; lower lr, or set precision: float32",
+            )
+
+    def _out_of_memory(self) -> InputError:
+        config = self.config
+        return InputError(
+            f"out of memory on {self.processes.device}: network {config.network}, crop_px {config.crop_px}, "
+            f"batch_size {config.batch_size}, micro_batch {config.micro_batch}, precision {config.precision}",
+            where=f"recipe {self.job.recipe.name}, iteration {self.iteration}",
+            next_step="lower micro_batch (the result stays the same), set activation_checkpointing: true, "
+            "tasks.shared_pass: false or precision: bf16, or lower crop_px",
+        )
+
+    def _record(self, pace: Pace, run: Run | None) -> None:
+        """One point of the curves: means over the steps since the last one."""
+        point: dict[str, float] = {"iteration": self.iteration, "lr": self.optimiser.param_groups[0]["lr"]}
+        if self.steps:
+            point |= {name: float(np.mean([step[name] for step in self.steps])) for name in self.steps[0]}
+        point["skipped"] = self.skipped
+        self.steps = []
+        self.curves.append(point)
+        if run is not None:
+            seconds = time.perf_counter() - pace.began
+            how = {
+                "images_per_second": pace.steps * self.config.batch_size / seconds,
+                "data_wait_share": pace.waited / seconds,
+                "memory_gib": _memory_gib(self.processes.device),
+            }
+            run.log_metrics(point | how, self.iteration)
+
+    def _validate(self, run: Run | None) -> None:
+        """Scores the held-out tiles of the source, and keeps the parameters if they are the best so far."""
+        tiles = TileDataset(self.job.manifest, self.job.remap, self.job.held_rows)
+        num_classes, device = self.network.config.num_classes, self.processes.device
+        confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.network.eval()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            for place in range(self.processes.rank, len(tiles), self.processes.size):
+                item = tiles[place]
+                predicted = predict_labels(self.network, item["image"][None].to(device), batch_size=8)
+                confusion += confusion_matrix(predicted[0], item["label"].to(device), num_classes)
+        self.network.train()
+        score = _headline(self.processes.sum_tensor(confusion), self.job.class_set)
+        self.curves.append({"iteration": self.iteration, "held_out_score": score})
+        if run is not None:
+            run.log_metrics({"held_out_score": score}, self.iteration)
+        if score > self.best_score:
+            self.best_score = score
+            if self.processes.is_first:
+                trained = {f"parameter.{k}": v for k, v in self.network.trained_parameters().items()}
+                self.checkpoints.save_best(self.iteration, trained, score)
+
+    def _panel(self, micro: Batch) -> np.ndarray:
+        """Image, styled, masked, reconstruction, prediction, truth side by side, uint8 (H, W, 3)."""
+        image, label, position = micro["image"][:1], micro["label"][0], int(micro["position"][0])
+        self.network.eval()
+        with torch.autocast(
+            self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+        ):
+            pictures = self.multi_task.pictures(image.to(self.processes.device), position)
+            predicted = predict_labels(self.network, image.to(self.processes.device))[0]
+        self.network.train()
+        colours = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
+        colours[: len(self.job.class_set.palette)] = [
+            ImageColor.getrgb(c) for c in self.job.class_set.palette
+        ]
+        shown = [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]
+        return np.concatenate([*shown, colours[predicted.cpu()], colours[label]], axis=1)
+
+    def selected(self) -> tuple[CrossEarth, int]:
+        """The network by the selection rule, and the iteration that it comes from."""
+        if self.config.selection == "last":
+            return self.network, self.iteration
+        best = self.checkpoints.best()
+        if best is None:
+            raise InputError("the best state is gone", where=self.checkpoints.folder, next_step="train again")
+        self._load(best)
+        return self.network, int(best.about["iteration"])
+
+
+def _ignore_signals(_: int) -> None:
+    """A terminal's Ctrl-C reaches the readers too, but the training still needs the batch at hand."""
+    for number in EXIT_CODES:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Interrupts:
+    """Turns SIGTERM and SIGINT into a number that the loop looks at between iterations."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in EXIT_CODES}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+
+
+def _headline(confusion_KK: Tensor, class_set: ClassSet) -> float:
+    """mIoU over the classes present in the labels, or the foreground's IoU; 0..1, 0 where none is present."""
+    hits = confusion_KK.diagonal().double()
+    iou_K = hits / (confusion_KK.sum(0) + confusion_KK.sum(1) - hits)
+    chosen = confusion_KK.sum(1) > 0
+    if class_set.headline == "foreground":
+        chosen[0] = False
+    return float(iou_K[chosen].mean()) if chosen.any() else 0.0
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak memory: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
