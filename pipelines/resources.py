@@ -258,7 +258,11 @@ class Values:
         )
 
 
-LOCAL = Values(image="crossearth:local", retry=Retry(attempts=0))
+LOCAL = Values(
+    image="crossearth:local",
+    retry=Retry(attempts=0),
+    parallel=Parallel(ingest=2, stylize=2, recipes=2, predict=2),
+)
 
 
 def load_values(path: Path) -> Values:

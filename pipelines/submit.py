@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ FORWARDED = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AWS_DEFAULT_REGION",
+    "CROSSEARTH_DATA",
     "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
 )
 RUN_LABEL = "crossearth-run"
 
@@ -140,6 +143,10 @@ def run_local(
     given = arguments(pipeline, {**given, "workspace": str(workspace)})
     if any((workspace / mark).exists() for mark in CHECKOUT_MARKS):
         raise InputError("this is a checkout", where=workspace, expected="a folder of its own for the run")
+    # two steps at a time have a thread a core each: one that waits leaves its core to the other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # the user's own data lie where they lie for dvc, not below the workspace
+    os.environ["CROSSEARTH_DATA"] = str(Path(os.environ.get("CROSSEARTH_DATA", "datasets")).resolve())
     with _runner(workspace, docker) as runner, warnings.catch_warnings():
         try:
             workspace.mkdir(parents=True, exist_ok=True)
@@ -160,46 +167,77 @@ def run_local(
 
 @contextmanager
 def _runner(workspace: Path, docker: Docker | None) -> Iterator[local.SubprocessRunner | local.DockerRunner]:
-    """What runs the steps; containers that are still there at the end, as after Ctrl-C, are stopped."""
+    """What runs the steps; no container of theirs is there any more at the end."""
     if docker is None:
         yield local.SubprocessRunner(use_venv=False)
         return
-    from docker import from_env
-    from docker.errors import DockerException, ImageNotFound
     from docker.types import Mount
 
-    try:
-        client = from_env()
-        client.images.get(docker.image)
-    except ImageNotFound as error:
-        raise InputError(
-            f"no image {docker.image!r} here",
-            next_step="docker build -f infra/Containerfile, see infra/README.md",
-        ) from error
-    except DockerException as error:
-        raise InputError(
-            f"no Docker engine answers: {error}", next_step="start it, or leave --docker out"
-        ) from error
+    client = _engine(docker.image)
     mounts = [Mount(str(workspace), str(workspace), type="bind")]
     environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-    if data := os.environ.get("CROSSEARTH_DATA"):
-        environment["CROSSEARTH_DATA"] = str(Path(data).resolve())
-        mounts.append(Mount(*2 * [environment["CROSSEARTH_DATA"]], type="bind", read_only=True))
-    run = uuid.uuid4().hex
-    try:
+    if Path(data := os.environ["CROSSEARTH_DATA"]).is_dir():
+        mounts.append(Mount(data, data, type="bind", read_only=True))
+    labels = {RUN_LABEL: uuid.uuid4().hex}
+    with _stopping_containers(client, labels):
         yield local.DockerRunner(
             mounts=mounts,
             environment=environment,
-            labels={RUN_LABEL: run},
+            labels=labels,
             user=f"{os.getuid()}:{os.getgid()}",
             network_mode="host",
             shm_size=docker.shm,
             read_only=True,
             tmpfs={"/tmp": "exec"},  # noqa: S108
         )
+
+
+def _engine(image: str) -> Any:
+    """A client of the Docker engine that has the image."""
+    from docker import from_env
+    from docker.errors import DockerException, ImageNotFound
+
+    try:
+        client = from_env()
+        client.images.get(image)
+    except ImageNotFound as error:
+        raise InputError(
+            f"no image {image!r} here", next_step="docker build -f infra/Containerfile, see infra/README.md"
+        ) from error
+    except DockerException as error:
+        raise InputError(
+            f"no Docker engine answers: {error}", next_step="start it, or leave --docker out"
+        ) from error
+    return client
+
+
+@contextmanager
+def _stopping_containers(client: Any, labels: Mapping[str, str]) -> Iterator[None]:
+    """Ends what carries the labels at the end, and on a signal at once: kfp's threads would wait for it."""
+    from docker.errors import APIError
+
+    def remove() -> None:
+        carrying = {"label": [f"{key}={value}" for key, value in labels.items()]}
+        for container in client.containers.list(all=True, filters=carrying):
+            with suppress(APIError):  # it ended by itself
+                container.remove(force=True)
+
+    def stop(number: int, frame: Any) -> None:
+        remove()
+        handler = before[number]
+        if callable(handler):
+            handler(number, frame)
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {
+        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
     finally:
-        for container in client.containers.list(filters={"label": f"{RUN_LABEL}={run}"}):
-            container.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        remove()
         client.close()
 
 

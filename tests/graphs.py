@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCES = ["data", "model", "components", "dvc.yaml"]
 PARAMS = ROOT / "params.yaml"
+RECIPES = ["deepglobe", "vaihingen-irrg"]
 
 Done = subprocess.CompletedProcess[str]
 

@@ -49,6 +49,15 @@ def wait_for(ready: Callable[[], object], log: Callable[[], str], seconds: float
             time.sleep(0.3)
 
 
+def docker(*arguments: str) -> str:
+    """What a command of Docker's client prints; the test fails if the command does."""
+    environment = {**os.environ, "DOCKER_BUILDKIT": "0"}
+    done = subprocess.run(["docker", *arguments], capture_output=True, env=environment, check=False)
+    if done.returncode:
+        pytest.fail(f"docker {' '.join(arguments)}: {(done.stdout + done.stderr).decode()[-4000:]}")
+    return done.stdout.decode()
+
+
 @contextmanager
 def object_store(folder: Path, bucket: str) -> Iterator[str]:
     """SeaweedFS' S3 server with an empty bucket; its keys are `KEYS`.

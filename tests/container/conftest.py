@@ -19,24 +19,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from graphs import PARAMS, ROOT, run_pipeline
-from services import KEYS, free_port, object_store, postgres, wait_for
+from graphs import PARAMS, RECIPES, ROOT, run_pipeline
+from services import KEYS, docker, free_port, object_store, postgres, wait_for
 
-RECIPES = ["deepglobe", "vaihingen-irrg"]
 BASE, IMAGE = "crossearth-base", "crossearth-test"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates,git,libexpat1,libgomp1"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+WHEELS_PORT = 43217  # always the same one: another address would be another build to Docker's cache
 ENGINE_PACKAGES = {"dockerd": "docker.io", "mmdebstrap": "mmdebstrap"}
-
-
-def docker(*arguments: str, stdin: bytes | None = None, **more: str) -> str:
-    environment = {**os.environ, "DOCKER_BUILDKIT": "0", **more}
-    done = subprocess.run(
-        ["docker", *arguments], input=stdin, capture_output=True, env=environment, check=False
-    )
-    if done.returncode:
-        pytest.fail(f"docker {' '.join(arguments)}: {(done.stdout + done.stderr).decode()[-4000:]}")
-    return done.stdout.decode()
 
 
 def answers() -> bool:
@@ -123,9 +113,9 @@ class wheels:  # noqa: N801
         if not Path(folder or "/nowhere").is_dir():
             return {}
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", WHEELS_PORT), handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return {"PIP_FIND_LINKS": f"http://127.0.0.1:{self.server.server_address[1]}/"}
+        return {"PIP_FIND_LINKS": f"http://127.0.0.1:{WHEELS_PORT}/"}
 
     def __exit__(self, *_: object) -> None:
         if self.server:

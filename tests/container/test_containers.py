@@ -2,17 +2,19 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from graphs import run_dvc, run_pipeline
+from graphs import PARAMS, RECIPES, run_dvc, run_pipeline
+from services import docker
 
 from crossearth.components import train_job
 from crossearth.components.train_job import TrainJobConfig, TrainJobError, run_train_job
 
-RECIPES = ["deepglobe", "vaihingen-irrg"]
 RECIPE = RECIPES[0]
 
 
@@ -27,9 +29,7 @@ def test_the_image_runs_as_nobody_special_on_a_read_only_root(image: str) -> Non
     assert in_image(image, "id", "-u").stdout.strip() == "1000"
     assert in_image(image, "crossearth", "--version").stdout.startswith("crossearth ")
     assert in_image(image, "pip", "check").returncode == 0
-    described = json.loads(
-        subprocess.run(["docker", "inspect", image], capture_output=True, check=True).stdout
-    )[0]
+    (described,) = json.loads(docker("inspect", image))
     assert described["Config"].get("Healthcheck") is None
     assert described["Size"] < 2.5e9
 
@@ -70,6 +70,21 @@ def test_an_absent_image_is_said_before_anything_runs(engine: None, tmp_path: Pa
     assert not list((tmp_path / "workspace").rglob("*.json"))
 
 
+def test_an_interrupted_run_leaves_no_container(image: str, tmp_path: Path) -> None:
+    def running() -> str:
+        return docker("ps", "--quiet", "--filter", "label=crossearth-run")
+
+    command = ["training", "--docker", "--image", image, "--params", str(PARAMS), "--workspace", "workspace"]
+    program = Path(sys.executable).with_name("crossearth")
+    with subprocess.Popen([program, "pipeline", "run", *command], cwd=tmp_path) as run:
+        while not running():
+            assert run.poll() is None
+            time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(30) == 130
+    assert not running()
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The SDK mounts ~/.kubeflow/trainer/containers/JOB as every container's workspace."""
@@ -102,10 +117,7 @@ def test_two_containers_train_a_recipe_together(
     log = capsys.readouterr().out
     assert f"process 0 of 2 $ crossearth train {RECIPE}" in log
     assert f"wrote artifacts/models/{RECIPE}" in log
-    running = subprocess.run(
-        ["docker", "ps", "--quiet", "--filter", "name=pair"], capture_output=True, check=True
-    )
-    assert not running.stdout
+    assert not docker("ps", "--quiet", "--filter", "name=pair")
 
 
 def test_two_containers_that_fail_are_a_failure(image: str, home: Path) -> None:

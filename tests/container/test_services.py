@@ -7,7 +7,7 @@ from pathlib import Path
 import boto3
 import psycopg2
 import pytest
-from graphs import run_pipeline
+from graphs import RECIPES, run_pipeline
 from kfp.dsl import Metrics
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -19,8 +19,6 @@ from crossearth.components.registry import CHAMPION
 from crossearth.components.results import metric_name
 from crossearth.data.files import sha256_file
 from crossearth.data.store import StoreConfig, pull
-
-RECIPES = ["deepglobe", "vaihingen-irrg"]
 
 
 @pytest.fixture

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
-from graphs import ROOT, call, run_dvc, run_pipeline
+from graphs import RECIPES, ROOT, call, run_dvc, run_pipeline
 from mlflow.tracking import MlflowClient
 
 from crossearth.components.pipeline_items import fetch_archives
 from crossearth.data.errors import InputError
-
-RECIPES = ["deepglobe", "vaihingen-irrg"]
 
 
 @pytest.fixture(scope="module")
