@@ -356,8 +356,14 @@ def submit(
         The run's id.
 
     Raises:
-        InputError: a wrong parameter.
+        InputError: a wrong parameter, or the example's image.
     """
+    if values.image.endswith("0" * 64):
+        raise InputError(
+            "the image is still the example's",
+            where="values: image",
+            next_step="build and push yours, see infra/README.md, and put its name and digest there",
+        )
     pipeline = build(name, inputs, values)
     run = client.create_run_from_pipeline_func(
         pipeline,

@@ -498,21 +498,21 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         running.shutdown()
 
 
-def submit(server: Server, *more: str) -> Any:
-    command = [
-        "pipeline",
-        "submit",
-        "benchmark",
-        "--host",
-        server.host,
-        "--values",
-        str(ROOT / "infra/values.yaml"),
-    ]
+@pytest.fixture
+def values_file(tmp_path: Path) -> Path:
+    """infra/values.yaml with an image of one's own."""
+    path = tmp_path / "values.yaml"
+    path.write_text((ROOT / "infra/values.yaml").read_text().replace("0" * 64, "1" * 64))
+    return path
+
+
+def submit(server: Server, values: Path, *more: str) -> Any:
+    command = ["pipeline", "submit", "benchmark", "--host", server.host, "--values", str(values)]
     return CliRunner().invoke(app, [*command, "--params", str(ROOT / "params.yaml"), *more])
 
 
-def test_submit_sends_the_graph_and_waits(server: Server) -> None:
-    done = submit(server, "--watch", "--recipe", "deepglobe", "--set", "store=s3://bucket/a")
+def test_submit_sends_the_graph_and_waits(server: Server, values_file: Path) -> None:
+    done = submit(server, values_file, "--watch", "--recipe", "deepglobe", "--set", "store=s3://bucket/a")
     assert done.exit_code == 0, done.output
     assert "run r-1" in done.output
     body = json.loads(next(body for path, body in server.posts if path.startswith("/apis/v2beta1/runs")))
@@ -521,17 +521,32 @@ def test_submit_sends_the_graph_and_waits(server: Server) -> None:
     assert "platforms" in json.dumps(body["pipeline_spec"])
 
 
-def test_a_failed_run_is_a_failure_that_names_the_step(server: Server) -> None:
+def test_the_examples_image_is_not_submitted(server: Server) -> None:
+    with pytest.raises(InputError, match="still the example's"):
+        kubeflow.submit(
+            kubeflow.connect(server.host, "crossearth"),
+            "benchmark",
+            read_inputs(ROOT / "params.yaml"),
+            load_values(ROOT / "infra/values.yaml"),
+            {},
+            "crossearth",
+            "crossearth",
+            True,
+        )
+    assert not server.posts
+
+
+def test_a_failed_run_is_a_failure_that_names_the_step(server: Server, values_file: Path) -> None:
     failed = {"display_name": "train", "state": "FAILED", "error": {"code": 1, "message": "no tiles"}}
     server.run |= {"state": "FAILED", "run_details": {"task_details": [failed]}}
-    done = submit(server, "--watch")
+    done = submit(server, values_file, "--watch")
     assert done.exit_code == 1
     assert "step train failed: no tiles" in done.output
 
 
-def test_watching_ends_when_the_run_is_stopped(server: Server) -> None:
+def test_watching_ends_when_the_run_is_stopped(server: Server, values_file: Path) -> None:
     server.run |= {"state": "CANCELED"}
-    done = submit(server, "--watch")
+    done = submit(server, values_file, "--watch")
     assert done.exit_code == 1
     assert "CANCELED" in done.output
 
@@ -555,7 +570,7 @@ def test_list_and_stop(server: Server) -> None:
 
 
 def test_a_host_that_wants_a_login_says_how_and_a_token_is_never_shown(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, values_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.token = CANARY
     with pytest.raises(InputError, match="wants a login"):
@@ -566,7 +581,7 @@ def test_a_host_that_wants_a_login_says_how_and_a_token_is_never_shown(
     assert CANARY not in str(refused.value)
     token = tmp_path / "token"
     token.write_text(CANARY + "\n")
-    done = submit(server, "--token-file", str(token))
+    done = submit(server, values_file, "--token-file", str(token))
     assert done.exit_code == 0, done.output
     assert CANARY not in done.output
     with pytest.raises(InputError, match="cannot read the token"):
