@@ -63,8 +63,15 @@ def compiled(tmp_path: Path, name: str, values: Values) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory, values: Values) -> list[Any]:
-    return compiled(tmp_path_factory.mktemp("compiled"), "benchmark", values)
+def graphs(tmp_path_factory: pytest.TempPathFactory, values: Values) -> dict[str, list[Any]]:
+    """The documents of every pipeline's YAML."""
+    folder = tmp_path_factory.mktemp("compiled")
+    return {name: compiled(folder, name, values) for name in kubeflow.PIPELINES}
+
+
+@pytest.fixture(scope="module")
+def documents(graphs: dict[str, list[Any]]) -> list[Any]:
+    return graphs["benchmark"]
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +124,8 @@ def test_steps_are_the_stages_of_dvc(executors: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(kubeflow.PIPELINES))
-def test_every_step_has_a_place_in_the_values_file(name: str, tmp_path: Path, values: Values) -> None:
-    spec = compiled(tmp_path, name, values)[0]
+def test_every_step_has_a_place_in_the_values_file(name: str, graphs: dict[str, list[Any]]) -> None:
+    spec = graphs[name][0]
     assert {each.removeprefix("exec-") for each in spec["deploymentSpec"]["executors"]} <= set(STEPS)
 
 
@@ -250,8 +257,8 @@ def test_loops_are_bounded_and_the_exit_handler_runs_in_any_case(
 
 
 @pytest.mark.parametrize("name", sorted(kubeflow.PIPELINES))
-def test_nothing_runs_before_the_prerequisites(name: str, tmp_path: Path, values: Values) -> None:
-    graph = compiled(tmp_path, name, values)[0]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+def test_nothing_runs_before_the_prerequisites(name: str, graphs: dict[str, list[Any]]) -> None:
+    graph = graphs[name][0]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
 
     def needed(task: str) -> set[str]:
         direct = set(graph[task].get("dependentTasks", []))
