@@ -1,0 +1,171 @@
+"""Whatever bytes or structures come from outside: a value or `InputError`, nothing else."""
+
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays, integer_dtypes, unsigned_integer_dtypes
+
+from crossearth.components.params import load_params
+from crossearth.components.training_state import Checkpoints
+from crossearth.data.archives import Limits, index, read
+from crossearth.data.catalog import load_catalog
+from crossearth.data.errors import InputError
+from crossearth.data.labels import parse_labels
+from crossearth.data.manifest import read_manifest
+from crossearth.model.checkpoint import read_meta, read_tensors
+from crossearth.model.pickles import TorchFile
+from crossearth.pipelines.resources import load_values
+
+bounded = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+WORDS = ["domains", "settings", "class_sets", "town", "images", "masks", "labels", "tile", "px", "rule"]
+WORDS += ["split", "bands", "image", "steps", "train", "memory", "secrets", "preset", "presets", "seed"]
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(WORDS)
+)
+structures = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS) | scalars, inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+documents = (
+    st.binary(max_size=200)
+    | st.text(max_size=200).map(lambda text: text.encode("utf-8", "ignore"))
+    | structures.map(lambda value: yaml.safe_dump(value).encode())
+)
+
+
+def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
+    """`whole` with bytes of it changed, or its end cut off."""
+    places = st.integers(0, len(whole) - 1)
+
+    def change(edits: list[tuple[int, int]], end: int) -> bytes:
+        content = bytearray(whole)
+        for place, value in edits:
+            content[place] = value
+        return bytes(content[:end])
+
+    return st.builds(
+        change, st.lists(st.tuples(places, st.integers(0, 255)), max_size=6), places | st.just(len(whole))
+    )
+
+
+def a_zip() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/x.png", b"x" * 50)
+        archive.writestr("a/y.png", b"y")
+    return file.getvalue()
+
+
+def a_tar() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("a/x.png")
+        entry.size = 50
+        archive.addfile(entry, io.BytesIO(b"x" * 50))
+    return file.getvalue()
+
+
+def a_torch_file(legacy: bool) -> bytes:
+    file = io.BytesIO()
+    torch.save({"a": torch.ones(3), "b": {"c": 1}}, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "load",
+    [lambda path: load_catalog([path], path.parent), load_params, load_values],
+    ids=["catalog", "params", "values"],
+)
+@bounded
+@given(content=documents)
+def test_yaml_files(load: Callable[[Path], object], tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_bytes(content)
+    with suppress(InputError):
+        load(path)
+
+
+@bounded
+@given(values=structures)
+def test_a_domain_of_any_structure(tmp_path: Path, values: Any) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.safe_dump({"domains": {"town": values}}))
+    with suppress(InputError):
+        load_catalog([path], tmp_path)
+
+
+@bounded
+@given(
+    table=st.dictionaries(
+        st.integers() | st.text(max_size=8), st.sampled_from(["a", "b", "ignore"]) | scalars
+    ),
+    raw=arrays(
+        integer_dtypes() | unsigned_integer_dtypes() | st.sampled_from([np.dtype("f4"), np.dtype("f8")]),
+        array_shapes(min_dims=2, max_dims=3, max_side=4),
+    ),
+)
+def test_labels(table: dict[Any, Any], raw: Any) -> None:
+    with suppress(InputError):
+        assert parse_labels(table, ["a", "b"], "catalog").decode(raw).dtype == np.uint8
+
+
+@pytest.mark.parametrize(("name", "whole"), [("a.zip", a_zip()), ("a.tar.gz", a_tar())], ids=["zip", "tar"])
+@bounded
+@given(data=st.data())
+def test_archives(
+    name: str, whole: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "in").mkdir()
+    (folder / "in" / name).write_bytes(data.draw(st.binary(max_size=100) | damaged(whole)))
+    with suppress(InputError):
+        for member in index(folder / "in", folder / "scratch", Limits(member_bytes=10**6, total_bytes=10**6)):
+            read(member)
+    assert {path.name for path in folder.iterdir()} <= {"in", "scratch"}
+
+
+@pytest.mark.parametrize("whole", [a_torch_file(False), a_torch_file(True)], ids=["zip", "legacy"])
+@bounded
+@given(data=st.data())
+def test_torch_files(whole: bytes, tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(data.draw(st.binary(max_size=100) | structures.map(pickle.dumps) | damaged(whole)))
+    with suppress(InputError):
+        file = TorchFile(path)
+        if isinstance(file.root, dict) and "a" in file.root:
+            file.tensor(file.root["a"])
+
+
+@bounded
+@given(
+    content=documents | structures.map(lambda value: json.dumps(value, default=str, skipkeys=True).encode())
+)
+def test_models_manifests_and_states(tmp_path: Path, content: bytes) -> None:
+    for name in ("model.json", "model.safetensors", "train.parquet", "step_00000001.safetensors"):
+        (tmp_path / name).write_bytes(content)
+    with suppress(InputError):
+        read_meta(tmp_path)
+    with suppress(InputError):
+        list(read_tensors(tmp_path / "model.safetensors"))
+    with suppress(InputError):
+        read_manifest(tmp_path, "train")
+    with suppress(InputError):
+        Checkpoints(tmp_path, 1, {}).latest()
