@@ -581,6 +581,7 @@ def show(
     from crossearth.components import show as tables
     from crossearth.components.results import read_results
     from crossearth.components.tracking import tracking_uri
+    from crossearth.data.errors import without_credentials
 
     _, loaded = _inputs(None, catalog)
     if recipe:
@@ -589,7 +590,8 @@ def show(
     _print(tables.benchmark([ARTIFACTS / "scores"], loaded))
     if (ARTIFACTS / "report" / "index.html").exists():
         out.print(f"report: open {ARTIFACTS / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
-    out.print(f"runs:   mlflow ui --backend-store-uri {tracking_uri()}", highlight=False, soft_wrap=True)
+    address = without_credentials(tracking_uri())
+    out.print(f"runs:   mlflow ui --backend-store-uri {address}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from crossearth.data.errors import without_credentials
+
 Verdict = Literal["fine", "note", "missing"]
 GIB = 2**30
 MIN_FREE_DISK_GIB = 5
@@ -154,7 +156,7 @@ def _weights() -> list[Finding]:
 def _tracking(uri: str) -> Finding:
     address = urlsplit(uri)
     if address.scheme not in ("http", "https"):
-        return Finding("MLflow", "fine", f"local store {uri}")
+        return Finding("MLflow", "fine", f"local store {without_credentials(uri)}")
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         with socket.create_connection((address.hostname or "", port), timeout=5):

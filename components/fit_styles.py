@@ -112,7 +112,11 @@ def fit_styles(
         with alone(out_dir.with_name(f".{out_dir.name}.lock")):
             parts = shard.parts(work)
             if all(part.exists() for part in parts):
-                _finish(out_dir, identity, parts, members, engine, config)
+                try:
+                    _finish(out_dir, identity, parts, members, engine, config)
+                except InputError:
+                    shutil.rmtree(work)  # parts of a corpus that is refused are of no use
+                    raise
                 shutil.rmtree(work)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from crossearth.components.model_card import model_card
 from crossearth.components.promotion import Check, RegisterConfig, decide
-from crossearth.components.registry import CHALLENGER, CHAMPION, ROLLBACK, Registry, champion_before
+from crossearth.components.registry import (
+    CHALLENGER,
+    CHAMPION,
+    ROLLBACK,
+    Registry,
+    champion_before,
+    registry_exists,
+)
 from crossearth.components.results import RecipeResult, read_results
 from crossearth.components.tracking import start_run
 from crossearth.data.catalog import Catalog, Recipe
@@ -151,10 +158,10 @@ def rollback(recipe: Recipe, config: RegisterConfig | None = None) -> tuple[str,
         InputError: no such model, or it never had another champion; the registry does not answer.
     """
     name = f"{(config or RegisterConfig()).prefix}-{recipe.name}"
-    registry = Registry()
-    present = registry.aliased(name, CHAMPION)
-    before = champion_before(registry.moves(name)) if present else None
-    if present is None or before is None:
+    registry = Registry() if registry_exists() else None
+    present = registry.aliased(name, CHAMPION) if registry else None
+    before = champion_before(registry.moves(name)) if registry and present else None
+    if registry is None or present is None or before is None:
         raise InputError(
             f"{name} has no earlier champion to go back to",
             expected="a model that was promoted at least twice",

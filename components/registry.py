@@ -227,9 +227,14 @@ def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
         yield _fetch(uri, copies)
 
 
+def registry_exists() -> bool:
+    """Whether there is one to look into: a server, or the file of an SQLite one, which MLflow would make."""
+    uri = tracking_uri()
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
 def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
-    if tracking_uri().startswith(SQLITE) and not Path(tracking_uri().removeprefix(SQLITE)).exists():
-        # MLflow would make an empty one
+    if not registry_exists():
         raise _no_model(uri, "there is no registry here")
     with _reaching():
         connect(tracking_uri())

@@ -38,6 +38,8 @@ UPLOAD_SECONDS = 900.0  # and for one that does: a model is large
 
 Operation = Callable[["MlflowClient", str], object]
 
+from crossearth.data.errors import without_credentials
+
 
 def tracking_uri() -> str:
     """$MLFLOW_TRACKING_URI, else a SQLite file below ./artifacts/mlflow."""
@@ -220,7 +222,9 @@ class _Writer(threading.Thread):
             self.wake()
             left = len(self.metrics) + len(self.operations)
             warnings.warn(
-                f"MLflow at {self.uri} did not take {left} records of {self.run_name}: {self._last_error}",
+                without_credentials(
+                    f"MLflow at {self.uri} did not take {left} records of {self.run_name}: {self._last_error}"
+                ),
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -242,7 +246,9 @@ class _Writer(threading.Thread):
                     f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 )
                 if self.client is not None and _is_refusal(error):
-                    logging.getLogger(__name__).warning("MLflow refused a record: %s", self._last_error)
+                    logging.getLogger(__name__).warning(
+                        "MLflow refused a record: %s", without_credentials(str(self._last_error))
+                    )
                     self._sending.popleft()
                     continue
                 self._gave_up.wait(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])

@@ -7,7 +7,7 @@ point into. `data/tiles.py` documents how pixels are stored; `read_image` and `r
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,11 +105,8 @@ def write_manifest(
         "provenance": provenance,
         "format": FORMAT,
     }
-    content = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for row in ordered:
-        content.update(json.dumps([row[name] for name in SCHEMA.names]).encode())
-    about["digest"] = content.hexdigest()
-    table = pa.Table.from_pylist(ordered, schema=SCHEMA).replace_schema_metadata(about)
+    table = pa.Table.from_pylist(ordered, schema=SCHEMA)
+    table = table.replace_schema_metadata({**about, "digest": _digest(about, table)})
     with atomic_path(root / f"{split}.parquet") as partial:
         pq.write_table(table, partial, compression="zstd")
     return _manifest(root, table)
@@ -119,7 +116,8 @@ def read_manifest(domain_dir: Path, split: str) -> Manifest:
     """Reads `domain_dir/<split>.parquet`.
 
     Raises:
-        InputError: the domain was not ingested, has no such split, or the file is no such manifest.
+        InputError: the domain was not ingested, has no such split, or the file is no such manifest, was
+            changed since it was written, or names files outside the domain's folder.
     """
     path = Path(domain_dir) / f"{split}.parquet"
     if not path.is_file():
@@ -136,13 +134,38 @@ def read_manifest(domain_dir: Path, split: str) -> Manifest:
         raise InputError(
             f"cannot read the manifest: {error}", where=path, next_step="ingest the domain again"
         ) from error
-    if not table.schema.equals(SCHEMA) or (table.schema.metadata or {}).get(b"format") != FORMAT.encode():
-        raise InputError("a manifest of another version", where=path, next_step="ingest the domain again")
+    problem = _problem(table)
+    if problem:
+        raise InputError(problem, where=path, next_step="ingest the domain again")
     return _manifest(Path(domain_dir), table)
 
 
+def _problem(table: pa.Table) -> str:
+    about = _about(table)
+    if not table.schema.equals(SCHEMA) or about.get("format") != FORMAT:
+        return "a manifest of another version"
+    if about.pop("digest", "") != _digest(about, table):
+        return "it was changed since it was written: its digest is another"
+    for column in ("image", "label"):
+        for name in table[column].unique().to_pylist():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                return f"{column}: {name!r} is outside the domain's folder"
+    return ""
+
+
+def _about(table: pa.Table) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def _digest(about: Mapping[str, str], table: pa.Table) -> str:
+    content = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for row in table.to_pylist():
+        content.update(json.dumps([row[name] for name in SCHEMA.names]).encode())
+    return content.hexdigest()
+
+
 def _manifest(root: Path, table: pa.Table) -> Manifest:
-    about = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    about = _about(table)
     return Manifest(
         root=root,
         domain=about["domain"],

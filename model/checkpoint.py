@@ -122,6 +122,13 @@ def load(
             next_step="the file was changed or copied in part: copy the model again",
         )
     config = load_config(NetworkConfig, meta["network"], f"{description}: network")
+    for key in ("classes", "palette"):
+        if not isinstance(meta[key], list) or len(meta[key]) != config.num_classes:
+            raise InputError(
+                f"{key}: {meta[key]!r}",
+                where=description,
+                expected=f"a list of {config.num_classes}, one of each of the network's classes",
+            )
     if meta["backbone"] is None and backbone is not None:
         raise InputError("the model has no shared backbone: its own file holds it", where=path)
     with torch.device("meta"):  # no memory and no time for random weights that the file's replace
@@ -131,10 +138,11 @@ def load(
     state = {name: tensor.to(dtypes.get(name)) for name, tensor in read_tensors(weights)}
     if meta["backbone"] is not None:
         state |= _read_backbone(meta["backbone"], weights.parent, backbone, dtypes)
+    load_strictly(model, state, weights, assign=True)
     if dtypes.keys() - state.keys():
         model = build(config)
         store_weights(model, dtype)
-    load_strictly(model, state, weights, assign=True)
+        load_strictly(model, state, weights, assign=True)
     return model.eval().to(device)
 
 

@@ -21,6 +21,8 @@ from crossearth.model.pixel_decoder import MAP_SCALES, PixelDecoder
 from crossearth.model.reconstruction import ReconstructionHead
 from crossearth.model.rein import Rein
 
+MAX_SIZE, MAX_LAYERS = 2**16, 1000
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -82,6 +84,11 @@ class NetworkConfig:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
+        # a description from outside must not ask for more than any machine has
+        for name, value in vars(self).items():
+            most = MAX_LAYERS if name in ("depth", "encoder_layers", "decoder_layers") else MAX_SIZE
+            if type(value) is int and not 1 <= value <= most:
+                raise InputError(f"{name}: {value}", expected=f"1 to {most}")
         for whole, part in (
             ("embed", "heads"),
             ("channels", "head_heads"),

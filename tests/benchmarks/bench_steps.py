@@ -10,6 +10,7 @@ from PIL import Image
 from crossearth.components.fit_styles import StylesConfig, fit_styles
 from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.components.stylize import StylizeConfig, stylize
+from crossearth.components.validate import ValidateConfig, validate
 from crossearth.data.catalog import load_catalog
 
 IMAGE_PX = 256
@@ -52,6 +53,13 @@ def ingesting(number: int) -> Action:
     return lambda: ingest([name], known, scratch(name), scratch(f"domains-{next(runs)}"), IngestConfig())
 
 
+def validating(number: int) -> Action:
+    name, domains = images(number), scratch("domains")
+    known = load_catalog([scratch(name) / "catalog.yaml"], scratch(name))
+    ingest([name], known, scratch(name), domains, IngestConfig())
+    return lambda: validate(known, domains, scratch(f"validation-{next(runs)}"), ValidateConfig(), [name])
+
+
 def fitting(number: int) -> Action:
     folder = scratch(images(number)) / "images"
     return lambda: fit_styles(folder, scratch(f"styles-{next(runs)}"), StylesConfig())
@@ -76,6 +84,7 @@ def growth(step: Callable[[int], Action]) -> Case:
 
 CASES = {
     "growth of ingest": growth(ingesting),
+    "growth of validate": growth(validating),
     "growth of styles fit": growth(fitting),
     "growth of stylize": growth(styling),
 }

@@ -1,0 +1,602 @@
+"""A corpus of malformed inputs.
+
+Each is refused by the command line with exit code 2, by the file or key and what is wrong with it, without a
+traceback, and leaves nothing behind.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from own_domain import NAME, own_domain, save
+from safetensors.torch import load_file, save_file
+
+from crossearth.components.fit_styles import StylesConfig, fit_styles
+from crossearth.components.ingest import IngestConfig, ingest
+from crossearth.data.catalog import load_catalog
+from crossearth.data.manifest import read_manifest, write_manifest
+from crossearth.model import checkpoint
+from crossearth.model.crossearth import crossearth_tiny
+from crossearth.pipelines.cli import main
+
+SIZES = {"embed": 48, "channels": 16, "mask_channels": 16, "decoder_layers": 1, "norm_groups": 4}
+TASKS = {"mask_block_px": 16, "segmentation": {"num_points": 32}}
+TRAIN = {
+    "network": "tiny",
+    "sizes": SIZES,
+    "tasks": TASKS,
+    "iterations": 1,
+    "batch_size": 1,
+    "crop_px": 32,
+    "workers": 0,
+}
+SCENE, MODEL, DOMAIN = "scene.tif", "model", f"artifacts/domains/{NAME}"
+PREDICT = f"predict {SCENE} --model {MODEL} --out map.tif --device cpu"
+TRAINING = f"train {NAME} --catalog catalog.yaml"
+Edit = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something that is wrong in a user's folder, what the user types, and words of the answer."""
+
+    edit: Edit
+    command: str
+    words: tuple[str, ...]
+
+
+class Runs:
+    """Unpickled, it makes a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch pwned",)
+
+
+def nothing(_: Path) -> None: ...
+
+
+def text(path: str, content: str | bytes) -> Edit:
+    def edit(folder: Path) -> None:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return edit
+
+
+def cut(path: str, share: float = 0.5) -> Edit:
+    def edit(folder: Path) -> None:
+        content = (folder / path).read_bytes()
+        (folder / path).write_bytes(content[: int(len(content) * share)])
+
+    return edit
+
+
+def removed(path: str) -> Edit:
+    def edit(folder: Path) -> None:
+        place = folder / path
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    return edit
+
+
+def several(*edits: Edit) -> Edit:
+    return lambda folder: [edit(folder) for edit in edits]
+
+
+def raster(path: str, array: Any, **options: Any) -> Edit:
+    return lambda folder: save(folder / path, np.asarray(array), **options)
+
+
+def entry(**changes: Any) -> Edit:
+    """Changes keys of the domain in the catalog; None takes one away."""
+
+    def edit(folder: Path) -> None:
+        known = yaml.safe_load((folder / "catalog.yaml").read_text())
+        known["domains"][NAME] |= changes
+        known["domains"][NAME] = {
+            key: value for key, value in known["domains"][NAME].items() if value is not None
+        }
+        (folder / "catalog.yaml").write_text(yaml.safe_dump(known))
+
+    return edit
+
+
+def beside(**sections: Any) -> Edit:
+    """Adds sections to the catalog."""
+
+    def edit(folder: Path) -> None:
+        known = yaml.safe_load((folder / "catalog.yaml").read_text())
+        (folder / "catalog.yaml").write_text(yaml.safe_dump(known | sections))
+
+    return edit
+
+
+def numbers(**changes: Any) -> Edit:
+    """Changes numbers of the training."""
+
+    def edit(folder: Path) -> None:
+        params = {"preset": "mine", "presets": {"mine": {"train": {**TRAIN, **changes}}}}
+        (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+    return edit
+
+
+def rows(change: Callable[[list[dict[str, Any]]], object], forged: bool = False) -> Edit:
+    """Changes rows of the manifest; forged: as if `ingest` had written them."""
+
+    def edit(folder: Path) -> None:
+        path = folder / DOMAIN / "train.parquet"
+        written = read_manifest(folder / DOMAIN, "train")
+        change(written.rows)
+        if forged:
+            write_manifest(path.parent, NAME, "train", "road", "own", written.rows)
+        else:
+            pq.write_table(pa.Table.from_pylist(written.rows, written.table.schema), path)
+
+    return edit
+
+
+def described(**changes: Any) -> Edit:
+    """Changes keys of model.json; None takes one away."""
+
+    def edit(folder: Path) -> None:
+        path = folder / MODEL / "model.json"
+        meta = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: meta[key] for key in meta if changes.get(key, meta) is not None}))
+
+    return edit
+
+
+def network(**changes: Any) -> Edit:
+    def edit(folder: Path) -> None:
+        path = folder / MODEL / "model.json"
+        meta = json.loads(path.read_text())
+        meta["network"] |= changes
+        path.write_text(json.dumps(meta))
+
+    return edit
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Edit:
+    def edit(folder: Path) -> None:
+        path = folder / MODEL / "model.safetensors"
+        state = load_file(path)
+        change(state)
+        save_file(state, path)
+        described(sha256=hashlib.sha256(path.read_bytes()).hexdigest())(folder)
+
+    return edit
+
+
+def zipped(path: str, **members: bytes) -> Edit:
+    def edit(folder: Path) -> None:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(folder / path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name.replace("__", "/").replace("UP", ".."), content)
+
+    return edit
+
+
+def image(value: int = 50, bands: int = 3, side: int = 64, dtype: Any = np.uint8) -> np.ndarray[Any, Any]:
+    return np.full((bands, side, side), value, dtype)
+
+
+SETTINGS, INGEST = "settings --catalog catalog.yaml", f"ingest {NAME} --catalog catalog.yaml"
+LOVEDA = "artifacts/archives/loveda"
+TILE = f"{DOMAIN}/{{}}"
+VALUES = "pipeline compile training -o out.yaml --values values.yaml"
+
+CASES = {
+    # catalogs
+    "catalog: no file": Case(removed("catalog.yaml"), SETTINGS, ("catalog.yaml", "cannot read")),
+    "catalog: a folder": Case(nothing, "settings --catalog images", ("images",)),
+    "catalog: broken YAML": Case(text("catalog.yaml", "domains: ["), SETTINGS, ("catalog.yaml", "YAML")),
+    "catalog: a list": Case(text("catalog.yaml", "- town"), SETTINGS, ("catalog.yaml", "key: value")),
+    "catalog: bytes": Case(text("catalog.yaml", b"\xff\xfe\x00\x80"), SETTINGS, ("catalog.yaml",)),
+    "catalog: code in YAML": Case(
+        text("catalog.yaml", "domains: !!python/object/apply:os.system ['touch pwned']"),
+        SETTINGS,
+        ("python",),
+    ),
+    "catalog: billion laughs": Case(
+        text(
+            "catalog.yaml",
+            "a: &a [x, x, x, x, x, x, x, x]\n"
+            + "".join(
+                f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n"
+                for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+            ),
+        ),
+        SETTINGS,
+        ("catalog.yaml", "'a'"),
+    ),
+    "catalog: unknown section": Case(beside(domain={}), SETTINGS, ("'domain'", "'domains'")),
+    "catalog: unknown key": Case(entry(imagse="x"), SETTINGS, ("town", "'imagse'", "'images'")),
+    "catalog: unknown class set": Case(entry(class_set="raod"), SETTINGS, ("'raod'", "'road'")),
+    "catalog: unknown class": Case(entry(labels={0: "background", 1: "street"}), SETTINGS, ("'street'",)),
+    "catalog: two kinds of labels": Case(
+        entry(labels={0: "background", "#ffffff": "road"}), SETTINGS, ("kinds",)
+    ),
+    "catalog: no labels for masks": Case(entry(labels=None), SETTINGS, ("`masks` and `labels` go together",)),
+    "catalog: no images": Case(entry(images=None), SETTINGS, ("town",)),
+    "catalog: unknown rule": Case(entry(tile={"px": 48, "rule": "slice"}), SETTINGS, ("rule", "cut")),
+    "catalog: tiles of no size": Case(entry(tile={"px": 0, "rule": "cut"}), SETTINGS, ("px", "0")),
+    "catalog: split above one": Case(
+        entry(split={"by": "block", "test": 2}), SETTINGS, ("split.test", "between 0 and 1")
+    ),
+    "catalog: unknown split": Case(entry(split="validation"), INGEST, ("validation",)),
+    "catalog: two bands": Case(entry(bands=[1, 2]), SETTINGS, ("bands", "three")),
+    "catalog: band 0": Case(entry(bands=[0, 1, 2]), SETTINGS, ("bands", "from 1")),
+    "catalog: range upside down": Case(entry(value_range=[9, 1]), SETTINGS, ("value_range", "lo < hi")),
+    "catalog: nodata in words": Case(entry(nodata="black"), SETTINGS, ("nodata", "black")),
+    "catalog: pattern": Case(entry(key="(("), SETTINGS, ("key", "((")),
+    "catalog: a name that is a path": Case(
+        beside(domains={"../town": {"images": "images"}}), SETTINGS, ("../town", "letters")
+    ),
+    "catalog: unknown source": Case(
+        beside(settings={"A2B": {"source": "twon", "target": NAME, "gap": "region"}}),
+        SETTINGS,
+        ("twon", "'town'"),
+    ),
+    "catalog: unknown gap": Case(
+        beside(settings={"A2B": {"source": NAME, "target": NAME, "gap": "distance"}}),
+        SETTINGS,
+        ("gap", "distance"),
+    ),
+    "catalog: a taken name": Case(beside(class_sets={"road": {"classes": ["a", "b"]}}), SETTINGS, ("road",)),
+    "catalog: one class": Case(beside(class_sets={"own": {"classes": ["a"]}}), SETTINGS, ("own", "2 to")),
+    "catalog: palette": Case(
+        beside(class_sets={"own": {"classes": ["a", "b"], "palette": ["#000000", "red"]}}),
+        SETTINGS,
+        ("#rrggbb",),
+    ),
+    # numbers
+    "params: broken YAML": Case(text("params.yaml", "preset: {"), TRAINING, ("params.yaml", "YAML")),
+    "params: a list": Case(text("params.yaml", "- 1"), TRAINING, ("params.yaml", "dictionary")),
+    "params: unknown preset": Case(
+        text("params.yaml", "preset: big\npresets: {mini: {}}"), TRAINING, ("'big'", "mini")
+    ),
+    "params: unknown step": Case(
+        text("params.yaml", "preset: a\npresets: {a: {trian: {}}}"), TRAINING, ("'trian'", "'train'")
+    ),
+    "params: unknown key": Case(numbers(iteration=3), TRAINING, ("'iteration'", "'iterations'")),
+    "params: no iterations": Case(numbers(iterations=0), TRAINING, ("iterations", "0")),
+    "params: iterations in words": Case(numbers(iterations="many"), TRAINING, ("iterations", "many")),
+    "params: half a crop": Case(numbers(batch_size=0.5), TRAINING, ("batch_size", "0.5")),
+    "params: learning rate": Case(numbers(lr=-1), TRAINING, ("lr",)),
+    "params: learning rate is no number": Case(numbers(lr=float("nan")), TRAINING, ("lr",)),
+    "params: precision": Case(numbers(precision="fp8"), TRAINING, ("precision", "bf16")),
+    "params: ablation": Case(numbers(ablation="+styles"), TRAINING, ("ablation", "+style")),
+    "params: schedule": Case(numbers(schedule="cosine"), TRAINING, ("schedule", "poly")),
+    "params: scale": Case(numbers(scale=[2, 1]), TRAINING, ("scale", "least <= largest")),
+    "params: crop below a patch": Case(numbers(crop_px=8), TRAINING, ("crop_px", "8")),
+    "params: crop above the tiles": Case(
+        numbers(crop_px=64, sizes=SIZES | {"crop_px": 64}), TRAINING, ("64", "48 px")
+    ),
+    "params: heads": Case(numbers(sizes=SIZES | {"embed": 50}), TRAINING, ("embed", "divisible")),
+    "params: unknown size": Case(numbers(sizes={"width": 3}), TRAINING, ("'width'",)),
+    "params: style probability": Case(numbers(style={"probability": 2}), TRAINING, ("probability", "[0, 1]")),
+    "params: style engine": Case(numbers(style={"engine": "cyclegan"}), TRAINING, ("engine", "spectral")),
+    "params: unknown task": Case(numbers(tasks={"mask_px": 3}), TRAINING, ("'mask_px'",)),
+    "params: held-out share": Case(numbers(held_out_share=1.5), TRAINING, ("held_out_share", "1.5")),
+    "params: best without held-out": Case(
+        numbers(selection="best-source", held_out_share=0), TRAINING, ("best-source", "held_out_share > 0")
+    ),
+    "params: no backbone": Case(numbers(backbone="vit.safetensors"), TRAINING, ("vit.safetensors",)),
+    "params: frozen without weights": Case(
+        numbers(sizes=SIZES | {"frozen_backbone": True}), TRAINING, ("frozen", "backbone")
+    ),
+    "params: injector": Case(
+        numbers(ablation="rein", sizes=SIZES | {"inject_at_inference": True}),
+        TRAINING,
+        ("inject_at_inference",),
+    ),
+    "params: styles of another engine": Case(numbers(style={"engine": "ghiasi"}), TRAINING, ("ghiasi",)),
+    "params: seed": Case(nothing, f"{TRAINING} --seed -1", ("seed", "-1")),
+    "params: unknown recipe": Case(nothing, "train twon --catalog catalog.yaml", ("twon", "'town'")),
+    # images and labels
+    "ingest: no images": Case(removed("images"), INGEST, ("images",)),
+    "ingest: images are a file": Case(several(removed("images"), text("images", "x")), INGEST, ("images",)),
+    "ingest: an empty folder": Case(
+        several(removed("images"), text("images/notes.txt", "x")), INGEST, ("images",)
+    ),
+    "ingest: no masks": Case(removed("masks"), INGEST, ("masks",)),
+    "ingest: a mask too few": Case(removed("masks/scene_3.png"), INGEST, ("scene_3",)),
+    "ingest: mask of another size": Case(
+        raster("masks/scene_3.png", np.zeros((64, 32), np.uint8)), INGEST, ("scene_3", "32 x 64")
+    ),
+    "ingest: unknown label": Case(
+        raster("masks/scene_3.png", np.full((64, 64), 7, np.uint8)), INGEST, ("scene_3", "7 (4096 px)")
+    ),
+    "ingest: colours for ids": Case(raster("masks/scene_3.png", image(255)), INGEST, ("scene_3",)),
+    "ingest: labels with fractions": Case(
+        several(
+            removed("masks/scene_3.png"), raster("masks/scene_3.tif", np.full((64, 64), 0.5, np.float32))
+        ),
+        INGEST,
+        ("scene_3", "fractions"),
+    ),
+    "ingest: text for an image": Case(text("images/scene_3.tif", "no image"), INGEST, ("scene_3.tif",)),
+    "ingest: nothing for an image": Case(text("images/scene_3.tif", ""), INGEST, ("scene_3.tif",)),
+    "ingest: half an image": Case(cut("images/scene_3.tif"), INGEST, ("scene_3.tif",)),
+    "ingest: half a mask": Case(cut("masks/scene_3.png"), INGEST, ("scene_3.png",)),
+    "ingest: one band": Case(raster("images/scene_3.tif", image(bands=1)), INGEST, ("scene_3", "band")),
+    "ingest: a band that is not there": Case(entry(bands=[4, 3, 2]), INGEST, ("scene_0", "4")),
+    "ingest: 16 bit without a range": Case(
+        raster("images/scene_3.tif", image(dtype=np.uint16)), INGEST, ("scene_3", "uint16")
+    ),
+    "ingest: complex numbers": Case(
+        raster("images/scene_3.tif", image(dtype=np.complex64)), INGEST, ("scene_3", "complex")
+    ),
+    "ingest: a broken link": Case(
+        lambda folder: (folder / "images/scene_9.tif").symlink_to("nowhere.tif"), INGEST, ("scene_9",)
+    ),
+    "ingest: two images of one name": Case(
+        lambda folder: shutil.copy(folder / "images/scene_3.tif", folder / "images/scene_3.TIFF"),
+        INGEST,
+        ("scene_3",),
+    ),
+    "ingest: a split file with holes": Case(
+        several(entry(split="split.csv"), text("split.csv", "id,split\nscene_0,train\n")),
+        INGEST,
+        ("split.csv",),
+    ),
+    "ingest: a split file of other words": Case(
+        several(entry(split="split.csv"), text("split.csv", "scene_0,learn\n")), INGEST, ("split.csv",)
+    ),
+    "ingest: unknown domain": Case(nothing, "ingest twon --catalog catalog.yaml", ("twon", "'town'")),
+    # archives
+    "archive: none": Case(nothing, "ingest loveda", ("loveda", "archives")),
+    "archive: no zip": Case(text(f"{LOVEDA}/Train.zip", "x" * 99), "ingest loveda", ("Train.zip",)),
+    "archive: half a zip": Case(
+        several(zipped(f"{LOVEDA}/Train.zip", a=b"x" * 999), cut(f"{LOVEDA}/Train.zip")),
+        "ingest loveda",
+        ("Train.zip",),
+    ),
+    "archive: out of its folder": Case(
+        zipped(f"{LOVEDA}/Train.zip", UP__UP__pwned=b"x"), "ingest loveda", ("Train.zip", "../../pwned")
+    ),
+    "archive: from the root": Case(
+        zipped(f"{LOVEDA}/Train.zip", __tmp__pwned=b"x"), "ingest loveda", ("Train.zip", "/tmp/pwned")
+    ),
+    "archive: other files": Case(zipped(f"{LOVEDA}/Train.zip", a=b"x"), "ingest loveda", ("loveda",)),
+    "archive: of a kind that is not read": Case(
+        text(f"{LOVEDA}/Train.7z", b"7z\xbc\xaf"), "ingest loveda", ("7z x",)
+    ),
+    # manifests and tiles
+    "manifest: none": Case(removed(DOMAIN), TRAINING, (NAME, "crossearth ingest")),
+    "manifest: no parquet": Case(text(f"{DOMAIN}/train.parquet", "rows"), TRAINING, ("train.parquet",)),
+    "manifest: half of it": Case(cut(f"{DOMAIN}/train.parquet"), TRAINING, ("train.parquet",)),
+    "manifest: another table": Case(
+        lambda folder: pq.write_table(pa.table({"a": [1]}), folder / DOMAIN / "train.parquet"),
+        TRAINING,
+        ("train.parquet",),
+    ),
+    "manifest: no rows": Case(rows(lambda found: found.clear()), TRAINING, ("train", NAME)),
+    "manifest: another row": Case(
+        rows(lambda found: found[0].update(class_pixels=[0, 9])), TRAINING, ("train.parquet", "digest")
+    ),
+    "manifest: another window": Case(
+        rows(lambda found: found[0].update(col_off=1000)), TRAINING, ("train.parquet", "digest")
+    ),
+    "manifest: a path out of the folder": Case(
+        rows(lambda found: [row.update(image="../../../scene.tif") for row in found], forged=True),
+        TRAINING,
+        ("../scene.tif", "outside"),
+    ),
+    "manifest: a path from the root": Case(
+        rows(lambda found: [row.update(label="/etc/passwd") for row in found], forged=True),
+        TRAINING,
+        ("/etc/passwd", "outside"),
+    ),
+    # models
+    "model: none": Case(removed(MODEL), PREDICT, ("model", "no such")),
+    "model: an empty folder": Case(several(removed(MODEL), text("model/x", "")), PREDICT, ("model",)),
+    "model: no description": Case(removed("model/model.json"), PREDICT, ("model.json",)),
+    "model: no weights": Case(removed("model/model.safetensors"), PREDICT, ("model.safetensors",)),
+    "model: broken JSON": Case(text("model/model.json", "{"), PREDICT, ("model.json",)),
+    "model: a list": Case(text("model/model.json", "[]"), PREDICT, ("model.json",)),
+    "model: no network": Case(described(network=None), PREDICT, ("model.json", "network")),
+    "model: no classes": Case(described(classes=None), PREDICT, ("classes",)),
+    "model: a class too few": Case(described(classes=["road"]), PREDICT, ("model.json", "classes: ['road']")),
+    "model: unknown size": Case(network(wings=2), PREDICT, ("wings",)),
+    "model: another size": Case(network(embed=96), PREDICT, ("other shape",)),
+    "model: a size in words": Case(network(depth="four"), PREDICT, ("depth",)),
+    "model: an enormous network": Case(network(depth=10**9), PREDICT, ("depth", "1 to 1000")),
+    "model: half the weights": Case(cut("model/model.safetensors"), PREDICT, ("model.safetensors",)),
+    "model: a header that lies": Case(
+        text("model/model.safetensors", struct.pack("<Q", 2**60) + b"{}"), PREDICT, ("model.safetensors",)
+    ),
+    "model: a pickle for weights": Case(
+        text("model/model.safetensors", pickle.dumps(Runs())), PREDICT, ("model.safetensors",)
+    ),
+    "model: a tensor too few": Case(
+        weights(lambda state: state.pop("rein.scale")), PREDICT, ("missing (1): rein.scale",)
+    ),
+    "model: a tensor too many": Case(
+        weights(lambda state: state.update(extra=torch.ones(1))), PREDICT, ("not of this network (1): extra",)
+    ),
+    "model: not from the registry": Case(
+        nothing, f"predict {SCENE} --model models:/x@champion --out m.tif", ("registry",)
+    ),
+    "model: a registry's address": Case(
+        nothing, f"predict {SCENE} --model models:/x --out m.tif", ("models:/",)
+    ),
+    # released checkpoints
+    "convert: no file": Case(
+        nothing, "convert no.pth --out m --backbone b.pth --class-set road", ("no.pth", "cannot read")
+    ),
+    "convert: text": Case(
+        text("a.pth", "weights"),
+        "convert a.pth --out m --backbone b.pth --class-set road",
+        ("a.pth", "PyTorch"),
+    ),
+    "convert: a pickle that runs": Case(
+        lambda folder: torch.save({"state_dict": Runs()}, folder / "a.pth"),
+        "convert a.pth --out m --backbone b.pth --class-set road",
+        ("a.pth", "system"),
+    ),
+    "convert: an old pickle that runs": Case(
+        lambda folder: torch.save(Runs(), folder / "a.pth", _use_new_zipfile_serialization=False),
+        "convert a.pth --out m --backbone b.pth --class-set road",
+        ("a.pth", "system"),
+    ),
+    "convert: half a file": Case(
+        several(
+            lambda folder: torch.save({"state_dict": {"a": torch.ones(99)}}, folder / "a.pth"), cut("a.pth")
+        ),
+        "convert a.pth --out m --backbone b.pth --class-set road",
+        ("a.pth",),
+    ),
+    "convert: other weights": Case(
+        lambda folder: torch.save({"state_dict": {"a": torch.ones(9)}}, folder / "a.pth"),
+        "convert a.pth --out m --backbone b.pth --class-set road",
+        ("a.pth",),
+    ),
+    "convert: unknown class set": Case(
+        lambda folder: torch.save({"a": torch.ones(9)}, folder / "a.pth"),
+        "convert a.pth --out m --backbone b.pth --class-set raod",
+        ("raod", "'road'"),
+    ),
+    # scenes
+    "scene: none": Case(removed(SCENE), PREDICT, (SCENE, "no such scene")),
+    "scene: text": Case(text(SCENE, "no image"), PREDICT, (SCENE,)),
+    "scene: half of it": Case(cut(SCENE), PREDICT, (SCENE,)),
+    "scene: one band": Case(raster(SCENE, image(bands=1)), PREDICT, (SCENE, "1 band")),
+    "scene: a band that is not there": Case(nothing, f"{PREDICT} --bands 4,3,2", (SCENE, "4")),
+    "scene: bands in words": Case(nothing, f"{PREDICT} --bands red", ("bands", "red")),
+    "scene: numbers with fractions": Case(
+        raster(SCENE, image(dtype=np.float64)), PREDICT, (SCENE, "float64")
+    ),
+    "scene: range upside down": Case(nothing, f"{PREDICT} --value-range 9,1", ("rising",)),
+    "scene: folder without scenes": Case(
+        nothing, f"predict masks/none --model {MODEL} --out maps", ("masks/none",)
+    ),
+    "scene: map over the scene": Case(nothing, f"predict {SCENE} --model {MODEL} --out {SCENE}", (SCENE,)),
+    "scene: two of a name": Case(
+        raster("other/scene.tif", image()),
+        f"predict {SCENE} other/scene.tif --model {MODEL} --out maps",
+        ("scene",),
+    ),
+    "scene: unknown device": Case(
+        nothing, f"predict {SCENE} --model {MODEL} --out m.tif --device tpu", ("tpu", "cpu")
+    ),
+    "scene: no crops at a time": Case(nothing, f"{PREDICT} --batch-size 0", ("batch",)),
+    # styles
+    "styles: no folder": Case(nothing, "styles fit nowhere", ("nowhere",)),
+    "styles: no images": Case(text("x/notes.txt", "x"), "styles fit x", ("x",)),
+    "styles: no image is whole": Case(
+        several(text("x/a.png", "x"), text("x/b.png", "x")), "styles fit x", ("0 usable",)
+    ),
+    "styles: shard": Case(nothing, "styles fit images --shard 3/3", ("shard 3 of 3", "0 <= index")),
+    "styles: none for a training": Case(
+        several(removed("artifacts/styles"), numbers(ablation="+style")), TRAINING, ("styles",)
+    ),
+    "styles: half of them": Case(
+        several(cut("artifacts/styles/earth.safetensors"), numbers(ablation="+style")),
+        TRAINING,
+        ("earth.safetensors",),
+    ),
+    "stylize: unknown domain": Case(nothing, "stylize twon --catalog catalog.yaml", ("twon", "'town'")),
+    # results
+    "report: no results": Case(nothing, "report", ("scores",)),
+    "report: damaged results": Case(text("artifacts/scores/a/scores.json", "{"), "report", ("scores",)),
+    "show: unknown recipe": Case(nothing, "show twon --catalog catalog.yaml", ("twon",)),
+    "compare: no such results": Case(nothing, "compare a b", ("a",)),
+    "evaluate: no model": Case(nothing, f"evaluate {NAME} --catalog catalog.yaml", ("models/town",)),
+    "register: nothing trained": Case(nothing, f"register {NAME} --catalog catalog.yaml", (NAME,)),
+    "rollback: nothing registered": Case(nothing, f"rollback {NAME} --catalog catalog.yaml", (NAME,)),
+    "push: no address": Case(nothing, f"push {NAME} --catalog catalog.yaml --store /mnt", ("s3://",)),
+    # pipelines
+    "pipeline: unknown": Case(nothing, "pipeline compile trianing -o out.yaml", ("trianing", "training")),
+    "pipeline: no values file": Case(nothing, VALUES, ("values.yaml", "cannot read")),
+    "pipeline: unknown key": Case(text("values.yaml", "imgae: a"), VALUES, ("'imgae'", "'image'")),
+    "pipeline: a quantity": Case(
+        text("values.yaml", "image: a\nsteps: {train: {memory: lots}}"), VALUES, ("lots", "quantity")
+    ),
+    "pipeline: unknown step": Case(
+        text("values.yaml", "image: a\nsteps: {trian: {cpu: '1'}}"), VALUES, ("'trian'", "'train'")
+    ),
+    "pipeline: unknown recipe": Case(nothing, "pipeline run training --recipe twon", ("twon",)),
+    "pipeline: a parameter without a value": Case(
+        nothing, "pipeline run training --set shards", ("shards", "name=value")
+    ),
+    "pipeline: a host": Case(
+        text("values.yaml", "image: a@sha256:" + "0" * 64),
+        "pipeline submit training --values values.yaml --host ftp://x",
+        ("ftp://x", "http"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder in which everything is well."""
+    folder = tmp_path_factory.mktemp("sound")
+    own_domain(folder, num=4)
+    beside(settings={"T2T": {"source": NAME, "target": NAME, "gap": "in-domain"}})(folder)
+    known = load_catalog([folder / "catalog.yaml"], folder)
+    numbers()(folder)
+    ingest([NAME], known, folder, folder / "artifacts/domains", IngestConfig(workers=1))
+    fit_styles(folder / "images", folder / "artifacts/styles", StylesConfig())
+    about = {"classes": ["background", "road"], "palette": ["#000000", "#ffffff"], "provenance": "own"}
+    checkpoint.save(crossearth_tiny(2, 32, crop_px=32, stride_px=32, **SIZES), folder / MODEL, about)
+    save(folder / SCENE, image())
+    (folder / "masks/none").mkdir()
+    return folder
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else ""
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_refused_by_name_and_leaves_nothing(
+    name: str,
+    sound: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case, folder = CASES[name], tmp_path / "user"
+    shutil.copytree(sound, folder, symlinks=True)
+    case.edit(folder)
+    before = tree(tmp_path)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CROSSEARTH_DATA", str(folder))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db")
+    monkeypatch.setattr(sys, "argv", ["crossearth", *case.command.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert stop.value.code == 2, said
+    assert "Traceback" not in said
+    for word in case.words:
+        assert word in said
+    assert tree(tmp_path) == before
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(CASES) >= 100
