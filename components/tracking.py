@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossearth.data.errors import without_credentials
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -37,8 +39,6 @@ FLUSH_SECONDS = 20.0  # how long a closed run waits for a server that does not a
 UPLOAD_SECONDS = 900.0  # and for one that does: a model is large
 
 Operation = Callable[["MlflowClient", str], object]
-
-from crossearth.data.errors import without_credentials
 
 
 def tracking_uri() -> str:

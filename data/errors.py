@@ -1,5 +1,12 @@
 """The one error that means "the input is wrong"."""
 
+import re
+
+
+def without_credentials(text: str) -> str:
+    """`text`, in whose addresses `user:password@` became `***@`."""
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
+
 
 class InputError(ValueError):
     """Bad usage or bad input: the command line prints it without a traceback and exits with 2.
@@ -17,4 +24,4 @@ class InputError(ValueError):
             lines.append(f"  expected: {expected}")
         if next_step:
             lines.append(f"  next: {next_step}")
-        super().__init__("\n".join(lines))
+        super().__init__(without_credentials("\n".join(lines)))

@@ -1,0 +1,48 @@
+"""A secret planted wherever secrets are kept is in no byte that the commands print or write."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from crossearth.data.errors import InputError
+from crossearth.pipelines.cli import main
+
+CANARY = "canary5f3"
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+NOBODY = f"http://somebody:{CANARY}@127.0.0.1:9"
+COMMANDS = (
+    "predict scene.tif --model models:/a@champion --out map.tif",
+    "pipeline compile training -o training.yaml",
+    "show",
+    "doctor",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_byte_of_it_comes_out(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+    ):
+        monkeypatch.setenv(name, CANARY)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["crossearth", *command.split()])
+    with pytest.raises(SystemExit):
+        main()
+    said = "".join(capfd.readouterr())
+    assert said or any(tmp_path.iterdir())
+    assert CANARY not in said
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+
+
+def test_an_error_shows_an_address_without_its_password() -> None:
+    error = InputError("no answer", where=f"{NOBODY}/api", next_step="postgresql://me:p@ss@db/mlflow")
+    assert str(error) == "http://***@127.0.0.1:9/api: no answer\n  next: postgresql://***@db/mlflow"
