@@ -22,6 +22,8 @@ from tempfile import TemporaryDirectory
 import torch
 from harness import SCRATCH, Case, machine_line, measure, peak_mb, show
 
+from crossearth.components.version import git_revision
+
 MODULES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py")))
 
 
@@ -72,6 +74,7 @@ def main() -> None:
     if given.json:
         about = {
             "date": datetime.now(UTC).date().isoformat(),
+            "revision": git_revision(),
             "machine": machine_line(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
