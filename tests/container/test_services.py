@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
-import psycopg2
 import pytest
 from graphs import RECIPES, run_pipeline
 from kfp.dsl import Metrics
@@ -19,6 +18,8 @@ from crossearth.components.registry import CHAMPION
 from crossearth.components.results import metric_name
 from crossearth.data.files import sha256_file
 from crossearth.data.store import StoreConfig, pull
+
+psycopg2 = pytest.importorskip("psycopg2")
 
 
 @pytest.fixture
