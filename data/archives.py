@@ -10,10 +10,12 @@ Nothing in an archive is trusted: paths that leave it, links, sizes that cannot 
 are refused.
 """
 
+import errno
 import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -282,6 +284,18 @@ def _unpack_tar(file: Path, to: Path, limits: Limits) -> None:
             os.utime(target, (entry.mtime, entry.mtime))  # the same file to a resumed run
 
 
+# EINVAL is a seek to where an offset of the directory leads: before the file
+BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    struct.error,
+    OverflowError,
+)
+
+
 class _Reading:
     """Turns every way in which an archive can be broken into one error that names it."""
 
@@ -298,7 +312,7 @@ class _Reading:
                 where=self.file,
                 next_step="unpack it with `7z x`",
             ) from error
-        if isinstance(error, zipfile.BadZipFile | tarfile.TarError | zlib.error | lzma.LZMAError | EOFError):
+        if isinstance(error, BROKEN) or (isinstance(error, OSError) and error.errno == errno.EINVAL):
             raise InputError(
                 f"broken or truncated archive of {self.file.stat().st_size} bytes ({error})",
                 where=self.file,

@@ -146,9 +146,10 @@ def _problem(table: pa.Table) -> str:
         return "a manifest of another version"
     if about.pop("digest", "") != _digest(about, table):
         return "it was changed since it was written: its digest is another"
-    for column in ("image", "label"):
+    # a restyled dataset refers to the labels of its origin, beside it
+    for column, inside in (("image", True), ("label", False)):
         for name in table[column].unique().to_pylist():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
+            if Path(name).is_absolute() or (inside and ".." in Path(name).parts):
                 return f"{column}: {name!r} is outside the domain's folder"
     return ""
 

@@ -223,6 +223,15 @@ def test_a_damaged_entry_is_found_when_it_is_read(tmp_path: Path) -> None:
         contents(tmp_path / "data", tmp_path / "scratch")
 
 
+def test_a_directory_that_points_before_the_file(tmp_path: Path) -> None:
+    packed = bytearray(zip_bytes(FILES))
+    packed[-6] += 40  # where the directory starts, in its last record
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.zip").write_bytes(packed)
+    with pytest.raises(InputError, match=r"x\.zip: broken"):
+        contents(tmp_path / "data", tmp_path / "scratch")
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [("a b.rar", "unrar x"), ("c.7z", "7z x"), ("d.zip.001", "7z x"), ("e.part1.rar", "7z x")],
