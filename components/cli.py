@@ -402,7 +402,8 @@ def train(
             ARTIFACTS / "styles" / STYLES_FILE,
             style_weights_dir(),
         )
-        _done(written, f"crossearth evaluate {recipe.name}")
+        if os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone writes
+            _done(written, f"crossearth evaluate {recipe.name}")
 
 
 @app.command()

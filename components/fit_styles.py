@@ -26,9 +26,17 @@ from crossearth.components.style_sheet import styles_sheet, write_sheet
 from crossearth.data.archives import Member
 from crossearth.data.corpus import StyleImage, list_images, read_style_image
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_dir, atomic_path, code_version, digest, write_json
+from crossearth.data.files import (
+    alone,
+    atomic_dir,
+    atomic_path,
+    code_version,
+    digest,
+    partial_dir,
+    write_json,
+)
 from crossearth.data.prefetch import ahead
-from crossearth.data.shards import Shard, alone, is_done
+from crossearth.data.shards import Shard, is_done
 from crossearth.data.style import (
     EarthStyles,
     EngineName,
@@ -98,9 +106,7 @@ def fit_styles(
         InputError: no images, fewer than two usable ones, or the engine's weights are absent.
     """
     engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
-    scratch = out_dir.with_name(f".{out_dir.name}.unpacked-{shard.index}-of-{shard.num}")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
-    try:
+    with partial_dir(out_dir.with_name(f"{out_dir.name}.{shard}")) as scratch:
         members = list_images(images_dir, scratch)
         listing = [(member.path, member.size, member.tag) for member in members]
         identity = digest([listing, asdict(config), code_version()])
@@ -109,7 +115,7 @@ def fit_styles(
         work = out_dir.with_name(f".{out_dir.name}.{identity[:16]}")
         if not shard.part(work).exists():
             _write_part(shard.part(work), *_fit(members[shard.index :: shard.num], engine, config))
-        with alone(out_dir.with_name(f".{out_dir.name}.lock")):
+        with alone(work):
             parts = shard.parts(work)
             if all(part.exists() for part in parts):
                 try:
@@ -118,8 +124,6 @@ def fit_styles(
                     shutil.rmtree(work)  # parts of a corpus that is refused are of no use
                     raise
                 shutil.rmtree(work)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return out_dir
 
 

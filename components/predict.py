@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +31,7 @@ from torch.nn import functional as F
 from crossearth.components import maps
 from crossearth.components.processes import choose_device
 from crossearth.data.errors import InputError
-from crossearth.data.files import fsync_dir, write_json
+from crossearth.data.files import fsync_dir, partial_dir, write_json
 from crossearth.model.checkpoint import load, read_meta
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import best_class, window_starts
@@ -261,9 +260,8 @@ def _map(
 def _writing(target: Path) -> Iterator[Path]:
     """Yields a hidden folder beside `target`, gone at the end."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.", suffix=".partial") as folder:
-            yield Path(folder)
+        with partial_dir(target) as folder:
+            yield folder
     except (RasterioError, CPLE_BaseError, OSError) as error:
         raise InputError(
             f"cannot write the map: {error}",

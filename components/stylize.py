@@ -26,10 +26,10 @@ from rich.progress import track
 from crossearth.components.style_sheet import styles_sheet, write_sheet
 from crossearth.components.tracking import start_run
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_path, code_version, digest, replace_dir, write_json
+from crossearth.data.files import alone, atomic_path, code_version, digest, replace_dir, write_json
 from crossearth.data.manifest import Manifest, read_image, read_manifest, window, write_manifest
 from crossearth.data.prefetch import ahead
-from crossearth.data.shards import Shard, alone, is_done
+from crossearth.data.shards import Shard, is_done
 from crossearth.data.style import EarthStyles, StyleConfig, StyleEngine, inject, keyed_generator, style_engine
 from crossearth.data.tiles import Grid, describe, read_window, scene_writer
 
@@ -108,18 +108,21 @@ def stylize(
     }
     identity = digest(origin)
     target = Path(out_dir) / domain
-    if is_done(target / RUN_FILE, identity):
-        return target
-    engine = style_engine(config.style.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
     work = target.with_name(f".{domain}.{identity[:16]}")
-    job = _Job(source, target, work, earth, engine, config)
-    if not shard.part(work / PARTS).exists():
-        write_json(shard.part(work / PARTS), job.run(range(shard.index, len(source), shard.num)))
-    with alone(target.with_name(f".{domain}.lock")):
-        parts = shard.parts(work / PARTS)
-        if all(part.exists() for part in parts):
-            rows = [row for part in parts for row in json.loads(part.read_text(encoding="utf-8"))]
-            job.finish(rows, {**origin, "identity": identity})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with alone(target.with_name(f"{domain}.{shard}")):
+        if is_done(target / RUN_FILE, identity):
+            return target
+        engine = style_engine(config.style.engine, weights_dir)
+        engine.to("cuda" if torch.cuda.is_available() else "cpu")
+        job = _Job(source, target, work, earth, engine, config)
+        if not shard.part(work / PARTS).exists():
+            write_json(shard.part(work / PARTS), job.run(range(shard.index, len(source), shard.num)))
+        with alone(target):
+            parts = shard.parts(work / PARTS)
+            if all(part.exists() for part in parts):
+                rows = [row for part in parts for row in json.loads(part.read_text(encoding="utf-8"))]
+                job.finish(rows, {**origin, "identity": identity})
     return target
 
 

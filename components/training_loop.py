@@ -110,7 +110,7 @@ class Training:
         self.multi_task = MultiTask(
             network, BRANCHES[job.config.ablation], job.config.tasks, job.styler, job.config.seed
         )
-        self.loss = self._wrapped()
+        self.loss: nn.Module = self.multi_task
         self.stream = TrainingStream(
             TileDataset(job.manifest, job.remap, job.train_rows),
             Augmentation(job.config.crop_px, job.config.scale, photometric=job.config.photometric),
@@ -126,7 +126,17 @@ class Training:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self.multi_task, [f"network.{name}" for name in frozen]
         )
-        return DistributedDataParallel(self.multi_task, broadcast_buffers=False)
+        return DistributedDataParallel(self.multi_task)
+
+    @contextlib.contextmanager
+    def _sharing_gradients(self) -> Iterator[None]:
+        # left before the process group is: what is left of DistributedDataParallel after it waits, with the
+        # interpreter locked, for threads of gloo that may want the interpreter
+        self.loss = self._wrapped()
+        try:
+            yield
+        finally:
+            self.loss = self.multi_task
 
     def _state(self) -> dict[str, Tensor]:
         """Trained parameters and the optimiser's moments, by name."""
@@ -210,7 +220,7 @@ class Training:
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace = Pace()
-        with _Interrupts() as interrupts, self._progress() as progress:
+        with self._sharing_gradients(), _Interrupts() as interrupts, self._progress() as progress:
             task = progress.add_task(
                 self.job.recipe.name, total=self.config.iterations, completed=self.iteration
             )

@@ -1,15 +1,19 @@
 """Files that a reader never sees half-written, and the hashes that identify them."""
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PACKAGE_DIRS = ("data", "model", "components", "pipelines")
+
+log = logging.getLogger(__name__)
 
 
 def fsync_dir(directory: Path) -> None:
@@ -22,45 +26,81 @@ def fsync_dir(directory: Path) -> None:
 
 
 @contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keeps other processes that write `path` out, and waits for one that is at it."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("%s: waiting for another process that writes it", path)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_open(lock, file):
+                continue  # the other process removed what this one waited for
+            try:
+                yield
+            finally:
+                lock.unlink()
+            return
+
+
+def _is_open(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        fsync_dir(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with alone(path):
+        partial = path.with_name(f".{path.name}.partial")
+        partial.unlink(missing_ok=True)  # a killed process left it
+        try:
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
+@contextmanager
+def partial_dir(path: Path) -> Iterator[Path]:
+    """Yields an empty hidden folder beside `path`, gone at the end."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path):
+        partial = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # a killed process left it
+        partial.mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`; on success it takes the place of `path`, else it is removed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with partial_dir(path) as partial:
         yield partial
-        replace_dir(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        replace_dir(partial, Path(path))
 
 
 def replace_dir(partial: Path, path: Path) -> None:
     """Moves the finished folder `partial` to `path`, on the same disk, in place of what was there."""
+    retired = path.with_name(f".{path.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)  # a killed process left it
     if path.exists():
-        retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
         path.replace(retired)
-        partial.replace(path)
-        shutil.rmtree(retired)
-    else:
-        partial.replace(path)
+    partial.replace(path)
+    shutil.rmtree(retired, ignore_errors=True)
     fsync_dir(path.parent)
 
 

@@ -1,9 +1,6 @@
 """Steps that run as shards: shard i of n leaves a part, and whoever finds all parts finishes the whole."""
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,24 +30,18 @@ class Shard:
             raise InputError(f"shard {text!r}", expected="I/N, such as 0/4 to 3/4")
         return cls(int(index), int(num))
 
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.num}"
+
     def part(self, folder: Path) -> Path:
         """This shard's part, a file in `folder`."""
         return self.parts(folder)[self.index]
 
     def parts(self, folder: Path) -> list[Path]:
         """The parts of all shards."""
-        return [folder / f"part-{index}-of-{self.num}" for index in range(self.num)]
+        return [folder / f"part-{Shard(index, self.num)}" for index in range(self.num)]
 
 
 def is_done(record: Path, identity: str) -> bool:
     """Whether the JSON file `record` says that the run of that identity was finished."""
     return record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("identity") == identity
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Holds the lock `path`: shards that end at one time finish one after the other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

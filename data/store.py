@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_path, digest, replace_dir, sha256_file
+from crossearth.data.files import alone, atomic_path, digest, replace_dir, sha256_file
 from crossearth.data.manifest import read_manifest
 
 MIB = 2**20
@@ -158,22 +158,19 @@ def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "la
     """
     target = Path(domains_dir) / domain
     partial = target.with_name(f".{domain}.pull")
-    with _speaking_to(config) as client, ThreadPoolExecutor(config.parallel) as pool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with alone(target), _speaking_to(config) as client:
         index = _index(client, config, domain, version)
         files = [_File(**entry) for entry in index["files"]]
         for file in files:
             _refuse_path(file, config.url)
-        fetched = list(
-            _progress(
-                pool.map(lambda file: _fetch(client, config, file, target, partial), files),
-                len(files),
-                "pull",
-            )
-        )
-    wanted = {partial / file.path for file in files}
-    for extra in [path for path in partial.rglob("*") if path.is_file() and path not in wanted]:
-        extra.unlink()
-    replace_dir(partial, target)
+        with ThreadPoolExecutor(config.parallel) as pool:
+            fetching = pool.map(lambda file: _fetch(client, config, file, target, partial), files)
+            fetched = list(_progress(fetching, len(files), "pull"))
+        wanted = {partial / file.path for file in files}
+        for extra in [path for path in partial.rglob("*") if path.is_file() and path not in wanted]:
+            extra.unlink()
+        replace_dir(partial, target)
     moved = [file for file, was_fetched in zip(files, fetched, strict=True) if was_fetched]
     return Transfer(
         domain, index["version"], len(moved), sum(file.size for file in moved), len(files) - len(moved)

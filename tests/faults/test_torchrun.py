@@ -24,6 +24,7 @@ def start(folder: Path, processes: int, train: str = "train", **changes: object)
         [*torchrun, "bash", "-c", f"exec crossearth {train} {RECIPE}"],
         cwd=folder,
         env=environment(),
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -43,8 +44,9 @@ def test_two_processes_give_the_curve_of_one(folder: Path) -> None:
     curves = []
     for processes in (1, 2):
         training = start(folder, processes)
-        _, words = training.communicate(timeout=120)
+        written, words = training.communicate(timeout=120)
         assert training.returncode == 0, words
+        assert written.count("wrote") == 1
         curves.append(curve(folder))
     assert len(curves[0]) == 8
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
