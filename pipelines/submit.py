@@ -218,7 +218,7 @@ def _stopping_containers(client: Any, labels: Mapping[str, str]) -> Iterator[Non
 
     def remove() -> None:
         carrying = {"label": [f"{key}={value}" for key, value in labels.items()]}
-        for container in client.containers.list(all=True, filters=carrying):
+        for container in client.containers.list(all=True, filters=carrying, ignore_removed=True):
             with suppress(APIError):  # it ended by itself
                 container.remove(force=True)
 
