@@ -106,7 +106,7 @@ def stylize(
         "config": {name: value for name, value in asdict(config).items() if name != "workers"},
         "code": code_version(),
     }
-    identity = digest(origin)
+    identity = origin["identity"] = digest(origin)
     target = Path(out_dir) / domain
     work = target.with_name(f".{domain}.{identity[:16]}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +120,12 @@ def stylize(
             write_json(shard.part(work / PARTS), job.run(range(shard.index, len(source), shard.num)))
         with alone(target):
             parts = shard.parts(work / PARTS)
-            if all(part.exists() for part in parts):
+            last = all(part.exists() for part in parts)
+            if last:
                 rows = [row for part in parts for row in json.loads(part.read_text(encoding="utf-8"))]
-                job.finish(rows, {**origin, "identity": identity})
+                job.finish(rows, origin)
+        if last:
+            job.log(len(rows), origin)
     return target
 
 
@@ -165,7 +168,7 @@ class _Job:
         return [row for rows in progress for row in rows]
 
     def finish(self, rows: list[dict[str, Any]], origin: dict[str, Any]) -> None:
-        """Writes what describes the whole dataset and moves it to its place; logs its sheet."""
+        """Writes what describes the whole dataset and moves it to its place."""
         source, split = self.source, self.config.split
         write_manifest(
             self.work,
@@ -200,12 +203,16 @@ class _Job:
         write_json(self.work / RUN_FILE, origin)
         shutil.rmtree(self.work / PARTS)
         replace_dir(self.work, self.target)
+
+    def log(self, num_tiles: int, origin: dict[str, Any]) -> None:
+        """Number of tiles and the sheet, to MLflow."""
+        source = self.source
         tags = {"step": "stylize", "domain": source.domain, "provenance": source.provenance}
         with start_run(
             f"stylize {source.domain}", key=origin["identity"], tags=tags, params=origin["config"]
         ) as run:
-            run.log_metrics({"tiles": len(rows)})
-            run.log_image(sheet_HW3, SHEET_FILE)
+            run.log_metrics({"tiles": num_tiles})
+            run.log_artifact(self.target / SHEET_FILE)
 
     def _key(self, index: int) -> tuple[object, ...]:
         return (self.config.seed, self.source.domain, self.source.rows[index]["tile_id"])

@@ -48,11 +48,13 @@ class Undisturbed:
         before: the user's folder as the step finds it.
         seconds: that the step took.
         files: what it wrote, by path below the folder.
+        hidden: paths of what else it left behind a dot.
     """
 
     before: Path
     seconds: float
     files: dict[str, bytes]
+    hidden: set[Path]
 
 
 def start(folder: Path, name: str) -> "subprocess.Popen[str]":
@@ -90,6 +92,10 @@ def readable(folder: Path, name: str) -> dict[str, bytes]:
     return {path: content for path, content in files.items() if "/." not in f"/{path}"}
 
 
+def hidden(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob(".*")}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Undisturbed]:
     folder = tmp_path_factory.mktemp("undisturbed") / "user"
@@ -106,7 +112,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Undisturb
         shutil.copytree(folder, before)
         began = time.monotonic()
         finish(folder, name)
-        steps[name] = Undisturbed(before, time.monotonic() - began, written(folder, name))
+        seconds = time.monotonic() - began
+        steps[name] = Undisturbed(before, seconds, written(folder, name), hidden(folder))
         assert bool(steps[name].files) == bool(STEPS[name][1])
     return steps
 
@@ -141,6 +148,7 @@ def test_killed_again_and_again(name: str, folder: Path, undisturbed: dict[str, 
         assert readable(folder, name).items() <= step.files.items()
     finish(folder, name)
     assert readable(folder, name) == step.files
+    assert hidden(folder) <= step.hidden
     if name == "register":
         is_registered(folder)
 
