@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from graphs import PARAMS, RECIPES, run_dvc, run_pipeline
 
 TESTS = Path(__file__).parent
 SHARED = Path(os.environ.get("CROSSEARTH_FIXTURES", TESTS.parent.parent / "shared"))
@@ -46,3 +47,31 @@ def readme() -> Callable[[str], list[str]]:
     """The README's code blocks of a language: what it shows is what tests run."""
     text = (TESTS.parent / "README.md").read_text()
     return lambda language: re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.fixture(scope="session")
+def short_params(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's params.yaml with short trainings."""
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    text = PARAMS.read_text()
+    assert "iterations: 80" in text
+    path.write_text(text.replace("iterations: 80", "iterations: 8", 1))
+    return path
+
+
+@pytest.fixture(scope="session")
+def with_dvc(short_params: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout in which dvc has scored two recipes."""
+    folder = tmp_path_factory.mktemp("dvc")
+    run_dvc(folder, RECIPES, short_params)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def with_kubeflow(short_params: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which the benchmark's graph has scored two recipes, each step a process."""
+    folder = tmp_path_factory.mktemp("kubeflow")
+    recipes = [part for recipe in RECIPES for part in ("--recipe", recipe)]
+    done = run_pipeline("benchmark", folder, *recipes, "--set", "stylize_shards=1", params=short_params)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    return folder / "workspace"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from graphs import PARAMS, RECIPES, ROOT, run_pipeline
+from graphs import RECIPES, ROOT, run_pipeline
 from services import KEYS, docker, free_port, object_store, postgres, wait_for
 
 BASE, IMAGE = "crossearth-base", "crossearth-test"
@@ -184,25 +184,17 @@ def composed(service: str, image: str, places: dict[str, str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mini benchmark with short trainings."""
-    path = tmp_path_factory.mktemp("params") / "params.yaml"
-    text = PARAMS.read_text()
-    assert "iterations: 80" in text
-    path.write_text(text.replace("iterations: 80", "iterations: 8", 1))
-    return path
-
-
-@pytest.fixture(scope="session")
 def scored(
-    image: str, services: dict[str, str], params: Path, tmp_path_factory: pytest.TempPathFactory
+    image: str, services: dict[str, str], short_params: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A workspace in which the benchmark's graph has scored two recipes in containers, with the services."""
     folder = tmp_path_factory.mktemp("containers")
     recipes = [part for recipe in RECIPES for part in ("--recipe", recipe)]
     store = ("--set", "store=s3://crossearth/domains")
     done = run_pipeline(
-        *("benchmark", folder, "--docker", "--image", image, *recipes, *store), params=params, **services
+        *("benchmark", folder, "--docker", "--image", image, *recipes, *store),
+        params=short_params,
+        **services,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     return folder / "workspace"

@@ -9,29 +9,11 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
-from graphs import RECIPES, ROOT, call, run_dvc, run_pipeline
+from graphs import RECIPES, ROOT, call, run_pipeline
 from mlflow.tracking import MlflowClient
 
 from crossearth.components.pipeline_items import fetch_archives
 from crossearth.data.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def with_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout in which dvc has scored the two recipes."""
-    folder = tmp_path_factory.mktemp("dvc")
-    run_dvc(folder, RECIPES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def with_kubeflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which the benchmark's graph has scored the two recipes."""
-    folder = tmp_path_factory.mktemp("kubeflow")
-    recipes = [part for recipe in RECIPES for part in ("--recipe", recipe)]
-    done = run_pipeline("benchmark", folder, *recipes, "--set", "stylize_shards=1")
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
-    return folder / "workspace"
 
 
 def test_the_graph_gives_the_table_of_dvc_to_the_last_digit(with_dvc: Path, with_kubeflow: Path) -> None:
