@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
-from graphs import RECIPES, ROOT, call, run_pipeline
+from graphs import CANARY, RECIPES, ROOT, call, run_pipeline
 from mlflow.tracking import MlflowClient
 
 from crossearth.components.pipeline_items import fetch_archives
@@ -20,6 +20,14 @@ def test_the_graph_gives_the_table_of_dvc_to_the_last_digit(with_dvc: Path, with
     table = (with_kubeflow / "artifacts/report/scores.csv").read_text()
     assert table == (with_dvc / "artifacts/report/scores.csv").read_text()
     assert all(recipe in table for recipe in RECIPES)
+
+
+def test_no_secret_of_the_environment_is_in_what_the_graphs_wrote(
+    with_dvc: Path, with_kubeflow: Path
+) -> None:
+    files = [path for folder in (with_dvc, with_kubeflow) for path in folder.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "scores.csv", "model.json", "executor_output.json"} <= {path.name for path in files}
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
 
 
 def test_the_graph_shows_tables_matrices_and_pages(with_kubeflow: Path) -> None:

@@ -4,12 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from graphs import CANARY, SECRETS
 
 from crossearth.data.errors import InputError
 from crossearth.pipelines.cli import main
 
-CANARY = "canary5f3"
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 NOBODY = f"http://somebody:{CANARY}@127.0.0.1:9"
 COMMANDS = (
     "predict scene.tif --model models:/a@champion --out map.tif",
@@ -23,12 +22,7 @@ COMMANDS = (
 def test_no_byte_of_it_comes_out(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for name in (
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "MLFLOW_TRACKING_PASSWORD",
-    ):
+    for name in (*SECRETS, "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, CANARY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
