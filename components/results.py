@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_path, write_json, write_text
+from crossearth.data.files import atomic_path, unsealed, write_sealed, write_text
 from crossearth.model.scores import Counts, Headline, Scores, score
 
 DETAILS, TABLE = "details.json", "scores.csv"
@@ -138,8 +138,18 @@ class RecipeResult:
         return summary_metrics(of_kind[True], of_kind[False])
 
     def tile_table(self, result: SettingResult) -> pa.Table:
-        """Rows of `TILE_SCHEMA` of one of this recipe's settings."""
-        return pq.read_table(self.folder / tile_file(result.target))
+        """Rows of `TILE_SCHEMA` of one of this recipe's settings.
+
+        Raises:
+            InputError: the file is gone, or was changed.
+        """
+        path = self.folder / tile_file(result.target)
+        try:
+            return pq.read_table(path, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"cannot read the counts of the tiles: {error}", where=path, next_step="evaluate again"
+            ) from error
 
     def tile_counts(self, result: SettingResult) -> Counts:
         """(N, 3, K) pixels: hits, predicted, labelled of every tile, in the manifest's order."""
@@ -244,15 +254,16 @@ def write_table(path: Path, rows: Iterable[Row]) -> None:
 
 def write_tiles(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows of `TILE_SCHEMA`."""
+    table = pa.Table.from_pylist(list(rows), schema=TILE_SCHEMA)
     with atomic_path(path) as partial:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=TILE_SCHEMA), partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
 def write_results(result: RecipeResult) -> None:
     """Writes details.json and scores.csv into the result's folder, details first."""
     values = asdict(result)
     del values["folder"]
-    write_json(result.folder / DETAILS, values)
+    write_sealed(result.folder / DETAILS, values)
     write_table(result.folder / TABLE, rows_of(result))
 
 
@@ -271,7 +282,7 @@ def read_results(folder: Path) -> RecipeResult:
         raise InputError(
             f"cannot read the results: {error}", where=path, next_step="evaluate again"
         ) from error
-    return load_config(RecipeResult, values | {"folder": Path(folder)}, path)
+    return load_config(RecipeResult, unsealed(values, path) | {"folder": Path(folder)}, path)
 
 
 def find_results(folders: Sequence[Path]) -> list[RecipeResult]:

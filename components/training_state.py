@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path
+from crossearth.model.checkpoint import state_digest
 
 STATE_NAME = re.compile(r"step_(\d{8})\.safetensors")
 BEST_NAME = "best.safetensors"
@@ -94,7 +95,8 @@ class Checkpoints:
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bool:
         host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        content = save(host, metadata={"about": json.dumps({**about, "identity": self.identity})})
+        said = {**about, "identity": self.identity, "tensors": state_digest(host)}
+        content = save(host, metadata={"about": json.dumps(said)})
         try:
             with atomic_path(self.folder / name) as partial:
                 partial.write_bytes(content)
@@ -118,6 +120,8 @@ class Checkpoints:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            if about.pop("tensors") != state_digest(tensors):
+                raise ValueError("its numbers were changed since it was written")
             return State(tensors, {"identity": {}, **about})
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             log.warning("%s: not a readable checkpoint, skipped (%s)", path, error)

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from crossearth.data.errors import InputError
 
 PACKAGE_DIRS = ("data", "model", "components", "pipelines")
 
@@ -114,6 +116,28 @@ def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON with sorted keys atomically: equal values give equal bytes. Paths become text."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=os.fspath)
     write_text(path, text + "\n")
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes JSON as `write_json` does, with the digest of `values` as "digest"."""
+    plain = json.loads(json.dumps(values, default=os.fspath))
+    write_json(path, {**plain, "digest": digest(plain)})
+
+
+def unsealed(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The values that `write_sealed` wrote to `path`.
+
+    Raises:
+        InputError: they were changed since.
+    """
+    plain = {key: value for key, value in values.items() if key != "digest"}
+    if values.get("digest") != digest(plain):
+        raise InputError(
+            "it was changed since it was written: its digest is another",
+            where=path,
+            next_step="bring the file back, or make it again",
+        )
+    return plain
 
 
 def sha256_file(path: Path) -> str:

@@ -187,22 +187,38 @@ def read_image(manifest: Manifest, index: int) -> NDArray[np.uint8]:
     """Tile `index` as uint8 (3, H, W), 0..255, planes in the order that the network sees.
 
     Raises:
-        InputError: the file is missing or unreadable.
+        InputError: the file is missing or unreadable, or its pixels are not those of the manifest.
     """
     row = manifest.rows[index]
-    return read_window(manifest.root / row["image"], window(row))
+    path = manifest.root / row["image"]
+    image_3HW = read_window(path, window(row))
+    _refuse_changed(image_3HW, "image", row, path)
+    return image_3HW
 
 
 def read_label(manifest: Manifest, index: int) -> NDArray[np.uint8]:
     """Labels of tile `index` as uint8 (H, W): ids of the domain's own class set, 255 = ignore.
 
     Raises:
-        InputError: the file is missing or unreadable, or the domain has no labels.
+        InputError: the file is missing or unreadable, its pixels are not those of the manifest, or the
+            domain has no labels.
     """
     row = manifest.rows[index]
     if not row["label"]:
         raise InputError(f"domain {manifest.domain} has no labels", where=manifest.root)
-    return read_window(manifest.root / row["label"], window(row))[0]
+    path = manifest.root / row["label"]
+    label_HW = read_window(path, window(row))[0]
+    _refuse_changed(label_HW, "label", row, path)
+    return label_HW
+
+
+def _refuse_changed(pixels: NDArray[np.uint8], kind: str, row: Mapping[str, Any], path: Path) -> None:
+    if hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest() != row[f"sha256_{kind}"]:
+        raise InputError(
+            f"tile {row['tile_id']}: its {kind} was changed since it was written",
+            where=path,
+            next_step="bring the file back, or make the dataset again",
+        )
 
 
 def held_out(manifest: Manifest, share: float = 0.1) -> tuple[list[int], list[int]]:

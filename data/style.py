@@ -217,7 +217,9 @@ class EarthStyles:
             save_file(
                 self._tensors(),
                 partial,
-                metadata={"earth_styles": json.dumps(self._origin(), sort_keys=True)},
+                metadata={
+                    "earth_styles": json.dumps({**self._origin(), "digest": self.digest}, sort_keys=True)
+                },
             )
         return path
 
@@ -226,7 +228,7 @@ class EarthStyles:
         """Reads what `save` wrote.
 
         Raises:
-            InputError: absent or foreign file, or statistics of another engine than `engine`.
+            InputError: absent, foreign or changed file, or statistics of another engine than `engine`.
         """
         if not Path(path).is_file():
             raise InputError("no Earth statistics here", where=path, next_step="run `crossearth styles fit`")
@@ -242,7 +244,15 @@ class EarthStyles:
                 where=path,
                 next_step=f"set engine: {origin['engine']}, or fit again with {engine}",
             )
-        return cls(**tensors, **origin)
+        written = origin.pop("digest", "")
+        styles = cls(**tensors, **origin)
+        if styles.digest != written:
+            raise InputError(
+                "the statistics were changed since they were fitted: their digest is another",
+                where=path,
+                next_step="run `crossearth styles fit` again",
+            )
+        return styles
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).contiguous() for name in ("mean", "covariance", "factor")}

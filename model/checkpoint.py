@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_path, sha256_file, write_json
+from crossearth.data.files import atomic_path, sha256_file, unsealed, write_sealed
 from crossearth.data.manifest import Provenance
 from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
 from crossearth.model.inference import store_weights
@@ -74,7 +74,7 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
         frozen = {name: state.pop(name) for name in list(state) if name.startswith(BACKBONE)}
         backbone = _store_backbone(frozen, Path(backbones_dir), folder)
     write_state(folder / WEIGHTS_NAME, state)
-    write_json(
+    write_sealed(
         folder / META_NAME,
         {
             **meta,
@@ -150,7 +150,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     """The description of a model: classes, palette, network, normalisation, provenance, sha256, backbone.
 
     Raises:
-        InputError: `path` is not a model, or of a format that this version does not know.
+        InputError: `path` is not a model, of a format that this version does not know, or was changed.
     """
     _, description = _files(path)
     try:
@@ -169,7 +169,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             expected=f"format {FORMAT}",
             next_step="use the version of crossearth that wrote it, or convert the model again",
         )
-    return meta
+    return unsealed(meta, description)
 
 
 def _files(path: Path) -> tuple[Path, Path]:

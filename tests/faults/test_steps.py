@@ -10,112 +10,15 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
-from own_domain import NAME, draw, own_domain, save
-from training_folder import NUMBERS, environment
+from own_domain import NAME
+from steps import STEPS, Undisturbed, finish, hidden, readable, start
+from training_folder import environment
 
 KILLS = int(os.environ.get("CROSSEARTH_KILLS", "3"))
-CATALOG = "--catalog catalog.yaml"
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
-# a command and what of it is a function of its inputs: not durations, and not what a registry numbers
-STEPS = {
-    "ingest": (f"ingest {NAME} {CATALOG}", ["artifacts/domains/town"]),
-    "styles fit": ("styles fit images", ["artifacts/styles"]),
-    "stylize": (f"stylize {NAME} {CATALOG}", ["artifacts/stylized/town"]),
-    "train": (f"train {NAME} {CATALOG}", ["artifacts/models/town"]),
-    "evaluate": (
-        f"evaluate {NAME} {CATALOG}",
-        ["artifacts/scores/town/scores.csv", "artifacts/scores/town/tiles", "artifacts/scores/town/panels"],
-    ),
-    "report": (f"report {CATALOG}", ["artifacts/report/scores.csv", "artifacts/report/scores.md"]),
-    "register": (f"register {NAME} {CATALOG}", []),
-    "predict": (
-        "predict scene.tif --model artifacts/models/town --out map.tif",
-        ["map.tif", "map.png", "map.json", "map.tif.aux.xml"],
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """A step of a run that nobody disturbed.
-
-    Attributes:
-        before: the user's folder as the step finds it.
-        seconds: that the step took.
-        files: what it wrote, by path below the folder.
-        hidden: paths of what else it left behind a dot.
-    """
-
-    before: Path
-    seconds: float
-    files: dict[str, bytes]
-    hidden: set[Path]
-
-
-def start(folder: Path, name: str) -> "subprocess.Popen[str]":
-    """The command in a process group of its own, as a terminal starts it."""
-    return subprocess.Popen(
-        ["crossearth", *STEPS[name][0].split()],
-        cwd=folder,
-        env={**environment(), "CROSSEARTH_DATA": str(folder)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(folder: Path, name: str) -> None:
-    process = start(folder, name)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, said
-
-
-def written(folder: Path, name: str) -> dict[str, bytes]:
-    found = {}
-    for place in STEPS[name][1]:
-        path = folder / place
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                found[file.relative_to(folder).as_posix()] = file.read_bytes()
-    return found
-
-
-def readable(folder: Path, name: str) -> dict[str, bytes]:
-    """What is there under the names that readers look for: not what hides behind a dot until it is whole."""
-    files = written(folder, name)
-    return {path: content for path, content in files.items() if "/." not in f"/{path}"}
-
-
-def hidden(folder: Path) -> set[Path]:
-    return {path.relative_to(folder) for path in folder.rglob(".*")}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Undisturbed]:
-    folder = tmp_path_factory.mktemp("undisturbed") / "user"
-    own_domain(folder, num=12, side=200)
-    catalog = yaml.safe_load((folder / "catalog.yaml").read_text())
-    catalog["settings"] = {"T2T": {"source": NAME, "target": NAME, "gap": "in-domain"}}
-    (folder / "catalog.yaml").write_text(yaml.safe_dump(catalog))
-    preset = {"train": {**NUMBERS, "ablation": "rein"}}
-    (folder / "params.yaml").write_text(yaml.safe_dump({"preset": "test", "presets": {"test": preset}}))
-    save(folder / "scene.tif", draw(99, side=700)[0])
-    steps = {}
-    for name in STEPS:
-        before = folder.parent / name
-        shutil.copytree(folder, before)
-        began = time.monotonic()
-        finish(folder, name)
-        seconds = time.monotonic() - began
-        steps[name] = Undisturbed(before, seconds, written(folder, name), hidden(folder))
-        assert bool(steps[name].files) == bool(STEPS[name][1])
-    return steps
 
 
 @pytest.fixture(params=STEPS)

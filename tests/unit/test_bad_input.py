@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from crossearth.components.fit_styles import StylesConfig, fit_styles
 from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.data.catalog import load_catalog
+from crossearth.data.files import unsealed, write_sealed
 from crossearth.data.manifest import read_manifest, write_manifest
 from crossearth.model import checkpoint
 from crossearth.model.crossearth import crossearth_tiny
@@ -156,8 +157,8 @@ def described(**changes: Any) -> Edit:
 
     def edit(folder: Path) -> None:
         path = folder / MODEL / "model.json"
-        meta = json.loads(path.read_text()) | changes
-        path.write_text(json.dumps({key: meta[key] for key in meta if changes.get(key, meta) is not None}))
+        meta = unsealed(json.loads(path.read_text()), path) | changes
+        write_sealed(path, {key: meta[key] for key in meta if changes.get(key, meta) is not None})
 
     return edit
 
@@ -165,9 +166,9 @@ def described(**changes: Any) -> Edit:
 def network(**changes: Any) -> Edit:
     def edit(folder: Path) -> None:
         path = folder / MODEL / "model.json"
-        meta = json.loads(path.read_text())
+        meta = unsealed(json.loads(path.read_text()), path)
         meta["network"] |= changes
-        path.write_text(json.dumps(meta))
+        write_sealed(path, meta)
 
     return edit
 

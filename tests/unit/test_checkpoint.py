@@ -1,6 +1,5 @@
 """Saving and loading models: strict, by name, with shared backbones."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crossearth.data.errors import InputError
-from crossearth.data.files import sha256_file
+from crossearth.data.files import sha256_file, write_sealed
 from crossearth.model.checkpoint import load, load_strictly, read_meta, save, state_digest
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
 
@@ -31,9 +30,9 @@ def edit(folder: Path, change: Any) -> None:
     state = load_file(folder / "model.safetensors")
     change(state)
     save_file(state, folder / "model.safetensors")
-    meta = json.loads((folder / "model.json").read_text())
+    meta = read_meta(folder)
     meta["sha256"] = sha256_file(folder / "model.safetensors")
-    (folder / "model.json").write_text(json.dumps(meta))
+    write_sealed(folder / "model.json", meta)
 
 
 @pytest.mark.parametrize("which", ["", "model.safetensors", "model.json"])
@@ -203,7 +202,7 @@ def test_a_description_that_does_not_agree_is_refused(
 ) -> None:
     folder = save(tiny(), tmp_path / "m", META)
     meta = read_meta(folder)
-    (folder / "model.json").write_text(json.dumps({**meta, **change}))
+    write_sealed(folder / "model.json", {**meta, **change})
     with pytest.raises(InputError, match=message):
         load(folder)
 
@@ -217,7 +216,6 @@ def test_weights_of_other_sizes_and_cut_files_are_refused(tmp_path: Path) -> Non
         load(folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    meta = {**read_meta(folder), "sha256": sha256_file(weights)}
-    (folder / "model.json").write_text(json.dumps(meta))
+    write_sealed(folder / "model.json", {**read_meta(folder), "sha256": sha256_file(weights)})
     with pytest.raises(InputError, match="not a readable safetensors file"):
         load(folder)
