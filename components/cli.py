@@ -5,13 +5,14 @@ Only the standard library, typer and rich are imported here; each command import
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
@@ -698,6 +699,13 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
         raise InputError(f"{option}: {text!r}", expected="numbers with commas between") from error
 
 
+# what a disk or its owner refuses, and what may be done
+REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some disk, then run the command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
+}
+
+
 def main() -> None:
     """Entry point: exit 0 fine, 2 bad usage or input, 130 interrupted, 143 terminated, 1 anything else."""
     from crossearth.data.errors import InputError
@@ -706,10 +714,24 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except InputError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _refuse(error)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        _refuse(
+            InputError(
+                error.strerror or str(error),
+                where=error.filename or Path.cwd(),
+                next_step=REFUSALS[error.errno],
+            )
+        )
     except SystemExit as stop:
         if stop.code in (130, 143):
             again = shlex.join(["crossearth", *sys.argv[1:]])
             err.print(f"stopped; go on with: {again}", markup=False, highlight=False, soft_wrap=True)
         raise
+
+
+def _refuse(error: ValueError) -> NoReturn:
+    err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from crossearth.components.style_sheet import styles_sheet, write_sheet
 from crossearth.data.archives import Member
@@ -168,7 +168,7 @@ def _write_part(path: Path, moments: StyleMoments, skipped: list[dict[str, str]]
     about = {"count": moments.count, "image_hashes": f"{moments.image_hashes:x}", "skipped": skipped}
     with atomic_path(path) as partial_path:
         tensors = {"mean": moments.mean, "scatter": moments.scatter}
-        save_file(tensors, partial_path, metadata={"part": json.dumps(about)})
+        partial_path.write_bytes(save(tensors, metadata={"part": json.dumps(about)}))
 
 
 def _read_part(path: Path) -> tuple[StyleMoments, list[dict[str, str]]]:

@@ -55,11 +55,21 @@ def _is_open(path: Path, file: IO[str]) -> bool:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A write that fails does not say where it wrote: this does."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with alone(path):
+    with alone(path), _naming(path):
         partial = path.with_name(f".{path.name}.partial")
         partial.unlink(missing_ok=True)  # a killed process left it
         try:
@@ -77,7 +87,7 @@ def partial_dir(path: Path) -> Iterator[Path]:
     """Yields an empty hidden folder beside `path`, gone at the end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with alone(path):
+    with alone(path), _naming(path):
         partial = path.with_name(f".{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # a killed process left it
         partial.mkdir()

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from crossearth.data.errors import InputError
@@ -214,13 +214,8 @@ class EarthStyles:
         """Writes safetensors, atomically."""
         with atomic_path(path) as partial:
             # one key: safetensors does not promise an order of several, and equal styles shall be equal bytes
-            save_file(
-                self._tensors(),
-                partial,
-                metadata={
-                    "earth_styles": json.dumps({**self._origin(), "digest": self.digest}, sort_keys=True)
-                },
-            )
+            about = {"earth_styles": json.dumps({**self._origin(), "digest": self.digest}, sort_keys=True)}
+            partial.write_bytes(save(self._tensors(), metadata=about))
         return path
 
     @classmethod

@@ -5,9 +5,11 @@ own file holds the trained part alone (adapters and head) and names the backbone
 so that all models of one backbone share one file, `<backbones_dir>/<hash>.safetensors`.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -258,7 +260,11 @@ def write_state(path: Path, state: Mapping[str, Tensor]) -> None:
     with atomic_path(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode
-        save_file(dict(state), partial)
+        try:
+            save_file(dict(state), partial)
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
         partial.chmod(mode)  # safetensors hides its files from everyone else, on shared disks too
 
 

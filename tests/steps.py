@@ -70,7 +70,6 @@ def run_here(
     """Exit code and standard error of a command, in this process: no second import of torch."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CROSSEARTH_DATA", str(folder))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(sys, "argv", ["crossearth", *command.split()])
     with pytest.raises(SystemExit) as stop:
         main()
