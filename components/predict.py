@@ -263,7 +263,7 @@ def _writing(target: Path) -> Iterator[Path]:
         with partial_dir(target) as folder:
             yield folder
     except (RasterioError, CPLE_BaseError, OSError) as error:
-        if getattr(error, "errno", None):
+        if isinstance(error, OSError) and error.errno:
             raise  # the system's own words say more than GDAL's
         raise InputError(
             f"cannot write the map: {error}",
