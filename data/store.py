@@ -3,7 +3,7 @@
 Layout below `s3://bucket/prefix/`:
 
     objects/<sha256>                  the files, under the hash of their bytes: equal files are stored once
-    domains/<domain>/<version>.json   a domain's files with size and hash, and its manifests' digests
+    domains/<domain>/<version>.json   a domain's files with size and hash, its manifests' digests and its own
     domains/<domain>/latest.json      the version that was pushed last
 
 `version` is the digest of the domain's manifest digests, and so of every pixel in it. An object under a hash
@@ -24,10 +24,12 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
-from boto3.exceptions import S3UploadFailedError
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.handlers import add_expect_header
+from botocore.parsers import ResponseParserError
 from rich.console import Console
 from rich.progress import track
 
@@ -36,7 +38,7 @@ from crossearth.data.files import alone, atomic_path, digest, replace_dir, sha25
 from crossearth.data.manifest import read_manifest
 
 MIB = 2**20
-FORMAT = "1"
+FORMAT = "2"
 Item = TypeVar("Item")
 
 
@@ -122,22 +124,20 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
         ):
             pass
         version = digest(digests)
-        index = json.dumps(
-            {
-                "format": FORMAT,
-                "domain": domain_dir.name,
-                "version": version,
-                "manifests": digests,
-                "files": [asdict(file) for file in files],
-            },
-            indent=1,
-        ).encode()
+        index = {
+            "format": FORMAT,
+            "domain": domain_dir.name,
+            "version": version,
+            "manifests": digests,
+            "files": [asdict(file) for file in files],
+        }
+        body = json.dumps({**index, "digest": digest(index)}, indent=1).encode()
         # written last: a reader never sees a version whose files are not all there
         for name in (f"{version}.json", "latest.json"):
             client.put_object(
                 Bucket=config.bucket,
                 Key=config.key("domains", domain_dir.name, name),
-                Body=index,
+                Body=body,
                 ContentType="application/json",
                 ChecksumAlgorithm="SHA256",
             )
@@ -270,7 +270,8 @@ def _fetch(client: Any, config: StoreConfig, file: _File, present: Path, partial
             raise InputError(
                 "its bytes are not what its name says: changed in the store or on the way",
                 where=f"s3://{config.bucket}/{config.key('objects', file.sha256)}",
-                next_step="delete the object and push the domain again from where it was ingested",
+                next_step="run the command again; if it says the same, delete the object and push the domain "
+                "again from where it was ingested",
             )
     return True
 
@@ -283,14 +284,20 @@ def _index(client: Any, config: StoreConfig, domain: str, version: str) -> dict[
     key = config.key("domains", domain, f"{version}.json")
     try:
         index = json.loads(client.get_object(Bucket=config.bucket, Key=key)["Body"].read())
+        if index.pop("digest") != digest(index):
+            raise ValueError("its digest is another")
     except client.exceptions.NoSuchKey as error:
         raise InputError(
             f"no version {version!r} of domain {domain!r} in the store",
             where=config.url,
             next_step=f"push {domain} from where it was ingested",
         ) from error
-    except ValueError as error:
-        raise InputError(f"not an index: {error}", where=f"s3://{config.bucket}/{key}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"not an index, or changed in the store or on the way: {error}",
+            where=f"s3://{config.bucket}/{key}",
+            next_step=f"run the command again; if it says the same, push {domain} again",
+        ) from error
     if index.get("format") != FORMAT:
         raise InputError(
             "an index of another version", where=f"s3://{config.bucket}/{key}", next_step="push again"
@@ -320,7 +327,7 @@ def _speaking_to(config: StoreConfig) -> Iterator[Any]:
     """A client of the store; whatever goes wrong becomes one error that says where and what next."""
     try:
         # a session of its own: the default one keeps the keys of its first use
-        yield boto3.session.Session().client(
+        client = boto3.session.Session().client(
             "s3",
             config=Config(
                 connect_timeout=config.timeout_s,
@@ -332,8 +339,11 @@ def _speaking_to(config: StoreConfig) -> Iterator[Any]:
                 response_checksum_validation="when_required",
             ),
         )
-    except (ClientError, BotoCoreError, S3UploadFailedError) as error:
-        cause = error.__context__ if isinstance(error, S3UploadFailedError) else error
+        # botocore waits for ever where the server goes away amid its "100 Continue"
+        client.meta.events.unregister("before-call.s3", add_expect_header)
+        yield client
+    except (ClientError, BotoCoreError, Boto3Error, ResponseParserError) as error:
+        cause = error.__context__ if isinstance(error, Boto3Error) else error
         code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else type(cause).__name__
         raise InputError(
             f"the store refuses or does not answer: {error}", where=config.url, next_step=_advice(code)

@@ -102,6 +102,21 @@ def object_store(folder: Path, bucket: str) -> Iterator[str]:
 
 
 @contextmanager
+def tracking_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """MLflow's server, whose runs and artifacts lie in `folder`."""
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", f"{folder}/a"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: socket.create_connection(("127.0.0.1", port)).close(), (folder / "log").read_text)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
 def postgres(name: str, password: str) -> Iterator[dict[str, str]]:
     """Debian's PostgreSQL with a user and a database of that name.
 
