@@ -189,6 +189,8 @@ def remap_ids(ids: NDArray[np.uint8], remap: Sequence[int]) -> NDArray[np.uint8]
 
 
 def _parse_key(raw: Any, where: object) -> tuple[Kind, int]:
+    if isinstance(raw, str) and raw.isdecimal():
+        raw = int(raw)  # JSON, in which pipelines hand catalogs on, knows no other keys
     if isinstance(raw, int) and not isinstance(raw, bool):
         if 0 <= raw <= MAX_VALUE:
             return "value", raw

@@ -1,5 +1,6 @@
 """Label maps: what becomes which id, and what is refused."""
 
+import json
 import time
 from typing import Any
 
@@ -239,6 +240,11 @@ def test_grey_saved_as_rgb_is_read_and_colours_in_one_band_are_not() -> None:
         colours.decode(grey[:1])
     with pytest.raises(InputError, match="3 bands of uint16"):
         colours.decode(grey.astype(np.uint16))
+
+
+def test_maps_survive_json_in_which_pipelines_hand_them_on() -> None:
+    values, classes = {0: "background", 255: "road"}, ("background", "road")
+    assert parse_labels(json.loads(json.dumps(values)), classes, "") == parse_labels(values, classes, "")
 
 
 @pytest.mark.parametrize(
