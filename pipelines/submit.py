@@ -7,14 +7,15 @@ import signal
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+import psutil
 import yaml
 from kfp import compiler, local
 from kfp.client import Client
@@ -169,7 +170,8 @@ def run_local(
 def _runner(workspace: Path, docker: Docker | None) -> Iterator[local.SubprocessRunner | local.DockerRunner]:
     """What runs the steps; no container of theirs is there any more at the end."""
     if docker is None:
-        yield local.SubprocessRunner(use_venv=False)
+        with _stopping(_end_processes):
+            yield local.SubprocessRunner(use_venv=False)
         return
     from docker.types import Mount
 
@@ -179,7 +181,7 @@ def _runner(workspace: Path, docker: Docker | None) -> Iterator[local.Subprocess
     if Path(data := os.environ["CROSSEARTH_DATA"]).is_dir():
         mounts.append(Mount(data, data, type="bind", read_only=True))
     labels = {RUN_LABEL: uuid.uuid4().hex}
-    with _stopping_containers(client, labels):
+    with closing(client), _stopping(lambda: _end_containers(client, labels)):
         yield local.DockerRunner(
             mounts=mounts,
             environment=environment,
@@ -211,19 +213,28 @@ def _engine(image: str) -> Any:
     return client
 
 
-@contextmanager
-def _stopping_containers(client: Any, labels: Mapping[str, str]) -> Iterator[None]:
-    """Ends what carries the labels at the end, and on a signal at once: kfp's threads would wait for it."""
+def _end_processes() -> None:
+    """Asks the steps that run as processes to leave, and what they started."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended by itself
+            process.terminate()
+
+
+def _end_containers(client: Any, labels: Mapping[str, str]) -> None:
     from docker.errors import APIError
 
-    def remove() -> None:
-        carrying = {"label": [f"{key}={value}" for key, value in labels.items()]}
-        for container in client.containers.list(all=True, filters=carrying, ignore_removed=True):
-            with suppress(APIError):  # it ended by itself
-                container.remove(force=True)
+    carrying = {"label": [f"{key}={value}" for key, value in labels.items()]}
+    for container in client.containers.list(all=True, filters=carrying, ignore_removed=True):
+        with suppress(APIError):  # it ended by itself
+            container.remove(force=True)
+
+
+@contextmanager
+def _stopping(end: Callable[[], None]) -> Iterator[None]:
+    """Ends the steps at the end, and on a signal at once: kfp's threads would wait for them."""
 
     def stop(number: int, frame: Any) -> None:
-        remove()
+        end()
         handler = before[number]
         if callable(handler):
             handler(number, frame)
@@ -237,8 +248,7 @@ def _stopping_containers(client: Any, labels: Mapping[str, str]) -> Iterator[Non
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        remove()
-        client.close()
+        end()
 
 
 def _story(workspace: Path) -> str:

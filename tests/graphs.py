@@ -26,16 +26,21 @@ SECRETS = dict.fromkeys(
 Done = subprocess.CompletedProcess[str]
 
 
-def call(*command: str, cwd: Path, timeout_s: float = 1500, **environment: str) -> Done:
-    """Runs a command of this interpreter's environment, also where its folder is not on the path."""
+def environment() -> dict[str, str]:
+    """Of whoever starts a graph."""
     inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
     # as many threads in every kind of run: sums are the same to the last digit
     inherited["OMP_NUM_THREADS"] = "2"
+    return inherited | SECRETS
+
+
+def call(*command: str, cwd: Path, timeout_s: float = 1500, **variables: str) -> Done:
+    """Runs a command of this interpreter's environment, also where its folder is not on the path."""
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**inherited, **SECRETS, **environment},
+        env={**environment(), **variables},
         capture_output=True,
         text=True,
         timeout=timeout_s,

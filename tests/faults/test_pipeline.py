@@ -1,0 +1,66 @@
+"""The mini pipeline killed and stopped amid its steps, then run to its end."""
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from graphs import RECIPES, environment, run_pipeline
+
+RECIPE = RECIPES[0]
+
+
+def start(folder: Path, params: Path) -> "subprocess.Popen[str]":
+    """The pipeline of one recipe, in a process group of its own as a terminal starts it."""
+    workspace = folder / "workspace"
+    options = ["--recipe", RECIPE, "--workspace", str(workspace), "--params", str(params)]
+    return subprocess.Popen(
+        ["crossearth", "pipeline", "run", "training", *options],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def steps_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Waits until a step runs, some seconds into its work."""
+    while process.poll() is None:
+        running = psutil.Process(process.pid).children(recursive=True)
+        if any(time.time() - child.create_time() > 4 for child in running):
+            return running
+        time.sleep(0.2)
+    raise AssertionError(process.communicate()[1])
+
+
+def rows(workspace: Path) -> list[dict[str, Any]]:
+    with (workspace / "artifacts/report/scores.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["recipe"] == RECIPE]
+
+
+def test_a_pipeline_that_is_killed_or_stopped_ends_as_if_it_had_not_been(
+    short_params: Path, with_kubeflow: Path, tmp_path: Path
+) -> None:
+    process = start(tmp_path, short_params)
+    steps_of(process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+    process = start(tmp_path, short_params)
+    running = steps_of(process)
+    process.terminate()  # the steps hear of it from the pipeline alone
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 143, said
+    assert "go on with: crossearth pipeline run training" in said
+    assert "Traceback" not in said
+    assert not psutil.wait_procs(running, timeout=5)[1]
+
+    done = run_pipeline("training", tmp_path, "--recipe", RECIPE, params=short_params)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    assert rows(tmp_path / "workspace") == rows(with_kubeflow)
