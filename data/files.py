@@ -60,7 +60,8 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)
+        if error.errno:
+            error.filename = error.filename or os.fspath(path)
         raise
 
 
