@@ -144,8 +144,8 @@ def parse_labels(values: Mapping[Any, Any], classes: Sequence[str], where: objec
     """Reads a label map as catalogs write it (see the module).
 
     Raises:
-        InputError: an empty map, an unknown class, keys of different kinds, a colour or value out of range, a
-            threshold whose two sides do not meet.
+        InputError: an empty map, an unknown class, keys of different kinds, two keys of one raw value, a
+            colour or value out of range, a threshold whose two sides do not meet.
     """
     if not isinstance(values, Mapping) or not values:
         raise InputError(
@@ -174,6 +174,8 @@ def parse_labels(values: Mapping[Any, Any], classes: Sequence[str], where: objec
                 where=where,
                 expected='"<128" and ">=128"',
             )
+    if len(dict(table)) != len(table):
+        raise InputError(f"label keys {', '.join(map(repr, values))}: two are one raw value", where=where)
     return LabelSpec(tuple(classes), kind, table)
 
 

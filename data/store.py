@@ -16,9 +16,9 @@ import base64
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -115,12 +115,15 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
             "no manifest here", where=domain_dir, next_step=f"crossearth ingest {domain_dir.name}"
         )
     paths = sorted(path for path in domain_dir.rglob("*") if path.is_file())
-    with _speaking_to(config) as client, ThreadPoolExecutor(config.parallel) as pool:
-        files = list(_progress(pool.map(lambda path: _describe(domain_dir, path), paths), len(paths), "hash"))
+    # a ThreadPool: leaving it waits for no request, so a user who stops does not wait for a server that hangs
+    with _speaking_to(config) as client, ThreadPool(config.parallel) as pool:
+        files = list(
+            _progress(pool.imap(lambda path: _describe(domain_dir, path), paths), len(paths), "hash")
+        )
         there = _existing(client, config)
         missing = list({file.sha256: file for file in files if there.get(file.sha256) != file.size}.values())
         for _ in _progress(
-            pool.map(lambda file: _upload(client, config, domain_dir, file), missing), len(missing), "push"
+            pool.imap(lambda file: _upload(client, config, domain_dir, file), missing), len(missing), "push"
         ):
             pass
         version = digest(digests)
@@ -164,8 +167,8 @@ def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "la
         files = [_File(**entry) for entry in index["files"]]
         for file in files:
             _refuse_path(file, config.url)
-        with ThreadPoolExecutor(config.parallel) as pool:
-            fetching = pool.map(lambda file: _fetch(client, config, file, target, partial), files)
+        with ThreadPool(config.parallel) as pool:
+            fetching = pool.imap(lambda file: _fetch(client, config, file, target, partial), files)
             fetched = list(_progress(fetching, len(files), "pull"))
         wanted = {partial / file.path for file in files}
         for extra in [path for path in partial.rglob("*") if path.is_file() and path not in wanted]:

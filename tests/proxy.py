@@ -20,7 +20,7 @@ class Proxy(ThreadingTCPServer):
     Attributes:
         port: of the server behind; may be changed while connections come in.
         faults: drop = nothing more comes, truncate = half of the piece is the last, corrupt = one bit is
-            another, delay = it comes late.
+            another, delay = it comes `delay_s` late.
         share: 0..1 of pieces; 0 = none.
         spoilt: how many were.
     """
@@ -32,6 +32,7 @@ class Proxy(ThreadingTCPServer):
     def __init__(self, port: int, faults: tuple[Fault, ...] = FAULTS, share: float = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Relay)
         self.port, self.faults, self.share, self.spoilt = port, faults, share, 0
+        self.delay_s = DELAY_S
         self._random = random.Random(0)
 
     @property
@@ -45,7 +46,7 @@ class Proxy(ThreadingTCPServer):
         self.spoilt += 1
         fault = self._random.choice(self.faults)
         if fault == "delay":
-            time.sleep(DELAY_S)
+            time.sleep(self.delay_s)
         elif fault == "drop":
             return b"", False
         elif fault == "truncate":

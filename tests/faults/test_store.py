@@ -167,6 +167,25 @@ def test_a_signal_is_obeyed_and_the_way_on_is_said(
     whole(command, folder, store, town, done=True)
 
 
+def test_who_stops_does_not_wait_for_a_store_that_hangs(
+    command: list[str], folder: Path, store: StoreConfig, town: Path, late: Proxy
+) -> None:
+    answers = late.spoilt
+    process = start(command, folder)
+    while late.spoilt < answers + 5:
+        time.sleep(0.02)
+    with pytest.MonkeyPatch.context() as hanging:
+        hanging.setattr(late, "delay_s", 60.0)
+        time.sleep(2)  # until every request waits
+        os.killpg(process.pid, signal.SIGINT)
+        began = time.monotonic()
+        said = process.communicate(timeout=120)[1]
+    assert time.monotonic() - began < 5
+    assert process.returncode == 130, said
+    finish(command, folder)
+    whole(command, folder, store, town, done=True)
+
+
 def test_two_at_once(command: list[str], folder: Path, store: StoreConfig, town: Path) -> None:
     processes = [start(command, folder) for _ in range(2)]
     said = [process.communicate(timeout=120)[1] for process in processes]

@@ -234,6 +234,9 @@ CASES = {
     "catalog: two kinds of labels": Case(
         entry(labels={0: "background", "#ffffff": "road"}), SETTINGS, ("kinds",)
     ),
+    "catalog: one raw value twice": Case(
+        entry(labels={"#aabbcc": "background", "#AABBCC": "road"}), SETTINGS, ("two are one raw value",)
+    ),
     "catalog: no labels for masks": Case(entry(labels=None), SETTINGS, ("`masks` and `labels` go together",)),
     "catalog: no images": Case(entry(images=None), SETTINGS, ("town",)),
     "catalog: unknown rule": Case(entry(tile={"px": 48, "rule": "slice"}), SETTINGS, ("rule", "cut")),
