@@ -33,6 +33,13 @@ def save(path: Path, array: NDArray[Any], **options: Any) -> None:
         file.write(planes)
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, by its path in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
 def own_domain(folder: Path, num: int = 8, side: int = 64, **entry: Any) -> Catalog:
     """Draws `num` scenes below `folder`; the catalog with the domain `town`, whose keys `entry` changes."""
     for number in range(num):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from mlflow.tracking import MlflowClient
-from own_domain import NAME, own_domain
+from own_domain import NAME, own_domain, tree
 from proxy import DELAY_S, FAULTS, Fault, Proxy, before
 from services import KEYS, free_port, object_store, tracking_server, wait_for
 from steps import STEPS, Undisturbed, run_here, written
@@ -53,12 +53,6 @@ def town(tmp_path: Path) -> Path:
     known = own_domain(tmp_path)
     (path,) = ingest([NAME], known, tmp_path / "archives", tmp_path / "domains", IngestConfig(workers=1))
     return path
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from own_domain import NAME, own_domain
+from own_domain import NAME, own_domain, tree
 from proxy import Proxy, before
 from services import KEYS, object_store
 from training_folder import environment
@@ -93,12 +93,6 @@ def finish(command: list[str], folder: Path) -> float:
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
     return time.monotonic() - began
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 def whole(command: list[str], folder: Path, store: StoreConfig, town: Path, done: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
-from own_domain import NAME, catalog, draw, own_domain, save
+from own_domain import NAME, catalog, draw, own_domain, save, tree
 from services import KEYS, free_port, object_store
 
 from crossearth.components.ingest import IngestConfig, ingest
@@ -47,12 +47,6 @@ def town(tmp_path: Path) -> Path:
     known = own_domain(tmp_path)
     (path,) = ingest([NAME], known, tmp_path / "archives", tmp_path / "domains", IngestConfig(workers=1))
     return path
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 def client() -> Any:

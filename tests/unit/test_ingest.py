@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from own_domain import NAME, catalog, draw, own_domain, save
+from own_domain import NAME, catalog, draw, own_domain, save, tree
 
 from crossearth.components.ingest import IngestConfig, domains_named, ingest
 from crossearth.data.catalog import load_catalog
@@ -33,12 +33,6 @@ def run(folder: Path, out: str = "domains", config: IngestConfig = ONE, **entry:
 
 def manifests(path: Path) -> tuple[Manifest, Manifest]:
     return read_manifest(path, "train"), read_manifest(path, "test")
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 @pytest.fixture
