@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
     # as many threads in every kind of run: sums are the same to the last digit
-    inherited["OMP_NUM_THREADS"] = "2"
+    inherited["OMP_NUM_THREADS"] = "1"
     return inherited | SECRETS
 
 
