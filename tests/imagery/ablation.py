@@ -42,6 +42,7 @@ FROZEN_SIZES = {
     "embed": 192,
     "depth": 12,
     "heads": 3,
+    "mlp_ratio": 4.0,
     "taps": [2, 5, 8, 11],
     "image_px": 192,
     "crop_px": 192,
