@@ -63,7 +63,7 @@ def _given(
 ) -> dict[str, Any]:
     from crossearth.data.config import nearest
     from crossearth.data.errors import InputError
-    from crossearth.pipelines.submit import parameter
+    from crossearth.pipelines.graphs import parameter
 
     for recipe in recipes or []:
         if recipe not in inputs.recipes:
@@ -103,8 +103,8 @@ def compile_(
     preset: Preset = None,
 ) -> None:
     """Write a pipeline's YAML: the same inputs give the same bytes, without secrets and without paths."""
+    from crossearth.pipelines.graphs import compile_pipeline
     from crossearth.pipelines.resources import LOCAL, load_values
-    from crossearth.pipelines.submit import compile_pipeline
 
     written = compile_pipeline(
         name, _inputs(params, catalog, preset), load_values(values) if values else LOCAL, output
@@ -128,7 +128,8 @@ def run(
     settings: Set = None,
 ) -> None:
     """Run a pipeline on this machine: each step in a process, or in a container, of its own."""
-    from crossearth.pipelines.submit import Docker, PipelineError, run_local
+    from crossearth.pipelines.graphs import PipelineError
+    from crossearth.pipelines.local_run import Docker, run_local
 
     folder = workspace or Path("artifacts/pipeline") / name
     inputs = _inputs(params, catalog, preset)
@@ -164,6 +165,7 @@ def submit(
 ) -> None:
     """Start a run on a cluster with Kubeflow."""
     from crossearth.pipelines import submit as kubeflow
+    from crossearth.pipelines.graphs import PipelineError
     from crossearth.pipelines.resources import load_values
 
     inputs, wanted = _inputs(params, catalog, preset), load_values(values)
@@ -175,7 +177,7 @@ def submit(
         if watch:
             try:
                 kubeflow.watch(client, run_id)
-            except kubeflow.PipelineError as error:
+            except PipelineError as error:
                 _fail(str(error))
             out.print("succeeded")
 

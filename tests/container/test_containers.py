@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from docker import from_env
 from graphs import PARAMS, RECIPES, run_pipeline
 from services import docker
 
 from crossearth.components import train_job
 from crossearth.components.train_job import TrainJobConfig, TrainJobError, run_train_job
+from crossearth.pipelines.local_run import run_container
 
 RECIPE = RECIPES[0]
 
@@ -45,6 +48,14 @@ def test_nothing_else_of_the_checkout_is_in_the_image(image: str) -> None:
         image, "find", "/", "-xdev", "-name", ".git", "-o", "-xdev", "-name", "test_containers.py"
     )
     assert found.stdout == ""
+
+
+def test_the_exit_code_of_a_container_that_ends_at_once_is_read(image: str) -> None:
+    before = docker("ps", "--all", "--quiet")
+    with closing(from_env()) as client:
+        codes = {run_container(client, image, ["sh", "-c", "exit 3"], {}) for _ in range(20)}
+    assert codes == {3}
+    assert docker("ps", "--all", "--quiet") == before
 
 
 def test_dvc_processes_and_containers_give_the_same_table(

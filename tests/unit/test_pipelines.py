@@ -26,6 +26,8 @@ from crossearth.data.errors import InputError
 from crossearth.pipelines import submit as kubeflow
 from crossearth.pipelines.benchmark import read_inputs
 from crossearth.pipelines.cli import app
+from crossearth.pipelines.graphs import PIPELINES, arguments, build, compile_pipeline, parameter
+from crossearth.pipelines.local_run import run_local
 from crossearth.pipelines.resources import (
     LOCAL,
     NETWORK_STEPS,
@@ -56,9 +58,7 @@ def values() -> Values:
 
 
 def compiled(tmp_path: Path, name: str, values: Values) -> list[Any]:
-    out = kubeflow.compile_pipeline(
-        name, read_inputs(ROOT / "params.yaml"), values, tmp_path / f"{name}.yaml"
-    )
+    out = compile_pipeline(name, read_inputs(ROOT / "params.yaml"), values, tmp_path / f"{name}.yaml")
     return list(yaml.safe_load_all(out.read_text()))
 
 
@@ -66,7 +66,7 @@ def compiled(tmp_path: Path, name: str, values: Values) -> list[Any]:
 def graphs(tmp_path_factory: pytest.TempPathFactory, values: Values) -> dict[str, list[Any]]:
     """The documents of every pipeline's YAML."""
     folder = tmp_path_factory.mktemp("compiled")
-    return {name: compiled(folder, name, values) for name in kubeflow.PIPELINES}
+    return {name: compiled(folder, name, values) for name in PIPELINES}
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +102,16 @@ def tasks(documents: list[Any]) -> dict[str, Any]:
     return {name: task for graph in graphs for name, task in graph.tasks.items()}
 
 
-@pytest.mark.parametrize("name", sorted(kubeflow.PIPELINES))
+@pytest.mark.parametrize("name", sorted(PIPELINES))
 def test_compiling_gives_the_same_bytes_without_secrets_or_paths_of_this_machine(
     name: str, tmp_path: Path, values: Values, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = read_inputs(ROOT / "params.yaml")
-    first = kubeflow.compile_pipeline(name, inputs, values, tmp_path / "first.yaml").read_bytes()
+    first = compile_pipeline(name, inputs, values, tmp_path / "first.yaml").read_bytes()
     for variable in ("AWS_SECRET_ACCESS_KEY", "CROSSEARTH_KFP_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(variable, CANARY)
     monkeypatch.chdir(tmp_path)
-    again = kubeflow.compile_pipeline(name, inputs, values, tmp_path / "again.yaml").read_bytes()
+    again = compile_pipeline(name, inputs, values, tmp_path / "again.yaml").read_bytes()
     assert first == again
     for word in (CANARY, str(ROOT), str(tmp_path), str(Path.home())):
         assert word.encode() not in first
@@ -123,7 +123,7 @@ def test_steps_are_the_stages_of_dvc(executors: dict[str, Any]) -> None:
     assert set(KUBEFLOW_ONLY) <= set(executors)
 
 
-@pytest.mark.parametrize("name", sorted(kubeflow.PIPELINES))
+@pytest.mark.parametrize("name", sorted(PIPELINES))
 def test_every_step_has_a_place_in_the_values_file(name: str, graphs: dict[str, list[Any]]) -> None:
     spec = graphs[name][0]
     assert {each.removeprefix("exec-") for each in spec["deploymentSpec"]["executors"]} <= set(STEPS)
@@ -256,7 +256,7 @@ def test_loops_are_bounded_and_the_exit_handler_runs_in_any_case(
     assert tasks["finish"].trigger_policy.strategy == strategy.ALL_UPSTREAM_TASKS_COMPLETED
 
 
-@pytest.mark.parametrize("name", sorted(kubeflow.PIPELINES))
+@pytest.mark.parametrize("name", sorted(PIPELINES))
 def test_nothing_runs_before_the_prerequisites(name: str, graphs: dict[str, list[Any]]) -> None:
     graph = graphs[name][0]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
 
@@ -332,25 +332,25 @@ def test_a_wrong_values_file_is_refused_with_the_key(text: str, words: str, tmp_
 
 
 def test_wrong_parameters_are_refused() -> None:
-    pipeline = kubeflow.build("inference", read_inputs(ROOT / "params.yaml"), LOCAL)
+    pipeline = build("inference", read_inputs(ROOT / "params.yaml"), LOCAL)
     with pytest.raises(InputError, match="'shards'"):
-        kubeflow.arguments(pipeline, {"shard": 3})
+        arguments(pipeline, {"shard": 3})
     with pytest.raises(InputError, match="no value for scenes"):
-        kubeflow.arguments(pipeline, {"model": "m"})
+        arguments(pipeline, {"model": "m"})
     with pytest.raises(InputError, match="'benchmark'"):
-        kubeflow.build("bench", read_inputs(ROOT / "params.yaml"), LOCAL)
-    assert kubeflow.parameter("shards=3") == ("shards", 3)
+        build("bench", read_inputs(ROOT / "params.yaml"), LOCAL)
+    assert parameter("shards=3") == ("shards", 3)
     with pytest.raises(InputError, match="name=value"):
-        kubeflow.parameter("shards")
+        parameter("shards")
 
 
 def test_a_checkout_is_no_workspace() -> None:
     with pytest.raises(InputError, match="checkout"):
-        kubeflow.run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, ROOT)
+        run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, ROOT)
     with pytest.raises(InputError, match="checkout"):
         workspace.enter(str(ROOT))
     with pytest.raises(InputError, match="cannot make the workspace"):
-        kubeflow.run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, Path("/proc/nowhere"))
+        run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, Path("/proc/nowhere"))
 
 
 def test_missing_secrets_are_named_with_the_command_that_creates_them(

@@ -1,0 +1,89 @@
+"""The pipelines by name: built, compiled, and the values of their parameters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp import compiler
+from kfp.dsl.graph_component import GraphComponent
+from kfp.dsl.types.type_utils import get_canonical_type_name_for_type
+
+from crossearth.data.config import nearest
+from crossearth.data.errors import InputError
+from crossearth.data.files import atomic_path
+from crossearth.pipelines.benchmark import Inputs, benchmark
+from crossearth.pipelines.inference import inference
+from crossearth.pipelines.resources import Values
+from crossearth.pipelines.training import training
+
+PIPELINES = {"benchmark": benchmark, "training": training, "inference": inference}
+
+
+class PipelineError(RuntimeError):
+    """A pipeline ended in another state than success; the message names the steps that failed and why."""
+
+
+def build(name: str, inputs: Inputs, values: Values) -> GraphComponent:
+    """The pipeline of that name, with its defaults.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in PIPELINES:
+        raise InputError(f"unknown pipeline {name!r}", expected=nearest(name, PIPELINES))
+    return PIPELINES[name](inputs, values)
+
+
+def compile_pipeline(name: str, inputs: Inputs, values: Values, out: Path) -> Path:
+    """Writes the pipeline's YAML; the same inputs give the same bytes.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    pipeline = build(name, inputs, values)
+    with atomic_path(out) as partial:
+        # the compiler looks at the suffix
+        compiled = partial.with_name(partial.name + ".yaml")
+        compiler.Compiler().compile(pipeline, str(compiled))
+        compiled.replace(partial)
+    return out
+
+
+def arguments(pipeline: GraphComponent, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a pipeline's parameters, checked.
+
+    Args:
+        given: parameter -> value.
+
+    Raises:
+        InputError: an unknown parameter, a value of another type, or no value and no default.
+    """
+    known = pipeline.component_spec.inputs or {}
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"unknown parameter {name!r}", expected=nearest(name, known))
+        wanted = known[name].type
+        if get_canonical_type_name_for_type(type(value)) != wanted:
+            raise InputError(
+                f"{value!r} is no {wanted}", where=f"--set {name}", expected=f"a {wanted}, in YAML"
+            )
+    absent = [name for name, spec in known.items() if not spec.optional and name not in given]
+    if absent:
+        raise InputError(f"no value for {', '.join(absent)}", next_step=f"--set {absent[0]}=...")
+    return dict(given)
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """Reads `name=value`; the value is YAML, so that lists, numbers and truth values can be given.
+
+    Raises:
+        InputError: no "=", or a value that is not YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"{text!r} gives no value", where="--set", expected="name=value")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"not YAML: {error}", where=f"--set {name}") from error

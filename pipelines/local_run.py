@@ -1,0 +1,225 @@
+"""Runs a pipeline on this machine, each step in a process or a container of its own."""
+
+import json
+import os
+import shutil
+import signal
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from kfp import local
+
+from crossearth.components.workspace import CHECKOUT_MARKS, FAILURES
+from crossearth.data.errors import InputError
+from crossearth.pipelines.benchmark import Inputs
+from crossearth.pipelines.graphs import PipelineError, arguments, build
+from crossearth.pipelines.resources import LOCAL
+
+# a container gets these of the caller's environment; their values are shown nowhere
+FORWARDED = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "CROSSEARTH_DATA",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+)
+RUN_LABEL = "crossearth-run"
+
+
+@dataclass(frozen=True)
+class Docker:
+    """Containers of a local run.
+
+    Attributes:
+        image: image of every step.
+        shm: size of /dev/shm.
+    """
+
+    image: str
+    shm: str = "1g"
+
+
+def run_local(
+    name: str, inputs: Inputs, given: Mapping[str, Any], workspace: Path, docker: Docker | None = None
+) -> None:
+    """Runs a pipeline on this machine, each step in a process or a container of its own.
+
+    Args:
+        given: values of the pipeline's parameters.
+        workspace: the shared folder; made if it is not there.
+        docker: containers instead of processes.
+
+    Raises:
+        InputError: a wrong parameter, a workspace that is a checkout, an image that is not here.
+        PipelineError: a step failed; the message names it and has its words.
+    """
+    workspace = workspace.resolve()
+    values = replace(LOCAL, image=docker.image) if docker else LOCAL
+    pipeline = build(name, inputs, values)
+    given = arguments(pipeline, {**given, "workspace": str(workspace)})
+    if any((workspace / mark).exists() for mark in CHECKOUT_MARKS):
+        raise InputError("this is a checkout", where=workspace, expected="a folder of its own for the run")
+    # two steps at a time have a thread a core each: one that waits leaves its core to the other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # the user's own data lie where they lie for dvc, not below the workspace
+    os.environ["CROSSEARTH_DATA"] = str(Path(os.environ.get("CROSSEARTH_DATA", "datasets")).resolve())
+    with _runner(workspace, docker) as runner, warnings.catch_warnings():
+        try:
+            workspace.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the workspace: {error}", where=workspace) from error
+        shutil.rmtree(workspace / FAILURES, ignore_errors=True)
+        # the image plays no part where steps run as processes
+        warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
+        local.init(runner=runner, pipeline_root=str(workspace / "artifacts" / "run" / "kfp"))
+        try:
+            pipeline(**given)
+        except RuntimeError as error:
+            raise PipelineError(_story(workspace) or str(error)) from error
+
+
+@contextmanager
+def _runner(workspace: Path, docker: Docker | None) -> Iterator[local.SubprocessRunner | local.DockerRunner]:
+    """What runs the steps; no container of theirs is there any more at the end."""
+    if docker is None:
+        with _stopping(_end_processes):
+            yield local.SubprocessRunner(use_venv=False)
+        return
+    from docker.types import Mount
+
+    client = _engine(docker.image)
+    mounts = [Mount(str(workspace), str(workspace), type="bind")]
+    environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    if Path(data := os.environ["CROSSEARTH_DATA"]).is_dir():
+        mounts.append(Mount(data, data, type="bind", read_only=True))
+    labels = {RUN_LABEL: uuid.uuid4().hex}
+    with closing(client), _kept_exit_codes(), _stopping(lambda: _end_containers(client, labels)):
+        yield local.DockerRunner(
+            mounts=mounts,
+            environment=environment,
+            labels=labels,
+            user=f"{os.getuid()}:{os.getgid()}",
+            network_mode="host",
+            shm_size=docker.shm,
+            read_only=True,
+            tmpfs={"/tmp": "exec"},  # noqa: S108
+        )
+
+
+@contextmanager
+def _kept_exit_codes() -> Iterator[None]:
+    """Makes kfp ask for the exit code of a container that is still there.
+
+    kfp has the engine remove a container when it ends, and takes one that is gone by the time of the question
+    for one that succeeded (kubeflow/pipelines, pull request 13907).
+    """
+    from kfp.local import docker_task_handler
+
+    before = docker_task_handler.run_docker_container
+    docker_task_handler.run_docker_container = run_container
+    try:
+        yield
+    finally:
+        docker_task_handler.run_docker_container = before
+
+
+def run_container(
+    client: Any, image: str, command: Sequence[str], volumes: Mapping[str, Any], **options: Any
+) -> int:
+    """Exit code of a command in a container, which is gone afterwards; prints what it says.
+
+    Args:
+        client: docker's.
+        options: of docker's `containers.run`.
+    """
+    from docker.errors import APIError
+
+    container = client.containers.run(image, command, detach=True, volumes=volumes, **options)
+    try:
+        for piece in container.logs(stream=True):
+            print(piece.decode(errors="replace"), end="")
+        return int(container.wait()["StatusCode"])
+    finally:
+        with suppress(APIError):  # whoever stopped the run was quicker
+            container.remove(force=True)
+
+
+def _engine(image: str) -> Any:
+    """A client of the Docker engine that has the image."""
+    from docker import from_env
+    from docker.errors import DockerException, ImageNotFound
+
+    try:
+        client = from_env()
+        client.images.get(image)
+    except ImageNotFound as error:
+        raise InputError(
+            f"no image {image!r} here", next_step="docker build -f infra/Containerfile, see infra/README.md"
+        ) from error
+    except DockerException as error:
+        raise InputError(
+            f"no Docker engine answers: {error}", next_step="start it, or leave --docker out"
+        ) from error
+    return client
+
+
+def _end_processes() -> None:
+    """Asks the steps that run as processes to leave, and what they started."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended by itself
+            process.terminate()
+
+
+def _end_containers(client: Any, labels: Mapping[str, str]) -> None:
+    from docker.errors import APIError
+
+    carrying = {"label": [f"{key}={value}" for key, value in labels.items()]}
+    for container in client.containers.list(all=True, filters=carrying, ignore_removed=True):
+        with suppress(APIError):  # it ended by itself
+            container.remove(force=True)
+
+
+@contextmanager
+def _stopping(end: Callable[[], None]) -> Iterator[None]:
+    """Ends the steps at the end, and on a signal at once: kfp's threads would wait for them."""
+
+    def stop(number: int, frame: Any) -> None:
+        end()
+        handler = before[number]
+        if callable(handler):
+            handler(number, frame)
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {
+        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        end()
+
+
+def _story(workspace: Path) -> str:
+    """The steps that failed, with their messages; the runner's own words say neither."""
+    notes = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((workspace / FAILURES).glob("*.json"))
+    ]
+    return "\n".join(
+        f"step {' '.join(part for part in (note['step'], note['item']) if part)} failed: {note['message']}"
+        for note in notes
+    )
