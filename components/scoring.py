@@ -8,9 +8,7 @@ Legend: B tiles of a batch, K classes, N tiles.
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +24,7 @@ from crossearth.components.processes import Processes
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 from crossearth.data.manifest import Manifest, read_image, read_label
+from crossearth.data.prefetch import ahead
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels, window_starts
 from crossearth.model.metrics import confusion_matrix
@@ -125,7 +124,8 @@ def score_target(
     table[: len(remap)] = remap
     batches = _batches(manifest, batch_size, model)[processes.rank :: processes.size]
     started = time.perf_counter()
-    for tiles in _watch(manifest, processes, _read_ahead(manifest, batches, table, readers)):
+    read = ahead(lambda rows: [_read(manifest, row, table) for row in rows], batches, readers)
+    for tiles in _watch(manifest, processes, read):
         problems += [tile.problem for tile in tiles if tile.problem]
         if problems:  # no score will come of this: only read on, to name all that is wrong
             continue
@@ -149,13 +149,7 @@ def score_target(
     found.confusion = processes.sum_tensor(confusion_KK.to(processes.device)).cpu().numpy()
     _merge(found, problems, processes, num_pictures)
     if problems:
-        listed = "".join(f"\n    {problem}" for problem in problems[:NAMED_TILES])
-        more = f"\n    and {len(problems) - NAMED_TILES} more" if len(problems) > NAMED_TILES else ""
-        raise InputError(
-            f"{len(problems)} tiles are not as they were ingested:{listed}{more}",
-            where=manifest.root,
-            next_step=f"crossearth ingest {manifest.domain}, or put the files back",
-        )
+        raise _changed(manifest, problems)
     if not found.confusion.any():
         raise InputError(
             f"no pixel of {manifest.domain} is labelled with a class of this recipe: nothing to score",
@@ -163,6 +157,16 @@ def score_target(
             next_step="check the domain's label map in the catalog",
         )
     return found
+
+
+def _changed(manifest: Manifest, problems: Sequence[str]) -> InputError:
+    listed = "".join(f"\n    {problem}" for problem in problems[:NAMED_TILES])
+    more = f"\n    and {len(problems) - NAMED_TILES} more" if len(problems) > NAMED_TILES else ""
+    return InputError(
+        f"{len(problems)} tiles are not as they were ingested:{listed}{more}",
+        where=manifest.root,
+        next_step=f"crossearth ingest {manifest.domain}, or put the files back",
+    )
 
 
 def _batches(manifest: Manifest, batch_size: int, model: CrossEarth) -> list[list[int]]:
@@ -179,20 +183,6 @@ def _batches(manifest: Manifest, batch_size: int, model: CrossEarth) -> list[lis
         batches[-1].append(index)
         room -= 1
     return batches
-
-
-def _read_ahead(
-    manifest: Manifest, batches: Sequence[list[int]], remap: Pixels, readers: int
-) -> Iterator[list[Tile]]:
-    """Batches in order, each read by one of `readers` threads before it is asked for."""
-    with ThreadPoolExecutor(readers) as pool:
-        ahead: deque[Future[list[Tile]]] = deque()
-        for batch in batches:
-            ahead.append(pool.submit(lambda rows: [_read(manifest, index, remap) for index in rows], batch))
-            if len(ahead) > readers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
