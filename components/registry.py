@@ -8,7 +8,7 @@ and from which run.
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from crossearth.model.checkpoint import META_NAME, WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models.model import ModelInfo
     from mlflow.tracking import MlflowClient
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -82,48 +83,14 @@ class Registry:
             card: the version's description.
             identity: by which `find` finds it again.
         """
-        import mlflow
-        import numpy as np
-        import pandas as pd
-        from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, Schema
-        from mlflow.types.schema import AnyType
-
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        mlflow.set_tracking_uri(tracking_uri())
-        example = np.zeros((EXAMPLE_PX, EXAMPLE_PX, 3), dtype=np.uint8).tolist()
         with TemporaryDirectory() as temporary:
-            model = Path(temporary) / "model"
-            model.mkdir()
-            for file in (WEIGHTS_NAME, META_NAME):
-                shutil.copyfile(model_dir / file, model / file)
-            (Path(temporary) / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-            files = {
-                "model": model,
-                "scores": result.folder / DETAILS,
-                "card": Path(temporary) / "MODEL_CARD.md",
-            }
-            if backbone is not None:
-                files["backbone"] = backbone
-            with mlflow.start_run(run_id=run_id):
-                logged = mlflow.pyfunc.log_model(
-                    name="model",
-                    python_model=str(Path(__file__).with_name("mapper.py")),
-                    artifacts={key: str(path) for key, path in files.items()},
-                    signature=ModelSignature(
-                        Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
-                    ),
-                    input_example=pd.DataFrame({"scene": [example]}),
-                    pip_requirements=[
-                        f"crossearth=={version('crossearth')}",
-                        *(f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS),
-                    ],
-                )
+            files = _files(Path(temporary), model_dir, backbone, result, card)
+            logged = _log_model(run_id, files)
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(
                 name, description=f"Maps of overhead imagery, recipe {result.recipe}"
             )
-        made = self.client.create_model_version(
+        return self.client.create_model_version(
             name,
             logged.model_uri,
             run_id=run_id,
@@ -137,7 +104,6 @@ class Registry:
             description=card,
             model_id=logged.model_id,
         )
-        return made
 
     def aliased(self, name: str, alias: str) -> "ModelVersion | None":
         """The version that carries an alias, None where none does."""
@@ -192,6 +158,47 @@ class Registry:
         experiments = [each.experiment_id for each in self.client.search_experiments()]
         found = self.client.search_runs(experiments, filter_string=f"tags.{KEY_TAG} = '{key}'", max_results=1)
         return str(found[0].info.run_id) if found else None
+
+
+def _files(
+    folder: Path, model_dir: Path, backbone: Path | None, result: RecipeResult, card: str
+) -> dict[str, Path]:
+    """What a version consists of, by name; what is not there yet is made in `folder`."""
+    model = folder / "model"
+    model.mkdir()
+    for file in (WEIGHTS_NAME, META_NAME):
+        shutil.copyfile(model_dir / file, model / file)
+    written = folder / "MODEL_CARD.md"
+    written.write_text(card, encoding="utf-8")
+    shared = {} if backbone is None else {"backbone": backbone}
+    return {"model": model, "scores": result.folder / DETAILS, "card": written, **shared}
+
+
+def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
+    import mlflow
+    import numpy as np
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(tracking_uri())
+    example = np.zeros((EXAMPLE_PX, EXAMPLE_PX, 3), dtype=np.uint8).tolist()
+    with mlflow.start_run(run_id=run_id):
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("mapper.py")),
+            artifacts={key: str(path) for key, path in files.items()},
+            signature=ModelSignature(
+                Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
+            ),
+            input_example=pd.DataFrame({"scene": [example]}),
+            pip_requirements=[
+                f"crossearth=={version('crossearth')}",
+                *(f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS),
+            ],
+        )
 
 
 def champion_before(moves: Sequence[Move]) -> str | None:
