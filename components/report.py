@@ -1,45 +1,29 @@
-"""The benchmark's result as one table (CSV, Markdown) and one self-contained page."""
+"""The benchmark's result: table, page and metrics, written as one folder and logged as one run."""
 
 import json
 import os
-from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
-
-from crossearth.components.compare import Comparison, compare
-from crossearth.components.palette import safe_palette
+from crossearth.components.compare import compare
+from crossearth.components.report_markdown import markdown
+from crossearth.components.report_page import page, picture
 from crossearth.components.results import (
     SUMMARY_METRICS,
     RecipeResult,
-    defined,
     find_results,
     metric_name,
     rows_of,
     summary_metrics,
     write_table,
 )
-from crossearth.components.summary import Drop, Line, Summary, summarise
+from crossearth.components.summary import Summary, summarise
 from crossearth.components.tracking import start_run
-from crossearth.components.version import git_revision
 from crossearth.data.catalog import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, digest, write_json, write_text
-
-TEMPLATE = "report_template.html"
-PICTURE_QUALITY = 80
-SELECTIONS = {
-    "last": "the last iterate, as the authors do",
-    "best-source": "the best iterate on held-out scenes of the source",
-    "released": "as released by the authors",
-}
 
 
 @dataclass(frozen=True)
@@ -108,12 +92,12 @@ def report(
     with atomic_dir(out_dir) as folder:
         write_table(folder / "scores.csv", rows)
         write_json(folder / "metrics.json", _metrics(summary))
-        write_text(folder / "scores.md", markdown(summary, catalog))
+        write_text(folder / "scores.md", markdown(summary))
         text = page(
             summary,
             results,
             catalog,
-            config,
+            config.worst_tiles,
             validation=_validation(validation_dir, Path(out_dir)),
             styles=_styles(styles_dir, coverage_dir),
             comparison=compare(against, scores, catalog) if against else None,
@@ -121,177 +105,6 @@ def report(
         write_text(folder / "index.html", text)
     _track(summary, results, Path(out_dir))
     return Path(out_dir)
-
-
-def per_cent(value: float | None) -> str:
-    """A fraction as the paper prints it: per cent with one digit; a blank where it is undefined."""
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def heading(summary: Summary) -> str:
-    """What must stand over every table of these numbers: data, selection rule, seeds."""
-    kinds = sorted({line.provenance == "synthetic" for line in summary.lines}, reverse=True)
-    data = " and ".join("synthetic miniatures" if kind else "real imagery" for kind in kinds).capitalize()
-    rules = "; ".join(f"{rule} ({SELECTIONS.get(rule, 'own rule')})" for rule in summary.selections)
-    seeds = ", ".join("none" if seed is None else str(seed) for seed in summary.seeds)
-    return f"{data} · selection: {rules} · seed: {seeds}"
-
-
-def markdown(summary: Summary, catalog: Catalog) -> str:
-    """The table as Markdown, ready to be pasted."""
-    comparable = [line for line in summary.lines if line.published is not None]
-    parts = [
-        f"# {len(summary.lines)} settings, mIoU in per cent",
-        heading(summary) + ". Brackets: 95 % bootstrap interval over tiles.",
-    ]
-    if summary.synthetic:
-        parts.append(
-            "**Synthetic data: drawn by code to exercise the pipeline. These numbers are not comparable with"
-            " published scores.**"
-        )
-    columns = ["setting", "source", "target", "gap", "mIoU", "interval", "sd", "seeds"]
-    table = [
-        [
-            line.setting,
-            line.source,
-            line.target,
-            line.gap,
-            per_cent(line.miou),
-            f"[{per_cent(line.low)}, {per_cent(line.high)}]" if line.low is not None else "",
-            per_cent(line.deviation),
-            str(len(line.runs)),
-        ]
-        for line in summary.lines
-    ]
-    if len(summary.selections) > 1:
-        columns.append("selection")
-        table = [[*row, line.selection] for row, line in zip(table, summary.lines, strict=True)]
-    if comparable:
-        columns += ["published", "evidence"]
-        table = [
-            [*row, per_cent(line.published), line.evidence]
-            for row, line in zip(table, summary.lines, strict=True)
-        ]
-    parts.append(_markdown_table(columns, table))
-    means = [[mean.name, mean.selection, str(mean.settings), per_cent(mean.miou)] for mean in summary.means]
-    parts += ["## Means", _markdown_table(["group", "selection", "settings", "mIoU"], means)]
-    if summary.drops:
-        drops = [
-            [
-                drop.source,
-                per_cent(drop.in_domain),
-                per_cent(drop.unseen),
-                per_cent(drop.points),
-                str(drop.targets),
-            ]
-            for drop in summary.drops
-        ]
-        parts += [
-            "## From the seen domain to unseen ones",
-            _markdown_table(["source", "in-domain", "unseen mean", "drop in points", "targets"], drops),
-        ]
-    if summary.missing:
-        parts += ["## Not scored", ", ".join(setting.abbr for setting in summary.missing)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def page(
-    summary: Summary,
-    results: Sequence[RecipeResult],
-    catalog: Catalog,
-    config: ReportConfig,
-    *,
-    validation: Sequence[Mapping[str, Any]],
-    styles: Mapping[str, Any] | None,
-    comparison: Comparison | None,
-) -> str:
-    """The page as one HTML file: styles, scripts, charts' data and pictures are all in it."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": per_cent, "short": lambda text: str(text)[:10]}
-    template = environment.from_string(files("crossearth.components").joinpath(TEMPLATE).read_text("utf-8"))
-    gaps = list(dict.fromkeys(line.gap for line in summary.lines))
-    return template.render(
-        summary=summary,
-        heading=heading(summary),
-        results=results,
-        num_settings=len(catalog.settings),
-        settings=[_setting(line, gaps.index(line.gap), summary, config) for line in summary.lines],
-        published=_published(summary, catalog),
-        drops=[_drop(drop, summary) for drop in summary.drops],
-        validation=validation,
-        styles=styles,
-        comparison=comparison,
-        revision=git_revision(),
-        plotly=files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8"),
-    )
-
-
-def _setting(line: Line, gap_place: int, summary: Summary, config: ReportConfig) -> dict[str, Any]:
-    """A line with what the page draws of it; counts and tiles are those of the first seed."""
-    recipe, result = line.runs[0]
-    of_seed = [each.scores(scored) for each, scored in line.runs]
-    scores = of_seed[0]
-    tiles = recipe.tile_table(result).select(["tile_id", "scene", "iou"]).to_pylist()
-    ranked = sorted((tile for tile in tiles if tile["iou"] is not None), key=lambda tile: tile["iou"])
-    label = line.setting if len(summary.selections) == 1 else f"{line.setting}, {line.selection}"
-    return {
-        "line": line,
-        "gap_place": gap_place,
-        "anchor": f"{line.setting}-{line.selection}",
-        "recipe": recipe,
-        "result": result,
-        "classes": recipe.classes,
-        "colours": safe_palette(recipe.palette),
-        "pixels": [int(pixels) for pixels in scores.pixels],
-        "f1": [defined(value) for value in scores.f1],
-        "accuracy": defined(float(np.mean([each.accuracy for each in of_seed]))),
-        "mean_f1": defined(float(np.mean([each.mean_f1 for each in of_seed]))),
-        "worst_tiles": ranked[: config.worst_tiles],
-        "pictures": [
-            {"rank": rank, "panel": panel} | _picture(recipe.folder / panel.file)
-            for rank, panels in (("worst", result.worst), ("best", result.best))
-            for panel in panels
-        ],
-        "chart": {
-            "label": label,
-            "gap": line.gap,
-            "miou": line.miou,
-            "low": line.low,
-            "high": line.high,
-            "published": line.published,
-        },
-    }
-
-
-def _drop(drop: Drop, summary: Summary) -> dict[str, Any]:
-    name = drop.source if len(summary.selections) == 1 else f"{drop.source}, {drop.selection}"
-    return {"name": name, "in_domain": drop.in_domain, "unseen": drop.unseen}
-
-
-def _published(summary: Summary, catalog: Catalog) -> list[dict[str, Any]]:
-    """Published scores of the settings in the report, every method, with how each is known."""
-    shown = dict.fromkeys(line.setting for line in summary.lines)
-    return [
-        {"setting": abbr, "score": score}
-        for abbr in shown
-        if abbr in catalog.settings
-        for score in catalog.published(abbr)
-    ]
-
-
-def _picture(path: Path) -> dict[str, Any]:
-    """Size in px and data URI of a picture."""
-    with Image.open(path) as image:
-        buffer = BytesIO()
-        image.convert("RGB").save(buffer, "WEBP", quality=PICTURE_QUALITY, method=0)
-        return {"size": image.size, "uri": "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()}
 
 
 def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
@@ -318,7 +131,7 @@ def _styles(folder: Path | None, coverage_dir: Path | None) -> dict[str, Any] | 
     sheet = folder / "sheet.png"
     return {
         "summary": summary,
-        "sheet": _picture(sheet) if sheet.is_file() else None,
+        "sheet": picture(sheet) if sheet.is_file() else None,
         "coverage": _read_json(coverage_dir, "coverage.json"),
     }
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossearth.components.compare import Comparison, Difference
-from crossearth.components.report import heading, per_cent
+from crossearth.components.report_markdown import heading, per_cent
 from crossearth.components.results import RecipeResult, defined, find_results
 from crossearth.components.summary import summarise
 from crossearth.data.catalog import Catalog
