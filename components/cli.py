@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from crossearth.components.params import Params
-    from crossearth.data.catalog import Catalog
+    from crossearth.data.domains import Catalog
 
 app = typer.Typer(
     name="crossearth",
@@ -381,7 +381,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
 ) -> None:
     """Train the model of a recipe; the same command goes on after an interruption."""
-    from crossearth.data.catalog import Recipe
+    from crossearth.data.domains import Recipe
 
     params, loaded = _inputs(params_file, catalog)
     recipes: list[Recipe] = [loaded.recipe(name) for name in names]

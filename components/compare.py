@@ -8,7 +8,7 @@ import numpy as np
 
 from crossearth.components.results import defined, find_results
 from crossearth.components.summary import Line, summarise
-from crossearth.data.catalog import Catalog
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.model.scores import Shares, bootstrap, interval, paired_p_value
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossearth.data.catalog import ClassSet
+from crossearth.data.domains import ClassSet
 from crossearth.data.errors import InputError
 from crossearth.data.files import sha256_file
 from crossearth.model.checkpoint import save, write_state

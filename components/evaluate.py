@@ -31,7 +31,7 @@ from crossearth.components.results import (
 from crossearth.components.scoring import Picture, Pixels, ScoredTile, TargetScores, score_target
 from crossearth.components.tracking import start_run
 from crossearth.components.version import git_revision
-from crossearth.data.catalog import Catalog, ClassSet, Recipe, Setting
+from crossearth.data.domains import Catalog, ClassSet, Recipe, Setting
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, atomic_path, code_version, digest
 from crossearth.data.manifest import Manifest, read_manifest

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from crossearth.components.ingest import domains_named
-from crossearth.data.catalog import Archive, Catalog, Dataset
+from crossearth.data.domains import Archive, Catalog, Dataset
 from crossearth.data.errors import InputError
 from crossearth.data.files import fsync_dir, write_json
 

@@ -28,8 +28,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from crossearth.data.catalog import Catalog, Domain
 from crossearth.data.config import nearest
+from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest, replace_dir
 from crossearth.data.labels import Unknown

@@ -3,7 +3,7 @@
 from typing import Any
 
 from crossearth.components.results import RecipeResult, defined
-from crossearth.data.catalog import Catalog, Recipe
+from crossearth.data.domains import Catalog, Recipe
 
 
 def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catalog: Catalog) -> str:

@@ -19,8 +19,8 @@ from crossearth.components.promotion import RegisterConfig
 from crossearth.components.register import register
 from crossearth.components.tracking import start_run
 from crossearth.components.workspace import ARTIFACTS, inputs
-from crossearth.data.catalog import Catalog
 from crossearth.data.config import load_config
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest, replace_dir, sha256_file, write_json
 from crossearth.data.manifest import read_manifest

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from crossearth.components.params import Params
-from crossearth.data.catalog import Catalog
+from crossearth.data.domains import Catalog
 from crossearth.data.files import atomic_dir, write_json
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from crossearth.components.tracking import start_run
-from crossearth.data.catalog import Catalog, ClassSet
+from crossearth.data.domains import Catalog, ClassSet
 from crossearth.data.files import atomic_path, digest
 from crossearth.data.labels import IGNORE
 from crossearth.data.manifest import Manifest, read_image, read_label, read_manifest

@@ -17,7 +17,7 @@ from crossearth.components.registry import (
 )
 from crossearth.components.results import RecipeResult, read_results
 from crossearth.components.tracking import start_run
-from crossearth.data.catalog import Catalog, Recipe
+from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest, write_json, write_text
 from crossearth.model.checkpoint import read_meta

@@ -21,7 +21,7 @@ from crossearth.components.results import (
 )
 from crossearth.components.summary import Summary, summarise
 from crossearth.components.tracking import start_run
-from crossearth.data.catalog import Catalog
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, digest, write_json, write_text
 

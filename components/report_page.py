@@ -17,7 +17,7 @@ from crossearth.components.report_markdown import heading, per_cent
 from crossearth.components.results import RecipeResult, defined
 from crossearth.components.summary import Drop, Line, Summary
 from crossearth.components.version import git_revision
-from crossearth.data.catalog import Catalog
+from crossearth.data.domains import Catalog
 
 TEMPLATE = "report_template.html"
 PICTURE_QUALITY = 80

@@ -11,7 +11,7 @@ from crossearth.components.compare import Comparison, Difference
 from crossearth.components.report_markdown import heading, per_cent
 from crossearth.components.results import RecipeResult, defined, find_results
 from crossearth.components.summary import summarise
-from crossearth.data.catalog import Catalog
+from crossearth.data.domains import Catalog
 
 BAR_CELLS = 20
 

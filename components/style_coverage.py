@@ -17,7 +17,7 @@ from scipy.linalg import sqrtm
 from scipy.spatial import KDTree
 from scipy.stats import chi2
 
-from crossearth.data.catalog import Catalog
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.files import write_json
 from crossearth.data.manifest import Manifest, read_image, read_manifest

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from crossearth.components.results import RecipeResult, SettingResult, defined, weakest
-from crossearth.data.catalog import Catalog, Setting
+from crossearth.data.domains import Catalog, Setting
 from crossearth.data.errors import InputError
 from crossearth.model.scores import bootstrap, interval
 

@@ -15,7 +15,7 @@ from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import Job, TrainConfig, make_network, plain, prepare
 from crossearth.components.training_state import Checkpoints
 from crossearth.components.version import git_revision
-from crossearth.data.catalog import Catalog, Recipe
+from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path, code_version, digest
 from crossearth.model import checkpoint

@@ -27,8 +27,8 @@ from crossearth.components.tracking import Run
 from crossearth.components.training_setup import Job
 from crossearth.components.training_state import Checkpoints, State
 from crossearth.data.augment import Augmentation
-from crossearth.data.catalog import ClassSet
 from crossearth.data.dataset import Batch, TileDataset, TrainingStream
+from crossearth.data.domains import ClassSet
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 from crossearth.model.crossearth import CrossEarth

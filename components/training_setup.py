@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from crossearth.data.augment import Augmentation
-from crossearth.data.catalog import Catalog, ClassSet, Recipe
 from crossearth.data.config import load_config
 from crossearth.data.dataset import TileDataset
+from crossearth.data.domains import Catalog, ClassSet, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest, sha256_file
 from crossearth.data.labels import IGNORE

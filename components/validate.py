@@ -10,7 +10,7 @@ from rich.table import Table
 
 from crossearth.components.preview import EXPERIMENT
 from crossearth.components.tracking import start_run
-from crossearth.data.catalog import Catalog
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, digest, write_json
 from crossearth.data.manifest import Manifest, read_manifest

@@ -23,7 +23,8 @@ from typing import Any
 import yaml
 
 from crossearth.components.params import Params, load_params
-from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest, sha256_file, write_json
 

@@ -1,7 +1,6 @@
-"""The domains, class sets and settings of the benchmark, as frozen dataclasses, and the user's beside them.
+"""Reads catalog files: the benchmark's own and, with the same code, the user's.
 
-`data/catalog.yaml` and `data/settings.yaml` are read by the same code as the user's files. Whatever is wrong
-in one is refused with the file, the key and the choices.
+Whatever is wrong in one is refused with the file, the key and the choices.
 """
 
 import math
@@ -9,20 +8,29 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from crossearth.data.config import load_config, nearest, read_yaml
+from crossearth.data.domains import (
+    DEFAULT_TEST_SHARE,
+    Archive,
+    Catalog,
+    ClassSet,
+    Dataset,
+    Domain,
+    Files,
+    Gap,
+    OwnFiles,
+    PublishedScore,
+    Setting,
+    Tiling,
+    known_entry,
+)
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE_NAME, LabelSpec, parse_labels
 
-Gap = Literal["region", "band", "region+band", "region+platform", "region+climate", "in-domain"]
-Split = Literal["train", "test"]
-Rule = Literal["cut", "whole", "fit"]
-Entry = TypeVar("Entry")
-
 BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("settings.yaml"))
 DEFAULT_DATA_DIR = Path("datasets")
-DEFAULT_TEST_SHARE = 0.25
 DEFAULT_TILE_PX = 512
 MAX_CLASSES = 250
 # names become folders, MLflow tags and URLs
@@ -40,314 +48,6 @@ PALETTE = (
     "#f032e6",
     "#bfef45",
 )
-
-
-@dataclass(frozen=True)
-class ClassSet:
-    """The classes that a network predicts.
-
-    Attributes:
-        classes: names in id order, ids 0..K-1; in binary sets the foreground is 1.
-        palette: one "#rrggbb" per class.
-        headline: "mean" = mIoU over the classes present; "foreground" = IoU of class 1 (binary sets).
-        maps: how others become this one: (other class set, class of ours per class of the other).
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    palette: tuple[str, ...]
-    headline: Literal["mean", "foreground"] = "mean"
-    maps: tuple[tuple[str, tuple[str, ...]], ...] = ()
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file that a publisher ships.
-
-    Attributes:
-        name: its name.
-        also: other names or patterns under which it is met.
-        download_gb: size of the file, where published.
-        unpacked_gb: about the size of the rasters in it.
-        url: where it may be downloaded openly; None: on the dataset's home page, by hand.
-        md5: of the file, where published.
-    """
-
-    name: str
-    also: tuple[str, ...] = ()
-    download_gb: float | None = None
-    unpacked_gb: float | None = None
-    url: str | None = None
-    md5: str | None = None
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """`name` and `also`."""
-        return (self.name, *self.also)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What one publisher ships: one or several domains. A user's domain is a dataset of its own."""
-
-    name: str
-    title: str
-    homepage: str = ""
-    licence: str = ""
-    archives: tuple[Archive, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How scenes become tiles.
-
-    Attributes:
-        px: side of a tile.
-        rule: "cut" = windows of px with step px, the last one shifted back inside; "whole" = the image as it
-            comes; "fit" = the whole image, resampled so that its longer side is px (its label: nearest px).
-    """
-
-    px: int
-    rule: Rule = "cut"
-
-    def __post_init__(self) -> None:
-        if self.px < 1:
-            raise InputError(f"px: {self.px}", expected="at least 1")
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where a split's files lie; patterns as data/catalog.yaml explains.
-
-    Attributes:
-        images: pattern of the images' paths.
-        labels: pattern of the labels' paths; None: no labels.
-        scenes: the scenes of this split where one pattern serves both; empty: all.
-        tiles: tiles that the paper has, at the publisher's sizes.
-    """
-
-    images: str
-    labels: str | None = None
-    scenes: tuple[str, ...] = ()
-    tiles: int | None = None
-
-
-@dataclass(frozen=True)
-class OwnFiles:
-    """A user's folders and how they are split.
-
-    Attributes:
-        images: folder of images, searched recursively.
-        masks: folder of masks; None: no labels.
-        by: "block" = of the scenes in natural order, the last `test` share are the test split; "file" = as
-            `file` says; "train", "test" = all of them.
-        test: share of scenes, 0..1.
-        file: CSV (header, then one `id,train|test` a line) that names every image's split.
-    """
-
-    images: Path
-    masks: Path | None
-    by: Literal["block", "file", "train", "test"] = "block"
-    test: float = DEFAULT_TEST_SHARE
-    file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Domain:
-    """One sensor over one region: images of one kind, with labels.
-
-    Attributes:
-        dataset: whose files hold it; of a user's domain, its own name.
-        class_set: of its labels; None: it has none and serves as style source.
-        bands: names of the three bands in the order that the network sees. IRRG's first is near infrared.
-        band_indexes: where they stand in the file, from 1.
-        file_bands: bands that the file must have; None: any number that has `band_indexes`.
-        gsd_m: metres per px; None: unknown or mixed.
-        key: regular expression, searched in a file's stem; its first group is what image and label share.
-        scene: the same, searched in the key: the piece of ground, never in two splits.
-        labels: None where there are none.
-        lossy_labels: scenes whose published labels went through a lossy format.
-        value_range: raw values that become 0 and 255; None: the files are 8 bit and stay as they are.
-        nodata: raw value; px where all bands have it are ignored in labels.
-        train, test: files of a published domain's splits; None: it has no such split.
-        own: folders of a user's domain; None: a published one.
-    """
-
-    name: str
-    dataset: str
-    class_set: str | None
-    bands: tuple[str, str, str]
-    band_indexes: tuple[int, int, int]
-    file_bands: int | None
-    gsd_m: float | None
-    tile: Tiling
-    key: str
-    scene: str
-    labels: LabelSpec | None
-    lossy_labels: tuple[str, ...] = ()
-    value_range: tuple[float, float] | None = None
-    nodata: float | None = None
-    train: Files | None = None
-    test: Files | None = None
-    own: OwnFiles | None = None
-
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        """The splits that it has."""
-        if self.own is None:
-            return tuple(split for split, files in (("train", self.train), ("test", self.test)) if files)  # type: ignore[misc]
-        return (self.own.by,) if self.own.by in ("train", "test") else ("train", "test")
-
-    def files(self, split: Split) -> Files:
-        """Files of a published split.
-
-        Raises:
-            InputError: the domain has no such split.
-        """
-        files = {"train": self.train, "test": self.test}[split]
-        if files is None:
-            raise InputError(f"domain {self.name} has no {split} split", expected=", ".join(self.splits))
-        return files
-
-    def key_of(self, stem: str) -> str:
-        """The name that an image and its label share."""
-        return _first_group(self.key, stem)
-
-    def scene_of(self, key: str) -> str:
-        """The scene of a key."""
-        return _first_group(self.scene, key)
-
-    def label_spec(self, scene: str) -> LabelSpec | None:
-        """The label map for one scene."""
-        return self.labels.snapped() if self.labels and scene in self.lossy_labels else self.labels
-
-
-@dataclass(frozen=True)
-class PublishedScore:
-    """A score that the paper gives, per cent as printed.
-
-    Attributes:
-        per_class_iou: in the class set's order; None: not published.
-        certainty: "printed" in a table, or "radar figure".
-    """
-
-    method: str
-    miou: float
-    per_class_iou: tuple[float, ...] | None
-    certainty: str
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One row of the benchmark: trained on `source`, scored on the test split of `target`."""
-
-    id: str
-    abbr: str
-    source: str
-    target: str
-    gap: Gap
-    class_set: str
-    evidence: str = ""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One model to train: a source domain and a class set. Derived from the settings, never listed.
-
-    `name` is the source's name where the class set is the source's own, else "<source>-<class_set>".
-    """
-
-    name: str
-    source: str
-    class_set: str
-    settings: tuple[Setting, ...] = field(default=())
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """Everything that is known of datasets, domains and settings, checked against each other."""
-
-    class_sets: dict[str, ClassSet]
-    datasets: dict[str, Dataset]
-    domains: dict[str, Domain]
-    settings: dict[str, Setting]
-    scores: dict[str, tuple[PublishedScore, ...]]
-
-    def domain(self, name: str) -> Domain:
-        """The domain of that name, or InputError with the nearest."""
-        return _get(self.domains, name, "domain")
-
-    def dataset(self, name: str) -> Dataset:
-        """The dataset of that name, or InputError with the nearest."""
-        return _get(self.datasets, name, "dataset")
-
-    def setting(self, abbr: str) -> Setting:
-        """The setting of that abbreviation, or InputError with the nearest."""
-        return _get(self.settings, abbr, "setting")
-
-    def recipe(self, name: str) -> Recipe:
-        """The recipe of that name, or InputError with the nearest."""
-        return _get(self.recipes(), name, "recipe")
-
-    def recipes(self) -> dict[str, Recipe]:
-        """One recipe per (source, class set) that some setting needs, in the order of the settings."""
-        groups: dict[tuple[str, str], list[Setting]] = {}
-        for setting in self.settings.values():
-            groups.setdefault((setting.source, setting.class_set), []).append(setting)
-        recipes = {}
-        for (source, class_set), settings in groups.items():
-            name = source if class_set == self.domain(source).class_set else f"{source}-{class_set}"
-            if name in recipes:
-                raise InputError(
-                    f"two recipes of the name {name!r}", next_step="rename a domain or a class set"
-                )
-            recipes[name] = Recipe(name, source, class_set, tuple(settings))
-        return recipes
-
-    def domains_of(self, dataset: str) -> list[Domain]:
-        """The domains of a dataset."""
-        return [domain for domain in self.domains.values() if domain.dataset == dataset]
-
-    def classes_of(self, domain: Domain) -> tuple[str, ...]:
-        """Names of a domain's classes in id order; none where it has no labels."""
-        return self.class_sets[domain.class_set].classes if domain.class_set else ()
-
-    def domain_dir(self, domains_dir: Path, name: str) -> Path:
-        """The folder of an ingested domain: domains of one dataset share a folder, which one stage writes.
-
-        Raises:
-            InputError: an unknown domain.
-        """
-        domain = self.domain(name)
-        return Path(domains_dir, *dict.fromkeys((domain.dataset, domain.name)))
-
-    def remap(self, from_class_set: str | None, to_class_set: str) -> tuple[int, ...]:
-        """New id per old id; the identity where the class sets are one.
-
-        Args:
-            from_class_set: a domain's; None = it has no labels, which is refused.
-
-        Raises:
-            InputError: no labels, an unknown class set, or no map between the two.
-        """
-        if from_class_set is None:
-            raise InputError(f"a domain without labels has nothing of class set {to_class_set!r}")
-        ours = _get(self.class_sets, to_class_set, "class set")
-        theirs = _get(self.class_sets, from_class_set, "class set")
-        if ours == theirs:
-            return tuple(range(len(ours.classes)))
-        maps = dict(ours.maps)
-        if from_class_set not in maps:
-            raise InputError(
-                f"labels of class set {from_class_set!r} do not become those of {to_class_set!r}",
-                expected=f"{to_class_set} or a class set that it maps: {', '.join(maps) or 'none'}",
-                next_step=f"give {to_class_set} `maps: {{{from_class_set}: ...}}`, or choose another setting",
-            )
-        return tuple(ours.classes.index(name) for name in maps[from_class_set])
-
-    def published(self, abbr: str) -> list[PublishedScore]:
-        """The published scores of a setting, by method; empty where none are known."""
-        return list(self.scores.get(self.setting(abbr).abbr, ()))
 
 
 def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Catalog:
@@ -501,7 +201,7 @@ def _add_class_set(catalog: Catalog, name: str, values: Mapping[str, Any], place
 def _read_map(
     catalog: Catalog, other: str, table: Mapping[str, str], classes: tuple[str, ...], where: str
 ) -> tuple[str, ...]:
-    theirs = _get(catalog.class_sets, other, "class set", f"{where}: maps").classes
+    theirs = known_entry(catalog.class_sets, other, "class set", f"{where}: maps").classes
     where = f"{where}: maps.{other}"
     for name in (*table, *theirs):
         if name not in theirs:
@@ -579,7 +279,7 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
 
 
 def _check_published(catalog: Catalog, entry: _DomainEntry, where: str) -> None:
-    _get(catalog.datasets, entry.dataset or "", "dataset", f"{where}: dataset")
+    known_entry(catalog.datasets, entry.dataset or "", "dataset", f"{where}: dataset")
     if entry.masks is not None or entry.split is not None:
         raise InputError("`masks` and `split` go with `images`", where=where)
     both = [files for files in (entry.train, entry.test) if files]
@@ -623,7 +323,7 @@ def _read_labels(catalog: Catalog, entry: _DomainEntry, where: str) -> LabelSpec
                 "class_set: there are no labels", where=where, next_step="give `labels`, or drop `class_set`"
             )
         return None
-    class_set = _get(catalog.class_sets, entry.class_set or "", "class set", f"{where}: class_set")
+    class_set = known_entry(catalog.class_sets, entry.class_set or "", "class set", f"{where}: class_set")
     return parse_labels(entry.labels, class_set.classes, f"{where}: labels")
 
 
@@ -650,8 +350,8 @@ def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: 
     where = place.where
     if not re.fullmatch(r"[^\s/\\]+", abbr):
         raise InputError(f"{abbr!r} is no abbreviation", where=where, expected="no blanks, no slashes")
-    source = _get(catalog.domains, entry.source, "domain", f"{where}: source")
-    target = _get(catalog.domains, entry.target, "domain", f"{where}: target")
+    source = known_entry(catalog.domains, entry.source, "domain", f"{where}: source")
+    target = known_entry(catalog.domains, entry.target, "domain", f"{where}: target")
     for domain, split in ((source, "train"), (target, "test")):
         if domain.class_set is None or split not in domain.splits:
             lack = "labels" if domain.class_set is None else f"{split} split"
@@ -659,7 +359,7 @@ def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: 
                 f"domain {domain.name} has no {lack}", where=where, next_step="choose another domain"
             )
     class_set = entry.class_set or str(source.class_set)
-    _get(catalog.class_sets, class_set, "class set", f"{where}: class_set")
+    known_entry(catalog.class_sets, class_set, "class set", f"{where}: class_set")
     for domain in (source, target):
         try:
             catalog.remap(str(domain.class_set), class_set)
@@ -714,18 +414,3 @@ def _mapping(values: Any, where: object) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise InputError(f"not a map: {values!r}", where=where, expected="key: value")
     return {str(key): value for key, value in values.items()}
-
-
-def _get(known: Mapping[str, Entry], name: str, kind: str, where: object = "") -> Entry:
-    if name not in known:
-        raise InputError(
-            f"unknown {kind} {name!r}" if name else f"no {kind} given",
-            where=where,
-            expected=nearest(name, known),
-        )
-    return known[name]
-
-
-def _first_group(pattern: str, text: str) -> str:
-    match = re.search(pattern, text, re.IGNORECASE)
-    return match[1] if match and match[1] else text

@@ -13,7 +13,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from crossearth.data.archives import PARTS, UNREADABLE, Member, index, read, refuse_unreadable
-from crossearth.data.catalog import Domain, OwnFiles, Split
+from crossearth.data.domains import Domain, OwnFiles, Split
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
 from crossearth.data.manifest import natural

@@ -22,7 +22,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 from rasterio.session import DummySession
 
-from crossearth.data.catalog import Rule
+from crossearth.data.domains import Rule
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, Unknown
 

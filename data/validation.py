@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from crossearth.data.catalog import Domain
+from crossearth.data.domains import Domain
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
 from crossearth.data.manifest import Manifest, Provenance

@@ -8,7 +8,8 @@ import rasterio
 import yaml
 from numpy.typing import NDArray
 
-from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog
 
 NAME = "town"
 

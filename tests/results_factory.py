@@ -15,7 +15,7 @@ from crossearth.components.results import (
     write_results,
     write_tiles,
 )
-from crossearth.data.catalog import Catalog, ClassSet, Recipe
+from crossearth.data.domains import Catalog, ClassSet, Recipe
 from crossearth.data.files import digest
 from crossearth.model.scores import class_iou, headline_iou, outcome_counts
 

@@ -13,7 +13,8 @@ from results_factory import write_benchmark
 
 from crossearth.components import report as step
 from crossearth.components.report import ReportConfig, report
-from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")

@@ -9,17 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossearth.data.catalog import (
-    BUILT_IN,
-    Catalog,
-    ClassSet,
-    OwnFiles,
-    PublishedScore,
-    Recipe,
-    Setting,
-    Tiling,
-    load_catalog,
-)
+from crossearth.data.catalog import BUILT_IN, load_catalog
+from crossearth.data.domains import Catalog, ClassSet, OwnFiles, PublishedScore, Recipe, Setting, Tiling
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 

@@ -19,7 +19,8 @@ from crossearth.components.evaluate import evaluate
 from crossearth.components.register import register
 from crossearth.components.registry import fetch_model
 from crossearth.components.results import read_results
-from crossearth.data.catalog import ClassSet, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import ClassSet
 from crossearth.data.errors import InputError
 from crossearth.data.files import sha256_file
 from crossearth.model.checkpoint import load, read_meta

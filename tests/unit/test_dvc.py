@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog
 
 ROOT = Path(__file__).parents[2]
 

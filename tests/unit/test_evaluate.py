@@ -18,7 +18,8 @@ from domain_factory import write_domain
 from crossearth.components import evaluate as step
 from crossearth.components.evaluate import EvaluateConfig, evaluate
 from crossearth.components.results import read_results
-from crossearth.data.catalog import Catalog, Recipe, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import read_image, read_label, read_manifest
 from crossearth.model import checkpoint

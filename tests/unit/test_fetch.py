@@ -11,7 +11,8 @@ import yaml
 
 from crossearth.components import fetch as module
 from crossearth.components.fetch import by_hand, fetch
-from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 
 CONTENT = bytes(range(256)) * 5000

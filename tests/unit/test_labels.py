@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, parse_labels, remap_ids
 

@@ -20,7 +20,8 @@ from crossearth.components.report import ReportConfig, report
 from crossearth.components.results import COLUMNS, metric_name, read_results, write_results
 from crossearth.components.show import benchmark, run
 from crossearth.components.summary import summarise
-from crossearth.data.catalog import Catalog, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 
 CONFIG = ReportConfig(replicates=100)

@@ -9,7 +9,7 @@ import torch
 from drawn_domain import draw_domain
 
 from crossearth.components.style_coverage import style_coverage
-from crossearth.data.catalog import Catalog, Setting
+from crossearth.data.domains import Catalog, Setting
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import read_image, read_manifest
 from crossearth.data.spectral import SpectralEngine

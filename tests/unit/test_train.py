@@ -19,7 +19,8 @@ from crossearth.components import training_state
 from crossearth.components.train import train
 from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import TrainConfig
-from crossearth.data.catalog import Catalog, Recipe, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.style import EarthStyles, StyleConfig, style_engine
 from crossearth.model.checkpoint import read_meta

@@ -16,7 +16,8 @@ from crossearth.components.cli import app
 from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.components.preview import EXPERIMENT
 from crossearth.components.validate import validate
-from crossearth.data.catalog import Catalog, Domain, Files, load_catalog
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog, Domain, Files
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import Manifest, read_manifest, write_manifest
 from crossearth.data.validation import ValidateConfig, expectations, twins, validate_manifests
