@@ -5,12 +5,9 @@ import logging
 import resource
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader, Sampler
 
+from crossearth.components.interrupts import EXIT_CODES, Interrupts
 from crossearth.components.processes import Processes
 from crossearth.components.tracking import Run
 from crossearth.components.training_setup import Job
@@ -43,7 +41,6 @@ from crossearth.model.training import (
 )
 
 NONFINITE_ALLOWED = 2  # steps in a row that are skipped; one more stops the training
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +217,7 @@ class Training:
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace = Pace()
-        with self._sharing_gradients(), _Interrupts() as interrupts, self._progress() as progress:
+        with self._sharing_gradients(), Interrupts() as interrupts, self._progress() as progress:
             task = progress.add_task(
                 self.job.recipe.name, total=self.config.iterations, completed=self.iteration
             )
@@ -411,26 +408,6 @@ def _ignore_signals(_: int) -> None:
     """A terminal's Ctrl-C reaches the readers too, but the training still needs the batch at hand."""
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)
-
-
-class _Interrupts:
-    """Turns SIGTERM and SIGINT into a number that the loop looks at between iterations."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Interrupts":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in EXIT_CODES}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        self.received = number
 
 
 def _headline(confusion_KK: Tensor, class_set: ClassSet) -> float:

@@ -1,7 +1,7 @@
 """Reading and writing beside the compute: threads that work a few items ahead."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -9,7 +9,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
     """Results of function(item) in the order of items, computed by threads ahead of the consumer.
 
     `items` itself is drawn in the consumer's thread: `ahead(write, map(compute, ahead(read, ...)))` overlaps

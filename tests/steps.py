@@ -83,6 +83,13 @@ def finish(folder: Path, name: str) -> None:
 
 
 def written(folder: Path, name: str) -> dict[str, bytes]:
+    try:
+        return _written(folder, name)
+    except FileNotFoundError:  # a folder was replaced by a new one while it was read
+        return _written(folder, name)
+
+
+def _written(folder: Path, name: str) -> dict[str, bytes]:
     found = {}
     for place in STEPS[name][1]:
         path = folder / place

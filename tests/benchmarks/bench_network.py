@@ -8,7 +8,7 @@ import torch
 from harness import Action, Case, Form, scratch
 from torch import Tensor
 
-from crossearth.components.predict import PredictConfig, load_network, window_scores
+from crossearth.components.sliding import load_network, window_scores
 from crossearth.model.checkpoint import load, save
 from crossearth.model.crossearth import crossearth_large
 from crossearth.model.names import to_released
@@ -52,8 +52,8 @@ def plain(side_px: int) -> Action:
 
 
 def ours(side_px: int, precision: str) -> Action:
-    config = PredictConfig(precision=precision, device="cpu")  # type: ignore[arg-type]
-    loaded, image_13HW = load_network(large_model(), config), image(side_px)
+    loaded = load_network(large_model(), precision, "cpu")  # type: ignore[arg-type]
+    image_13HW = image(side_px)
     return lambda: window_scores(loaded, image_13HW)
 
 

@@ -8,7 +8,7 @@ import yaml
 from harness import Action, Case, Form, scratch
 
 from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.components.predict import PredictConfig, load_network, window_scores
+from crossearth.components.sliding import load_network, window_scores
 from crossearth.components.synthesize import SynthesizeConfig, synthesize
 from crossearth.components.train import train
 from crossearth.components.training_setup import TrainConfig
@@ -40,7 +40,7 @@ def trained_model() -> Path:
 
 
 def mapping(precision: str) -> Action:
-    loaded = load_network(trained_model(), PredictConfig(precision=precision, device="cpu"))  # type: ignore[arg-type]
+    loaded = load_network(trained_model(), precision, "cpu")  # type: ignore[arg-type]
     manifest = read_manifest(load_catalog().domain_dir(scratch("domains"), TARGET), "test")
     images = [torch.from_numpy(read_image(manifest, index)) for index in range(TILES)]
     images_B3HW = torch.stack(images)

@@ -11,14 +11,9 @@ from harness import Action, Case, Form, scratch
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from crossearth.components.predict import (
-    PredictConfig,
-    load_network,
-    num_windows,
-    open_scene,
-    predict,
-    window_scores,
-)
+from crossearth.components.predict import PredictConfig, predict
+from crossearth.components.sliding import load_network, num_windows, window_scores
+from crossearth.components.strips import open_scene
 from crossearth.model.checkpoint import save
 from crossearth.model.crossearth import crossearth_tiny
 
@@ -50,7 +45,7 @@ def tiny_model() -> Path:
 
 
 def network_alone(size_px: int, model: Callable[[], Path]) -> Action:
-    loaded = load_network(model(), CONFIG)
+    loaded = load_network(model())
     number = num_windows(open_scene(write_scene(size_px)).grid, loaded.network)
     crop_px = loaded.network.config.crop_px
     windows_B3HW = torch.randint(0, 256, (BATCH, 3, crop_px, crop_px), dtype=torch.uint8)

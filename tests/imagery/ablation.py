@@ -33,7 +33,8 @@ INJECTOR = {"injector": "own", "inject_at_inference": True}
 FROZEN = {
     "backbone": str(SHARED / "weights/vit_tiny_patch16_aid.safetensors"),
     "precision": "bf16",
-    "iterations": 300,
+    "iterations": 200,
+    "batch_size": 4,
     "crop_px": 192,
     "scale": [2.0, 4.0],
 }

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,11 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from torch import Tensor, nn
 
-from crossearth.components import cli, maps, registry
+from crossearth.components import cli, maps, registry, sliding
 from crossearth.components import predict as step
-from crossearth.components.predict import PredictConfig, open_scene, predict
+from crossearth.components.predict import PredictConfig, predict
 from crossearth.components.processes import choose_device
+from crossearth.components.strips import Strip, open_scene, read_strips
 from crossearth.data.errors import InputError
 from crossearth.model.checkpoint import save
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
@@ -115,14 +117,14 @@ def test_a_georeferenced_mosaic_equals_the_array(
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_streamed_scores_are_those_of_the_sliding_window(network: CrossEarth, batch_size: int) -> None:
     image = pixels(170, 230)
-    loaded = step.Loaded(network, torch.float32, CLASSES, PALETTE, {})
+    loaded = sliding.Loaded(network, torch.float32, CLASSES, PALETTE, {})
     grid = maps.Grid(230, 170, None, Affine.identity())
-    tops, _ = step._starts(grid, network)
+    tops, _ = sliding.starts(grid, network)
     valid = np.ones((170, 230), bool)
-    strips = (step.Strip(image[:, top : top + 64], valid[top : top + 64]) for top in tops)
+    strips = (Strip(image[:, top : top + 64], valid[top : top + 64]) for top in tops)
     rows = [
         (top, scores.clone())
-        for top, _, scores in step.scene_scores(loaded, strips, grid, batch_size, lambda: None)
+        for top, _, scores in sliding.scene_scores(loaded, strips, grid, batch_size, lambda: None)
     ]
     assert [top for top, _ in rows] == tops
     scores = torch.cat([scores for _, scores in rows], dim=1)
@@ -141,10 +143,10 @@ def test_windows_of_a_constant_field_average_to_it() -> None:
             return self.level[None, :, None, None].expand(len(image_B3HW), 2, *image_B3HW.shape[2:])
 
     grid = maps.Grid(99, 70, None, Affine.identity())
-    loaded = step.Loaded(Constant(), torch.float32, ["a", "b"], ["#000000", "#ffffff"], {})  # type: ignore[arg-type]
-    tops, _ = step._starts(grid, loaded.network)
-    strips = (step.Strip(np.zeros((3, 32, 99), np.uint8), np.ones((32, 99), bool)) for _ in tops)
-    for _, _, scores in step.scene_scores(loaded, strips, grid, 4, lambda: None):
+    loaded = sliding.Loaded(Constant(), torch.float32, ["a", "b"], ["#000000", "#ffffff"], {})  # type: ignore[arg-type]
+    tops, _ = sliding.starts(grid, loaded.network)
+    strips = (Strip(np.zeros((3, 32, 99), np.uint8), np.ones((32, 99), bool)) for _ in tops)
+    for _, _, scores in sliding.scene_scores(loaded, strips, grid, 4, lambda: None):
         assert torch.equal(scores[0].unique(), torch.tensor([0.25]))
         assert torch.equal(scores[1].unique(), torch.tensor([0.75]))
 
@@ -371,6 +373,7 @@ def test_an_interrupt_leaves_the_old_map_and_no_half_file(tmp_path: Path, model:
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         while not list(out.glob(".map.*/ids.tif")):
             assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) != 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -403,12 +406,12 @@ def test_blocks_lost_on_the_way_to_the_disk_are_noticed(
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert step.choose_precision("auto", "cpu") is torch.float32
-    assert step.choose_precision("auto", "cuda:0") is torch.bfloat16
-    assert step.choose_precision("bfloat16", "cpu") is torch.bfloat16
+    assert sliding.choose_precision("auto", "cpu") is torch.float32
+    assert sliding.choose_precision("auto", "cuda:0") is torch.bfloat16
+    assert sliding.choose_precision("bfloat16", "cpu") is torch.bfloat16
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert step.choose_precision("auto", "cpu") is torch.bfloat16
-    assert step.choose_precision("float32", "cuda") is torch.float32
+    assert sliding.choose_precision("auto", "cpu") is torch.bfloat16
+    assert sliding.choose_precision("float32", "cuda") is torch.float32
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
@@ -441,18 +444,18 @@ def test_a_model_of_the_registry_is_fetched_with_its_backbone(
 
 
 def test_weights_stored_in_bfloat16_give_the_scores_of_autocast(model: Path, network: CrossEarth) -> None:
-    loaded = step.load_network(model, PredictConfig(precision="bfloat16", device="cpu"))
+    loaded = sliding.load_network(model, "bfloat16", "cpu")
     assert loaded.network.backbone.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
     windows_B3HW = torch.from_numpy(pixels(64, 64))[None]
-    rounded_in_every_pass = step.Loaded(network, torch.bfloat16, CLASSES, PALETTE, {})
-    expected = step.window_scores(rounded_in_every_pass, windows_B3HW)
-    assert torch.equal(step.window_scores(loaded, windows_B3HW), expected)
+    rounded_in_every_pass = sliding.Loaded(network, torch.bfloat16, CLASSES, PALETTE, {})
+    expected = sliding.window_scores(rounded_in_every_pass, windows_B3HW)
+    assert torch.equal(sliding.window_scores(loaded, windows_B3HW), expected)
 
 
 def test_strips_are_the_rows_of_the_scene(tmp_path: Path) -> None:
     whole, tops = pixels(300, 70), [0, 43, 86, 129, 172, 215, 236]
     scene = open_scene(write(tmp_path / "scene.tif", whole))
-    with step._strips(scene, None, tops, 64) as strips:
+    with read_strips(scene, None, tops, 64) as strips:
         held = list(strips)
     for top, strip in zip(tops, held, strict=True):
         assert np.array_equal(strip.image, whole[:, top : top + 64])

@@ -1,0 +1,149 @@
+"""A scene as strips of whole rows of uint8, each read once, ahead of its use: memory ignores the height."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from crossearth.components import maps
+from crossearth.data.errors import InputError
+from crossearth.data.prefetch import ahead
+
+SMALLEST_VALUE = {"uint8": 0, "uint16": 0, "int16": -(1 << 15)}
+RANGE_SAMPLE_PX = 1024
+RANGE_PERCENTILES = (2, 98)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A raster to map, as far as its header tells; `bands` are the three chosen, 1-based."""
+
+    path: Path
+    grid: maps.Grid
+    bands: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Whole rows of a scene: image uint8 (3, H, W) in network order, valid bool (H, W)."""
+
+    image: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+
+
+def open_scene(path: Path, bands: tuple[int, ...] | None = None) -> Scene:
+    """Reads a scene's header and chooses its bands.
+
+    Raises:
+        InputError: not a readable raster, fewer bands than asked, or a dtype that is neither 8 nor 16 bit.
+    """
+    with _reading(path), rasterio.open(path) as source:
+        grid = maps.Grid(source.width, source.height, source.crs, source.transform)
+        count, dtypes, colours = source.count, source.dtypes, source.colorinterp
+    opaque = [band for band in range(1, count + 1) if colours[band - 1] != ColorInterp.alpha]
+    chosen = bands or tuple(opaque[:3])
+    if len(chosen) < 3 or max(chosen) > count:
+        asked = "three" if bands is None else f"band {max(bands)}"
+        raise InputError(
+            f"the scene has {count} band{'s' * (count != 1)}, asked for {asked}",
+            where=path,
+            expected="the bands that the network was trained on",
+            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)",
+        )
+    kinds = sorted({dtypes[band - 1] for band in chosen})
+    if len(kinds) > 1 or kinds[0] not in SMALLEST_VALUE:
+        raise InputError(
+            f"bands of type {', '.join(kinds)}",
+            where=path,
+            expected=f"one of {', '.join(SMALLEST_VALUE)}",
+            next_step="convert the scene, for example with gdal_translate -ot UInt16 -scale",
+        )
+    return Scene(Path(path), grid, chosen, kinds[0])
+
+
+@contextmanager
+def read_strips(
+    scene: Scene, value_range: tuple[float, float] | None, tops: list[int], height: int
+) -> Iterator[Iterator[Strip]]:
+    """Yields the strips under `tops`; a thread reads each row once, a few strips ahead.
+
+    Args:
+        value_range: values that become 0 and 255; None = uint8 as it is.
+        tops: first row of each strip, rising, overlapping or adjacent.
+        height: rows of a strip; at most the scene's.
+    """
+    height = min(height, scene.grid.height)
+    levels = None if value_range is None else _levels(scene.dtype, value_range)
+    spans = [(tops[0], tops[0] + height)]
+    spans += [(top + height, below + height) for top, below in pairwise(tops)]
+
+    with _reading(scene.path):
+        source = rasterio.open(scene.path)
+    with source:
+
+        def read(span: tuple[int, int]) -> Strip:
+            start, stop = span
+            rows = Window(0, start, scene.grid.width, stop - start)
+            with _reading(scene.path):
+                values_3HW = source.read(scene.bands, window=rows)
+                valid_HW = source.read_masks(scene.bands, window=rows).any(axis=0)
+            if levels is not None:
+                values_3HW = levels[values_3HW.astype(np.int32) - SMALLEST_VALUE[scene.dtype]]
+            return Strip(values_3HW, valid_HW)
+
+        with closing(ahead(read, spans, 1)) as pieces:
+            yield _overlapped(pieces)
+
+
+def _overlapped(pieces: Iterator[Strip]) -> Iterator[Strip]:
+    """Every piece below those rows of the strip before it that its window holds too."""
+    strip = next(pieces)
+    yield strip
+    for piece in pieces:
+        fresh = len(piece.valid)
+        strip = Strip(
+            np.concatenate([strip.image[:, fresh:], piece.image], axis=1),
+            np.concatenate([strip.valid[fresh:], piece.valid]),
+        )
+        yield strip
+
+
+def _levels(dtype: str, value_range: tuple[float, float]) -> NDArray[np.uint8]:
+    """The uint8 level of every value that `dtype` can take, smallest first."""
+    low, high = value_range
+    smallest = SMALLEST_VALUE[dtype]
+    values = np.arange(smallest, smallest + (1 << 8 * np.dtype(dtype).itemsize), dtype=np.float64)
+    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def estimated_range(scene: Scene) -> tuple[float, float] | None:
+    """Low and high percentile of a 16-bit scene's chosen bands together, sampled; None for uint8."""
+    if scene.dtype == "uint8":
+        return None
+    shrink = max(1.0, max(scene.grid.width, scene.grid.height) / RANGE_SAMPLE_PX)
+    shape = (3, max(1, round(scene.grid.height / shrink)), max(1, round(scene.grid.width / shrink)))
+    with _reading(scene.path), rasterio.open(scene.path) as source:
+        values = source.read(scene.bands, out_shape=shape, masked=True).compressed()
+    if not values.size:
+        return (0.0, 1.0)
+    low, high = np.percentile(values, RANGE_PERCENTILES)
+    return float(low), float(max(high, low + 1))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RasterioError as error:
+        raise InputError(
+            f"cannot read the scene: {error}", where=path, expected="a whole raster that GDAL can read"
+        ) from error
