@@ -1,0 +1,49 @@
+"""What an audit of constraints.txt sees is all that an installation brings."""
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+pytestmark = pytest.mark.unit
+
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+
+
+def pins() -> list[Requirement]:
+    lines = CONSTRAINTS.read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def needed_by(requirement: Requirement, seen: set[Requirement]) -> Iterator[str]:
+    """Names of what a requirement brings, itself included, as far as it is installed here."""
+    seen.add(requirement)
+    try:
+        wanted = [Requirement(line) for line in requires(requirement.name) or []]
+    except PackageNotFoundError:
+        return
+    yield canonicalize_name(requirement.name)
+    for dependency in wanted:
+        marker = dependency.marker
+        asked_for = marker is None or any(
+            marker.evaluate({"extra": extra}) for extra in requirement.extras or {""}
+        )
+        if asked_for and dependency not in seen:
+            yield from needed_by(dependency, seen)
+
+
+def test_every_dependency_is_pinned() -> None:
+    installed = set(needed_by(Requirement("crossearth[dev,cluster,services]"), set()))
+    assert len(installed) > 100
+    assert installed - {canonicalize_name(pin.name) for pin in pins()} == {"crossearth"}
+
+
+def test_every_pin_is_one_public_version() -> None:
+    """No range, no address, no local version such as `+cpu`: an audit could not look it up."""
+    for pin in pins():
+        (clause,) = pin.specifier
+        assert clause.operator == "==" and "*" not in clause.version and "+" not in clause.version, str(pin)
+        assert not pin.url and not pin.extras and not pin.marker, str(pin)
