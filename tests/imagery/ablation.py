@@ -117,18 +117,21 @@ def prepare(folder: Path) -> None:
     crossearth(folder, "ingest", "--catalog", "roads.yaml", *SOURCES)
 
 
-def carry_out(run: Run, folder: Path) -> None:
-    """Trains and scores, unless that is done."""
+def set_up(run: Run, folder: Path) -> None:
+    """The run's folder with its numbers; runs of several sources have one folder."""
     place = folder / run.folder
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "artifacts").mkdir(exist_ok=True)
+    (place / "artifacts").mkdir(parents=True, exist_ok=True)
     for shared in ("domains", "styles"):
         link = place / "artifacts" / shared
         if not link.exists():
             link.symlink_to(folder.resolve() / "artifacts" / shared)
     (place / "params.yaml").write_text(yaml.safe_dump(numbers(run)))
+
+
+def carry_out(run: Run, folder: Path) -> None:
+    """Trains and scores, unless that is done."""
     for step in ("train", "evaluate"):
-        crossearth(place, step, "--catalog", str(folder.resolve() / "roads.yaml"), run.source)
+        crossearth(folder / run.folder, step, "--catalog", str(folder.resolve() / "roads.yaml"), run.source)
     print(f"{run.regime} {run.ablation} seed {run.seed}, {run.source}: scored", file=sys.stderr)
 
 
@@ -173,6 +176,8 @@ def main() -> None:
     given = parser.parse_args()
     regimes = given.regime or ["scratch", "frozen"]
     prepare(given.folder)
+    for run in runs(regimes):
+        set_up(run, given.folder)
     with ThreadPoolExecutor(given.jobs) as pool:
         list(pool.map(lambda run: carry_out(run, given.folder), runs(regimes)))
     for regime in regimes:

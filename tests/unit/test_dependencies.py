@@ -4,11 +4,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-pytestmark = pytest.mark.unit
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
