@@ -2,16 +2,22 @@
 
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 from harness import Action, Case, Form, scratch
 from PIL import Image
+from training_folder import NUMBERS as SMALL_TRAINING
 
 from crossearth.components.fit_styles import StylesConfig, fit_styles
 from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.components.stylize import StylizeConfig, stylize
+from crossearth.components.train import train
+from crossearth.components.training_setup import TrainConfig
 from crossearth.components.validate import ValidateConfig, validate
 from crossearth.data.catalog import load_catalog
+from crossearth.data.config import load_config
+from crossearth.data.domains import Catalog, Recipe
 
 IMAGE_PX = 256
 NUMBERS = (16, 64, 256)
@@ -47,17 +53,29 @@ def images(number: int) -> str:
     return name
 
 
+def catalog_of(name: str) -> Catalog:
+    return load_catalog([scratch(name) / "catalog.yaml"], scratch(name))
+
+
+def ingested(number: int) -> Path:
+    """Folder of the ingested domain of so many images."""
+    name = images(number)
+    (folder,) = ingest([name], catalog_of(name), scratch(name), scratch("domains"), IngestConfig())
+    return folder
+
+
 def ingesting(number: int) -> Action:
     name = images(number)
-    known = load_catalog([scratch(name) / "catalog.yaml"], scratch(name))
+    known = catalog_of(name)
     return lambda: ingest([name], known, scratch(name), scratch(f"domains-{next(runs)}"), IngestConfig())
 
 
 def validating(number: int) -> Action:
-    name, domains = images(number), scratch("domains")
-    known = load_catalog([scratch(name) / "catalog.yaml"], scratch(name))
-    ingest([name], known, scratch(name), domains, IngestConfig())
-    return lambda: validate(known, domains, scratch(f"validation-{next(runs)}"), ValidateConfig(), [name])
+    domain = ingested(number)
+    known = catalog_of(domain.name)
+    return lambda: validate(
+        known, domain.parent, scratch(f"validation-{next(runs)}"), ValidateConfig(), [domain.name]
+    )
 
 
 def fitting(number: int) -> Action:
@@ -66,12 +84,20 @@ def fitting(number: int) -> Action:
 
 
 def styling(number: int) -> Action:
-    name, domains, styles = images(number), scratch("domains"), scratch("styles")
-    known = load_catalog([scratch(name) / "catalog.yaml"], scratch(name))
-    ingest([name], known, scratch(name), domains, IngestConfig())
+    domain, styles = ingested(number), scratch("styles")
     fit_styles(scratch(images(NUMBERS[0])) / "images", styles, StylesConfig())
     earth = styles / "earth.safetensors"
-    return lambda: stylize(name, domains, earth, scratch(f"stylized-{next(runs)}"), StylizeConfig())
+    return lambda: stylize(
+        domain.name, domain.parent, earth, scratch(f"stylized-{next(runs)}"), StylizeConfig()
+    )
+
+
+def training(number: int) -> Action:
+    domain = ingested(number)
+    known = catalog_of(domain.name)
+    recipe = Recipe(domain.name, domain.name, "loveda")
+    config = load_config(TrainConfig, SMALL_TRAINING | {"ablation": "rein", "iterations": 20}, "train")
+    return lambda: train(recipe, known, domain.parent, scratch(f"model-{next(runs)}"), config)
 
 
 def growth(step: Callable[[int], Action]) -> Case:
@@ -87,4 +113,5 @@ CASES = {
     "growth of validate": growth(validating),
     "growth of styles fit": growth(fitting),
     "growth of stylize": growth(styling),
+    "growth of train, 20 steps": growth(training),
 }
