@@ -11,64 +11,31 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import ImageColor
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
+from crossearth.components.effective_batch import Gradients, Positions
 from crossearth.components.interrupts import EXIT_CODES, Interrupts
 from crossearth.components.processes import Processes
 from crossearth.components.tracking import Run
+from crossearth.components.training_panel import training_panel
 from crossearth.components.training_setup import Job
 from crossearth.components.training_state import Checkpoints, State
 from crossearth.data.augment import Augmentation
 from crossearth.data.dataset import Batch, TileDataset, TrainingStream
-from crossearth.data.domains import ClassSet
 from crossearth.data.errors import InputError
-from crossearth.data.labels import IGNORE
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
 from crossearth.model.metrics import confusion_matrix
-from crossearth.model.training import (
-    BRANCHES,
-    MultiTask,
-    Normalisers,
-    learning_rate,
-    parameter_groups,
-)
+from crossearth.model.scores import score
+from crossearth.model.training import BRANCHES, MultiTask, learning_rate, parameter_groups
 
 NONFINITE_ALLOWED = 2  # steps in a row that are skipped; one more stops the training
 
 log = logging.getLogger(__name__)
-
-
-class Positions(Sampler[list[int]]):
-    """Micro-batches of sample positions of one process, from an iteration on.
-
-    Iteration i takes positions i*batch_size .. (i+1)*batch_size - 1 of the stream, in parts by rank.
-    """
-
-    def __init__(
-        self, first: int, last: int, batch_size: int, micro_batch: int, rank: int, size: int
-    ) -> None:
-        self.iterations = range(first, last)
-        self.batch_size, self.micro_batch = batch_size, micro_batch
-        self.share = batch_size // size
-        self.offset = rank * self.share
-
-    @property
-    def per_iteration(self) -> int:
-        """Micro-batches of one iteration."""
-        return -(-self.share // self.micro_batch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for iteration in self.iterations:
-            first = iteration * self.batch_size + self.offset
-            for start in range(0, self.share, self.micro_batch):
-                yield list(range(first + start, first + min(start + self.micro_batch, self.share)))
 
 
 @dataclass
@@ -107,33 +74,12 @@ class Training:
         self.multi_task = MultiTask(
             network, BRANCHES[job.config.ablation], job.config.tasks, job.styler, job.config.seed
         )
-        self.loss: nn.Module = self.multi_task
+        self.gradients = Gradients(self.multi_task, processes, job.config.precision == "bf16")
         self.stream = TrainingStream(
             TileDataset(job.manifest, job.remap, job.train_rows),
             Augmentation(job.config.crop_px, job.config.scale, photometric=job.config.photometric),
             job.config.seed,
         )
-
-    def _wrapped(self) -> nn.Module:
-        if self.processes.size == 1:
-            return self.multi_task
-        trained = self.network.trained_parameters()
-        frozen = [name for name, _ in self.network.named_parameters() if name not in trained]
-        frozen += [name for name, _ in self.network.named_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-            self.multi_task, [f"network.{name}" for name in frozen]
-        )
-        return DistributedDataParallel(self.multi_task)
-
-    @contextlib.contextmanager
-    def _sharing_gradients(self) -> Iterator[None]:
-        # left before the process group is: what is left of DistributedDataParallel after it waits, with the
-        # interpreter locked, for threads of gloo that may want the interpreter
-        self.loss = self._wrapped()
-        try:
-            yield
-        finally:
-            self.loss = self.multi_task
 
     def _state(self) -> dict[str, Tensor]:
         """Trained parameters and the optimiser's moments, by name."""
@@ -217,7 +163,7 @@ class Training:
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace = Pace()
-        with self._sharing_gradients(), Interrupts() as interrupts, self._progress() as progress:
+        with self.gradients.shared(), Interrupts() as interrupts, self._progress() as progress:
             task = progress.add_task(
                 self.job.recipe.name, total=self.config.iterations, completed=self.iteration
             )
@@ -234,7 +180,9 @@ class Training:
                 if self.job.held_rows and (self.iteration % self.config.validate_every == 0 or done):
                     self._validate(run)
                 if run is not None and (self.iteration % self.config.panels_every == 0 or done):
-                    run.log_image(self._panel(batch[0]), f"panels/{self.iteration:06d}.png")
+                    with self._predicting():
+                        panel = training_panel(self.multi_task, batch[0], self.job.class_set)
+                    run.log_image(panel, f"panels/{self.iteration:06d}.png")
                 progress.update(task, completed=self.iteration)
                 if stop or (self.iteration % self.config.checkpoint_every == 0 and not done):
                     self.save()
@@ -255,7 +203,7 @@ class Training:
     def _iterate(self, batch: list[Batch], signal_number: int) -> int:
         """One optimiser step, or one that is skipped; returns the signal that any process received, or 0."""
         try:
-            terms = self._backward(batch)
+            terms = self.gradients.backward(batch)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise self._out_of_memory() from error
@@ -276,33 +224,6 @@ class Training:
         self.iteration += 1
         # the sum says that a signal came to some process, not which
         return (signal_number or int(signal.SIGTERM)) if signals else 0
-
-    def _backward(self, batch: list[Batch]) -> dict[str, float]:
-        """Gradients of the effective batch's loss; returns this process's share of the terms."""
-        device, size = self.processes.device, self.processes.size
-        whole = self._normalisers(batch)
-        total: dict[str, Tensor] = {}
-        for number, micro in enumerate(batch):
-            image, label = (
-                pixels.to(device, non_blocking=True) for pixels in (micro["image"], micro["label"])
-            )
-            waits: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-            if number < len(batch) - 1 and isinstance(self.loss, DistributedDataParallel):
-                waits = self.loss.no_sync()  # only the last micro-batch exchanges gradients
-            with waits:
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                    terms = self.loss(image, label, micro["position"].tolist(), whole)
-                # DistributedDataParallel averages over processes, the terms are shares of a sum
-                (size * torch.stack(list(terms.values())).sum()).backward()
-            for name, term in terms.items():
-                total[name] = total.get(name, torch.zeros((), device=device)) + term.detach()
-        return dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
-
-    def _normalisers(self, batch: list[Batch]) -> Normalisers:
-        """Of the effective batch, over all processes."""
-        no_object = self.config.tasks.segmentation.weight_no_object
-        parts = [Normalisers.of(micro["label"], self.network.config.num_tokens, no_object) for micro in batch]
-        return Normalisers(*self.processes.sum([float(sum(column)) for column in zip(*parts, strict=True)]))
 
     def _lr(self) -> float:
         config = self.config
@@ -354,44 +275,35 @@ class Training:
             }
             run.log_metrics(point | how, self.iteration)
 
+    @contextlib.contextmanager
+    def _predicting(self) -> Iterator[None]:
+        """The network as it predicts, in the training's precision."""
+        self.network.eval()
+        reduced = self.config.precision == "bf16"
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=reduced):
+            yield
+        self.network.train()
+
     def _validate(self, run: Run | None) -> None:
         """Scores the held-out tiles of the source, and keeps the parameters if they are the best so far."""
         tiles = TileDataset(self.job.manifest, self.job.remap, self.job.held_rows)
         num_classes, device = self.network.config.num_classes, self.processes.device
         confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-        self.network.eval()
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with self._predicting():
             for place in range(self.processes.rank, len(tiles), self.processes.size):
                 item = tiles[place]
                 predicted = predict_labels(self.network, item["image"][None].to(device), batch_size=8)
                 confusion += confusion_matrix(predicted[0], item["label"].to(device), num_classes)
-        self.network.train()
-        score = _headline(self.processes.sum_tensor(confusion), self.job.class_set)
-        self.curves.append({"iteration": self.iteration, "held_out_score": score})
+        counts = self.processes.sum_tensor(confusion).cpu().numpy()
+        found = float(np.nan_to_num(score(counts, self.job.class_set.headline).headline))
+        self.curves.append({"iteration": self.iteration, "held_out_score": found})
         if run is not None:
-            run.log_metrics({"held_out_score": score}, self.iteration)
-        if score > self.best_score:
-            self.best_score = score
+            run.log_metrics({"held_out_score": found}, self.iteration)
+        if found > self.best_score:
+            self.best_score = found
             if self.processes.is_first:
                 trained = {f"parameter.{k}": v for k, v in self.network.trained_parameters().items()}
-                self.checkpoints.save_best(self.iteration, trained, score)
-
-    def _panel(self, micro: Batch) -> np.ndarray:
-        """Image, styled, masked, reconstruction, prediction, truth side by side, uint8 (H, W, 3)."""
-        image, label, position = micro["image"][:1], micro["label"][0], int(micro["position"][0])
-        self.network.eval()
-        with torch.autocast(
-            self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-        ):
-            pictures = self.multi_task.pictures(image.to(self.processes.device), position)
-            predicted = predict_labels(self.network, image.to(self.processes.device))[0]
-        self.network.train()
-        colours = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
-        colours[: len(self.job.class_set.palette)] = [
-            ImageColor.getrgb(c) for c in self.job.class_set.palette
-        ]
-        shown = [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]
-        return np.concatenate([*shown, colours[predicted.cpu()], colours[label]], axis=1)
+                self.checkpoints.save_best(self.iteration, trained, found)
 
     def selected(self) -> tuple[CrossEarth, int]:
         """The network by the selection rule, and the iteration that it comes from."""
@@ -408,16 +320,6 @@ def _ignore_signals(_: int) -> None:
     """A terminal's Ctrl-C reaches the readers too, but the training still needs the batch at hand."""
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _headline(confusion_KK: Tensor, class_set: ClassSet) -> float:
-    """mIoU over the classes present in the labels, or the foreground's IoU; 0..1, 0 where none is present."""
-    hits = confusion_KK.diagonal().double()
-    iou_K = hits / (confusion_KK.sum(0) + confusion_KK.sum(1) - hits)
-    chosen = confusion_KK.sum(1) > 0
-    if class_set.headline == "foreground":
-        chosen[0] = False
-    return float(iou_K[chosen].mean()) if chosen.any() else 0.0
 
 
 def _memory_gib(device: torch.device) -> float:
