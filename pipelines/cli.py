@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crossearth.components.cli import app, err, main, out
+from crossearth.components.cli import app, main
+from crossearth.components.terminal import err, out, print_table
 
 if TYPE_CHECKING:
     from kfp.client import Client
@@ -187,14 +188,13 @@ def list_(
     host: Host, namespace: Namespace = "crossearth", token_file: TokenFile = None, number: int = 20
 ) -> None:
     """List the latest runs on a cluster."""
-    from crossearth.components.cli import _table
     from crossearth.pipelines.submit import asking
 
     client = _client(host, namespace, token_file)
     with asking(host):
         runs = client.list_runs(page_size=number, sort_by="created_at desc", namespace=namespace)
     rows = [[each.run_id, each.display_name, each.state, each.created_at] for each in runs.runs or []]
-    _table(f"{len(rows)} runs", ["run", "name", "state", "started"], rows)
+    print_table(f"{len(rows)} runs", ["run", "name", "state", "started"], rows)
 
 
 @pipeline_app.command()

@@ -32,11 +32,8 @@ STYLE = {"probability": 1.0, "keep_ratio": 0.2}
 INJECTOR = {"injector": "own", "inject_at_inference": True}
 FROZEN = {
     "backbone": str(SHARED / "weights/vit_tiny_patch16_aid.safetensors"),
-    "precision": "bf16",
     "iterations": 200,
     "batch_size": 4,
-    "crop_px": 192,
-    "scale": [2.0, 4.0],
 }
 FROZEN_SIZES = {
     "frozen_backbone": True,
@@ -45,9 +42,6 @@ FROZEN_SIZES = {
     "heads": 3,
     "mlp_ratio": 4.0,
     "taps": [2, 5, 8, 11],
-    "image_px": 192,
-    "crop_px": 192,
-    "stride_px": 128,
 }
 
 

@@ -1,0 +1,307 @@
+"""`crossearth ingest` and the other commands that make data: catalog, domains, styles, store.
+
+Only the standard library, typer and rich are imported here; each command imports its step when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossearth.components.terminal import (
+    ARTIFACTS,
+    AsJson,
+    Catalogs,
+    ParamsFile,
+    ShardOption,
+    data_dir,
+    done,
+    inputs,
+    out,
+    print_table,
+    style_weights_dir,
+)
+
+app = typer.Typer()
+styles_app = typer.Typer(no_args_is_help=True, help="Earth statistics of style: fit them, look at them.")
+app.add_typer(styles_app, name="styles")
+
+
+@app.command()
+def settings(catalog: Catalogs = None, as_json: AsJson = False) -> None:
+    """The benchmark's settings: source, target, gap, class set, published score."""
+    from dataclasses import asdict
+
+    from crossearth.data.catalog import load_catalog
+
+    loaded = load_catalog(catalog or [], data_dir())
+    if as_json:
+        typer.echo(json.dumps([asdict(setting) for setting in loaded.settings.values()], indent=2))
+        return
+    recipe_of = {
+        setting.abbr: recipe.name for recipe in loaded.recipes().values() for setting in recipe.settings
+    }
+    rows = []
+    for setting in loaded.settings.values():
+        scores = {score.method: score.miou for score in loaded.published(setting.abbr)}
+        rows.append(
+            [
+                setting.abbr,
+                setting.source,
+                setting.target,
+                setting.gap,
+                setting.class_set,
+                recipe_of[setting.abbr],
+                "" if scores.get("CrossEarth") is None else scores["CrossEarth"],
+                setting.evidence,
+            ]
+        )
+    print_table(
+        f"{len(rows)} settings, {len(loaded.recipes())} training recipes",
+        ["setting", "source", "target", "gap", "class set", "recipe", "published mIoU", "evidence"],
+        rows,
+    )
+
+
+@app.command()
+def domains(catalog: Catalogs = None, as_json: AsJson = False) -> None:
+    """The domains: dataset, splits, bands, ground sample distance, classes, tiles of the paper, licence."""
+    from dataclasses import asdict
+
+    from crossearth.data.catalog import load_catalog
+
+    loaded = load_catalog(catalog or [], data_dir())
+    if as_json:
+        typer.echo(json.dumps([asdict(domain) for domain in loaded.domains.values()], indent=2, default=str))
+        return
+    rows = [
+        [
+            domain.name,
+            loaded.datasets[domain.dataset].title,
+            ", ".join(domain.splits),
+            ", ".join(domain.bands),
+            domain.gsd_m or "",
+            domain.class_set or "none (style source)",
+            f"{domain.tile.px} {domain.tile.rule}",
+            loaded.datasets[domain.dataset].licence,
+        ]
+        for domain in loaded.domains.values()
+    ]
+    print_table(
+        f"{len(rows)} domains",
+        ["domain", "dataset", "splits", "bands", "metres per px", "classes", "tile px", "licence"],
+        rows,
+    )
+
+
+@app.command()
+def plan(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+    """Resolve catalog and params into one file per dataset and recipe (DVC hangs its stages on them)."""
+    from crossearth.components.plan import plan as run
+
+    params, loaded = inputs(params_file, catalog)
+    done(run(loaded, params, ARTIFACTS / "plan"), "")
+
+
+@app.command()
+def synthesize(
+    datasets: Annotated[list[str] | None, typer.Argument(help="Datasets (default: all).")] = None,
+    params_file: ParamsFile = None,
+) -> None:
+    """Draw miniature archives of the datasets, packed as their publishers pack them."""
+    from crossearth.components.synthesize import PACKERS, SynthesizeConfig
+    from crossearth.components.synthesize import synthesize as run
+
+    params, _ = inputs(params_file, None)
+    config = params.config(SynthesizeConfig, "synthesize")
+    # a user's own datasets stand in the catalog too, and nobody can draw them
+    done(run(datasets or list(PACKERS), params.archives, config, params.seed), "crossearth ingest DATASET")
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="Domains or datasets.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Download what may be downloaded openly; says where to get the rest."""
+    from crossearth.components.fetch import by_hand
+    from crossearth.components.fetch import fetch as run
+
+    _, loaded = inputs(None, catalog)
+    archives = data_dir() / "archives"
+    rows = [
+        [archive.file, archive.size_gb or "not published", archive.homepage, archive.licence, archive.folder]
+        for archive in by_hand(names, loaded, archives)
+    ]
+    if rows:
+        print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
+    done(run(names, loaded, archives), "crossearth ingest DATASET, with `archives` in params.yaml")
+
+
+@app.command()
+def ingest(
+    names: Annotated[list[str], typer.Argument(help="Domains or datasets.")],
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Cut archives or your own folders into checked tiles with a manifest."""
+    from crossearth.components.ingest import IngestConfig
+    from crossearth.components.ingest import ingest as run
+    from crossearth.components.preview import log_preview
+
+    params, loaded = inputs(params_file, catalog)
+    config = params.config(IngestConfig, "ingest")
+    written = run(names, loaded, params.archives, ARTIFACTS / "domains", config)
+    sheets = [
+        log_preview(folder.name, loaded, ARTIFACTS / "domains", ARTIFACTS / "previews") for folder in written
+    ]
+    done([*written, *sheets], "look at the sheets, then crossearth validate")
+
+
+@app.command()
+def validate(
+    names: Annotated[list[str] | None, typer.Argument(help="Domains (default: all ingested).")] = None,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Hold every manifest against the catalog; stops the pipeline where labels or splits are wrong."""
+    from crossearth.components.validate import validate as run
+    from crossearth.data.validation import ValidateConfig
+
+    params, loaded = inputs(params_file, catalog)
+    config = params.config(ValidateConfig, "validate")
+    written = run(loaded, ARTIFACTS / "domains", ARTIFACTS / "validation", config, names or ())
+    done(written, f"open {written / 'docs' / 'index.html'}, or crossearth train RECIPE")
+
+
+@app.command()
+def preview(
+    domain: Annotated[str, typer.Argument(help="An ingested domain.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Draw a sheet of tiles with their labels on top, to see that they align."""
+    from crossearth.components.preview import preview as run
+
+    _, loaded = inputs(None, catalog)
+    done(run(domain, loaded, ARTIFACTS / "domains", ARTIFACTS / "previews"), "")
+
+
+@app.command()
+def push(
+    names: Annotated[list[str], typer.Argument(help="Ingested domains.")],
+    store: Annotated[str, typer.Option(help="s3://bucket/prefix.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Mirror ingested domains to an S3 store, keyed by manifest digest."""
+    from crossearth.data.store import StoreConfig
+    from crossearth.data.store import push as run
+
+    _, loaded = inputs(None, catalog)
+    for name in names:
+        out.print(run(loaded.domain_dir(ARTIFACTS / "domains", name), StoreConfig(store)))
+
+
+@app.command()
+def pull(
+    names: Annotated[list[str], typer.Argument(help="Domains.")],
+    store: Annotated[str, typer.Option(help="s3://bucket/prefix.")],
+    version: Annotated[str, typer.Option(help="Version that `push` printed.")] = "latest",
+    catalog: Catalogs = None,
+) -> None:
+    """Get domains from an S3 store; only the files that differ here."""
+    from crossearth.data.store import StoreConfig
+    from crossearth.data.store import pull as run
+
+    _, loaded = inputs(None, catalog)
+    for name in names:
+        domain_dir = loaded.domain_dir(ARTIFACTS / "domains", name)
+        out.print(run(name, StoreConfig(store), domain_dir.parent, version))
+
+
+@styles_app.command("fit")
+def styles_fit(
+    images: Annotated[
+        Path | None, typer.Argument(help="Folder of images or archives (default: Million-AID's archives).")
+    ] = None,
+    params_file: ParamsFile = None,
+    shard: ShardOption = "0/1",
+) -> None:
+    """Fit the Earth's styles: mean and covariance of style embeddings over a corpus of images."""
+    from crossearth.components.fit_styles import StylesConfig, fit_styles
+    from crossearth.data.shards import Shard
+
+    params, _ = inputs(params_file, None)
+    config = params.config(StylesConfig, "styles")
+    images = images or params.archives / "million-aid"
+    written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir(), Shard.parse(shard))
+    done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
+
+
+@styles_app.command("coverage")
+def styles_coverage(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+    """Measure, per setting, how far the injected styles cover the unseen domain."""
+    from crossearth.components.fit_styles import STYLES_FILE
+    from crossearth.components.style_coverage import style_coverage
+    from crossearth.components.training_setup import TrainConfig
+
+    params, loaded = inputs(params_file, catalog)
+    written = style_coverage(
+        loaded,
+        ARTIFACTS / "domains",
+        ARTIFACTS / "styles" / STYLES_FILE,
+        ARTIFACTS / "coverage",
+        params.config(TrainConfig, "train").style,
+        style_weights_dir(),
+    )
+    done(written, "crossearth report shows it")
+
+
+@styles_app.command("show")
+def styles_show(
+    image: Annotated[Path, typer.Argument(help="Any image file.")],
+    sheet: Annotated[Path, typer.Option("--out", help="The sheet's PNG file.")] = Path("styles.png"),
+    params_file: ParamsFile = None,
+) -> None:
+    """Draw an image, restyled versions of it, the masks and what is injected."""
+    from crossearth.components.fit_styles import STYLES_FILE
+    from crossearth.components.style_sheet import show_image
+    from crossearth.components.stylize import StylizeConfig
+
+    params, _ = inputs(params_file, None)
+    config = params.config(StylizeConfig, "stylize").style
+    done(show_image(image, ARTIFACTS / "styles" / STYLES_FILE, sheet, config, style_weights_dir()), "")
+
+
+@app.command()
+def stylize(
+    names: Annotated[list[str], typer.Argument(help="Ingested domains.")],
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+    shard: ShardOption = "0/1",
+) -> None:
+    """Write restyled counterparts of a domain's training tiles as a dataset of its own."""
+    from dataclasses import replace
+
+    from crossearth.components.fit_styles import STYLES_FILE
+    from crossearth.components.stylize import StylizeConfig
+    from crossearth.components.stylize import stylize as run
+    from crossearth.data.shards import Shard
+
+    params, loaded = inputs(params_file, catalog)
+    config = replace(params.config(StylizeConfig, "stylize"), seed=params.seed)
+    written = [
+        run(
+            name,
+            loaded.domain_dir(ARTIFACTS / "domains", name).parent,
+            ARTIFACTS / "styles" / STYLES_FILE,
+            ARTIFACTS / "stylized",
+            config,
+            style_weights_dir(),
+            Shard.parse(shard),
+        )
+        for name in names
+    ]
+    done(written, "look at sheet.png in it")
