@@ -21,6 +21,7 @@ def test_a_run_is_trained_once_and_stands_in_the_table(
 
     monkeypatch.setattr(ablation, "numbers", few_iterations)
     ablation.prepare(tmp_path)
+    ablation.set_up(RUN, tmp_path)
     ablation.carry_out(RUN, tmp_path)
     head, _, row = ablation.table(tmp_path, "frozen").splitlines()
     scored = [name for name, cell in zip(head.split("|"), row.split("|"), strict=True) if cell.strip()]
