@@ -2,18 +2,13 @@
 
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import rasterio
 import torch
-from PIL import Image, ImageColor
-from rasterio.transform import Affine
 
-from crossearth.components.palette import safe_palette
+from crossearth.components.predictions import picture_strip, prediction_writer
 from crossearth.components.processes import choose_device, join_processes
 from crossearth.components.results import (
     DETAILS,
@@ -28,18 +23,15 @@ from crossearth.components.results import (
     write_results,
     write_tiles,
 )
-from crossearth.components.scoring import Picture, Pixels, ScoredTile, TargetScores, score_target
+from crossearth.components.scoring import ScoredTile, TargetScores, score_target
 from crossearth.components.tracking import start_run
 from crossearth.components.version import git_revision
 from crossearth.data.domains import Catalog, ClassSet, Recipe, Setting
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_dir, atomic_path, code_version, digest
+from crossearth.data.files import atomic_dir, code_version, digest
 from crossearth.data.manifest import Manifest, read_manifest
 from crossearth.model.checkpoint import load, read_meta
 
-PANEL_PX = 256
-PANEL_GAP_PX = 4
-IGNORED_RGB = (30, 30, 30)
 PUBLISHED_METHOD = "CrossEarth"
 
 
@@ -126,7 +118,7 @@ def evaluate(
             if target.key not in done:
                 done.add(target.key)
                 model = model or load(model_dir, device=choose_device(config.device))
-                save = _prediction_writer(out_dir, target.manifest, class_set, config.predictions)
+                save = prediction_writer(out_dir, target.manifest, class_set, config.predictions)
                 scores = score_target(
                     model,
                     target.manifest,
@@ -233,7 +225,7 @@ def _keep(
             kept = []
             for number, picture in enumerate(pictures, 1):
                 name = f"{rank}-{number}.png"
-                _strip(picture, class_set).save(folder / name, optimize=False)
+                picture_strip(picture, class_set).save(folder / name, optimize=False)
                 tile_id = rows[picture.tile.index]["tile_id"]
                 kept.append(Panel(f"panels/{setting.target}/{name}", tile_id, picture.tile.iou))
             panels[rank] = tuple(kept)
@@ -292,53 +284,6 @@ def _tile_row(row: dict[str, Any], tile: ScoredTile) -> dict[str, Any]:
         "predicted": predicted,
         "labelled": labelled,
     }
-
-
-def _strip(picture: Picture, class_set: ClassSet) -> Image.Image:
-    """Image, truth and prediction side by side, each at most 256 px."""
-    colours = np.full((256, 3), IGNORED_RGB, dtype=np.uint8)
-    colours[: len(class_set.palette)] = [
-        ImageColor.getrgb(colour) for colour in safe_palette(class_set.palette)
-    ]
-    image = Image.fromarray(np.ascontiguousarray(picture.image.transpose(1, 2, 0)))
-    maps = [Image.fromarray(colours[ids]) for ids in (picture.label, picture.prediction)]
-    image.thumbnail((PANEL_PX, PANEL_PX), Image.Resampling.BOX)
-    width, height = image.size
-    strip = Image.new("RGB", (3 * width + 2 * PANEL_GAP_PX, height), "white")
-    for place, part in enumerate(
-        (image, *(each.resize((width, height), Image.Resampling.NEAREST) for each in maps))
-    ):
-        strip.paste(part, (place * (width + PANEL_GAP_PX), 0))
-    return strip
-
-
-def _prediction_writer(
-    out_dir: Path, manifest: Manifest, class_set: ClassSet, kind: str
-) -> Callable[[int, Pixels], None] | None:
-    """Writes class ids 0..K-1 as they are: for LoveDA's server, which wants 0..6, that is what it wants."""
-    if kind == "none":
-        return None
-    folder = out_dir / "predictions" / manifest.domain
-    suffix, driver = {"png": (".png", "PNG"), "geotiff": (".tif", "GTiff")}[kind]
-    colours = {index: ImageColor.getrgb(colour) for index, colour in enumerate(class_set.palette)}
-
-    def write(index: int, ids_HW: Pixels) -> None:
-        row = manifest.rows[index]
-        height, width = ids_HW.shape
-        place: dict[str, Any] = {}
-        if kind == "geotiff" and row["crs"]:
-            place = {"crs": row["crs"], "transform": Affine(*row["transform"])}
-        with (
-            atomic_path(folder / f"{row['tile_id']}{suffix}") as partial,
-            rasterio.open(
-                partial, "w", driver=driver, width=width, height=height, count=1, dtype="uint8", **place
-            ) as file,
-        ):
-            file.write(ids_HW, 1)
-            if kind == "geotiff":
-                file.write_colormap(1, colours)
-
-    return write
 
 
 def _track(result: RecipeResult, meta: dict[str, Any]) -> None:

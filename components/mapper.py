@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from crossearth.components.predict import PredictConfig, predict
 from crossearth.components.processes import choose_device
-from crossearth.components.scoring import predict_tiles
 from crossearth.model import checkpoint
+from crossearth.model.inference import predict_labels
 
 
 class SceneMapper(PythonModel):
@@ -66,7 +66,7 @@ class SceneMapper(PythonModel):
             self.network = checkpoint.load(self.folder, choose_device("auto"), self.backbone)
         device = next(self.network.parameters()).device
         image_13HW = torch.from_numpy(np.ascontiguousarray(image_HW3.transpose(2, 0, 1)))[None].to(device)
-        ids: NDArray[np.uint8] = predict_tiles(self.network, image_13HW)[0].cpu().numpy()
+        ids: NDArray[np.uint8] = predict_labels(self.network, image_13HW)[0].cpu().numpy()
         return ids
 
 

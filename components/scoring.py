@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
@@ -131,7 +130,7 @@ def score_target(
             continue
         entered = time.perf_counter()
         image_B3HW = torch.from_numpy(np.stack([tile.image for tile in tiles])).to(device)
-        predicted_BHW = predict_tiles(model, image_B3HW, batch_size)
+        predicted_BHW = predict_labels(model, image_B3HW, batch_size)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         found.network_seconds += time.perf_counter() - entered
@@ -194,21 +193,6 @@ def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
             index, nothing, nothing, f"{manifest.rows[index]['tile_id']}: {str(error).splitlines()[0]}"
         )
     return Tile(index, image_3HW, remap[label_HW], "")
-
-
-def predict_tiles(model: CrossEarth, image_B3HW: torch.Tensor, batch_size: int = 1) -> torch.Tensor:
-    """Class ids (B, H, W) uint8 of raw images 0..255 of any size.
-
-    Sides below the network's window are filled up to whole patches with their last pixels.
-    """
-    height, width = image_B3HW.shape[2:]
-    patch_px, crop_px = model.config.patch_px, model.config.crop_px
-    missing = [
-        0 if side >= crop_px else max(2, -(-side // patch_px)) * patch_px - side for side in (height, width)
-    ]
-    if any(missing):
-        image_B3HW = F.pad(image_B3HW.float(), (0, missing[1], 0, missing[0]), mode="replicate")
-    return predict_labels(model, image_B3HW, batch_size)[:, :height, :width]
 
 
 def _watch(manifest: Manifest, processes: Processes, batches: Iterator[list[Tile]]) -> Iterator[list[Tile]]:

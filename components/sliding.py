@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from crossearth.components.maps import Grid
 from crossearth.components.processes import choose_device
 from crossearth.components.strips import Strip
 from crossearth.model.checkpoint import load, read_meta
 from crossearth.model.crossearth import CrossEarth
-from crossearth.model.inference import window_starts
+from crossearth.model.inference import fill_window, window_starts
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -105,11 +104,8 @@ def scene_scores(
 
 def window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
     """Scores (B, K, h, w) float32; a window that is no whole number of patches gains some right and below."""
-    patch_px = loaded.network.config.patch_px
-    missing = [max(2, -(-side // patch_px)) * patch_px - side for side in windows_B3HW.shape[2:]]
-    if any(missing):
-        padding = (0, missing[1], 0, missing[0])
-        windows_B3HW = F.pad(windows_B3HW.float(), padding, mode="replicate")
+    config = loaded.network.config
+    windows_B3HW = fill_window(windows_B3HW, config.crop_px, config.patch_px)
     reduced = loaded.precision != torch.float32
     with torch.inference_mode(), torch.autocast(windows_B3HW.device.type, loaded.precision, enabled=reduced):
         return loaded.network(windows_B3HW).float()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from crossearth.model.crossearth import CrossEarth
 
@@ -73,16 +74,25 @@ def store_weights(model: CrossEarth, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
+def fill_window(image_B3HW: Tensor, crop_px: int, patch_px: int) -> Tensor:
+    """Sides below the window filled up to whole patches, at least two, with their last pixels."""
+    missing = [
+        0 if side >= crop_px else max(2, -(-side // patch_px)) * patch_px - side
+        for side in image_B3HW.shape[2:]
+    ]
+    if not any(missing):
+        return image_B3HW
+    return F.pad(image_B3HW.float(), (0, missing[1], 0, missing[0]), mode="replicate")
+
+
 @torch.inference_mode()
 def predict_labels(model: CrossEarth, image_B3HW: Tensor, batch_size: int = 1) -> Tensor:
-    """Class ids (B, H, W) uint8 of raw RGB images 0..255, by the model's own windows.
-
-    Raises:
-        InputError: a side below the crop that is no multiple of the patch.
-    """
+    """Class ids (B, H, W) uint8 of raw RGB images 0..255 of any size, by the model's own windows."""
+    height, width = image_B3HW.shape[2:]
     config = model.config
-    logits_BKHW = slide_logits(model, image_B3HW, config.crop_px, config.stride_px, batch_size)
-    return best_class(logits_BKHW, 1)
+    filled = fill_window(image_B3HW, config.crop_px, config.patch_px)
+    logits_BKHW = slide_logits(model, filled, config.crop_px, config.stride_px, batch_size)
+    return best_class(logits_BKHW, 1)[:, :height, :width]
 
 
 def best_class(scores: Tensor, dim: int) -> Tensor:

@@ -11,11 +11,12 @@ from results_factory import write_benchmark
 
 from crossearth.components.processes import Processes
 from crossearth.components.report import report
-from crossearth.components.scoring import predict_tiles, score_target
+from crossearth.components.scoring import score_target
 from crossearth.data.catalog import load_catalog
 from crossearth.data.manifest import Manifest, read_image, read_manifest
 from crossearth.model.checkpoint import load
 from crossearth.model.crossearth import CrossEarth
+from crossearth.model.inference import predict_labels
 
 TILES, TILE_PX, BATCH = 4, 512, 2
 runs = count()
@@ -31,7 +32,7 @@ def target(tiles: int, tile_px: int) -> Manifest:
 def network_alone() -> Action:
     model, manifest = load(large_model()), target(TILES, TILE_PX)
     images = [torch.from_numpy(read_image(manifest, index))[None] for index in range(TILES)]
-    return lambda: [predict_tiles(model, image_13HW, BATCH) for image_13HW in images]
+    return lambda: [predict_labels(model, image_13HW, BATCH) for image_13HW in images]
 
 
 def scoring(model: CrossEarth, tiles: int, tile_px: int) -> Action:

@@ -1,5 +1,6 @@
 """Sliding windows."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -65,14 +66,24 @@ def test_windows_never_exceed_the_batch() -> None:
 
 
 @torch.no_grad()
-def test_any_size_from_the_crop_on_works_and_smaller_ones_are_refused_or_valid() -> None:
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 71), (123, 40), (64, 199), (50, 300), (3, 5)])
+def test_an_image_of_any_size_is_labelled(height: int, width: int) -> None:
     torch.manual_seed(0)
+    model = crossearth_tiny(3, 64).eval()
+    image_13HW = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+    labels_1HW = predict_labels(model, image_13HW)
+    assert labels_1HW.dtype == torch.uint8
+    rows, columns = (side if side >= 64 else max(16, -(-side // 8) * 8) for side in (height, width))
+    filled_13HW = np.pad(image_13HW, ((0, 0), (0, 0), (0, rows - height), (0, columns - width)), "edge")
+    logits_13HW = slide_logits(model, torch.from_numpy(filled_13HW), 64, 43)
+    assert torch.equal(labels_1HW, logits_13HW.argmax(1)[:, :height, :width])
+
+
+@torch.no_grad()
+def test_windows_refuse_a_side_that_is_no_multiple_of_the_patch() -> None:
     model = crossearth_tiny(3, 64)
-    for height, width in ((64, 64), (65, 71), (123, 40), (64, 199)):
-        labels_BHW = predict_labels(model, torch.zeros(1, 3, height, width, dtype=torch.uint8))
-        assert labels_BHW.shape == (1, height, width) and labels_BHW.dtype == torch.uint8
     with pytest.raises(InputError, match="48 x 64"):
-        predict_labels(model, torch.zeros(1, 3, 50, 300, dtype=torch.uint8))
+        slide_logits(model, torch.zeros(1, 3, 50, 300), 64, 43)
 
 
 @torch.no_grad()

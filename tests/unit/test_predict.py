@@ -21,7 +21,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from torch import Tensor, nn
 
-from crossearth.components import cli, maps, registry, sliding
+from crossearth.components import maps, model_commands, registry, sliding
 from crossearth.components import predict as step
 from crossearth.components.predict import PredictConfig, predict
 from crossearth.components.processes import choose_device
@@ -438,7 +438,9 @@ def test_a_model_of_the_registry_is_fetched_with_its_backbone(
 
     monkeypatch.setattr(registry, "fetch_model", fetch_model)
     monkeypatch.setattr(step, "predict", run)
-    cli.predict([tmp_path / "scene.tif"], "models:/crossearth-potsdam-rgb@champion", tmp_path / "map.tif")
+    model_commands.predict(
+        [tmp_path / "scene.tif"], "models:/crossearth-potsdam-rgb@champion", tmp_path / "map.tif"
+    )
     assert asked == ["models:/crossearth-potsdam-rgb@champion"]
     assert used == [(model, shared)]
 

@@ -261,9 +261,9 @@ def test_the_champion_runs_in_another_folder_and_process(workshop: Workshop, tmp
         assert backbone is None
         model = checkpoint.load(folder)
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    from crossearth.components.scoring import predict_tiles
+    from crossearth.model.inference import predict_labels
 
-    expected = predict_tiles(model, torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0].numpy()
+    expected = predict_labels(model, torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0].numpy()
     assert np.array_equal(ids, expected)
 
 
