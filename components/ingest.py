@@ -18,28 +18,27 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, get_args
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from crossearth.components.ingest_scene import Plan, ingest_scene
 from crossearth.data.config import nearest
 from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
-from crossearth.data.files import code_version, digest, replace_dir
+from crossearth.data.files import digest, replace_dir
 from crossearth.data.labels import Unknown
 from crossearth.data.manifest import Provenance, write_manifest
 from crossearth.data.scenes import SceneSource, find_scenes, open_raster
-from crossearth.data.tiles import Cutting, Grid, Raster, cut_scene, gdal
+from crossearth.data.tiles import Grid, gdal
 
 PROVENANCE_FILE = "PROVENANCE.json"
 WORK, LOCK, JOURNAL, UNPACKED = ".ingest", "lock", "journal.jsonl", "unpacked"
-LOSSY = ("JPEG", "JP2OpenJPEG")
 STORED_SHARE = 0.8  # of an image's raw bytes, label included: measured 0.5 to 0.75
 SPARE_BYTES = 64 * 2**20
 # tasks of a worker in one go: small images would be held up by the queue, large ones by each other
@@ -107,7 +106,9 @@ def ingest_domain(
     root = Path(archives_dir) / domain.dataset
     with _workshop(Path(domains_dir) / WORK / domain.name) as work:
         sources = find_scenes(domain, root, work / UNPACKED)
-        rows = _ingest_scenes(_Plan.of(domain, catalog, config), sources, work, config.workers)
+        rows = _ingest_scenes(
+            Plan.of(domain, catalog, config.tile_px, config.unknown_labels), sources, work, config.workers
+        )
         for split in domain.splits:
             of_split = [row for row in rows if row["split"] == split]
             write_manifest(
@@ -136,31 +137,6 @@ def provenance(domain: Domain, root: Path) -> Provenance:
     if found not in get_args(Provenance):
         raise InputError(f"provenance {found!r}", where=path, expected=", ".join(get_args(Provenance)))
     return found
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a worker must know beside the scene: the domain, resolved."""
-
-    domain: Domain
-    cutting: Cutting
-    identity: str
-
-    @classmethod
-    def of(cls, domain: Domain, catalog: Catalog, config: IngestConfig) -> "_Plan":
-        classes = catalog.classes_of(domain)
-        rule = domain.tile.rule
-        px = domain.tile.px if config.tile_px is None or rule == "whole" else config.tile_px
-        cutting = Cutting(
-            px,
-            rule,
-            domain.band_indexes,
-            domain.value_range,
-            domain.nodata,
-            len(classes),
-            config.unknown_labels,
-        )
-        return cls(domain, cutting, digest([asdict(domain), asdict(cutting), classes, code_version()]))
 
 
 @contextmanager
@@ -199,14 +175,14 @@ def _take(lock: IO[str], work: Path) -> None:
 
 
 def _ingest_scenes(
-    plan: _Plan, sources: Sequence[SceneSource], work: Path, workers: int
+    plan: Plan, sources: Sequence[SceneSource], work: Path, workers: int
 ) -> list[dict[str, Any]]:
     """Rows of all tiles; scenes that the journal has are not done again."""
     journal = _read_journal(work)
     key_of = {source: digest([plan.identity, source.identity]) for source in sources}
     todo = [source for source in sources if key_of[source] not in journal]
     _refuse_small_disk(plan, todo, work)
-    finished = _map(partial(_ingest_scene, plan, work), todo, workers, plan.domain.name)
+    finished = _map(partial(ingest_scene, plan, work), todo, workers, plan.domain.name)
     # closing: on an error no worker may still write when the folder is removed
     with (work / JOURNAL).open("a", encoding="utf-8") as file, closing(finished):
         for source, rows in finished:
@@ -286,7 +262,7 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _refuse_small_disk(plan: _Plan, sources: Sequence[SceneSource], work: Path) -> None:
+def _refuse_small_disk(plan: Plan, sources: Sequence[SceneSource], work: Path) -> None:
     """Estimates from the header of the largest image, before anything is written."""
     if not sources:
         return
@@ -301,100 +277,4 @@ def _refuse_small_disk(plan: _Plan, sources: Sequence[SceneSource], work: Path) 
             f"{plan.domain.name} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
             where=work.parent,
             next_step="free some disk, or choose another folder",
-        )
-
-
-def _ingest_scene(plan: _Plan, work: Path, source: SceneSource) -> list[dict[str, Any]]:
-    """Stores a scene and returns its rows; runs in a worker."""
-    domain, cutting = plan.domain, plan.cutting
-    image_path, label_path = (f"{source.split}/{kind}/{source.key}.tif" for kind in ("images", "labels"))
-    with gdal(), open_raster(source.image, source.sidecars) as image:
-        _check_image(domain, image)
-        gsd_m = _gsd_m(domain, image, cutting)
-        if source.label is None:
-            tiles = cut_scene(image, work / image_path, cutting)
-        else:
-            spec = domain.label_spec(domain.scene_of(source.key))
-            with open_raster(source.label) as label:
-                _check_label(domain, image, label)
-                tiles = cut_scene(image, work / image_path, cutting, label, work / label_path, spec)
-    common = {
-        "scene": source.scene,
-        "split": source.split,
-        "image": image_path,
-        "label": label_path if source.label else "",
-        "gsd_m": gsd_m,
-        "bands": list(domain.bands),
-    }
-    return [{"tile_id": _tile_id(source.key, tile, cutting), **common, **tile} for tile in tiles]
-
-
-def _tile_id(key: str, tile: dict[str, Any], cutting: Cutting) -> str:
-    """`2_10_0_512_512_1024`: key, then left, top, right and bottom px; the key alone where it is one tile."""
-    if cutting.rule != "cut":
-        return key
-    left, top = tile["col_off"], tile["row_off"]
-    return f"{key}_{left}_{top}_{left + tile['width']}_{top + tile['height']}"
-
-
-def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
-    """Metres per stored px: the catalog's number, else the file's if it is in metres, else 0."""
-    source = image.dataset
-    shrink = source.width / Grid.of(source, cutting).width
-    if domain.gsd_m is not None:
-        return domain.gsd_m * shrink
-    metric = source.crs is not None and source.crs.is_projected and source.crs.linear_units_factor[1] == 1
-    return abs(source.transform.a) * shrink if metric else 0.0
-
-
-def _check_image(domain: Domain, image: Raster) -> None:
-    source = image.dataset
-    wanted = domain.file_bands or max(domain.band_indexes)
-    enough = source.count >= wanted if domain.file_bands is None else source.count in (wanted, wanted + 1)
-    if not enough:
-        raise InputError(
-            f"an image of {source.count} bands",
-            where=image.where,
-            expected=f"{'at least ' if domain.file_bands is None else ''}{wanted}: {', '.join(domain.bands)}",
-            next_step="correct `bands` in the catalog file"
-            if domain.own
-            else "fetch the publisher's file again",
-        )
-    kinds = {source.dtypes[band - 1] for band in domain.band_indexes}
-    if domain.value_range is None and kinds != {"uint8"}:
-        low, high = (round(float(bound), 3) for bound in _extremes(image, domain))
-        raise InputError(
-            f"an image of {', '.join(sorted(kinds))}, values {low:g} to {high:g}",
-            where=image.where,
-            expected="8 bit",
-            next_step=f"say which values become black and white: value_range: [{low:g}, {high:g}]",
-        )
-
-
-def _extremes(image: Raster, domain: Domain) -> tuple[float, float]:
-    """About the lowest and highest value, from a thinned reading."""
-    size = (3, min(image.dataset.height, 512), min(image.dataset.width, 512))
-    sample = image.read(domain.band_indexes, out_shape=size)
-    return float(np.nanmin(sample)), float(np.nanmax(sample))
-
-
-def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
-    ours, theirs = image.dataset, label.dataset
-    if (ours.width, ours.height) != (theirs.width, theirs.height):
-        raise InputError(
-            f"a label of {theirs.width} x {theirs.height} px for an image of {ours.width} x {ours.height} px",
-            where=label.where,
-            expected=f"the size of {image.where}",
-        )
-    compression = theirs.compression.value if theirs.compression else ""
-    if (
-        domain.labels
-        and domain.labels.kind != "threshold"
-        and (theirs.driver in LOSSY or compression == "JPEG")
-    ):
-        raise InputError(
-            "a label compressed with loss (JPEG): its values near edges are not what was drawn",
-            where=label.where,
-            expected="PNG or GeoTIFF",
-            next_step="export the labels again without loss",
         )
