@@ -3,12 +3,13 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint docs clean
 
 help:
 	@echo "make demo   install, score the 32 settings on drawn miniatures, print the table"
 	@echo "make test   install, run the unit tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the API's pages, from the docstrings: artifacts/docs/index.html"
 
 install: $(VENV)/installed
 
@@ -38,6 +39,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p crossearth
+
+docs: install
+	$(BIN)/pdoc -d google -o artifacts/docs $(addprefix crossearth.,data model components pipelines)
 
 clean:
 	rm -rf artifacts .mypy_root
