@@ -20,4 +20,4 @@ def test_every_module_has_its_page(tmp_path: Path) -> None:
     modules = {path.relative_to(checkout) for layer in LAYERS for path in (checkout / layer).glob("[!_]*.py")}
     written = {path.relative_to(pages / "crossearth") for path in pages.glob("crossearth/*/*.html")}
     assert written == {module.with_suffix(".html") for module in modules}
-    assert "weight of &quot;no object&quot;" in (pages / "crossearth/model/losses.html").read_text()
+    assert "<strong>weight_no_object:</strong>" in (pages / "crossearth/model/losses.html").read_text()
