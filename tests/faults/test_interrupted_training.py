@@ -12,7 +12,7 @@ from safetensors import safe_open
 from training_folder import RECIPE, environment, write_folder
 
 MODEL = f"artifacts/models/{RECIPE}"
-KILLS = 6
+KILLS = 4
 NUMBERS = {"iterations": 40, "workers": 1, "checkpoint_every": 3}
 
 

@@ -44,7 +44,7 @@ def test_killed_again_and_again(name: str, folder: Path, undisturbed: dict[str, 
         end = time.monotonic() + step.seconds * moments.random()
         while time.monotonic() < end and process.poll() is None:
             assert readable(folder, name).items() <= step.files.items()
-            time.sleep(0.02)
+            time.sleep(0.05)
         with suppress(ProcessLookupError):  # it was done already
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
