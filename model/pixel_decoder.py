@@ -74,17 +74,20 @@ def _sample_maps(
 ) -> Tensor:
     batch, num_positions, heads, channels = value_BSAE.shape
     parts = value_BSAE.split([height * width for height, width in sizes], dim=1)
-    samples = []
+    levels = []
     for level, ((height, width), part_BXAE) in enumerate(zip(sizes, parts, strict=True)):
         map_NEHW = part_BXAE.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        # points before positions: the products below then run along contiguous rows
+        x_BAOS, y_BAOS, weights_BAOS = (
+            each_BSAVO[..., level, :].permute(0, 2, 3, 1) for each_BSAVO in (x_BSAVO, y_BSAVO, weights_BSAVO)
+        )
         # grid_sample counts -1..1 from border to border
-        x_BASO = ((2 * x_BSAVO[..., level, :] + 1) / width - 1).transpose(1, 2)
-        y_BASO = ((2 * y_BSAVO[..., level, :] + 1) / height - 1).transpose(1, 2)
-        grid_NSO2 = torch.stack([x_BASO, y_BASO], dim=-1).flatten(0, 1).to(map_NEHW.dtype)
-        samples.append(F.grid_sample(map_NEHW, grid_NSO2, align_corners=False))
-    weights_N1SI = weights_BSAVO.flatten(3).transpose(1, 2).flatten(0, 1)[:, None]
-    summed_NES = (torch.cat(samples, dim=-1) * weights_N1SI).sum(-1)
-    return summed_NES.view(batch, heads * channels, num_positions).transpose(1, 2)
+        grid_BAOS2 = torch.stack([(2 * x_BAOS + 1) / width - 1, (2 * y_BAOS + 1) / height - 1], dim=-1)
+        # in float32: bfloat16 places are an eighth of a cell apart on a map of 64 cells
+        samples_NEOS = F.grid_sample(map_NEHW.float(), grid_BAOS2.flatten(0, 1), align_corners=False)
+        levels.append((samples_NEOS * weights_BAOS.flatten(0, 1)[:, None]).sum(2))
+    summed_NES = torch.stack(levels).sum(0).to(value_BSAE.dtype)
+    return summed_NES.reshape(batch, heads * channels, num_positions).transpose(1, 2)
 
 
 def _sum_rows(

@@ -211,6 +211,20 @@ def test_both_ways_to_sample_the_levels_agree() -> None:
     torch.testing.assert_close(summed, sample_levels(value, x, y, weights, sizes), atol=1e-5, rtol=1e-5)
 
 
+def test_places_are_not_rounded_with_the_values() -> None:
+    """On a wide map a place in bfloat16 would be off by up to half a cell: in training, as at inference."""
+    torch.manual_seed(0)
+    sizes = [(1, 1), (1, 1), (8, 128)]
+    num_positions = sum(rows * columns for rows, columns in sizes)
+    value = torch.randn(1, num_positions, 2, 4).bfloat16()
+    x, y = torch.rand(1, num_positions, 2, 3, 4) * 127, torch.rand(1, num_positions, 2, 3, 4) * 7
+    weights = torch.rand(1, num_positions, 2, 3, 4)
+    exact = sample_levels(value.float(), x, y, weights, sizes)
+    reduced = sample_levels(value, x, y, weights, sizes)
+    assert reduced.dtype == torch.bfloat16
+    torch.testing.assert_close(reduced.float(), exact, atol=0.01, rtol=0.01)
+
+
 @torch.no_grad()
 def test_semantic_scores_are_sums_of_class_times_mask() -> None:
     model = network()
