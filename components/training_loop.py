@@ -163,13 +163,18 @@ class Training:
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace = Pace()
-        with self.gradients.shared(), Interrupts() as interrupts, self._progress() as progress:
+        with (
+            self._memory(),
+            self.gradients.shared(),
+            Interrupts() as interrupts,
+            self._progress() as progress,
+        ):
             task = progress.add_task(
                 self.job.recipe.name, total=self.config.iterations, completed=self.iteration
             )
             while self.iteration < self.config.iterations:
                 began = time.perf_counter()
-                batch = next(batches)
+                batch = _next(batches)
                 pace.waited += time.perf_counter() - began
                 stop = self._iterate(batch, interrupts.received)
                 pace.steps += 1
@@ -188,6 +193,8 @@ class Training:
                     self.save()
                 if stop:
                     raise SystemExit(EXIT_CODES[signal.Signals(stop)])
+            if interrupts.received:  # after the last step: nothing of it is to be done again
+                self.save()
 
     def _progress(self) -> Progress:
         return Progress(
@@ -202,12 +209,7 @@ class Training:
 
     def _iterate(self, batch: list[Batch], signal_number: int) -> int:
         """One optimiser step, or one that is skipped; returns the signal that any process received, or 0."""
-        try:
-            terms = self.gradients.backward(batch)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                raise self._out_of_memory() from error
-            raise
+        terms = self.gradients.backward(batch)
         names = sorted(terms)
         *values, signals = self.processes.sum([terms[name] for name in names] + [float(signal_number)])
         norm = float(get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None]))
@@ -248,15 +250,23 @@ class Training:
                 next_step="look at these tiles; lower lr, or set precision: float32",
             )
 
-    def _out_of_memory(self) -> InputError:
-        config = self.config
-        return InputError(
-            f"out of memory on {self.processes.device}: network {config.network}, crop_px {config.crop_px}, "
-            f"batch_size {config.batch_size}, micro_batch {config.micro_batch}, precision {config.precision}",
-            where=f"recipe {self.job.recipe.name}, iteration {self.iteration}",
-            next_step="lower micro_batch (the result stays the same), set activation_checkpointing: true, "
-            "tasks.shared_pass: false or precision: bf16, or lower crop_px",
-        )
+    @contextlib.contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Where memory runs out within it, the error names the fields to change."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            config = self.config
+            raise InputError(
+                f"out of memory on {self.processes.device}: network {config.network}, "
+                f"crop_px {config.crop_px}, batch_size {config.batch_size}, "
+                f"micro_batch {config.micro_batch}, precision {config.precision}",
+                where=f"recipe {self.job.recipe.name}, iteration {self.iteration}",
+                next_step="lower micro_batch (the result stays the same), set activation_checkpointing: "
+                "true, tasks.shared_pass: false or precision: bf16, or lower crop_px",
+            ) from error
 
     def _record(self, pace: Pace, run: Run | None) -> None:
         """One point of the curves: means over the steps since the last one."""
@@ -299,11 +309,10 @@ class Training:
         self.curves.append({"iteration": self.iteration, "held_out_score": found})
         if run is not None:
             run.log_metrics({"held_out_score": found}, self.iteration)
-        if found > self.best_score:
-            self.best_score = found
-            if self.processes.is_first:
-                trained = {f"parameter.{k}": v for k, v in self.network.trained_parameters().items()}
-                self.checkpoints.save_best(self.iteration, trained, found)
+        if found > self.best_score and self.processes.is_first:
+            trained = {f"parameter.{k}": v for k, v in self.network.trained_parameters().items()}
+            if self.checkpoints.save_best(self.iteration, trained, found):
+                self.best_score = found
 
     def selected(self) -> tuple[CrossEarth, int]:
         """The network by the selection rule, and the iteration that it comes from."""
@@ -314,6 +323,14 @@ class Training:
             raise InputError("the best state is gone", where=self.checkpoints.folder, next_step="train again")
         self._load(best)
         return self.network, int(best.about["iteration"])
+
+
+def _next(batches: Iterator[list[Batch]]) -> list[Batch]:
+    try:
+        return next(batches)
+    except InputError as error:
+        # torch puts a worker's traceback before the message
+        raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].rstrip()) from error
 
 
 def _ignore_signals(_: int) -> None:

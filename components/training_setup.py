@@ -147,6 +147,11 @@ class TrainConfig:
                 f"tasks.mask_block_px: {self.tasks.mask_block_px} is larger than a crop",
                 expected=f"at most crop_px, {self.crop_px}",
             )
+        if BRANCHES[self.ablation].style and self.style.block_px > self.crop_px:
+            raise InputError(
+                f"style.block_px: {self.style.block_px} is larger than a crop",
+                expected=f"at most crop_px, {self.crop_px}",
+            )
         Augmentation(self.crop_px, self.scale)
 
     @property
@@ -167,7 +172,13 @@ class TrainConfig:
             "masked_modelling": branches.mim,
             "num_classes": num_classes,
         }
-        return load_config(NetworkConfig, asdict(base) | self.sizes | own, "sizes")
+        config = load_config(NetworkConfig, asdict(base) | self.sizes | own, "sizes")
+        if branches.mim and config.image_px != self.crop_px:
+            raise InputError(
+                f"sizes.image_px: {config.image_px}, but the image token is as large as a crop",
+                expected=f"crop_px, {self.crop_px}",
+            )
+        return config
 
 
 @dataclass(frozen=True)
@@ -195,6 +206,7 @@ class Job:
             **chosen,
             "recipe": self.recipe.name,
             "classes": list(self.class_set.classes),
+            "remap": list(self.remap),
             "manifest": self.manifest.digest,
             "styles": self.styler.earth.digest if self.styler else "",
             "backbone": self.backbone_sha256,
@@ -217,6 +229,13 @@ def prepare(
     """Resolves and checks the inputs of a training; see `train` for what is refused."""
     source, class_set = catalog.domain(recipe.source), catalog.class_sets[recipe.class_set]
     manifest = read_manifest(catalog.domain_dir(domains_dir, source.name), "train")
+    if manifest.class_set != source.class_set:
+        raise InputError(
+            f"{source.name} was ingested with class set {manifest.class_set!r}",
+            where=manifest.root,
+            expected=f"the catalog's, {source.class_set!r}",
+            next_step=f"run `crossearth ingest {source.name}` again",
+        )
     remap = catalog.remap(source.class_set, class_set.name)
     TileDataset(manifest, remap)
     smallest_px = min(min(row["width"], row["height"]) for row in manifest.rows)

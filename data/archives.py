@@ -225,7 +225,7 @@ def zip_entries(file: Path, limits: Limits) -> list[zipfile.ZipInfo]:
 
 def _refuse_path(file: Path, name: str) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+    if not parts.parts or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
         raise InputError(
             f"entry {name!r} leaves the archive", where=file, next_step="download it again from its publisher"
         )

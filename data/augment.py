@@ -14,7 +14,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 
 WINDOW_TRIES = 10  # windows drawn in search of one under the class cap; the last one is taken in any case
-PAD_RGB = (124, 116, 104)  # the network's mean colour, so that padding is 0 after normalisation
+PAD_RGB = (124, 116, 104)  # the network's mean colour: near 0 after normalisation
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,11 @@ class Augmentation:
             label_hw = label_HW[top : top + rows, left : left + columns]
             if _largest_share(label_hw) < self.max_class_share:
                 break
-        size = [min(self.crop_px, round(side * factor)) for side in (rows, columns)]
+        # a window that does not reach across the tile fills the crop, whatever rounding makes of its sides
+        size = [
+            self.crop_px if cut < side else min(self.crop_px, round(side * factor))
+            for cut, side in ((rows, height), (columns, width))
+        ]
         image_3hw = T.resize(
             image_3HW[:, top : top + rows, left : left + columns],
             size,

@@ -118,7 +118,8 @@ class Cutting:
             longer side is `px`, images bilinearly, labels by nearest neighbour.
         bands: 1-based bands of the publisher's image, in the order that the network sees.
         value_range: source values that become 0 and 255, linear between, clipped; None = uint8 as it is.
-        nodata: source value; px where all three bands have it are ignored in labels.
+        nodata: source value; px where all three bands have it are ignored in labels, as are px that are no
+            number in some band.
         num_classes: classes of the domain's class set.
         unknown_labels: what becomes of label values outside the map.
     """
@@ -267,13 +268,15 @@ def _read_strip(
     window = None if cutting.rule == "fit" else rows.slices()
     shape = (rows.height, rows.width)
     raw = image.read(cutting.bands, window=window, out_shape=(3, *shape), resampling=Resampling.bilinear)
-    ignored = np.zeros(shape, bool) if cutting.nodata is None else (raw == cutting.nodata).all(axis=0)
+    # a pixel that is no number was not seen, whatever the nodata value
+    ignored = ~np.isfinite(raw).all(axis=0)
+    if cutting.nodata is not None:
+        ignored |= (raw == cutting.nodata).all(axis=0)
     masked = ignored
     if MaskFlags.all_valid not in image.dataset.mask_flag_enums[cutting.bands[0] - 1]:
         masked = masked | (image.dataset.dataset_mask(window=window, out_shape=shape) == 0)
     if cutting.value_range is not None:
         low, high = cutting.value_range
-        masked = masked | ~np.isfinite(raw).all(axis=0)
         scaled = (raw.astype(np.float32) - low) * (255 / (high - low))
         raw = np.rint(np.clip(np.where(masked, 0, scaled), 0, 255)).astype(np.uint8)
     ids = None

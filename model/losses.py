@@ -5,13 +5,14 @@ G classes present in one image, M matched pairs of the whole batch, P points, H 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 from crossearth.model.mask_decoder import Prediction
 from crossearth.model.matching import DICE_EPSILON, assign, matching_cost, sample_points
@@ -39,6 +40,17 @@ class SegmentationLossConfig:
     num_points: int = 12544
     oversample: float = 3.0
     importance: float = 0.75
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not getattr(self, each.name) >= 0:
+                raise InputError(f"{each.name}: {getattr(self, each.name)}", expected="0 or more")
+        if self.num_points < 1 or self.oversample < 1:
+            raise InputError(
+                f"num_points {self.num_points}, oversample {self.oversample}", expected="1 or more each"
+            )
+        if self.importance > 1:
+            raise InputError(f"importance: {self.importance}", expected="a number in [0, 1]")
 
 
 class Instances(NamedTuple):
@@ -92,6 +104,17 @@ def segmentation_loss(
         float32 scalars `loss_cls`, `loss_mask`, `loss_dice` of the last layer and `d0.loss_cls`, ... of the
         earlier ones.
     """
+    # sums over thousands of points want float32, under autocast as well
+    with torch.autocast(label_BHW.device.type, enabled=False):
+        return _loss_terms(predictions, label_BHW, generator, config)
+
+
+def _loss_terms(
+    predictions: Sequence[Prediction],
+    label_BHW: Tensor,
+    generator: torch.Generator | Sequence[torch.Generator] | PointSource,
+    config: SegmentationLossConfig,
+) -> dict[str, Tensor]:
     instances = [instances_of(label_HW) for label_HW in label_BHW]
     class_logits_LBQK1 = torch.stack([each.class_logits for each in predictions]).float()
     mask_logits_LBQhw = torch.stack([each.mask_logits for each in predictions]).float()

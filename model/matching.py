@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DICE_EPSILON = 1.0
+HIGHEST_COST = 1e30
 
 
 def sample_points(maps_BCHW: Tensor, points_BP2: Tensor) -> Tensor:
@@ -43,6 +44,10 @@ def matching_cost(
 
 
 def assign(cost_QG: Tensor) -> tuple[Tensor, Tensor]:
-    """The cheapest one-to-one assignment: (queries, instances), int64 of equal length, queries ascending."""
-    queries, instances = linear_sum_assignment(cost_QG.detach().float().cpu().numpy())
+    """The cheapest one-to-one assignment: (queries, instances), int64 of equal length, queries ascending.
+
+    What is not finite costs most: the loss of such a network shall say so, not the assignment.
+    """
+    cost_QG = cost_QG.detach().float().cpu().nan_to_num(nan=HIGHEST_COST, posinf=HIGHEST_COST)
+    queries, instances = linear_sum_assignment(cost_QG.numpy())
     return torch.from_numpy(queries), torch.from_numpy(instances)

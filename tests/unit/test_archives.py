@@ -140,6 +140,7 @@ def encrypted() -> bytes:
 HOSTILE = {
     "climbs": ("x.zip", lambda: zip_bytes({"a/../../evil.tif": b""}), "leaves the archive"),
     "climbs as windows": ("x.zip", lambda: zip_bytes({"..\\evil.tif": b""}), "leaves the archive"),
+    "no name": ("x.zip", lambda: zip_bytes({".": b""}), "leaves the archive"),
     "absolute": ("x.zip", lambda: zip_bytes({"/etc/evil.tif": b""}), "leaves the archive"),
     "drive": ("x.zip", lambda: zip_bytes({"C:/evil.tif": b""}), "leaves the archive"),
     "link": ("x.zip", zip_with_link, "link or a device"),

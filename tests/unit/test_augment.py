@@ -125,3 +125,12 @@ def test_a_crop_is_a_function_of_its_generator() -> None:
 def test_numbers_outside_their_range_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(values))):
         Augmentation(**values)
+
+
+@pytest.mark.parametrize("side_px", [500, 512, 1024])
+def test_an_enlarged_tile_fills_the_crop(side_px: int) -> None:
+    """Whatever rounding makes of the window's sides."""
+    augment = Augmentation(crop_px=512, scale=(1.0, 2.0), photometric=False)
+    for seed in range(40):
+        _, label_HW = augment(*tile(side_px, side_px), keyed_generator(seed))
+        assert not (label_HW == IGNORE).any(), seed

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crossearth.data.errors import InputError
 from crossearth.model.losses import SegmentationLossConfig, instances_of, segmentation_loss, uncertain_points
 from crossearth.model.mask_decoder import Prediction
 from crossearth.model.matching import assign, matching_cost, sample_points
@@ -146,6 +147,27 @@ def test_the_cheapest_assignment_is_found() -> None:
     queries, instances = assign(torch.tensor([[5.0, 1.0], [9.0, 9.0], [0.0, 0.5]]))
     assert queries.tolist() == [0, 2]
     assert instances.tolist() == [1, 0]
+
+
+def test_matching_and_loss_are_the_same_under_autocast() -> None:
+    torch.manual_seed(0)
+    prediction = Prediction(torch.randn(2, 100, 4), torch.randn(2, 100, 16, 16))
+    exact = segmentation_loss([prediction], labels(), 3, generator(), CONFIG)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert segmentation_loss([prediction], labels(), 3, generator(), CONFIG) == exact
+
+
+def test_what_is_not_finite_is_assigned_last() -> None:
+    cost_QG = torch.tensor([[float("nan"), 1.0], [2.0, float("inf")], [3.0, 4.0]])
+    assert [each.tolist() for each in assign(cost_QG)] == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"oversample": 0.5}, {"importance": 1.5}, {"num_points": 0}, {"weight_dice": -1.0}]
+)
+def test_impossible_numbers_are_refused(numbers: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(numbers))):
+        SegmentationLossConfig(**numbers)  # type: ignore[arg-type]
 
 
 def test_matching_cost_by_hand() -> None:

@@ -185,6 +185,17 @@ def test_not_a_number_is_nodata(tmp_path: Path, scene: Any) -> None:
     np.testing.assert_array_equal(read_window(tmp_path / "i.tif", Window(0, 15, 210, 135)), image[:, 15:])
 
 
+@pytest.mark.parametrize("nodata", [None, float("nan")])
+def test_what_is_no_number_is_not_scored(nodata: float | None, tmp_path: Path, scene: Any) -> None:
+    image, label = scene
+    raw = image.astype(np.float32)
+    raw[:, :7] = np.nan
+    image_path, label_path = save(tmp_path / "x.tif", raw), save(tmp_path / "y.tif", np.ones_like(label))
+    how = cutting(rule="whole", nodata=nodata, value_range=(0.0, 255.0))
+    (row,) = cut(tmp_path, image_path, label_path, how)
+    assert row["ignored_pixels"] == 7 * label.shape[1]
+
+
 def test_palettes_are_indexes_or_colours_as_the_map_wants(tmp_path: Path, scene: Any) -> None:
     image, label = scene
     source = save(tmp_path / "a.tif", image)

@@ -5,8 +5,11 @@ import errno
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +18,13 @@ from domain_factory import write_domain
 from torch import Tensor
 
 from crossearth.components import train as step
-from crossearth.components import training_state
+from crossearth.components import training_loop, training_setup, training_state
+from crossearth.components.interrupts import EXIT_CODES
 from crossearth.components.train import train
 from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import TrainConfig
 from crossearth.data.catalog import load_catalog
+from crossearth.data.dataset import TrainingStream
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.style import EarthStyles, StyleConfig, style_engine
@@ -240,6 +245,51 @@ def test_out_of_memory_names_the_fields_to_change(run: Train, monkeypatch: pytes
         run()
 
 
+def test_memory_may_run_out_after_the_loss(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(InputError, match=r"(?s)iteration 0: out of memory.*micro_batch"):
+        run()
+
+
+def test_a_network_that_diverges_stops_with_the_tiles(run: Train) -> None:
+    with pytest.raises(InputError, match=r"(?s)tiles scene\d.*3 times in a row.*lower lr"):
+        run(lr=1e20)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_tile_that_cannot_be_read_is_said_without_a_traceback(
+    workers: int, run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: Any) -> None:
+        raise InputError("damaged", where="tile.tif", next_step="ingest again")
+
+    monkeypatch.setattr(TrainingStream, "__getitem__", damaged)
+    with pytest.raises(InputError) as refused:
+        run(workers=workers)
+    assert str(refused.value) == "tile.tif: damaged\n  next: ingest again"
+
+
+def test_another_meaning_of_the_labels_is_another_training(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = read_meta(run())["input_hash"]
+    remap = Catalog.remap
+    monkeypatch.setattr(Catalog, "remap", lambda *given: (*reversed(remap(*given)),))
+    assert read_meta(run())["input_hash"] != first
+
+
+def test_tiles_of_another_class_set_are_refused(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = training_setup.read_manifest
+    monkeypatch.setattr(
+        training_setup, "read_manifest", lambda *given: replace(read(*given), class_set="isprs")
+    )
+    with pytest.raises(InputError, match=r"(?s)ingested with class set 'isprs'.*'loveda'.*ingest"):
+        run()
+
+
 def full_disk(failures: Iterator[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     atomic_path = training_state.atomic_path
 
@@ -281,6 +331,42 @@ def test_the_best_state_on_the_sources_held_out_scenes(run: Train) -> None:
     assert curve(run("last", **changes | {"selection": "last"}), "held_out_score") == scores
 
 
+def test_a_best_state_that_was_not_written_is_not_claimed(
+    run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"held_out_share": 0.3, "validate_every": 3, "selection": "best-source"}
+    save_best = training_state.Checkpoints.save_best
+    scores = iter([0.2, 0.5])
+    monkeypatch.setattr(training_loop, "score", lambda *_: SimpleNamespace(headline=next(scores)))
+    monkeypatch.setattr(
+        training_state.Checkpoints,
+        "save_best",
+        lambda self, iteration, *given: iteration == 3 and save_best(self, iteration, *given),
+    )
+    meta = read_meta(run(**changes))
+    assert (meta["iteration"], meta["held_out_score"]) == (3, 0.2)
+
+
+def test_a_signal_in_the_last_validation_loses_nothing(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"held_out_share": 0.3, "validate_every": 100, "checkpoint_every": 100}
+    validate = Training._validate
+
+    def stopped(self: Training, *given: Any) -> None:
+        validate(self, *given)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Training, "_validate", stopped)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(EXIT_CODES[signal.Signals(number)]))
+    try:
+        with pytest.raises(SystemExit):
+            run(**changes)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "model.checkpoints/step_00000006.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -290,6 +376,9 @@ def test_the_best_state_on_the_sources_held_out_scenes(run: Train) -> None:
         ({"held_out_share": 1.5}, r"held_out_share: 1.5"),
         ({"selection": "best-source"}, "best-source needs held-out tiles"),
         ({"network": "large", "sizes": {}}, r"(?s)a frozen backbone needs pretrained weights.*DINOv2"),
+        ({"style": StyleConfig(block_px=64)}, r"(?s)style.block_px: 64 is larger.*crop_px, 32"),
+        ({"sizes": {**NUMBERS["sizes"], "image_px": 64}}, r"(?s)image_px: 64.*crop_px, 32"),
+        ({"sizes": {**NUMBERS["sizes"], "depth": 5}}, r"(?s)taps: \[0, 1, 2, 3\].*4 as the last"),
         ({"sizes": {"embd": 48}}, r"(?s)unknown key 'embd'.*'embed'"),
     ],
 )
