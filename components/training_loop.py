@@ -156,9 +156,17 @@ class Training:
             worker_init_fn=_ignore_signals,
         )
         micro_batches = iter(loader)
-        yield iter(
-            lambda: [each for _, each in zip(range(positions.per_iteration), micro_batches, strict=False)], []
-        )
+        try:
+            yield iter(
+                lambda: [
+                    each for _, each in zip(range(positions.per_iteration), micro_batches, strict=False)
+                ],
+                [],
+            )
+        finally:
+            if config.workers:
+                # an error's traceback would keep them alive, and they ignore SIGTERM at exit
+                micro_batches._shutdown_workers()  # type: ignore[attr-defined]
 
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""

@@ -25,7 +25,7 @@ import yaml
 from crossearth.components.params import Params, load_params
 from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
-from crossearth.data.errors import InputError
+from crossearth.data.errors import InputError, without_credentials
 from crossearth.data.files import digest, sha256_file, write_json
 
 PARAMS = Path("params.yaml")
@@ -131,8 +131,8 @@ def step(workspace: str, name: str, item: str = "") -> Iterator[None]:
                 "step": name,
                 "item": item,
                 "error": type(error).__name__,
-                "message": str(error),
-                "traceback": traceback.format_exc(),
+                "message": without_credentials(str(error)),
+                "traceback": without_credentials(traceback.format_exc()),
             },
         )
         raise

@@ -5,6 +5,7 @@ there is no code per dataset. The only great_expectations file: its import takes
 validates all domains.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 import great_expectations as gx
 import great_expectations.expectations as gxe
 from great_expectations.data_context.types.base import ProgressBarsConfig
+
+# its import turns warnings, such as that the tracking server is away, into a log that nobody reads
+logging.captureWarnings(False)
 
 LOOK_BITS = 256
 # a look of nearly only zeros or ones says "smooth", not "the same place"

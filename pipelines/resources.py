@@ -9,7 +9,7 @@ from kfp import dsl, kubernetes
 
 from crossearth.components.train_job import SECRETS
 from crossearth.data.config import load_config, nearest, read_yaml
-from crossearth.data.errors import InputError
+from crossearth.data.errors import InputError, without_credentials
 
 STEPS = (
     "prerequisites",
@@ -187,8 +187,9 @@ class Values:
         for step in self.steps:
             if step not in STEPS:
                 raise InputError(f"steps: unknown step {step!r}", expected=nearest(step, STEPS))
-        for name in self.environment:
-            if re.search(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY", name, re.IGNORECASE):
+        for name, value in self.environment.items():
+            telling = re.search(r"SECRET|PASSW|TOKEN|CREDENTIAL|COOKIE|(^|_)KEY", name, re.IGNORECASE)
+            if telling or without_credentials(value) != value:
                 raise InputError(
                     f"environment: {name} looks like a secret",
                     next_step="create a Kubernetes Secret and name it under `secrets`",

@@ -39,8 +39,11 @@ def connect(host: str, namespace: str, token_file: Path | None = None) -> Client
     Raises:
         InputError: the host does not answer, answers something else, or wants a login.
     """
-    token = _read_token(token_file) if token_file else os.environ.get(TOKEN, "")
-    cookie = os.environ.get(COOKIE, "")
+    token = _read_token(token_file) if token_file else os.environ.get(TOKEN, "").strip()
+    cookie = os.environ.get(COOKIE, "").strip()
+    for name, secret in ((str(token_file or f"${TOKEN}"), token), (f"${COOKIE}", cookie)):
+        if not (secret.isascii() and secret.isprintable()):
+            raise InputError("holds what no header may hold", where=name, expected="printable ASCII")
     _look_at(host, token, cookie)
     with asking(host), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -69,8 +72,8 @@ def asking(host: str) -> Iterator[None]:
 def _read_token(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InputError(f"cannot read the token: {error}", where=path) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("cannot read the token", where=path, expected="a text file") from error
 
 
 class _NoRedirect(HTTPRedirectHandler):

@@ -316,6 +316,8 @@ def test_many_nodes_become_a_train_job_with_the_same_resources(tmp_path: Path, v
         ("image: x\nsteps: {train: {memory: lots}}", "quantity"),
         ("image: x\nsteps: {train: {tolerations: [{kee: a}]}}", "key"),
         ("image: x\nenvironment: {AWS_SECRET_ACCESS_KEY: abc}", "looks like a secret"),
+        ("image: x\nenvironment: {DB_PASSWD: abc}", "looks like a secret"),
+        ("image: x\nenvironment: {MLFLOW_TRACKING_URI: 'http://u:abc@h:5000'}", "looks like a secret"),
         ("image: x\nworkspace: {mount: workspace}", "not absolute"),
         ("image: x\ntrainer: {nodes: 0}", "less than 1"),
         ("image: x\nsecrets: {s3: {name: a}}", "env"),
@@ -584,6 +586,10 @@ def test_a_host_that_wants_a_login_says_how_and_a_token_is_never_shown(
         kubeflow.connect(server.host, "crossearth")
     monkeypatch.setenv("CROSSEARTH_KFP_TOKEN", CANARY + "-wrong")
     with pytest.raises(InputError) as refused:
+        kubeflow.connect(server.host, "crossearth")
+    assert CANARY not in str(refused.value)
+    monkeypatch.setenv("CROSSEARTH_KFP_TOKEN", f"{CANARY}\nsecond line")
+    with pytest.raises(InputError, match=r"\$CROSSEARTH_KFP_TOKEN: .*header") as refused:
         kubeflow.connect(server.host, "crossearth")
     assert CANARY not in str(refused.value)
     token = tmp_path / "token"
