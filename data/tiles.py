@@ -269,7 +269,7 @@ def _read_strip(
     shape = (rows.height, rows.width)
     raw = image.read(cutting.bands, window=window, out_shape=(3, *shape), resampling=Resampling.bilinear)
     # a pixel that is no number was not seen, whatever the nodata value
-    ignored = ~np.isfinite(raw).all(axis=0)
+    ignored = ~np.isfinite(raw).all(axis=0) if raw.dtype.kind == "f" else np.zeros(shape, bool)
     if cutting.nodata is not None:
         ignored |= (raw == cutting.nodata).all(axis=0)
     masked = ignored

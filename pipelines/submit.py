@@ -72,8 +72,10 @@ def asking(host: str) -> Iterator[None]:
 def _read_token(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("cannot read the token", where=path, expected="a text file") from error
+    except OSError as error:
+        raise InputError(f"cannot read the token: {error}", where=path) from error
+    except UnicodeDecodeError:
+        raise InputError("cannot read the token: it is no text", where=path) from None
 
 
 class _NoRedirect(HTTPRedirectHandler):
