@@ -41,7 +41,7 @@ lint: install
 	$(BIN)/mypy -p crossearth
 
 docs: install
-	$(BIN)/pdoc -d google -o artifacts/docs $(addprefix crossearth.,data model components pipelines)
+	PDOC_ALLOW_EXEC=1 $(BIN)/pdoc -d google -o artifacts/docs $(addprefix crossearth.,data model components pipelines)
 
 clean:
 	rm -rf artifacts .mypy_root

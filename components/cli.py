@@ -63,16 +63,21 @@ def doctor(params_file: ParamsFile = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-# what a disk or its owner refuses, and what may be done
+# what a disk, its owner or what lies on it refuses, and what may be done
 REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some disk, then run the command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+        "a file lies where a folder should, or a folder where a file should: move it away",
+    ),
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
 def main() -> None:
     """Entry point: exit 0 fine, 2 bad usage or input, 130 interrupted, 143 terminated, 1 anything else."""
-    from crossearth.data.errors import InputError
+    from crossearth.data.errors import InputError, print_traceback
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -85,7 +90,7 @@ def main() -> None:
         _refuse(
             InputError(
                 error.strerror or str(error),
-                where=error.filename or Path.cwd(),
+                where=error.filename2 or error.filename or Path.cwd(),
                 next_step=REFUSALS[error.errno],
             )
         )
@@ -94,6 +99,8 @@ def main() -> None:
             again = shlex.join(["crossearth", *sys.argv[1:]])
             err.print(f"stopped; go on with: {again}", markup=False, highlight=False, soft_wrap=True)
         raise
+    finally:
+        sys.excepthook = print_traceback  # typer has put its own there
 
 
 def _refuse(error: ValueError) -> NoReturn:

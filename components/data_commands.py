@@ -35,9 +35,7 @@ def settings(catalog: Catalogs = None, as_json: AsJson = False) -> None:
     """The benchmark's settings: source, target, gap, class set, published score."""
     from dataclasses import asdict
 
-    from crossearth.data.catalog import load_catalog
-
-    loaded = load_catalog(catalog or [], data_dir())
+    _, loaded = inputs(None, catalog)
     if as_json:
         typer.echo(json.dumps([asdict(setting) for setting in loaded.settings.values()], indent=2))
         return
@@ -71,9 +69,7 @@ def domains(catalog: Catalogs = None, as_json: AsJson = False) -> None:
     """The domains: dataset, splits, bands, ground sample distance, classes, tiles of the paper, licence."""
     from dataclasses import asdict
 
-    from crossearth.data.catalog import load_catalog
-
-    loaded = load_catalog(catalog or [], data_dir())
+    _, loaded = inputs(None, catalog)
     if as_json:
         typer.echo(json.dumps([asdict(domain) for domain in loaded.domains.values()], indent=2, default=str))
         return
@@ -138,7 +134,9 @@ def fetch(
     ]
     if rows:
         print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
-    done(run(names, loaded, archives), "crossearth ingest DATASET, with `archives` in params.yaml")
+    written = run(names, loaded, archives)
+    where = f", with `archives: {archives}` in params.yaml" if rows or written else ""
+    done(written, f"crossearth ingest {' '.join(names)}{where}")
 
 
 @app.command()

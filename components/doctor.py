@@ -20,6 +20,10 @@ Verdict = Literal["fine", "note", "missing"]
 GIB = 2**30
 MIN_FREE_DISK_GIB = 5
 MIN_SHM_GIB = 1
+# what MLflow takes besides a server's address
+LOCAL_STORES = ("", "file")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+NO_SERVER = "start the server, or unset MLFLOW_TRACKING_URI to use the local store"
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
             archives,
             "run `crossearth synthesize`, or point `archives` in params.yaml at your downloads",
         ),
-        *_weights(),
+        _style_weights(),
         _tracking(tracking_uri),
     ]
 
@@ -134,37 +138,32 @@ def _folder(check: str, folder: Path, advice: str) -> Finding:
     return Finding(check, "note", f"{folder} is absent", advice)
 
 
-def _weights() -> list[Finding]:
-    findings = []
-    for check, variable, files, advice in (
-        (
-            "style weights",
-            "CROSSEARTH_STYLE_WEIGHTS",
-            ("checkpoint_transformer.pth", "checkpoint_stylepredictor.pth"),
-            "only for the style engine `ghiasi`; the default engine `spectral` needs none",
-        ),
-    ):
-        folder = os.environ.get(variable)
-        absent = [name for name in files if not folder or not (Path(folder) / name).is_file()]
-        if absent:
-            findings.append(Finding(check, "note", f"no {', '.join(absent)} in ${variable}", advice))
-        else:
-            findings.append(Finding(check, "fine", str(folder)))
-    return findings
+def _style_weights() -> Finding:
+    folder = os.environ.get("CROSSEARTH_STYLE_WEIGHTS")
+    files = ("checkpoint_transformer.pth", "checkpoint_stylepredictor.pth")
+    absent = [name for name in files if not folder or not (Path(folder) / name).is_file()]
+    if not absent:
+        return Finding("style weights", "fine", str(folder))
+    return Finding(
+        "style weights",
+        "note",
+        f"no {', '.join(absent)} in $CROSSEARTH_STYLE_WEIGHTS",
+        "only for the style engine `ghiasi`; the default engine `spectral` needs none",
+    )
 
 
 def _tracking(uri: str) -> Finding:
-    address = urlsplit(uri)
-    if address.scheme not in ("http", "https"):
+    try:
+        address = urlsplit(uri)
+        port = address.port or (443 if address.scheme == "https" else 80)
+    except ValueError as error:
+        return Finding("MLflow", "missing", f"{without_credentials(uri)}: {error}", NO_SERVER)
+    if address.scheme in LOCAL_STORES or address.scheme.partition("+")[0] in DATABASES:
         return Finding("MLflow", "fine", f"local store {without_credentials(uri)}")
-    port = address.port or (443 if address.scheme == "https" else 80)
+    if address.scheme not in ("http", "https"):
+        return Finding("MLflow", "missing", f"{without_credentials(uri)}: no address of a server", NO_SERVER)
     try:
         with socket.create_connection((address.hostname or "", port), timeout=5):
             return Finding("MLflow", "fine", f"{address.hostname}:{port} answers")
     except OSError as error:
-        return Finding(
-            "MLflow",
-            "missing",
-            f"{address.hostname}:{port}: {error}",
-            "start the server, or unset MLFLOW_TRACKING_URI to use the local store",
-        )
+        return Finding("MLflow", "missing", f"{address.hostname}:{port}: {error}", NO_SERVER)

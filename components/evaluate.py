@@ -29,7 +29,7 @@ from crossearth.components.version import git_revision
 from crossearth.data.domains import Catalog, ClassSet, Recipe, Setting
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, code_version, digest
-from crossearth.data.manifest import Manifest, read_manifest
+from crossearth.data.manifest import Manifest, read_domain
 from crossearth.model.checkpoint import load, read_meta
 
 PUBLISHED_METHOD = "CrossEarth"
@@ -155,8 +155,8 @@ def _target(
     meta: dict[str, Any],
     config: EvaluateConfig,
 ) -> Target:
-    manifest = read_manifest(catalog.domain_dir(domains_dir, name), "test")
-    remap = catalog.remap(manifest.class_set, recipe.class_set)
+    manifest = read_domain(catalog, domains_dir, name, "test")
+    remap = catalog.remap(catalog.domain(name).class_set, recipe.class_set)
     inputs = {
         "weights": meta["sha256"],
         "backbone": meta["backbone"],

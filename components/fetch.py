@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from crossearth.components.ingest import domains_named
 from crossearth.data.domains import Archive, Catalog, Dataset
 from crossearth.data.errors import InputError
-from crossearth.data.files import fsync_dir, write_json
+from crossearth.data.files import fsync_dir, require_free, write_json
 
 CHUNK = 2**20
 TIMEOUT_S = 60
@@ -167,7 +166,7 @@ def _continue(url: str, partial: Path) -> None:
             start = 0
         total = start + int(answer.headers.get("Content-Length") or 0)
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        _refuse_small_disk(total - start, partial, url)
+        require_free(partial.parent, total - start, url)
         write_json(_memo(partial), {"url": url, "version": version, "bytes": total})
         with partial.open("ab" if start else "wb") as file, _bar(partial.name, start, total) as advance:
             while chunk := answer.read(CHUNK):
@@ -175,16 +174,6 @@ def _continue(url: str, partial: Path) -> None:
                 advance(len(chunk))
     if total and partial.stat().st_size < total:
         raise ConnectionError(f"ended after {partial.stat().st_size} of {total} bytes")
-
-
-def _refuse_small_disk(needed: int, partial: Path, url: str) -> None:
-    free = shutil.disk_usage(partial.parent).free
-    if needed > free:
-        raise InputError(
-            f"{needed / 2**30:.1f} GiB to fetch, {free / 2**30:.1f} GiB are free",
-            where=partial.parent,
-            next_step="free some disk, then run the command again",
-        )
 
 
 @contextmanager

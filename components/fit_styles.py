@@ -33,10 +33,10 @@ from crossearth.data.files import (
     code_version,
     digest,
     partial_dir,
-    write_json,
+    write_sealed,
 )
 from crossearth.data.prefetch import ahead
-from crossearth.data.shards import Shard, is_done
+from crossearth.data.shards import WHOLE, Shard, is_done
 from crossearth.data.style import (
     EarthStyles,
     EngineName,
@@ -52,7 +52,6 @@ STYLES_FILE = "earth.safetensors"
 SUMMARY_FILE = "summary.json"
 SHEET_FILE = "sheet.png"
 SHEET_IMAGES = 4
-WHOLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def _finish(
     with atomic_dir(out_dir) as folder:
         earth.save(folder / STYLES_FILE)
         write_sheet(folder / SHEET_FILE, _corpus_sheet(members, earth, engine, config))
-        write_json(
+        write_sealed(
             folder / SUMMARY_FILE,
             {
                 "identity": identity,

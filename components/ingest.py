@@ -31,7 +31,7 @@ from crossearth.components.ingest_scene import Plan, ingest_scene
 from crossearth.data.config import nearest
 from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
-from crossearth.data.files import digest, replace_dir
+from crossearth.data.files import digest, replace_dir, require_free
 from crossearth.data.labels import Unknown
 from crossearth.data.manifest import Provenance, write_manifest
 from crossearth.data.scenes import SceneSource, find_scenes, open_raster
@@ -111,9 +111,8 @@ def ingest_domain(
         )
         for split in domain.splits:
             of_split = [row for row in rows if row["split"] == split]
-            write_manifest(
-                work, domain.name, split, domain.class_set or "", provenance(domain, root), of_split
-            )
+            classes = catalog.classes_of(domain)
+            write_manifest(work, domain.name, split, classes, provenance(domain, root), of_split)
         _tidy(work, rows)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(work, target)
@@ -271,10 +270,4 @@ def _refuse_small_disk(plan: Plan, sources: Sequence[SceneSource], work: Path) -
         grid = Grid.of(image.dataset, plan.cutting)
     stored = 3 * grid.width * grid.height * STORED_SHARE / max(largest.image.size, 1)
     needed = int(stored * sum(source.image.size for source in sources)) + SPARE_BYTES
-    free = shutil.disk_usage(work).free
-    if needed > free:
-        raise InputError(
-            f"{plan.domain.name} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
-            where=work.parent,
-            next_step="free some disk, or choose another folder",
-        )
+    require_free(work.parent, needed, plan.domain.name)

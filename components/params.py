@@ -44,11 +44,17 @@ class Params:
                         expected=nearest(step, (*STEPS, "recipes")),
                     )
 
+            for recipe, overrides in sections.get("recipes", {}).items():
+                if not isinstance(overrides, Mapping):
+                    raise InputError(
+                        f"presets.{preset}.recipes.{recipe}: {overrides!r}", expected="values of `train`"
+                    )
+
     def values(self, step: str, recipe: str | None = None) -> dict[str, Any]:
         """The plain values of a step in the preset in force; for `train`, with the overrides of `recipe`."""
         sections = self.presets[self.preset]
-        overrides: Mapping[str, Any] = sections.get("recipes", {}).get(recipe) or {} if recipe else {}
-        return {**(sections.get(step) or {}), **overrides}
+        overrides = sections.get("recipes", {}).get(recipe, {}) if recipe else {}
+        return {**sections.get(step, {}), **overrides}
 
     def config(self, kind: type[Config], step: str, recipe: str | None = None) -> Config:
         """The config dataclass of a step; unknown keys and wrong values raise InputError naming them."""

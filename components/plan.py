@@ -8,12 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from crossearth.components.params import Params
+from crossearth.components.step_configs import check
 from crossearth.data.domains import Catalog
 from crossearth.data.files import atomic_dir, write_json
 
 
 def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
-    """Writes `ingest/<dataset>.json`, `train/<recipe>.json` and `evaluate/<recipe>.json` under `out_dir`."""
+    """Writes `ingest/<dataset>.json`, `train/<recipe>.json` and `evaluate/<recipe>.json` under `out_dir`.
+
+    Raises:
+        InputError: a wrong number of any step.
+    """
+    check(params, catalog)
     with atomic_dir(out_dir) as folder:
         for dataset in catalog.datasets.values():
             domains = [

@@ -3,6 +3,7 @@
 Legend: B windows, K classes, H W pixels of a window or strip.
 """
 
+import math
 import os
 import sys
 import warnings
@@ -64,8 +65,9 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if self.bands is not None and (len(self.bands) != 3 or min(self.bands) < 1):
             raise InputError(f"bands: {list(self.bands)}", expected="three band numbers, counted from 1")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise InputError(f"value_range: {list(self.value_range)}", expected="two rising numbers")
+        low, high = self.value_range or (0, 255)
+        if not -math.inf < low < high < math.inf:
+            raise InputError(f"value_range: {[low, high]}", expected="two rising finite numbers")
         for field in ("batch_size", "preview_px"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field}: {getattr(self, field)}", expected="at least 1")
@@ -217,7 +219,7 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
         raise InputError(
             "the map's name", where=out, expected="a name that ends in .tif, or a folder that exists"
         )
-    if not single and out.suffix.lower() in (".tif", ".tiff"):
+    if not single and not out.is_dir() and out.suffix.lower() in (".tif", ".tiff"):
         raise InputError(f"one map for {len(files)} scenes", where=out, expected="a folder")
     targets = {file: out if single else out / f"{file.stem}.tif" for file in files}
     maps_of = Counter(targets.values())

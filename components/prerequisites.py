@@ -7,6 +7,7 @@ from typing import Any
 
 from crossearth.components.doctor import Finding, examine
 from crossearth.components.params import Params
+from crossearth.components.terminal import data_dir
 from crossearth.components.tracking import tracking_uri
 from crossearth.data.errors import InputError
 
@@ -36,7 +37,7 @@ def check_prerequisites(
     """
     findings = [
         *_secrets(secrets),
-        *examine(Path(os.environ.get("CROSSEARTH_DATA", "datasets")), params.archives, tracking_uri()),
+        *examine(data_dir(), params.archives, tracking_uri()),
         *(_cluster(gpus, training_runtime, namespace) if "KUBERNETES_SERVICE_HOST" in os.environ else []),
     ]
     missing = [finding for finding in findings if finding.verdict == "missing"]

@@ -10,7 +10,7 @@ from crossearth.components.tracking import start_run
 from crossearth.data.domains import Catalog, ClassSet
 from crossearth.data.files import atomic_path, digest
 from crossearth.data.labels import IGNORE
-from crossearth.data.manifest import Manifest, read_image, read_label, read_manifest
+from crossearth.data.manifest import Manifest, read_domain, read_image, read_label
 
 EXPERIMENT = "crossearth-data"
 TILES_PER_SPLIT = 6
@@ -32,9 +32,8 @@ def preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path) -> 
         InputError: an unknown domain, or one that was not ingested.
     """
     entry = catalog.domain(domain)
-    folder = catalog.domain_dir(domains_dir, domain)
     class_set = catalog.class_sets[entry.class_set] if entry.class_set else None
-    manifests = [read_manifest(folder, split) for split in entry.splits]
+    manifests = [read_domain(catalog, domains_dir, domain, split) for split in entry.splits]
     strips = [_split_strip(manifest, class_set) for manifest in manifests]
     if class_set is not None:
         strips.append(_legend(manifests, class_set))
@@ -57,8 +56,7 @@ def log_preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path)
         InputError: as `preview`.
     """
     sheet = preview(domain, catalog, domains_dir, out_dir)
-    folder = catalog.domain_dir(domains_dir, domain)
-    manifests = [read_manifest(folder, split) for split in catalog.domain(domain).splits]
+    manifests = [read_domain(catalog, domains_dir, domain, split) for split in catalog.domain(domain).splits]
     tags = {f"manifest.{domain}.{each.split}": each.digest for each in manifests}
     with start_run(f"ingest {domain}", key=digest(["ingest", tags]), tags=tags, experiment=EXPERIMENT) as run:
         run.log_metrics({f"tiles/{domain}/{each.split}": len(each) for each in manifests})

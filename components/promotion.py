@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossearth.components.results import RecipeResult, SettingResult
+from crossearth.data.catalog import NAME
 from crossearth.data.errors import InputError
 
 
@@ -26,6 +27,8 @@ class RegisterConfig:
         for name in ("margin", "worst_margin"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)}", expected="a fraction from 0 to below 1")
+        if not NAME.fullmatch(self.prefix):
+            raise InputError(f"prefix: {self.prefix!r}", expected="letters, digits, and . _ - between them")
 
 
 @dataclass(frozen=True)

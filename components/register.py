@@ -167,5 +167,5 @@ def rollback(recipe: Recipe, config: RegisterConfig | None = None) -> tuple[str,
             expected="a model that was promoted at least twice",
             next_step="crossearth register",
         )
-    registry.move(name, CHAMPION, registry.client.get_model_version(name, before), ROLLBACK)
+    registry.move(name, CHAMPION, registry.version(name, before), ROLLBACK)
     return str(present.version), before

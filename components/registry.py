@@ -47,23 +47,42 @@ class Move:
     why: str
 
 
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Turns "the server is away" into a message for the user."""
+    import requests
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (requests.RequestException, ConnectionError, ImportError, _mlflow_exception()) as error:
+        raise InputError(
+            f"the model registry does not answer: {_first_line(error)}",
+            where=tracking_uri(),
+            next_step="start the server, or set MLFLOW_TRACKING_URI to one that runs; then try again",
+        ) from error
+
+
 class Registry:
     """The registry at MLFLOW_TRACKING_URI.
 
     Raises:
-        InputError: it does not answer.
+        InputError: it does not answer; so does every method.
     """
 
+    @_reaching()
     def __init__(self) -> None:
-        with _reaching():
-            self.client: MlflowClient = connect(tracking_uri())
-            self.client.search_registered_models(max_results=1)
+        self.client: MlflowClient = connect(tracking_uri())
+        self.client.search_registered_models(max_results=1)
 
+    @_reaching()
     def find(self, name: str, identity: str) -> "ModelVersion | None":
         """The version of a model that was made from these weights and scores."""
         found = self.client.search_model_versions(f"name = '{name}' and tags.identity = '{identity}'")
         return max(found, key=lambda each: int(each.version), default=None)
 
+    @_reaching()
     def add(
         self,
         name: str,
@@ -105,6 +124,12 @@ class Registry:
             model_id=logged.model_id,
         )
 
+    @_reaching()
+    def version(self, name: str, number: str) -> "ModelVersion":
+        """A version by its number."""
+        return self.client.get_model_version(name, number)
+
+    @_reaching()
     def aliased(self, name: str, alias: str) -> "ModelVersion | None":
         """The version that carries an alias, None where none does."""
         try:
@@ -114,11 +139,12 @@ class Registry:
                 return None
             raise
 
+    @_reaching()
     def scores(self, made: "ModelVersion") -> RecipeResult | None:
         """The scores that a version was registered with, None where it has none."""
         from mlflow.artifacts import download_artifacts
 
-        with _reaching(), TemporaryDirectory() as temporary:
+        with TemporaryDirectory() as temporary:
             uri = f"models:/{made.name}/{made.version}/artifacts/{DETAILS}"
             try:
                 download_artifacts(artifact_uri=uri, dst_path=temporary)
@@ -127,6 +153,7 @@ class Registry:
             (found,) = Path(temporary).rglob(DETAILS)
             return read_results(found.parent)
 
+    @_reaching()
     def move(self, name: str, alias: str, new: "ModelVersion | None", why: str) -> None:
         """Points an alias at a version, or takes it away, and tags the model with the move."""
         old = self.aliased(name, alias)
@@ -148,11 +175,13 @@ class Registry:
         number = len(self.moves(name)) + 1
         self.client.set_registered_model_tag(name, f"{MOVE_TAG}{number:04d}", json.dumps(asdict(move)))
 
+    @_reaching()
     def moves(self, name: str) -> list[Move]:
         """All moves of a model's aliases, oldest first."""
         tags = self.client.get_registered_model(name).tags
         return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(MOVE_TAG)]
 
+    @_reaching()
     def run_of(self, key: str) -> str | None:
         """Id of the run whose inputs' hash is `key`, None where there is none."""
         experiments = [each.experiment_id for each in self.client.search_experiments()]
@@ -271,23 +300,6 @@ def _no_model(uri: str, why: str) -> InputError:
         expected="models:/crossearth-RECIPE@champion, or a version: models:/crossearth-RECIPE/1",
         next_step="crossearth register, or set MLFLOW_TRACKING_URI to the store that has it",
     )
-
-
-@contextmanager
-def _reaching() -> Iterator[None]:
-    """Turns "the server is away" into a message for the user."""
-    import requests
-
-    try:
-        yield
-    except InputError:
-        raise
-    except (requests.RequestException, ConnectionError, _mlflow_exception()) as error:
-        raise InputError(
-            f"the model registry does not answer: {_first_line(error)}",
-            where=tracking_uri(),
-            next_step="start the server, or set MLFLOW_TRACKING_URI to one that runs; then try again",
-        ) from error
 
 
 def _mlflow_exception() -> type[Exception]:

@@ -23,7 +23,7 @@ from crossearth.components.summary import Summary, summarise
 from crossearth.components.tracking import start_run
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_dir, digest, write_json, write_text
+from crossearth.data.files import atomic_dir, digest, unsealed, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class ReportConfig:
             raise InputError(
                 f"replicates: {self.replicates} say nothing of an interval", expected="at least 100"
             )
+        if self.worst_tiles < 0:
+            raise InputError(f"worst_tiles: {self.worst_tiles}", expected="0 or more")
 
 
 def report(
@@ -119,7 +121,7 @@ def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
             "failed": [check for check in found["checks"] if not check["passed"]],
             "docs": Path(os.path.relpath(folder / found.get("docs", "docs/index.html"), out_dir)).as_posix(),
         }
-        for domain, found in summary.items()
+        for domain, found in summary["domains"].items()
     ]
 
 
@@ -140,16 +142,16 @@ def _read_json(folder: Path | None, name: str) -> Any:
     """A JSON file of another step, None where that step has not run.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or not what the step wrote.
     """
     if folder is None or not (folder / name).is_file():
         return None
+    path = folder / name
     try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(
-            f"not JSON: {error}", where=folder / name, next_step="run that step again"
-        ) from error
+        raise InputError(f"not JSON: {error}", where=path, next_step="run that step again") from error
+    return unsealed(values, path)
 
 
 def _metrics(summary: Summary) -> dict[str, float]:

@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from crossearth.components.processes import Processes
 from crossearth.data.errors import InputError
-from crossearth.data.labels import IGNORE
+from crossearth.data.labels import IGNORE, remap_table
 from crossearth.data.manifest import Manifest, read_image, read_label
 from crossearth.data.prefetch import ahead
 from crossearth.model.crossearth import CrossEarth
@@ -119,8 +119,7 @@ def score_target(
     confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     found = TargetScores()
     problems: list[str] = []
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    table[: len(remap)] = remap
+    table = remap_table(remap)
     batches = _batches(manifest, batch_size, model)[processes.rank :: processes.size]
     started = time.perf_counter()
     read = ahead(lambda rows: [_read(manifest, row, table) for row in rows], batches, readers)

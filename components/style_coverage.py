@@ -19,7 +19,7 @@ from scipy.stats import chi2
 
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
-from crossearth.data.files import write_json
+from crossearth.data.files import write_sealed
 from crossearth.data.manifest import Manifest, read_image, read_manifest
 from crossearth.data.style import EarthStyles, StyleConfig, StyleEngine, inject, keyed_generator, style_engine
 
@@ -82,7 +82,7 @@ def style_coverage(
         **{f"{name} (target)": points for name, points in targets.items()},
     }
     path = out_dir / COVERAGE_FILE
-    write_json(
+    write_sealed(
         path,
         {
             "engine": config.engine,

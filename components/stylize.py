@@ -29,7 +29,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import alone, atomic_path, code_version, digest, replace_dir, write_json
 from crossearth.data.manifest import Manifest, read_image, read_manifest, window, write_manifest
 from crossearth.data.prefetch import ahead
-from crossearth.data.shards import Shard, is_done
+from crossearth.data.shards import WHOLE, Shard, is_done
 from crossearth.data.style import EarthStyles, StyleConfig, StyleEngine, inject, keyed_generator, style_engine
 from crossearth.data.tiles import Grid, describe, read_window, scene_writer
 
@@ -37,7 +37,6 @@ RUN_FILE = "stylize.json"
 ORIGINS_FILE = "styles.parquet"
 SHEET_FILE = "sheet.png"
 PARTS = "parts"
-WHOLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ class _Job:
             self.work,
             source.domain,
             split,
-            source.class_set,
+            source.classes,
             source.provenance,
             [{name: row[name] for name in source.table.column_names} for row in rows],
         )

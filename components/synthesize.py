@@ -1,6 +1,5 @@
 """Synthesize: miniature archives of the datasets, in the place of those that the user would download."""
 
-import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +12,7 @@ from rich.progress import track
 
 from crossearth.data.config import nearest
 from crossearth.data.errors import InputError
+from crossearth.data.files import require_free
 from crossearth.data.synthetic import PACKERS, Counts, synthesize_dataset
 
 MIB = 2**20
@@ -57,11 +57,7 @@ def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig,
     if seed < 0:
         raise InputError(f"seed: {seed}", expected="0 or more")
     out_dir.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(out_dir).free, NEEDED_BYTES[config.counts]
-    if free < needed:
-        raise InputError(
-            f"too little disk: {free // MIB} MiB free", where=out_dir, expected=f"{needed // MIB} MiB"
-        )
+    require_free(out_dir, NEEDED_BYTES[config.counts], "drawing archives")
     # the slowest first: the last worker to finish sets the time
     order = sorted(dict.fromkeys(datasets), key=list(PACKERS).index, reverse=True)
     task = partial(synthesize_dataset, out_dir=out_dir, seed=seed, counts=config.counts)

@@ -15,7 +15,7 @@ from crossearth.data.domains import Catalog, ClassSet, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest, sha256_file
 from crossearth.data.labels import IGNORE
-from crossearth.data.manifest import Manifest, held_out, read_manifest
+from crossearth.data.manifest import Manifest, held_out, read_domain
 from crossearth.data.style import EarthStyles, StyleConfig, style_engine
 from crossearth.model.backbone import fit_state
 from crossearth.model.crossearth import CrossEarth, NetworkConfig, build, large_config, tiny_config
@@ -228,14 +228,7 @@ def prepare(
 ) -> Job:
     """Resolves and checks the inputs of a training; see `train` for what is refused."""
     source, class_set = catalog.domain(recipe.source), catalog.class_sets[recipe.class_set]
-    manifest = read_manifest(catalog.domain_dir(domains_dir, source.name), "train")
-    if manifest.class_set != source.class_set:
-        raise InputError(
-            f"{source.name} was ingested with class set {manifest.class_set!r}",
-            where=manifest.root,
-            expected=f"the catalog's, {source.class_set!r}",
-            next_step=f"run `crossearth ingest {source.name}` again",
-        )
+    manifest = read_domain(catalog, domains_dir, source.name, "train")
     remap = catalog.remap(source.class_set, class_set.name)
     TileDataset(manifest, remap)
     smallest_px = min(min(row["width"], row["height"]) for row in manifest.rows)

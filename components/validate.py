@@ -12,8 +12,8 @@ from crossearth.components.preview import EXPERIMENT
 from crossearth.components.tracking import start_run
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_dir, digest, write_json
-from crossearth.data.manifest import Manifest, read_manifest
+from crossearth.data.files import atomic_dir, digest, write_json, write_sealed
+from crossearth.data.manifest import Manifest, read_domain
 from crossearth.data.validation import PAIRS_SHOWN, Check, ValidateConfig, twins, validate_manifests
 
 DOCS, SUMMARY = "docs", "summary.json"
@@ -66,10 +66,7 @@ def _manifests(catalog: Catalog, domains_dir: Path, names: Sequence[str]) -> dic
     if not chosen:
         raise InputError("no ingested domains here", where=domains_dir, next_step="crossearth ingest DATASET")
     return {
-        name: [
-            read_manifest(catalog.domain_dir(domains_dir, name), split)
-            for split in catalog.domain(name).splits
-        ]
+        name: [read_domain(catalog, domains_dir, name, split) for split in catalog.domain(name).splits]
         for name in chosen
     }
 
@@ -100,7 +97,7 @@ def _write_summary(
             "alike_tiles_across_splits": sum(pair.bits >= 0 for pair in shared),
             "pairs": [asdict(pair) for pair in shared[:PAIRS_SHOWN]],
         }
-    write_json(path, summary)
+    write_sealed(path, {"domains": summary})
 
 
 def _page(folder: Path, domain: str) -> str:

@@ -22,14 +22,14 @@ from typing import Any
 
 import yaml
 
-from crossearth.components.params import Params, load_params
-from crossearth.data.catalog import load_catalog
+from crossearth.components import terminal
+from crossearth.components.params import Params
+from crossearth.components.terminal import ARTIFACTS
 from crossearth.data.domains import Catalog
-from crossearth.data.errors import InputError, without_credentials
+from crossearth.data.errors import InputError, print_traceback, without_credentials
 from crossearth.data.files import digest, sha256_file, write_json
 
 PARAMS = Path("params.yaml")
-ARTIFACTS = Path("artifacts")
 RUN = ARTIFACTS / "run"
 FAILURES = RUN / "failures"
 # a working folder that holds this is somebody's checkout, not a pipeline's workspace
@@ -96,8 +96,7 @@ def _parse(text: str, kind: type, where: str) -> Any:
 
 def inputs() -> tuple[Params, Catalog]:
     """Params and catalog of the run in the working folder."""
-    params = load_params(PARAMS)
-    return params, load_catalog(params.catalogs, Path(os.environ.get("CROSSEARTH_DATA", "datasets")))
+    return terminal.inputs(PARAMS, None)
 
 
 def crossearth(*arguments: str) -> None:
@@ -135,6 +134,7 @@ def step(workspace: str, name: str, item: str = "") -> Iterator[None]:
                 "traceback": without_credentials(traceback.format_exc()),
             },
         )
+        sys.excepthook = print_traceback
         raise
     note.unlink(missing_ok=True)
 

@@ -108,9 +108,7 @@ def index(folder: Path, scratch: Path, limits: Limits | None = None) -> list[Mem
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(
-            "no such folder", where=folder, next_step="put the publisher's archives or folders there"
-        )
+        raise InputError("no such folder", where=folder, next_step="put archives or folders of images there")
     members = _index_folder(folder, "", scratch, limits or Limits(), 0)
     return sorted(members, key=lambda member: member.path)
 

@@ -62,7 +62,8 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
             one name; a setting whose domains' classes cannot become its class set.
     """
     catalog = Catalog({}, {}, {}, {}, {})
-    files = [(path, _read_file(path)) for path in (*BUILT_IN, *map(Path, extra))]
+    own = {Path(path).resolve(): Path(path) for path in extra}  # named twice, it counts once
+    files = [(path, _read_file(path)) for path in (*BUILT_IN, *own.values())]
     # class sets of all files first, settings last: an entry may name what stands in another file
     for section, known, add in (
         ("class_sets", catalog.class_sets, _add_class_set),

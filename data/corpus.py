@@ -1,6 +1,7 @@
 """Folders and archives of unlabelled images as a source of style: what is there, and what is unusable."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -93,10 +94,15 @@ def read_style_image(member: Member, max_px: int, resize: bool) -> StyleImage:
                 return StyleImage(member.path, sha256, None, f"smaller than {MIN_PX} px")
             image = source.read((1, 2, 3), **_how(source, max_px, resize))
     except RasterioError as error:
-        return StyleImage(member.path, sha256, None, f"unreadable: {error.__cause__ or error}")
+        return StyleImage(member.path, sha256, None, _said(error))
     if all(plane.min() == plane.max() for plane in image):
         return StyleImage(member.path, sha256, None, "one colour")
     return StyleImage(member.path, sha256, image)
+
+
+def _said(error: RasterioError) -> str:
+    """GDAL's words, without its name for a file in memory."""
+    return "unreadable: " + re.sub(r"'?/vsimem/\S+?'? ", "", str(error.__cause__ or error))
 
 
 def _how(source: DatasetReader, max_px: int, resize: bool) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypedDict
 
-import numpy as np
 import torch
 from cachetools import LRUCache, cachedmethod
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.utils.data import Dataset
 
 from crossearth.data.augment import Augmentation
 from crossearth.data.errors import InputError
-from crossearth.data.labels import IGNORE
+from crossearth.data.labels import remap_table
 from crossearth.data.manifest import Manifest, read_image, read_label
 from crossearth.data.style import keyed_generator
 
@@ -65,9 +64,7 @@ class TileDataset(Dataset[Item]):
                 where=manifest.root,
                 next_step=f"look at what `crossearth ingest` said of {manifest.domain}",
             )
-        table = np.full(IGNORE + 1, IGNORE, dtype=np.uint8)
-        table[: len(remap)] = remap
-        self._remap = table
+        self._remap = remap_table(remap)
         self._held: LRUCache[object, tuple[Tensor, Tensor]] = LRUCache(HELD_BYTES, _num_bytes)
 
     def __len__(self) -> int:

@@ -1,11 +1,20 @@
-"""The one error that means "the input is wrong"."""
+"""The one error that means "the input is wrong"; no error shows credentials."""
 
 import re
+import sys
+import traceback
+from types import TracebackType
 
 
 def without_credentials(text: str) -> str:
     """`text`, in whose addresses `user:password@` became `***@`."""
     return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A `sys.excepthook` that shows no credentials."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(without_credentials(text), end="", file=sys.stderr)
 
 
 class InputError(ValueError):

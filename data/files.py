@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from rich.filesize import decimal
+
 from crossearth.data.errors import InputError
 
 PACKAGE_DIRS = ("data", "model", "components", "pipelines")
@@ -117,6 +119,21 @@ def replace_dir(partial: Path, path: Path) -> None:
     fsync_dir(path.parent)
 
 
+def require_free(folder: Path, num_bytes: int, what: str) -> None:
+    """Refuses to begin what the disk cannot hold.
+
+    Raises:
+        InputError: less than `num_bytes` are free below `folder`; it says that `what` needs them.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise InputError(
+            f"{what} needs about {decimal(num_bytes)}, {decimal(free)} are free",
+            where=folder,
+            next_step="free some disk, or choose another folder",
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_path(path) as partial:
@@ -135,14 +152,15 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     write_json(path, {**plain, "digest": digest(plain)})
 
 
-def unsealed(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The values that `write_sealed` wrote to `path`.
+def unsealed(values: Any, path: Path) -> dict[str, Any]:
+    """The values that `write_sealed` wrote to `path`, of the JSON that is in it.
 
     Raises:
-        InputError: they were changed since.
+        InputError: they were changed since, or something else wrote them.
     """
-    plain = {key: value for key, value in values.items() if key != "digest"}
-    if values.get("digest") != digest(plain):
+    sealed = values if isinstance(values, dict) else {}
+    plain = {key: value for key, value in sealed.items() if key != "digest"}
+    if sealed.get("digest") != digest(plain):
         raise InputError(
             "it was changed since it was written: its digest is another",
             where=path,

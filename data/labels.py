@@ -179,15 +179,15 @@ def parse_labels(values: Mapping[Any, Any], classes: Sequence[str], where: objec
     return LabelSpec(tuple(classes), kind, table)
 
 
-def remap_ids(ids: NDArray[np.uint8], remap: Sequence[int]) -> NDArray[np.uint8]:
-    """Ids of one class set to ids of another: uint8 (H, W) -> uint8 (H, W); IGNORE stays.
+def remap_table(remap: Sequence[int]) -> NDArray[np.uint8]:
+    """Table (256,) from ids of one class set to those of another: `table[ids]`; IGNORE stays.
 
     Args:
         remap: new id (or IGNORE) per old id, as `Catalog.remap` gives.
     """
-    lut = np.full(256, IGNORE, np.uint8)
-    lut[: len(remap)] = remap
-    return lut[ids]
+    table = np.full(256, IGNORE, np.uint8)
+    table[: len(remap)] = remap
+    return table
 
 
 def _parse_key(raw: Any, where: object) -> tuple[Kind, int]:

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path
 from crossearth.data.tiles import Window, read_window
 
 Provenance = Literal["synthetic", "publisher", "own"]
-FORMAT = "1"
+FORMAT = "2"
 
 SCHEMA = pa.schema(
     [
@@ -58,7 +59,7 @@ class Manifest:
 
     Attributes:
         root: the domain's folder.
-        class_set: name of the class set that label ids belong to; empty where there are no labels.
+        classes: names of the classes of the label ids 0, 1, ...; none where there are no labels.
         provenance: "synthetic" = drawn by code, "publisher" = a published data set, "own" = the user's.
         table: rows of `SCHEMA`, ordered by scene and window.
         digest: hex SHA-256 of everything above but `root`, and so of every tile's pixels.
@@ -67,7 +68,7 @@ class Manifest:
     root: Path
     domain: str
     split: str
-    class_set: str
+    classes: tuple[str, ...]
     provenance: Provenance
     table: pa.Table
     digest: str
@@ -90,7 +91,7 @@ def write_manifest(
     root: Path,
     domain: str,
     split: str,
-    class_set: str,
+    classes: Sequence[str],
     provenance: Provenance,
     rows: Sequence[dict[str, Any]],
 ) -> Manifest:
@@ -101,7 +102,7 @@ def write_manifest(
     about = {
         "domain": domain,
         "split": split,
-        "class_set": class_set,
+        "classes": json.dumps(classes),
         "provenance": provenance,
         "format": FORMAT,
     }
@@ -140,6 +141,26 @@ def read_manifest(domain_dir: Path, split: str) -> Manifest:
     return _manifest(Path(domain_dir), table)
 
 
+def read_domain(catalog: Catalog, domains_dir: Path, name: str, split: str) -> Manifest:
+    """Reads the manifest of a domain of the catalog below `domains_dir`.
+
+    Raises:
+        InputError: an unknown domain; what `read_manifest` refuses; label ids that mean other classes than
+            the catalog's.
+    """
+    domain = catalog.domain(name)
+    manifest = read_manifest(catalog.domain_dir(domains_dir, name), split)
+    classes = catalog.classes_of(domain)
+    if manifest.classes != classes:
+        raise InputError(
+            f"{name} was ingested with the classes {', '.join(manifest.classes) or '(none)'}",
+            where=manifest.root,
+            expected=f"the catalog's: {', '.join(classes) or '(none)'}",
+            next_step=f"run `crossearth ingest {name}` again",
+        )
+    return manifest
+
+
 def _problem(table: pa.Table) -> str:
     about = _about(table)
     if not table.schema.equals(SCHEMA) or about.get("format") != FORMAT:
@@ -171,7 +192,7 @@ def _manifest(root: Path, table: pa.Table) -> Manifest:
         root=root,
         domain=about["domain"],
         split=about["split"],
-        class_set=about["class_set"],
+        classes=tuple(json.loads(about["classes"])),
         provenance=cast(Provenance, about["provenance"]),
         table=table,
         digest=about["digest"],

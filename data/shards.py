@@ -42,6 +42,9 @@ class Shard:
         return [folder / f"part-{Shard(index, self.num)}" for index in range(self.num)]
 
 
+WHOLE = Shard()
+
+
 def is_done(record: Path, identity: str) -> bool:
     """Whether the JSON file `record` says that the run of that identity was finished."""
     return record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("identity") == identity

@@ -152,8 +152,8 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
 def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "latest") -> Transfer:
     """Makes `domains_dir/<domain>` equal to a version in the store; fetches only the files that differ here.
 
-    The folder is replaced at the end: a reader sees the old version or the new one. A pull that was cut off
-    goes on where it stopped.
+    The folder is replaced at the end by two renames: a reader sees the old version or the new one whole, or
+    between the two none. A pull that was cut off goes on where it stopped.
 
     Raises:
         InputError: no such domain or version; an object whose bytes are not what its name says; store down,
@@ -329,6 +329,17 @@ def _progress(items: Iterable[Item], total: int, what: str) -> Iterable[Item]:
 def _speaking_to(config: StoreConfig) -> Iterator[Any]:
     """A client of the store; whatever goes wrong becomes one error that says where and what next."""
     try:
+        yield _client(config)
+    except (ClientError, BotoCoreError, Boto3Error, ResponseParserError) as error:
+        cause = error.__context__ if isinstance(error, Boto3Error) else error
+        code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else type(cause).__name__
+        raise InputError(
+            f"the store refuses or does not answer: {error}", where=config.url, next_step=_advice(code)
+        ) from error
+
+
+def _client(config: StoreConfig) -> Any:
+    try:
         # a session of its own: the default one keeps the keys of its first use
         client = boto3.session.Session().client(
             "s3",
@@ -342,15 +353,13 @@ def _speaking_to(config: StoreConfig) -> Iterator[Any]:
                 response_checksum_validation="when_required",
             ),
         )
-        # botocore waits for ever where the server goes away amid its "100 Continue"
-        client.meta.events.unregister("before-call.s3", add_expect_header)
-        yield client
-    except (ClientError, BotoCoreError, Boto3Error, ResponseParserError) as error:
-        cause = error.__context__ if isinstance(error, Boto3Error) else error
-        code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else type(cause).__name__
+    except ValueError as error:
         raise InputError(
-            f"the store refuses or does not answer: {error}", where=config.url, next_step=_advice(code)
+            str(error), where="AWS_ENDPOINT_URL", expected="http://... or https://..."
         ) from error
+    # botocore waits for ever where the server goes away amid its "100 Continue"
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client
 
 
 def _advice(code: str) -> str:

@@ -35,7 +35,6 @@ U8 = NDArray[np.uint8]
 
 # images in a split that the benchmark does not use: enough to be mistaken for the right one
 UNUSED = 3
-MOSAIC_PX = 768
 CAR = len(Material)  # its place in the label tables below
 RGB, IRRG = (0, 1, 2), (3, 0, 1)
 # grass, field, soil, tree, water, road, paved, roof, rubble, car

@@ -315,11 +315,6 @@ class CrossEarth(nn.Module):
         """The parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """The state without a frozen backbone."""
-        frozen = "backbone." if self.config.frozen_backbone else ()
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen)}
-
 
 def build(config: NetworkConfig) -> CrossEarth:
     """The network of a config, randomly initialised."""

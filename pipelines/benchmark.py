@@ -11,8 +11,10 @@ from kfp.dsl.graph_component import GraphComponent
 
 from crossearth.components import kfp_components as steps
 from crossearth.components.params import Params, load_params
+from crossearth.components.step_configs import check
 from crossearth.data.catalog import load_catalog
 from crossearth.data.config import load_config, read_yaml
+from crossearth.data.errors import InputError
 from crossearth.pipelines.resources import Values, place
 
 
@@ -40,6 +42,8 @@ def read_inputs(params_file: Path, catalogs: Sequence[Path] = (), preset: str | 
     Raises:
         InputError: whatever is wrong in them.
     """
+    if not params_file.exists():
+        raise InputError("no such file", where=params_file, next_step="give the numbers with --params FILE")
     params = load_params(params_file)
     paths = [*params.catalogs, *catalogs]
     plain = {**read_yaml(params_file), "catalogs": []}
@@ -47,6 +51,7 @@ def read_inputs(params_file: Path, catalogs: Sequence[Path] = (), preset: str | 
         plain["preset"] = preset
         params = load_config(Params, plain, params_file)
     catalog = load_catalog(paths)
+    check(params, catalog)
     contents = [read_yaml(path) for path in paths]
     # on one line: Kubeflow's compiler repeats defaults in a comment of one line
     return Inputs(list(catalog.recipes()), json.dumps(plain), json.dumps(contents))

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 from kfp import local
 
+from crossearth.components.terminal import data_dir
 from crossearth.components.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.data.errors import InputError
 from crossearth.pipelines.benchmark import Inputs
@@ -75,7 +76,7 @@ def run_local(
     # two steps at a time have a thread a core each: one that waits leaves its core to the other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # the user's own data lie where they lie for dvc, not below the workspace
-    os.environ["CROSSEARTH_DATA"] = str(Path(os.environ.get("CROSSEARTH_DATA", "datasets")).resolve())
+    os.environ["CROSSEARTH_DATA"] = str(data_dir().resolve())
     with _runner(workspace, docker) as runner, warnings.catch_warnings():
         try:
             workspace.mkdir(parents=True, exist_ok=True)

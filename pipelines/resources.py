@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kfp import dsl, kubernetes
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from crossearth.components.train_job import SECRETS
 from crossearth.data.config import load_config, nearest, read_yaml
@@ -71,18 +72,16 @@ class Resources:
 
     cpu: str = "2"
     memory: str = "4Gi"
-    gpus: int = 0
+    gpus: NonNegativeInt = 0
     gpu_type: str = "nvidia.com/gpu"
     shm: str | None = None
-    timeout_s: int | None = None
+    timeout_s: PositiveInt | None = None
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("cpu", "memory", "shm"):
             _check_quantity(name, getattr(self, name))
-        if self.gpus < 0:
-            raise InputError(f"gpus: {self.gpus} is negative")
 
 
 @dataclass(frozen=True)
@@ -117,20 +116,20 @@ class Secret:
 class Retry:
     """Further tries of the steps that use the network, with growing pauses."""
 
-    attempts: int = 3
-    backoff_s: int = 15
-    factor: float = 2.0
-    max_backoff_s: int = 600
+    attempts: NonNegativeInt = 3
+    backoff_s: PositiveInt = 15
+    factor: PositiveFloat = 2.0
+    max_backoff_s: PositiveInt = 600
 
 
 @dataclass(frozen=True)
 class Parallel:
     """How many iterations of a loop run at the same time."""
 
-    ingest: int = 4
-    stylize: int = 4
-    recipes: int = 4
-    predict: int = 4
+    ingest: PositiveInt = 4
+    stylize: PositiveInt = 4
+    recipes: PositiveInt = 4
+    predict: PositiveInt = 4
 
 
 @dataclass(frozen=True)
@@ -145,15 +144,11 @@ class Trainer:
         timeout_s: seconds after which a TrainJob that has not ended is stopped.
     """
 
-    nodes: int = 1
+    nodes: PositiveInt = 1
     runtime: str = "torch-distributed"
     namespace: str | None = None
-    schedule_timeout_s: int = 1800
-    timeout_s: int = 7 * 24 * 3600
-
-    def __post_init__(self) -> None:
-        if self.nodes < 1:
-            raise InputError(f"trainer.nodes: {self.nodes} is less than 1")
+    schedule_timeout_s: PositiveInt = 1800
+    timeout_s: PositiveInt = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)

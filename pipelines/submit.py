@@ -6,9 +6,10 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from kfp.client import Client
@@ -93,26 +94,27 @@ def _look_at(host: str, token: str, cookie: str) -> None:
         headers["Authorization"] = f"Bearer {token}"
     if cookie:
         headers["Cookie"] = cookie
-    # http or https, looked at above
-    request = Request(host.rstrip("/") + HEALTH, headers=headers)  # noqa: S310
     try:
+        # http or https, looked at above
+        request = Request(host.rstrip("/") + HEALTH, headers=headers)  # noqa: S310
         with build_opener(_NoRedirect).open(request, timeout=10) as answer:
-            if "json" not in answer.headers.get("Content-Type", ""):
-                raise InputError(
-                    "answers, but not as Kubeflow Pipelines does",
-                    where=host,
-                    next_step=f"look at the address; {LOGIN}",
-                )
+            kind = answer.headers.get("Content-Type", "")
     except HTTPError as error:
         if error.code in (301, 302, 303, 307, 308, 401, 403):
             raise InputError(f"wants a login (HTTP {error.code})", where=host, next_step=LOGIN) from error
         raise InputError(f"answers HTTP {error.code}", where=host, next_step="look at the address") from error
-    except (URLError, OSError) as error:
+    except (OSError, HTTPException, ValueError) as error:  # the last two: no port, no host, a space
         raise InputError(
             f"does not answer: {getattr(error, 'reason', error)}",
             where=host,
             next_step="look at the address, or kubectl port-forward svc/ml-pipeline 8888:8888",
         ) from error
+    if "json" not in kind:
+        raise InputError(
+            "answers, but not as Kubeflow Pipelines does",
+            where=host,
+            next_step=f"look at the address; {LOGIN}",
+        )
 
 
 def submit(

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
+from crossearth.data.catalog import load_catalog
 from crossearth.data.manifest import write_manifest
 from crossearth.data.tiles import describe
 
@@ -13,7 +14,6 @@ def write_domain(
     folder: Path,
     domain: str,
     class_set: str,
-    num_classes: int,
     tiles: int = 7,
     seed: int = 0,
     tile_px: int = 64,
@@ -27,6 +27,8 @@ def write_domain(
         ignore: whether no pixel has a label.
         absent: how many of the last classes no pixel has.
     """
+    classes = load_catalog().class_sets[class_set].classes
+    num_classes = len(classes)
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(tiles):
@@ -72,4 +74,4 @@ def write_domain(
                 **describe(image_3HW, label_HW, None, num_classes),
             }
         )
-    write_manifest(folder, domain, split, class_set, "synthetic", rows)
+    write_manifest(folder, domain, split, classes, "synthetic", rows)

@@ -54,4 +54,4 @@ def draw_domain(
                     "bands": ["near infrared", "red", "green"],
                 }
             )
-    return write_manifest(root, root.name, split, "binary", "own", rows)
+    return write_manifest(root, root.name, split, ("background", "road"), "own", rows)

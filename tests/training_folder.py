@@ -33,7 +33,7 @@ def write_folder(folder: Path, **changes: Any) -> None:
     """Writes the domain, where it is not there, and params.yaml."""
     domain = load_catalog().domain_dir(folder / "artifacts/domains", RECIPE)
     if not domain.is_dir():
-        write_domain(domain, RECIPE, "loveda", 7, split="train")
+        write_domain(domain, RECIPE, "loveda", split="train")
     preset = {"train": NUMBERS | changes}
     (folder / "params.yaml").write_text(yaml.safe_dump({"preset": "test", "presets": {"test": preset}}))
 

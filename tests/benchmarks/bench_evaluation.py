@@ -25,7 +25,7 @@ runs = count()
 def target(tiles: int, tile_px: int) -> Manifest:
     folder = scratch(f"target-{tiles}-{tile_px}")
     if not folder.exists():
-        write_domain(folder, "target", "loveda", NUM_CLASSES, tiles=tiles, tile_px=tile_px)
+        write_domain(folder, "target", "loveda", tiles=tiles, tile_px=tile_px)
     return read_manifest(folder, "test")
 
 

@@ -36,7 +36,7 @@ def tiles(tile_px: int) -> Manifest:
     """The recipe's source, drawn."""
     folder = load_catalog().domain_dir(scratch(f"tiles-{tile_px}"), RECIPE)
     if not folder.exists():
-        write_domain(folder, RECIPE, "loveda", 7, tiles=12, tile_px=tile_px, split="train")
+        write_domain(folder, RECIPE, "loveda", tiles=12, tile_px=tile_px, split="train")
     return read_manifest(folder, "train")
 
 

@@ -1,6 +1,5 @@
 """The report in a real Chromium: it draws, sorts and filters, asks nobody, fits a phone and prints."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from crossearth.components import report as step
 from crossearth.components.report import ReportConfig, report
 from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
+from crossearth.data.files import write_sealed
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -43,13 +43,13 @@ def styles_and_validation(folder: Path) -> None:
     rng = np.random.default_rng(0)
     summary = {"count": 90, "engine": "spectral", "dim": 40, "shrinkage": 0.1}
     digests = {"corpus_digest": "c" * 64, "styles_digest": "d" * 64}
-    (folder / "styles" / "summary.json").write_text(json.dumps(summary | digests))
+    write_sealed(folder / "styles" / "summary.json", summary | digests)
     setting = {"covered_before": 0.2, "covered_after": 0.8, "distance_before": 9.0, "distance_after": 3.0}
     scatter = {
         name: rng.normal(size=(30, 2)).tolist() for name in ("Earth samples", "a (source)", "b (target)")
     }
     coverage = {"components": 9, "alpha": 0.1, "settings": {"P(i)2V": setting}, "scatter": scatter}
-    (folder / "styles" / "coverage.json").write_text(json.dumps(coverage))
+    write_sealed(folder / "styles" / "coverage.json", coverage)
     Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(folder / "styles" / "sheet.png")
     checks = [
         {"domain": "potsdam-rgb", "expectation": "no tile in two splits", "found": "3", "passed": False}
@@ -63,7 +63,7 @@ def styles_and_validation(folder: Path) -> None:
     found = {"potsdam-rgb": domain | {"equal_tiles_across_splits": 0, "alike_tiles_across_splits": 1}}
     (folder / "validation" / "docs").mkdir(parents=True)
     (folder / "validation" / "docs" / "potsdam.html").write_text("<title>Data Docs</title>")
-    (folder / "validation" / "summary.json").write_text(json.dumps(found))
+    write_sealed(folder / "validation" / "summary.json", {"domains": found})
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def rows(change: Callable[[list[dict[str, Any]]], object], forged: bool = False)
         written = read_manifest(folder / DOMAIN, "train")
         change(written.rows)
         if forged:
-            write_manifest(path.parent, NAME, "train", "road", "own", written.rows)
+            write_manifest(path.parent, NAME, "train", written.classes, "own", written.rows)
         else:
             pq.write_table(pa.Table.from_pylist(written.rows, written.table.schema), path)
 
@@ -201,6 +202,7 @@ def image(value: int = 50, bands: int = 3, side: int = 64, dtype: Any = np.uint8
 SETTINGS, INGEST = "settings --catalog catalog.yaml", f"ingest {NAME} --catalog catalog.yaml"
 LOVEDA = "artifacts/archives/loveda"
 TILE = f"{DOMAIN}/{{}}"
+LIST = "pipeline list --host"
 VALUES = "pipeline compile training -o out.yaml --values values.yaml"
 
 CASES = {
@@ -278,6 +280,23 @@ CASES = {
     ),
     "params: unknown step": Case(
         text("params.yaml", "preset: a\npresets: {a: {trian: {}}}"), TRAINING, ("'trian'", "'train'")
+    ),
+    "params: numbers of a recipe that are none": Case(
+        text("params.yaml", "preset: a\npresets: {a: {recipes: {town: 5}}}"), TRAINING, ("recipes.town", "5")
+    ),
+    "params: numbers of an unknown recipe": Case(
+        text("params.yaml", "preset: a\npresets: {a: {recipes: {potsdam-rbg: {lr: 0.1}}}}"),
+        "plan",
+        ("'potsdam-rbg'", "'potsdam-rgb'"),
+    ),
+    "params: a date where a number should be": Case(
+        numbers(lr=date(2026, 1, 1)), "pipeline compile benchmark -o out.yaml", ("presets.mine.train", "lr")
+    ),
+    "params: a wrong number of a later step": Case(
+        text("params.yaml", "preset: a\npresets: {a: {report: {worst_tiles: -1}}}"), "plan", ("worst_tiles",)
+    ),
+    "params: none for a pipeline": Case(
+        removed("params.yaml"), "pipeline compile benchmark -o out.yaml", ("params.yaml", "--params")
     ),
     "params: unknown key": Case(numbers(iteration=3), TRAINING, ("'iteration'", "'iterations'")),
     "params: no iterations": Case(numbers(iterations=0), TRAINING, ("iterations", "0")),
@@ -489,6 +508,16 @@ CASES = {
         raster(SCENE, image(dtype=np.float64)), PREDICT, (SCENE, "float64")
     ),
     "scene: range upside down": Case(nothing, f"{PREDICT} --value-range 9,1", ("rising",)),
+    "scene: range without an end": Case(nothing, f"{PREDICT} --value-range 0,inf", ("inf", "finite")),
+    "scene: a file where the map's folder should be": Case(
+        nothing, f"predict {SCENE} --model {MODEL} --out {SCENE}/map.tif", (SCENE, "a file lies where")
+    ),
+    "scene: a folder where the preview should be": Case(
+        several(text("map.png/x", ""), removed("map.png/x")), PREDICT, ("map.png", "a folder where a file")
+    ),
+    "scene: a name too long": Case(
+        nothing, f"predict {SCENE} --model {MODEL} --out {'m' * 300}.tif", ("mmm", "shorter")
+    ),
     "scene: folder without scenes": Case(
         nothing, f"predict masks/none --model {MODEL} --out maps", ("masks/none",)
     ),
@@ -517,6 +546,12 @@ CASES = {
         TRAINING,
         ("earth.safetensors",),
     ),
+    "styles: an image that is none": Case(
+        text("bad.tif", "no image"), "styles show bad.tif", ("bad.tif", "unreadable: not recognized")
+    ),
+    "styles: a folder where the sheet should be": Case(
+        nothing, "styles show images/scene_0.tif --out masks", ("masks", "a folder where a file")
+    ),
     "stylize: unknown domain": Case(nothing, "stylize twon --catalog catalog.yaml", ("twon", "'town'")),
     # results
     "report: no results": Case(nothing, "report", ("scores",)),
@@ -526,6 +561,11 @@ CASES = {
     "evaluate: no model": Case(nothing, f"evaluate {NAME} --catalog catalog.yaml", ("models/town",)),
     "register: nothing trained": Case(nothing, f"register {NAME} --catalog catalog.yaml", (NAME,)),
     "rollback: nothing registered": Case(nothing, f"rollback {NAME} --catalog catalog.yaml", (NAME,)),
+    "register: a slash in the prefix": Case(
+        text("params.yaml", "preset: a\npresets: {a: {register: {prefix: a/b}}}"),
+        f"register {NAME} --catalog catalog.yaml",
+        ("prefix", "a/b"),
+    ),
     "push: no address": Case(nothing, f"push {NAME} --catalog catalog.yaml --store /mnt", ("s3://",)),
     # pipelines
     "pipeline: unknown": Case(nothing, "pipeline compile trianing -o out.yaml", ("trianing", "training")),
@@ -536,6 +576,22 @@ CASES = {
     ),
     "pipeline: unknown step": Case(
         text("values.yaml", "image: a\nsteps: {trian: {cpu: '1'}}"), VALUES, ("'trian'", "'train'")
+    ),
+    "pipeline: fewer than no retries": Case(
+        text("values.yaml", "image: a\nretry: {attempts: -1}"), VALUES, ("retry.attempts", "-1")
+    ),
+    "pipeline: nothing side by side": Case(
+        text("values.yaml", "image: a\nparallel: {recipes: 0}"), VALUES, ("parallel.recipes", "0")
+    ),
+    "pipeline: a folder of the YAML's name": Case(
+        nothing, "pipeline compile training -o images", ("images", "a folder where a file")
+    ),
+    "pipeline: a port in words": Case(nothing, f"{LIST} http://x:port", ("http://x:port", "nonnumeric port")),
+    "pipeline: a host with a gap": Case(nothing, f"{LIST} http://", ("http://", "no host")),
+    "ingest: a file named artifacts": Case(
+        several(removed("artifacts"), text("artifacts", "")),
+        f"ingest {NAME} --catalog catalog.yaml",
+        ("artifacts/domains", "Not a directory"),
     ),
     "pipeline: unknown recipe": Case(nothing, "pipeline run training --recipe twon", ("twon",)),
     "pipeline: a parameter without a value": Case(

@@ -98,7 +98,7 @@ def test_a_converted_model_is_scored_registered_and_fetched(
     config = settings(recorded, backbones_dir=recorded / "backbones")
     model = convert(recorded / "potsdam-source.pth", recorded / "model", config, catalog.class_sets["isprs"])
     for target in {setting.target for setting in recipe.settings}:
-        write_domain(catalog.domain_dir(recorded / "domains", target), target, "isprs", 6, tiles=2)
+        write_domain(catalog.domain_dir(recorded / "domains", target), target, "isprs", tiles=2)
     scores = evaluate(recipe, catalog, recorded / "domains", model, recorded / "scores" / recipe.name)
     result = read_results(scores)
     assert (result.selection, result.seed, len(result.settings)) == ("released", None, 3)

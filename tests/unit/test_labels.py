@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
-from crossearth.data.labels import IGNORE, LabelSpec, parse_labels, remap_ids
+from crossearth.data.labels import IGNORE, LabelSpec, parse_labels, remap_table
 
 CATALOG = load_catalog()
 LABELLED = [domain for domain in CATALOG.domains.values() if domain.labels]
@@ -109,7 +109,7 @@ def test_potsdam_becomes_the_five_classes_shared_with_rescuenet() -> None:
     remap = CATALOG.remap("isprs", "rescue")
     assert remap == (0, 1, 2, 2, 3, 4)
     ids = np.array([[0, 1, 2, 3, 4, 5, IGNORE]], np.uint8)
-    assert remap_ids(ids, remap).tolist() == [[0, 1, 2, 2, 3, 4, IGNORE]]
+    assert remap_table(remap)[ids].tolist() == [[0, 1, 2, 2, 3, 4, IGNORE]]
 
 
 @pytest.mark.parametrize("name", CATALOG.class_sets)

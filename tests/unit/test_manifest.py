@@ -39,12 +39,13 @@ ROWS = [row(f"area{number}", left) for number in (10, 2, 1) for left in (8, 0)]
 
 
 def write(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Any:
-    return write_manifest(folder, "town", "train", "road", "own", rows)
+    return write_manifest(folder, "town", "train", ("background", "road"), "own", rows)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     written, found = write(tmp_path), read_manifest(tmp_path, "train")
-    assert (found.root, found.domain, found.split, found.class_set) == (tmp_path, "town", "train", "road")
+    assert (found.root, found.domain, found.split) == (tmp_path, "town", "train")
+    assert found.classes == ("background", "road")
     assert found.provenance == "own"
     assert found.digest == written.digest
     assert len(found) == 6

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from domain_factory import write_domain
 from torch import Tensor
 
 from crossearth.components import train as step
-from crossearth.components import training_loop, training_setup, training_state
+from crossearth.components import training_loop, training_state
 from crossearth.components.interrupts import EXIT_CODES
 from crossearth.components.train import train
 from crossearth.components.training_loop import Training
@@ -81,7 +80,7 @@ def recipe(catalog: Catalog) -> Recipe:
 def work(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
     """The source domain, and Earth statistics."""
     folder = tmp_path_factory.mktemp("work")
-    write_domain(catalog.domain_dir(folder / "domains", RECIPE), RECIPE, "loveda", 7, split="train")
+    write_domain(catalog.domain_dir(folder / "domains", RECIPE), RECIPE, "loveda", split="train")
     engine = style_engine("spectral")
     generator = torch.Generator().manual_seed(9)
     mean = engine.embed(torch.rand(1, 3, 64, 64, generator=generator) * 255)[0]
@@ -283,12 +282,12 @@ def test_another_meaning_of_the_labels_is_another_training(
     assert read_meta(run(iterations=1))["input_hash"] != first
 
 
-def test_tiles_of_another_class_set_are_refused(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = training_setup.read_manifest
-    monkeypatch.setattr(
-        training_setup, "read_manifest", lambda *given: replace(read(*given), class_set="isprs")
-    )
-    with pytest.raises(InputError, match=r"(?s)ingested with class set 'isprs'.*'loveda'.*ingest"):
+def test_tiles_whose_classes_had_another_order_are_refused(
+    run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes_of = Catalog.classes_of
+    monkeypatch.setattr(Catalog, "classes_of", lambda *given: classes_of(*given)[::-1])
+    with pytest.raises(InputError, match=r"(?s)ingested with the classes background, building.*ingest"):
         run()
 
 
@@ -395,7 +394,7 @@ def test_wrong_numbers_are_refused_and_leave_nothing(
 def test_a_class_that_never_occurs_is_refused_unless_allowed(
     catalog: Catalog, recipe: Recipe, work: Path, tmp_path: Path, run: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_domain(catalog.domain_dir(tmp_path / "few", RECIPE), RECIPE, "loveda", 7, split="train", absent=2)
+    write_domain(catalog.domain_dir(tmp_path / "few", RECIPE), RECIPE, "loveda", split="train", absent=2)
     styles = work / "earth.safetensors"
 
     def fit(**changes: Any) -> Path:

@@ -33,7 +33,7 @@ def rewrite(folder: Path, split: str, change: Callable[[dict[str, Any]], dict[st
     """Changes rows of a manifest."""
     root = folder / "domains" / NAME
     rows = [change(row) for row in read_manifest(root, split).rows]
-    write_manifest(root, NAME, split, "road", "own", [row for row in rows if row])
+    write_manifest(root, NAME, split, ("background", "road"), "own", [row for row in rows if row])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_sound_domain_passes_and_its_digests_are_written(town: Path) -> None:
     known = catalog(town)
     out = validate(known, town / "domains", town / "validation", ValidateConfig())
     train, test = (read_manifest(town / "domains" / NAME, split) for split in ("train", "test"))
-    summary = json.loads((out / "summary.json").read_text())[NAME]
+    summary = json.loads((out / "summary.json").read_text())["domains"][NAME]
     assert summary["splits"]["test"] == {"tiles": len(test), "digest": test.digest}
     assert summary["provenance"] == "own"
     assert summary["checks"] and all(check["passed"] for check in summary["checks"])
@@ -118,7 +118,7 @@ def test_what_is_wrong_stops_with_a_table(case: str, town: Path) -> None:
     assert (town / "validation" / "docs" / "index.html").is_file()
     failed = [
         c
-        for c in json.loads((town / "validation" / "summary.json").read_text())[NAME]["checks"]
+        for c in json.loads((town / "validation" / "summary.json").read_text())["domains"][NAME]["checks"]
         if not c["passed"]
     ]
     assert words in [check["expectation"][: len(words)] for check in failed]
@@ -130,7 +130,7 @@ def test_a_copy_in_the_other_split_is_found_by_its_pixels(tmp_path: Path) -> Non
     known = ingested(tmp_path)
     with pytest.raises(InputError, match="no tile with a twin of equal pixels"):
         validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig())
-    summary = json.loads((tmp_path / "validation" / "summary.json").read_text())[NAME]
+    summary = json.loads((tmp_path / "validation" / "summary.json").read_text())["domains"][NAME]
     assert summary["equal_tiles_across_splits"] == 4
     assert {"train": "scene_0_0_0_48_48", "test": "scene_7_0_0_48_48", "bits": -1} in summary["pairs"]
 
@@ -154,7 +154,7 @@ def test_a_recompressed_copy_in_the_other_split_is_reported(tmp_path: Path) -> N
     save(tmp_path / "images" / "scene_7.tif", jpeg(image))
     known = ingested(tmp_path, tile={"px": 128, "rule": "whole"})
     out = validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig())
-    summary = json.loads((out / "summary.json").read_text())[NAME]
+    summary = json.loads((out / "summary.json").read_text())["domains"][NAME]
     assert (summary["equal_tiles_across_splits"], summary["alike_tiles_across_splits"]) == (0, 1)
     assert summary["pairs"][0]["train"] == "scene_0"
     assert summary["pairs"][0]["test"] == "scene_7"
@@ -180,7 +180,7 @@ def test_a_domain_without_labels_is_validated_too(tmp_path: Path) -> None:
     own_domain(tmp_path)
     known = ingested(tmp_path, masks=None, labels=None, class_set=None)
     out = validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig(), [NAME])
-    assert json.loads((out / "summary.json").read_text())[NAME]["splits"]["train"]["tiles"] == 24
+    assert json.loads((out / "summary.json").read_text())["domains"][NAME]["splits"]["train"]["tiles"] == 24
 
 
 def test_counts_and_sizes_are_those_of_the_publisher(town: Path) -> None:
