@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from crossearth.components.predictions import picture_strip, prediction_writer
-from crossearth.components.processes import choose_device, join_processes
+from crossearth.components.processes import Processes, choose_device, join_processes
 from crossearth.components.results import (
     DETAILS,
     Panel,
@@ -31,6 +31,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, code_version, digest
 from crossearth.data.manifest import Manifest, read_domain
 from crossearth.model.checkpoint import load, read_meta
+from crossearth.model.crossearth import CrossEarth
 
 PUBLISHED_METHOD = "CrossEarth"
 
@@ -96,14 +97,8 @@ def evaluate(
             are gone or changed (listed); a target without a labelled pixel.
     """
     config, out_dir = config or EvaluateConfig(), Path(out_dir)
-    meta = read_meta(model_dir)
     class_set = catalog.class_sets[recipe.class_set]
-    if tuple(meta["classes"]) != class_set.classes:
-        raise InputError(
-            f"a model of the classes {', '.join(meta['classes'])}",
-            where=model_dir,
-            expected=f"class set {class_set.name} of recipe {recipe.name}: {', '.join(class_set.classes)}",
-        )
+    meta = _meta(model_dir, recipe, class_set)
     targets = {
         setting.target: _target(catalog, recipe, domains_dir, setting.target, meta, config)
         for setting in recipe.settings
@@ -118,33 +113,31 @@ def evaluate(
             if target.key not in done:
                 done.add(target.key)
                 model = model or load(model_dir, device=choose_device(config.device))
-                save = prediction_writer(out_dir, target.manifest, class_set, config.predictions)
-                scores = score_target(
-                    model,
-                    target.manifest,
-                    target.remap,
-                    class_set.headline,
-                    processes,
-                    batch_size=config.batch_size,
-                    readers=config.readers,
-                    num_pictures=config.panels,
-                    on_prediction=save,
-                )
+                scores = _score(model, target, class_set, config, out_dir, processes)
                 if processes.is_first:
                     scored[target.key] = _keep(out_dir, setting, target, scores, class_set)
             if processes.is_first:
-                named = [
-                    _name(
-                        scored[targets[each.target].key], each, catalog, meta, targets[each.target].manifest
-                    )
+                named = tuple(
+                    _name(scored[of.key], each, catalog, meta, of.manifest)
                     for each in recipe.settings
-                    if targets[each.target].key in scored
-                ]
-                result = replace(result, settings=tuple(named))
+                    if (of := targets[each.target]).key in scored
+                )
+                result = replace(result, settings=named)
                 write_results(result)
         if processes.is_first:
             _track(result, meta)
     return out_dir
+
+
+def _meta(model_dir: Path, recipe: Recipe, class_set: ClassSet) -> dict[str, Any]:
+    meta = read_meta(model_dir)
+    if tuple(meta["classes"]) != class_set.classes:
+        raise InputError(
+            f"a model of the classes {', '.join(meta['classes'])}",
+            where=model_dir,
+            expected=f"class set {class_set.name} of recipe {recipe.name}: {', '.join(class_set.classes)}",
+        )
+    return meta
 
 
 def _target(
@@ -208,6 +201,27 @@ def _scored_before(out_dir: Path) -> dict[str, SettingResult]:
     except InputError:
         return {}
     return {each.key: each for each in before.settings if (out_dir / tile_file(each.target)).is_file()}
+
+
+def _score(
+    model: CrossEarth,
+    target: Target,
+    class_set: ClassSet,
+    config: EvaluateConfig,
+    out_dir: Path,
+    processes: Processes,
+) -> TargetScores:
+    return score_target(
+        model,
+        target.manifest,
+        target.remap,
+        class_set.headline,
+        processes,
+        batch_size=config.batch_size,
+        readers=config.readers,
+        num_pictures=config.panels,
+        on_prediction=prediction_writer(out_dir, target.manifest, class_set, config.predictions),
+    )
 
 
 def _keep(

@@ -50,13 +50,16 @@ class Move:
 @contextmanager
 def _reaching() -> Iterator[None]:
     """Turns "the server is away" into a message for the user."""
-    import requests
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
+    away = (RequestException, ConnectionError, SQLAlchemyError, _mlflow_exception())
+    no_address = (ValueError, ImportError)
     try:
         yield
     except InputError:
         raise
-    except (requests.RequestException, ConnectionError, ImportError, _mlflow_exception()) as error:
+    except (*away, *no_address) as error:
         raise InputError(
             f"the model registry does not answer: {_first_line(error)}",
             where=tracking_uri(),

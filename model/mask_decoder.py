@@ -145,7 +145,11 @@ class MaskDecoder(nn.Module):
 
 
 def semantic_logits(prediction: Prediction, size: Size) -> Tensor:
-    """Class scores per pixel (B, K, *size) float32: sum over queries of p(class) p(mask), not normalised."""
+    """Class scores per pixel: sum over queries of p(class) p(mask), not normalised.
+
+    Returns:
+        (B, K, *size), float32, under autocast its type.
+    """
     class_BQK = prediction.class_logits.float().softmax(dim=-1)[..., :-1]
     mask_BQHW = F.interpolate(
         prediction.mask_logits.float(), size=size, mode="bilinear", align_corners=False

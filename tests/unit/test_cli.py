@@ -66,3 +66,23 @@ def test_an_unknown_key_in_params_exits_2(tmp_path: Path) -> None:
     done = crossearth("train", "potsdam-rgb", cwd=tmp_path)
     assert done.returncode == 2
     assert "'iteration'" in done.stderr and "'iterations'" in done.stderr
+
+
+OWN = """
+domains:
+  town: {class_set: road, images: images, masks: masks, labels: {0: background, 1: road}}
+settings:
+  T2T: {source: town, target: town, gap: in-domain}
+"""
+
+
+@pytest.mark.parametrize(("command", "named"), [("settings", "T2T"), ("domains", "town")])
+def test_the_catalogs_of_params_are_shown_also_where_they_are_named_twice(
+    command: str, named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(OWN)
+    (tmp_path / "params.yaml").write_text("preset: a\npresets: {a: {}}\ncatalogs: [own.yaml]\n")
+    for again in ((), ("--catalog", str(tmp_path / "own.yaml"))):
+        done = crossearth(command, "--json", *again, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert named in done.stdout

@@ -295,6 +295,13 @@ def test_a_folder_of_scenes_and_several_scenes(tmp_path: Path, model: Path) -> N
     assert {path.suffix for path in out.iterdir()} == {".tif", ".xml", ".png", ".json"}
 
 
+def test_a_folder_may_be_called_as_a_map(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(64, 64))
+    out = tmp_path / "maps.tif"
+    out.mkdir()
+    assert predict([scene], model, out, FLOAT32) == [out / "scene.tif"]
+
+
 def test_equal_input_gives_equal_bytes(tmp_path: Path, model: Path) -> None:
     scene = write(tmp_path / "scene.tif", pixels(100, 120))
     for name in ("one", "two"):

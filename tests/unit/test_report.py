@@ -213,6 +213,20 @@ def test_no_results_and_damaged_results_are_named(catalog: Catalog, tmp_path: Pa
     assert not (tmp_path / "report").exists()
 
 
+def test_what_another_program_left_for_the_report_is_named(
+    catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    write_fake_results(tmp_path / "scores" / "a", catalog, catalog.recipe("whu-aerial"))
+    (tmp_path / "styles").mkdir()
+    for content in ('{"count": 3}', "[]"):
+        (tmp_path / "styles" / "summary.json").write_text(content)
+        with pytest.raises(InputError, match=r"summary\.json: it was changed"):
+            report(
+                [tmp_path / "scores"], catalog, tmp_path / "report", CONFIG, styles_dir=tmp_path / "styles"
+            )
+    assert not (tmp_path / "report").exists()
+
+
 def test_too_few_replicates_are_refused() -> None:
     with pytest.raises(InputError, match="replicates"):
         ReportConfig(replicates=10)

@@ -1,5 +1,6 @@
 """A secret planted wherever secrets are kept is in no byte that the commands print or write."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def test_no_byte_of_it_comes_out(
     assert CANARY not in said
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+
+
+CRASHES = {
+    "a step": "from crossearth.components.workspace import step\nwith step('.', 'train'): ",
+    "the command line": "import sys; from crossearth.components import cli\n"
+    "cli.app.command('crash')(lambda: fail())\nsys.argv[1:] = ['crash']\ncli.main()",
+}
+
+
+@pytest.mark.parametrize("where", CRASHES)
+def test_a_traceback_shows_an_address_without_its_password(where: str, tmp_path: Path) -> None:
+    fail = f"def fail(): raise RuntimeError('no answer of {NOBODY}/api')\n"
+    call = "fail()" if where == "a step" else ""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{fail}{CRASHES[where]}{call}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "http://***@127.0.0.1:9/api" in done.stderr
+    assert CANARY not in done.stderr
 
 
 def test_an_error_shows_an_address_without_its_password() -> None:
