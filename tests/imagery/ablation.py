@@ -3,9 +3,9 @@
     python tests/imagery/ablation.py FOLDER [--regime scratch] [--jobs 2]
 
 The catalog is the README's, and so are the numbers but for those below; the regime `zoom` is `scratch` with
-the method's own zoom of 0.5 to 2, for the baseline and the whole method. What FOLDER holds already is not trained
-again, so a stopped call goes on; a training takes one thread. Prints the tables of what is there: road IoU in
-per cent, mean and standard deviation over seeds.
+the method's own zoom of 0.5 to 2, for the baseline and the whole method. What FOLDER holds already is not
+trained again, so a stopped call goes on; a training takes one thread. Prints the tables of what is there:
+road IoU in per cent, mean and standard deviation over seeds.
 """
 
 import argparse
