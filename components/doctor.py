@@ -22,7 +22,7 @@ MIN_FREE_DISK_GIB = 5
 MIN_SHM_GIB = 1
 # what MLflow takes besides a server's address
 LOCAL_STORES = ("", "file")
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql", "databricks")
 NO_SERVER = "start the server, or unset MLFLOW_TRACKING_URI to use the local store"
 
 

@@ -11,7 +11,6 @@ from kfp.dsl.graph_component import GraphComponent
 
 from crossearth.components import kfp_components as steps
 from crossearth.components.params import Params, load_params
-from crossearth.components.step_configs import check
 from crossearth.data.catalog import load_catalog
 from crossearth.data.config import load_config, read_yaml
 from crossearth.data.errors import InputError
@@ -42,10 +41,12 @@ def read_inputs(params_file: Path, catalogs: Sequence[Path] = (), preset: str | 
     Raises:
         InputError: whatever is wrong in them.
     """
+    from crossearth.components.step_configs import check  # brings torch, which lists of runs do without
+
     if not params_file.exists():
         raise InputError("no such file", where=params_file, next_step="give the numbers with --params FILE")
     params = load_params(params_file)
-    paths = [*params.catalogs, *catalogs]
+    paths = list({path.resolve(): path for path in (*params.catalogs, *catalogs)}.values())
     plain = {**read_yaml(params_file), "catalogs": []}
     if preset:
         plain["preset"] = preset

@@ -312,14 +312,14 @@ def test_many_nodes_become_a_train_job_with_the_same_resources(tmp_path: Path, v
         ("image: x\nworkspce: {}", "workspace"),
         ("image: x\nsteps: {trian: {gpus: 1}}", "'train'"),
         ("image: x\nsteps: {train: {gpu: 1}}", "gpus"),
-        ("image: x\nsteps: {train: {gpus: -1}}", "gpus"),
+        ("image: x\nsteps: {train: {gpus: -1}}", r"gpus: .*greater than or equal to 0, found -1"),
         ("image: x\nsteps: {train: {memory: lots}}", "quantity"),
         ("image: x\nsteps: {train: {tolerations: [{kee: a}]}}", "key"),
         ("image: x\nenvironment: {AWS_SECRET_ACCESS_KEY: abc}", "looks like a secret"),
         ("image: x\nenvironment: {DB_PASSWD: abc}", "looks like a secret"),
         ("image: x\nenvironment: {MLFLOW_TRACKING_URI: 'http://u:abc@h:5000'}", "looks like a secret"),
         ("image: x\nworkspace: {mount: workspace}", "not absolute"),
-        ("image: x\ntrainer: {nodes: 0}", "nodes"),
+        ("image: x\ntrainer: {nodes: 0}", r"trainer\.nodes: .*greater than 0, found 0"),
         ("image: x\nsecrets: {s3: {name: a}}", "env"),
         ("- a", "dictionary"),
         ("image: [", "not valid YAML"),
@@ -620,3 +620,13 @@ def test_resources_are_quantities() -> None:
     assert Resources(cpu="500m", memory="1.5Gi").cpu == "500m"
     with pytest.raises(InputError, match="shm"):
         Resources(shm="1 GB")
+
+
+def test_a_catalog_that_is_named_twice_travels_once(tmp_path: Path) -> None:
+    own = {"datasets": {"town": {"title": "Town"}}}
+    (tmp_path / "own.yaml").write_text(json.dumps(own))
+    params = {"preset": "a", "presets": {"a": {}}, "catalogs": [str(tmp_path / "own.yaml")]}
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    again = tmp_path / "town" / ".." / "own.yaml"
+    (tmp_path / "town").mkdir()
+    assert json.loads(read_inputs(tmp_path / "params.yaml", [again]).catalogs) == [own]
