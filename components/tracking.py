@@ -19,12 +19,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossearth.data.errors import without_credentials
+from crossearth.data.files import partial_dir
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -58,6 +60,8 @@ def connect(uri: str) -> "MlflowClient":
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     with _first_use(uri):
+        if uri.startswith(SQLITE):
+            _create_database(Path(uri.removeprefix(SQLITE)))
         return MlflowClient(uri)
 
 
@@ -313,17 +317,31 @@ def _first_use(uri: str) -> Iterator[None]:
         yield
 
 
+def _create_database(path: Path) -> None:
+    """Makes MLflow's tables aside: it never mends a file in which a killed process made some of them."""
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with partial_dir(path) as folder:
+        new = Path(mkdtemp(dir=folder)) / path.name  # another each time: MLflow keeps one engine per address
+        SqlAlchemyStore(f"{SQLITE}{new}", _artifacts_beside(path)).engine.dispose()
+        new.replace(path)
+
+
+def _artifacts_beside(database: Path) -> str:
+    """Where MLflow itself would take the folder that the process happens to run in."""
+    return (database.resolve().parent / "artifacts").as_uri()
+
+
 def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    # beside a SQLite file MLflow would put the artifacts into the folder that the process happens to run in
-    beside = Path(uri.removeprefix(SQLITE)).parent / "artifacts" if uri.startswith(SQLITE) else None
+    beside = _artifacts_beside(Path(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None
     # the kind decides which pages MLflow's UI opens with: runs and their charts, not traces of agents
     tags = {"mlflow.experimentKind": "custom_model_development"}
-    return str(
-        client.create_experiment(name, artifact_location=beside.as_uri() if beside else None, tags=tags)
-    )
+    return str(client.create_experiment(name, artifact_location=beside, tags=tags))
 
 
 def user_name() -> str:

@@ -65,11 +65,19 @@ def start(folder: Path, name: str) -> "subprocess.Popen[str]":
 
 
 def run_here(
-    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data: str = ".",
 ) -> tuple[int, str]:
-    """Exit code and standard error of a command, in this process: no second import of torch."""
+    """Exit code and standard error of a command, in this process: no second import of torch.
+
+    Args:
+        data: where the archives lie, relative to `folder`.
+    """
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("CROSSEARTH_DATA", str(folder))
+    monkeypatch.setenv("CROSSEARTH_DATA", data)
     monkeypatch.setattr(sys, "argv", ["crossearth", *command.split()])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -117,7 +125,7 @@ def run_undisturbed(folder: Path) -> dict[str, Undisturbed]:
     (folder / "catalog.yaml").write_text(yaml.safe_dump(catalog))
     preset = {"train": {**NUMBERS, "ablation": "rein"}}
     (folder / "params.yaml").write_text(yaml.safe_dump({"preset": "test", "presets": {"test": preset}}))
-    save(folder / "scene.tif", draw(99, side=700)[0])
+    save(folder / "scene.tif", draw(99, side=500)[0])
     steps = {}
     for name in STEPS:
         before = folder.parent / name

@@ -7,18 +7,20 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from own_domain import NAME
-from steps import STEPS, Undisturbed, finish, hidden, readable, start
-from training_folder import environment
+from steps import STEPS, Undisturbed, hidden, readable, run_here, start
 
 KILLS = int(os.environ.get("CROSSEARTH_KILLS", "3"))
+Run = Callable[[str], None]
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
+FROM_REGISTRY = f"predict scene.tif --model models:/crossearth-{NAME}@champion --out from.tif"
 
 
 @pytest.fixture(params=STEPS)
@@ -31,13 +33,21 @@ def folder(name: str, undisturbed: dict[str, Undisturbed], tmp_path: Path) -> Pa
     return Path(shutil.copytree(undisturbed[name].before, tmp_path / "user"))
 
 
-def is_registered(folder: Path) -> None:
-    """Its champion can be used."""
-    command = ["predict", "scene.tif", "--model", f"models:/crossearth-{NAME}@champion", "--out", "from.tif"]
-    subprocess.run(["crossearth", *command], cwd=folder, env=environment(), check=True, capture_output=True)
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in the folder; it must succeed, and MLflow take all its records."""
+
+    def run(command: str) -> None:
+        with warnings.catch_warnings(action="error", category=RuntimeWarning):
+            code, said = run_here(command, folder, monkeypatch, capsys)
+        assert code == 0, said
+
+    return run
 
 
-def test_killed_again_and_again(name: str, folder: Path, undisturbed: dict[str, Undisturbed]) -> None:
+def test_killed_again_and_again(
+    name: str, folder: Path, undisturbed: dict[str, Undisturbed], run: Run
+) -> None:
     step, moments = undisturbed[name], random.Random(name)
     for _ in range(KILLS):
         process = start(folder, name)
@@ -49,16 +59,16 @@ def test_killed_again_and_again(name: str, folder: Path, undisturbed: dict[str, 
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert readable(folder, name).items() <= step.files.items()
-    finish(folder, name)
+    run(STEPS[name][0])
     assert readable(folder, name) == step.files
     assert hidden(folder) <= step.hidden
     if name == "register":
-        is_registered(folder)
+        run(FROM_REGISTRY)
 
 
 @pytest.mark.parametrize("number", EXIT, ids=lambda number: number.name)
 def test_a_signal_is_obeyed_and_the_way_on_is_said(
-    name: str, folder: Path, undisturbed: dict[str, Undisturbed], number: signal.Signals
+    name: str, folder: Path, undisturbed: dict[str, Undisturbed], number: signal.Signals, run: Run
 ) -> None:
     process = start(folder, name)
     time.sleep(undisturbed[name].seconds * 0.6)
@@ -73,15 +83,15 @@ def test_a_signal_is_obeyed_and_the_way_on_is_said(
         assert process.returncode == EXIT[number], said
         assert f"go on with: crossearth {STEPS[name][0]}" in said
         assert "Traceback" not in said
-    finish(folder, name)
+    run(STEPS[name][0])
     assert readable(folder, name) == undisturbed[name].files
 
 
-def test_two_at_once(name: str, folder: Path, undisturbed: dict[str, Undisturbed]) -> None:
+def test_two_at_once(name: str, folder: Path, undisturbed: dict[str, Undisturbed], run: Run) -> None:
     processes = [start(folder, name) for _ in range(2)]
     said = [process.communicate(timeout=120)[1] for process in processes]
     codes = sorted(process.returncode for process in processes)
     assert codes in ([0, 0], [0, 2]), said
     assert readable(folder, name) == undisturbed[name].files
     if name == "register":
-        is_registered(folder)
+        run(FROM_REGISTRY)

@@ -4,9 +4,12 @@ import socket
 import time
 from pathlib import Path
 
+import alembic.command
 import numpy as np
 import pytest
+from alembic.config import Config
 from mlflow.tracking import MlflowClient
+from sqlalchemy import text
 
 from crossearth.components import tracking
 from crossearth.components.tracking import start_run, tracking_uri
@@ -73,6 +76,19 @@ def test_an_error_is_passed_on_and_marks_the_run(store: Path) -> None:
 def test_a_refused_record_does_not_hold_up_the_others(store: Path) -> None:
     with start_run("r", key="k") as run:
         run.log_artifact(Path("is-not-there"))
+        run.set_tags({"after": "yes"})
+    assert only_run(tracking_uri(), "k")[1].data.tags["after"] == "yes"
+
+
+def test_tables_of_which_a_kill_left_some_are_made_anew(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop_halfway(config: Config, revision: str) -> None:
+        config.attributes["connection"].execute(text("CREATE TABLE mcp_servers (id INTEGER)"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(alembic.command, "upgrade", stop_halfway)
+        tracking.connect(tracking_uri())
+    with start_run("r", key="k") as run:
         run.set_tags({"after": "yes"})
     assert only_run(tracking_uri(), "k")[1].data.tags["after"] == "yes"
 
