@@ -145,11 +145,6 @@ class Run:
 
         self._writer.do(tag_children)
 
-    @property
-    def pending(self) -> int:
-        """Number of records that the server does not have yet."""
-        return len(self._writer.metrics) + len(self._writer.operations)
-
 
 @contextmanager
 def start_run(
