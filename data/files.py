@@ -15,6 +15,7 @@ from rich.filesize import decimal
 
 from crossearth.data.errors import InputError
 
+AGAIN = "bring the file back, or make it again"
 PACKAGE_DIRS = ("data", "model", "components", "pipelines")
 
 log = logging.getLogger(__name__)
@@ -146,25 +147,48 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {error}", where=path, next_step=AGAIN) from error
+    if not isinstance(value, dict):
+        raise InputError(
+            f"JSON of a {type(value).__name__}", where=path, expected="an object", next_step=AGAIN
+        )
+    return value
+
+
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     """Writes JSON as `write_json` does, with the digest of `values` as "digest"."""
     plain = json.loads(json.dumps(values, default=os.fspath))
     write_json(path, {**plain, "digest": digest(plain)})
 
 
-def unsealed(values: Any, path: Path) -> dict[str, Any]:
-    """The values that `write_sealed` wrote to `path`, of the JSON that is in it.
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The values that `write_sealed` wrote to `path`.
 
     Raises:
         InputError: they were changed since, or something else wrote them.
     """
-    sealed = values if isinstance(values, dict) else {}
+    return unsealed(read_json(path), path)
+
+
+def unsealed(sealed: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What `write_sealed` was given, of the JSON object that it wrote to `path`.
+
+    Raises:
+        InputError: it was changed since, or something else wrote it.
+    """
     plain = {key: value for key, value in sealed.items() if key != "digest"}
     if sealed.get("digest") != digest(plain):
         raise InputError(
-            "it was changed since it was written: its digest is another",
-            where=path,
-            next_step="bring the file back, or make it again",
+            "it was changed since it was written: its digest is another", where=path, next_step=AGAIN
         )
     return plain
 
