@@ -77,7 +77,7 @@ REFUSALS = {
 
 def main() -> None:
     """Entry point: exit 0 fine, 2 bad usage or input, 130 interrupted, 143 terminated, 1 anything else."""
-    from crossearth.data.errors import InputError, print_traceback
+    from crossearth.data.errors import InputError, print_traceback, without_credentials
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -96,7 +96,7 @@ def main() -> None:
         )
     except SystemExit as stop:
         if stop.code in (130, 143):
-            again = shlex.join(["crossearth", *sys.argv[1:]])
+            again = without_credentials(shlex.join(["crossearth", *sys.argv[1:]]))
             err.print(f"stopped; go on with: {again}", markup=False, highlight=False, soft_wrap=True)
         raise
     finally:

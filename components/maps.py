@@ -14,10 +14,15 @@ import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetWriter
 from rasterio.transform import Affine
 
+from crossearth.data.errors import InputError
+from crossearth.data.files import read_json
+
 NODATA = 255
+CLASSES = "CLASSES"  # the map's tag that holds the names of its classes
 # probabilities are stored as whole steps of this size: 255 stays free for nodata
 PROBABILITY_STEP = 1 / 254
 COG_OPTIONS = {"driver": "COG", "compress": "DEFLATE", "blocksize": 512, "bigtiff": "IF_SAFER"}
@@ -82,7 +87,7 @@ def describe_classes(writer: DatasetWriter, classes: list[str], palette: list[st
     table = {index: (*_rgb(colour), 255) for index, colour in enumerate(palette)}
     writer.write_colormap(1, {**table, NODATA: (0, 0, 0, 0)})
     writer.set_band_description(1, "class")
-    writer.update_tags(CLASSES=json.dumps(classes, ensure_ascii=False))
+    writer.update_tags(**{CLASSES: json.dumps(classes, ensure_ascii=False)})
     writer.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(classes)})
 
 
@@ -174,6 +179,23 @@ def report(grid: Grid, classes: list[str], pixels: NDArray[np.int64]) -> dict[st
         ],
         "notes": grid.notes(),
     }
+
+
+def is_map(path: Path) -> bool:
+    """Whether a file is a map that `describe_classes` named the classes of."""
+    try:
+        with rasterio.open(path) as raster:
+            return CLASSES in raster.tags()
+    except (RasterioError, OSError):
+        return False
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is the report of a map."""
+    try:
+        return {"scene", "model", "classes"} <= read_json(path).keys()
+    except (InputError, OSError):
+        return False
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from crossearth.data.config import load_config, nearest, read_yaml
 from crossearth.data.errors import InputError
 
+MAX_SEED = 2**63 - 1  # torch takes no larger one
 Config = TypeVar("Config")
 STEPS = ("synthesize", "ingest", "validate", "styles", "stylize", "train", "evaluate", "report", "register")
 
@@ -36,6 +37,8 @@ class Params:
             raise InputError(
                 f"preset: unknown preset {self.preset!r}", expected=nearest(self.preset, self.presets)
             )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InputError(f"seed: {self.seed}", expected=f"0 to {MAX_SEED}")
         for preset, sections in self.presets.items():
             for step in sections:
                 if step not in (*STEPS, "recipes"):
@@ -43,7 +46,6 @@ class Params:
                         f"presets.{preset}: unknown step {step!r}",
                         expected=nearest(step, (*STEPS, "recipes")),
                     )
-
             for recipe, overrides in sections.get("recipes", {}).items():
                 if not isinstance(overrides, Mapping):
                     raise InputError(

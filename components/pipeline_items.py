@@ -21,8 +21,8 @@ from crossearth.components.tracking import start_run
 from crossearth.components.workspace import ARTIFACTS, inputs
 from crossearth.data.config import load_config
 from crossearth.data.domains import Catalog
-from crossearth.data.errors import InputError
-from crossearth.data.files import digest, replace_dir, sha256_file, write_json
+from crossearth.data.errors import InputError, without_credentials
+from crossearth.data.files import digest, read_json, replace_dir, sha256_file, write_json
 from crossearth.data.manifest import read_manifest
 from crossearth.data.store import StoreConfig, download, list_objects, pull, push
 
@@ -145,11 +145,9 @@ def fetch_archives(archives: Path, repository: str, revision: str, path: str) ->
         InputError: no archives, or DVC cannot bring them.
     """
     note = archives.with_name(f"{archives.name}.from.json")
-    source = {"repository": repository, "revision": revision, "path": path}
+    source = {"repository": without_credentials(repository), "revision": revision, "path": path}
     # a branch moves on, a commit's archives are hundreds of gigabytes that are here already
-    here = (
-        re.fullmatch("[0-9a-f]{40}", revision) and note.is_file() and json.loads(note.read_text()) == source
-    )
+    here = re.fullmatch("[0-9a-f]{40}", revision) and note.is_file() and read_json(note) == source
     if repository and not (here and archives.is_dir()):
         partial = archives.with_name(f".{archives.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

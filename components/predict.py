@@ -91,7 +91,8 @@ def predict(
 
     Raises:
         InputError: no scene, an unreadable one, fewer bands than asked, a dtype that is neither 8 nor 16 bit,
-            two scenes of one name, a map that would replace its scene, or whatever `checkpoint.load` refuses.
+            two scenes of one name, a map that would replace its scene or a foreign file, or whatever
+            `checkpoint.load` refuses.
     """
     targets = _targets(scenes, Path(out))
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), warnings.catch_warnings():
@@ -200,6 +201,37 @@ def _shares(scores_KHW: Tensor, valid_HW: NDArray[np.bool_]) -> NDArray[np.uint8
 
 def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
     """The map's path per scene."""
+    files = _files(scenes)
+    single = len(files) == 1 and not Path(scenes[0]).is_dir() and not out.is_dir()
+    if single and out.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(
+            "the map's name", where=out, expected="a name that ends in .tif, or a folder that exists"
+        )
+    if not single and not out.is_dir() and out.suffix.lower() in (".tif", ".tiff"):
+        raise InputError(
+            "one map, but several scenes, or a folder of them", where=f"--out {out}", expected="a folder"
+        )
+    targets = {file: out if single else out / f"{file.stem}.tif" for file in files}
+    maps_of = Counter(targets.values())
+    originals = {file.resolve() for file in files}
+    for file, target in targets.items():
+        if maps_of[target] > 1:
+            raise InputError(
+                f"two scenes would give {target}", where=file, expected="scenes of different names"
+            )
+        for written in _written(target):
+            if written.resolve() in originals:
+                raise InputError(
+                    f"the map's files would replace the scene {written}",
+                    where=file,
+                    next_step="choose another --out",
+                )
+        _refuse_foreign(target)
+    return targets
+
+
+def _files(scenes: Sequence[Path]) -> list[Path]:
+    """The scenes, also of folders."""
     files: list[Path] = []
     for scene in map(Path, scenes):
         inside = scene.iterdir() if scene.is_dir() else [scene]
@@ -214,29 +246,31 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
             raise InputError("no such scene", where=file)
     if not files:
         raise InputError("no scene given")
-    single = len(files) == 1 and not Path(scenes[0]).is_dir() and not out.is_dir()
-    if single and out.suffix.lower() not in (".tif", ".tiff"):
-        raise InputError(
-            "the map's name", where=out, expected="a name that ends in .tif, or a folder that exists"
-        )
-    if not single and not out.is_dir() and out.suffix.lower() in (".tif", ".tiff"):
-        raise InputError(f"one map for {len(files)} scenes", where=out, expected="a folder")
-    targets = {file: out if single else out / f"{file.stem}.tif" for file in files}
-    maps_of = Counter(targets.values())
-    originals = {file.resolve() for file in files}
-    for file, target in targets.items():
-        if maps_of[target] > 1:
+    return files
+
+
+def _written(target: Path) -> list[Path]:
+    """The map and what may stand beside it."""
+    beside = [
+        target.with_suffix(".json"),
+        target.with_suffix(".png"),
+        target.with_name(f"{target.name}.aux.xml"),
+    ]
+    return [target, *beside, _probabilities_path(target)]
+
+
+def _refuse_foreign(target: Path) -> None:
+    """What lies under the names of the map and its report was written by an earlier run."""
+    report = target.with_suffix(".json")
+    is_own = {target: maps.is_map, report: maps.is_report}
+    for path in _written(target):
+        known = is_own[path](path) if path in is_own else target.exists() or report.exists()
+        if path.exists() and not known:
             raise InputError(
-                f"two scenes would give {target}", where=file, expected="scenes of different names"
+                "it was not written by crossearth predict, and would be replaced",
+                where=path,
+                next_step="move it away, or choose another --out",
             )
-        for written in (target, target.with_suffix(".png"), _probabilities_path(target)):
-            if written.resolve() in originals:
-                raise InputError(
-                    f"the map's files would replace the scene {written}",
-                    where=file,
-                    next_step="choose another --out",
-                )
-    return targets
 
 
 def _probabilities_path(target: Path) -> Path:
@@ -244,8 +278,8 @@ def _probabilities_path(target: Path) -> Path:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Moves the finished files to where the map belongs, the map itself last."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
+    """Moves the finished files to where the map belongs: first the report, to know them by, last the map."""
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == target.name, path.suffix != ".json")):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
         path.replace(target.parent / path.name)

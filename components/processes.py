@@ -79,10 +79,10 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise InputError(
-            f"device: {device!r}: {str(error).splitlines()[0]}",
+            f"device: {device!r}: {str(error).splitlines()[0][:200]}",
             expected="cpu, or cuda, cuda:1, ... where there is a GPU",
             next_step="`crossearth doctor` lists the devices",
         ) from error

@@ -50,10 +50,11 @@ class Move:
 @contextmanager
 def _reaching() -> Iterator[None]:
     """Turns "the server is away" into a message for the user."""
+    from google.protobuf.json_format import ParseError
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    away = (RequestException, ConnectionError, SQLAlchemyError, _mlflow_exception())
+    away = (RequestException, ConnectionError, SQLAlchemyError, ParseError, _mlflow_exception())
     no_address = (ValueError, ImportError)
     try:
         yield
@@ -278,7 +279,6 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
     with _reaching():
         connect(tracking_uri())
         import mlflow
-        import yaml
         from mlflow.artifacts import download_artifacts
 
         mlflow.set_tracking_uri(tracking_uri())
@@ -286,14 +286,26 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
             folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
         except (_mlflow_exception(), OSError) as error:
             raise _no_model(uri, _first_line(error)) from error
-    described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
-    files = described["flavors"]["python_function"].get("artifacts", {})
-    if "model" not in files:
+    paths = _files(folder)
+    if "model" not in paths:
         raise InputError(
             f"{uri} is a model of another kind", where=folder, expected="one that crossearth registered"
         )
-    paths = {key: folder / entry["path"] for key, entry in files.items()}
     return paths["model"], paths.get("backbone")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """What the model in `folder` consists of, by name; nothing where it is a model of another kind."""
+    import yaml
+
+    try:
+        described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+        files = described["flavors"]["python_function"]["artifacts"]
+        paths = {key: folder / entry["path"] for key, entry in files.items()}
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return {}
+    within = folder.resolve()
+    return {key: path for key, path in paths.items() if path.resolve().is_relative_to(within)}
 
 
 def _no_model(uri: str, why: str) -> InputError:

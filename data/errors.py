@@ -5,10 +5,13 @@ import sys
 import traceback
 from types import TracebackType
 
+LOGIN = re.compile(r"(?<=://)(?:[^/\s]*|[^/\s:]+:\S*)@")  # a password may hold a slash
+SECRET_FIELD = re.compile(r"([?&][\w.-]*(?:token|signature|password|secret|credential|key)=)[^&\s]*", re.I)
+
 
 def without_credentials(text: str) -> str:
-    """`text`, in whose addresses `user:password@` became `***@`."""
-    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
+    """`text`, in whose addresses `user:password@` became `***@`, and the value of `?token=` `***`."""
+    return SECRET_FIELD.sub(r"\1***", LOGIN.sub("***@", text))
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

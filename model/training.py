@@ -7,6 +7,7 @@ step does not depend on how its samples are spread over processes and micro-batc
 needs no state of any generator.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
@@ -77,6 +78,9 @@ class TaskConfig:
             )
         if self.mask_block_px < 1:
             raise InputError(f"mask_block_px: {self.mask_block_px} is no block", expected="at least 1 pixel")
+        for name in ("weight_seg", "weight_mim", "weight_delta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}: {getattr(self, name)}", expected="a finite number, at least 0")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from crossearth.components.params import load_params
+from crossearth.components.training_setup import TrainConfig
 from crossearth.data.errors import InputError
 
 
@@ -52,6 +53,11 @@ def test_a_recipes_numbers_override_the_steps(tmp_path: Path) -> None:
         ("preset: minii\npresets: {mini: {}}", "'minii'.*'mini'"),
         ("preset: mini\npresets: {mini: {trian: {}}}", "'trian'.*'train'"),
         ("preset: mini\npresets: {mini: {}}\nseed: many", "seed"),
+        ("preset: mini\npresets: {mini: {}}\nseed: -1", "seed: -1"),
+        (
+            f"preset: mini\npresets: {{mini: {{}}}}\nseed: {2**63}",
+            "seed: 9223372036854775808.*9223372036854775807",
+        ),
         ("preset: [", "not valid YAML"),
     ],
 )
@@ -64,3 +70,21 @@ def test_a_wrong_key_of_a_step_is_refused_with_the_nearest(tmp_path: Path) -> No
     path = write(tmp_path, "preset: mini\npresets: {mini: {train: {iteration: 5}}}")
     with pytest.raises(InputError, match=r"(?s)presets.mini.train.*'iteration'.*'iterations'"):
         load_params(path).config(Numbers, "train")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ("lr: .inf", "lr inf"),
+        ("lr: 1.5", "lr 1.5"),
+        ("lr: 0", "lr 0"),
+        ("weight_decay: .nan", "weight_decay nan"),
+        ("tasks: {weight_seg: .nan}", "weight_seg: nan"),
+        ("tasks: {weight_mim: -1}", "weight_mim: -1"),
+        ("tasks: {weight_delta: .inf}", "weight_delta: inf"),
+    ],
+)
+def test_numbers_that_no_training_survives_are_refused(tmp_path: Path, numbers: str, named: str) -> None:
+    path = write(tmp_path, f"preset: mini\npresets: {{mini: {{train: {{{numbers}}}}}}}")
+    with pytest.raises(InputError, match=f"(?s)presets.mini.train.*{named}"):
+        load_params(path).config(TrainConfig, "train")

@@ -334,7 +334,7 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
         ([empty], folder, FLOAT32, "no scene in the folder"),
         ([], folder, FLOAT32, "no scene given"),
         ([good, twin], folder, FLOAT32, "two scenes would give"),
-        ([good, gray], out, FLOAT32, "one map for 2 scenes"),
+        ([good, gray], out, FLOAT32, "one map, but several scenes"),
         ([good], tmp_path / "map.jpg", FLOAT32, "ends in .tif"),
         ([good], good, FLOAT32, "would replace the scene"),
         ([good], tmp_path, FLOAT32, "would replace the scene"),
@@ -347,6 +347,30 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
     with pytest.raises(InputError, match="no such model"):
         predict([good], tmp_path / "absent", out, FLOAT32)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_maps_of_an_earlier_run_are_replaced(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(70, 80))
+    out = tmp_path / "map.tif"
+    foreign = {
+        "map.tif": lambda path: write(path, pixels(70, 80)),
+        "map.json": lambda path: path.write_text('{"scene": "mine"}'),
+        "map.png": lambda path: path.write_bytes(b"a picture"),
+        "map.probabilities.tif": lambda path: path.write_bytes(b"a raster"),
+    }
+    for name, make in foreign.items():
+        make(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(InputError, match=f"{name}: it was not written by crossearth predict"):
+            predict([scene], model, out, FLOAT32)
+        assert (tmp_path / name).read_bytes() == before
+        (tmp_path / name).unlink()
+    predict([scene], model, out, FLOAT32)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    out.unlink()  # a kill before the last file, the map
+    predict([scene], model, out, FLOAT32)
+    predict([scene], model, out, FLOAT32)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
 @pytest.mark.parametrize(
@@ -421,10 +445,36 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     assert sliding.choose_precision("float32", "cuda") is torch.float32
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
 def test_an_absent_device_is_refused(device: str) -> None:
     with pytest.raises(InputError, match=f"device: '{device}'"):
         choose_device(device)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        None,
+        "[",
+        "flavors: {sklearn: {}}",
+        "flavors: {python_function: {artifacts: [model]}}",
+        "flavors: {python_function: {artifacts: {model: {path: ../../model}}}}",
+    ],
+)
+def test_a_registered_model_of_another_kind_is_refused(
+    described: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if described is not None:
+        (tmp_path / "MLmodel").write_text(described)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setattr(registry, "connect", lambda uri: None)
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda **_: str(tmp_path))
+    with (
+        pytest.raises(InputError, match="is a model of another kind"),
+        registry.fetch_model("models:/crossearth-town@champion"),
+    ):
+        pass
 
 
 def test_a_model_of_the_registry_is_fetched_with_its_backbone(

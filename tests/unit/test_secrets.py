@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from graphs import CANARY, SECRETS
 
-from crossearth.data.errors import InputError
+from crossearth.components import cli
+from crossearth.components.pipeline_items import fetch_archives
+from crossearth.data.errors import InputError, without_credentials
 from crossearth.pipelines.cli import main
 
 NOBODY = f"http://somebody:{CANARY}@127.0.0.1:9"
@@ -60,3 +62,52 @@ def test_a_traceback_shows_an_address_without_its_password(where: str, tmp_path:
 def test_an_error_shows_an_address_without_its_password() -> None:
     error = InputError("no answer", where=f"{NOBODY}/api", next_step="postgresql://me:p@ss@db/mlflow")
     assert str(error) == "http://***@127.0.0.1:9/api: no answer\n  next: postgresql://***@db/mlflow"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("postgresql://me:p/ss@db/mlflow", "postgresql://***@db/mlflow"),
+        (
+            "https://store/a.zip?X-Amz-Signature=ab%2F&part=2",
+            "https://store/a.zip?X-Amz-Signature=***&part=2",
+        ),
+        ("get https://h/?token=ab and go on", "get https://h/?token=*** and go on"),
+        ("https://h/?page=2&api_key=ab", "https://h/?page=2&api_key=***"),
+        (
+            "models:/crossearth-town@champion of s3://tiles/a",
+            "models:/crossearth-town@champion of s3://tiles/a",
+        ),
+    ],
+)
+def test_what_is_no_secret_is_shown(said: str, shown: str) -> None:
+    assert without_credentials(said) == shown
+
+
+def test_the_way_on_after_an_interrupt_is_said_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["crossearth", "pipeline", "list", "--host", NOBODY])
+    monkeypatch.setattr(cli, "app", lambda **_: sys.exit(130))
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert "go on with: crossearth pipeline list --host http" in said and CANARY not in said
+
+
+def test_where_archives_came_from_is_noted_without_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = f"https://me:{CANARY}@git.example/tiles"
+
+    def get(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        Path(command[-1]).mkdir(parents=True)
+        assert repository in command
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", get)
+    fetch_archives(tmp_path / "archives", repository, "a" * 40, "archives")
+    note = (tmp_path / "archives.from.json").read_text()
+    assert "git.example" in note and CANARY not in note
+    monkeypatch.setattr(subprocess, "run", lambda *_: pytest.fail("a commit's archives are here"))
+    fetch_archives(tmp_path / "archives", repository, "a" * 40, "archives")
