@@ -286,7 +286,7 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
             folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
         except (_mlflow_exception(), OSError) as error:
             raise _no_model(uri, _first_line(error)) from error
-    paths = _files(folder)
+    paths = _parts_of(folder)
     if "model" not in paths:
         raise InputError(
             f"{uri} is a model of another kind", where=folder, expected="one that crossearth registered"
@@ -294,7 +294,7 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
     return paths["model"], paths.get("backbone")
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _parts_of(folder: Path) -> dict[str, Path]:
     """What the model in `folder` consists of, by name; nothing where it is a model of another kind."""
     import yaml
 

@@ -1,9 +1,12 @@
 """The steps of a user's small domain, and what an undisturbed run of each leaves."""
 
+import os
+import pty
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,14 +54,14 @@ class Undisturbed:
     hidden: set[Path]
 
 
-def start(folder: Path, name: str) -> "subprocess.Popen[str]":
+def start(folder: Path, name: str, stderr: int = subprocess.PIPE) -> "subprocess.Popen[str]":
     """The command in a process group of its own, as a terminal starts it."""
     return subprocess.Popen(
         ["crossearth", *STEPS[name][0].split()],
         cwd=folder,
         env={**environment(), "CROSSEARTH_DATA": str(folder)},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
     )
@@ -84,10 +87,16 @@ def run_here(
     return int(stop.value.code or 0), capsys.readouterr().err
 
 
-def finish(folder: Path, name: str) -> None:
-    process = start(folder, name)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, said
+def finish_on_terminal(folder: Path, name: str) -> None:
+    """Runs the command where standard error is a terminal, on which long work shows its progress."""
+    terminal, follower = pty.openpty()
+    process = start(folder, name, stderr=follower)
+    os.close(follower)
+    said = b""
+    with os.fdopen(terminal, "rb", buffering=0) as screen, suppress(OSError):  # EIO once nobody writes to it
+        while True:
+            said += screen.read(4096)
+    assert process.wait(timeout=120) == 0, said.decode()
 
 
 def written(folder: Path, name: str) -> dict[str, bytes]:
@@ -131,7 +140,7 @@ def run_undisturbed(folder: Path) -> dict[str, Undisturbed]:
         before = folder.parent / name
         shutil.copytree(folder, before)
         began = time.monotonic()
-        finish(folder, name)
+        finish_on_terminal(folder, name)
         seconds = time.monotonic() - began
         steps[name] = Undisturbed(before, seconds, written(folder, name), hidden(folder))
         assert bool(steps[name].files) == bool(STEPS[name][1])
