@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from crossearth.components.predictions import picture_strip, prediction_writer
-from crossearth.components.processes import Processes, choose_device, join_processes
+from crossearth.components.processes import choose_device, join_processes
 from crossearth.components.results import (
     DETAILS,
     Panel,
@@ -31,7 +32,6 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, code_version, digest
 from crossearth.data.manifest import Manifest, read_domain
 from crossearth.model.checkpoint import load, read_meta
-from crossearth.model.crossearth import CrossEarth
 
 PUBLISHED_METHOD = "CrossEarth"
 
@@ -113,7 +113,18 @@ def evaluate(
             if target.key not in done:
                 done.add(target.key)
                 model = model or load(model_dir, device=choose_device(config.device))
-                scores = _score(model, target, class_set, config, out_dir, processes)
+                place = out_dir / "predictions" / setting.target
+                scores = score_target(
+                    model,
+                    target.manifest,
+                    target.remap,
+                    class_set.headline,
+                    processes,
+                    batch_size=config.batch_size,
+                    readers=config.readers,
+                    num_pictures=config.panels,
+                    on_prediction=prediction_writer(place, target.manifest, class_set, config.predictions),
+                )
                 if processes.is_first:
                     scored[target.key] = _keep(out_dir, setting, target, scores, class_set)
             if processes.is_first:
@@ -194,34 +205,14 @@ def _describe(
 
 def _scored_before(out_dir: Path) -> dict[str, SettingResult]:
     """Results in `out_dir` by key; a damaged file counts as none."""
-    if not (out_dir / DETAILS).is_file():
-        return {}
-    try:
+    scored: dict[str, SettingResult] = {}
+    with suppress(InputError):
         before = read_results(out_dir)
-    except InputError:
-        return {}
-    return {each.key: each for each in before.settings if (out_dir / tile_file(each.target)).is_file()}
-
-
-def _score(
-    model: CrossEarth,
-    target: Target,
-    class_set: ClassSet,
-    config: EvaluateConfig,
-    out_dir: Path,
-    processes: Processes,
-) -> TargetScores:
-    return score_target(
-        model,
-        target.manifest,
-        target.remap,
-        class_set.headline,
-        processes,
-        batch_size=config.batch_size,
-        readers=config.readers,
-        num_pictures=config.panels,
-        on_prediction=prediction_writer(out_dir, target.manifest, class_set, config.predictions),
-    )
+        for each in before.settings:
+            with suppress(InputError):
+                before.tile_table(each)
+                scored[each.key] = each
+    return scored
 
 
 def _keep(
@@ -229,7 +220,7 @@ def _keep(
 ) -> SettingResult:
     """Writes a target's tiles and pictures; returns the rest of its results."""
     rows = target.manifest.rows
-    write_tiles(
+    tiles_sha256 = write_tiles(
         out_dir / tile_file(setting.target),
         [_tile_row(rows[tile.index], tile) for tile in scores.tiles],
     )
@@ -256,6 +247,7 @@ def _keep(
         published_iou=None,
         confusion=tuple(tuple(row) for row in scores.confusion.tolist()),
         tiles=len(scores.tiles),
+        tiles_sha256=tiles_sha256,
         scenes=len({row["scene"] for row in rows}),
         ignored_pixels=sum(row["width"] * row["height"] for row in rows) - int(scores.confusion.sum()),
         seconds=round(scores.seconds, 3),

@@ -1,16 +1,16 @@
 """Fetch: downloads what publishers offer openly; says where to get the rest."""
 
 import hashlib
-import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any, cast
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from crossearth.components.ingest import domains_named
 from crossearth.data.domains import Archive, Catalog, Dataset
 from crossearth.data.errors import InputError
-from crossearth.data.files import fsync_dir, require_free, write_json
+from crossearth.data.files import fsync_dir, read_sealed, require_free, write_sealed
 
 CHUNK = 2**20
 TIMEOUT_S = 60
@@ -90,7 +90,7 @@ def _datasets(names: Sequence[str], catalog: Catalog) -> list[Dataset]:
 
 def _fetch(archive: Archive, path: Path) -> Path:
     url = str(archive.url)
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0].lower()
     if scheme not in ("https", "http", "s3"):
         raise InputError(f"address {url!r}", where=archive.name, expected="https://... or s3://...")
     if path.is_file() and (archive.md5 is None or _md5(path) == archive.md5):
@@ -131,6 +131,14 @@ def _memo(partial: Path) -> Path:
     return partial.with_name(partial.name + ".json")
 
 
+def _read_memo(partial: Path) -> dict[str, Any]:
+    """Empty where there is none to go by."""
+    try:
+        return read_sealed(_memo(partial)) if partial.exists() else {}
+    except (FileNotFoundError, InputError):
+        return {}
+
+
 def _download(url: str, partial: Path) -> None:
     """Fetches `url` to `partial`, continuing what is there; a broken connection is taken up again."""
     for pause in (*PAUSES_S, None):
@@ -152,7 +160,7 @@ def _download(url: str, partial: Path) -> None:
 
 
 def _continue(url: str, partial: Path) -> None:
-    memo = json.loads(_memo(partial).read_text()) if partial.exists() and _memo(partial).exists() else {}
+    memo = _read_memo(partial)
     start = partial.stat().st_size if memo.get("url") == url else 0
     if start and start == memo.get("bytes"):
         return
@@ -161,19 +169,42 @@ def _continue(url: str, partial: Path) -> None:
         headers["Range"] = f"bytes={start}-"
         if memo.get("version"):
             headers["If-Range"] = memo["version"]
-    with urlopen(Request(url, headers=headers), timeout=TIMEOUT_S) as answer:  # noqa: S310  (scheme is checked)
+    with _open(url, headers) as answer:
         if answer.status != PARTIAL_CONTENT:
             start = 0
-        total = start + int(answer.headers.get("Content-Length") or 0)
+        total = start + _length(answer, url)
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         require_free(partial.parent, total - start, url)
-        write_json(_memo(partial), {"url": url, "version": version, "bytes": total})
+        write_sealed(_memo(partial), {"url": url, "version": version, "bytes": total})
         with partial.open("ab" if start else "wb") as file, _bar(partial.name, start, total) as advance:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
                 advance(len(chunk))
     if total and partial.stat().st_size < total:
         raise ConnectionError(f"ended after {partial.stat().st_size} of {total} bytes")
+
+
+def _open(url: str, headers: dict[str, str]) -> HTTPResponse:
+    try:
+        request = Request(url, headers=headers)  # noqa: S310  (scheme is checked)
+        return cast(HTTPResponse, urlopen(request, timeout=TIMEOUT_S))  # noqa: S310
+    except ValueError as error:  # this one, or one that the server refers to
+        raise InputError(
+            f"not an address: {error}", where=url, next_step="correct `url` in the catalog"
+        ) from error
+
+
+def _length(answer: HTTPResponse, url: str) -> int:
+    """Bytes that the answer announces; 0 where it does not."""
+    said = answer.headers.get("Content-Length") or "0"
+    if not re.fullmatch(r"\d{1,18}", said):
+        raise InputError(
+            f"the server says Content-Length: {said}",
+            where=url,
+            expected="a number of bytes",
+            next_step="fetch the file by hand, or ask its publisher",
+        )
+    return int(said)
 
 
 @contextmanager

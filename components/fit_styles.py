@@ -4,7 +4,6 @@ A shard leaves its partial moments in a hidden folder beside the output, and who
 them. The moments of the parts add up to those of the whole, so the number of shards does not matter.
 """
 
-import json
 import logging
 import shutil
 import sys
@@ -19,9 +18,8 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors import safe_open
-from safetensors.torch import save
 
+from crossearth.components.parts import read_parts
 from crossearth.components.style_sheet import styles_sheet, write_sheet
 from crossearth.data.archives import Member
 from crossearth.data.corpus import StyleImage, list_images, read_style_image
@@ -29,7 +27,6 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import (
     alone,
     atomic_dir,
-    atomic_path,
     code_version,
     digest,
     partial_dir,
@@ -102,7 +99,8 @@ def fit_styles(
         `out_dir`; it is not there yet while other shards are missing.
 
     Raises:
-        InputError: no images, fewer than two usable ones, or the engine's weights are absent.
+        InputError: no images, fewer than two usable ones, the engine's weights are absent, or a shard's part
+            is damaged.
     """
     engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
     with partial_dir(out_dir.with_name(f"{out_dir.name}.{shard}")) as scratch:
@@ -113,12 +111,13 @@ def fit_styles(
             return out_dir
         work = out_dir.with_name(f".{out_dir.name}.{identity[:16]}")
         if not shard.part(work).exists():
-            _write_part(shard.part(work), *_fit(members[shard.index :: shard.num], engine, config))
+            found = _fit(members[shard.index :: shard.num], engine, config)
+            write_sealed(shard.part(work), _part(*found))
         with alone(work):
-            parts = shard.parts(work)
-            if all(part.exists() for part in parts):
+            parts = read_parts(shard, work)
+            if parts is not None:
                 try:
-                    _finish(out_dir, identity, parts, members, engine, config)
+                    _finish(images_dir, out_dir, identity, parts, members, engine, config)
                 except InputError:
                     shutil.rmtree(work)  # parts of a corpus that is refused are of no use
                     raise
@@ -163,39 +162,41 @@ def _batches(items: Iterable[StyleImage], size: int) -> Iterator[list[StyleImage
             yield batch
 
 
-def _write_part(path: Path, moments: StyleMoments, skipped: list[dict[str, str]]) -> None:
-    about = {"count": moments.count, "image_hashes": f"{moments.image_hashes:x}", "skipped": skipped}
-    with atomic_path(path) as partial_path:
-        tensors = {"mean": moments.mean, "scatter": moments.scatter}
-        partial_path.write_bytes(save(tensors, metadata={"part": json.dumps(about)}))
+def _part(moments: StyleMoments, skipped: list[dict[str, str]]) -> dict[str, Any]:
+    return {
+        "count": moments.count,
+        "mean": moments.mean.tolist(),
+        "scatter": moments.scatter.tolist(),
+        "image_hashes": f"{moments.image_hashes:x}",
+        "skipped": skipped,
+    }
 
 
-def _read_part(path: Path) -> tuple[StyleMoments, list[dict[str, str]]]:
-    with safe_open(path, framework="pt") as file:
-        about: dict[str, Any] = json.loads(file.metadata()["part"])
-        moments = StyleMoments(len(file.get_tensor("mean")))
-        moments.mean, moments.scatter = file.get_tensor("mean"), file.get_tensor("scatter")
-    moments.count, moments.image_hashes = about["count"], int(about["image_hashes"], 16)
-    return moments, about["skipped"]
+def _moments(part: dict[str, Any]) -> StyleMoments:
+    moments = StyleMoments(len(part["mean"]))
+    moments.count, moments.image_hashes = part["count"], int(part["image_hashes"], 16)
+    moments.mean = torch.tensor(part["mean"], dtype=torch.float64)
+    moments.scatter = torch.tensor(part["scatter"], dtype=torch.float64)
+    return moments
 
 
 def _finish(
+    images_dir: Path,
     out_dir: Path,
     identity: str,
-    parts: Sequence[Path],
+    parts: Sequence[dict[str, Any]],
     members: Sequence[Member],
     engine: StyleEngine,
     config: StylesConfig,
 ) -> None:
     moments, skipped = StyleMoments(engine.dim), []
     for part in parts:
-        part_moments, part_skipped = _read_part(part)
-        moments.merge(part_moments)
-        skipped += part_skipped
-    earth = EarthStyles.from_moments(moments, config.engine)
+        moments.merge(_moments(part))
+        skipped += part["skipped"]
     if skipped:
         first = skipped[0]
         log.warning("%d of %d images skipped, the first: %s: %s", len(skipped), len(members), *first.values())
+    earth = EarthStyles.from_moments(moments, config.engine, where=images_dir)
     if earth.shrinkage:
         log.warning(
             "%d images do not determine %d dimensions: the covariance is shrunk by %.2f towards its diagonal",

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any, cast, get_args
 
 from rich.console import Console
 from rich.progress import track
@@ -31,7 +31,7 @@ from crossearth.components.ingest_scene import Plan, ingest_scene
 from crossearth.data.config import nearest
 from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
-from crossearth.data.files import digest, replace_dir, require_free
+from crossearth.data.files import digest, read_json, replace_dir, require_free, sha256_file, unsealed
 from crossearth.data.labels import Unknown
 from crossearth.data.manifest import Provenance, write_manifest
 from crossearth.data.scenes import SceneSource, find_scenes, open_raster
@@ -104,6 +104,7 @@ def ingest_domain(
     """Ingests one domain into `domains_dir/<domain>`; see `ingest`."""
     target = catalog.domain_dir(domains_dir, domain.name)
     root = Path(archives_dir) / domain.dataset
+    origin = provenance(domain, root)
     with _workshop(Path(domains_dir) / WORK / domain.name) as work:
         sources = find_scenes(domain, root, work / UNPACKED)
         rows = _ingest_scenes(
@@ -112,7 +113,7 @@ def ingest_domain(
         for split in domain.splits:
             of_split = [row for row in rows if row["split"] == split]
             classes = catalog.classes_of(domain)
-            write_manifest(work, domain.name, split, classes, provenance(domain, root), of_split)
+            write_manifest(work, domain.name, split, classes, origin, of_split)
         _tidy(work, rows)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(work, target)
@@ -125,14 +126,14 @@ def provenance(domain: Domain, root: Path) -> Provenance:
     """Where a domain's pixels come from; drawn archives say so themselves, in a file beside them.
 
     Raises:
-        InputError: the file says something unknown.
+        InputError: the file says something unknown, or is damaged.
     """
     if domain.own is not None:
         return "own"
     path = root / PROVENANCE_FILE
     if not path.is_file():
         return "publisher"
-    found: Provenance = json.loads(path.read_text(encoding="utf-8")).get("provenance")
+    found = cast(Provenance, read_json(path).get("provenance"))
     if found not in get_args(Provenance):
         raise InputError(f"provenance {found!r}", where=path, expected=", ".join(get_args(Provenance)))
     return found
@@ -157,7 +158,7 @@ def _workshop(work: Path) -> Iterator[Path]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise InputError(
             f"cannot write: {error.strerror or error}",
-            where=work.parent.parent,
+            where=error.filename or work.parent.parent,
             next_step="free some disk, then run the command again"
             if full
             else "choose a folder that you may write to",
@@ -186,30 +187,36 @@ def _ingest_scenes(
     with (work / JOURNAL).open("a", encoding="utf-8") as file, closing(finished):
         for source, rows in finished:
             journal[key_of[source]] = rows
-            entry = {"key": key_of[source], "sizes": _sizes(work, rows), "rows": rows}
+            entry = {"key": key_of[source], "files": _hashes(work, rows), "rows": rows}
             # the line before may be half a line, where an earlier run was killed
-            file.write("\n" + json.dumps(entry))
+            file.write("\n" + json.dumps({**entry, "digest": digest(entry)}))
             file.flush()
     return [row for source in sources for row in journal[key_of[source]]]
 
 
 def _read_journal(work: Path) -> dict[str, list[dict[str, Any]]]:
-    """Key -> rows of the scenes that an earlier run finished."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Key -> rows of the scenes that an earlier run finished and that are still as it left them."""
     path = work / JOURNAL
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if _sizes(work, entry["rows"]) == entry["sizes"]:
-            found[entry["key"]] = entry["rows"]
-    return found
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    entries = [entry for line in lines if (entry := _entry(line, path))]
+    return {
+        entry["key"]: entry["rows"] for entry in entries if _hashes(work, entry["rows"]) == entry["files"]
+    }
 
 
-def _sizes(work: Path, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+def _entry(line: bytes, path: Path) -> dict[str, Any]:
+    """What a line of the journal says; nothing where a kill or a disk left it damaged."""
+    try:
+        entry = json.loads(line)
+        return unsealed(entry, path) if isinstance(entry, dict) else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _hashes(work: Path, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """SHA-256 of the files that hold these tiles, by path; empty where one is gone."""
     paths = {row[kind] for row in rows for kind in ("image", "label") if row[kind]}
-    return {path: (work / path).stat().st_size if (work / path).exists() else -1 for path in sorted(paths)}
+    return {path: sha256_file(work / path) if (work / path).exists() else "" for path in sorted(paths)}
 
 
 def _tidy(work: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -34,9 +34,7 @@ def train(
     names: Annotated[list[str], typer.Argument(help="Recipes: `crossearth settings` names them.")],
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**63 - 1, help="Another seed than that of params.yaml.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
 ) -> None:
     """Train the model of a recipe; the same command goes on after an interruption."""
     from crossearth.data.domains import Recipe

@@ -39,12 +39,11 @@ def picture_strip(picture: Picture, class_set: ClassSet) -> Image.Image:
 
 
 def prediction_writer(
-    out_dir: Path, manifest: Manifest, class_set: ClassSet, kind: str
+    folder: Path, manifest: Manifest, class_set: ClassSet, kind: str
 ) -> Callable[[int, Pixels], None] | None:
     """Writes class ids 0..K-1 as they are: for LoveDA's server, which wants 0..6, that is what it wants."""
     if kind == "none":
         return None
-    folder = out_dir / "predictions" / manifest.domain
     suffix, driver = {"png": (".png", "PNG"), "geotiff": (".tif", "GTiff")}[kind]
     colours = {index: ImageColor.getrgb(colour) for index, colour in enumerate(class_set.palette)}
 

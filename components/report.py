@@ -1,6 +1,5 @@
 """The benchmark's result: table, page and metrics, written as one folder and logged as one run."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from crossearth.components.summary import Summary, summarise
 from crossearth.components.tracking import start_run
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_dir, digest, unsealed, write_json, write_text
+from crossearth.data.files import atomic_dir, digest, read_sealed, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def report(
 
 def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
     """What `validate` found, per domain; `docs` as seen from the page. Empty where it has not run."""
-    summary = _read_json(folder, "summary.json")
+    summary = _left(folder, "summary.json")
     if folder is None or summary is None:
         return []
     return [
@@ -127,31 +126,26 @@ def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
 
 def _styles(folder: Path | None, coverage_dir: Path | None) -> dict[str, Any] | None:
     """What `styles fit` found of the Earth's styles; None where it has not run."""
-    summary = _read_json(folder, "summary.json")
+    summary = _left(folder, "summary.json")
     if folder is None or summary is None:
         return None
     sheet = folder / "sheet.png"
     return {
         "summary": summary,
         "sheet": picture(sheet) if sheet.is_file() else None,
-        "coverage": _read_json(coverage_dir, "coverage.json"),
+        "coverage": _left(coverage_dir, "coverage.json"),
     }
 
 
-def _read_json(folder: Path | None, name: str) -> Any:
-    """A JSON file of another step, None where that step has not run.
+def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
+    """What another step left in a JSON file, None where that step has not run.
 
     Raises:
         InputError: it is damaged, or not what the step wrote.
     """
     if folder is None or not (folder / name).is_file():
         return None
-    path = folder / name
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"not JSON: {error}", where=path, next_step="run that step again") from error
-    return unsealed(values, path)
+    return read_sealed(folder / name)
 
 
 def _metrics(summary: Summary) -> dict[str, float]:

@@ -5,8 +5,8 @@ table), `tiles/<target>.parquet` (pixel counts of every tile) and `panels/` (pic
 """
 
 import csv
+import hashlib
 import io
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_path, unsealed, write_sealed, write_text
+from crossearth.data.files import atomic_path, read_sealed, sha256_file, write_sealed, write_text
 from crossearth.model.scores import Counts, Headline, Scores, score
 
 DETAILS, TABLE = "details.json", "scores.csv"
@@ -73,6 +73,7 @@ class SettingResult:
         manifest_digest: of the target's test split.
         provenance: "synthetic", "publisher" or "own": the weaker of the training's and the target's.
         confusion: K x K pixels, rows = label, columns = prediction.
+        tiles_sha256: of the file of the tiles' counts.
         published, published_iou: CrossEarth's published score and its IoU per class as fractions; None where
             unknown, and wherever the data is not the publisher's: the two are then not comparable.
         seconds, network_seconds: wall time of the whole pass, and of the part spent in the network.
@@ -90,6 +91,7 @@ class SettingResult:
     published_iou: tuple[float, ...] | None
     confusion: tuple[tuple[int, ...], ...]
     tiles: int
+    tiles_sha256: str
     scenes: int
     ignored_pixels: int
     seconds: float
@@ -141,15 +143,19 @@ class RecipeResult:
         """Rows of `TILE_SCHEMA` of one of this recipe's settings.
 
         Raises:
-            InputError: the file is gone, or was changed.
+            InputError: the file is gone, or is not the one that was written with these results.
         """
         path = self.folder / tile_file(result.target)
-        try:
-            return pq.read_table(path, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != result.tiles_sha256:
             raise InputError(
-                f"cannot read the counts of the tiles: {error}", where=path, next_step="evaluate again"
-            ) from error
+                "not the counts of the tiles that were written with these results"
+                if content
+                else "the counts of the tiles are gone",
+                where=path,
+                next_step=f"crossearth evaluate {self.recipe}",
+            )
+        return pq.read_table(pa.BufferReader(content))
 
     def tile_counts(self, result: SettingResult) -> Counts:
         """(N, 3, K) pixels: hits, predicted, labelled of every tile, in the manifest's order."""
@@ -252,11 +258,12 @@ def write_table(path: Path, rows: Iterable[Row]) -> None:
     write_text(path, text.getvalue())
 
 
-def write_tiles(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows of `TILE_SCHEMA`."""
+def write_tiles(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """Writes rows of `TILE_SCHEMA`; returns the file's SHA-256."""
     table = pa.Table.from_pylist(list(rows), schema=TILE_SCHEMA)
     with atomic_path(path) as partial:
-        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, partial, compression="zstd")
+    return sha256_file(path)
 
 
 def write_results(result: RecipeResult) -> None:
@@ -276,13 +283,7 @@ def read_results(folder: Path) -> RecipeResult:
     path = Path(folder) / DETAILS
     if not path.is_file():
         raise InputError("no results here", where=folder, next_step="crossearth evaluate RECIPE")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read the results: {error}", where=path, next_step="evaluate again"
-        ) from error
-    return load_config(RecipeResult, unsealed(values, path) | {"folder": Path(folder)}, path)
+    return load_config(RecipeResult, read_sealed(path) | {"folder": Path(folder)}, path)
 
 
 def find_results(folders: Sequence[Path]) -> list[RecipeResult]:

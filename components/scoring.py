@@ -18,6 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from crossearth.components.processes import Processes
 from crossearth.data.errors import InputError
@@ -79,7 +80,7 @@ class TargetScores:
         seconds: wall time of the pass; network_seconds: the part spent in the network (first process).
     """
 
-    confusion: Counts = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    confusion: Counts
     tiles: list[ScoredTile] = field(default_factory=list)
     worst: list[Picture] = field(default_factory=list)
     best: list[Picture] = field(default_factory=list)
@@ -115,9 +116,8 @@ def score_target(
     Raises:
         InputError: tiles that are gone or not the ones that were ingested (listed); no labelled pixel at all.
     """
-    num_classes, device = model.config.num_classes, next(model.parameters()).device
-    confusion_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    found = TargetScores()
+    num_classes = model.config.num_classes
+    found = TargetScores(np.zeros((num_classes, num_classes), dtype=np.int64))
     problems: list[str] = []
     table = remap_table(remap)
     batches = _batches(manifest, batch_size, model)[processes.rank :: processes.size]
@@ -128,23 +128,16 @@ def score_target(
         if problems:  # no score will come of this: only read on, to name all that is wrong
             continue
         entered = time.perf_counter()
-        image_B3HW = torch.from_numpy(np.stack([tile.image for tile in tiles])).to(device)
-        predicted_BHW = predict_labels(model, image_B3HW, batch_size)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        predicted_BHW = _predict(model, tiles, batch_size)
         found.network_seconds += time.perf_counter() - entered
         for tile, predicted_HW in zip(tiles, predicted_BHW, strict=True):
-            tile_KK = confusion_matrix(predicted_HW, torch.from_numpy(tile.label).to(device), num_classes)
-            confusion_KK += tile_KK
-            counts = outcome_counts(tile_KK.cpu().numpy())
-            scored = ScoredTile(tile.index, counts, float(headline_iou(class_iou(counts), headline)))
-            found.tiles.append(scored)
-            prediction = predicted_HW.cpu().numpy()
+            picture = _score(found, tile, predicted_HW, headline)
             if on_prediction:
-                on_prediction(tile.index, prediction)
-            _keep_picture(found, Picture(scored, tile.image, tile.label, prediction), num_pictures)
+                on_prediction(tile.index, picture.prediction)
+            _keep_picture(found, picture, num_pictures)
     found.seconds = time.perf_counter() - started
-    found.confusion = processes.sum_tensor(confusion_KK.to(processes.device)).cpu().numpy()
+    confusion_KK = torch.from_numpy(found.confusion).to(processes.device)
+    found.confusion = processes.sum_tensor(confusion_KK).cpu().numpy()
     _merge(found, problems, processes, num_pictures)
     if problems:
         raise _changed(manifest, problems)
@@ -155,6 +148,27 @@ def score_target(
             next_step="check the domain's label map in the catalog",
         )
     return found
+
+
+def _predict(model: CrossEarth, tiles: Sequence[Tile], batch_size: int) -> Tensor:
+    """Ids (B, H, W) on the model's device."""
+    device = next(model.parameters()).device
+    image_B3HW = torch.from_numpy(np.stack([tile.image for tile in tiles])).to(device)
+    predicted_BHW = predict_labels(model, image_B3HW, batch_size)
+    if device.type == "cuda":  # or its time would be counted elsewhere
+        torch.cuda.synchronize(device)
+    return predicted_BHW
+
+
+def _score(found: TargetScores, tile: Tile, predicted_HW: Tensor, headline: Headline) -> Picture:
+    """Adds a tile to what was found."""
+    label_HW = torch.from_numpy(tile.label).to(predicted_HW.device)
+    confusion_KK = confusion_matrix(predicted_HW, label_HW, len(found.confusion)).cpu().numpy()
+    found.confusion += confusion_KK
+    counts = outcome_counts(confusion_KK)
+    scored = ScoredTile(tile.index, counts, float(headline_iou(class_iou(counts), headline)))
+    found.tiles.append(scored)
+    return Picture(scored, tile.image, tile.label, predicted_HW.cpu().numpy())
 
 
 def _changed(manifest: Manifest, problems: Sequence[str]) -> InputError:

@@ -1,5 +1,6 @@
 """A scene as strips of whole rows of uint8, each read once, ahead of its use: memory ignores the height."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -146,4 +147,9 @@ def _reading(path: Path) -> Iterator[None]:
     except RasterioError as error:
         raise InputError(
             f"cannot read the scene: {error}", where=path, expected="a whole raster that GDAL can read"
+        ) from error
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        raise InputError(
+            "the scene's path is not UTF-8, which GDAL needs", where=name, next_step="rename it"
         ) from error

@@ -7,7 +7,7 @@ distance against the chi-squared quantile).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -57,29 +57,11 @@ def style_coverage(
     earth = EarthStyles.load(styles_path, config.engine)
     engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
     probe = _Probe(_Space.of(earth), earth, engine, config, tiles)
-    sources: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-    targets: dict[str, NDArray[np.float64]] = {}
-    settings: dict[str, dict[str, float]] = {}
-    missing: list[str] = []
-    for setting in catalog.settings.values():
-        try:
-            source = read_manifest(catalog.domain_dir(domains_dir, setting.source), "train")
-            target = read_manifest(catalog.domain_dir(domains_dir, setting.target), "test")
-        except InputError:
-            missing.append(setting.abbr)
-            continue
-        if setting.source not in sources:
-            sources[setting.source] = probe.points(source), probe.restyled_points(source)
-        if setting.target not in targets:
-            targets[setting.target] = probe.points(target)
-        settings[setting.abbr] = probe.space.compare(
-            *sources[setting.source], targets[setting.target], config.earth_share
-        )
-    samples = probe.space.project(earth.sample(SAMPLES, keyed_generator("coverage")))
+    found = _measure(catalog, domains_dir, probe)
     groups = {
-        "Earth samples": samples,
-        **{f"{name} (source)": points for name, (points, _) in sources.items()},
-        **{f"{name} (target)": points for name, points in targets.items()},
+        "Earth samples": probe.space.project(earth.sample(SAMPLES, keyed_generator("coverage"))),
+        **{f"{name} (source)": points for name, (points, _) in found.sources.items()},
+        **{f"{name} (target)": points for name, points in found.targets.items()},
     }
     path = out_dir / COVERAGE_FILE
     write_sealed(
@@ -90,12 +72,41 @@ def style_coverage(
             "styles_digest": earth.digest,
             "components": len(probe.space.scale),
             "tiles": tiles,
-            "settings": settings,
-            "missing": missing,
+            "settings": found.settings,
+            "missing": found.missing,
             "scatter": {name: points[:, :2].round(3).tolist() for name, points in groups.items()},
         },
     )
     return path
+
+
+@dataclass
+class _Found:
+    """Points of the domains, a source's as they are and restyled, and the numbers of the settings."""
+
+    sources: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=dict)
+    targets: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    settings: dict[str, dict[str, float]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+
+def _measure(catalog: Catalog, domains_dir: Path, probe: "_Probe") -> _Found:
+    found = _Found()
+    for setting in catalog.settings.values():
+        try:
+            source = read_manifest(catalog.domain_dir(domains_dir, setting.source), "train")
+            target = read_manifest(catalog.domain_dir(domains_dir, setting.target), "test")
+        except InputError:
+            found.missing.append(setting.abbr)
+            continue
+        if setting.source not in found.sources:
+            found.sources[setting.source] = probe.points(source), probe.restyled_points(source)
+        if setting.target not in found.targets:
+            found.targets[setting.target] = probe.points(target)
+        found.settings[setting.abbr] = probe.space.compare(
+            *found.sources[setting.source], found.targets[setting.target], probe.config.earth_share
+        )
+    return found
 
 
 @dataclass(frozen=True)

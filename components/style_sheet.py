@@ -66,8 +66,11 @@ def show_image(
     """Writes the sheet of an image file (its first three bands, uint8; of a large one the central window).
 
     Raises:
-        InputError: no usable image, or the statistics are absent or of another engine.
+        InputError: no usable image, a sheet that is not to be PNG, or the statistics are absent or of another
+            engine.
     """
+    if out_path.suffix.lower() != ".png":
+        raise InputError("a sheet is a PNG file", where=out_path, expected="a name ending in .png")
     if not image_path.is_file():
         raise InputError("no such file", where=image_path)
     if image_path.suffix.lower() not in DRIVERS:

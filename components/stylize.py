@@ -5,7 +5,7 @@ the number of shards matters. Tiles are written into a hidden folder named by th
 is continued by the same command, and whoever completes the last shard moves the folder to its place.
 """
 
-import json
+import hashlib
 import os
 import shutil
 import sys
@@ -20,18 +20,20 @@ import pyarrow.parquet as pq
 import rasterio
 import torch
 from numpy.typing import NDArray
+from rasterio.errors import RasterioError
 from rich.console import Console
 from rich.progress import track
 
+from crossearth.components.parts import read_parts
 from crossearth.components.style_sheet import styles_sheet, write_sheet
 from crossearth.components.tracking import start_run
 from crossearth.data.errors import InputError
-from crossearth.data.files import alone, atomic_path, code_version, digest, replace_dir, write_json
+from crossearth.data.files import alone, atomic_path, code_version, digest, replace_dir, write_sealed
 from crossearth.data.manifest import Manifest, read_image, read_manifest, window, write_manifest
 from crossearth.data.prefetch import ahead
 from crossearth.data.shards import WHOLE, Shard, is_done
 from crossearth.data.style import EarthStyles, StyleConfig, StyleEngine, inject, keyed_generator, style_engine
-from crossearth.data.tiles import Grid, describe, read_window, scene_writer
+from crossearth.data.tiles import Grid, Window, describe, read_window, scene_writer
 
 RUN_FILE = "stylize.json"
 ORIGINS_FILE = "styles.parquet"
@@ -91,7 +93,8 @@ def stylize(
         `out_dir/<domain>`; it is not there yet while other shards are missing.
 
     Raises:
-        InputError: domain or statistics are absent or do not fit; a tile is smaller than a mask block.
+        InputError: domain or statistics are absent or do not fit; a tile is smaller than a mask block;
+            a shard's part is damaged.
     """
     source = read_manifest(Path(domains_dir) / domain, config.split)
     earth = EarthStyles.load(styles_path, config.style.engine)
@@ -116,14 +119,14 @@ def stylize(
         engine.to("cuda" if torch.cuda.is_available() else "cpu")
         job = _Job(source, target, work, earth, engine, config)
         if not shard.part(work / PARTS).exists():
-            write_json(shard.part(work / PARTS), job.run(range(shard.index, len(source), shard.num)))
+            rows = job.run(range(shard.index, len(source), shard.num))
+            write_sealed(shard.part(work / PARTS), {"rows": rows})
         with alone(target):
-            parts = shard.parts(work / PARTS)
-            last = all(part.exists() for part in parts)
-            if last:
-                rows = [row for part in parts for row in json.loads(part.read_text(encoding="utf-8"))]
+            parts = read_parts(shard, work / PARTS)
+            if parts is not None:
+                rows = [row for part in parts for row in part["rows"]]
                 job.finish(rows, origin)
-        if last:
+        if parts is not None:
             job.log(len(rows), origin)
     return target
 
@@ -199,7 +202,7 @@ class _Job:
             key=self._key(len(source) // 2),
         )
         write_sheet(self.work / SHEET_FILE, sheet_HW3)
-        write_json(self.work / RUN_FILE, origin)
+        write_sealed(self.work / RUN_FILE, origin)
         shutil.rmtree(self.work / PARTS)
         replace_dir(self.work, self.target)
 
@@ -223,7 +226,8 @@ class _Job:
 
     def _read(self, index: int) -> NDArray[np.uint8] | None:
         numbers = range(self.config.counterparts)
-        if all((self.work / self._path(index, number)).exists() for number in numbers):
+        tile = window(self.source.rows[index])
+        if all(_is_whole(self.work / self._path(index, number), tile) for number in numbers):
             return None
         return read_image(self.source, index)
 
@@ -277,4 +281,19 @@ def _write_tile(path: Path, scene_path: Path, row: dict[str, Any], image: NDArra
     with rasterio.open(scene_path) as scene:
         grid = Grid(scene.width, scene.height, scene.transform, scene.crs)
     with atomic_path(path) as partial_path, scene_writer(partial_path, grid, 3) as writer:
+        writer.update_tags(sha256=_sha256(image))
         writer.write(image, window=window(row).slices())
+
+
+def _is_whole(path: Path, tile: Window) -> bool:
+    """Whether an earlier run wrote this tile, and no disk has changed it since."""
+    try:
+        with rasterio.open(path) as file:
+            written = file.tags().get("sha256")
+        return bool(_sha256(read_window(path, tile)) == written)
+    except (RasterioError, InputError):
+        return False
+
+
+def _sha256(image: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()

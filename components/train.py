@@ -4,23 +4,29 @@ import contextlib
 import csv
 import io
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from crossearth.components.processes import Processes, join_processes
-from crossearth.components.tracking import Run, start_run
+from crossearth.components.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
 from crossearth.components.training_loop import Training
-from crossearth.components.training_setup import Job, TrainConfig, make_network, plain, prepare
+from crossearth.components.training_setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.training_state import Checkpoints
 from crossearth.components.version import git_revision
 from crossearth.data.domains import Catalog, Recipe
-from crossearth.data.errors import InputError
+from crossearth.data.errors import InputError, without_credentials
 from crossearth.data.files import atomic_path, code_version, digest
 from crossearth.model import checkpoint
 
 CURVES_NAME = "curves.csv"
+MODEL_TAG = "model_sha256"  # a run that has it has all of the training
+# beside torch's own exception: of the CPU's allocator, of CUDA's runtime, of its libraries
+OUT_OF_MEMORY = re.compile(r"an't allocate memory|out of memory|ALLOC_FAILED")
+READER_ENDED = re.compile(r"DataLoader worker \(pid.*(: Killed|: Bus error|exited unexpectedly)")
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +44,8 @@ def train(
 
     Under torchrun every process takes its share of each batch and the first one writes. An interrupted
     training (SIGTERM, SIGINT, a crash) leaves its states in `<out_dir>.checkpoints`, from where the next call
-    goes on; they are removed when the model is written. A model of the same inputs in `out_dir` stays.
+    goes on; they are removed when the model is written. A model of the same inputs in `out_dir` stays, and is
+    tracked where the server was away at its end.
 
     Args:
         recipe: source domain and class set.
@@ -68,26 +75,59 @@ def train(
             log.info("%s: trained already from the same inputs", out_dir)
             if processes.is_first:
                 checkpoints.clear()
+                _send_again(out_dir, job)
             return out_dir
-        network = make_network(job)
-        if processes.size > 1:
-            processes.refuse_differing(
-                {
-                    "the configuration": digest(job.identity),
-                    "the code": code_version(),
-                    "the initial weights": checkpoint.state_digest(network.state_dict()),
-                }
-            )
-        training = Training(job, network, processes, checkpoints)
-        with training.loading() as batches, _tracking(job, processes) as run:
-            training.fit(batches, run)
-            if processes.is_first:
-                _write_model(out_dir, training)
-                if run is not None:
-                    run.log_artifact(out_dir, "model")
+        with _memory(job, processes):
+            _run(job, processes, checkpoints, out_dir)
         if processes.is_first:
             checkpoints.clear()
     return out_dir
+
+
+def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path) -> None:
+    network = make_network(job)
+    if processes.size > 1:
+        processes.refuse_differing(
+            {
+                "the configuration": digest(job.identity),
+                "the code": code_version(),
+                "the initial weights": checkpoint.state_digest(network.state_dict()),
+            }
+        )
+    training = Training(job, network, processes, checkpoints)
+    tracking = _tracking(job, training.run_key) if processes.is_first else contextlib.nullcontext()
+    with training.loading() as batches, tracking as run:
+        training.fit(batches, run)
+        if processes.is_first:
+            _write_model(out_dir, training)
+            if run is not None:
+                _log_model(run, out_dir, job)
+
+
+@contextlib.contextmanager
+def _memory(job: Job, processes: Processes) -> Iterator[None]:
+    """Where memory runs out within it, the error names the fields to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        config, where = job.config, f"recipe {job.recipe.name}"
+        if READER_ENDED.search(str(error)):
+            raise InputError(
+                f"one of {config.workers} workers was ended: {str(error).rstrip(' .')}",
+                where=where,
+                next_step="if the system ran out of memory, lower workers (the result stays the same)",
+            ) from error
+        ran_out = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not ran_out and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise InputError(
+            f"out of memory on {processes.device}: network {config.network}, crop_px {config.crop_px}, "
+            f"batch_size {config.batch_size}, micro_batch {config.micro_batch}, "
+            f"precision {config.precision}",
+            where=where,
+            next_step="lower micro_batch (the result stays the same), set activation_checkpointing: true "
+            "or tasks.shared_pass: false, or start anew with precision: bf16 or a lower crop_px",
+        ) from error
 
 
 def _is_done(out_dir: Path, job: Job) -> bool:
@@ -98,11 +138,8 @@ def _is_done(out_dir: Path, job: Job) -> bool:
 
 
 @contextlib.contextmanager
-def _tracking(job: Job, processes: Processes) -> Iterator[Run | None]:
-    """The MLflow run, in the first process."""
-    if not processes.is_first:
-        yield None
-        return
+def _tracking(job: Job, key: str) -> Iterator[Run]:
+    """The MLflow run."""
     tags = {
         "step": "train",
         "recipe": job.recipe.name,
@@ -113,8 +150,41 @@ def _tracking(job: Job, processes: Processes) -> Iterator[Run | None]:
         "selection": job.config.selection,
         "provenance": job.manifest.provenance,
     }
-    with start_run(job.recipe.name, key=job.input_hash, tags=tags, params=_flat(asdict(job.config))) as run:
+    with start_run(job.recipe.name, key=key, tags=tags, params=flat(asdict(job.config))) as run:
         yield run
+
+
+def _log_model(run: Run, out_dir: Path, job: Job) -> None:
+    """Sends the model, and then the tags by which an evaluation finds the run and `_is_tracked` the model."""
+    run.log_artifact(out_dir, "model")
+    # the code may have changed since the training's first start, whose key the run had
+    run.set_tags({KEY_TAG: job.input_hash, MODEL_TAG: checkpoint.read_meta(out_dir)["sha256"]})
+
+
+def _send_again(out_dir: Path, job: Job) -> None:
+    """Tracks a finished training whose end the server missed; points that it has are there twice then."""
+    try:
+        if _is_tracked(out_dir, job):
+            return
+        with (out_dir / CURVES_NAME).open(newline="", encoding="utf-8") as file:
+            points = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+        with _tracking(job, job.input_hash) as run:
+            for point in points:
+                run.log_metrics(point, int(point["iteration"]))
+            _log_model(run, out_dir, job)
+    except Exception as error:  # tracking may fail in any way, and what is trained is trained
+        log.warning(
+            "%s: not tracked, the same command tries again: %s", out_dir, without_credentials(str(error))
+        )
+
+
+def _is_tracked(out_dir: Path, job: Job) -> bool:
+    """Whether the server has all of the training."""
+    client = connect(tracking_uri())
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    sha256 = checkpoint.read_meta(out_dir)["sha256"]
+    query = f"tags.{KEY_TAG} = '{job.input_hash}' and tags.{MODEL_TAG} = '{sha256}'"
+    return bool(client.search_runs(experiments, query, max_results=1))
 
 
 def _write_model(out_dir: Path, training: Training) -> None:
@@ -152,12 +222,3 @@ def _table(points: Sequence[Mapping[str, float]]) -> str:
     writer.writeheader()
     writer.writerows(points)
     return text.getvalue()
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names, as MLflow's parameters are."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat

@@ -27,6 +27,7 @@ from crossearth.components.training_state import Checkpoints, State
 from crossearth.data.augment import Augmentation
 from crossearth.data.dataset import Batch, TileDataset, TrainingStream
 from crossearth.data.errors import InputError
+from crossearth.data.files import digest
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
 from crossearth.model.metrics import confusion_matrix
@@ -63,6 +64,8 @@ class Training:
         )
         self.iteration, self.skipped, self.nonfinite = 0, 0, 0
         self.best_score = -1.0
+        self.loss = float("nan")  # of the last step, also of one that was skipped
+        self.run_key = job.input_hash
         self.curves: list[dict[str, float]] = []
         self.steps: list[dict[str, float]] = []  # since the last point of the curves
         self._resume()
@@ -113,13 +116,19 @@ class Training:
             self.best_score, self.curves, self.steps = (
                 about[key] for key in ("best_score", "curves", "steps")
             )
+            self.run_key = about["run"]
             if about["processes"] != self.processes.size and self.processes.is_first:
                 log.warning(
                     "resumed on %d processes, started on %d: the same crops, summed in another order",
                     self.processes.size,
                     about["processes"],
                 )
-        self.processes.refuse_differing({"the iteration to resume from": str(self.iteration)})
+        self.processes.refuse_differing(
+            {
+                "the iteration to resume from": str(self.iteration),
+                "the state to resume from": digest(state.about if state else {}),
+            }
+        )
 
     def save(self) -> None:
         """Writes the state, in the first process."""
@@ -131,6 +140,7 @@ class Training:
                 "curves": self.curves,
                 "steps": self.steps,
                 "processes": self.processes.size,
+                "run": self.run_key,
             }
             self.checkpoints.save(self.iteration, self._state(), about)
 
@@ -171,14 +181,9 @@ class Training:
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace = Pace()
-        with (
-            self._memory(),
-            self.gradients.shared(),
-            Interrupts() as interrupts,
-            self._progress() as progress,
-        ):
+        with self.gradients.shared(), Interrupts() as interrupts, self._progress() as progress:
             task = progress.add_task(
-                self.job.recipe.name, total=self.config.iterations, completed=self.iteration
+                self.job.recipe.name, total=self.config.iterations, completed=self.iteration, loss=""
             )
             while self.iteration < self.config.iterations:
                 began = time.perf_counter()
@@ -196,7 +201,7 @@ class Training:
                     with self._predicting():
                         panel = training_panel(self.multi_task, batch[0], self.job.class_set)
                     run.log_image(panel, f"panels/{self.iteration:06d}.png")
-                progress.update(task, completed=self.iteration)
+                progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
                 if stop or (self.iteration % self.config.checkpoint_every == 0 and not done):
                     self.save()
                 if stop:
@@ -220,6 +225,7 @@ class Training:
         terms = self.gradients.backward(batch)
         names = sorted(terms)
         *values, signals = self.processes.sum([terms[name] for name in names] + [float(signal_number)])
+        self.loss = sum(values)
         norm = float(get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None]))
         if np.isfinite([*values, norm]).all():
             self.nonfinite = 0
@@ -227,7 +233,7 @@ class Training:
                 group["lr"] = self._lr()
             self.optimiser.step()
             losses = {f"loss_{name}": value for name, value in zip(names, values, strict=True)}
-            self.steps.append({**losses, "loss": sum(values), "gradient_norm": norm})
+            self.steps.append({**losses, "loss": self.loss, "gradient_norm": norm})
         else:
             self._skip()
         self.optimiser.zero_grad()
@@ -257,24 +263,6 @@ class Training:
                 where=f"tiles {tile_ids}",
                 next_step="look at these tiles; lower lr, or set precision: float32",
             )
-
-    @contextlib.contextmanager
-    def _memory(self) -> Iterator[None]:
-        """Where memory runs out within it, the error names the fields to change."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            config = self.config
-            raise InputError(
-                f"out of memory on {self.processes.device}: network {config.network}, "
-                f"crop_px {config.crop_px}, batch_size {config.batch_size}, "
-                f"micro_batch {config.micro_batch}, precision {config.precision}",
-                where=f"recipe {self.job.recipe.name}, iteration {self.iteration}",
-                next_step="lower micro_batch (the result stays the same), set activation_checkpointing: "
-                "true, tasks.shared_pass: false or precision: bf16, or lower crop_px",
-            ) from error
 
     def _record(self, pace: Pace, run: Run | None) -> None:
         """One point of the curves: means over the steps since the last one."""

@@ -1,6 +1,6 @@
 """What a training is made of: its numbers, and what its inputs resolve to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,8 @@ BACKBONE_CACHE = "backbones"
 RUNTIME_FIELDS = (
     "micro_batch",
     "activation_checkpointing",
+    "compile",
+    "tasks.shared_pass",
     "workers",
     "backbones_dir",
     "checkpoint_every",
@@ -130,9 +132,10 @@ class TrainConfig:
             value, least = getattr(self, name), int(name in POSITIVE_FIELDS)
             if value is not None and value < least:
                 raise InputError(f"{name}: {value} is too small", expected=f"at least {least}")
-        if not self.lr > 0 or not self.weight_decay >= 0:
+        if not 0 < self.lr <= 1 or not 0 <= self.weight_decay <= 1:
             raise InputError(
-                f"lr {self.lr}, weight_decay {self.weight_decay}", expected="lr > 0, weight_decay >= 0"
+                f"lr {self.lr}, weight_decay {self.weight_decay}",
+                expected="0 < lr <= 1, 0 <= weight_decay <= 1",
             )
         if not 0 <= self.held_out_share < 1:
             raise InputError(f"held_out_share: {self.held_out_share}", expected="a number in [0, 1)")
@@ -199,8 +202,8 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a training to be resumed."""
-        values = plain(asdict(self.config))
+        """What must be equal for a training to be resumed, each number under its own (dotted) name."""
+        values = flat(plain(asdict(self.config)))
         chosen = {name: value for name, value in values.items() if name not in RUNTIME_FIELDS}
         return {
             **chosen,
@@ -309,6 +312,15 @@ def make_network(job: Job) -> CrossEarth:
         network.backbone.load_state_dict(state)
     network.activation_checkpointing = job.config.activation_checkpointing
     return network
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict) and value
+        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class State:
-    """What was saved: named tensors, and `about` (JSON values) with at least `iteration` and `identity`."""
+    """What was saved: named tensors, and `about` (JSON values) with at least `iteration` and `identity`.
+
+    `about["tensors"]` is the digest of the tensors.
+    """
 
     tensors: dict[str, Tensor]
     about: dict[str, Any]
@@ -43,7 +47,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, identity: Mapping[str, Any]) -> None:
         self.folder, self.keep = Path(folder), keep
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
-        self._failures = 0
+        self._unreadable: set[Path] = set()
+        self._failures: Counter[str] = Counter()
 
     def save(self, iteration: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bool:
         """Writes the state after `iteration` iterations and removes states older than the last `keep`.
@@ -56,7 +61,8 @@ class Checkpoints:
         """
         if not self._write(f"step_{iteration:08d}.safetensors", tensors, {**about, "iteration": iteration}):
             return False
-        for path in self._states()[: -self.keep]:
+        # what could not be read must not take the place of a state that can
+        for path in [path for path in self._states() if path not in self._unreadable][: -self.keep]:
             path.unlink()
         return True
 
@@ -75,12 +81,14 @@ class Checkpoints:
             if state is not None:
                 self._refuse_other(state.about["identity"])
                 return state
+            self._unreadable.add(path)
         return None
 
     def best(self) -> State | None:
-        """The best parameters so far, if any were written and are readable."""
+        """The best parameters so far, if any were written, are readable and of this training."""
         path = self.folder / BEST_NAME
-        return self._read(path) if path.is_file() else None
+        state = self._read(path) if path.is_file() else None
+        return state if state is not None and state.about["identity"] == self.identity else None
 
     def clear(self) -> None:
         """Removes the folder's states: the training is finished, its model is elsewhere."""
@@ -94,6 +102,7 @@ class Checkpoints:
         return sorted(path for path in paths if STATE_NAME.fullmatch(path.name))
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bool:
+        kind = BEST_NAME if name == BEST_NAME else "state"  # one may still fit where the other does not
         host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         said = {**about, "identity": self.identity, "tensors": state_digest(host)}
         content = save(host, metadata={"about": json.dumps(said)})
@@ -101,10 +110,10 @@ class Checkpoints:
             with atomic_path(self.folder / name) as partial:
                 partial.write_bytes(content)
         except OSError as error:
-            self._failures += 1
-            if self._failures > FAILURES_ALLOWED:
+            self._failures[kind] += 1
+            if self._failures[kind] > FAILURES_ALLOWED:
                 raise InputError(
-                    f"cannot write checkpoints ({error}), {self._failures} times in a row",
+                    f"cannot write checkpoints ({error}), {self._failures[kind]} times in a row",
                     where=self.folder,
                     next_step="free some space and start the training again: it goes on from the last state",
                 ) from error
@@ -112,7 +121,8 @@ class Checkpoints:
                 "%s: checkpoint not written (%s); the previous one is kept", self.folder / name, error
             )
             return False
-        self._failures = 0
+        self._failures[kind] = 0
+        self._unreadable.discard(self.folder / name)
         return True
 
     def _read(self, path: Path) -> State | None:
@@ -120,7 +130,7 @@ class Checkpoints:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
-            if about.pop("tensors") != state_digest(tensors):
+            if about["tensors"] != state_digest(tensors):
                 raise ValueError("its numbers were changed since it was written")
             return State(tensors, {"identity": {}, **about})
         except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -128,10 +138,12 @@ class Checkpoints:
             return None
 
     def _refuse_other(self, saved: Mapping[str, Any]) -> None:
+        keys = sorted({*saved, *self.identity})
+        there, now = ([_said(values, key) for key in keys] for values in (saved, self.identity))
         differing = [
-            f"{key}: {saved.get(key)!r} there, {self.identity.get(key)!r} now"
-            for key in sorted({*saved, *self.identity})
-            if saved.get(key) != self.identity.get(key)
+            f"{key}: {before} there, {after} now"
+            for key, before, after in zip(keys, there, now, strict=True)
+            if before != after
         ]
         if differing:
             raise InputError(
@@ -139,3 +151,7 @@ class Checkpoints:
                 where=self.folder,
                 next_step="restore these inputs to go on with it, or remove the folder to start anew",
             )
+
+
+def _said(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "nothing"

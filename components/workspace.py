@@ -8,7 +8,6 @@ A step enters it and gives the command line that dvc.yaml gives: the same paths,
     artifacts/run/failures/<step>[-<item>].json   why a step failed, for the pipeline's exit handler
 """
 
-import json
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ from crossearth.components.params import Params
 from crossearth.components.terminal import ARTIFACTS
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError, print_traceback, without_credentials
-from crossearth.data.files import digest, sha256_file, write_json
+from crossearth.data.files import digest, read_json, sha256_file, write_json
 
 PARAMS = Path("params.yaml")
 RUN = ARTIFACTS / "run"
@@ -141,7 +140,7 @@ def step(workspace: str, name: str, item: str = "") -> Iterator[None]:
 
 def failures() -> list[dict[str, str]]:
     """The notes of the steps that failed in this run, by step and item."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FAILURES.glob("*.json"))]
+    return [read_json(path) for path in sorted(FAILURES.glob("*.json"))]
 
 
 def content_digest(*paths: Path) -> str:

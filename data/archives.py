@@ -11,18 +11,16 @@ are refused.
 """
 
 import errno
-import lzma
 import os
 import shutil
 import stat
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from crossearth.data.errors import InputError
 
@@ -259,10 +257,23 @@ def _unpack_entry(file: Path, name: str, to: Path) -> None:
         shutil.copyfileobj(source, target, CHUNK)
 
 
+class _Header(tarfile.TarInfo):
+    """An entry's header. A damaged one counts for tarfile as the end of the archive; here it is an error."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf == bytes(tarfile.BLOCKSIZE):
+                raise
+            raise tarfile.ReadError(f"no header and no end: {error}") from error
+
+
 def _unpack_tar(file: Path, to: Path, limits: Limits) -> None:
     """Unpacks plain files only, counting bytes as they come: a compressed tar says its total nowhere."""
     archive_bytes, total = file.stat().st_size, 0
-    with _Reading(file), tarfile.open(file) as archive:
+    with _Reading(file), tarfile.open(file, tarinfo=_Header) as archive:
         for entry in archive:
             if entry.isdir():
                 continue
@@ -280,18 +291,10 @@ def _unpack_tar(file: Path, to: Path, limits: Limits) -> None:
             with source, target.open("wb") as out:
                 shutil.copyfileobj(source, out, CHUNK)
             os.utime(target, (entry.mtime, entry.mtime))  # the same file to a resumed run
-
-
-# EINVAL is a seek to where an offset of the directory leads: before the file
-BROKEN = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    struct.error,
-    OverflowError,
-)
+        # tarfile stops before the end of a compressed stream, where its checksum stands
+        while rest := archive.fileobj.read(CHUNK):
+            total += len(rest)
+            _refuse_total(file, total, archive_bytes, limits)
 
 
 class _Reading:
@@ -304,20 +307,24 @@ class _Reading:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, InputError | MemoryError):
+            return
+        if isinstance(error, PermissionError):
+            raise InputError("no permission to read it", where=self.file) from error
+        # EINVAL is a seek to where an offset of the directory leads: before the file
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            return
         if isinstance(error, NotImplementedError):
             raise InputError(
                 f"compressed in a way that is not read ({error})",
                 where=self.file,
                 next_step="unpack it with `7z x`",
             ) from error
-        if isinstance(error, BROKEN) or (isinstance(error, OSError) and error.errno == errno.EINVAL):
-            raise InputError(
-                f"broken or truncated archive of {self.file.stat().st_size} bytes ({error})",
-                where=self.file,
-                next_step="download it again",
-            ) from error
-        if isinstance(error, PermissionError):
-            raise InputError("no permission to read it", where=self.file) from error
+        raise InputError(
+            f"broken or truncated archive of {self.file.stat().st_size} bytes ({error})",
+            where=self.file,
+            next_step="download it again",
+        ) from error
 
 
 def _open_zip(file: Path) -> zipfile.ZipFile:

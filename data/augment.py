@@ -14,6 +14,8 @@ from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 
 WINDOW_TRIES = 10  # windows drawn in search of one under the class cap; the last one is taken in any case
+SCALES = (0.1, 32.0)  # a crop shrunk to a few pixels, and a crop of a few pixels, blown up
+MAX_SCALE_STEPS = 1000
 PAD_RGB = (124, 116, 104)  # the network's mean colour: near 0 after normalisation
 
 
@@ -47,11 +49,13 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.crop_px < 16:
             raise InputError(f"crop_px: {self.crop_px} is too small", expected="at least 16 pixels")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise InputError(f"scale: {self.scale} is no range", expected="0 < least <= largest")
-        if self.scale_steps < 1:
-            raise InputError(f"scale_steps: {self.scale_steps} is too few", expected="at least 1")
-        for name in ("max_class_share", "flip"):
+        if not SCALES[0] <= self.scale[0] <= self.scale[1] <= SCALES[1]:
+            raise InputError(
+                f"scale: {self.scale} is no range", expected=f"{SCALES[0]} <= least <= largest <= {SCALES[1]}"
+            )
+        if not 1 <= self.scale_steps <= MAX_SCALE_STEPS:
+            raise InputError(f"scale_steps: {self.scale_steps}", expected=f"1 to {MAX_SCALE_STEPS}")
+        for name in ("max_class_share", "flip", "brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"{name}: {getattr(self, name)} is outside its range", expected="a number in [0, 1]"
@@ -88,12 +92,12 @@ class Augmentation:
         target_px = round(self.crop_px * (least + (largest - least) * step / max(self.scale_steps - 1, 1)))
         height, width = label_HW.shape
         factor = target_px / min(height, width)
-        rows, columns = (min(side, round(self.crop_px / factor)) for side in (height, width))
+        rows, columns = (min(side, max(1, round(self.crop_px / factor))) for side in (height, width))
         for _ in range(WINDOW_TRIES):
             top = int(torch.randint(height - rows + 1, (), generator=generator))
             left = int(torch.randint(width - columns + 1, (), generator=generator))
             label_hw = label_HW[top : top + rows, left : left + columns]
-            if _largest_share(label_hw) < self.max_class_share:
+            if _largest_share(label_hw) <= self.max_class_share:
                 break
         # a window that does not reach across the tile fills the crop, whatever rounding makes of its sides
         size = [

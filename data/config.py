@@ -14,17 +14,23 @@ from crossearth.data.errors import InputError
 
 Config = TypeVar("Config")
 
+MAX_BYTES = 2**20
+MAX_DEPTH = 50
+
 
 class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """The safe loader; a key that stands twice in a map is an error instead of a silent loss."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        written = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for key in written:
-            if written.count(key) > 1:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
+                    problem=f"the key {key.value!r} stands twice", problem_mark=node.start_mark
                 )
+            seen.add(key.value)
         return cast("dict[Any, Any]", super().construct_mapping(node, deep))
 
 
@@ -32,14 +38,62 @@ def read_yaml(path: Path) -> Any:
     """Parses a YAML file with the safe loader.
 
     Raises:
-        InputError: the file is missing, unreadable or not YAML, or a map has a key twice.
+        InputError: the file is missing, unreadable, too large or no file, or `parse_yaml` refuses its text.
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 a safe loader
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read: {error}", where=path) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"not valid YAML: {error}", where=path) from error
+        text = _read_text(Path(path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read: {error}", where=path, expected="a file of YAML") from error
+    return parse_yaml(text, path)
+
+
+def _read_text(path: Path) -> str:
+    # a pipe or a device may have no end
+    if path.exists() and not path.is_file():
+        raise OSError("not a file")
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(f"more than {MAX_BYTES // 2**20} MiB")
+    return content.decode()
+
+
+def parse_yaml(text: str, where: object) -> Any:
+    """Parses YAML with the safe loader.
+
+    Raises:
+        InputError: it is not YAML, a map has a key twice, it is nested too deeply, or its aliases stand for
+            more than a file may hold.
+    """
+    try:
+        _refuse_depth(text)
+        value = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 a safe loader
+        _refuse_aliases(value)
+    except Exception as error:  # a date or a number that is none fails in any way it likes
+        raise InputError(f"not valid YAML: {error}", where=where) from error
+    return value
+
+
+def _refuse_depth(text: str) -> None:
+    # asked of the events, because libyaml's composer overflows the stack
+    depth = 0
+    for event in yaml.parse(text, _UniqueKeyLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+
+
+def _refuse_aliases(value: Any) -> None:
+    """Ten lines of aliases to each other can stand for more than any message could show."""
+    parts, room = [value], MAX_BYTES
+    while parts:
+        part = parts.pop()
+        inner = [*part, *part.values()] if isinstance(part, dict) else part
+        inner = inner if isinstance(inner, list | tuple | set) else []
+        room -= len(inner) or len(repr(part))
+        if room < 0:
+            raise ValueError(f"more than {MAX_BYTES // 2**20} MiB with its aliases written out")
+        parts += inner
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal, TypeVar
 
 from crossearth.data.config import nearest
@@ -55,6 +55,10 @@ class Archive:
     unpacked_gb: float | None = None
     url: str | None = None
     md5: str | None = None
+
+    def __post_init__(self) -> None:
+        if not is_file_name(self.name):
+            raise InputError(f"name: {self.name!r} is no file's name", expected="a name without a folder")
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -324,6 +328,11 @@ class Catalog:
     def published(self, abbr: str) -> list[PublishedScore]:
         """The published scores of a setting, by method; empty where none are known."""
         return list(self.scores.get(self.setting(abbr).abbr, ()))
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of that name lies in the folder where it is put, and neither above it nor below."""
+    return PurePath(name).name == name and name not in ("", "..") and "\0" not in name
 
 
 def known_entry(known: Mapping[str, Entry], name: str, kind: str, where: object = "") -> Entry:

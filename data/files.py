@@ -1,5 +1,6 @@
 """Files that a reader never sees half-written, and the hashes that identify them."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -111,6 +112,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 def replace_dir(partial: Path, path: Path) -> None:
     """Moves the finished folder `partial` to `path`, on the same disk, in place of what was there."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     retired = path.with_name(f".{path.name}.retired")
     shutil.rmtree(retired, ignore_errors=True)  # a killed process left it
     if path.exists():

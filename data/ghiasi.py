@@ -5,7 +5,6 @@ Parameters carry the names of the released files (arXiv 1809.05375), so their st
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import crossearth.data.torchvision_ops  # noqa: F401
 
@@ -261,8 +260,14 @@ def _read(path: Path, key: str) -> Mapping[str, Tensor]:
             next_step="get them from github.com/philipjackson/style-augmentation, or set engine: spectral",
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)[key]
-    except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, Mapping):
+            raise TypeError(f"a {type(content).__name__}")
+        state = dict(content[key])
+        if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+            raise TypeError("other values than tensors")
+        return state
+    except Exception as error:  # a damaged pickle fails in any way it likes
         raise InputError(
             f"not the released weights ({error})", where=path, expected=f"a dict with {key!r}"
         ) from error

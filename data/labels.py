@@ -191,7 +191,7 @@ def remap_table(remap: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def _parse_key(raw: Any, where: object) -> tuple[Kind, int]:
-    if isinstance(raw, str) and raw.isdecimal():
+    if isinstance(raw, str) and re.fullmatch(r"\d{1,9}", raw):
         raw = int(raw)  # JSON, in which pipelines hand catalogs on, knows no other keys
     if isinstance(raw, int) and not isinstance(raw, bool):
         if 0 <= raw <= MAX_VALUE:
@@ -200,7 +200,7 @@ def _parse_key(raw: Any, where: object) -> tuple[Kind, int]:
     text = str(raw)
     if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
         return "colour", int(text[1:], 16)
-    if match := re.fullmatch(r"(<|>=)(\d+)", text):
+    if match := re.fullmatch(r"(<|>=)(\d{1,9})", text):
         threshold = int(match[2])
         if not 0 < threshold <= MAX_VALUE:
             raise InputError(f"threshold {text!r} out of range", where=where, expected=f"1..{MAX_VALUE}")
@@ -208,7 +208,7 @@ def _parse_key(raw: Any, where: object) -> tuple[Kind, int]:
     raise InputError(
         f"label key {raw!r} is no raw value",
         where=where,
-        expected='a number, a colour "#rrggbb", "<N" or ">=N"',
+        expected=f'a number up to {MAX_VALUE}, a colour "#rrggbb", "<N" or ">=N"',
     )
 
 

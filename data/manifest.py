@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crossearth.data.domains import Catalog
+from crossearth.data.domains import Catalog, is_file_name
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path
 from crossearth.data.tiles import Window, read_window
@@ -84,7 +84,7 @@ class Manifest:
 
 def natural(text: str) -> list[tuple[int, str]]:
     """Sort key under which area2 comes before area10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def write_manifest(
@@ -167,12 +167,20 @@ def _problem(table: pa.Table) -> str:
         return "a manifest of another version"
     if about.pop("digest", "") != _digest(about, table):
         return "it was changed since it was written: its digest is another"
-    # a restyled dataset refers to the labels of its origin, beside it
-    for column, inside in (("image", True), ("label", False)):
+    if not is_file_name(about.get("domain", "")):
+        return f"domain: {about.get('domain')!r} is no name"
+    for column in ("tile_id", "image", "label"):
         for name in table[column].unique().to_pylist():
-            if Path(name).is_absolute() or (inside and ".." in Path(name).parts):
+            if name is None or not _is_inside(column, name):
                 return f"{column}: {name!r} is outside the domain's folder"
     return ""
+
+
+def _is_inside(column: str, name: str) -> bool:
+    if column == "tile_id":
+        return is_file_name(name)  # predictions take it for their files
+    # a restyled dataset refers to the labels of its origin, beside it
+    return not Path(name).is_absolute() and (column == "label" or ".." not in Path(name).parts)
 
 
 def _about(table: pa.Table) -> dict[str, str]:

@@ -33,6 +33,7 @@ from botocore.parsers import ResponseParserError
 from rich.console import Console
 from rich.progress import track
 
+from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
 from crossearth.data.files import alone, atomic_path, digest, replace_dir, sha256_file
 from crossearth.data.manifest import read_manifest
@@ -61,8 +62,11 @@ class StoreConfig:
     attempts: int = 5
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme != "s3" or not parts.netloc:
+        try:
+            sound = urlsplit(self.url).scheme == "s3" and self.bucket != ""
+        except ValueError:  # such as one bracket of two
+            sound = False
+        if not sound:
             raise InputError(f"not a store: {self.url!r}", expected="s3://bucket/prefix")
 
     @property
@@ -98,6 +102,24 @@ class _File:
     sha256: str
     size: int
 
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.path)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in self.path:
+            raise InputError(f"path {self.path!r} leaves the domain's folder")
+
+
+@dataclass(frozen=True)
+class _Index:
+    format: str
+    domain: str
+    version: str
+    manifests: dict[str, str]
+    files: tuple[_File, ...]
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise InputError("an index without files")
+
 
 def push(domain_dir: Path, config: StoreConfig) -> Transfer:
     """Mirrors an ingested domain to the store; files that it has are not sent again.
@@ -127,13 +149,7 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
         ):
             pass
         version = digest(digests)
-        index = {
-            "format": FORMAT,
-            "domain": domain_dir.name,
-            "version": version,
-            "manifests": digests,
-            "files": [asdict(file) for file in files],
-        }
+        index = asdict(_Index(FORMAT, domain_dir.name, version, digests, tuple(files)))
         body = json.dumps({**index, "digest": digest(index)}, indent=1).encode()
         # written last: a reader never sees a version whose files are not all there
         for name in (f"{version}.json", "latest.json"):
@@ -164,19 +180,16 @@ def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "la
     target.parent.mkdir(parents=True, exist_ok=True)
     with alone(target), _speaking_to(config) as client:
         index = _index(client, config, domain, version)
-        files = [_File(**entry) for entry in index["files"]]
-        for file in files:
-            _refuse_path(file, config.url)
         with ThreadPool(config.parallel) as pool:
-            fetching = pool.imap(lambda file: _fetch(client, config, file, target, partial), files)
-            fetched = list(_progress(fetching, len(files), "pull"))
-        wanted = {partial / file.path for file in files}
+            fetching = pool.imap(lambda file: _fetch(client, config, file, target, partial), index.files)
+            fetched = list(_progress(fetching, len(index.files), "pull"))
+        wanted = {partial / file.path for file in index.files}
         for extra in [path for path in partial.rglob("*") if path.is_file() and path not in wanted]:
             extra.unlink()
         replace_dir(partial, target)
-    moved = [file for file, was_fetched in zip(files, fetched, strict=True) if was_fetched]
+    moved = [file for file, was_fetched in zip(index.files, fetched, strict=True) if was_fetched]
     return Transfer(
-        domain, index["version"], len(moved), sum(file.size for file in moved), len(files) - len(moved)
+        domain, index.version, len(moved), sum(file.size for file in moved), len(index.files) - len(moved)
     )
 
 
@@ -283,11 +296,12 @@ def _is(path: Path, file: _File) -> bool:
     return path.is_file() and path.stat().st_size == file.size and sha256_file(path) == file.sha256
 
 
-def _index(client: Any, config: StoreConfig, domain: str, version: str) -> dict[str, Any]:
+def _index(client: Any, config: StoreConfig, domain: str, version: str) -> _Index:
     key = config.key("domains", domain, f"{version}.json")
+    where = f"s3://{config.bucket}/{key}"
     try:
-        index = json.loads(client.get_object(Bucket=config.bucket, Key=key)["Body"].read())
-        if index.pop("digest") != digest(index):
+        values = json.loads(client.get_object(Bucket=config.bucket, Key=key)["Body"].read())
+        if values.pop("digest") != digest(values):
             raise ValueError("its digest is another")
     except client.exceptions.NoSuchKey as error:
         raise InputError(
@@ -295,23 +309,15 @@ def _index(client: Any, config: StoreConfig, domain: str, version: str) -> dict[
             where=config.url,
             next_step=f"push {domain} from where it was ingested",
         ) from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"not an index, or changed in the store or on the way: {error}",
-            where=f"s3://{config.bucket}/{key}",
+            where=where,
             next_step=f"run the command again; if it says the same, push {domain} again",
         ) from error
-    if index.get("format") != FORMAT:
-        raise InputError(
-            "an index of another version", where=f"s3://{config.bucket}/{key}", next_step="push again"
-        )
-    return index
-
-
-def _refuse_path(file: _File, where: str) -> None:
-    path = PurePosixPath(file.path)
-    if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"path {file.path!r} leaves the domain's folder", where=where)
+    if values.get("format") != FORMAT:
+        raise InputError("an index of another version", where=where, next_step="push again")
+    return load_config(_Index, values, where)
 
 
 def _progress(items: Iterable[Item], total: int, what: str) -> Iterable[Item]:

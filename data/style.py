@@ -172,8 +172,11 @@ class EarthStyles:
     shrinkage: float = 0.0
 
     @classmethod
-    def from_moments(cls, moments: StyleMoments, engine: str) -> "EarthStyles":
+    def from_moments(cls, moments: StyleMoments, engine: str, where: object = "") -> "EarthStyles":
         """The estimate; with too few images for full rank (count <= D) it is shrunk towards its diagonal.
+
+        Args:
+            where: what the images are of, for the message.
 
         Raises:
             InputError: fewer than two images.
@@ -182,7 +185,7 @@ class EarthStyles:
             raise InputError(
                 f"{moments.count} usable style images",
                 expected="at least 2, better some thousands",
-                where=engine,
+                where=where,
             )
         covariance_DD = moments.scatter / (moments.count - 1)
         dim = len(moments.mean)
@@ -231,17 +234,22 @@ class EarthStyles:
             with safe_open(path, framework="pt") as file:
                 origin: dict[str, Any] = json.loads((file.metadata() or {})["earth_styles"])
                 tensors = {name: file.get_tensor(name) for name in ("mean", "covariance", "factor")}
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise InputError(f"not a file of Earth statistics ({error})", where=path) from error
-        if origin["engine"] != engine:
+            written = origin.pop("digest")
+            styles = cls(**tensors, **origin)
+            changed = styles.digest != written
+        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"statistics of the style engine {origin['engine']!r}, asked for {engine!r}",
+                f"not a file of Earth statistics ({error})",
                 where=path,
-                next_step=f"set engine: {origin['engine']}, or fit again with {engine}",
+                next_step="run `crossearth styles fit`",
+            ) from error
+        if styles.engine != engine:
+            raise InputError(
+                f"statistics of the style engine {styles.engine!r}, asked for {engine!r}",
+                where=path,
+                next_step=f"set engine: {styles.engine}, or fit again with {engine}",
             )
-        written = origin.pop("digest", "")
-        styles = cls(**tensors, **origin)
-        if styles.digest != written:
+        if changed:
             raise InputError(
                 "the statistics were changed since they were fitted: their digest is another",
                 where=path,

@@ -7,7 +7,6 @@ so that all models of one backbone share one file, `<backbones_dir>/<hash>.safet
 
 import errno
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_path, sha256_file, unsealed, write_sealed
+from crossearth.data.files import atomic_path, read_json, sha256_file, unsealed, write_sealed
 from crossearth.data.manifest import Provenance
 from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
 from crossearth.model.inference import store_weights
@@ -155,12 +154,9 @@ def read_meta(path: Path) -> dict[str, Any]:
         InputError: `path` is not a model, of a format that this version does not know, or was changed.
     """
     _, description = _files(path)
-    try:
-        meta = json.loads(description.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the model's description: {error}", where=description) from error
+    meta = read_json(description)
     needed = {"format", "classes", "palette", "network", "sha256", "backbone", "provenance"}
-    if not isinstance(meta, dict) or not needed <= meta.keys():
+    if not needed <= meta.keys():
         raise InputError(
             "not the description of a model", where=description, expected=f"keys {sorted(needed)}"
         )
@@ -187,7 +183,11 @@ def _files(path: Path) -> tuple[Path, Path]:
         )
     for file in (weights, description):
         if not file.is_file():
-            raise InputError(f"not a model: {file.name} is missing", where=path)
+            raise InputError(
+                f"not a model: {file.name} is missing",
+                where=path,
+                next_step="train or convert the model, or copy it again",
+            )
     return weights, description
 
 

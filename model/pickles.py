@@ -8,6 +8,7 @@ the file's choosing is ever imported or called.
 
 import math
 import pickle
+import pickletools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,16 @@ class RestrictedUnpickler(pickle.Unpickler):
 
     def __init__(self, stream: BinaryIO, where: Path) -> None:
         super().__init__(stream)
-        self._where = where
+        self._stream, self._where = stream, where
+
+    def load(self) -> Any:
+        # picklers count their memos up; the memory for one far ahead would be taken at once
+        start = self._stream.tell()
+        for opcode, memo, place in pickletools.genops(self._stream):
+            if opcode.name.endswith("PUT") and (memo or 0) > (place or 0):
+                raise pickle.UnpicklingError(f"memo {memo} within {place} bytes")
+        self._stream.seek(start)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         word = f"{module}.{name}".replace("__builtin__.", "builtins.", 1)

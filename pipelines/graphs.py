@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from kfp import compiler
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.types.type_utils import get_canonical_type_name_for_type
 
-from crossearth.data.config import nearest
+from crossearth.data.config import nearest, parse_yaml
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path
 from crossearth.pipelines.benchmark import Inputs, benchmark
@@ -83,7 +82,4 @@ def parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"{text!r} gives no value", where="--set", expected="name=value")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"not YAML: {error}", where=f"--set {name}") from error
+    return name, parse_yaml(value, f"--set {name}")

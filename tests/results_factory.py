@@ -60,7 +60,7 @@ def write_fake_results(
             for index, outcome in enumerate(outcome_counts(counts))
             for value in [headline_iou(class_iou(outcome), class_set.headline)]
         ]
-        write_tiles(folder / tile_file(setting.target), rows)
+        tiles_sha256 = write_tiles(folder / tile_file(setting.target), rows)
         settings.append(
             SettingResult(
                 setting=setting.abbr,
@@ -77,6 +77,7 @@ def write_fake_results(
                 else None,
                 confusion=tuple(map(tuple, counts.sum(0).tolist())),
                 tiles=tiles,
+                tiles_sha256=tiles_sha256,
                 scenes=(tiles + 4) // 5,
                 ignored_pixels=0,
                 seconds=1.5,

@@ -1,13 +1,15 @@
-"""A byte flipped or the end cut off, in every file that one step writes and another reads."""
+"""A byte flipped or the end cut off, in every file that one step or run writes and another reads."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from own_domain import NAME
 from steps import STEPS, Undisturbed, run_here, written
 
+from crossearth.components import ingest
 from crossearth.components.training_state import Checkpoints
 
 Damage = Callable[[bytes], bytes]
@@ -65,6 +67,65 @@ def test_damage_is_found_by_the_step_that_reads_it(
         assert "Traceback" not in said
         assert not written(folder, step), how
     assert refused >= 2
+
+
+def test_a_damaged_journal_costs_scenes_and_no_more(
+    undisturbed: dict[str, Undisturbed],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = Path(shutil.copytree(undisturbed["ingest"].before, tmp_path / "user"))
+    command = STEPS["ingest"][0]
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "_tidy", killed)
+        assert run_here(command, folder, monkeypatch, capsys)[0] == 130
+    (journal,) = folder.glob(f"artifacts/domains/.ingest/{NAME}/journal.jsonl")
+    for damage in DAMAGES.values():
+        journal.write_bytes(damage(journal.read_bytes()))
+    code, said = run_here(command, folder, monkeypatch, capsys)
+    assert code == 0, said
+    assert written(folder, "ingest") == undisturbed["ingest"].files
+
+
+@pytest.mark.parametrize("step", ["styles fit", "stylize"])
+def test_a_damaged_part_is_found_by_the_last_shard(
+    step: str,
+    undisturbed: dict[str, Undisturbed],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = STEPS[step][0]
+    folder = Path(shutil.copytree(undisturbed[step].before, tmp_path / "user"))
+    assert run_here(f"{command} --shard 0/2", folder, monkeypatch, capsys)[0] == 0
+    (part,) = folder.glob("artifacts/**/part-0-of-2")
+    whole = part.read_bytes()
+    for how, damage in DAMAGES.items():
+        part.write_bytes(damage(whole))
+        code, said = run_here(f"{command} --shard 1/2", folder, monkeypatch, capsys)
+        assert code == 2, (how, said)
+        assert "part-0-of-2: this part of the work is damaged" in said
+        assert "Traceback" not in said
+        assert not written(folder, step), how
+
+
+def test_counts_of_another_run_are_found(
+    undisturbed: dict[str, Undisturbed],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(undisturbed["report"].before, tmp_path / "user"))
+    path = folder / SCORES / "tiles" / f"{NAME}.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(reversed(range(len(table))))), path)
+    code, said = run_here(STEPS["report"][0], folder, monkeypatch, capsys)
+    assert code == 2 and path.name in said and "Traceback" not in said, said
+    assert not written(folder, "report")
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(

@@ -35,7 +35,7 @@ def curve(folder: Path) -> list[float]:
     model = folder / f"artifacts/models/{RECIPE}"
     assert sorted(path.name for path in model.iterdir()) == ["curves.csv", "model.json", "model.safetensors"]
     with (model / "curves.csv").open(newline="") as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     model.rename(folder / f"moved-{time.monotonic_ns()}")
     return losses
 
@@ -61,24 +61,26 @@ def test_processes_of_other_configurations_refuse_to_train(folder: Path) -> None
 
 
 def test_a_stopped_training_goes_on_with_another_number_of_processes(folder: Path) -> None:
-    training = start(folder, 2, iterations=60)
+    numbers = {"iterations": 60, "held_out_share": 0.3, "validate_every": 5, "checkpoint_every": 1000}
+    training = start(folder, 2, **numbers)
     states = folder / f"artifacts/models/{RECIPE}.checkpoints"
     end = time.monotonic() + 120
-    while training.poll() is None and not any(states.glob("step_*")) and time.monotonic() < end:
+    while training.poll() is None and not any(states.glob("best*")) and time.monotonic() < end:
         time.sleep(0.05)
+    assert not any(states.glob("step_*")), "none but that which the signal asks for"
     training.send_signal(signal.SIGTERM)
     training.communicate(timeout=60)
     assert training.returncode != 0
     assert any(states.glob("step_*"))
     assert not (folder / f"artifacts/models/{RECIPE}").exists()
 
-    training = start(folder, 1, iterations=60)
+    training = start(folder, 1, **numbers)
     _, words = training.communicate(timeout=120)
     assert training.returncode == 0, words
     assert "resumed on 1 processes, started on 2" in words
     gone_on = curve(folder)
 
-    training = start(folder, 1, iterations=60)
+    training = start(folder, 1, **numbers)
     _, words = training.communicate(timeout=120)
     assert training.returncode == 0, words
     assert gone_on == pytest.approx(curve(folder), rel=1e-2)

@@ -1,10 +1,12 @@
 import errno
+import gzip
 import io
 import os
 import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -137,6 +139,22 @@ def encrypted() -> bytes:
     return bytes(packed)
 
 
+def flipped(packed: bytes, found: bytes) -> bytes:
+    """`packed` with one bit changed, 9 bytes behind the start of `found`."""
+    place = packed.index(found) + 9
+    return packed[:place] + bytes([packed[place] ^ 1]) + packed[place + 1 :]
+
+
+def stored_gz(files: dict[str, bytes]) -> bytes:
+    """A .tar.gz in which the files' bytes stand as they are: deflate finds nothing wrong in a changed one."""
+    return gzip.compress(tar_bytes(files, "w"), 0)
+
+
+def changed_bz2() -> bytes:
+    packed = tar_bytes({"a.tif": Random(0).randbytes(2_000_000)}, "w:bz2")
+    return flipped(packed, packed[1_500_000:])
+
+
 HOSTILE = {
     "climbs": ("x.zip", lambda: zip_bytes({"a/../../evil.tif": b""}), "leaves the archive"),
     "climbs as windows": ("x.zip", lambda: zip_bytes({"..\\evil.tif": b""}), "leaves the archive"),
@@ -156,6 +174,36 @@ HOSTILE = {
     "tar device": ("x.tgz", lambda: tar_bytes({"l.tif": b""}, kind=tarfile.CHRTYPE), "link or a device"),
     "tar cut": ("x.tar.gz", lambda: tar_bytes({"a.tif": bytes(range(256)) * 90})[:-40], "truncated"),
     "tar of nothing": ("x.tar.gz", lambda: b"no tar", "truncated"),
+    "tar of another checksum": (
+        "x.tar.gz",
+        lambda: flipped(stored_gz({"a.tif": b"pixels" * 9}), b"pixels"),
+        "broken.*CRC check failed",
+    ),
+    "tar with a changed header": (
+        "x.tar",
+        lambda: flipped(tar_bytes(FILES, "w"), b"top/deep"),
+        "broken.*no header and no end: bad checksum",
+    ),
+    "tar cut between two entries": (
+        "x.tar",
+        lambda: tar_bytes(FILES, "w").partition(b"top/deep")[0],
+        "broken.*no header and no end",
+    ),
+    "tar whose end has no end": (
+        "x.tar.gz",
+        lambda: gzip.compress(tar_bytes(FILES, "w") + bytes(600_000_000)),
+        "zip bomb",
+    ),
+    "bz2 with a changed block": (
+        "x.tar.bz2",
+        changed_bz2,
+        "broken.*Invalid data stream",
+    ),
+    "a name that is no UTF-8": (
+        "x.zip",
+        lambda: zip_bytes({"é.tif": b"e"}).replace("é".encode(), b"\xff\xfe"),
+        "broken.*utf-8",
+    ),
 }
 
 

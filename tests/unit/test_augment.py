@@ -1,12 +1,14 @@
 """Training crops: image and label stay together, of the scales asked for, by chance that can be repeated."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from crossearth.data.augment import PAD_RGB, Augmentation
+from crossearth.data import augment as module
+from crossearth.data.augment import PAD_RGB, SCALES, WINDOW_TRIES, Augmentation, _largest_share
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 from crossearth.data.style import keyed_generator
@@ -116,7 +118,15 @@ def test_a_crop_is_a_function_of_its_generator() -> None:
         {"crop_px": 8},
         {"scale": (2.0, 0.5)},
         {"scale": (0.0, 0.5)},
+        {"scale": (1e-9, 1.0)},
+        {"scale": (1.0, 1e6)},
+        {"scale": (float("inf"), float("inf"))},
+        {"scale": (float("nan"), 1.0)},
         {"scale_steps": 0},
+        {"scale_steps": 10**30},
+        {"brightness": 1.5},
+        {"contrast": float("nan")},
+        {"saturation": -0.1},
         {"max_class_share": 1.5},
         {"flip": -0.1},
         {"hue": 0.6},
@@ -127,6 +137,14 @@ def test_numbers_outside_their_range_are_named(values: dict[str, Any]) -> None:
         Augmentation(**values)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("size", [(16, 16), (16, 300), (300, 300)])
+def test_the_outermost_scales_make_crops(scale: float, size: tuple[int, int]) -> None:
+    image_3HW, label_HW = crop(size=size, scale=(scale, scale))
+    assert (image_3HW.shape, label_HW.shape) == ((3, CROP_PX, CROP_PX), (CROP_PX, CROP_PX))
+    assert (label_HW != IGNORE).any()
+
+
 @pytest.mark.parametrize("side_px", [500, 512, 1024])
 def test_an_enlarged_tile_fills_the_crop(side_px: int) -> None:
     """Whatever rounding makes of the window's sides."""
@@ -134,3 +152,67 @@ def test_an_enlarged_tile_fills_the_crop(side_px: int) -> None:
     for seed in range(40):
         _, label_HW = augment(*tile(side_px, side_px), keyed_generator(seed))
         assert not (label_HW == IGNORE).any(), seed
+
+
+def test_the_methods_numbers_are_the_defaults() -> None:
+    numbers = asdict(Augmentation())
+    for name in ("brightness", "contrast", "saturation", "hue"):  # the method gives none
+        assert numbers.pop(name) > 0
+    assert numbers == {
+        "crop_px": 512,
+        "scale": (0.5, 2.0),
+        "scale_steps": 16,
+        "max_class_share": 0.75,
+        "flip": 0.5,
+        "photometric": True,
+    }
+    assert WINDOW_TRIES == 10
+
+
+def test_sixteen_scales_from_half_to_twice_the_crop_and_every_second_crop_flipped() -> None:
+    """A label that is its pixel's column says what became of it."""
+    image_3HW, _ = tile()
+    label_HW = torch.arange(SIDE_PX, dtype=torch.uint8).expand(SIDE_PX, SIDE_PX)
+    augment, scales, flips = Augmentation(**PLAIN), set(), 0
+    for seed in range(300):
+        _, cropped_HW = augment(image_3HW, label_HW, keyed_generator(seed))
+        inside = cropped_HW[cropped_HW != IGNORE].int()
+        # a smaller tile lies whole in the crop; of a larger one the crop shows a part
+        filled_px, span = len(inside) ** 0.5, int(inside.max() - inside.min()) + 1
+        scales.add(round(filled_px / CROP_PX * SIDE_PX / span, 1))
+        flips += int(inside[0] > inside[-1])
+    assert scales == {step / 10 for step in range(5, 21)}
+    assert flips / 300 == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "share"),
+    [
+        ([0, 0, 0, 1], 0.75),
+        ([2, 1, 1, 1, IGNORE, IGNORE, IGNORE, IGNORE], 0.75),  # ignored pixels count on neither side
+        ([IGNORE] * 9 + [0, 1], 0.5),
+        ([3, 3, 3, 3, 1], 0.8),
+        ([0, 1, 1], 2 / 3),
+        ([4, 4, 4, 4], 1.0),
+        ([254, 254, 0], 2 / 3),
+        ([IGNORE, IGNORE], 1.0),  # nothing to learn from: as bad as one class alone
+    ],
+)
+def test_the_largest_share_is_of_the_labelled_pixels(labels: list[int], share: float) -> None:
+    assert _largest_share(torch.tensor([labels], dtype=torch.uint8)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("share", "tries"), [(0.75, 1), (0.76, 10), (1.0, 10)])
+def test_ten_windows_are_tried_for_one_without_a_class_of_more_than_75_percent(
+    share: float, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows: list[Tensor] = []
+
+    def told(label_HW: Tensor) -> float:
+        windows.append(label_HW)
+        return share
+
+    monkeypatch.setattr(module, "_largest_share", told)
+    _, cropped_HW = crop(scale=(2.0, 2.0), flip=0)
+    assert len(windows) == tries
+    assert torch.equal(cropped_HW, windows[-1]), "the last one is taken in any case"

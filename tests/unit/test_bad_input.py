@@ -227,7 +227,7 @@ CASES = {
             ),
         ),
         SETTINGS,
-        ("catalog.yaml", "'a'"),
+        ("catalog.yaml", "aliases"),
     ),
     "catalog: unknown section": Case(beside(domain={}), SETTINGS, ("'domain'", "'domains'")),
     "catalog: unknown key": Case(entry(imagse="x"), SETTINGS, ("town", "'imagse'", "'images'")),
@@ -398,6 +398,16 @@ CASES = {
     "archive: from the root": Case(
         zipped(f"{LOVEDA}/Train.zip", __tmp__pwned=b"x"), "ingest loveda", ("Train.zip", "/tmp/pwned")
     ),
+    "archive: a broken provenance": Case(
+        several(zipped(f"{LOVEDA}/Train.zip", a=b"x"), text(f"{LOVEDA}/PROVENANCE.json", "{")),
+        "ingest loveda",
+        ("PROVENANCE.json", "not JSON"),
+    ),
+    "archive: an unknown provenance": Case(
+        several(zipped(f"{LOVEDA}/Train.zip", a=b"x"), text(f"{LOVEDA}/PROVENANCE.json", "{}")),
+        "ingest loveda",
+        ("PROVENANCE.json", "provenance None", "publisher"),
+    ),
     "archive: other files": Case(zipped(f"{LOVEDA}/Train.zip", a=b"x"), "ingest loveda", ("loveda",)),
     "archive: of a kind that is not read": Case(
         text(f"{LOVEDA}/Train.7z", b"7z\xbc\xaf"), "ingest loveda", ("7z x",)
@@ -513,7 +523,7 @@ CASES = {
         nothing, f"predict {SCENE} --model {MODEL} --out {SCENE}/map.tif", (SCENE, "a file lies where")
     ),
     "scene: a folder where the preview should be": Case(
-        several(text("map.png/x", ""), removed("map.png/x")), PREDICT, ("map.png", "a folder where a file")
+        several(text("map.png/x", ""), removed("map.png/x")), PREDICT, ("map.png", "move it away")
     ),
     "scene: a name too long": Case(
         nothing, f"predict {SCENE} --model {MODEL} --out {'m' * 300}.tif", ("mmm", "shorter")
@@ -550,7 +560,15 @@ CASES = {
         text("bad.tif", "no image"), "styles show bad.tif", ("bad.tif", "unreadable: not recognized")
     ),
     "styles: a folder where the sheet should be": Case(
-        nothing, "styles show images/scene_0.tif --out masks", ("masks", "a folder where a file")
+        text("sheet.png/x", ""),
+        "styles show images/scene_0.tif --out sheet.png",
+        ("sheet.png", "a folder where a file"),
+    ),
+    "styles: a sheet that is no PNG": Case(
+        nothing, "styles show images/scene_0.tif --out sheet.jpg", ("sheet.jpg", "ending in .png")
+    ),
+    "plan: a file where its folder should be": Case(
+        text("artifacts/plan", "mine"), "plan", ("artifacts/plan", "a file lies where a folder should")
     ),
     "stylize: unknown domain": Case(nothing, "stylize twon --catalog catalog.yaml", ("twon", "'town'")),
     # results
@@ -592,6 +610,9 @@ CASES = {
         several(removed("artifacts"), text("artifacts", "")),
         f"ingest {NAME} --catalog catalog.yaml",
         ("artifacts/domains", "Not a directory"),
+    ),
+    "ingest: a file where the domain's folder should be": Case(
+        several(removed(DOMAIN), text(DOMAIN, "mine")), INGEST, (DOMAIN, "Not a directory")
     ),
     "pipeline: unknown recipe": Case(nothing, "pipeline run training --recipe twon", ("twon",)),
     "pipeline: a parameter without a value": Case(

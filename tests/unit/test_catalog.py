@@ -306,6 +306,13 @@ BROKEN = {
         {"datasets": {"a": {"title": "A", "archives": [{"nam": "x"}]}}},
         r"archives.0: unknown key 'nam'",
     ),
+    **{
+        f"archive's name {name!r}": (
+            {"datasets": {"a": {"title": "A", "archives": [{"name": name}]}}},
+            r"archives.0: name: '.*' is no file's name",
+        )
+        for name in ("../../../pwned.zip", "/etc/a.zip", "a/b.zip", "a/", "..", ".", "", "a\0b")
+    },
 }
 
 

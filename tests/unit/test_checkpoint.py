@@ -166,7 +166,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "absent", "no such model"),
         (image, "crossearth convert"),
-        (tmp_path, "model.safetensors is missing"),
+        (tmp_path, "model.safetensors is missing\n  next: train or convert"),
     ):
         with pytest.raises(InputError, match=message):
             load(path)
@@ -177,8 +177,8 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot read"),
-        ("[]", "not the description"),
+        ("{", r"model\.json: not JSON"),
+        ("[]", r"model\.json: JSON of a list"),
         ('{"format": 1}', "not the description"),
     ],
 )

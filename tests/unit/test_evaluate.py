@@ -17,7 +17,8 @@ from domain_factory import write_domain
 
 from crossearth.components import evaluate as step
 from crossearth.components.evaluate import EvaluateConfig, evaluate
-from crossearth.components.results import read_results
+from crossearth.components.predictions import prediction_writer
+from crossearth.components.results import read_results, tile_file, write_tiles
 from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
@@ -138,6 +139,18 @@ def test_equal_inputs_are_not_scored_twice(score: Score, monkeypatch: pytest.Mon
         score(panels=1)
 
 
+def test_counts_that_were_swapped_are_scored_again(score: Score) -> None:
+    first, other = read_results(score()), read_results(score("other", panels=1))
+    tiles = first.folder / tile_file(first.settings[0].target)
+    rows = first.tile_table(first.settings[0]).to_pylist()
+    write_tiles(tiles, [*rows[1:], rows[0]])
+    again = read_results(score())
+    assert again.tile_table(again.settings[0]).to_pylist() == rows
+    tiles.unlink()
+    again = read_results(score())
+    assert again.tile_table(again.settings[0]).equals(other.tile_table(other.settings[0]))
+
+
 def test_panels_are_worst_and_best_and_disjoint(score: Score) -> None:
     folder = score(panels=2)
     setting = read_results(folder).settings[0]
@@ -160,6 +173,19 @@ def test_predictions_are_raw_ids(score: Score, work: Path, catalog: Catalog) -> 
     )
     assert ids.max() <= 6
     assert len(list(folder.iterdir())) == 7
+
+
+def test_a_manifest_does_not_say_where_predictions_go(
+    work: Path, catalog: Catalog, recipe: Recipe, tmp_path: Path
+) -> None:
+    manifest = read_manifest(catalog.domain_dir(work / "domains", "loveda-rural"), "test")
+    class_set = catalog.class_sets[recipe.class_set]
+    forged = replace(manifest, domain="../../pwned")
+    write = prediction_writer(tmp_path / "scores" / "predictions", forged, class_set, "png")
+    assert write is not None
+    write(0, np.zeros((64, 64), np.uint8))
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["scene0_0_0.png"]
+    assert list((tmp_path / "scores" / "predictions").glob("*.png"))
 
 
 def test_geotiff_predictions_lie_where_the_tile_lies(score: Score) -> None:

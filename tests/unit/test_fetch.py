@@ -1,4 +1,5 @@
 import hashlib
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from crossearth.components.fetch import by_hand, fetch
 from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
+from crossearth.data.files import write_sealed
 
 CONTENT = bytes(range(256)) * 5000
 NAME = "Train.zip"
@@ -30,6 +32,7 @@ class Publisher:
     ranges: list[str | None] = field(default_factory=list)
     knows_ranges: bool = True
     says_length: bool = True
+    length: str | None = None
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
         asked = request.headers.get("Range")
@@ -47,7 +50,7 @@ class Publisher:
         request.send_response(206 if start else 200)
         request.send_header("ETag", self.version)
         if self.says_length:
-            request.send_header("Content-Length", str(len(body)))
+            request.send_header("Content-Length", self.length or str(len(body)))
         request.end_headers()
         cut, self.cut_after = self.cut_after, None
         request.wfile.write(body[:cut])
@@ -136,12 +139,36 @@ def test_a_file_that_shrank_since_begins_again(publisher: Publisher, tmp_path: P
     partial = tmp_path / "city" / f".{NAME}.part"
     partial.parent.mkdir()
     partial.write_bytes(CONTENT)
-    partial.with_name(partial.name + ".json").write_text(
-        f'{{"url": "{publisher.address}", "version": "", "bytes": 0}}'
-    )
+    memo = {"url": publisher.address, "version": "", "bytes": 0}
+    write_sealed(partial.with_name(partial.name + ".json"), memo)
     publisher.content = CONTENT[:1000]
     (path,) = fetch(["city"], known, tmp_path)
     assert path.read_bytes() == CONTENT[:1000]
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", '"bytes": 300000'])
+def test_a_damaged_note_of_a_partial_file_is_none(
+    publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    known = catalog(tmp_path, publisher.address)
+    publisher.cut_after = 300_000
+    with monkeypatch.context() as patch, pytest.raises(InputError):
+        patch.setattr(module, "PAUSES_S", ())
+        fetch(["city"], known, tmp_path)
+    note = tmp_path / "city" / f".{NAME}.part.json"
+    content = note.read_text()
+    note.write_text(content.replace(f'"bytes": {len(CONTENT)}', damage) if "bytes" in damage else damage)
+    assert note.read_text() != content
+    (path,) = fetch(["city"], known, tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert publisher.ranges == [None, None]
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000])
+def test_a_length_that_is_none_is_refused(publisher: Publisher, tmp_path: Path, length: str) -> None:
+    publisher.length = length
+    with pytest.raises(InputError, match=rf"{NAME}: the server says Content-Length: {length[:9]}"):
+        fetch(["city"], catalog(tmp_path, publisher.address), tmp_path)
 
 
 @pytest.mark.parametrize("lack", ["knows_ranges", "says_length"])
@@ -180,6 +207,12 @@ def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_address_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected: https"):
         fetch(["city"], catalog(tmp_path, "file:///etc/passwd"), tmp_path)
+
+
+@pytest.mark.parametrize("url", ["http://[bad/x.zip", "http://a..b/x.zip", "http://127.0.0.1/ä.zip"])
+def test_what_is_no_address(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InputError, match=rf"^{re.escape(url)}: not an address"):
+        fetch(["city"], catalog(tmp_path, url), tmp_path)
 
 
 def test_too_little_disk(publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,28 @@ def test_shards_are_told_from_the_command_line_and_leave_each_others_scratch(
     assert not list(Path("artifacts").glob(".styles*"))
 
 
+@pytest.mark.parametrize("damage", ["a digit", "half"])
+def test_a_damaged_part_is_named_and_made_again(
+    damage: str, corpus: Path, fitted: Path, tmp_path: Path
+) -> None:
+    out_dir = tmp_path / "styles"
+    fit_styles(corpus, out_dir, StylesConfig(), shard=Shard(0, 2))
+    (part,) = tmp_path.glob(".styles.*/part-0-of-2")
+    content = part.read_text()
+    wrong = content.replace('"count": 2', '"count": 3') if damage == "a digit" else content[:999]
+    assert wrong != content
+    part.write_text(wrong)
+    with pytest.raises(InputError, match=r"part-0-of-2: .* damaged\n  next: delete it, .* --shard 0/2"):
+        fit_styles(corpus, out_dir, StylesConfig(), shard=Shard(1, 2))
+    assert not out_dir.exists()
+    part.unlink()
+    fit_styles(corpus, out_dir, StylesConfig(), shard=Shard(0, 2))
+    digests = [
+        json.loads((folder / SUMMARY_FILE).read_text())["corpus_digest"] for folder in (out_dir, fitted)
+    ]
+    assert digests[0] == digests[1]
+
+
 def test_same_inputs_are_not_fitted_twice(
     corpus: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +192,8 @@ def test_sheets_show_what_is_injected(fitted: Path, tmp_path: Path) -> None:
     assert Image.open(fitted / SHEET_FILE).width > 1000
     with pytest.raises(InputError, match="no such file"):
         show_image(tmp_path / "absent.png", fitted / STYLES_FILE, sheet, StyleConfig())
+    with pytest.raises(InputError, match=r"sheet\.jpg: .*\n  expected: .*\.png"):
+        show_image(tmp_path / "tile.png", fitted / STYLES_FILE, tmp_path / "sheet.jpg", StyleConfig())
 
 
 def test_results_come_in_order_and_errors_come_through() -> None:

@@ -1,7 +1,9 @@
 import errno
 import fcntl
 import io
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +18,15 @@ import pytest
 import rasterio
 from own_domain import NAME, catalog, draw, own_domain, save, tree
 
+from crossearth.components import ingest as step
 from crossearth.components.ingest import IngestConfig, domains_named, ingest
+from crossearth.components.ingest_scene import Plan
 from crossearth.data.catalog import load_catalog
 from crossearth.data.errors import InputError
+from crossearth.data.files import digest
 from crossearth.data.labels import IGNORE
 from crossearth.data.manifest import Manifest, read_image, read_label, read_manifest
+from crossearth.data.scenes import SceneSource
 
 TESTS = Path(__file__).parent.parent
 ONE = IngestConfig(workers=1)
@@ -416,8 +422,73 @@ def test_a_changed_scene_is_done_again(town: Path) -> None:
     plain = tree(run(town))
     (work / "train" / "images").mkdir(parents=True)
     (work / "train" / "images" / "gone.tif").write_bytes(b"from an image that was removed since")
-    (work / "journal.jsonl").write_text('{"key": "old", "sizes": {}, "rows": []}\n')
+    entry = {"key": "old", "files": {}, "rows": []}
+    (work / "journal.jsonl").write_text(json.dumps({**entry, "digest": digest(entry)}) + "\n")
     assert tree(run(town)) == plain
+
+
+@pytest.fixture
+def killed(town: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What an ingest leaves that was killed before its last step."""
+
+    def killing(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(step, "_tidy", killing)
+        run(town)
+    return town / "domains" / ".ingest" / NAME
+
+
+def cut_again(town: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], list[str]]:
+    """The domain, and the scenes that the run which finishes it cuts."""
+    scenes: list[str] = []
+    ingest_scene = step.ingest_scene
+
+    def counting(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, Any]]:
+        scenes.append(source.key)
+        return ingest_scene(plan, work, source)
+
+    monkeypatch.setattr(step, "ingest_scene", counting)
+    return tree(run(town)), scenes
+
+
+LINES: dict[str, Callable[[bytes], bytes]] = {
+    "whole": lambda line: line,
+    "another count": lambda line: re.sub(rb'("class_pixels": \[)\d', rb"\g<1>5", line),
+    "another file": lambda line: line.replace(b"scene_2.tif", b"scene_1.tif"),
+    "no text": lambda line: b"\xff" + line[1:],
+    "half": lambda line: line[:500],
+    "a list": lambda _: b"[]",
+    "nothing said": lambda _: b"{}",
+    "a number": lambda _: b"5",
+    "deep": lambda _: b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_damaged_line_of_the_journal_is_none(
+    case: str, town: Path, killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tree(run(town, "plain"))
+    lines = (killed / "journal.jsonl").read_bytes().split(b"\n")
+    (place,) = [number for number, line in enumerate(lines) if b"scene_2.tif" in line]
+    damaged = LINES[case](lines[place])
+    assert (damaged != lines[place]) == (case != "whole")
+    lines[place] = damaged
+    (killed / "journal.jsonl").write_bytes(b"\n".join(lines))
+    assert cut_again(town, monkeypatch) == (plain, [] if case == "whole" else ["scene_2"])
+
+
+def test_a_stored_scene_that_changed_after_a_kill_is_cut_again(
+    town: Path, killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tree(run(town, "plain"))
+    path = killed / "train" / "labels" / "scene_2.tif"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    assert cut_again(town, monkeypatch) == (plain, ["scene_2"])
 
 
 def test_a_scene_of_36_million_pixels_needs_less_than_a_gigabyte(tmp_path: Path) -> None:

@@ -263,6 +263,8 @@ def test_maps_survive_json_in_which_pipelines_hand_them_on() -> None:
         ({"<100": "background", ">=128": "road"}, "not the two sides"),
         ({"<128": "background", "<64": "road"}, "not the two sides"),
         ({"<0": "background", ">=0": "road"}, "out of range"),
+        ({"9" * 5000: "road"}, "is no raw value"),
+        ({"<" + "9" * 5000: "road"}, "is no raw value"),
     ],
 )
 def test_maps_that_cannot_be_meant_are_refused(values: Any, problem: str) -> None:

@@ -1,14 +1,23 @@
 """The segmentation loss and the matching, on cases whose result is known."""
 
 import math
+from collections import defaultdict
+from dataclasses import asdict
 from functools import partial
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from crossearth.data.errors import InputError
-from crossearth.model.losses import SegmentationLossConfig, instances_of, segmentation_loss, uncertain_points
+from crossearth.model.losses import (
+    SegmentationLossConfig,
+    draw_points,
+    instances_of,
+    segmentation_loss,
+    uncertain_points,
+)
 from crossearth.model.mask_decoder import Prediction
 from crossearth.model.matching import assign, matching_cost, sample_points
 
@@ -192,3 +201,128 @@ def test_the_most_uncertain_points_are_kept() -> None:
 
 def test_samples_beyond_the_map_are_zero() -> None:
     assert sample_points(torch.ones(1, 1, 4, 4), torch.tensor([[[1.5, 0.5]]])).item() == 0
+
+
+def test_the_methods_numbers_are_the_defaults() -> None:
+    assert asdict(SegmentationLossConfig()) == {
+        "weight_class": 2.0,
+        "weight_mask": 5.0,
+        "weight_dice": 5.0,
+        "weight_no_object": 0.1,
+        "num_points": 12544,
+        "oversample": 3.0,
+        "importance": 0.75,
+    }
+
+
+def test_three_times_the_points_are_candidates_and_a_quarter_of_the_points_is_uniform() -> None:
+    """Of every layer: 12544 points of an image to match on; per mask 37632 candidates and 3136 uniform."""
+    drawn: list[tuple[int, int, int]] = []
+
+    def source(image: int, rows: int, count: int) -> Tensor:
+        drawn.append((image, rows, count))
+        return torch.zeros(rows, count, 2)
+
+    instances = [instances_of(label_HW) for label_HW in labels()]
+    draw_points(source, (2, 2, 4), instances, SegmentationLossConfig())
+    first, second = ([(0, 1), (1, 1)], [(0, 2), (1, 1)])  # (image, rows): two classes, and one
+    layer = [(*each, 12544) for each in first]
+    layer += [(*each, count) for count in (37632, 3136) for each in second]
+    assert sorted(drawn) == sorted(layer * 2)
+
+
+class RecordedPoints:
+    """A source that keeps what it gave, by image and number of points, in the order of the layers."""
+
+    def __init__(self) -> None:
+        self.generator = generator(3)
+        self.given: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+
+    def __call__(self, image: int, rows: int, count: int) -> Tensor:
+        points_RP2 = torch.rand(rows, count, 2, generator=self.generator)
+        self.given[image, count].append(points_RP2)
+        return points_RP2
+
+
+def slow_sample(map_HW: Tensor, point_2: Tensor) -> float:
+    """Bilinear: up to four cells around the point, by their distance; nothing beyond the map."""
+    height, width = map_HW.shape
+    x, y = float(point_2[0]) * width - 0.5, float(point_2[1]) * height - 0.5
+    return sum(
+        float(map_HW[row, column]) * (1 - abs(x - column)) * (1 - abs(y - row))
+        for row in (math.floor(y), math.floor(y) + 1)
+        for column in (math.floor(x), math.floor(x) + 1)
+        if 0 <= row < height and 0 <= column < width
+    )
+
+
+def slow_cross_entropy(logits: list[float], targets: list[float]) -> float:
+    """Binary, mean over the points."""
+    total = 0.0
+    for logit, target in zip(logits, targets, strict=True):
+        probability = 1 / (1 + math.exp(-logit))
+        total -= target * math.log(probability) + (1 - target) * math.log(1 - probability)
+    return total / len(logits)
+
+
+def slow_dice(logits: list[float], targets: list[float]) -> float:
+    probabilities = [1 / (1 + math.exp(-logit)) for logit in logits]
+    both = sum(p * t for p, t in zip(probabilities, targets, strict=True))
+    return 1 - (2 * both + 1) / (sum(probabilities) + sum(targets) + 1)
+
+
+def slow_layer(
+    prediction: Prediction, label_BHW: Tensor, points: RecordedPoints, layer: int
+) -> tuple[float, float, float]:
+    """Class, mask and dice term of one layer by the method's numbers, with 32 points."""
+    class_total = class_weights = mask_total = dice_total = 0.0
+    num_masks, no_object = 0, prediction.class_logits.shape[2] - 1
+    for image, label_HW in enumerate(label_BHW):
+        probability_QK1 = prediction.class_logits[image].softmax(1).tolist()
+        class_ids = sorted(set(label_HW.flatten().tolist()) - {255})
+        masks = [(label_HW == class_id).float() for class_id in class_ids]
+        shared = points.given[image, 32][layer][0]
+        costs = torch.zeros(len(probability_QK1), len(class_ids))
+        for query, mask_hw in enumerate(prediction.mask_logits[image]):
+            logits = [slow_sample(mask_hw, point) for point in shared]
+            for instance, class_id in enumerate(class_ids):
+                targets = [slow_sample(masks[instance], point) for point in shared]
+                costs[query, instance] = -2 * probability_QK1[query][class_id]
+                costs[query, instance] += 5 * slow_cross_entropy(logits, targets)
+                costs[query, instance] += 5 * slow_dice(logits, targets)
+        label_of = dict.fromkeys(range(len(probability_QK1)), no_object)
+        for row, (query, instance) in enumerate(zip(*linear_sum_assignment(costs.numpy()), strict=True)):
+            label_of[int(query)] = class_ids[instance]
+            mask_hw = prediction.mask_logits[image, query]
+            candidates = points.given[image, 96][layer][row]
+            certainty = [abs(slow_sample(mask_hw, point)) for point in candidates]
+            order = sorted(range(96), key=certainty.__getitem__)
+            chosen = [candidates[i] for i in order[:24]] + list(points.given[image, 8][layer][row])
+            logits = [slow_sample(mask_hw, point) for point in chosen]
+            targets = [slow_sample(masks[instance], point) for point in chosen]
+            mask_total += slow_cross_entropy(logits, targets)
+            dice_total += slow_dice(logits, targets)
+            num_masks += 1
+        for query, label in label_of.items():
+            weight = 0.1 if label == no_object else 1.0
+            class_total -= weight * math.log(probability_QK1[query][label])
+            class_weights += weight
+    return 2 * class_total / class_weights, 5 * mask_total / num_masks, 5 * dice_total / num_masks
+
+
+def test_every_term_of_every_layer_against_one_slow_loop() -> None:
+    """Random logits, three layers; images of three classes, of one class, and of ignored pixels alone."""
+    label_BHW = torch.cat([labels(), torch.full((1, 16, 16), 255, dtype=torch.uint8)])
+    label_BHW[0, :6] = 1  # four masks in three images
+    torch.manual_seed(0)
+    layers = [Prediction(torch.randn(3, 5, 4) * 2, torch.randn(3, 5, 6, 6) * 3) for _ in range(3)]
+    points = RecordedPoints()
+    terms = segmentation_loss(layers, label_BHW, 3, points, SegmentationLossConfig(num_points=32))
+    expected_total = 0.0
+    for number, prediction in enumerate(layers):
+        expected = slow_layer(prediction, label_BHW, points, number)
+        prefix = "" if number == 2 else f"d{number}."
+        for kind, value in zip(("cls", "mask", "dice"), expected, strict=True):
+            assert float(terms[f"{prefix}loss_{kind}"]) == pytest.approx(value, rel=1e-4), (number, kind)
+        expected_total += sum(expected)
+    assert total(terms) == pytest.approx(expected_total, rel=1e-4)

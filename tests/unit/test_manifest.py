@@ -86,6 +86,28 @@ def test_a_damaged_manifest(tmp_path: Path) -> None:
         read_manifest(tmp_path, "train")
 
 
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "..", ".", "", "a\0b", None])
+def test_a_tile_whose_id_is_no_file_name_is_refused(tmp_path: Path, name: str | None) -> None:
+    """Predictions take it for their files' names."""
+    write(tmp_path, [*ROWS, row("area3", tile_id=name)])
+    with pytest.raises(InputError, match=r"tile_id: .* is outside the domain's folder"):
+        read_manifest(tmp_path, "train")
+
+
+@pytest.mark.parametrize("change", [{"image": "../x.tif"}, {"image": "/x.tif"}, {"label": "/x.tif"}])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path, [*ROWS, row("area3", **change)])
+    with pytest.raises(InputError, match=f"{next(iter(change))}: .* is outside the domain's folder"):
+        read_manifest(tmp_path, "train")
+
+
+def test_a_domain_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    """Predictions take it for their folder's name."""
+    write_manifest(tmp_path, "../../x", "train", (), "own", ROWS)
+    with pytest.raises(InputError, match=r"domain: '\.\./\.\./x' is no name"):
+        read_manifest(tmp_path, "train")
+
+
 def test_held_out_scenes_are_whole_and_the_last(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     training, held = held_out(manifest, 0.1)
@@ -100,6 +122,7 @@ def test_one_scene_cannot_be_held_out(tmp_path: Path) -> None:
 
 def test_natural_order() -> None:
     assert sorted(["a10", "a9", "b1", "a9b", "10", "9"], key=natural) == ["9", "10", "a9", "a9b", "a10", "b1"]
+    assert sorted(["1²", "10", "1"], key=natural) == ["1", "1²", "10"]
 
 
 def test_rows_are_plain_values(tmp_path: Path) -> None:

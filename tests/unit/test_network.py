@@ -1,5 +1,6 @@
 """The network at small sizes: shapes, sizes it takes and refuses, adapters, injection, names."""
 
+import math
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from crossearth.model.crossearth import (
 from crossearth.model.mask_decoder import semantic_logits
 from crossearth.model.names import to_ours, to_released
 from crossearth.model.pixel_decoder import MAP_SCALES, convolve_rescaled, rescale, sample_levels
+from crossearth.model.rein import Rein
 
 NUM_CLASSES = 5
 
@@ -64,6 +66,56 @@ def test_adapters_change_the_features_and_only_the_patches() -> None:
     refined_BTC = model.rein(tokens_BTC, 0)
     assert torch.equal(refined_BTC[:, 0], tokens_BTC[:, 0])
     assert not torch.allclose(refined_BTC[:, 1:], tokens_BTC[:, 1:])
+
+
+@torch.no_grad()
+def test_an_adapter_adds_what_each_patch_finds_among_the_learned_tokens_but_the_first() -> None:
+    """The first token takes its share of the attention and gives nothing for it."""
+    torch.manual_seed(0)
+    rein = Rein(depth=3, num_tokens=4, rank=2, embed=6, query_dim=5).double()
+    rein.scale.fill_(0.5)
+    tokens_BTC, layer = torch.randn(2, 1 + 3, 6, dtype=torch.float64), 1
+    learned_MC = rein.tokens_a_LMR[layer] @ rein.tokens_b_LRC[layer]
+    expected_BTC = tokens_BTC.clone()
+    for image in range(2):
+        for patch in range(1, 4):
+            feat_C = tokens_BTC[image, patch]
+            attention = [math.exp(float(feat_C @ token_C) / math.sqrt(6)) for token_C in learned_MC]
+            delta_C = feat_C.clone()
+            for token in range(1, 4):
+                value_C = rein.token_to_feature.weight @ learned_MC[token] + rein.token_to_feature.bias
+                delta_C += attention[token] / sum(attention) * value_C
+            expected_BTC[image, patch] += 0.5 * (rein.delta.weight @ delta_C + rein.delta.bias)
+    torch.testing.assert_close(rein(tokens_BTC, layer), expected_BTC)
+
+
+@torch.no_grad()
+def test_queries_come_from_the_largest_the_mean_and_the_last_of_the_learned_tokens() -> None:
+    torch.manual_seed(0)
+    rein = Rein(depth=3, num_tokens=4, rank=2, embed=6, query_dim=5).double()
+    torch.nn.init.normal_(rein.merge.bias)
+    for token, query_D in enumerate(rein.queries()):
+        blocks = [
+            rein.to_query.weight @ (rein.tokens_b_LRC[block].T @ rein.tokens_a_LMR[block, token])
+            + rein.to_query.bias
+            for block in range(3)
+        ]
+        three = torch.stack(
+            [
+                torch.stack(blocks).max(0).values,
+                (blocks[0] + blocks[1] + blocks[2]) / 3,
+                blocks[2],
+            ]
+        )
+        # released order: the three numbers of a channel side by side
+        torch.testing.assert_close(query_D, rein.merge.weight @ three.T.flatten() + rein.merge.bias)
+
+
+@torch.no_grad()
+def test_ten_predictions_are_supervised_the_initial_and_nine_of_the_decoder() -> None:
+    assert large_config(6).decoder_layers == 9
+    model = network(decoder_layers=9)
+    assert len(model.decode(model.extract(model.normalise(images(1))))) == 10
 
 
 @torch.no_grad()

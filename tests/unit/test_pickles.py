@@ -198,6 +198,18 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             TorchFile(path)
 
 
+@pytest.mark.parametrize(
+    "put", [b"r\xff\xff\xff\x03", b"p67108863\n", b"q\xff"], ids=["LONG_BINPUT", "PUT", "BINPUT"]
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_memo_far_ahead_takes_no_memory(tmp_path: Path, legacy: bool, put: bytes) -> None:
+    """CPython makes room for all memos before it: nine bytes took a gibibyte."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(opcodes(b"N" + put)) if legacy else archive(path, opcodes(b"N" + put))
+    with pytest.raises(InputError, match=r"memo \d+ within 3 bytes"):
+        TorchFile(path)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path, legacy: bool) -> None:
     write_released(tmp_path / "whole.pth", {"a": torch.ones(300)}, legacy=legacy)

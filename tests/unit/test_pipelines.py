@@ -344,6 +344,9 @@ def test_wrong_parameters_are_refused() -> None:
     assert parameter("shards=3") == ("shards", 3)
     with pytest.raises(InputError, match="name=value"):
         parameter("shards")
+    for value in ("2026-13-45", "9" * 5000, "[" * 5000):
+        with pytest.raises(InputError, match="--set shards: not valid YAML"):
+            parameter(f"shards={value}")
 
 
 def test_a_checkout_is_no_workspace() -> None:
@@ -428,6 +431,9 @@ def test_a_failed_step_leaves_a_note_until_it_succeeds(
     with workspace.step(str(tmp_path), "train", "a/b"):
         pass
     assert not workspace.failures()
+    (workspace.FAILURES / "train.json").write_text("[]")
+    with pytest.raises(InputError, match=r"train\.json: JSON of a list"):
+        workspace.failures()
 
 
 @pytest.mark.parametrize(("params", "catalogs"), [("[", "[]"), ("[]", "[]"), ("{}", "{}")])

@@ -3,12 +3,15 @@
 import csv
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from results_factory import write_benchmark, write_fake_results
 from rich.console import Console
@@ -208,7 +211,23 @@ def test_no_results_and_damaged_results_are_named(catalog: Catalog, tmp_path: Pa
     write_fake_results(tmp_path / "scores" / "a", catalog, catalog.recipe("whu-aerial"))
     details = tmp_path / "scores" / "a" / "details.json"
     details.write_text(details.read_text()[:-40])
-    with pytest.raises(InputError, match="cannot read the results"):
+    with pytest.raises(InputError, match=r"details\.json: not JSON"):
+        report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("swap", ["another recipe's", "another schema", "gone"])
+def test_counts_that_are_not_the_results_own_are_named(swap: str, catalog: Catalog, tmp_path: Path) -> None:
+    write_fake_results(tmp_path / "scores", catalog, catalog.recipe("whu-aerial"))
+    write_fake_results(tmp_path / "other", catalog, catalog.recipe("whu-aerial"), seed=1)
+    (table,) = (tmp_path / "scores" / "tiles").iterdir()
+    if swap == "another recipe's":
+        shutil.copy(tmp_path / "other" / "tiles" / table.name, table)
+    elif swap == "another schema":
+        pq.write_table(pa.table({"a": [1]}), table)
+    else:
+        table.unlink()
+    with pytest.raises(InputError, match=rf"{table.name}: .*counts of the tiles.*\n.*evaluate whu-aerial"):
         report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
     assert not (tmp_path / "report").exists()
 
@@ -218,9 +237,9 @@ def test_what_another_program_left_for_the_report_is_named(
 ) -> None:
     write_fake_results(tmp_path / "scores" / "a", catalog, catalog.recipe("whu-aerial"))
     (tmp_path / "styles").mkdir()
-    for content in ('{"count": 3}', "[]"):
+    for content, words in (('{"count": 3}', "it was changed"), ("[]", "JSON of a list"), ("{", "not JSON")):
         (tmp_path / "styles" / "summary.json").write_text(content)
-        with pytest.raises(InputError, match=r"summary\.json: it was changed"):
+        with pytest.raises(InputError, match=rf"summary\.json: {words}"):
             report(
                 [tmp_path / "scores"], catalog, tmp_path / "report", CONFIG, styles_dir=tmp_path / "styles"
             )

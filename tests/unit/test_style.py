@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crossearth.data.config import load_config
@@ -127,8 +128,8 @@ class TestEarthStyles:
         styles = EarthStyles.from_moments(moments_of(embeddings(5)), "spectral")
         assert 0 < styles.shrinkage < 1
         assert torch.linalg.matrix_rank(styles.covariance) == DIM
-        with pytest.raises(InputError, match="1 usable style images"):
-            EarthStyles.from_moments(moments_of(embeddings(1)), "spectral")
+        with pytest.raises(InputError, match="folder: 1 usable style images"):
+            EarthStyles.from_moments(moments_of(embeddings(1)), "spectral", "folder")
 
     def test_saved_styles_come_back_with_equal_samples(self, tmp_path: Path, earth: EarthStyles) -> None:
         path = earth.save(tmp_path / "earth.safetensors")
@@ -147,6 +148,23 @@ class TestEarthStyles:
         (tmp_path / "foreign").write_bytes(b"no tensors here")
         with pytest.raises(InputError, match="not a file of Earth statistics"):
             EarthStyles.load(tmp_path / "foreign", "spectral")
+
+    @pytest.mark.parametrize(
+        "about",
+        [
+            *("", "{", "{}", "[]", "5", "[" * 100_000),
+            '{"engine": "spectral", "digest": ""}',
+            '{"engine": "spectral", "count": 2, "corpus_digest": "", "digest": "", "more": 1}',
+            '{"engine": "spectral", "count": 2, "corpus_digest": "", "mean": 0, "digest": ""}',
+        ],
+    )
+    def test_other_words_in_the_file_are_refused(
+        self, tmp_path: Path, earth: EarthStyles, about: str
+    ) -> None:
+        path = earth.save(tmp_path / "earth.safetensors")
+        save_file(load_file(path), path, {"earth_styles": about})
+        with pytest.raises(InputError, match="not a file of Earth statistics"):
+            EarthStyles.load(path, "spectral")
 
 
 class TestInjection:
@@ -238,6 +256,24 @@ class TestGhiasiWeights:
             style_engine("ghiasi")
         with pytest.raises(InputError, match="unknown style engine 'gatys'"):
             style_engine("gatys")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            torch.ones(3),
+            [1, 2],
+            {"another": {}},
+            {"state_dict_ghiasi": torch.ones(3)},
+            {"state_dict_ghiasi": [1, 2]},
+            {"state_dict_ghiasi": {"a": 1}},
+            {"state_dict_ghiasi": {1: torch.ones(3)}},
+        ],
+        ids=str,
+    )
+    def test_another_content_is_refused(self, tmp_path: Path, content: object) -> None:
+        torch.save(content, tmp_path / TRANSFER_FILE)
+        with pytest.raises(InputError, match="not the released weights"):
+            style_engine("ghiasi", tmp_path)
 
     @pytest.mark.parametrize(
         ("change", "fault"),

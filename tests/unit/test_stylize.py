@@ -1,7 +1,7 @@
 """Restyled datasets: shards, resumption, referenced labels, and equality with training's own injection."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,37 @@ def test_shards_make_the_same_bytes_as_one_run(
     assert tree(sharded) == tree(whole)
 
 
-def test_killed_run_is_continued(
-    domains: Path, styles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", ["a digit", "half", "a list"])
+def test_a_damaged_part_is_named_and_made_again(
+    domains: Path, styles: Path, tmp_path: Path, damage: str
+) -> None:
+    whole = tree(run(domains, styles, tmp_path / "whole"))
+    run(domains, styles, tmp_path / "sharded", Shard(0, 2))
+    (part,) = tmp_path.glob("sharded/.delta.*/parts/part-0-of-2")
+    content = part.read_text()
+    part.write_text(
+        {
+            "a digit": content.replace('"ignored_pixels": 0', '"ignored_pixels": 8', 1),
+            "half": content[: len(content) // 2],
+            "a list": "[]",
+        }[damage]
+    )
+    with pytest.raises(InputError, match=r"part-0-of-2: .* damaged\n  next: delete it, .* --shard 0/2"):
+        run(domains, styles, tmp_path / "sharded", Shard(1, 2))
+    assert not (tmp_path / "sharded" / "delta").exists()
+    part.unlink()
+    assert tree(run(domains, styles, tmp_path / "sharded", Shard(0, 2))) == whole
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "a bit": lambda content: content[:4000] + bytes([content[4000] ^ 1]) + content[4001:],
+    "half": lambda content: content[: len(content) // 2],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_killed_run_is_continued_and_a_tile_damaged_since_made_again(
+    domains: Path, styles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     run(domains, styles, tmp_path / "whole")
     computed = []
@@ -141,6 +170,8 @@ def test_killed_run_is_continued(
     with pytest.raises(KeyboardInterrupt):
         run(domains, styles, tmp_path / "killed")
     assert not (tmp_path / "killed" / "delta").exists()
+    path = min(tmp_path.glob("killed/.delta.*/**/*.tif"))
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
     folder = run(domains, styles, tmp_path / "killed")
     assert len(computed) < len(read(domains)) + 4
     monkeypatch.setattr(step._Job, "_compute", None)

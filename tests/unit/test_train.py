@@ -8,17 +8,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from domain_factory import write_domain
+from earth_styles import write_styles
+from safetensors import safe_open
 from torch import Tensor
 
 from crossearth.components import train as step
-from crossearth.components import training_loop, training_state
+from crossearth.components import training_loop, training_setup, training_state
 from crossearth.components.interrupts import EXIT_CODES
 from crossearth.components.train import train
 from crossearth.components.training_loop import Training
@@ -27,7 +32,7 @@ from crossearth.data.catalog import load_catalog
 from crossearth.data.dataset import TrainingStream
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
-from crossearth.data.style import EarthStyles, StyleConfig, style_engine
+from crossearth.data.style import StyleConfig
 from crossearth.model.checkpoint import read_meta
 from crossearth.model.losses import SegmentationLossConfig
 from crossearth.model.training import MultiTask, TaskConfig
@@ -81,12 +86,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
     """The source domain, and Earth statistics."""
     folder = tmp_path_factory.mktemp("work")
     write_domain(catalog.domain_dir(folder / "domains", RECIPE), RECIPE, "loveda", split="train")
-    engine = style_engine("spectral")
-    generator = torch.Generator().manual_seed(9)
-    mean = engine.embed(torch.rand(1, 3, 64, 64, generator=generator) * 255)[0]
-    factor = 0.1 * torch.eye(engine.dim, dtype=torch.float64)
-    earth = EarthStyles(mean.double(), factor @ factor.T, factor, engine.name, 100, "0" * 64)
-    earth.save(folder / "earth.safetensors")
+    write_styles(folder / "earth.safetensors")
     return folder
 
 
@@ -96,6 +96,7 @@ def run(
 ) -> Train:
     """Trains into a folder of this test, without MLflow."""
     monkeypatch.setattr(step, "start_run", lambda *_, **__: NoRun())
+    monkeypatch.setattr(step, "_is_tracked", lambda *_: True)
 
     def call(out: str = "model", **changes: Any) -> Path:
         config = TrainConfig(**(NUMBERS | changes))
@@ -202,7 +203,16 @@ def test_another_config_does_not_go_on_with_the_states_of_this_one(
         run()
     with pytest.raises(InputError, match=r"lr: 0.001 there, 0.002 now"):
         run(lr=2e-3)
-    run(micro_batch=2, activation_checkpointing=True)  # how it is computed may change
+    changed = {
+        "style": StyleConfig(probability=0.1, block_px=16),
+        "sizes": NUMBERS["sizes"] | {"heads": 4},
+    }
+    with pytest.raises(
+        InputError, match=r"in sizes\.heads: nothing there, 4 now; style\.pro.*: 0.5 there, 0.1 now\n"
+    ):
+        run(**changed)
+    apart = replace(NUMBERS["tasks"], shared_pass=False)
+    run(micro_batch=2, activation_checkpointing=True, tasks=apart)  # how it is computed may change
 
 
 def test_what_is_trained_stays(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,13 +260,73 @@ def test_memory_may_run_out_after_the_loss(run: Train, monkeypatch: pytest.Monke
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
-    with pytest.raises(InputError, match=r"(?s)iteration 0: out of memory.*micro_batch"):
+    with pytest.raises(InputError, match=r"(?s)out of memory.*micro_batch"):
         run()
 
 
-def test_a_network_that_diverges_stops_with_the_tiles(run: Train) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("place", ["build", "to", "AdamW"])
+def test_memory_may_run_out_before_the_first_step(
+    error: Exception, place: str, run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    owner = {"build": training_setup, "to": torch.nn.Module, "AdamW": torch.optim}[place]
+    monkeypatch.setattr(owner, place, full)
+    with pytest.raises(InputError, match=r"(?s)loveda-urban: out of memory on cpu: .*lower micro_batch"):
+        run()
+
+
+def test_an_error_of_another_kind_is_no_lack_of_memory(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(training_setup, "build", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        run()
+
+
+def test_a_reader_that_the_system_kills_is_a_matter_of_memory(
+    run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(TrainingStream, "__getitem__", killed)
+    with pytest.raises(InputError, match=r"(?s)one of 1 workers was ended: .*out of memory, lower workers"):
+        run(workers=1)
+    assert not multiprocessing.active_children()
+
+
+def test_a_loss_beyond_all_numbers_stops_with_the_tiles(run: Train) -> None:
     with pytest.raises(InputError, match=r"(?s)tiles scene\d.*3 times in a row.*lower lr"):
-        run(lr=1e20)
+        run(tasks=replace(NUMBERS["tasks"], weight_seg=3e38))
+
+
+def test_a_network_in_bfloat16_has_parameters_in_float32(run: Train) -> None:
+    reduced, exact = (run(name, precision=name) for name in ("bf16", "float32"))
+    assert curve(reduced) != curve(exact)
+    assert curve(reduced) == pytest.approx(curve(exact), rel=0.05)
+    with safe_open(reduced / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
+
+
+def test_compiled_blocks_give_the_same_curve(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = mock.Mock(side_effect=partial(torch.compile, backend="eager"))  # no minute of a C++ compiler
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert curve(run("compiled", compile=True)) == pytest.approx(curve(run("exact")), rel=1e-4)
+    assert compiled.call_count == NUMBERS["sizes"]["depth"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

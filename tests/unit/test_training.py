@@ -1,6 +1,7 @@
 """The multi-task step against slow, obvious computations."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -361,3 +362,42 @@ def test_warmup_schedule() -> None:
 def test_bad_numbers_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(change))):
         TaskConfig(**change)
+
+
+def test_the_methods_numbers_are_the_defaults() -> None:
+    numbers = asdict(TaskConfig())
+    assert numbers.pop("segmentation") == asdict(SegmentationLossConfig())
+    del numbers["shared_pass"]  # how it is computed, not what
+    assert numbers == {
+        "mask_ratio": 0.7,
+        "mask_block_px": 64,
+        "reconstruction_loss": "l1",
+        "weight_seg": 1.0,
+        "weight_mim": 1.0,
+        "weight_delta": 1.0,
+    }
+
+
+def test_normalisers_count_masks_and_the_weights_of_all_queries_targets() -> None:
+    label_BHW = torch.tensor([[[0, 2, 2, 255]], [[1, 1, 1, 1]], [[255, 255, 255, 255]]], dtype=torch.uint8)
+    six = Normalisers.of(label_BHW, num_queries=6, no_object_weight=0.1)
+    assert (six.masks, six.samples) == (2 + 1 + 0, 3)
+    assert six.class_weight == pytest.approx((2 + 4 * 0.1) + (1 + 5 * 0.1) + 6 * 0.1)
+    # no more masks than queries
+    assert Normalisers.of(label_BHW, num_queries=1, no_object_weight=0.1) == (2, pytest.approx(2.1), 3)
+
+
+def test_the_segmentation_terms_are_sums_over_all_prediction_layers(
+    batch: tuple[Tensor, Tensor, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Initial queries and decoder layers alike, each kind of term by itself."""
+    layers = {"loss_cls": 1, "loss_mask": 2, "loss_dice": 3, "d0.loss_cls": 10, "d0.loss_mask": 20}
+    layers |= {"d0.loss_dice": 30, "d1.loss_cls": 100, "d1.loss_mask": 200, "d1.loss_dice": 300}
+    monkeypatch.setattr(
+        "crossearth.model.training.segmentation_loss",
+        lambda *_: {name: torch.tensor(float(value)) for name, value in layers.items()},
+    )
+    image, label, positions = batch
+    with torch.no_grad():
+        terms = make_task("rein")(image, label, positions, whole(label))
+    assert {name: float(term) for name, term in terms.items()} == {"class": 111, "mask": 222, "dice": 333}

@@ -1,0 +1,62 @@
+"""What a store says is not believed: its address, and the index that tells which files to fetch."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from crossearth.data import store
+from crossearth.data.errors import InputError
+from crossearth.data.files import digest
+from crossearth.data.store import FORMAT, StoreConfig, pull
+
+FILE = {"path": "train.parquet", "sha256": "0" * 64, "size": 1}
+INDEX = {"format": FORMAT, "domain": "town", "version": "v", "manifests": {"train": "d"}, "files": [FILE]}
+
+
+@pytest.mark.parametrize("url", ["", "s3://", "s3:///a", "http://a/b", "s3://[x", "s3://x]", "a/b"])
+def test_an_address_that_is_no_stores(url: str) -> None:
+    with pytest.raises(InputError, match="not a store"):
+        StoreConfig(url)
+
+
+def sealed(**changes: Any) -> bytes:
+    index = INDEX | changes
+    return json.dumps({**index, "digest": digest(index)}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        *((body, "not an index") for body in (b"", b"[]", b"5", b"{}", b"\xff", b"[" * 100_000)),
+        (sealed().replace(b"town", b"tower"), "its digest is another"),
+        (sealed(format="1"), "another version"),
+        (json.dumps({"format": FORMAT, "digest": digest({"format": FORMAT})}).encode(), "Field required"),
+        (sealed(files=5), "files"),
+        (sealed(files=[]), "without files"),
+        (sealed(files=[5]), "files.0"),
+        (sealed(files=[{"path": "a"}]), "files.0"),
+        (sealed(files=[FILE | {"path": 5}]), "files.0.path"),
+        (sealed(files=[FILE | {"size": "big"}]), "files.0.size"),
+        (sealed(files=[FILE | {"more": 1}]), "unknown key 'more'"),
+        *(
+            (sealed(files=[FILE | {"path": path}]), "leaves the domain's folder")
+            for path in ("../x", "/x", "a/../../x", "", ".", "a\0b")
+        ),
+    ],
+)
+def test_an_index_that_is_none_fetches_nothing(
+    body: bytes, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = SimpleNamespace(
+        get_object=lambda **_: {"Body": io.BytesIO(body)},
+        exceptions=SimpleNamespace(NoSuchKey=FileNotFoundError),
+    )
+    monkeypatch.setattr(store, "_client", lambda config: client)
+    with pytest.raises(InputError, match=problem) as caught:
+        pull("town", StoreConfig("s3://bucket/prefix"), tmp_path)
+    assert str(caught.value).startswith("s3://bucket/prefix/domains/town/latest.json")
+    assert not list(tmp_path.iterdir())
