@@ -18,6 +18,7 @@ from kfp import local
 from crossearth.components.terminal import data_dir
 from crossearth.components.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.data.errors import InputError
+from crossearth.data.files import alone
 from crossearth.pipelines.benchmark import Inputs
 from crossearth.pipelines.graphs import PipelineError, arguments, build
 from crossearth.pipelines.resources import LOCAL
@@ -58,6 +59,8 @@ def run_local(
 ) -> None:
     """Runs a pipeline on this machine, each step in a process or a container of its own.
 
+    Waits for another run in the same workspace.
+
     Args:
         given: values of the pipeline's parameters.
         workspace: the shared folder; made if it is not there.
@@ -77,15 +80,16 @@ def run_local(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # the user's own data lie where they lie for dvc, not below the workspace
     os.environ["CROSSEARTH_DATA"] = str(data_dir().resolve())
-    with _runner(workspace, docker) as runner, warnings.catch_warnings():
-        try:
-            workspace.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the workspace: {error}", where=workspace) from error
+    run_dir = workspace / "artifacts" / "run"
+    try:
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the workspace: {error}", where=workspace) from error
+    with alone(run_dir), _runner(workspace, docker) as runner, warnings.catch_warnings():
         shutil.rmtree(workspace / FAILURES, ignore_errors=True)
         # the image plays no part where steps run as processes
         warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
-        local.init(runner=runner, pipeline_root=str(workspace / "artifacts" / "run" / "kfp"))
+        local.init(runner=runner, pipeline_root=str(run_dir / "kfp"))
         try:
             pipeline(**given)
         except RuntimeError as error:

@@ -2,15 +2,24 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from disks import mounted
 from steps import Undisturbed, run_undisturbed
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Undisturbed]:
     return run_undisturbed(tmp_path_factory.mktemp("undisturbed") / "user")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    with mounted(tmp_path / "disk") as path:
+        yield path
 
 
 @pytest.fixture(autouse=True)

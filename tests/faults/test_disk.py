@@ -1,38 +1,11 @@
 """A disk that fills up or may not be written to: said by name, and nothing half-done is left."""
 
-import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disks import fill, remount
 from steps import STEPS, Undisturbed, hidden, readable, run_here, written
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", str(path)], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
-def remount(disk: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
-
-
-def fill(disk: Path, left: int) -> None:
-    """Makes the disk so small that `left` more bytes go onto it."""
-    space = os.statvfs(disk)
-    used = space.f_blocks - space.f_bfree
-    remount(disk, f"size={(used + -(-left // space.f_bsize)) * space.f_bsize}")
 
 
 @pytest.fixture

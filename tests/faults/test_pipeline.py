@@ -76,6 +76,11 @@ def test_a_pipeline_that_is_killed_or_stopped_ends_as_if_it_had_not_been(
 
     process = start(tmp_path, short_params)
     running = steps_of(process)
+    another = start(tmp_path, short_params)
+    assert "waiting for another process" in str(another.stderr and another.stderr.readline())
+    another.terminate()
+    said = another.communicate(timeout=30)[1]
+    assert another.returncode == 143, said
     process.terminate()  # the steps hear of it from the pipeline alone
     said = process.communicate(timeout=30)[1]
     assert process.returncode == 143, said

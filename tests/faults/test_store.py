@@ -12,9 +12,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from disks import fill, remount
 from own_domain import NAME, own_domain, tree
 from proxy import Proxy, before
 from services import KEYS, object_store
+from steps import run_here
 from training_folder import environment
 
 from crossearth.components.ingest import IngestConfig, ingest
@@ -185,3 +187,28 @@ def test_two_at_once(command: list[str], folder: Path, store: StoreConfig, town:
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     whole(command, folder, store, town, done=True)
+
+
+def test_a_pull_onto_a_disk_that_is_full_or_read_only_goes_on_when_there_is_room(
+    store: StoreConfig,
+    town: Path,
+    disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    push(town / DOMAIN, store)
+    folder = disk / "user"
+    folder.mkdir()
+    shutil.copy(town / "catalog.yaml", folder)
+    command = f"pull {NAME} --store {store.url} --catalog catalog.yaml"
+    remount(disk, "ro")
+    code, said = run_here(command, folder, monkeypatch, capsys)
+    assert code == 2 and "Read-only file system" in said and "Traceback" not in said, said
+    remount(disk, "rw")
+    fill(disk, sum(map(len, tree(town / DOMAIN).values())) // 2)
+    code, said = run_here(command, folder, monkeypatch, capsys)
+    assert code == 2 and "No space left" in said and "Traceback" not in said, said
+    assert not (folder / DOMAIN).exists()
+    remount(disk, "size=1g")
+    assert run_here(command, folder, monkeypatch, capsys)[0] == 0
+    assert tree(folder / DOMAIN) == tree(town / DOMAIN)
