@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from crossearth.components.parts import read_parts
 from crossearth.components.style_sheet import styles_sheet, write_sheet
 from crossearth.data.archives import Member
 from crossearth.data.corpus import StyleImage, list_images, read_style_image
@@ -114,7 +113,7 @@ def fit_styles(
             found = _fit(members[shard.index :: shard.num], engine, config)
             write_sealed(shard.part(work), _part(*found))
         with alone(work):
-            parts = read_parts(shard, work)
+            parts = shard.read_parts(work)
             if parts is not None:
                 try:
                     _finish(images_dir, out_dir, identity, parts, members, engine, config)

@@ -94,9 +94,9 @@ def predict(
             two scenes of one name, a map that would replace its scene or a foreign file, or whatever
             `checkpoint.load` refuses.
     """
-    targets = _targets(scenes, Path(out))
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        targets = _targets(scenes, Path(out))
         readable = [open_scene(path, config.bands) for path in targets]
         loaded = load_network(model, config.precision, config.device, config.backbone)
         with _progress() as progress:
@@ -263,9 +263,9 @@ def _refuse_foreign(target: Path) -> None:
     """What lies under the names of the map and its report was written by an earlier run."""
     report = target.with_suffix(".json")
     is_own = {target: maps.is_map, report: maps.is_report}
-    for path in _written(target):
-        known = is_own[path](path) if path in is_own else target.exists() or report.exists()
-        if path.exists() and not known:
+    for path in filter(Path.exists, _written(target)):
+        # what else a map consists of goes by these two
+        if not (is_own[path](path) if path in is_own else target.exists() or report.exists()):
             raise InputError(
                 "it was not written by crossearth predict, and would be replaced",
                 where=path,

@@ -24,7 +24,6 @@ from rasterio.errors import RasterioError
 from rich.console import Console
 from rich.progress import track
 
-from crossearth.components.parts import read_parts
 from crossearth.components.style_sheet import styles_sheet, write_sheet
 from crossearth.components.tracking import start_run
 from crossearth.data.errors import InputError
@@ -122,7 +121,7 @@ def stylize(
             rows = job.run(range(shard.index, len(source), shard.num))
             write_sealed(shard.part(work / PARTS), {"rows": rows})
         with alone(target):
-            parts = read_parts(shard, work / PARTS)
+            parts = shard.read_parts(work / PARTS)
             if parts is not None:
                 rows = [row for part in parts for row in part["rows"]]
                 job.finish(rows, origin)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from crossearth.components.params import MAX_SEED
 from crossearth.data.augment import Augmentation
 from crossearth.data.config import load_config
 from crossearth.data.dataset import TileDataset
@@ -132,6 +133,8 @@ class TrainConfig:
             value, least = getattr(self, name), int(name in POSITIVE_FIELDS)
             if value is not None and value < least:
                 raise InputError(f"{name}: {value} is too small", expected=f"at least {least}")
+        if self.seed > MAX_SEED:
+            raise InputError(f"seed: {self.seed} is too large", expected=f"at most {MAX_SEED}")
         if not 0 < self.lr <= 1 or not 0 <= self.weight_decay <= 1:
             raise InputError(
                 f"lr {self.lr}, weight_decay {self.weight_decay}",

@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crossearth.data.errors import InputError
-from crossearth.data.files import read_json
+from crossearth.data.files import read_json, read_sealed
 
 MAX_SHARDS = 10_000
 
@@ -44,7 +45,30 @@ class Shard:
 
     def parts(self, folder: Path) -> list[Path]:
         """The parts of all shards."""
-        return [Shard(index, self.num).part(folder) for index in range(self.num)]
+        return [shard.part(folder) for shard in self._all()]
+
+    def read_parts(self, folder: Path) -> list[dict[str, Any]] | None:
+        """What every shard left in `folder` with `write_sealed`; None while parts are missing.
+
+        Raises:
+            InputError: a part is damaged.
+        """
+        if not all(part.exists() for part in self.parts(folder)):
+            return None
+        return [shard._read(folder) for shard in self._all()]
+
+    def _all(self) -> list["Shard"]:
+        return [Shard(index, self.num) for index in range(self.num)]
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        try:
+            return read_sealed(self.part(folder))
+        except InputError as error:
+            raise InputError(
+                "this part of the work is damaged",
+                where=self.part(folder),
+                next_step=f"delete it, then run the command again with --shard {self.index}/{self.num}",
+            ) from error
 
 
 WHOLE = Shard()

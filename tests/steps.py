@@ -1,18 +1,16 @@
 """The steps of a user's small domain, and what an undisturbed run of each leaves."""
 
-import os
-import pty
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from own_domain import NAME, draw, own_domain, save
+from pseudo_terminal import run_on_terminal
 from training_folder import NUMBERS, environment
 
 from crossearth.pipelines.cli import main
@@ -54,17 +52,22 @@ class Undisturbed:
     hidden: set[Path]
 
 
-def start(folder: Path, name: str, stderr: int = subprocess.PIPE) -> "subprocess.Popen[str]":
+def start(folder: Path, name: str) -> "subprocess.Popen[str]":
     """The command in a process group of its own, as a terminal starts it."""
     return subprocess.Popen(
         ["crossearth", *STEPS[name][0].split()],
         cwd=folder,
-        env={**environment(), "CROSSEARTH_DATA": str(folder)},
+        env=variables(folder),
         stdout=subprocess.DEVNULL,
-        stderr=stderr,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """The environment of a user whose archives lie in `folder`."""
+    return {**environment(), "CROSSEARTH_DATA": str(folder)}
 
 
 def run_here(
@@ -85,18 +88,6 @@ def run_here(
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0), capsys.readouterr().err
-
-
-def finish_on_terminal(folder: Path, name: str) -> None:
-    """Runs the command where standard error is a terminal, on which long work shows its progress."""
-    terminal, follower = pty.openpty()
-    process = start(folder, name, stderr=follower)
-    os.close(follower)
-    said = b""
-    with os.fdopen(terminal, "rb", buffering=0) as screen, suppress(OSError):  # EIO once nobody writes to it
-        while True:
-            said += screen.read(4096)
-    assert process.wait(timeout=120) == 0, said.decode()
 
 
 def written(folder: Path, name: str) -> dict[str, bytes]:
@@ -140,7 +131,7 @@ def run_undisturbed(folder: Path) -> dict[str, Undisturbed]:
         before = folder.parent / name
         shutil.copytree(folder, before)
         began = time.monotonic()
-        finish_on_terminal(folder, name)
+        run_on_terminal(["crossearth", *STEPS[name][0].split()], folder, variables(folder))
         seconds = time.monotonic() - began
         steps[name] = Undisturbed(before, seconds, written(folder, name), hidden(folder))
         assert bool(steps[name].files) == bool(STEPS[name][1])

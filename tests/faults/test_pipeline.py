@@ -77,7 +77,7 @@ def test_a_pipeline_that_is_killed_or_stopped_ends_as_if_it_had_not_been(
     process = start(tmp_path, short_params)
     running = steps_of(process)
     another = start(tmp_path, short_params)
-    assert "waiting for another process" in str(another.stderr and another.stderr.readline())
+    assert "waiting for another process" in another.stderr.readline()
     another.terminate()
     said = another.communicate(timeout=30)[1]
     assert another.returncode == 143, said

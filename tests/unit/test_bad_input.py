@@ -332,6 +332,7 @@ CASES = {
     ),
     "params: styles of another engine": Case(numbers(style={"engine": "ghiasi"}), TRAINING, ("ghiasi",)),
     "params: seed": Case(nothing, f"{TRAINING} --seed -1", ("seed", "-1")),
+    "params: seed that no generator takes": Case(nothing, f"{TRAINING} --seed {2**63}", ("seed", f"{2**63}")),
     "params: unknown recipe": Case(nothing, "train twon --catalog catalog.yaml", ("twon", "'town'")),
     # images and labels
     "ingest: no images": Case(removed("images"), INGEST, ("images",)),

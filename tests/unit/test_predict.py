@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -350,7 +351,7 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
 
 
 def test_only_maps_of_an_earlier_run_are_replaced(tmp_path: Path, model: Path) -> None:
-    scene = write(tmp_path / "scene.tif", pixels(70, 80))
+    scene = write(tmp_path / "scene.tif", pixels(70, 80), crs=None, transform=None)
     out = tmp_path / "map.tif"
     foreign = {
         "map.tif": lambda path: write(path, pixels(70, 80)),
@@ -369,7 +370,8 @@ def test_only_maps_of_an_earlier_run_are_replaced(tmp_path: Path, model: Path) -
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     out.unlink()  # a kill before the last file, the map
     predict([scene], model, out, FLOAT32)
-    predict([scene], model, out, FLOAT32)
+    with warnings.catch_warnings(action="error"):
+        predict([scene], model, out, FLOAT32)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
