@@ -138,6 +138,11 @@ def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, dept
         path = prefix + file.relative_to(folder).as_posix()
         if _is_junk(path):
             continue
+        if not _is_utf8(str(file)):
+            name = os.fsencode(file).decode(errors="backslashreplace")
+            raise InputError(
+                "the path is not UTF-8, which GDAL and manifests need", where=name, next_step="rename it"
+            )
         try:
             status = file.stat()
         except OSError as error:
@@ -165,6 +170,14 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _refuse_unlistable(error: OSError) -> None:
     raise InputError(f"cannot list the folder: {error.strerror}", where=error.filename) from error
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_junk(path: str) -> bool:
@@ -224,6 +237,10 @@ def _refuse_path(file: Path, name: str) -> None:
     if not parts.parts or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
         raise InputError(
             f"entry {name!r} leaves the archive", where=file, next_step="download it again from its publisher"
+        )
+    if not _is_utf8(name):
+        raise InputError(
+            f"entry {name!r} is not UTF-8", where=file, next_step="unpack the archive and rename the file"
         )
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import re2
+
 from crossearth.data.config import load_config, nearest, read_yaml
 from crossearth.data.domains import (
     DEFAULT_TEST_SHARE,
@@ -24,6 +26,7 @@ from crossearth.data.domains import (
     PublishedScore,
     Setting,
     Tiling,
+    compiled_pattern,
     known_entry,
 )
 from crossearth.data.errors import InputError
@@ -402,9 +405,13 @@ def _check_name(name: str, where: object) -> None:
 
 def _check_pattern(pattern: str, where: object) -> None:
     try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise InputError(f"{pattern!r} is no regular expression: {error}", where=where) from error
+        groups = compiled_pattern(pattern).groups
+    except re2.error as error:
+        raise InputError(
+            f"{pattern!r} is no regular expression: {error.args[0].decode()}",
+            where=where,
+            expected="RE2's syntax, which has neither lookaround nor references back",
+        ) from error
     if groups < 1:
         raise InputError(
             f"{pattern!r} has no group", where=where, expected="one group in brackets: the name itself"

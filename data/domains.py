@@ -1,10 +1,11 @@
 """The domains, class sets and settings of the benchmark and of the user, as frozen dataclasses."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
+
+import re2
 
 from crossearth.data.config import nearest
 from crossearth.data.errors import InputError
@@ -350,6 +351,17 @@ def known_entry(known: Mapping[str, Entry], name: str, kind: str, where: object 
     return known[name]
 
 
+def compiled_pattern(pattern: str) -> Any:
+    """A catalog's regular expression, as RE2: no name makes it run for long.
+
+    Raises:
+        re2.error: it is none, or wants what takes exponential time (lookaround, references back).
+    """
+    options = re2.Options()
+    options.case_sensitive = options.log_errors = False
+    return re2.compile(pattern, options)
+
+
 def _first_group(pattern: str, text: str) -> str:
-    match = re.search(pattern, text, re.IGNORECASE)
+    match = compiled_pattern(pattern).search(text)
     return match[1] if match and match[1] else text

@@ -11,20 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
-from crossearth.data.domains import Catalog, is_file_name
+from crossearth.data.domains import Catalog, Split, is_file_name
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path
 from crossearth.data.tiles import Window, read_window
 
 Provenance = Literal["synthetic", "publisher", "own"]
 FORMAT = "2"
+_CLASSES = TypeAdapter(tuple[str, ...])
 
 SCHEMA = pa.schema(
     [
@@ -84,7 +86,9 @@ class Manifest:
 
 def natural(text: str) -> list[tuple[int, str]]:
     """Sort key under which area2 comes before area10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+    parts = re.split(r"(\d+)", text)
+    # by length and then by digits: as numbers, but of any length
+    return [(len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (-1, part) for part in parts]
 
 
 def write_manifest(
@@ -169,9 +173,22 @@ def _problem(table: pa.Table) -> str:
         return "it was changed since it was written: its digest is another"
     if not is_file_name(about.get("domain", "")):
         return f"domain: {about.get('domain')!r} is no name"
+    if about.get("split") not in get_args(Split):
+        return f"split: {about.get('split')!r} is none of {', '.join(get_args(Split))}"
+    if about.get("provenance") not in get_args(Provenance):
+        return f"provenance: {about.get('provenance')!r} is none of {', '.join(get_args(Provenance))}"
+    try:
+        classes = _CLASSES.validate_json(about.get("classes", ""))
+    except ValidationError:
+        return f"classes: {about.get('classes')!r} is no list of names"
+    for column in table.column_names:
+        if table[column].null_count:
+            return f"{column}: some rows have none"
+    if any(len(counts) != len(classes) for counts in table["class_pixels"].to_pylist()):
+        return f"class_pixels: some rows have other than {len(classes)} counts"
     for column in ("tile_id", "image", "label"):
         for name in table[column].unique().to_pylist():
-            if name is None or not _is_inside(column, name):
+            if not _is_inside(column, name):
                 return f"{column}: {name!r} is outside the domain's folder"
     return ""
 
@@ -184,7 +201,10 @@ def _is_inside(column: str, name: str) -> bool:
 
 
 def _about(table: pa.Table) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    return {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in (table.schema.metadata or {}).items()
+    }
 
 
 def _digest(about: Mapping[str, str], table: pa.Table) -> str:
@@ -200,7 +220,7 @@ def _manifest(root: Path, table: pa.Table) -> Manifest:
         root=root,
         domain=about["domain"],
         split=about["split"],
-        classes=tuple(json.loads(about["classes"])),
+        classes=_CLASSES.validate_json(about["classes"]),
         provenance=cast(Provenance, about["provenance"]),
         table=table,
         digest=about["digest"],

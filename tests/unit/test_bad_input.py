@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from hostile_archives import HOSTILE
 from own_domain import NAME, own_domain, save
 from safetensors.torch import load_file, save_file
 
@@ -78,6 +79,15 @@ def text(path: str, content: str | bytes) -> Edit:
         (folder / path).write_bytes(content if isinstance(content, bytes) else content.encode())
 
     return edit
+
+
+def written(path: str, make: Callable[[], bytes]) -> Edit:
+    return lambda folder: text(path, make())(folder)
+
+
+def plain(words: str) -> list[str]:
+    """The texts that a regular expression joins."""
+    return words.split(".*")
 
 
 def cut(path: str, share: float = 0.5) -> Edit:
@@ -252,6 +262,9 @@ CASES = {
     "catalog: range upside down": Case(entry(value_range=[9, 1]), SETTINGS, ("value_range", "lo < hi")),
     "catalog: nodata in words": Case(entry(nodata="black"), SETTINGS, ("nodata", "black")),
     "catalog: pattern": Case(entry(key="(("), SETTINGS, ("key", "((")),
+    "catalog: a pattern that looks ahead": Case(
+        entry(key="(a+)+(?=b)"), SETTINGS, ("key", "neither lookaround")
+    ),
     "catalog: a name that is a path": Case(
         beside(domains={"../town": {"images": "images"}}), SETTINGS, ("../town", "letters")
     ),
@@ -413,6 +426,10 @@ CASES = {
     "archive: of a kind that is not read": Case(
         text(f"{LOVEDA}/Train.7z", b"7z\xbc\xaf"), "ingest loveda", ("7z x",)
     ),
+    **{
+        f"archive: {case}": Case(written(f"{LOVEDA}/{name}", make), "ingest loveda", (name, *plain(words)))
+        for case, (name, make, words) in HOSTILE.items()
+    },
     # manifests and tiles
     "manifest: none": Case(removed(DOMAIN), TRAINING, (NAME, "crossearth ingest")),
     "manifest: no parquet": Case(text(f"{DOMAIN}/train.parquet", "rows"), TRAINING, ("train.parquet",)),
@@ -428,6 +445,14 @@ CASES = {
     ),
     "manifest: another window": Case(
         rows(lambda found: found[0].update(col_off=1000)), TRAINING, ("train.parquet", "digest")
+    ),
+    "manifest: a row without a scene": Case(
+        rows(lambda found: found[0].update(bands=None), forged=True), TRAINING, ("train.parquet", "bands")
+    ),
+    "manifest: a count too few": Case(
+        rows(lambda found: found[0].update(class_pixels=[9]), forged=True),
+        TRAINING,
+        ("train.parquet", "class_pixels", "2 counts"),
     ),
     "manifest: a path out of the folder": Case(
         rows(lambda found: [row.update(image="../../../scene.tif") for row in found], forged=True),
@@ -543,6 +568,9 @@ CASES = {
     ),
     "scene: no crops at a time": Case(nothing, f"{PREDICT} --batch-size 0", ("batch",)),
     # styles
+    "styles: a name that is no UTF-8": Case(
+        text(f"x/{os.fsdecode(bytes([255]))}.tif", ""), "styles fit x", ("x/\\xff.tif", "not UTF-8")
+    ),
     "styles: no folder": Case(nothing, "styles fit nowhere", ("nowhere",)),
     "styles: no images": Case(text("x/notes.txt", "x"), "styles fit x", ("x",)),
     "styles: no image is whole": Case(
@@ -595,6 +623,41 @@ CASES = {
     ),
     "pipeline: unknown step": Case(
         text("values.yaml", "image: a\nsteps: {trian: {cpu: '1'}}"), VALUES, ("'trian'", "'train'")
+    ),
+    "pipeline: values that are a list": Case(text("values.yaml", "- image: a"), VALUES, ("values.yaml",)),
+    "pipeline: values that are no YAML": Case(
+        text("values.yaml", "image: ["), VALUES, ("values.yaml", "YAML")
+    ),
+    "pipeline: values that are bytes": Case(text("values.yaml", b"image: \xff"), VALUES, ("values.yaml",)),
+    "pipeline: values that run": Case(
+        text("values.yaml", "image: !!python/object/apply:os.system ['touch pwned']"), VALUES, ("python",)
+    ),
+    "pipeline: no image": Case(text("values.yaml", "retry: {}"), VALUES, ("values.yaml", "image")),
+    "pipeline: an image with a gap": Case(text("values.yaml", "image: a b"), VALUES, ("'a b'", "no image")),
+    "pipeline: a password in plain sight": Case(
+        text("values.yaml", "image: a\nenvironment: {S3_PASSWORD: x}"), VALUES, ("S3_PASSWORD", "Secret")
+    ),
+    "pipeline: a login in an address": Case(
+        text("values.yaml", "image: a\nenvironment: {MLFLOW: 's3://me:x@y'}"),
+        VALUES,
+        ("MLFLOW", "Secret"),
+    ),
+    "pipeline: a workspace that is nowhere": Case(
+        text("values.yaml", "image: a\nworkspace: {mount: work}"), VALUES, ("workspace.mount", "absolute")
+    ),
+    "pipeline: fewer than no GPUs": Case(
+        text("values.yaml", "image: a\nsteps: {train: {gpus: -1}}"), VALUES, ("steps.train", "gpus", "-1")
+    ),
+    "pipeline: half a node": Case(
+        text("values.yaml", "image: a\ntrainer: {nodes: 0.5}"), VALUES, ("trainer.nodes", "0.5")
+    ),
+    "pipeline: an unknown toleration": Case(
+        text("values.yaml", "image: a\ndefault: {tolerations: [{key: a, operator: Is}]}"),
+        VALUES,
+        ("operator", "Exists"),
+    ),
+    "pipeline: a secret without variables": Case(
+        text("values.yaml", "image: a\nsecrets: {s3: {name: a}}"), VALUES, ("secrets.s3", "env")
     ),
     "pipeline: fewer than no retries": Case(
         text("values.yaml", "image: a\nretry: {attempts: -1}"), VALUES, ("retry.attempts", "-1")

@@ -249,6 +249,7 @@ BROKEN = {
     "split share": ({"domains": {"town": OWN | {"split": {"test": 1.0}}}}, "split.test: 1.0"),
     "split": ({"domains": {"town": OWN | {"split": 3}}}, "split: 3"),
     "regex": ({"domains": {"town": OWN | {"key": "(a"}}}, "no regular expression"),
+    "lookahead": ({"domains": {"town": OWN | {"key": "(a)(?=b)"}}}, "neither lookaround nor references back"),
     "group": ({"domains": {"town": OWN | {"scene": "a+"}}}, "'a\\+' has no group"),
     "lossy": ({"domains": {"town": OWN | {"lossy_labels": ["a"]}}}, "only colours can be snapped"),
     "known domain": ({"domains": {"deepglobe": OWN}}, "a second entry of the name 'deepglobe'"),

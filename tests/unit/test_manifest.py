@@ -1,8 +1,10 @@
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import SCHEMA, held_out, natural, read_manifest, write_manifest
@@ -86,8 +88,8 @@ def test_a_damaged_manifest(tmp_path: Path) -> None:
         read_manifest(tmp_path, "train")
 
 
-@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "..", ".", "", "a\0b", None])
-def test_a_tile_whose_id_is_no_file_name_is_refused(tmp_path: Path, name: str | None) -> None:
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "..", ".", "", "a\0b"])
+def test_a_tile_whose_id_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
     """Predictions take it for their files' names."""
     write(tmp_path, [*ROWS, row("area3", tile_id=name)])
     with pytest.raises(InputError, match=r"tile_id: .* is outside the domain's folder"):
@@ -108,6 +110,41 @@ def test_a_domain_that_is_no_name_is_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tile_id": None}, "tile_id: some rows have none"),
+        ({"look": None}, "look: some rows have none"),
+        ({"class_pixels": [64]}, "class_pixels: some rows have other than 2 counts"),
+    ],
+)
+def test_a_forged_row_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    write(tmp_path, [*ROWS, row("area3", **change)])
+    with pytest.raises(InputError, match=words):
+        read_manifest(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("split", "classes", "provenance", "words"),
+    [
+        ("train", 7, "own", "classes: '7' is no list of names"),
+        ("train", {"road": 1}, "own", "classes: .* is no list of names"),
+        ("train", ("background", 1), "own", "classes: .* is no list of names"),
+        ("train", ("background", "road"), "elsewhere", "'elsewhere' is none of synthetic, publisher, own"),
+        ("val", ("background", "road"), "own", "'val' is none of train, test"),
+    ],
+)
+def test_a_forged_head_is_refused(
+    tmp_path: Path, split: str, classes: Any, provenance: Any, words: str
+) -> None:
+    (tmp_path / "train.parquet").touch()
+    with suppress(ValidationError):  # the writer looks at what it wrote
+        write_manifest(tmp_path, "town", split, classes, provenance, ROWS)
+    (tmp_path / f"{split}.parquet").rename(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=words):
+        read_manifest(tmp_path, "train")
+
+
 def test_held_out_scenes_are_whole_and_the_last(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     training, held = held_out(manifest, 0.1)
@@ -123,6 +160,8 @@ def test_one_scene_cannot_be_held_out(tmp_path: Path) -> None:
 def test_natural_order() -> None:
     assert sorted(["a10", "a9", "b1", "a9b", "10", "9"], key=natural) == ["9", "10", "a9", "a9b", "a10", "b1"]
     assert sorted(["1²", "10", "1"], key=natural) == ["1", "1²", "10"]
+    assert sorted(["8", "010", "0", "09"], key=natural) == ["0", "8", "09", "010"]
+    assert sorted(["1" * 9999, "9" * 9998], key=natural) == ["9" * 9998, "1" * 9999]
 
 
 def test_rows_are_plain_values(tmp_path: Path) -> None:
