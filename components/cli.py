@@ -7,8 +7,10 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -75,34 +77,38 @@ REFUSALS = {
 }
 
 
-def main() -> None:
-    """Entry point: exit 0 fine, 2 bad usage or input, 130 interrupted, 143 terminated, 1 anything else."""
-    from crossearth.data.errors import InputError, print_traceback, without_credentials
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Around a command: what a disk or its owner refuses becomes InputError."""
+    from crossearth.data.errors import InputError
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        app(standalone_mode=True)
-    except InputError as error:
-        _refuse(error)
+        yield
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        _refuse(
-            InputError(
-                error.strerror or str(error),
-                where=error.filename2 or error.filename or Path.cwd(),
-                next_step=REFUSALS[error.errno],
-            )
-        )
+        raise InputError(
+            error.strerror or str(error),
+            where=error.filename2 or error.filename or Path.cwd(),
+            next_step=REFUSALS[error.errno],
+        ) from error
+
+
+def main() -> None:
+    """Entry point: exit 0 fine, 2 bad usage or input, 130 interrupted, 143 terminated, 1 anything else."""
+    from crossearth.data.errors import InputError, print_uncaught, without_credentials
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with refusals():
+            app(standalone_mode=True)
+    except InputError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
     except SystemExit as stop:
         if stop.code in (130, 143):
             again = without_credentials(shlex.join(["crossearth", *sys.argv[1:]]))
             err.print(f"stopped; go on with: {again}", markup=False, highlight=False, soft_wrap=True)
         raise
     finally:
-        sys.excepthook = print_traceback  # typer has put its own there
-
-
-def _refuse(error: ValueError) -> NoReturn:
-    err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(2)
+        sys.excepthook = print_uncaught  # typer has put its own there

@@ -94,7 +94,9 @@ def domains_named(name: str, catalog: Catalog) -> list[Domain]:
     if name in catalog.datasets:
         return catalog.domains_of(name)
     raise InputError(
-        f"unknown domain or dataset {name!r}", expected=nearest(name, {*catalog.domains, *catalog.datasets})
+        f"unknown domain or dataset {name!r}",
+        expected=nearest(name, {*catalog.domains, *catalog.datasets}),
+        next_step="a domain of your own comes with --catalog FILE",
     )
 
 

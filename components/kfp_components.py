@@ -55,8 +55,11 @@ def plan(
     versions: dict,
     code: str,
     items: OutputPath(list),  # type: ignore[valid-type]
-    styles: OutputPath(str),  # type: ignore[valid-type]
     synthesize: OutputPath(str),  # type: ignore[valid-type]
+    validate: OutputPath(str),  # type: ignore[valid-type]
+    styles: OutputPath(str),  # type: ignore[valid-type]
+    stylize: OutputPath(str),  # type: ignore[valid-type]
+    report: OutputPath(str),  # type: ignore[valid-type]
 ) -> list:
     """Resolves catalog and params into one item per dataset and recipe, each with the digest of its inputs.
 
@@ -65,8 +68,8 @@ def plan(
         versions: domain -> version in the store, for domains that are pulled and not ingested.
         code: digest of the code.
         items: gets the recipes' items.
-        styles: gets the digest of what the styles depend on besides the archives.
         synthesize: gets the digest of what the drawn archives depend on; empty if none are drawn.
+        validate, styles, stylize, report: get the digest of what that step depends on besides earlier steps.
 
     Returns:
         The datasets' items. Kubeflow's local runner loops over a step's return value only.
@@ -82,8 +85,11 @@ def plan(
         params, catalog = shared.inputs()
         drawn = "synthesize" in params.presets[params.preset]
         Path(items).write_text(json.dumps(recipe_items(catalog, params, recipes, code)))
-        Path(styles).write_text(digest_of_step(params, "styles", code))
         Path(synthesize).write_text(digest_of_step(params, "synthesize", code) if drawn else "")
+        Path(validate).write_text(digest_of_step(params, "validate", code))
+        Path(styles).write_text(digest_of_step(params, "styles", code))
+        Path(stylize).write_text(digest_of_step(params, "stylize", code))
+        Path(report).write_text(digest_of_step(params, "report", code))
         return dataset_items(catalog, params, recipes, versions, code)
 
 
@@ -138,7 +144,7 @@ def ingest(workspace: str, item: dict, archives: str, store: str, metrics: Outpu
 
 
 @component
-def validate(workspace: str, datasets: list, recipes: list, metrics: Output[Metrics]) -> list:
+def validate(workspace: str, datasets: list, recipes: list, key: str, metrics: Output[Metrics]) -> list:
     """Expectations over every manifest.
 
     Returns:
@@ -154,7 +160,7 @@ def validate(workspace: str, datasets: list, recipes: list, metrics: Output[Metr
 
 
 @component
-def shards(workspace: str, recipes: list, number: int) -> list:
+def shards(workspace: str, recipes: list, number: int, key: str) -> list:
     """Deals the sources' training tiles out for `stylize`.
 
     Returns:
@@ -164,7 +170,7 @@ def shards(workspace: str, recipes: list, number: int) -> list:
     from crossearth.components.pipeline_items import stylize_items
 
     with shared.step(workspace, "shards"):
-        return stylize_items(shared.inputs()[0], recipes, number)
+        return stylize_items(recipes, number, key)
 
 
 @component
@@ -273,6 +279,7 @@ def report(
     workspace: str,
     scores: list,
     coverage: str,
+    key: str,
     table: Output[Markdown],
     page: Output[HTML],
     metrics: Output[Metrics],

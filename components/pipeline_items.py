@@ -94,8 +94,9 @@ def dataset_items(
 
 
 def digest_of_step(params: Params, step: str, code: str) -> str:
-    """Digest of a step's numbers, of the seed and of the code."""
-    return digest([step, params.values(step), params.seed, code])
+    """Digest of a step's numbers, of the seed, of the user's catalogs and of the code."""
+    catalogs = [sha256_file(path) for path in params.catalogs]
+    return digest([step, params.values(step), params.seed, catalogs, code])
 
 
 def with_digests(item: Item) -> Item:
@@ -109,8 +110,11 @@ def with_digests(item: Item) -> Item:
     }
 
 
-def stylize_items(params: Params, recipes: Sequence[Item], shards: int) -> list[Item]:
+def stylize_items(recipes: Sequence[Item], shards: int, key: str) -> list[Item]:
     """One item per source domain and shard; none for 0 shards.
+
+    Args:
+        key: digest of what `stylize` depends on besides the tiles.
 
     Raises:
         InputError: a negative number of shards.
@@ -122,7 +126,7 @@ def stylize_items(params: Params, recipes: Sequence[Item], shards: int) -> list[
             "name": f"{source} {shard}/{shards}",
             "domain": source,
             "shard": f"{shard}/{shards}",
-            "key": digest([sha256_file(_digests(source)), params.values("stylize"), params.seed]),
+            "key": digest([sha256_file(_digests(source)), key]),
         }
         for source in dict.fromkeys(recipe["source"] for recipe in recipes)
         for shard in range(shards)

@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from crossearth.components import terminal
 from crossearth.components.params import Params
 from crossearth.components.terminal import ARTIFACTS
 from crossearth.data.domains import Catalog
-from crossearth.data.errors import InputError, print_traceback, without_credentials
+from crossearth.data.errors import InputError, print_uncaught, without_credentials
 from crossearth.data.files import digest, read_json, sha256_file, write_json
 
 PARAMS = Path("params.yaml")
@@ -41,6 +41,7 @@ def enter(workspace: str) -> None:
     Raises:
         InputError: it is not there, this user may not write into it, or it is a checkout.
     """
+    sys.excepthook = print_uncaught  # what fails from here on ends the pod
     folder = Path(workspace)
     if not folder.is_dir():
         raise InputError(
@@ -105,10 +106,11 @@ def crossearth(*arguments: str) -> None:
         InputError: whatever the command refuses.
         RuntimeError: the command ended with another exit code than 0.
     """
-    from crossearth.components.cli import app
+    from crossearth.components.cli import app, refusals
 
     print("$ crossearth", *arguments, flush=True)
-    code = app(list(arguments), standalone_mode=False)
+    with refusals():
+        code = app(list(arguments), standalone_mode=False)
     if isinstance(code, int) and code:
         raise RuntimeError(f"crossearth {' '.join(arguments)} ended with exit code {code}")
 
@@ -123,17 +125,16 @@ def step(workspace: str, name: str, item: str = "") -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        write_json(
-            note,
-            {
-                "step": name,
-                "item": item,
-                "error": type(error).__name__,
-                "message": without_credentials(str(error)),
-                "traceback": without_credentials(traceback.format_exc()),
-            },
-        )
-        sys.excepthook = print_traceback
+        story = {
+            "step": name,
+            "item": item,
+            "error": type(error).__name__,
+            "message": without_credentials(str(error)),
+            "traceback": without_credentials(traceback.format_exc()),
+        }
+        with suppress(OSError):  # a full disk takes no note: the pod's log has the error too
+            write_json(note, story)
+        sys.excepthook = print_uncaught  # a command has put typer's there
         raise
     note.unlink(missing_ok=True)
 

@@ -14,9 +14,10 @@ def without_credentials(text: str) -> str:
     return SECRET_FIELD.sub(r"\1***", LOGIN.sub("***@", text))
 
 
-def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A `sys.excepthook` that shows no credentials."""
-    text = "".join(traceback.format_exception(kind, error, trace))
+def print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A `sys.excepthook` that shows no credentials, and of wrong input what is wrong alone."""
+    wrong = isinstance(error, InputError)
+    text = f"error: {error}\n" if wrong else "".join(traceback.format_exception(kind, error, trace))
     print(without_credentials(text), end="", file=sys.stderr)
 
 

@@ -124,11 +124,13 @@ class Prepared:
         recipes: channel of the recipes' items.
         styles: channel of the styles' digest.
         coverage: channel of the digest of how far they cover the unseen domains.
+        report: channel of the digest of what the report depends on besides the scores.
     """
 
     recipes: Any
     styles: Any
     coverage: Any
+    report: Any
 
 
 def finish_task(workspace: Any, values: Values) -> dsl.PipelineTask:
@@ -175,6 +177,7 @@ def prepare(
         workspace=workspace,
         datasets=dsl.Collected(ingested.outputs["Output"]),
         recipes=planned.outputs["items"],
+        key=planned.outputs["validate"],
     )
     place(validated, "validate", values)
     fitted = steps.styles(workspace=workspace, archives=archives, key=planned.outputs["styles"])
@@ -182,11 +185,13 @@ def prepare(
     items = validated.outputs["Output"]
     covered = steps.coverage(workspace=workspace, recipes=items, styles=fitted.output)
     place(covered, "coverage", values)
-    dealt = steps.shards(workspace=workspace, recipes=items, number=stylize_shards)
+    dealt = steps.shards(
+        workspace=workspace, recipes=items, number=stylize_shards, key=planned.outputs["stylize"]
+    )
     place(dealt, "shards", values)
     with dsl.ParallelFor(dealt.output, name="stylize-shards", parallelism=values.parallel.stylize) as shard:
         place(steps.stylize(workspace=workspace, item=shard, styles=fitted.output), "stylize", values)
-    return Prepared(items, fitted.output, covered.output)
+    return Prepared(items, fitted.output, covered.output, planned.outputs["report"])
 
 
 def _archives(workspace: Any, planned: dsl.PipelineTask, dvc: tuple[Any, Any, Any], values: Values) -> Any:
@@ -221,7 +226,10 @@ def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, va
         )
         place(scored, "evaluate", values)
     reported = steps.report(
-        workspace=workspace, scores=dsl.Collected(scored.outputs["Output"]), coverage=prepared.coverage
+        workspace=workspace,
+        scores=dsl.Collected(scored.outputs["Output"]),
+        coverage=prepared.coverage,
+        key=prepared.report,
     )
     place(reported, "report", values)
     with dsl.If(register_models == True, name="registry"):  # noqa: E712

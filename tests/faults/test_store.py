@@ -212,3 +212,22 @@ def test_a_pull_onto_a_disk_that_is_full_or_read_only_goes_on_when_there_is_room
     remount(disk, "size=1g")
     assert run_here(command, folder, monkeypatch, capsys)[0] == 0
     assert tree(folder / DOMAIN) == tree(town / DOMAIN)
+
+
+def test_a_push_of_a_folder_that_may_not_be_written_to(
+    store: StoreConfig,
+    town: Path,
+    disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It writes nothing here: a disk that is full or read only does not keep anybody from saving his data."""
+    folder = Path(shutil.copytree(town, disk / "user"))
+    fill(disk, 0)
+    remount(disk, "ro")
+    command = f"push {NAME} --store {store.url} --catalog catalog.yaml"
+    code, said = run_here(command, folder, monkeypatch, capsys)
+    assert code == 0, said
+    pull(NAME, store, tmp_path / "pulled")
+    assert tree(tmp_path / "pulled" / NAME) == tree(town / DOMAIN)

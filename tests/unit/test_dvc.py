@@ -1,11 +1,17 @@
 """dvc.yaml lists what the catalog knows: nothing more, nothing less."""
 
+from inspect import getfile, isclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from crossearth.components.cli import app
+from crossearth.components.params import STEPS
+from crossearth.components.step_configs import CONFIGS
+from crossearth.data import style
 from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
 
@@ -38,6 +44,26 @@ def test_every_labelled_dataset_is_ingested_once(catalog: Catalog, graph: dict[s
     labelled = {domain.dataset for domain in catalog.domains.values() if domain.labels is not None}
     ingested = graph["stages"]["ingest"]["foreach"]
     assert sorted(ingested) == sorted(labelled)
+
+
+def test_an_edit_of_a_style_engine_repeats_what_uses_it(graph: dict[str, Any]) -> None:
+    engines = [kind for kind in vars(style).values() if isclass(kind) and hasattr(kind, "transfer")]
+    files = {Path(getfile(kind)).name for kind in engines}
+    assert len(files) == 3, "the protocol's and two engines'"
+    for name in ("styles", "coverage", "train"):
+        stage = graph["stages"][name]
+        assert {f"data/{file}" for file in files} <= {*(stage.get("do") or stage)["deps"]}, name
+
+
+def test_every_step_has_its_command_and_its_config(graph: dict[str, Any]) -> None:
+    assert {*CONFIGS} == {*STEPS}
+    for name, stage in graph["stages"].items():
+        program, *words = (stage.get("do") or stage)["cmd"].split()
+        assert program == "crossearth"
+        command: Any = get_command(app)
+        while hasattr(command, "commands"):
+            assert words[0] in command.commands, name
+            command = command.commands[words.pop(0)]
 
 
 def test_declared_code_exists(graph: dict[str, Any]) -> None:

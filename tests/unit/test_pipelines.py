@@ -1,6 +1,9 @@
 """Compiled pipelines, values files and the talk with Kubeflow's API, without a cluster."""
 
+import errno
 import json
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,13 +19,13 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.testing import CliRunner
 
 from crossearth.components import pipeline_items, workspace
-from crossearth.components.params import load_params
+from crossearth.components.params import Params, load_params
 from crossearth.components.plan import plan
 from crossearth.components.prerequisites import check_prerequisites
 from crossearth.components.train_job import TrainJobConfig
 from crossearth.data.catalog import load_catalog
 from crossearth.data.config import load_config
-from crossearth.data.errors import InputError
+from crossearth.data.errors import InputError, print_uncaught
 from crossearth.pipelines import submit as kubeflow
 from crossearth.pipelines.benchmark import read_inputs
 from crossearth.pipelines.cli import app
@@ -178,6 +181,46 @@ def test_an_item_changes_with_what_its_step_depends_on(
     assert road != before[0][0]
     assert (road_scores, other) == (before[0][1], before[1])
     assert keys(params, "other code")[1] != before[1]
+
+
+KEYED = {
+    "synthesize": "synthesize",
+    "validate": "validate",
+    "styles": "styles",
+    "shards": "stylize",
+    "report": "report",
+}
+
+
+@pytest.mark.parametrize("step", KEYED)
+def test_a_steps_key_changes_with_its_numbers_and_with_the_catalogs(
+    step: str, tasks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubeflow's cache looks at a step's inputs alone: new numbers must not get the old ones' results."""
+    section = KEYED[step]
+    channel = tasks[step].inputs.parameters["key"]
+    assert section in (
+        channel.task_output_parameter.output_parameter_key,
+        channel.component_input_parameter.removeprefix("pipelinechannel--plan-"),
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("{}")
+    params = replace(load_params(ROOT / "params.yaml"), catalogs=(Path("own.yaml"),))
+    mini = params.presets["mini"]
+    changed = {**params.presets, "mini": {**mini, section: {"a": 1}}}
+    other = next(name for name in KEYED.values() if name != section)
+    elsewhere = {**params.presets, "mini": {**mini, other: {"a": 1}}}
+
+    def key(given: Params = params, code: str = "code") -> str:
+        return pipeline_items.digest_of_step(given, section, code)
+
+    before = key()
+    assert key(replace(params, presets=changed)) != before
+    assert key(replace(params, presets=elsewhere)) == before
+    assert key(replace(params, seed=1)) != before
+    assert key(code="other code") != before
+    Path("own.yaml").write_text("{settings: {}}")
+    assert key() != before
 
 
 def test_commands_hold_the_function_and_no_installation(executors: dict[str, Any]) -> None:
@@ -424,6 +467,7 @@ def test_a_failed_step_leaves_a_note_until_it_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(InputError), workspace.step(str(tmp_path), "train", "a/b"):
         raise InputError("no tiles")
     (note,) = workspace.failures()
@@ -431,9 +475,31 @@ def test_a_failed_step_leaves_a_note_until_it_succeeds(
     with workspace.step(str(tmp_path), "train", "a/b"):
         pass
     assert not workspace.failures()
+    assert sys.excepthook is print_uncaught
     (workspace.FAILURES / "train.json").write_text("[]")
     with pytest.raises(InputError, match=r"train\.json: JSON of a list"):
         workspace.failures()
+
+
+def test_wrong_input_of_a_pod_is_said_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = InputError("no tiles at s3://me:secret@x", where="town", next_step="crossearth ingest town")
+    print_uncaught(InputError, wrong, None)
+    assert capsys.readouterr().err == "error: town: no tiles at s3://***@x\n  next: crossearth ingest town\n"
+    print_uncaught(RuntimeError, RuntimeError("broken"), None)
+    assert "RuntimeError: broken" in capsys.readouterr().err
+
+
+def test_a_full_disk_takes_no_note_and_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "note.json")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(workspace, "write_json", full)
+    with pytest.raises(InputError, match="no tiles"), workspace.step(str(tmp_path), "train"):
+        raise InputError("no tiles")
 
 
 @pytest.mark.parametrize(("params", "catalogs"), [("[", "[]"), ("[]", "[]"), ("{}", "{}")])
