@@ -4,12 +4,18 @@ import csv
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from mlflow.tracking import MlflowClient
+from services import free_port, wait_for
+
+from crossearth.components.params import load_params
 
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.prefix)
@@ -25,6 +31,11 @@ def call(checkout: Path, *command: str) -> str:
     return done.stdout
 
 
+EXPERIMENT = "api/2.0/mlflow/experiments/get-by-name?experiment_name=crossearth"
+# this interpreter's environment stands for the one that `make install` makes
+DEMO = ("make", "demo", f"VENV={VENV}", "-o", f"{VENV}/installed")
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "crossearth"
@@ -34,14 +45,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_demo_scores_all_settings_once(checkout: Path) -> None:
-    # this interpreter's environment stands for the one that `make install` makes
-    demo = ("make", "demo", f"VENV={VENV}", "-o", f"{VENV}/installed")
-    first = call(checkout, *demo)
+@pytest.fixture(scope="module")
+def said(checkout: Path) -> str:
+    """What the demo prints the first time."""
+    return call(checkout, *DEMO)
+
+
+def test_the_demo_scores_all_settings_once(checkout: Path, said: str) -> None:
     with (checkout / "artifacts/report/scores.csv").open(newline="") as file:
         scored = {row["setting"] for row in csv.DictReader(file)}
     assert len(scored) == 32
-    assert all(abbr in first for abbr in scored)
+    assert all(abbr in said for abbr in scored)
 
     client = MlflowClient(f"sqlite:///{checkout}/artifacts/mlflow/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'crossearth'")
@@ -49,10 +63,49 @@ def test_the_demo_scores_all_settings_once(checkout: Path) -> None:
     assert sorted(names) == sorted({*names}), "one run per recipe, and the benchmark's"
     assert len(names) == 15
 
-    assert "Running stage" not in call(checkout, *demo), "the second time there is nothing to do"
+    assert "Running stage" not in call(checkout, *DEMO), "the second time there is nothing to do"
 
     metrics = json.loads(call(checkout, "dvc", "metrics", "show", "--json"))
     (values,) = (each["data"] for each in metrics[""]["data"].values())
     assert sum(name.startswith("miou/") for name in values) == 32
     page = call(checkout, "dvc", "plots", "show")
     assert re.search(r"index\.html", page)
+
+
+def test_one_recipe_is_shown_in_full(checkout: Path, said: str) -> None:
+    shown = call(checkout, "crossearth", "show", "potsdam-rgb")
+    assert all(word in shown for word in ("potsdam-rgb", "vaihingen-irrg", "low vegetation"))
+
+
+def test_mlflow_shows_the_runs(checkout: Path, said: str) -> None:
+    """The README's address of the store, as a user opens it."""
+    (command,) = re.findall(r"`(mlflow ui [^`]+)`", (ROOT / "README.md").read_text())
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [VENV / "bin" / "mlflow", *shlex.split(command)[1:], "--port", str(port)],
+        cwd=checkout,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        try:
+            wait_for(lambda: urlopen(address), str)
+            page = urlopen(address).read().decode()
+            found = json.load(urlopen(f"{address}/{EXPERIMENT}"))
+        finally:
+            server.terminate()
+    assert "MLflow" in page
+    assert found["experiment"]["name"] == "crossearth"
+
+
+def test_archives_that_lie_elsewhere_and_the_papers_numbers(checkout: Path, said: str) -> None:
+    """The README's command for the real datasets; of its stages one, because a ViT-L is trained on GPUs."""
+    (command,) = re.findall(r"^dvc exp run .*$", (ROOT / "README.md").read_text(), re.M)
+    words = shlex.split(command)
+    assert words.pop() == "report"
+    archives = checkout / next(word for word in words if word.startswith("archives=")).partition("=")[2]
+    shutil.copytree(checkout / "artifacts/archives", archives)
+    printed = call(checkout, *words, "ingest@deepglobe")
+    assert "crossearth ingest deepglobe" in printed
+    params = load_params(checkout / "params.yaml")
+    assert (params.preset, params.archives) == ("paper", Path("datasets/archives"))
