@@ -1,6 +1,7 @@
 """The effective batch: shared by processes and cut into micro-batches, with the gradients of the whole."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -97,6 +98,8 @@ class Gradients:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self.multi_task, [f"network.{name}" for name in frozen]
         )
+        # two orders of strides of a 1x1 kernel are the same memory
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(self.multi_task)
 
     def _normalisers(self, batch: list[Batch]) -> Normalisers:

@@ -11,6 +11,9 @@ import torch.distributed as dist
 
 from crossearth.data.errors import InputError
 
+AGENTS = "GROUP_WORLD_SIZE"
+FRESH_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -89,16 +92,36 @@ def choose_device(device: str) -> str:
     return device
 
 
+def _refuse_restarts_that_hang() -> None:
+    # torchrun's agents keep one store: started again, gloo finds addresses of processes that have ended in it
+    agents, restarts = (int(os.environ.get(name, "0")) for name in (AGENTS, "TORCHELASTIC_MAX_RESTARTS"))
+    if agents > 1 and restarts and os.environ.get(FRESH_STORES) != "1":
+        raise InputError(
+            f"--max-restarts={restarts} on {agents} nodes hangs when a process ends",
+            where="torchrun",
+            next_step=f"export {FRESH_STORES}=1 on every node and add --rdzv-backend=c10d, or leave it out",
+        )
+
+
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Joins the group that torchrun's environment describes, and leaves it at the end; alone without one."""
+    """Joins the group that torchrun's environment describes, and leaves it at the end; alone without one.
+
+    Raises:
+        InputError: torchrun's restarts on several nodes as they cannot work.
+    """
     device = torch.device(choose_device("auto"))
     if "RANK" not in os.environ:
         yield Processes(0, 1, device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _refuse_restarts_that_hang()
+    store, rank, size = next(dist.rendezvous("env://"))
+    if os.environ.get(AGENTS) == "1":  # several agents need not count alike
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     finally:

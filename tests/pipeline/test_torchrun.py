@@ -4,10 +4,15 @@ import csv
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
+from services import free_port
 from training_folder import RECIPE, environment, write_folder
+
+ALONE = ["--standalone"]
 
 
 @pytest.fixture
@@ -17,17 +22,31 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, processes: int, train: str = "train", **changes: object) -> "subprocess.Popen[str]":
+def start(
+    folder: Path, processes: int, train: str = "train", torchrun: Sequence[str] = ALONE, **changes: object
+) -> "subprocess.Popen[str]":
     write_folder(folder, **changes)
-    torchrun = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
+    command = ["torchrun", *torchrun, f"--nproc-per-node={processes}", "--no-python"]
     return subprocess.Popen(
-        [*torchrun, "bash", "-c", f"exec crossearth {train} {RECIPE}"],
+        [*command, "bash", "-c", f"exec crossearth {train} {RECIPE}"],
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait_for_state(folder: Path, training: "subprocess.Popen[str]", name: str) -> None:
+    states, end = folder / f"artifacts/models/{RECIPE}.checkpoints", time.monotonic() + 120
+    while training.poll() is None and not any(states.glob(name)) and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def kill_a_process(training: "subprocess.Popen[str]") -> None:
+    """Of those that torchrun started, the last."""
+    started = [each for each in psutil.Process(training.pid).children() if "train" in each.cmdline()]
+    started[-1].kill()
 
 
 def curve(folder: Path) -> list[float]:
@@ -46,10 +65,52 @@ def test_two_processes_give_the_curve_of_one(folder: Path) -> None:
         training = start(folder, processes)
         written, words = training.communicate(timeout=120)
         assert training.returncode == 0, words
+        assert "Warning" not in words
         assert written.count("wrote") == 1
         curves.append(curve(folder))
     assert len(curves[0]) == 8
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_a_process_that_is_killed_is_started_again_and_the_curve_is_the_same(folder: Path) -> None:
+    numbers = {"iterations": 40, "checkpoint_every": 5}
+    training = start(folder, 2, torchrun=[*ALONE, "--max-restarts=1"], **numbers)
+    wait_for_state(folder, training, "step_*")
+    kill_a_process(training)
+    _, words = training.communicate(timeout=120)
+    assert training.returncode == 0, words
+    restarted = curve(folder)
+
+    training = start(folder, 2, **numbers)
+    _, words = training.communicate(timeout=120)
+    assert training.returncode == 0, words
+    assert restarted == curve(folder)
+
+
+def test_two_nodes_give_the_curve_of_one_also_when_one_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two agents of torchrun, which know no more of each other than an address."""
+    numbers = {"iterations": 40, "checkpoint_every": 5}
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=nodes"]
+    elastic = ["--nnodes=2", "--max-restarts=1", *meeting]
+    refused = [start(folder, 1, torchrun=elastic, **numbers) for _ in range(2)]
+    words = [node.communicate(timeout=120)[1] for node in refused]
+    assert all("export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node" in each for each in words), words
+
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    nodes = [start(folder, 1, torchrun=elastic, **numbers) for _ in range(2)]
+    wait_for_state(folder, nodes[0], "step_*")
+    kill_a_process(nodes[1])
+    for node in nodes:
+        _, said = node.communicate(timeout=120)
+        assert node.returncode == 0, said
+    restarted = curve(folder)
+
+    training = start(folder, 2, **numbers)
+    _, said = training.communicate(timeout=120)
+    assert training.returncode == 0, said
+    assert restarted == curve(folder)
 
 
 def test_processes_of_other_configurations_refuse_to_train(folder: Path) -> None:
@@ -64,9 +125,7 @@ def test_a_stopped_training_goes_on_with_another_number_of_processes(folder: Pat
     numbers = {"iterations": 60, "held_out_share": 0.3, "validate_every": 5, "checkpoint_every": 1000}
     training = start(folder, 2, **numbers)
     states = folder / f"artifacts/models/{RECIPE}.checkpoints"
-    end = time.monotonic() + 120
-    while training.poll() is None and not any(states.glob("best*")) and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_for_state(folder, training, "best*")
     assert not any(states.glob("step_*")), "none but that which the signal asks for"
     training.send_signal(signal.SIGTERM)
     training.communicate(timeout=60)
