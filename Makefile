@@ -30,8 +30,10 @@ demo: install
 	dvc repro
 	crossearth show
 
+# as many at a time as there are cores, a thread each
+test: export OMP_NUM_THREADS := 1
 test: install
-	$(BIN)/python -m pytest -q -m unit
+	$(BIN)/python -m pytest -q -m unit -n logical --maxprocesses 4
 
 lint: install
 	mkdir -p .mypy_root/crossearth

@@ -12,9 +12,10 @@ from crossearth.components.preview import EXPERIMENT
 from crossearth.components.tracking import start_run
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
+from crossearth.data.expectations import Check, validate_manifests
 from crossearth.data.files import atomic_dir, digest, write_json, write_sealed
 from crossearth.data.manifest import Manifest, read_domain
-from crossearth.data.validation import PAIRS_SHOWN, Check, ValidateConfig, twins, validate_manifests
+from crossearth.data.validation import PAIRS_SHOWN, ValidateConfig, twins
 
 DOCS, SUMMARY = "docs", "summary.json"
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 from disks import fill, remount
-from graphs import call, environment, run_pipeline
+from graphs import environment, run_pipeline
+from steps import run_here
 
 RECIPE, TARGET = "deepglobe", "massachusetts"
 COMMANDS = (
@@ -48,58 +49,8 @@ def steps_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     raise AssertionError(process.communicate()[1])
 
 
-@pytest.fixture(scope="module")
-def undisturbed(short_params: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The table that the steps lead to when nobody disturbs them, one after the other."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    shutil.copy(short_params, folder / "params.yaml")
-    for command in COMMANDS:
-        done = call("crossearth", *command.split(), cwd=folder, CROSSEARTH_DATA="artifacts/archives")
-        assert done.returncode == 0, done.stderr
-    return (folder / "artifacts/report/scores.csv").read_text()
-
-
-def test_a_pipeline_that_is_killed_or_stopped_ends_as_if_it_had_not_been(
-    short_params: Path, tmp_path: Path, undisturbed: str
-) -> None:
-    process = start(tmp_path, short_params)
-    steps_of(process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-    process = start(tmp_path, short_params)
-    running = steps_of(process)
-    os.killpg(process.pid, signal.SIGINT)
-    _left(process, 130, running)
-
-    process = start(tmp_path, short_params)
-    running = steps_of(process)
-    another = start(tmp_path, short_params)
-    assert "waiting for another process" in another.stderr.readline()
-    another.terminate()
-    said = another.communicate(timeout=30)[1]
-    assert another.returncode == 143, said
-    process.terminate()  # the steps hear of it from the pipeline alone
-    _left(process, 143, running)
-
-    assert _finished(tmp_path, short_params) == undisturbed
-
-
-def test_a_pipeline_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
-    short_params: Path, disk: Path, undisturbed: str
-) -> None:
-    fill(disk, 90 * 2**20)  # as much as the drawn archives say that they need
-    done = run_pipeline("training", disk, "--recipe", RECIPE, params=short_params)
-    said = done.stdout + done.stderr
-    assert done.returncode in (1, 2), said
-    assert "No space left" in said or "are free" in said
-    assert "Traceback" not in said
-    remount(disk, "size=2g")
-    assert _finished(disk, short_params) == undisturbed
-
-
-def _left(process: "subprocess.Popen[str]", code: int, steps: list[psutil.Process]) -> None:
-    """A pipeline that was told to stop has done so, and its steps too."""
+def left(process: "subprocess.Popen[str]", code: int, steps: list[psutil.Process]) -> None:
+    """A pipeline that was told to stop has done so within seconds, and its steps too."""
     said = process.communicate(timeout=30)[1]
     assert process.returncode == code, said
     assert "go on with: crossearth pipeline run training" in said
@@ -107,8 +58,55 @@ def _left(process: "subprocess.Popen[str]", code: int, steps: list[psutil.Proces
     assert not psutil.wait_procs(steps, timeout=5)[1]
 
 
-def _finished(folder: Path, params: Path) -> str:
-    """The table of a run that nobody disturbs any more."""
-    done = run_pipeline("training", folder, "--recipe", RECIPE, params=params)
+@pytest.fixture
+def undisturbed(
+    short_params: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    """The table that the steps lead to when nobody disturbs them, one after the other in this process."""
+    folder = tmp_path / "undisturbed"
+    folder.mkdir()
+    shutil.copy(short_params, folder / "params.yaml")
+    for command in COMMANDS:
+        code, said = run_here(command, folder, monkeypatch, capsys, data="artifacts/archives")
+        assert code == 0, said
+    monkeypatch.undo()
+    return (folder / "artifacts/report/scores.csv").read_text()
+
+
+def test_a_pipeline_without_disk_killed_and_stopped_ends_as_if_it_had_not_been(
+    short_params: Path, disk: Path, undisturbed: str
+) -> None:
+    fill(disk, 90 * 2**20)  # as much as the drawn archives say that they need
+    done = run_pipeline("training", disk, "--recipe", RECIPE, params=short_params)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "No space left" in done.stderr or "are free" in done.stderr
+    assert "Traceback" not in said
+    remount(disk, "size=2g")
+
+    process = start(disk, short_params)
+    steps_of(process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+    process = start(disk, short_params)
+    running = steps_of(process)
+    os.killpg(process.pid, signal.SIGINT)
+    left(process, 130, running)
+
+    process = start(disk, short_params)
+    running = steps_of(process)
+    another = start(disk, short_params)
+    assert "waiting for another process" in another.stderr.readline()
+    another.terminate()
+    said = another.communicate(timeout=30)[1]
+    assert another.returncode == 143, said
+    process.terminate()  # the steps hear of it from the pipeline alone
+    left(process, 143, running)
+
+    done = run_pipeline("training", disk, "--recipe", RECIPE, params=short_params)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
-    return (folder / "workspace/artifacts/report/scores.csv").read_text()
+    assert (disk / "workspace/artifacts/report/scores.csv").read_text() == undisturbed

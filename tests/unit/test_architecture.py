@@ -11,7 +11,7 @@ OWNERS = {
     "timm": {"model/backbone.py"},
     "torchmetrics": {"model/metrics.py"},
     "boto3": {"data/store.py"},
-    "great_expectations": {"data/validation.py"},
+    "great_expectations": {"data/expectations.py"},
 }
 SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).glob("*.py"))]
 

@@ -19,8 +19,9 @@ from crossearth.components.validate import validate
 from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog, Domain, Files
 from crossearth.data.errors import InputError
+from crossearth.data.expectations import expectations, validate_manifests
 from crossearth.data.manifest import Manifest, read_manifest, write_manifest
-from crossearth.data.validation import ValidateConfig, expectations, twins, validate_manifests
+from crossearth.data.validation import ValidateConfig, twins
 
 
 def ingested(folder: Path, **entry: Any) -> Catalog:
