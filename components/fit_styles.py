@@ -6,7 +6,6 @@ them. The moments of the parts add up to those of the whole, so the number of sh
 
 import logging
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from crossearth.components.style_sheet import styles_sheet, write_sheet
 from crossearth.data.archives import Member
@@ -32,6 +29,7 @@ from crossearth.data.files import (
     write_sealed,
 )
 from crossearth.data.prefetch import ahead
+from crossearth.data.progress import shown
 from crossearth.data.shards import WHOLE, Shard, is_done
 from crossearth.data.style import (
     EarthStyles,
@@ -130,14 +128,8 @@ def _fit(
     """Moments of the members' embeddings, and which were skipped and why."""
     moments, skipped = StyleMoments(engine.dim), []
     read = partial(read_style_image, max_px=config.side_px, resize=config.engine == "ghiasi")
-    progress = track(
-        ahead(read, members, config.workers),
-        description="styles",
-        total=len(members),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
-    for batch in _batches(progress, config.batch_size):
+    images_read = shown(ahead(read, members, config.workers), "styles", len(members))
+    for batch in _batches(images_read, config.batch_size):
         images = [item.image for item in batch if item.image is not None]
         if images:
             x_B3HW = torch.from_numpy(np.stack(images)).to(engine.device)

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,9 +23,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, cast, get_args
 
-from rich.console import Console
-from rich.progress import track
-
 from crossearth.components.ingest_scene import Plan, ingest_scene
 from crossearth.data.config import nearest
 from crossearth.data.domains import Catalog, Domain
@@ -34,6 +30,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import digest, read_json, replace_dir, require_free, sha256_file, unsealed
 from crossearth.data.labels import Unknown
 from crossearth.data.manifest import Provenance, write_manifest
+from crossearth.data.progress import shown
 from crossearth.data.scenes import SceneSource, find_scenes, open_raster
 from crossearth.data.tiles import Grid, gdal
 
@@ -234,13 +231,7 @@ def _tidy(work: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _map(
     function: Any, sources: Sequence[SceneSource], workers: int, name: str
 ) -> Generator[tuple[SceneSource, list[dict[str, Any]]], None, None]:
-    progress = partial(
-        track,
-        description=f"ingest {name}",
-        total=len(sources),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
+    progress = partial(shown, what=f"ingest {name}", total=len(sources))
     if workers == 1 or len(sources) < 2:
         yield from progress((source, function(source)) for source in sources)
         return

@@ -8,7 +8,6 @@ is continued by the same command, and whoever completes the last shard moves the
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,8 +20,6 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
-from rich.console import Console
-from rich.progress import track
 
 from crossearth.components.style_sheet import styles_sheet, write_sheet
 from crossearth.components.tracking import start_run
@@ -30,6 +27,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import alone, atomic_path, code_version, digest, replace_dir, write_sealed
 from crossearth.data.manifest import Manifest, read_image, read_manifest, window, write_manifest
 from crossearth.data.prefetch import ahead
+from crossearth.data.progress import shown
 from crossearth.data.shards import WHOLE, Shard, is_done
 from crossearth.data.style import EarthStyles, StyleConfig, StyleEngine, inject, keyed_generator, style_engine
 from crossearth.data.tiles import Grid, Window, describe, read_window, scene_writer
@@ -159,14 +157,8 @@ class _Job:
     def run(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Restyles and writes the tiles of these rows, as far as they are missing; returns the new rows."""
         workers = self.config.workers
-        progress = track(
-            ahead(self._write, self._styled(indices), workers),
-            description=f"stylize {self.source.domain}",
-            total=len(indices),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        return [row for rows in progress for row in rows]
+        written = ahead(self._write, self._styled(indices), workers)
+        return [row for rows in shown(written, f"stylize {self.source.domain}", len(indices)) for row in rows]
 
     def finish(self, rows: list[dict[str, Any]], origin: dict[str, Any]) -> None:
         """Writes what describes the whole dataset and moves it to its place."""

@@ -1,18 +1,15 @@
 """Synthesize: miniature archives of the datasets, in the place of those that the user would download."""
 
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from crossearth.data.config import nearest
 from crossearth.data.errors import InputError
 from crossearth.data.files import require_free
+from crossearth.data.progress import shown
 from crossearth.data.synthetic import PACKERS, Counts, synthesize_dataset
 
 MIB = 2**20
@@ -62,11 +59,4 @@ def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig,
     order = sorted(dict.fromkeys(datasets), key=list(PACKERS).index, reverse=True)
     task = partial(synthesize_dataset, out_dir=out_dir, seed=seed, counts=config.counts)
     with ProcessPoolExecutor(min(config.workers, max(1, len(order)))) as pool:
-        done = track(
-            pool.map(task, order),
-            description="draw archives",
-            total=len(order),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        return sorted(done)
+        return sorted(shown(pool.map(task, order), "draw archives", len(order)))

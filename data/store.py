@@ -14,13 +14,12 @@ AWS_ACCESS_KEY_ID, ...), so that MinIO, SeaweedFS and Ceph work as well.
 
 import base64
 import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -30,17 +29,15 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
-from rich.console import Console
-from rich.progress import track
 
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
 from crossearth.data.files import alone, atomic_path, digest, replace_dir, sha256_file
 from crossearth.data.manifest import read_manifest
+from crossearth.data.progress import shown
 
 MIB = 2**20
 FORMAT = "2"
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -139,13 +136,11 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
     paths = sorted(path for path in domain_dir.rglob("*") if path.is_file())
     # a ThreadPool: leaving it waits for no request, so a user who stops does not wait for a server that hangs
     with _speaking_to(config) as client, ThreadPool(config.parallel) as pool:
-        files = list(
-            _progress(pool.imap(lambda path: _describe(domain_dir, path), paths), len(paths), "hash")
-        )
+        files = list(shown(pool.imap(lambda path: _describe(domain_dir, path), paths), "hash", len(paths)))
         there = _existing(client, config)
         missing = list({file.sha256: file for file in files if there.get(file.sha256) != file.size}.values())
-        for _ in _progress(
-            pool.imap(lambda file: _upload(client, config, domain_dir, file), missing), len(missing), "push"
+        for _ in shown(
+            pool.imap(lambda file: _upload(client, config, domain_dir, file), missing), "push", len(missing)
         ):
             pass
         version = digest(digests)
@@ -182,7 +177,7 @@ def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "la
         index = _index(client, config, domain, version)
         with ThreadPool(config.parallel) as pool:
             fetching = pool.imap(lambda file: _fetch(client, config, file, target, partial), index.files)
-            fetched = list(_progress(fetching, len(index.files), "pull"))
+            fetched = list(shown(fetching, "pull", len(index.files)))
         wanted = {partial / file.path for file in index.files}
         for extra in [path for path in partial.rglob("*") if path.is_file() and path not in wanted]:
             extra.unlink()
@@ -318,17 +313,6 @@ def _index(client: Any, config: StoreConfig, domain: str, version: str) -> _Inde
     if values.get("format") != FORMAT:
         raise InputError("an index of another version", where=where, next_step="push again")
     return load_config(_Index, values, where)
-
-
-def _progress(items: Iterable[Item], total: int, what: str) -> Iterable[Item]:
-    return track(
-        items,
-        what,
-        total=total,
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
 
 
 @contextmanager
