@@ -126,7 +126,7 @@ def _memory(job: Job, processes: Processes) -> Iterator[None]:
             f"precision {config.precision}",
             where=where,
             next_step="lower micro_batch (the result stays the same), set activation_checkpointing: true "
-            "or tasks.shared_pass: false, or start anew with precision: bf16 or a lower crop_px",
+            "or tasks.shared_pass: false, or start anew with precision: bfloat16 or a lower crop_px",
         ) from error
 
 

@@ -77,7 +77,7 @@ class Training:
         self.multi_task = MultiTask(
             network, BRANCHES[job.config.ablation], job.config.tasks, job.styler, job.config.seed
         )
-        self.gradients = Gradients(self.multi_task, processes, job.config.precision == "bf16")
+        self.gradients = Gradients(self.multi_task, processes, job.config.precision == "bfloat16")
         self.stream = TrainingStream(
             TileDataset(job.manifest, job.remap, job.train_rows),
             Augmentation(job.config.crop_px, job.config.scale, photometric=job.config.photometric),
@@ -285,7 +285,7 @@ class Training:
     def _predicting(self) -> Iterator[None]:
         """The network as it predicts, in the training's precision."""
         self.network.eval()
-        reduced = self.config.precision == "bf16"
+        reduced = self.config.precision == "bfloat16"
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=reduced):
             yield
         self.network.train()

@@ -81,7 +81,7 @@ class TrainConfig:
         weight_decay: of AdamW.
         style: numbers of Earth-Style Injection.
         tasks: numbers of the losses.
-        precision: "bf16" runs the network under autocast; losses and parameters stay float32.
+        precision: "bfloat16" runs the network under autocast; losses and parameters stay float32.
         activation_checkpointing: blocks are run again in the backward pass, not kept: less memory, more time.
         compile: the backbone's blocks go through torch.compile.
         workers: processes that read and augment; 0 = none beside the training.
@@ -114,7 +114,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     style: StyleConfig = field(default_factory=StyleConfig)
     tasks: TaskConfig = field(default_factory=TaskConfig)
-    precision: Literal["float32", "bf16"] = "bf16"
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
     activation_checkpointing: bool = False
     compile: bool = False
     workers: int = 4

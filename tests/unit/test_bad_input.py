@@ -317,7 +317,7 @@ CASES = {
     "params: half a crop": Case(numbers(batch_size=0.5), TRAINING, ("batch_size", "0.5")),
     "params: learning rate": Case(numbers(lr=-1), TRAINING, ("lr",)),
     "params: learning rate is no number": Case(numbers(lr=float("nan")), TRAINING, ("lr",)),
-    "params: precision": Case(numbers(precision="fp8"), TRAINING, ("precision", "bf16")),
+    "params: precision": Case(numbers(precision="fp8"), TRAINING, ("precision", "bfloat16")),
     "params: ablation": Case(numbers(ablation="+styles"), TRAINING, ("ablation", "+style")),
     "params: schedule": Case(numbers(schedule="cosine"), TRAINING, ("schedule", "poly")),
     "params: scale": Case(numbers(scale=[2, 1]), TRAINING, ("scale", "least <= largest")),

@@ -315,7 +315,7 @@ def test_a_loss_beyond_all_numbers_stops_with_the_tiles(run: Train) -> None:
 
 
 def test_a_network_in_bfloat16_has_parameters_in_float32(run: Train) -> None:
-    reduced, exact = (run(name, precision=name) for name in ("bf16", "float32"))
+    reduced, exact = (run(name, precision=name) for name in ("bfloat16", "float32"))
     assert curve(reduced) != curve(exact)
     assert curve(reduced) == pytest.approx(curve(exact), rel=0.05)
     with safe_open(reduced / "model.safetensors", "pt") as file:
