@@ -9,8 +9,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 
 import boto3
 import pytest
@@ -28,12 +29,18 @@ IDENTITIES = {
 POSTGRES_USER = "postgres"  # Debian's package makes it: the server refuses to run as root
 
 
+# below those that the system gives to clients; SeaweedFS takes port + 10000 for gRPC as well
+PORTS = iter(Random().sample(range(10_000, 20_000), 10_000))
+
+
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    # SeaweedFS takes port + 10000 for gRPC as well
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1]) % 20_000 + 10_000
+    """A port of this machine that nobody listens on, nor on the one 10000 above; another one at each call."""
+    for port in PORTS:
+        with suppress(OSError), socket.socket() as server, socket.socket() as grpc:
+            server.bind(("127.0.0.1", port))
+            grpc.bind(("127.0.0.1", port + 10_000))
+            return port
+    raise OSError("no port is free")
 
 
 def wait_for(ready: Callable[[], object], log: Callable[[], str], seconds: float = 60) -> None:

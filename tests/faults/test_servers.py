@@ -97,7 +97,7 @@ def test_a_store_that_stops_and_comes_back(
             with object_store(folder, BUCKET) as address:
                 proxy.port, proxy.share = urlsplit(address).port or 0, 0
                 # it takes connections before it has found what it stored
-                wait_for(partial(step, patient), (folder / "log").read_text, seconds=120)
+                wait_for(partial(step, patient), (folder / "log").read_text)
     assert tree(elsewhere / NAME) == tree(town)
 
 

@@ -49,6 +49,14 @@ def kill_a_process(training: "subprocess.Popen[str]") -> None:
     started[-1].kill()
 
 
+def end(*trainings: "subprocess.Popen[str]") -> str:
+    """Waits until all have ended well; what the last one said on its standard error."""
+    for training in trainings:
+        words = training.communicate(timeout=120)[1]
+        assert training.returncode == 0, words
+    return words
+
+
 def curve(folder: Path) -> list[float]:
     """Takes the trained model away and returns its losses."""
     model = folder / f"artifacts/models/{RECIPE}"
@@ -77,13 +85,9 @@ def test_a_process_that_is_killed_is_started_again_and_the_curve_is_the_same(fol
     training = start(folder, 2, torchrun=[*ALONE, "--max-restarts=1"], **numbers)
     wait_for_state(folder, training, "step_*")
     kill_a_process(training)
-    _, words = training.communicate(timeout=120)
-    assert training.returncode == 0, words
+    end(training)
     restarted = curve(folder)
-
-    training = start(folder, 2, **numbers)
-    _, words = training.communicate(timeout=120)
-    assert training.returncode == 0, words
+    end(start(folder, 2, **numbers))
     assert restarted == curve(folder)
 
 
@@ -102,14 +106,9 @@ def test_two_nodes_give_the_curve_of_one_also_when_one_fails(
     nodes = [start(folder, 1, torchrun=elastic, **numbers) for _ in range(2)]
     wait_for_state(folder, nodes[0], "step_*")
     kill_a_process(nodes[1])
-    for node in nodes:
-        _, said = node.communicate(timeout=120)
-        assert node.returncode == 0, said
+    end(*nodes)
     restarted = curve(folder)
-
-    training = start(folder, 2, **numbers)
-    _, said = training.communicate(timeout=120)
-    assert training.returncode == 0, said
+    end(start(folder, 2, **numbers))
     assert restarted == curve(folder)
 
 
@@ -133,13 +132,9 @@ def test_a_stopped_training_goes_on_with_another_number_of_processes(folder: Pat
     assert any(states.glob("step_*"))
     assert not (folder / f"artifacts/models/{RECIPE}").exists()
 
-    training = start(folder, 1, **numbers)
-    _, words = training.communicate(timeout=120)
-    assert training.returncode == 0, words
+    words = end(start(folder, 1, **numbers))
     assert "resumed on 1 processes, started on 2" in words
     gone_on = curve(folder)
 
-    training = start(folder, 1, **numbers)
-    _, words = training.communicate(timeout=120)
-    assert training.returncode == 0, words
+    end(start(folder, 1, **numbers))
     assert gone_on == pytest.approx(curve(folder), rel=1e-2)
