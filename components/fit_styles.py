@@ -197,7 +197,9 @@ def _finish(
         )
     with atomic_dir(out_dir) as folder:
         earth.save(folder / STYLES_FILE)
-        write_sheet(folder / SHEET_FILE, _corpus_sheet(members, earth, engine, config))
+        unusable = {each["path"] for each in skipped}
+        usable = [member for member in members if member.path not in unusable]
+        write_sheet(folder / SHEET_FILE, _corpus_sheet(usable, earth, engine, config))
         write_sealed(
             folder / SUMMARY_FILE,
             {

@@ -144,16 +144,23 @@ def ingest(workspace: str, item: dict, archives: str, store: str, metrics: Outpu
 
 
 @component
-def validate(workspace: str, datasets: list, recipes: list, key: str, metrics: Output[Metrics]) -> list:
+def validate(
+    workspace: str, items: list, datasets: list, recipes: list, key: str, metrics: Output[Metrics]
+) -> list:
     """Expectations over every manifest.
+
+    Args:
+        items: the datasets' items.
+        datasets: what `ingest` returned for them.
 
     Returns:
         The recipes' items, their keys standing for the tiles of source and targets too.
     """
     from crossearth.components import workspace as shared
-    from crossearth.components.pipeline_items import with_digests
+    from crossearth.components.pipeline_items import expect_datasets, with_digests
 
     with shared.step(workspace, "validate"):
+        expect_datasets(items, datasets)
         shared.crossearth("validate")
         metrics.log_metric("datasets", len(datasets))
         return [with_digests(item) for item in recipes]
@@ -195,8 +202,12 @@ def coverage(workspace: str, recipes: list, styles: str) -> str:
         Digest of the numbers.
     """
     from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import expect_tiles
 
     with shared.step(workspace, "coverage"):
+        for item in recipes:
+            expect_tiles(item)
+        shared.expect_content(shared.ARTIFACTS / "styles", styles)
         shared.crossearth("styles", "coverage")
         return shared.content_digest(shared.ARTIFACTS / "coverage")
 
@@ -209,8 +220,11 @@ def stylize(workspace: str, item: dict, styles: str) -> str:
         The shard.
     """
     from crossearth.components import workspace as shared
+    from crossearth.components.pipeline_items import expect_tiles
 
     with shared.step(workspace, "stylize", item["name"]):
+        expect_tiles(item)
+        shared.expect_content(shared.ARTIFACTS / "styles", styles)
         shared.crossearth("stylize", item["domain"], "--shard", item["shard"])
         return item["name"]
 
@@ -230,9 +244,12 @@ def train(
     """
     from crossearth.components import workspace as shared
     from crossearth.components.launch import launch
+    from crossearth.components.pipeline_items import expect_tiles
     from crossearth.model.checkpoint import read_meta
 
     with shared.step(workspace, "train", item["name"]):
+        expect_tiles(item)
+        shared.expect_content(shared.ARTIFACTS / "styles", styles)
         launch(["train", item["name"]], workspace, processes, job)
         meta = read_meta(shared.ARTIFACTS / "models" / item["name"])
         metrics.log_metric("classes", len(meta["classes"]))
@@ -259,9 +276,14 @@ def evaluate(
 
     from crossearth.components import workspace as shared
     from crossearth.components.launch import launch
+    from crossearth.components.pipeline_items import expect_tiles
     from crossearth.components.results import read_results
+    from crossearth.model.checkpoint import read_meta
 
     with shared.step(workspace, "evaluate", item["name"]):
+        expect_tiles(item)
+        folder = shared.ARTIFACTS / "models" / item["name"]
+        shared.expect("model", folder, model, read_meta(folder)["sha256"])
         launch(["evaluate", item["name"]], workspace, processes, {})
         folder = shared.ARTIFACTS / "scores" / item["name"]
         result = read_results(folder)
@@ -277,6 +299,7 @@ def evaluate(
 @component
 def report(
     workspace: str,
+    recipes: list,
     scores: list,
     coverage: str,
     key: str,
@@ -294,6 +317,11 @@ def report(
     from crossearth.components import workspace as shared
 
     with shared.step(workspace, "report"):
+        shared.expect_content(shared.ARTIFACTS / "coverage", coverage)
+        for item in recipes:
+            table_file = shared.ARTIFACTS / "scores" / item["name"] / "scores.csv"
+            found = shared.content_digest(table_file)
+            shared.expect("scores", table_file, found if found in scores else "", found)
         shared.crossearth("report")
         folder = shared.ARTIFACTS / "report"
         shutil.copyfile(folder / "scores.md", table.path)
@@ -318,6 +346,7 @@ def register(workspace: str, recipes: list, scores: str, decisions: Output[Markd
     from crossearth.components.pipeline_items import register_models
 
     with shared.step(workspace, "register"):
+        shared.expect_content(shared.ARTIFACTS / "report/scores.csv", scores)
         promoted, text = register_models([item["name"] for item in recipes])
         Path(decisions.path).write_text(text)
         return promoted

@@ -30,7 +30,12 @@ def launch(arguments: Sequence[str], workspace: str, processes: int, job: dict[s
         run_train_job(name, arguments, workspace, config)
     elif processes > 1:
         command = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "--no-python", "crossearth"]
-        code = subprocess.run([*command, *arguments], check=False).returncode
+        with subprocess.Popen([*command, *arguments]) as torchrun:
+            try:
+                code = torchrun.wait()
+            except BaseException:
+                torchrun.terminate()  # its processes save what they have
+                raise
         if code:
             raise RuntimeError(f"torchrun crossearth {' '.join(arguments)} ended with exit code {code}")
     else:

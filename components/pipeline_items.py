@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from crossearth.components.predict import SCENE_SUFFIXES, PredictConfig, predict
 from crossearth.components.promotion import RegisterConfig
 from crossearth.components.register import register
 from crossearth.components.tracking import start_run
-from crossearth.components.workspace import ARTIFACTS, inputs
+from crossearth.components.workspace import ARTIFACTS, expect, inputs
 from crossearth.data.config import load_config
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError, without_credentials
@@ -69,8 +69,14 @@ def dataset_items(
         for recipe in map(catalog.recipe, recipes)
         for domain in (recipe.source, *(setting.target for setting in recipe.settings))
     }
-    for name in versions:
+    for name, version in versions.items():
         catalog.domain(name)
+        if version == "latest":
+            raise InputError(
+                "latest moves on, which Kubeflow's cache cannot see",
+                where=f"versions: {name}",
+                expected="the version that `crossearth store push` printed",
+            )
     items = []
     for dataset in dict.fromkeys(catalog.domain(name).dataset for name in sorted(needed)):
         domains = [domain.name for domain in catalog.domains_of(dataset)]
@@ -87,10 +93,20 @@ def dataset_items(
                 "name": dataset,
                 "domains": sorted(pulled) or domains,
                 "versions": pulled,
-                "key": digest([_plan("ingest", dataset), params.values("ingest"), code]),
+                "key": digest(
+                    [_plan("ingest", dataset), params.values("ingest"), _own_files(catalog, domains), code]
+                ),
             }
         )
     return items
+
+
+def _own_files(catalog: Catalog, domains: Sequence[str]) -> list[Any]:
+    """What the cache takes for the content of the users' own images and masks: no archive holds them."""
+    owned = [own for name in domains if (own := catalog.domain(name).own)]
+    roots = [root for own in owned for root in (own.images, own.masks, own.file) if root]
+    files = [path for root in roots for path in sorted([root, *root.rglob("*")]) if path.is_file()]
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def digest_of_step(params: Params, step: str, code: str) -> str:
@@ -107,7 +123,36 @@ def with_digests(item: Item) -> Item:
         **item,
         "train_key": digest([item["train_key"], sha256_file(source)]),
         "evaluate_key": digest([item["evaluate_key"], sha256_file(targets)]),
+        **_with_tiles({item["source"], *(inputs()[1].setting(abbr).target for abbr in item["settings"])}),
     }
+
+
+def expect_tiles(item: Item) -> None:
+    """Holds the workspace's domains of an item against those that were validated for it.
+
+    Raises:
+        InputError: they are others.
+    """
+    expect("tiles", DOMAINS, item["tiles"], count_tiles(item["domains"])[1])
+
+
+def expect_datasets(items: Sequence[Item], keys: Sequence[str]) -> None:
+    """Holds the workspace's domains against what `ingest` made of the datasets.
+
+    Args:
+        keys: what `ingest` returned, in any order.
+
+    Raises:
+        InputError: a dataset's are others.
+    """
+    for item in items:
+        found = count_tiles(item["domains"])[1]
+        expect(f"tiles of {item['name']}", DOMAINS, found if found in keys else "", found)
+
+
+def _with_tiles(domains: set[str]) -> Item:
+    """Domains and the digest of their manifests, as `expect_tiles` reads them."""
+    return {"domains": sorted(domains), "tiles": count_tiles(sorted(domains))[1]}
 
 
 def stylize_items(recipes: Sequence[Item], shards: int, key: str) -> list[Item]:
@@ -127,6 +172,7 @@ def stylize_items(recipes: Sequence[Item], shards: int, key: str) -> list[Item]:
             "domain": source,
             "shard": f"{shard}/{shards}",
             "key": digest([sha256_file(_digests(source)), key]),
+            **_with_tiles({source}),
         }
         for source in dict.fromkeys(recipe["source"] for recipe in recipes)
         for shard in range(shards)
@@ -206,7 +252,7 @@ def deal_scenes(source: str, shards: int) -> list[Item]:
     """Lists the rasters of a folder or of an s3:// prefix and deals them out, one after the other.
 
     Raises:
-        InputError: fewer than one shard, or no raster there.
+        InputError: fewer than one shard, no raster there, or two of one name.
     """
     if shards < 1:
         raise InputError(f"shards: {shards}", expected="at least 1")
@@ -218,6 +264,15 @@ def deal_scenes(source: str, shards: int) -> list[Item]:
         raise InputError(
             "no scene here", where=source, expected=f"files that end in {', '.join(sorted(SCENE_SUFFIXES))}"
         )
+    first: dict[str, str] = {}
+    for address in found:
+        other = first.setdefault(PurePosixPath(address).stem, address)
+        if other != address:
+            raise InputError(
+                f"two scenes would give one map: {other} and {address}",
+                where=source,
+                next_step="rename one, or map their folders apart",
+            )
     dealt = [found[start::shards] for start in range(min(shards, len(found)))]
     return [{"name": f"shard-{number}", "scenes": scenes} for number, scenes in enumerate(dealt)]
 

@@ -102,6 +102,7 @@ def _runtime(api: Any, name: str, namespace: str) -> Finding:
     from kubernetes.client import ApiException
 
     group = ("trainer.kubeflow.org", "v1alpha1")
+    forbidden = False
     for kind in RUNTIME_KINDS:
         try:
             if kind.startswith("cluster"):
@@ -112,6 +113,14 @@ def _runtime(api: Any, name: str, namespace: str) -> Finding:
         except ApiException as error:
             if error.status not in (403, 404):
                 raise
+            forbidden |= error.status == 403
+    if forbidden:
+        return Finding(
+            "training runtime",
+            "note",
+            f"{name} cannot be looked up: forbidden",
+            "see infra/kustomize/rbac.yaml",
+        )
     return Finding(
         "training runtime",
         "missing",

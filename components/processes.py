@@ -1,5 +1,6 @@
 """The processes of one training: one alone, or those that torchrun started."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from crossearth.data.errors import InputError
 
 AGENTS = "GROUP_WORLD_SIZE"
 FRESH_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+_groups = itertools.count()  # that this process has joined: one a recipe
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ def join_processes() -> Iterator[Processes]:
         torch.cuda.set_device(device)
     _refuse_restarts_that_hang()
     store, rank, size = next(dist.rendezvous("env://"))
-    if os.environ.get(AGENTS) == "1":  # several agents need not count alike
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    # gloo would find the addresses of an earlier group in it; several agents need not count starts alike
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get(AGENTS) == "1" else ""
+    store = dist.PrefixStore(f"{start}/{next(_groups)}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:

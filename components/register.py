@@ -16,7 +16,7 @@ from crossearth.components.registry import (
     registry_exists,
 )
 from crossearth.components.results import RecipeResult, read_results
-from crossearth.components.tracking import start_run
+from crossearth.components.tracking import start_run, tracking_uri
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest, write_json, write_text
@@ -95,8 +95,14 @@ def register(
                 with start_run(recipe.name, key=result.recipe_hash, tags={"recipe": recipe.name}):
                     pass
                 run_id = registry.run_of(result.recipe_hash)
+            if run_id is None:
+                raise InputError(
+                    f"MLflow made no run for {recipe.name}",
+                    where=tracking_uri(),
+                    next_step="look at the warning above; restore the experiment if it was deleted",
+                )
             backbone = meta["backbone"] and folder / meta["backbone"]["file"]
-            made = registry.add(name, str(run_id), folder, backbone, result, card, identity)
+            made = registry.add(name, run_id, folder, backbone, result, card, identity)
         outcome = _challenge(registry, recipe, name, made, result, config)
         write_json(out_dir / f"{recipe.name}.json", asdict(outcome))
         write_text(out_dir / f"{recipe.name}.md", card)

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from crossearth.components.results import DETAILS, RecipeResult, read_results
-from crossearth.components.tracking import KEY_TAG, SQLITE, connect, tracking_uri, user_name
+from crossearth.components.tracking import KEY_TAG, SQLITE, connect, tracking_uri, transferring, user_name
 from crossearth.data.errors import InputError
 from crossearth.model.checkpoint import META_NAME, WEIGHTS_NAME
 
@@ -153,6 +153,7 @@ class Registry:
             try:
                 download_artifacts(artifact_uri=uri, dst_path=temporary)
             except (OSError, _mlflow_exception()):
+                self.client.search_registered_models(max_results=1)  # raises where the server is away
                 return None
             (found,) = Path(temporary).rglob(DETAILS)
             return read_results(found.parent)
@@ -218,7 +219,7 @@ def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(tracking_uri())
     example = np.zeros((EXAMPLE_PX, EXAMPLE_PX, 3), dtype=np.uint8).tolist()
-    with mlflow.start_run(run_id=run_id):
+    with transferring(), mlflow.start_run(run_id=run_id):
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("mapper.py")),
@@ -249,7 +250,7 @@ def champion_before(moves: Sequence[Move]) -> str | None:
 
 @contextmanager
 def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
-    """Brings a registered model here: a local store is read in place, a server's files are copied.
+    """Brings a registered model here: an SQLite store's is read in place, any other is copied.
 
     The copies are gone when the context ends.
 
@@ -262,8 +263,8 @@ def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
     Raises:
         InputError: no such model, or the registry does not answer.
     """
-    served = tracking_uri().startswith("http")
-    with TemporaryDirectory() if served else nullcontext() as copies:
+    local = tracking_uri().startswith(SQLITE)
+    with nullcontext() if local else TemporaryDirectory() as copies:
         yield _fetch(uri, copies)
 
 
@@ -283,7 +284,8 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
 
         mlflow.set_tracking_uri(tracking_uri())
         try:
-            folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
+            with transferring():
+                folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
         except (_mlflow_exception(), OSError) as error:
             raise _no_model(uri, _first_line(error)) from error
     paths = _parts_of(folder)

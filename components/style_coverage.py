@@ -6,7 +6,7 @@ a) e of the tiles of domain s, a tile is covered by s if it lies where G has 99 
 distance against the chi-squared quantile).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.files import write_sealed
 from crossearth.data.manifest import Manifest, read_image, read_manifest
+from crossearth.data.progress import shown
 from crossearth.data.style import EarthStyles, StyleConfig, StyleEngine, inject, keyed_generator, style_engine
 
 COVERAGE_FILE = "coverage.json"
@@ -181,10 +182,9 @@ class _Probe:
             points.append(self.space.project(self.engine.embed(injected.x_t)))
         return np.concatenate(points)
 
-    def _chosen(self, manifest: Manifest) -> Sequence[int]:
-        return np.unique(
-            np.linspace(0, len(manifest) - 1, min(self.tiles, len(manifest))).astype(int)
-        ).tolist()
+    def _chosen(self, manifest: Manifest) -> Iterable[int]:
+        chosen = np.unique(np.linspace(0, len(manifest) - 1, min(self.tiles, len(manifest))).astype(int))
+        return shown(chosen.tolist(), manifest.domain, len(chosen))
 
     def _tile(self, manifest: Manifest, index: int) -> torch.Tensor:
         return torch.from_numpy(read_image(manifest, index))[None].to(self.engine.device)

@@ -38,6 +38,9 @@ DESCRIPTION_LENGTH = 5000  # of a tag's value, the least that MLflow's stores ta
 METRICS_PER_REQUEST = 1000  # MLflow's own limit of one batch
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 FLUSH_SECONDS = 20.0  # how long a closed run waits for a server that does not answer
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+ANSWER_SECONDS = "10"
+TRANSFER_SECONDS = "120"  # MLflow's own: before it answers, a server puts a whole model into its store
 UPLOAD_SECONDS = 900.0  # and for one that does: a model is large
 
 Operation = Callable[["MlflowClient", str], object]
@@ -52,7 +55,7 @@ def connect(uri: str) -> "MlflowClient":
     """A client of the server at `uri`, whose requests fail within seconds where the server is away."""
     # MLflow would itself retry for minutes inside one request, deaf to whoever wants to stop
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault(TIMEOUT, ANSWER_SECONDS)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.tracking import MlflowClient
@@ -63,6 +66,19 @@ def connect(uri: str) -> "MlflowClient":
         if uri.startswith(SQLITE):
             _create_database(Path(uri.removeprefix(SQLITE)))
         return MlflowClient(uri)
+
+
+@contextmanager
+def transferring() -> Iterator[None]:
+    """Within it a server may take longer to answer, unless the user's environment says how long."""
+    before = os.environ.get(TIMEOUT)
+    if before == ANSWER_SECONDS:
+        os.environ[TIMEOUT] = TRANSFER_SECONDS
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[TIMEOUT] = before
 
 
 class Run:
@@ -88,7 +104,12 @@ class Run:
         """Logs a file, or a folder with all in it; it must stay unchanged until the run is closed."""
         path = Path(path)
         upload = "log_artifacts" if path.is_dir() else "log_artifact"
-        self._writer.do(lambda client, run_id: getattr(client, upload)(run_id, str(path), folder))
+
+        def send(client: "MlflowClient", run_id: str) -> None:
+            with transferring():
+                getattr(client, upload)(run_id, str(path), folder)
+
+        self._writer.do(send)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags; a later value of a key takes the place of an earlier one."""

@@ -144,6 +144,27 @@ def failures() -> list[dict[str, str]]:
     return [read_json(path) for path in sorted(FAILURES.glob("*.json"))]
 
 
+def expect(what: str, where: Path, wanted: str, found: str) -> None:
+    """Holds what lies in the workspace against the digest that an earlier step of the run has handed on.
+
+    Kubeflow takes a step's result from its cache; the bytes in the workspace may be those of another run.
+
+    Raises:
+        InputError: the digests differ.
+    """
+    if found != wanted:
+        raise InputError(
+            f"{what}: not what this run's earlier step made, another run has been here since",
+            where=where,
+            next_step="submit again with --no-cache; runs with other numbers want workspaces of their own",
+        )
+
+
+def expect_content(path: Path, wanted: str) -> None:
+    """`expect` of a file, or of all files below a folder, and their `content_digest`."""
+    expect(path.name, path, wanted, content_digest(path))
+
+
 def content_digest(*paths: Path) -> str:
     """Digest of files and of all files below folders: names and bytes.
 

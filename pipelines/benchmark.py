@@ -58,6 +58,29 @@ def read_inputs(params_file: Path, catalogs: Sequence[Path] = (), preset: str | 
     return Inputs(list(catalog.recipes()), json.dumps(plain), json.dumps(contents))
 
 
+def refuse_unshared_batches(inputs: Inputs, values: Values) -> None:
+    """Looks before anything is computed whether the processes of a training can share its batches.
+
+    Raises:
+        InputError: a recipe's `batch_size` is no multiple of the number of processes.
+    """
+    processes = values.processes("train") * values.trainer.nodes
+    if processes == 1:
+        return
+    from crossearth.components.training_setup import TrainConfig
+
+    params = load_config(Params, json.loads(inputs.params), "params")
+    for recipe in inputs.recipes:
+        batch = params.config(TrainConfig, "train", recipe).batch_size
+        if batch % processes:
+            raise InputError(
+                f"batch_size: {batch} crops of {recipe} cannot be shared by {processes} processes",
+                where="values: steps.train.gpus, trainer.nodes",
+                expected=f"a multiple of {processes}",
+                next_step="set batch_size, which counts over all processes, in params.yaml",
+            )
+
+
 def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
     """The pipeline that trains and scores recipes and writes the report.
 
@@ -65,6 +88,7 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
         inputs: defaults of the pipeline's parameters.
         values: resources, image, secrets.
     """
+    refuse_unshared_batches(inputs, values)
     recipes_default, params_default, catalogs_default = inputs.recipes, inputs.params, inputs.catalogs
 
     @dsl.pipeline(
@@ -175,6 +199,7 @@ def prepare(
         place(ingested, "ingest", values)
     validated = steps.validate(
         workspace=workspace,
+        items=datasets,
         datasets=dsl.Collected(ingested.outputs["Output"]),
         recipes=planned.outputs["items"],
         key=planned.outputs["validate"],
@@ -227,6 +252,7 @@ def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, va
         place(scored, "evaluate", values)
     reported = steps.report(
         workspace=workspace,
+        recipes=prepared.recipes,
         scores=dsl.Collected(scored.outputs["Output"]),
         coverage=prepared.coverage,
         key=prepared.report,

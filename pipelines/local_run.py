@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from kfp import local
 
-from crossearth.components.terminal import data_dir
+from crossearth.components.terminal import data_dir, style_weights_dir
 from crossearth.components.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.data.errors import InputError
 from crossearth.data.files import alone
@@ -23,6 +23,7 @@ from crossearth.pipelines.benchmark import Inputs
 from crossearth.pipelines.graphs import PipelineError, arguments, build
 from crossearth.pipelines.resources import LOCAL
 
+FOLDERS = ("CROSSEARTH_DATA", "CROSSEARTH_STYLE_WEIGHTS")
 # a container gets these of the caller's environment; their values are shown nowhere
 FORWARDED = (
     "MLFLOW_TRACKING_URI",
@@ -34,7 +35,7 @@ FORWARDED = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AWS_DEFAULT_REGION",
-    "CROSSEARTH_DATA",
+    *FOLDERS,
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
 )
@@ -78,8 +79,10 @@ def run_local(
         raise InputError("this is a checkout", where=workspace, expected="a folder of its own for the run")
     # two steps at a time have a thread a core each: one that waits leaves its core to the other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # the user's own data lie where they lie for dvc, not below the workspace
-    os.environ["CROSSEARTH_DATA"] = str(data_dir().resolve())
+    # the user's own files lie where they lie for dvc, not below the workspace
+    for variable, folder in zip(FOLDERS, (data_dir(), style_weights_dir()), strict=True):
+        if folder:
+            os.environ[variable] = str(folder.resolve())
     run_dir = workspace / "artifacts" / "run"
     try:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -108,8 +111,8 @@ def _runner(workspace: Path, docker: Docker | None) -> Iterator[local.Subprocess
     client = _engine(docker.image)
     mounts = [Mount(str(workspace), str(workspace), type="bind")]
     environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-    if Path(data := os.environ["CROSSEARTH_DATA"]).is_dir():
-        mounts.append(Mount(data, data, type="bind", read_only=True))
+    folders = {environment[name] for name in FOLDERS if name in environment}
+    mounts += [Mount(each, each, type="bind", read_only=True) for each in folders if Path(each).is_dir()]
     labels = {RUN_LABEL: uuid.uuid4().hex}
     with closing(client), _kept_exit_codes(), _stopping(lambda: _end_containers(client, labels)):
         yield local.DockerRunner(
@@ -120,6 +123,7 @@ def _runner(workspace: Path, docker: Docker | None) -> Iterator[local.Subprocess
             network_mode="host",
             shm_size=docker.shm,
             read_only=True,
+            cap_drop=["ALL"],
             tmpfs={"/tmp": "exec"},  # noqa: S108
         )
 

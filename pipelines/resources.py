@@ -36,13 +36,20 @@ NETWORK_STEPS = frozenset({"fetch", "ingest", "train", "register", "scenes", "pr
 # the steps whose result depends on a server, the cluster or what lies under an address, not on inputs alone
 UNCACHED_STEPS = frozenset({"prerequisites", "plan", "fetch", "register", "scenes", "predict", "finish"})
 
-_QUANTITY = re.compile(r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
+# the quantities of Kubernetes that kfp takes
+_CORES = re.compile(r"(\d*\.)?\d+m?")
+_BYTES = re.compile(r"\d+([EPTGMK]i?)?")
 
 
-def _check_quantity(what: str, value: str | None) -> None:
-    if value is not None and not _QUANTITY.match(value):
+def _check_cores(what: str, value: str) -> None:
+    if not _CORES.fullmatch(value):
+        raise InputError(f"{what}: {value!r} is no number of cores", expected='for example "8" or "500m"')
+
+
+def _check_bytes(what: str, value: str | None) -> None:
+    if value is not None and not _BYTES.fullmatch(value):
         raise InputError(
-            f"{what}: {value!r} is no Kubernetes quantity", expected='for example "500m", "8" or "16Gi"'
+            f"{what}: {value!r} is no number of bytes", expected='a whole number: "16Gi", "1536Mi" or "64G"'
         )
 
 
@@ -80,8 +87,9 @@ class Resources:
     tolerations: tuple[Toleration, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("cpu", "memory", "shm"):
-            _check_quantity(name, getattr(self, name))
+        _check_cores("cpu", self.cpu)
+        for name in ("memory", "shm"):
+            _check_bytes(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class Workspace:
     def __post_init__(self) -> None:
         if not self.mount.startswith("/"):
             raise InputError(f"workspace.mount: {self.mount!r} is not absolute")
-        _check_quantity("workspace.scratch", self.scratch)
+        _check_bytes("workspace.scratch", self.scratch)
 
 
 @dataclass(frozen=True)
@@ -273,7 +281,8 @@ def load_values(path: Path) -> Values:
 
 def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
     """Gives a task its image, resources, volumes, secrets, retries and cache setting."""
-    wanted = values.resources(step)
+    # beside a TrainJob the step's own pod only follows it
+    wanted = values.default if step == "train" and values.trainer.nodes > 1 else values.resources(step)
     task.set_container_image(values.image)
     task.set_display_name(step)
     task.set_cpu_request(wanted.cpu).set_cpu_limit(wanted.cpu)

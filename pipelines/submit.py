@@ -167,8 +167,9 @@ def watch(client: Client, run_id: str, poll_s: float = 10.0) -> None:
     while True:
         try:
             run = client.get_run(run_id)
-        except ConnectionProblem:
-            if time.monotonic() - answered > PATIENCE_S:
+        except (ConnectionProblem, ApiException) as error:
+            refused = isinstance(error, ApiException) and error.status < 500  # a gateway's 503 is no answer
+            if refused or time.monotonic() - answered > PATIENCE_S:
                 raise
         else:
             if run.state in ENDED:

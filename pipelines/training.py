@@ -3,7 +3,13 @@
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
-from crossearth.pipelines.benchmark import Inputs, finish_task, prepare, train_and_score
+from crossearth.pipelines.benchmark import (
+    Inputs,
+    finish_task,
+    prepare,
+    refuse_unshared_batches,
+    train_and_score,
+)
 from crossearth.pipelines.resources import Values
 
 
@@ -14,6 +20,7 @@ def training(inputs: Inputs, values: Values) -> GraphComponent:
         inputs: catalog and params, defaults of the pipeline's parameters.
         values: resources, image, secrets.
     """
+    refuse_unshared_batches(inputs, values)
     params_default, catalogs_default = inputs.params, inputs.catalogs
     first = inputs.recipes[0]
 

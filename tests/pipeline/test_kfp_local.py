@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ import yaml
 from graphs import CANARY, RECIPES, ROOT, call, run_pipeline
 from mlflow.tracking import MlflowClient
 
+from crossearth.components import kfp_components as steps
+from crossearth.components import pipeline_items, workspace
 from crossearth.components.pipeline_items import fetch_archives
 from crossearth.data.errors import InputError
 
@@ -66,6 +71,59 @@ def test_scenes_are_mapped_in_shards(with_kubeflow: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     maps = sorted((tmp_path / "workspace/artifacts/maps").glob("*.tif"))
     assert [path.name for path in maps] == [f"scene-{number}.tif" for number in range(3)]
+
+
+def test_a_step_refuses_what_another_run_has_left_in_the_workspace(
+    with_kubeflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubeflow may have taken the earlier step's result from its cache, but not the bytes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    workspace.enter(str(with_kubeflow))
+    params, catalog = workspace.inputs()
+    (dataset, *_) = pipeline_items.dataset_items(catalog, params, RECIPES[:1], {}, "code")
+    (recipe,) = map(
+        pipeline_items.with_digests, pipeline_items.recipe_items(catalog, params, RECIPES[:1], "code")
+    )
+    styles = workspace.content_digest(workspace.ARTIFACTS / "styles")
+    coverage = workspace.content_digest(workspace.ARTIFACTS / "coverage")
+    other = {**recipe, "tiles": "other"}
+    (shard,) = pipeline_items.stylize_items([recipe], 1, "key")
+    stale: list[tuple[Any, dict[str, Any]]] = [
+        (
+            steps.validate,
+            {"items": [dataset], "datasets": ["other"], "recipes": [], "key": "", "metrics": None},
+        ),
+        (steps.coverage, {"recipes": [other], "styles": styles}),
+        (steps.coverage, {"recipes": [recipe], "styles": "other"}),
+        (steps.stylize, {"item": {**shard, "tiles": "other"}, "styles": styles}),
+        (steps.stylize, {"item": shard, "styles": "other"}),
+        *(
+            (steps.train, {"item": item, "styles": digest, "processes": 1, "job": {}, "metrics": None})
+            for item, digest in ((other, styles), (recipe, "other"))
+        ),
+        *(
+            (
+                steps.evaluate,
+                {"item": item, "model": model, "processes": 1, "metrics": None, "confusion": None},
+            )
+            for item, model in ((other, ""), (recipe, "other"))
+        ),
+        *(
+            (
+                steps.report,
+                {"recipes": [recipe], "scores": ["other"], "coverage": digest, "key": ""}
+                | {"table": None, "page": None, "metrics": None},
+            )
+            for digest in ("other", coverage)
+        ),
+        (steps.register, {"recipes": [recipe], "scores": "other", "decisions": None}),
+    ]
+    for step, given in stale:
+        with pytest.raises(InputError, match=r"(?s)another run has been here since.*--no-cache"):
+            step.python_func(workspace=str(with_kubeflow), **given)
+    shutil.rmtree(workspace.FAILURES)
 
 
 def test_a_step_that_fails_fails_the_pipeline_by_name_and_the_exit_handler_tells_mlflow(

@@ -112,6 +112,20 @@ def test_two_nodes_give_the_curve_of_one_also_when_one_fails(
     assert restarted == curve(folder)
 
 
+def test_processes_join_one_group_after_another(tmp_path: Path) -> None:
+    """As `crossearth train` does for several recipes."""
+    script = tmp_path / "groups.py"
+    script.write_text(
+        "from crossearth.components.processes import join_processes\n"
+        "for _ in range(20):\n"
+        "    with join_processes() as processes:\n"
+        "        assert processes.sum([1.0]) == [2.0]\n"
+    )
+    command = ["torchrun", *ALONE, "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_processes_of_other_configurations_refuse_to_train(folder: Path) -> None:
     training = start(folder, 2, "train --seed $RANK")
     _, words = training.communicate(timeout=120)

@@ -156,6 +156,15 @@ def test_few_images_are_regularised_and_that_is_said(
     assert json.loads((folder / SUMMARY_FILE).read_text())["shrinkage"] > 0.5
 
 
+def test_the_sheet_shows_usable_images_wherever_they_stand(tmp_path: Path) -> None:
+    for index in range(20):
+        Image.new("L", (64, 64)).save(tmp_path / f"{index:03}_label.png")
+        picture(index).save(tmp_path / f"{index:03}_rgb.png")
+    folder = fit_styles(tmp_path, tmp_path / "out" / "styles", StylesConfig())
+    assert json.loads((folder / SUMMARY_FILE).read_text())["count"] == 20
+    assert (folder / SHEET_FILE).is_file()
+
+
 def test_nothing_to_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     images = tmp_path / "images"
     with pytest.raises(InputError, match="no such folder"):

@@ -1,6 +1,7 @@
 """Compiled pipelines, values files and the talk with Kubeflow's API, without a cluster."""
 
 import errno
+import itertools
 import json
 import os
 import sys
@@ -161,6 +162,48 @@ def test_a_recipe_needs_the_datasets_of_its_source_and_targets_only(
     assert pulled[1]["versions"] == {"massachusetts": "a" * 64}
     with pytest.raises(InputError, match="massachusets"):
         pipeline_items.dataset_items(catalog, params, ["deepglobe"], {"massachusets": "a"}, "code")
+    with pytest.raises(InputError, match=r"(?s)massachusetts: latest moves on.*the version that"):
+        pipeline_items.dataset_items(catalog, params, ["deepglobe"], {"massachusetts": "latest"}, "code")
+
+
+OWN = """
+domains:
+  town: {images: town/images, masks: town/masks, class_set: road, labels: {0: background, 1: road}}
+  city: {images: city/images, masks: city/masks, class_set: road, labels: {0: background, 1: road}}
+settings:
+  Town2City: {source: town, target: city, gap: region}
+"""
+
+
+def test_new_images_of_ones_own_are_another_input_of_ingest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(OWN)
+    for domain, folder in itertools.product(("town", "city"), ("images", "masks")):
+        Path("data", domain, folder).mkdir(parents=True)
+    catalog, params = load_catalog([Path("own.yaml")], Path("data")), load_params(ROOT / "params.yaml")
+    plan(catalog, params, Path("artifacts/plan"))
+
+    def keys() -> dict[str, str]:
+        items = pipeline_items.dataset_items(catalog, params, ["town"], {}, "code")
+        return {item["name"]: item["key"] for item in items}
+
+    before = keys()
+    Path("data/town/masks/a.png").write_bytes(b"a")
+    after = keys()
+    assert after["town"] != before["town"]
+    assert after["city"] == before["city"]
+
+
+def test_scenes_of_one_name_in_two_folders_are_not_mapped_over_each_other(tmp_path: Path) -> None:
+    for name in ("2023/scene.tif", "2024/scene.tif", "other.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"two scenes would give one map: .*2023/scene.tif and .*2024/scene"):
+        pipeline_items.deal_scenes(str(tmp_path), 2)
+    (tmp_path / "2024/scene.tif").unlink()
+    assert len(pipeline_items.deal_scenes(str(tmp_path), 2)) == 2
 
 
 def test_an_item_changes_with_what_its_step_depends_on(
@@ -310,7 +353,7 @@ def test_nothing_runs_before_the_prerequisites(name: str, graphs: dict[str, list
     assert [task for task in graph if "prerequisites" not in needed(task)] == ["prerequisites"]
 
 
-def test_many_nodes_become_a_train_job_with_the_same_resources(tmp_path: Path, values: Values) -> None:
+def test_many_nodes_become_a_train_job_with_the_same_resources(values: Values) -> None:
     many = replace(values, trainer=Trainer(nodes=2, runtime="crossearth-torch"))
     job = many.train_job()
     assert (job["nodes"], job["runtime"], job["image"]) == (2, "crossearth-torch", values.image)
@@ -341,9 +384,26 @@ def test_many_nodes_become_a_train_job_with_the_same_resources(tmp_path: Path, v
     # Kubeflow sends numbers as floats
     config = load_config(TrainJobConfig, json.loads(json.dumps(job), parse_int=float), "trainer")
     assert (config.nodes, config.resources["nvidia.com/gpu"]) == (2, 1)
-    text = json.dumps(compiled(tmp_path, "benchmark", many)[0])
-    assert "crossearth-torch" in text
     assert values.train_job() == {}
+
+
+def test_a_pod_that_follows_a_train_job_takes_none_of_its_gpus(
+    tmp_path: Path, values: Values, executors: dict[str, Any]
+) -> None:
+    many = replace(values, trainer=Trainer(nodes=2, runtime="crossearth-torch"))
+    document = compiled(tmp_path, "training", many)[0]
+    follower = document["deploymentSpec"]["executors"]["exec-train"]["container"]
+    assert "crossearth-torch" in json.dumps(document)
+    assert "accelerator" not in follower["resources"]
+    assert executors["train"].resources.accelerator.resource_count == "1"
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_runs(values: Values) -> None:
+    four = replace(values, steps={"train": Resources(gpus=4)})
+    paper = read_inputs(ROOT / "params.yaml", preset="paper")
+    for name in ("benchmark", "training"):
+        with pytest.raises(InputError, match=r"(?s)batch_size: 1 crops .* 4 processes.*a multiple of 4"):
+            build(name, paper, four)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +416,10 @@ def test_many_nodes_become_a_train_job_with_the_same_resources(tmp_path: Path, v
         ("image: x\nsteps: {trian: {gpus: 1}}", "'train'"),
         ("image: x\nsteps: {train: {gpu: 1}}", "gpus"),
         ("image: x\nsteps: {train: {gpus: -1}}", r"gpus: .*greater than or equal to 0, found -1"),
-        ("image: x\nsteps: {train: {memory: lots}}", "quantity"),
+        ("image: x\nsteps: {train: {memory: lots}}", "number of bytes"),
+        ("image: x\nsteps: {train: {memory: 1.5Gi}}", "number of bytes"),
+        ("image: x\nsteps: {train: {memory: 500m}}", "number of bytes"),
+        ("image: x\nsteps: {train: {cpu: 2Gi}}", "number of cores"),
         ("image: x\nsteps: {train: {tolerations: [{kee: a}]}}", "key"),
         ("image: x\nenvironment: {AWS_SECRET_ACCESS_KEY: abc}", "looks like a secret"),
         ("image: x\nenvironment: {DB_PASSWD: abc}", "looks like a secret"),
@@ -421,12 +484,14 @@ def test_missing_secrets_are_named_with_the_command_that_creates_them(
 class Kubernetes(BaseHTTPRequestHandler):
     """A cluster of two nodes, one with 2 GPUs, and of one training runtime."""
 
+    absent = 404
+
     def do_GET(self) -> None:
         body: Any = {"items": [{"status": {"allocatable": each}} for each in ({}, {"nvidia.com/gpu": "2"})]}
         if "trainingruntimes" in self.path:
             body = {} if self.path.endswith("/clustertrainingruntimes/torch-distributed") else None
         data = json.dumps(body).encode()
-        self.send_response(404 if body is None else 200)
+        self.send_response(self.absent if body is None else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -461,6 +526,17 @@ def test_a_cluster_without_enough_gpus_or_the_runtime_is_said_with_what_to_do(in
     assert "asks for 4, no node has more than 2; add a GPU node" in message
     assert "asks for 1, no node has more than 0" in message
     assert "neither in namespace crossearth nor in the cluster: other; install Kubeflow Trainer" in message
+
+
+def test_a_runtime_that_may_not_be_looked_up_is_no_missing_one(
+    in_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Kubernetes, "absent", 403)
+    params = load_params(ROOT / "params.yaml")
+    found = check_prerequisites(params, {}, {}, "other", "crossearth")
+    assert any(
+        (each.verdict, each.found) == ("note", "other cannot be looked up: forbidden") for each in found
+    )
 
 
 def test_a_failed_step_leaves_a_note_until_it_succeeds(
@@ -530,6 +606,9 @@ class Api(BaseHTTPRequestHandler):
         elif self.path.startswith("/apis/v2beta1/experiments"):
             experiment = {"experiment_id": "e1", "display_name": "crossearth", "namespace": "crossearth"}
             self.answer(200, {"experiments": [experiment]})
+        elif self.path.startswith("/apis/v2beta1/runs/") and self.server.busy:
+            self.server.busy -= 1
+            self.answer(503, "no healthy upstream", "text/plain")
         elif self.path.startswith("/apis/v2beta1/runs/"):
             self.answer(200, self.server.run)
         else:
@@ -559,6 +638,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Api)
         self.token = ""
         self.mode = "fine"
+        self.busy = 0  # questions that are answered by the gateway
         self.refusal: tuple[int, Any] | None = None
         self.posts: list[tuple[str, bytes]] = []
         self.run: dict[str, Any] = {"run_id": "r-1", "display_name": "benchmark 1", "state": "SUCCEEDED"}
@@ -632,6 +712,17 @@ def test_watching_ends_when_the_run_is_stopped(server: Server, values_file: Path
     assert "CANCELED" in done.output
 
 
+def test_watching_outlives_a_gateway_that_is_busy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = kubeflow.connect(server.host, "crossearth")
+    server.busy = 1
+    kubeflow.watch(client, "r-1", poll_s=0.01)
+    assert server.busy == 0
+    server.busy = 1
+    monkeypatch.setattr(kubeflow, "PATIENCE_S", 0.0)
+    with pytest.raises(InputError, match="HTTP 503"), kubeflow.asking(server.host):
+        kubeflow.watch(client, "r-1", poll_s=0.01)
+
+
 def test_what_the_api_refuses_is_said_in_its_words(server: Server) -> None:
     server.refusal = (404, {"error": "Run nowhere not found.", "message": "..."})
     command = ["pipeline", "stop", "nowhere", "--host", server.host]
@@ -688,8 +779,12 @@ def test_a_host_that_does_not_answer_is_refused(host: str, words: str) -> None:
         kubeflow.connect(host, "crossearth")
 
 
-def test_resources_are_quantities() -> None:
-    assert Resources(cpu="500m", memory="1.5Gi").cpu == "500m"
+@pytest.mark.parametrize(
+    "wanted",
+    [Resources(cpu="500m", memory="1536Mi"), Resources(cpu=".5", memory="64G"), Resources(memory="9")],
+)
+def test_what_the_values_file_may_say_kfp_takes(wanted: Resources, tmp_path: Path, values: Values) -> None:
+    assert compiled(tmp_path, "inference", replace(values, default=wanted, steps={}))
     with pytest.raises(InputError, match="shm"):
         Resources(shm="1 GB")
 

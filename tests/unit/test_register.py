@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from results_factory import write_fake_results
 
+from crossearth.components import tracking
 from crossearth.components.model_card import model_card
 from crossearth.components.promotion import RegisterConfig, decide
 from crossearth.components.register import register, rollback
 from crossearth.components.registry import CHALLENGER, CHAMPION, Move, Registry, champion_before, fetch_model
 from crossearth.components.results import RecipeResult, read_results, write_results
+from crossearth.components.tracking import start_run, tracking_uri
 from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
@@ -285,6 +288,36 @@ def test_an_unreachable_registry_is_named(workshop: Workshop, monkeypatch: pytes
     workshop.train(1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="the model registry does not answer"):
+        workshop.register()
+
+
+def test_a_registry_that_goes_away_is_no_champion_without_scores(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.train(1)
+    workshop.register()
+
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError("away")
+
+    registry = Registry()
+    champion = registry.aliased(f"crossearth-{workshop.recipe.name}", "champion")
+    assert champion and registry.scores(champion)
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", away)
+    assert registry.scores(champion) is None
+    monkeypatch.setattr(registry.client, "search_registered_models", away)
+    with pytest.raises(InputError, match="does not answer: away"):
+        registry.scores(champion)
+
+
+def test_an_experiment_that_was_deleted_is_said(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 1.0)
+    workshop.train(1)
+    with start_run("r", key="k"):
+        pass
+    client = MlflowClient(tracking_uri())
+    client.delete_experiment(client.get_experiment_by_name("crossearth").experiment_id)
+    with pytest.warns(RuntimeWarning), pytest.raises(InputError, match=r"MLflow made no run for"):
         workshop.register()
 
 

@@ -1,5 +1,6 @@
 """Runs in MLflow: found again by their key, complete, and never in the way of a training."""
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -91,6 +92,26 @@ def test_tables_of_which_a_kill_left_some_are_made_anew(store: Path, monkeypatch
     with start_run("r", key="k") as run:
         run.set_tags({"after": "yes"})
     assert only_run(tracking_uri(), "k")[1].data.tags["after"] == "yes"
+
+
+def test_a_server_has_longer_for_a_model_than_for_a_number(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience: list[str] = []
+
+    def note(*_: object) -> None:
+        patience.append(os.environ[tracking.TIMEOUT])
+
+    monkeypatch.setattr(MlflowClient, "set_tag", note)
+    monkeypatch.setattr(MlflowClient, "log_artifact", note)
+    for given in (None, "7"):
+        monkeypatch.delenv(tracking.TIMEOUT, raising=False)
+        if given:
+            monkeypatch.setenv(tracking.TIMEOUT, given)
+        with start_run("r", key="k") as run:
+            run.log_artifact(Path("model.safetensors"))
+            run.set_tags({"after": "yes"})
+    assert patience == ["120", "10", "7", "7"]
 
 
 def free_port() -> int:
