@@ -98,6 +98,17 @@ def test_absent_classes_are_blank(catalog: Catalog, tmp_path: Path, no_tracking:
     assert setting.miou == pytest.approx(np.mean(present))
 
 
+def test_a_mean_counts_the_settings_that_are_in_it(catalog: Catalog, tmp_path: Path) -> None:
+    scored, other = (
+        write_fake_results(tmp_path / name, catalog, catalog.recipe(name))
+        for name in ("casid-sub", "casid-tem")
+    )
+    nothing = tuple((0,) * len(other.classes) for _ in other.classes)
+    blank = replace(other, settings=tuple(replace(each, confusion=nothing) for each in other.settings))
+    means, both = (summarise(results, catalog, 0).overall for results in ([scored], [scored, blank]))
+    assert both == means
+
+
 def test_seeds_give_mean_deviation_and_interval(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
     recipe = catalog.recipe("whu-aerial")
     results = [
