@@ -118,7 +118,7 @@ def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
             "domain": domain,
             **found,
             "failed": [check for check in found["checks"] if not check["passed"]],
-            "docs": Path(os.path.relpath(folder / found.get("docs", "docs/index.html"), out_dir)).as_posix(),
+            "docs": Path(os.path.relpath(folder / found["docs"], out_dir)).as_posix(),
         }
         for domain, found in summary["domains"].items()
     ]
