@@ -179,7 +179,7 @@ def _describe(
     device = choose_device(config.device)
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
     if device.startswith("cuda"):
-        machine += f", {torch.cuda.get_device_name()}"
+        machine += f", {torch.cuda.get_device_name(device)}"
     return RecipeResult(
         recipe=recipe.name,
         recipe_hash=meta.get("input_hash") or meta["sha256"],

@@ -308,6 +308,27 @@ def test_the_training_run_gets_the_same_numbers(
 
 
 def test_details_are_plain_json(score: Score) -> None:
+def test_the_machine_is_that_of_the_device(
+    work: Path, catalog: Catalog, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "choose_device", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the GPU {device}")
+    meta, class_set = checkpoint.read_meta(work / "model"), catalog.class_sets[recipe.class_set]
+    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path())
+    assert result.lineage["machine"].endswith("the GPU cuda:1")
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "comes with"), ("1", "")])
+def test_of_several_processes_one_says_that_it_is_done(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(step, "evaluate", lambda *_: Path("nowhere"))
+    model_commands.evaluate(["loveda-urban"])
+    printed = capsys.readouterr().out
+    assert said in printed and bool(printed) == bool(said)
+
+
     details = json.loads((score() / "details.json").read_text())
     assert details["lineage"]["model"]["input_hash"] == "0" * 64
     assert "folder" not in details
