@@ -217,7 +217,8 @@ def show(
     if (ARTIFACTS / "report" / "index.html").exists():
         out.print(f"report: open {ARTIFACTS / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
     address = without_credentials(tracking_uri())
-    out.print(f"runs:   mlflow ui --backend-store-uri {address}", highlight=False, soft_wrap=True)
+    runs = address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
+    out.print(f"runs:   {runs}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -16,7 +16,7 @@ import pytest
 from results_factory import write_benchmark, write_fake_results
 from rich.console import Console
 
-from crossearth.components import cli
+from crossearth.components import cli, model_commands, show
 from crossearth.components import report as step
 from crossearth.components.palette import SAFE, safe_palette
 from crossearth.components.report import ReportConfig, report
@@ -299,6 +299,23 @@ def test_terminal_tables(scores: Path, catalog: Catalog) -> None:
     text = console.export_text()
     assert all(abbr in text for abbr in catalog.settings)
     assert "not comparable with published scores" in text and "low vegetation" in text
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://mlflow.example:5000", "runs:   https://mlflow.example:5000\n"),
+        ("sqlite:///mlflow.db", "runs:   mlflow ui --backend-store-uri sqlite:///mlflow.db\n"),
+    ],
+)
+def test_a_server_of_runs_is_not_started_twice(
+    uri: str, shown: str, scores: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(model_commands, "ARTIFACTS", scores.parent)
+    monkeypatch.setattr(show, "benchmark", lambda *_: "")
+    model_commands.show()
+    assert shown in capsys.readouterr().out
 
 
 def test_safe_colours_stay_near_a_class_sets_own(catalog: Catalog) -> None:
