@@ -86,7 +86,8 @@ def evaluate(
         written = run(
             recipe, loaded, ARTIFACTS / "domains", model_dir, ARTIFACTS / "scores" / recipe.name, config
         )
-        done(written, "crossearth report")
+        if os.environ.get("RANK", "0") == "0":
+            done(written, "crossearth report")
 
 
 @app.command()

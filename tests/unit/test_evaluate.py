@@ -16,6 +16,7 @@ import torch
 from domain_factory import write_domain
 
 from crossearth.components import evaluate as step
+from crossearth.components import model_commands
 from crossearth.components.evaluate import EvaluateConfig, evaluate
 from crossearth.components.predictions import prediction_writer
 from crossearth.components.results import read_results, tile_file, write_tiles
@@ -307,7 +308,6 @@ def test_the_training_run_gets_the_same_numbers(
     assert {item.path for item in client.list_artifacts(runs[0].info.run_id)} == {"scores", "panels"}
 
 
-def test_details_are_plain_json(score: Score) -> None:
 def test_the_machine_is_that_of_the_device(
     work: Path, catalog: Catalog, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +329,7 @@ def test_of_several_processes_one_says_that_it_is_done(
     assert said in printed and bool(printed) == bool(said)
 
 
+def test_details_are_plain_json(score: Score) -> None:
     details = json.loads((score() / "details.json").read_text())
     assert details["lineage"]["model"]["input_hash"] == "0" * 64
     assert "folder" not in details
