@@ -19,7 +19,7 @@ from crossearth.components.training_state import Checkpoints
 from crossearth.components.version import git_revision
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError, without_credentials
-from crossearth.data.files import atomic_path, code_version, digest
+from crossearth.data.files import atomic_path, code_version, digest, sha256_file
 from crossearth.model import checkpoint
 
 CURVES_NAME = "curves.csv"
@@ -71,7 +71,7 @@ def train(
         checkpoints = Checkpoints(
             out_dir.with_name(f"{out_dir.name}.checkpoints"), job.config.keep_checkpoints, job.identity
         )
-        if processes.share_first(_is_done(out_dir, job)):
+        if processes.share_first(processes.is_first and _is_done(out_dir, job)):
             log.info("%s: trained already from the same inputs", out_dir)
             if processes.is_first:
                 checkpoints.clear()
@@ -132,9 +132,12 @@ def _memory(job: Job, processes: Processes) -> Iterator[None]:
 
 def _is_done(out_dir: Path, job: Job) -> bool:
     try:
-        return checkpoint.read_meta(out_dir).get("input_hash") == job.input_hash
+        meta = checkpoint.read_meta(out_dir)
     except InputError:
         return False
+    return meta.get("input_hash") == job.input_hash and meta["sha256"] == sha256_file(
+        out_dir / checkpoint.WEIGHTS_NAME
+    )
 
 
 @contextlib.contextmanager

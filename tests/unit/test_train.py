@@ -221,6 +221,14 @@ def test_what_is_trained_stays(run: Train, monkeypatch: pytest.MonkeyPatch) -> N
     assert run() == folder
 
 
+def test_a_model_whose_weights_were_damaged_is_trained_again(run: Train) -> None:
+    folder = run(iterations=1)
+    whole = written(folder)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    assert written(run(iterations=1)) == whole
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(run: Train) -> None:
     whole = curve(run("whole"))
     assert curve(run("parts", micro_batch=1)) == pytest.approx(whole, rel=1e-4)
