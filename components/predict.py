@@ -136,6 +136,8 @@ def _map(
         }
         write_json(folder / f"{target.stem}.json", report)
         _publish(folder, target)
+        if not config.probabilities:  # those of an earlier map are not this one's
+            _probabilities_path(target).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -234,6 +235,13 @@ def test_probabilities_are_shares_of_the_scores(tmp_path: Path, model: Path, net
     scores = slide(network, image).numpy()
     assert (stored[:, :5] == 255).all()
     np.testing.assert_allclose(shares[:, 5:], (scores / scores.sum(0))[:, 5:], atol=0.5 / 254 + 1e-4)
+
+
+def test_probabilities_of_an_earlier_map_go_with_it(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(64, 64))
+    for probabilities in (True, False):
+        predict([scene], model, tmp_path / "map.tif", replace(FLOAT32, probabilities=probabilities))
+        assert (tmp_path / "map.probabilities.tif").exists() == probabilities
 
 
 @pytest.mark.parametrize(
