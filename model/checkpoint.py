@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +34,30 @@ CLASS_HEAD = "mask_decoder.head.classes.weight"
 # the only parts that a file may lack: they take no part in inference
 MASKED_MODELLING = ("image_token", "reconstruction.")
 INJECTION = ("gse.", "injector.")
+
+
+@dataclass(frozen=True)
+class SharedBackbone:
+    """A backbone that stands apart: the hash of its tensors, and its file as seen from the model's folder."""
+
+    digest: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model.json must say; it may say more."""
+
+    classes: tuple[str, ...]
+    palette: tuple[str, ...]
+    provenance: Provenance
+    sha256: str
+    backbone: SharedBackbone | None
+
+    def __post_init__(self) -> None:
+        for colour in self.palette:
+            if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+                raise InputError(f"palette: {colour!r}", expected="colours as #rrggbb")
 
 
 def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir: Path | None = None) -> Path:
@@ -124,11 +148,11 @@ def load(
         )
     config = load_config(NetworkConfig, meta["network"], f"{description}: network")
     for key in ("classes", "palette"):
-        if not isinstance(meta[key], list) or len(meta[key]) != config.num_classes:
+        if len(meta[key]) != config.num_classes:
             raise InputError(
                 f"{key}: {meta[key]!r}",
                 where=description,
-                expected=f"a list of {config.num_classes}, one of each of the network's classes",
+                expected=f"{config.num_classes}, one of each of the network's classes",
             )
     if meta["backbone"] is None and backbone is not None:
         raise InputError("the model has no shared backbone: its own file holds it", where=path)
@@ -151,7 +175,8 @@ def read_meta(path: Path) -> dict[str, Any]:
     """The description of a model: classes, palette, network, normalisation, provenance, sha256, backbone.
 
     Raises:
-        InputError: `path` is not a model, of a format that this version does not know, or was changed.
+        InputError: `path` is not a model, of a format that this version does not know, was changed, or says
+            something of another type.
     """
     _, description = _files(path)
     meta = read_json(description)
@@ -167,7 +192,9 @@ def read_meta(path: Path) -> dict[str, Any]:
             expected=f"format {FORMAT}",
             next_step="use the version of crossearth that wrote it, or convert the model again",
         )
-    return unsealed(meta, description)
+    meta = unsealed(meta, description)
+    load_config(Description, {each.name: meta[each.name] for each in fields(Description)}, description)
+    return meta
 
 
 def _files(path: Path) -> tuple[Path, Path]:

@@ -195,6 +195,17 @@ def test_a_broken_description_is_refused(tmp_path: Path, text: str, message: str
         ({"format": 99}, "format 99"),
         ({"sha256": "0" * 64}, "its sha256 is not the one"),
         ({"network": {"num_classes": 3, "stirde_px": 5}}, "stride_px"),
+        ({"network": [1]}, r"model\.json: network"),
+        ({"backbone": "x"}, r"model\.json: backbone"),
+        ({"backbone": {"digest": "x", "file": 1}}, r"backbone\.file: .*string"),
+        ({"backbone": {"digest": "x"}}, r"backbone\.file: Field required"),
+        ({"classes": [1, 2, 3]}, r"classes\.0: .*string, found 1"),
+        ({"classes": 3}, r"model\.json: classes"),
+        ({"classes": ["a", "b"]}, "one of each of the network's classes"),
+        ({"palette": [1, 2, 3]}, r"palette\.0: .*string, found 1"),
+        ({"palette": ["#000000", "red", "#00ff00"]}, "palette: 'red'"),
+        ({"provenance": 7}, r"provenance: .*'own', found 7"),
+        ({"sha256": 7}, r"sha256: .*string, found 7"),
     ],
 )
 def test_a_description_that_does_not_agree_is_refused(
