@@ -75,8 +75,8 @@ def report(
         `out_dir`.
 
     Raises:
-        InputError: no results; two results for one setting, rule and seed; with `require_all`, missing
-            settings.
+        InputError: no results; two results for one setting, rule and seed; a picture that is gone or damaged;
+            with `require_all`, missing settings.
     """
     config = config or ReportConfig()
     results = find_results(scores)
@@ -132,7 +132,7 @@ def _styles(folder: Path | None, coverage_dir: Path | None) -> dict[str, Any] | 
     sheet = folder / "sheet.png"
     return {
         "summary": summary,
-        "sheet": picture(sheet) if sheet.is_file() else None,
+        "sheet": picture(sheet, "crossearth styles fit") if sheet.is_file() else None,
         "coverage": _left(coverage_dir, "coverage.json"),
     }
 

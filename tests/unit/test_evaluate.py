@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +151,35 @@ def test_counts_that_were_swapped_are_scored_again(score: Score) -> None:
     tiles.unlink()
     again = read_results(score())
     assert again.tile_table(again.settings[0]).equals(other.tile_table(other.settings[0]))
+
+
+def test_pictures_that_are_gone_or_cut_are_made_again(score: Score) -> None:
+    folder = score(predictions="png")
+    whole = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    panel = folder / "panels/loveda-rural/best-1.png"
+    prediction = folder / "predictions/loveda-rural/scene2_0_0.png"
+    for spoil in (
+        lambda: panel.unlink(),
+        lambda: panel.write_bytes(whole[panel][:50]),
+        lambda: prediction.unlink(),
+        lambda: shutil.rmtree(prediction.parent),
+    ):
+        spoil()
+        score(predictions="png")
+        assert {path: path.read_bytes() for path in folder.rglob("*.png")} == whole
+
+
+@pytest.mark.parametrize("change", [{"headline": "foreground"}, {"palette": ("#123456",) * 7}])
+def test_another_headline_or_palette_is_another_score(
+    change: dict[str, Any], work: Path, catalog: Catalog, recipe: Recipe, tmp_path: Path, no_tracking: None
+) -> None:
+    class_set = catalog.class_sets[recipe.class_set]
+    changed = replace(catalog, class_sets={**catalog.class_sets, "loveda": replace(class_set, **change)})
+    (before,), (after,) = (
+        read_results(evaluate(recipe, each, work / "domains", work / "model", tmp_path)).settings
+        for each in (catalog, changed)
+    )
+    assert before.key != after.key
 
 
 def test_panels_are_worst_and_best_and_disjoint(score: Score) -> None:

@@ -243,6 +243,24 @@ def test_counts_that_are_not_the_results_own_are_named(swap: str, catalog: Catal
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize("spoil", ["gone", "damaged", "no picture", "another checksum"])
+def test_a_picture_that_cannot_be_shown_is_named(spoil: str, catalog: Catalog, tmp_path: Path) -> None:
+    result = write_fake_results(tmp_path / "scores", catalog, catalog.recipe("whu-aerial"))
+    panel = tmp_path / "scores" / result.settings[0].worst[0].file
+    content = bytearray(panel.read_bytes())
+    panel.unlink()
+    if spoil == "damaged":
+        panel.write_bytes(content[: len(content) // 2])
+    elif spoil == "no picture":
+        panel.write_bytes(b"no picture")
+    elif spoil == "another checksum":
+        content[29] ^= 1  # of the header
+        panel.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{panel.name}: the picture is .*\n.*evaluate whu-aerial"):
+        report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert not (tmp_path / "report").exists()
+
+
 def test_what_another_program_left_for_the_report_is_named(
     catalog: Catalog, tmp_path: Path, no_tracking: None
 ) -> None:
