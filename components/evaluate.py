@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from crossearth.components.memory import enough_memory
 from crossearth.components.predictions import FORMATS, picture_strip, prediction_writer
 from crossearth.components.processes import choose_device, join_processes
 from crossearth.components.report_page import picture
@@ -95,7 +96,7 @@ def evaluate(
 
     Raises:
         InputError: not a model; other classes than the recipe's; a target that was not ingested; tiles that
-            are gone or changed (listed); a target without a labelled pixel.
+            are gone or changed (listed); a target without a labelled pixel; out of memory.
     """
     config, out_dir = config or EvaluateConfig(), Path(out_dir)
     class_set = catalog.class_sets[recipe.class_set]
@@ -105,7 +106,9 @@ def evaluate(
         for setting in recipe.settings
     }
     result = _describe(recipe, class_set, meta, config, out_dir)
-    with join_processes() as processes:
+    used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
+    lower = "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
+    with join_processes() as processes, enough_memory(f"recipe {recipe.name}", used, lower):
         scored = _scored_before(out_dir, config)
         done = set(processes.share_first(list(scored)))  # the first process keeps what all went through
         model = None

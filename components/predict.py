@@ -26,6 +26,8 @@ from torch import Tensor
 
 from crossearth.components import maps
 from crossearth.components.interrupts import Interrupts
+from crossearth.components.memory import enough_memory
+from crossearth.components.processes import choose_device
 from crossearth.components.sliding import Loaded, Precision, load_network, num_windows, scene_scores, starts
 from crossearth.components.strips import Scene, estimated_range, open_scene, read_strips
 from crossearth.data.errors import InputError
@@ -91,10 +93,19 @@ def predict(
 
     Raises:
         InputError: no scene, an unreadable one, fewer bands than asked, a dtype that is neither 8 nor 16 bit,
-            two scenes of one name, a map that would replace its scene or a foreign file, or whatever
-            `checkpoint.load` refuses.
+            two scenes of one name, a map that would replace its scene or a foreign file, out of memory, or
+            whatever `checkpoint.load` refuses.
     """
-    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), warnings.catch_warnings():
+    used = f"{choose_device(config.device)}: batch_size {config.batch_size}, precision {config.precision}"
+    lower = (
+        "lower --batch-size (the map stays the same), choose --precision bfloat16 or another --device, "
+        "or cut the scene: memory grows with its width"
+    )
+    with (
+        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),
+        warnings.catch_warnings(),
+        enough_memory(model, used, lower),
+    ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         targets = _targets(scenes, Path(out))
         readable = [open_scene(path, config.bands) for path in targets]

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
+from crossearth.components.memory import enough_memory
 from crossearth.components.processes import Processes, join_processes
 from crossearth.components.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
 from crossearth.components.training_loop import Training
@@ -24,8 +23,6 @@ from crossearth.model import checkpoint
 
 CURVES_NAME = "curves.csv"
 MODEL_TAG = "model_sha256"  # a run that has it has all of the training
-# beside torch's own exception: of the CPU's allocator, of CUDA's runtime, of its libraries
-OUT_OF_MEMORY = re.compile(r"an't allocate memory|out of memory|ALLOC_FAILED")
 READER_ENDED = re.compile(r"DataLoader worker \(pid.*(: Killed|: Bus error|exited unexpectedly)")
 
 log = logging.getLogger(__name__)
@@ -107,27 +104,26 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
 @contextlib.contextmanager
 def _memory(job: Job, processes: Processes) -> Iterator[None]:
     """Where memory runs out within it, the error names the fields to change."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        config, where = job.config, f"recipe {job.recipe.name}"
-        if READER_ENDED.search(str(error)):
+    config, where = job.config, f"recipe {job.recipe.name}"
+    used = (
+        f"{processes.device}: network {config.network}, crop_px {config.crop_px}, "
+        f"batch_size {config.batch_size}, micro_batch {config.micro_batch}, precision {config.precision}"
+    )
+    next_step = (
+        "lower micro_batch (the result stays the same), set activation_checkpointing: true "
+        "or tasks.shared_pass: false, or start anew with precision: bfloat16 or a lower crop_px"
+    )
+    with enough_memory(where, used, next_step):
+        try:
+            yield
+        except RuntimeError as error:
+            if not READER_ENDED.search(str(error)):
+                raise
             raise InputError(
                 f"one of {config.workers} workers was ended: {str(error).rstrip(' .')}",
                 where=where,
                 next_step="if the system ran out of memory, lower workers (the result stays the same)",
             ) from error
-        ran_out = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not ran_out and not OUT_OF_MEMORY.search(str(error)):
-            raise
-        raise InputError(
-            f"out of memory on {processes.device}: network {config.network}, crop_px {config.crop_px}, "
-            f"batch_size {config.batch_size}, micro_batch {config.micro_batch}, "
-            f"precision {config.precision}",
-            where=where,
-            next_step="lower micro_batch (the result stays the same), set activation_checkpointing: true "
-            "or tasks.shared_pass: false, or start anew with precision: bfloat16 or a lower crop_px",
-        ) from error
 
 
 def _is_done(out_dir: Path, job: Job) -> bool:

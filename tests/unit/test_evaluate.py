@@ -17,7 +17,7 @@ import torch
 from domain_factory import write_domain
 
 from crossearth.components import evaluate as step
-from crossearth.components import model_commands
+from crossearth.components import model_commands, scoring
 from crossearth.components.evaluate import EvaluateConfig, evaluate
 from crossearth.components.predictions import prediction_writer
 from crossearth.components.results import read_results, tile_file, write_tiles
@@ -241,6 +241,17 @@ def test_tiles_that_changed_or_went_are_listed(score: Score, domains: Path) -> N
     with pytest.raises(InputError, match="2 tiles are not as they were ingested") as caught:
         score(domains=domains)
     assert "scene1_0_0" in str(caught.value) and "scene4_0_0: its label was changed" in str(caught.value)
+
+
+def test_out_of_memory_names_the_field_to_change(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict_labels(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(scoring, "predict_labels", predict_labels)
+    with pytest.raises(
+        InputError, match=r"(?s)loveda-urban: out of memory on cpu: batch_size 3.*batch_size of `eval"
+    ):
+        score(batch_size=3)
 
 
 def test_a_target_without_a_manifest_is_named(score: Score, domains: Path, tmp_path: Path) -> None:

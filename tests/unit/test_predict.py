@@ -455,6 +455,19 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     assert sliding.choose_precision("float32", "cuda") is torch.float32
 
 
+def test_out_of_memory_names_what_to_change(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(CrossEarth, "forward", forward)
+    scene = write(tmp_path / "scene.tif", pixels(64, 64))
+    with pytest.raises(InputError, match=r"(?s)out of memory on cpu: batch_size 1.*lower --batch-size"):
+        predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    assert sorted(tmp_path.iterdir()) == [scene]
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
 def test_an_absent_device_is_refused(device: str) -> None:
     with pytest.raises(InputError, match=f"device: '{device}'"):
