@@ -276,11 +276,11 @@ def predict(
     maps: Annotated[Path, typer.Option("--out", help="The map's file; for several scenes a folder.")],
     bands: Annotated[
         str | None,
-        typer.Option(help="Three band numbers in the network's order, e.g. 4,3,2."),
+        typer.Option(help="Three band numbers in the network's order, e.g. 4,3,2 (default: the model's)."),
     ] = None,
     value_range: Annotated[
         str | None,
-        typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000."),
+        typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000 (default: the model's)."),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -296,6 +296,7 @@ def predict(
     from crossearth.components.predict import PredictConfig
     from crossearth.components.predict import predict as run
     from crossearth.data.config import load_config
+    from crossearth.data.files import read_json
 
     found: AbstractContextManager[tuple[Path, Path | None]] = nullcontext((Path(model), None))
     if model.startswith(("models:/", "runs:/")):
@@ -313,6 +314,12 @@ def predict(
     with found as (folder, shared):
         config = load_config(PredictConfig, given | {"backbone": backbone or shared}, "predict")
         written = run(scenes, folder, maps, config)
+    for path in written:
+        report = read_json(path.with_suffix(".json"))
+        used = f"bands {', '.join(map(str, report['bands']))} ({report['bands_from']})"
+        scaled = "{:g} to {:g}".format(*(report["value_range"] or (0, 255)))
+        used += f", values {scaled} ({report['value_range_from']})"
+        out.print(f"{report['scene']}: {used}", highlight=False, soft_wrap=True, markup=False)
     done(written, "open the maps in a GIS; areas stand in the .json beside them")
 
 

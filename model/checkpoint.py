@@ -46,13 +46,20 @@ class SharedBackbone:
 
 @dataclass(frozen=True)
 class Description:
-    """What a model.json must say; it may say more."""
+    """What a model.json must say, and may say; it may hold more.
+
+    Attributes:
+        bands, value_range: of the files that it was trained on: the three bands, from 1, and the values that
+            became 0 and 255 (None: 8 bit as it was). Converted models do not know them.
+    """
 
     classes: tuple[str, ...]
     palette: tuple[str, ...]
     provenance: Provenance
     sha256: str
     backbone: SharedBackbone | None
+    bands: tuple[int, int, int] | None = None
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for colour in self.palette:
@@ -68,6 +75,7 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
         folder: made if absent.
         meta: JSON-serialisable description. Needs `classes` (names in id order), `palette` ("#rrggbb" each)
             and `provenance` (of the data that it was trained on, a manifest's word); further keys are kept.
+            With `bands` and `value_range` (see `Description`) `predict` reads scenes as the training did.
         backbones_dir: where the backbone is stored once for all models; None = inside the model's file.
 
     Returns:
@@ -193,7 +201,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             next_step="use the version of crossearth that wrote it, or convert the model again",
         )
     meta = unsealed(meta, description)
-    load_config(Description, {each.name: meta[each.name] for each in fields(Description)}, description)
+    load_config(Description, {each.name: meta.get(each.name) for each in fields(Description)}, description)
     return meta
 
 
