@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from crossearth.components.predictions import picture_strip, prediction_writer
+from crossearth.components.memory import enough_memory
+from crossearth.components.predictions import FORMATS, picture_strip, prediction_writer
 from crossearth.components.processes import choose_device, join_processes
+from crossearth.components.report_page import picture
 from crossearth.components.results import (
     DETAILS,
     Panel,
@@ -94,18 +96,20 @@ def evaluate(
 
     Raises:
         InputError: not a model; other classes than the recipe's; a target that was not ingested; tiles that
-            are gone or changed (listed); a target without a labelled pixel.
+            are gone or changed (listed); a target without a labelled pixel; out of memory.
     """
     config, out_dir = config or EvaluateConfig(), Path(out_dir)
     class_set = catalog.class_sets[recipe.class_set]
     meta = _meta(model_dir, recipe, class_set)
     targets = {
-        setting.target: _target(catalog, recipe, domains_dir, setting.target, meta, config)
+        setting.target: _target(catalog, class_set, domains_dir, setting.target, meta, config)
         for setting in recipe.settings
     }
     result = _describe(recipe, class_set, meta, config, out_dir)
-    with join_processes() as processes:
-        scored = _scored_before(out_dir)
+    used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
+    lower = "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
+    with join_processes() as processes, enough_memory(f"recipe {recipe.name}", used, lower):
+        scored = _scored_before(out_dir, config)
         done = set(processes.share_first(list(scored)))  # the first process keeps what all went through
         model = None
         for setting in recipe.settings:
@@ -153,20 +157,22 @@ def _meta(model_dir: Path, recipe: Recipe, class_set: ClassSet) -> dict[str, Any
 
 def _target(
     catalog: Catalog,
-    recipe: Recipe,
+    class_set: ClassSet,
     domains_dir: Path,
     name: str,
     meta: dict[str, Any],
     config: EvaluateConfig,
 ) -> Target:
     manifest = read_domain(catalog, domains_dir, name, "test")
-    remap = catalog.remap(catalog.domain(name).class_set, recipe.class_set)
+    remap = catalog.remap(catalog.domain(name).class_set, class_set.name)
     inputs = {
         "weights": meta["sha256"],
         "backbone": meta["backbone"],
         "network": meta["network"],
         "manifest": manifest.digest,
         "remap": remap,
+        "headline": class_set.headline,
+        "palette": class_set.palette,
         "config": asdict(replace(config, device="auto", readers=1)),
         "code": code_version(),
     }
@@ -179,7 +185,7 @@ def _describe(
     device = choose_device(config.device)
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
     if device.startswith("cuda"):
-        machine += f", {torch.cuda.get_device_name()}"
+        machine += f", {torch.cuda.get_device_name(device)}"
     return RecipeResult(
         recipe=recipe.name,
         recipe_hash=meta.get("input_hash") or meta["sha256"],
@@ -203,15 +209,20 @@ def _describe(
     )
 
 
-def _scored_before(out_dir: Path) -> dict[str, SettingResult]:
-    """Results in `out_dir` by key; a damaged file counts as none."""
+def _scored_before(out_dir: Path, config: EvaluateConfig) -> dict[str, SettingResult]:
+    """Results in `out_dir` by key, where all of their files are there; a damaged one counts as none."""
     scored: dict[str, SettingResult] = {}
     with suppress(InputError):
         before = read_results(out_dir)
         for each in before.settings:
             with suppress(InputError):
-                before.tile_table(each)
-                scored[each.key] = each
+                tiles = before.tile_table(each)["tile_id"].to_pylist()
+                for panel in (*each.worst, *each.best):
+                    picture(out_dir / panel.file)
+                place = out_dir / "predictions" / each.target
+                suffix, _ = FORMATS.get(config.predictions, ("", ""))
+                if not suffix or all((place / f"{tile}{suffix}").is_file() for tile in tiles):
+                    scored[each.key] = each
     return scored
 
 

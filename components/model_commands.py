@@ -86,7 +86,8 @@ def evaluate(
         written = run(
             recipe, loaded, ARTIFACTS / "domains", model_dir, ARTIFACTS / "scores" / recipe.name, config
         )
-        done(written, "crossearth report")
+        if os.environ.get("RANK", "0") == "0":
+            done(written, "crossearth report")
 
 
 @app.command()
@@ -217,7 +218,8 @@ def show(
     if (ARTIFACTS / "report" / "index.html").exists():
         out.print(f"report: open {ARTIFACTS / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
     address = without_credentials(tracking_uri())
-    out.print(f"runs:   mlflow ui --backend-store-uri {address}", highlight=False, soft_wrap=True)
+    runs = address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
+    out.print(f"runs:   {runs}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -274,11 +276,11 @@ def predict(
     maps: Annotated[Path, typer.Option("--out", help="The map's file; for several scenes a folder.")],
     bands: Annotated[
         str | None,
-        typer.Option(help="Three band numbers in the network's order, e.g. 4,3,2."),
+        typer.Option(help="Three band numbers in the network's order, e.g. 4,3,2 (default: the model's)."),
     ] = None,
     value_range: Annotated[
         str | None,
-        typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000."),
+        typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000 (default: the model's)."),
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -294,6 +296,7 @@ def predict(
     from crossearth.components.predict import PredictConfig
     from crossearth.components.predict import predict as run
     from crossearth.data.config import load_config
+    from crossearth.data.files import read_json
 
     found: AbstractContextManager[tuple[Path, Path | None]] = nullcontext((Path(model), None))
     if model.startswith(("models:/", "runs:/")):
@@ -311,6 +314,12 @@ def predict(
     with found as (folder, shared):
         config = load_config(PredictConfig, given | {"backbone": backbone or shared}, "predict")
         written = run(scenes, folder, maps, config)
+    for path in written:
+        report = read_json(path.with_suffix(".json"))
+        used = f"bands {', '.join(map(str, report['bands']))} ({report['bands_from']})"
+        scaled = "{:g} to {:g}".format(*(report["value_range"] or (0, 255)))
+        used += f", values {scaled} ({report['value_range_from']})"
+        out.print(f"{report['scene']}: {used}", highlight=False, soft_wrap=True, markup=False)
     done(written, "open the maps in a GIS; areas stand in the .json beside them")
 
 

@@ -40,7 +40,8 @@ class Params:
         if not 0 <= self.seed <= MAX_SEED:
             raise InputError(f"seed: {self.seed}", expected=f"0 to {MAX_SEED}")
         for preset, sections in self.presets.items():
-            for step in sections:
+            for step, values in sections.items():
+                _refuse_seed(values, f"presets.{preset}.{step}")
                 if step not in (*STEPS, "recipes"):
                     raise InputError(
                         f"presets.{preset}: unknown step {step!r}",
@@ -51,6 +52,7 @@ class Params:
                     raise InputError(
                         f"presets.{preset}.recipes.{recipe}: {overrides!r}", expected="values of `train`"
                     )
+                _refuse_seed(overrides, f"presets.{preset}.recipes.{recipe}")
 
     def values(self, step: str, recipe: str | None = None) -> dict[str, Any]:
         """The plain values of a step in the preset in force; for `train`, with the overrides of `recipe`."""
@@ -62,6 +64,15 @@ class Params:
         """The config dataclass of a step; unknown keys and wrong values raise InputError naming them."""
         where = f"params: presets.{self.preset}.{step}" + (f" + recipes.{recipe}" if recipe else "")
         return load_config(kind, self.values(step, recipe), where)
+
+
+def _refuse_seed(values: Mapping[str, Any], where: str) -> None:
+    if "seed" in values:  # the top-level seed would silently replace it
+        raise InputError(
+            f"{where}.seed: {values['seed']!r}",
+            expected="one seed for all steps, `seed` at the top of the file",
+            next_step="move it there; `crossearth train --seed` trains with another one",
+        )
 
 
 def load_params(path: Path | None) -> Params:

@@ -26,10 +26,13 @@ from torch import Tensor
 
 from crossearth.components import maps
 from crossearth.components.interrupts import Interrupts
+from crossearth.components.memory import enough_memory
+from crossearth.components.processes import choose_device
 from crossearth.components.sliding import Loaded, Precision, load_network, num_windows, scene_scores, starts
-from crossearth.components.strips import Scene, estimated_range, open_scene, read_strips
+from crossearth.components.strips import Scene, choose_range, open_scene, read_strips
 from crossearth.data.errors import InputError
 from crossearth.data.files import fsync_dir, partial_dir, write_json
+from crossearth.model.checkpoint import read_meta
 from crossearth.model.inference import best_class
 
 SCENE_SUFFIXES = {".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".vrt"}
@@ -42,9 +45,11 @@ class PredictConfig:
 
     Attributes:
         bands: 1-based band numbers in the order in which the network was trained (red, green, blue, or
-            infrared, red, green); None = the first three that are not alpha.
-        value_range: values that become 0 and 255; None = 8-bit scenes as they are, and for 16-bit scenes the
-            2nd and 98th percentile of the chosen bands together, estimated per scene and told in the report.
+            infrared, red, green); None = those of the model's training files where the scene has them, else
+            the first three that are not alpha.
+        value_range: values that become 0 and 255; None = those of the model's training files, of which 8-bit
+            scenes take none beyond 255. A model that knows none takes 8-bit scenes as they are, and of
+            16-bit scenes the 2nd and 98th percentile of the chosen bands together, estimated per scene.
         precision: of the network; "auto" = bfloat16 on GPUs and on CPUs with AMX, else float32.
         device: torch device; "auto" = the GPU where there is one.
         batch_size: windows per pass of the network.
@@ -79,7 +84,8 @@ def predict(
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.
 
     Beside `MAP.tif` (uint8 class ids, 255 = nodata) stand `MAP.tif.aux.xml` (class names for a GIS),
-    `MAP.png`, `MAP.json` and, if asked, `MAP.probabilities.tif`. A scene's files appear when it is done.
+    `MAP.png`, `MAP.json` (with the bands and the range that were used, and who chose them) and, if asked,
+    `MAP.probabilities.tif`. A scene's files appear when it is done.
 
     Args:
         scenes: raster files, or folders of them.
@@ -91,13 +97,23 @@ def predict(
 
     Raises:
         InputError: no scene, an unreadable one, fewer bands than asked, a dtype that is neither 8 nor 16 bit,
-            two scenes of one name, a map that would replace its scene or a foreign file, or whatever
-            `checkpoint.load` refuses.
+            two scenes of one name, a map that would replace its scene or a foreign file, out of memory, or
+            whatever `checkpoint.load` refuses.
     """
-    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), warnings.catch_warnings():
+    used = f"{choose_device(config.device)}: batch_size {config.batch_size}, precision {config.precision}"
+    lower = (
+        "lower --batch-size (the map stays the same), choose --precision bfloat16 or another --device, "
+        "or cut the scene: memory grows with its width"
+    )
+    with (
+        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),
+        warnings.catch_warnings(),
+        enough_memory(model, used, lower),
+    ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         targets = _targets(scenes, Path(out))
-        readable = [open_scene(path, config.bands) for path in targets]
+        meta = read_meta(model)
+        readable = [open_scene(path, config.bands, meta.get("bands")) for path in targets]
         loaded = load_network(model, config.precision, config.device, config.backbone)
         with _progress() as progress:
             task = progress.add_task(
@@ -105,15 +121,21 @@ def predict(
             )
             for scene in readable:
                 progress.update(task, description=scene.path.name)
-                _map(scene, targets[scene.path], loaded, config, lambda: progress.advance(task))
+                trained_range, target = meta.get("value_range"), targets[scene.path]
+                _map(scene, trained_range, target, loaded, config, lambda: progress.advance(task))
     return list(targets.values())
 
 
 def _map(
-    scene: Scene, target: Path, loaded: Loaded, config: PredictConfig, advance: Callable[[], None]
+    scene: Scene,
+    trained_range: Sequence[float] | None,
+    target: Path,
+    loaded: Loaded,
+    config: PredictConfig,
+    advance: Callable[[], None],
 ) -> None:
     with _writing(target) as folder:
-        value_range = config.value_range or estimated_range(scene)
+        value_range, range_from = choose_range(scene, config.value_range, trained_range)
         pixels = _write_rows(scene, value_range, folder, loaded, config, advance)
         maps.write_cog(folder / "ids.tif", folder / target.name, "MODE")
         if not np.array_equal(maps.count_pixels(folder / target.name), pixels):
@@ -130,12 +152,16 @@ def _map(
         report = {
             "scene": scene.path.name,
             "bands": list(scene.bands),
+            "bands_from": scene.bands_from,
             "value_range": value_range,
+            "value_range_from": range_from,
             "model": loaded.about,
             **maps.report(scene.grid, loaded.classes, pixels),
         }
         write_json(folder / f"{target.stem}.json", report)
         _publish(folder, target)
+        if not config.probabilities:  # those of an earlier map are not this one's
+            _probabilities_path(target).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -156,7 +182,7 @@ def _writing(target: Path) -> Iterator[Path]:
 
 def _write_rows(
     scene: Scene,
-    value_range: tuple[float, float] | None,
+    value_range: Sequence[float] | None,
     folder: Path,
     loaded: Loaded,
     config: PredictConfig,

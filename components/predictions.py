@@ -18,6 +18,7 @@ from crossearth.data.manifest import Manifest
 PANEL_PX = 256
 PANEL_GAP_PX = 4
 IGNORED_RGB = (30, 30, 30)
+FORMATS = {"png": (".png", "PNG"), "geotiff": (".tif", "GTiff")}  # suffix, GDAL's driver
 
 
 def picture_strip(picture: Picture, class_set: ClassSet) -> Image.Image:
@@ -44,7 +45,7 @@ def prediction_writer(
     """Writes class ids 0..K-1 as they are: for LoveDA's server, which wants 0..6, that is what it wants."""
     if kind == "none":
         return None
-    suffix, driver = {"png": (".png", "PNG"), "geotiff": (".tif", "GTiff")}[kind]
+    suffix, driver = FORMATS[kind]
     colours = {index: ImageColor.getrgb(colour) for index, colour in enumerate(class_set.palette)}
 
     def write(index: int, ids_HW: Pixels) -> None:

@@ -75,8 +75,8 @@ def report(
         `out_dir`.
 
     Raises:
-        InputError: no results; two results for one setting, rule and seed; with `require_all`, missing
-            settings.
+        InputError: no results; two results for one setting, rule and seed; a picture that is gone or damaged;
+            with `require_all`, missing settings.
     """
     config = config or ReportConfig()
     results = find_results(scores)
@@ -118,7 +118,7 @@ def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
             "domain": domain,
             **found,
             "failed": [check for check in found["checks"] if not check["passed"]],
-            "docs": Path(os.path.relpath(folder / found.get("docs", "docs/index.html"), out_dir)).as_posix(),
+            "docs": Path(os.path.relpath(folder / found["docs"], out_dir)).as_posix(),
         }
         for domain, found in summary["domains"].items()
     ]
@@ -132,7 +132,7 @@ def _styles(folder: Path | None, coverage_dir: Path | None) -> dict[str, Any] | 
     sheet = folder / "sheet.png"
     return {
         "summary": summary,
-        "sheet": picture(sheet) if sheet.is_file() else None,
+        "sheet": picture(sheet, "crossearth styles fit") if sheet.is_file() else None,
         "coverage": _left(coverage_dir, "coverage.json"),
     }
 

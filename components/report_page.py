@@ -18,6 +18,7 @@ from crossearth.components.results import RecipeResult, defined
 from crossearth.components.summary import Drop, Line, Summary
 from crossearth.components.version import git_revision
 from crossearth.data.domains import Catalog
+from crossearth.data.errors import InputError
 
 TEMPLATE = "report_template.html"
 PICTURE_QUALITY = 80
@@ -85,7 +86,8 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int) -> 
         "mean_f1": defined(float(np.mean([each.mean_f1 for each in of_seed]))),
         "worst_tiles": ranked[:worst_tiles],
         "pictures": [
-            {"rank": rank, "panel": panel} | picture(recipe.folder / panel.file)
+            {"rank": rank, "panel": panel}
+            | picture(recipe.folder / panel.file, f"crossearth evaluate {recipe.recipe}")
             for rank, panels in (("worst", result.worst), ("best", result.best))
             for panel in panels
         ],
@@ -116,9 +118,21 @@ def _published(summary: Summary, catalog: Catalog) -> list[dict[str, Any]]:
     ]
 
 
-def picture(path: Path) -> dict[str, Any]:
-    """Size in px and data URI of a picture."""
-    with Image.open(path) as image:
-        buffer = BytesIO()
-        image.convert("RGB").save(buffer, "WEBP", quality=PICTURE_QUALITY, method=0)
-        return {"size": image.size, "uri": "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()}
+def picture(path: Path, next_step: str = "") -> dict[str, Any]:
+    """Size in px and data URI of a picture.
+
+    Raises:
+        InputError: it is gone or damaged; `next_step` brings it back.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # a PNG's checksum is a matter of syntax to Pillow
+        raise InputError(
+            "the picture is damaged" if path.is_file() else "the picture is gone",
+            where=path,
+            next_step=next_step,
+        ) from error
+    buffer = BytesIO()
+    pixels.save(buffer, "WEBP", quality=PICTURE_QUALITY, method=0)
+    return {"size": pixels.size, "uri": "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()}

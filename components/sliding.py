@@ -108,7 +108,7 @@ def window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
     windows_B3HW = fill_window(windows_B3HW, config.crop_px, config.patch_px)
     reduced = loaded.precision != torch.float32
     with torch.inference_mode(), torch.autocast(windows_B3HW.device.type, loaded.precision, enabled=reduced):
-        return loaded.network(windows_B3HW).float()
+        return loaded.network(windows_B3HW)
 
 
 def starts(grid: Grid, network: CrossEarth) -> tuple[list[int], list[int]]:

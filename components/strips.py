@@ -1,7 +1,7 @@
 """A scene as strips of whole rows of uint8, each read once, ahead of its use: memory ignores the height."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,11 +25,12 @@ RANGE_PERCENTILES = (2, 98)
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to map, as far as its header tells; `bands` are the three chosen, 1-based."""
+    """A raster to map, as far as its header tells; `bands` are the three chosen, 1-based, with who chose."""
 
     path: Path
     grid: maps.Grid
     bands: tuple[int, ...]
+    bands_from: str
     dtype: str
 
 
@@ -41,8 +42,12 @@ class Strip:
     valid: NDArray[np.bool_]
 
 
-def open_scene(path: Path, bands: tuple[int, ...] | None = None) -> Scene:
+def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence[int] | None = None) -> Scene:
     """Reads a scene's header and chooses its bands.
+
+    Args:
+        bands: the user's; None = `trained` where the scene has them, else the first three that are not alpha.
+        trained: those of the files that the model was trained on, None where it does not know.
 
     Raises:
         InputError: not a readable raster, fewer bands than asked, or a dtype that is neither 8 nor 16 bit.
@@ -51,7 +56,13 @@ def open_scene(path: Path, bands: tuple[int, ...] | None = None) -> Scene:
         grid = maps.Grid(source.width, source.height, source.crs, source.transform)
         count, dtypes, colours = source.count, source.dtypes, source.colorinterp
     opaque = [band for band in range(1, count + 1) if colours[band - 1] != ColorInterp.alpha]
-    chosen = bands or tuple(opaque[:3])
+    chosen, origin = tuple(opaque[:3]), "the first three"
+    if bands is not None:
+        chosen, origin = tuple(bands), "as given"
+    elif trained is not None and set(trained) <= set(opaque):
+        chosen, origin = tuple(trained), "the model's"
+    elif trained is not None:
+        origin += f", the scene lacks the model's {', '.join(map(str, trained))}"
     if len(chosen) < 3 or max(chosen) > count:
         asked = "three" if bands is None else f"band {max(bands)}"
         raise InputError(
@@ -68,12 +79,12 @@ def open_scene(path: Path, bands: tuple[int, ...] | None = None) -> Scene:
             expected=f"one of {', '.join(SMALLEST_VALUE)}",
             next_step="convert the scene, for example with gdal_translate -ot UInt16 -scale",
         )
-    return Scene(Path(path), grid, chosen, kinds[0])
+    return Scene(Path(path), grid, chosen, origin, kinds[0])
 
 
 @contextmanager
 def read_strips(
-    scene: Scene, value_range: tuple[float, float] | None, tops: list[int], height: int
+    scene: Scene, value_range: Sequence[float] | None, tops: list[int], height: int
 ) -> Iterator[Iterator[Strip]]:
     """Yields the strips under `tops`; a thread reads each row once, a few strips ahead.
 
@@ -118,7 +129,7 @@ def _overlapped(pieces: Iterator[Strip]) -> Iterator[Strip]:
         yield strip
 
 
-def _levels(dtype: str, value_range: tuple[float, float]) -> NDArray[np.uint8]:
+def _levels(dtype: str, value_range: Sequence[float]) -> NDArray[np.uint8]:
     """The uint8 level of every value that `dtype` can take, smallest first."""
     low, high = value_range
     smallest = SMALLEST_VALUE[dtype]
@@ -126,10 +137,25 @@ def _levels(dtype: str, value_range: tuple[float, float]) -> NDArray[np.uint8]:
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
-def estimated_range(scene: Scene) -> tuple[float, float] | None:
-    """Low and high percentile of a 16-bit scene's chosen bands together, sampled; None for uint8."""
-    if scene.dtype == "uint8":
-        return None
+def choose_range(
+    scene: Scene, given: Sequence[float] | None, trained: Sequence[float] | None
+) -> tuple[Sequence[float] | None, str]:
+    """Values that become 0 and 255 (None = uint8 as it is), and who chose them.
+
+    Args:
+        given: by the user.
+        trained: of the files that the model was trained on, None where it does not know or they were 8 bit.
+    """
+    if given is not None:
+        return given, "as given"
+    # what was scaled to 8 bits before has other values than the model's files of more bits
+    if trained is not None and (scene.dtype != "uint8" or trained[1] <= 255):
+        return trained, "the model's"
+    return (None, "8 bit as it is") if scene.dtype == "uint8" else (_estimated_range(scene), "estimated")
+
+
+def _estimated_range(scene: Scene) -> tuple[float, float]:
+    """Low and high percentile of a scene's chosen bands together, sampled."""
     shrink = max(1.0, max(scene.grid.width, scene.grid.height) / RANGE_SAMPLE_PX)
     shape = (3, max(1, round(scene.grid.height / shrink)), max(1, round(scene.grid.width / shrink)))
     with _reading(scene.path), rasterio.open(scene.path) as source:

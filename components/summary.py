@@ -58,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean headline score of a group of lines."""
+    """Mean headline score of those `settings` of a group that have one."""
 
     name: str
     selection: str
@@ -213,7 +213,7 @@ def _resampled(runs: list[Run], replicates: int) -> np.ndarray:
 
 def _mean(name: str, selection: str, lines: Sequence[Line]) -> Mean:
     values = [line.miou for line in lines if line.miou is not None]
-    return Mean(name, selection, len(lines), float(np.mean(values)) if values else None)
+    return Mean(name, selection, len(values), float(np.mean(values)) if values else None)
 
 
 def _drops(lines: Sequence[Line]) -> Iterable[Drop]:

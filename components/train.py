@@ -9,23 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
+from crossearth.components.memory import enough_memory
 from crossearth.components.processes import Processes, join_processes
 from crossearth.components.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
 from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.training_state import Checkpoints
 from crossearth.components.version import git_revision
-from crossearth.data.domains import Catalog, Recipe
+from crossearth.data.domains import Catalog, Domain, Recipe
 from crossearth.data.errors import InputError, without_credentials
-from crossearth.data.files import atomic_path, code_version, digest
+from crossearth.data.files import atomic_path, code_version, digest, sha256_file
 from crossearth.model import checkpoint
 
 CURVES_NAME = "curves.csv"
 MODEL_TAG = "model_sha256"  # a run that has it has all of the training
-# beside torch's own exception: of the CPU's allocator, of CUDA's runtime, of its libraries
-OUT_OF_MEMORY = re.compile(r"an't allocate memory|out of memory|ALLOC_FAILED")
 READER_ENDED = re.compile(r"DataLoader worker \(pid.*(: Killed|: Bus error|exited unexpectedly)")
 
 log = logging.getLogger(__name__)
@@ -71,20 +68,20 @@ def train(
         checkpoints = Checkpoints(
             out_dir.with_name(f"{out_dir.name}.checkpoints"), job.config.keep_checkpoints, job.identity
         )
-        if processes.share_first(_is_done(out_dir, job)):
+        if processes.share_first(processes.is_first and _is_done(out_dir, job)):
             log.info("%s: trained already from the same inputs", out_dir)
             if processes.is_first:
                 checkpoints.clear()
                 _send_again(out_dir, job)
             return out_dir
         with _memory(job, processes):
-            _run(job, processes, checkpoints, out_dir)
+            _run(job, processes, checkpoints, out_dir, catalog.domain(recipe.source))
         if processes.is_first:
             checkpoints.clear()
     return out_dir
 
 
-def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path) -> None:
+def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path, source: Domain) -> None:
     network = make_network(job)
     if processes.size > 1:
         processes.refuse_differing(
@@ -99,7 +96,7 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
     with training.loading() as batches, tracking as run:
         training.fit(batches, run)
         if processes.is_first:
-            _write_model(out_dir, training)
+            _write_model(out_dir, training, source)
             if run is not None:
                 _log_model(run, out_dir, job)
 
@@ -107,34 +104,36 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
 @contextlib.contextmanager
 def _memory(job: Job, processes: Processes) -> Iterator[None]:
     """Where memory runs out within it, the error names the fields to change."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        config, where = job.config, f"recipe {job.recipe.name}"
-        if READER_ENDED.search(str(error)):
+    config, where = job.config, f"recipe {job.recipe.name}"
+    used = (
+        f"{processes.device}: network {config.network}, crop_px {config.crop_px}, "
+        f"batch_size {config.batch_size}, micro_batch {config.micro_batch}, precision {config.precision}"
+    )
+    next_step = (
+        "lower micro_batch (the result stays the same), set activation_checkpointing: true "
+        "or tasks.shared_pass: false, or start anew with precision: bfloat16 or a lower crop_px"
+    )
+    with enough_memory(where, used, next_step):
+        try:
+            yield
+        except RuntimeError as error:
+            if not READER_ENDED.search(str(error)):
+                raise
             raise InputError(
                 f"one of {config.workers} workers was ended: {str(error).rstrip(' .')}",
                 where=where,
                 next_step="if the system ran out of memory, lower workers (the result stays the same)",
             ) from error
-        ran_out = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not ran_out and not OUT_OF_MEMORY.search(str(error)):
-            raise
-        raise InputError(
-            f"out of memory on {processes.device}: network {config.network}, crop_px {config.crop_px}, "
-            f"batch_size {config.batch_size}, micro_batch {config.micro_batch}, "
-            f"precision {config.precision}",
-            where=where,
-            next_step="lower micro_batch (the result stays the same), set activation_checkpointing: true "
-            "or tasks.shared_pass: false, or start anew with precision: bfloat16 or a lower crop_px",
-        ) from error
 
 
 def _is_done(out_dir: Path, job: Job) -> bool:
     try:
-        return checkpoint.read_meta(out_dir).get("input_hash") == job.input_hash
+        meta = checkpoint.read_meta(out_dir)
     except InputError:
         return False
+    return meta.get("input_hash") == job.input_hash and meta["sha256"] == sha256_file(
+        out_dir / checkpoint.WEIGHTS_NAME
+    )
 
 
 @contextlib.contextmanager
@@ -187,7 +186,7 @@ def _is_tracked(out_dir: Path, job: Job) -> bool:
     return bool(client.search_runs(experiments, query, max_results=1))
 
 
-def _write_model(out_dir: Path, training: Training) -> None:
+def _write_model(out_dir: Path, training: Training, source: Domain) -> None:
     job = training.job
     network, iteration = training.selected()
     meta = {
@@ -195,7 +194,9 @@ def _write_model(out_dir: Path, training: Training) -> None:
         "palette": list(job.class_set.palette),
         "provenance": job.manifest.provenance,
         "recipe": job.recipe.name,
-        "source": job.recipe.source,
+        "source": source.name,
+        "bands": source.band_indexes,
+        "value_range": source.value_range,
         "class_set": job.class_set.name,
         "settings": [setting.abbr for setting in job.recipe.settings],
         "selection": job.config.selection,

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,11 +41,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Pace:
-    """Time since the last point of the curves, seconds."""
+    """The steps since the last point of the curves: their seconds, and those of them that batches took."""
 
     steps: int = 0
     waited: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
 
 
 class Training:
@@ -190,6 +190,7 @@ class Training:
                 batch = _next(batches)
                 pace.waited += time.perf_counter() - began
                 stop = self._iterate(batch, interrupts.received)
+                pace.seconds += time.perf_counter() - began
                 pace.steps += 1
                 done = self.iteration == self.config.iterations
                 if self.iteration % self.config.log_every == 0 or done:
@@ -273,10 +274,9 @@ class Training:
         self.steps = []
         self.curves.append(point)
         if run is not None:
-            seconds = time.perf_counter() - pace.began
             how = {
-                "images_per_second": pace.steps * self.config.batch_size / seconds,
-                "data_wait_share": pace.waited / seconds,
+                "images_per_second": pace.steps * self.config.batch_size / pace.seconds,
+                "data_wait_share": pace.waited / pace.seconds,
                 "memory_gib": _memory_gib(self.processes.device),
             }
             run.log_metrics(point | how, self.iteration)

@@ -19,11 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from crossearth.components import terminal
 from crossearth.components.params import Params
 from crossearth.components.terminal import ARTIFACTS
+from crossearth.data.config import parse_yaml
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError, print_uncaught, without_credentials
 from crossearth.data.files import digest, read_json, sha256_file, write_json
@@ -85,10 +84,7 @@ def begin(params: str, catalogs: str) -> None:
 
 
 def _parse(text: str, kind: type, where: str) -> Any:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"not valid YAML: {error}", where=where) from error
+    values = parse_yaml(text, where)
     if not isinstance(values, kind):
         raise InputError(f"a {type(values).__name__}", where=where, expected=f"a {kind.__name__}")
     return values

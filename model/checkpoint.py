@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +36,37 @@ MASKED_MODELLING = ("image_token", "reconstruction.")
 INJECTION = ("gse.", "injector.")
 
 
+@dataclass(frozen=True)
+class SharedBackbone:
+    """A backbone that stands apart: the hash of its tensors, and its file as seen from the model's folder."""
+
+    digest: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model.json must say, and may say; it may hold more.
+
+    Attributes:
+        bands, value_range: of the files that it was trained on: the three bands, from 1, and the values that
+            became 0 and 255 (None: 8 bit as it was). Converted models do not know them.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[str, ...]
+    provenance: Provenance
+    sha256: str
+    backbone: SharedBackbone | None
+    bands: tuple[int, int, int] | None = None
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for colour in self.palette:
+            if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+                raise InputError(f"palette: {colour!r}", expected="colours as #rrggbb")
+
+
 def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir: Path | None = None) -> Path:
     """Writes `folder/model.safetensors` and `folder/model.json`, atomically, weights first.
 
@@ -44,6 +75,7 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
         folder: made if absent.
         meta: JSON-serialisable description. Needs `classes` (names in id order), `palette` ("#rrggbb" each)
             and `provenance` (of the data that it was trained on, a manifest's word); further keys are kept.
+            With `bands` and `value_range` (see `Description`) `predict` reads scenes as the training did.
         backbones_dir: where the backbone is stored once for all models; None = inside the model's file.
 
     Returns:
@@ -124,11 +156,11 @@ def load(
         )
     config = load_config(NetworkConfig, meta["network"], f"{description}: network")
     for key in ("classes", "palette"):
-        if not isinstance(meta[key], list) or len(meta[key]) != config.num_classes:
+        if len(meta[key]) != config.num_classes:
             raise InputError(
                 f"{key}: {meta[key]!r}",
                 where=description,
-                expected=f"a list of {config.num_classes}, one of each of the network's classes",
+                expected=f"{config.num_classes}, one of each of the network's classes",
             )
     if meta["backbone"] is None and backbone is not None:
         raise InputError("the model has no shared backbone: its own file holds it", where=path)
@@ -151,7 +183,8 @@ def read_meta(path: Path) -> dict[str, Any]:
     """The description of a model: classes, palette, network, normalisation, provenance, sha256, backbone.
 
     Raises:
-        InputError: `path` is not a model, of a format that this version does not know, or was changed.
+        InputError: `path` is not a model, of a format that this version does not know, was changed, or says
+            something of another type.
     """
     _, description = _files(path)
     meta = read_json(description)
@@ -167,7 +200,9 @@ def read_meta(path: Path) -> dict[str, Any]:
             expected=f"format {FORMAT}",
             next_step="use the version of crossearth that wrote it, or convert the model again",
         )
-    return unsealed(meta, description)
+    meta = unsealed(meta, description)
+    load_config(Description, {each.name: meta.get(each.name) for each in fields(Description)}, description)
+    return meta
 
 
 def _files(path: Path) -> tuple[Path, Path]:

@@ -4,6 +4,7 @@ Shape legend: B images, L prediction layers (the first is before any decoder lay
 G classes present in one image, M matched pairs of the whole batch, P points, H W pixels, h w mask cells.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -43,8 +44,10 @@ class SegmentationLossConfig:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if not getattr(self, each.name) >= 0:
-                raise InputError(f"{each.name}: {getattr(self, each.name)}", expected="0 or more")
+            if not 0 <= getattr(self, each.name) < math.inf:
+                raise InputError(f"{each.name}: {getattr(self, each.name)}", expected="0 or more, finite")
+        if not self.weight_no_object:  # the class term of a crop without labels is divided by it
+            raise InputError("weight_no_object: 0", expected="above 0")
         if self.num_points < 1 or self.oversample < 1:
             raise InputError(
                 f"num_points {self.num_points}, oversample {self.oversample}", expected="1 or more each"

@@ -148,10 +148,12 @@ def semantic_logits(prediction: Prediction, size: Size) -> Tensor:
     """Class scores per pixel: sum over queries of p(class) p(mask), not normalised.
 
     Returns:
-        (B, K, *size), float32, under autocast its type.
+        (B, K, *size), float32.
     """
-    class_BQK = prediction.class_logits.float().softmax(dim=-1)[..., :-1]
-    mask_BQHW = F.interpolate(
-        prediction.mask_logits.float(), size=size, mode="bilinear", align_corners=False
-    ).sigmoid_()
-    return (class_BQK.mT @ mask_BQHW.flatten(2)).unflatten(2, size)
+    # classes that are nearly as likely would tie in bfloat16
+    with torch.autocast(prediction.mask_logits.device.type, enabled=False):
+        class_BQK = prediction.class_logits.float().softmax(dim=-1)[..., :-1]
+        mask_BQHW = F.interpolate(
+            prediction.mask_logits.float(), size=size, mode="bilinear", align_corners=False
+        ).sigmoid_()
+        return (class_BQK.mT @ mask_BQHW.flatten(2)).unflatten(2, size)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from domain_factory import write_domain
 
 from crossearth.components import evaluate as step
+from crossearth.components import model_commands, scoring
 from crossearth.components.evaluate import EvaluateConfig, evaluate
 from crossearth.components.predictions import prediction_writer
 from crossearth.components.results import read_results, tile_file, write_tiles
@@ -151,6 +153,35 @@ def test_counts_that_were_swapped_are_scored_again(score: Score) -> None:
     assert again.tile_table(again.settings[0]).equals(other.tile_table(other.settings[0]))
 
 
+def test_pictures_that_are_gone_or_cut_are_made_again(score: Score) -> None:
+    folder = score(predictions="png")
+    whole = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    panel = folder / "panels/loveda-rural/best-1.png"
+    prediction = folder / "predictions/loveda-rural/scene2_0_0.png"
+    for spoil in (
+        lambda: panel.unlink(),
+        lambda: panel.write_bytes(whole[panel][:50]),
+        lambda: prediction.unlink(),
+        lambda: shutil.rmtree(prediction.parent),
+    ):
+        spoil()
+        score(predictions="png")
+        assert {path: path.read_bytes() for path in folder.rglob("*.png")} == whole
+
+
+@pytest.mark.parametrize("change", [{"headline": "foreground"}, {"palette": ("#123456",) * 7}])
+def test_another_headline_or_palette_is_another_score(
+    change: dict[str, Any], work: Path, catalog: Catalog, recipe: Recipe, tmp_path: Path, no_tracking: None
+) -> None:
+    class_set = catalog.class_sets[recipe.class_set]
+    changed = replace(catalog, class_sets={**catalog.class_sets, "loveda": replace(class_set, **change)})
+    (before,), (after,) = (
+        read_results(evaluate(recipe, each, work / "domains", work / "model", tmp_path)).settings
+        for each in (catalog, changed)
+    )
+    assert before.key != after.key
+
+
 def test_panels_are_worst_and_best_and_disjoint(score: Score) -> None:
     folder = score(panels=2)
     setting = read_results(folder).settings[0]
@@ -210,6 +241,17 @@ def test_tiles_that_changed_or_went_are_listed(score: Score, domains: Path) -> N
     with pytest.raises(InputError, match="2 tiles are not as they were ingested") as caught:
         score(domains=domains)
     assert "scene1_0_0" in str(caught.value) and "scene4_0_0: its label was changed" in str(caught.value)
+
+
+def test_out_of_memory_names_the_field_to_change(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict_labels(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(scoring, "predict_labels", predict_labels)
+    with pytest.raises(
+        InputError, match=r"(?s)loveda-urban: out of memory on cpu: batch_size 3.*batch_size of `eval"
+    ):
+        score(batch_size=3)
 
 
 def test_a_target_without_a_manifest_is_named(score: Score, domains: Path, tmp_path: Path) -> None:
@@ -305,6 +347,27 @@ def test_the_training_run_gets_the_same_numbers(
     for name, iou in zip(result.classes, scores.iou, strict=True):
         assert metrics[f"iou/loveda-rural/{name}"] == iou
     assert {item.path for item in client.list_artifacts(runs[0].info.run_id)} == {"scores", "panels"}
+
+
+def test_the_machine_is_that_of_the_device(
+    work: Path, catalog: Catalog, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "choose_device", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the GPU {device}")
+    meta, class_set = checkpoint.read_meta(work / "model"), catalog.class_sets[recipe.class_set]
+    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path())
+    assert result.lineage["machine"].endswith("the GPU cuda:1")
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "comes with"), ("1", "")])
+def test_of_several_processes_one_says_that_it_is_done(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(step, "evaluate", lambda *_: Path("nowhere"))
+    model_commands.evaluate(["loveda-urban"])
+    printed = capsys.readouterr().out
+    assert said in printed and bool(printed) == bool(said)
 
 
 def test_details_are_plain_json(score: Score) -> None:

@@ -172,7 +172,15 @@ def test_what_is_not_finite_is_assigned_last() -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"oversample": 0.5}, {"importance": 1.5}, {"num_points": 0}, {"weight_dice": -1.0}]
+    "numbers",
+    [
+        {"oversample": 0.5},
+        {"oversample": math.inf},
+        {"importance": 1.5},
+        {"num_points": 0},
+        {"weight_dice": -1.0},
+        {"weight_no_object": 0.0},
+    ],
 )
 def test_impossible_numbers_are_refused(numbers: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(numbers))):

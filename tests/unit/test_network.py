@@ -286,6 +286,17 @@ def test_semantic_scores_are_sums_of_class_times_mask() -> None:
     torch.testing.assert_close(semantic_logits(prediction, (64, 64)), expected_BKHW)
 
 
+@torch.no_grad()
+def test_semantic_scores_are_not_rounded_under_autocast() -> None:
+    model = network()
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = model.decode(model.extract(model.normalise(images(1))))[-1]
+        scores_BKHW = semantic_logits(prediction, (64, 64))
+    assert prediction.mask_logits.dtype == torch.bfloat16
+    assert scores_BKHW.dtype == torch.float32
+    assert torch.equal(scores_BKHW, semantic_logits(prediction, (64, 64)))
+
+
 def test_names_are_one_to_one() -> None:
     ours = build(tiny_config(3)).state_dict()
     released = {to_released(name) for name in ours}

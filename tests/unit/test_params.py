@@ -58,6 +58,9 @@ def test_a_recipes_numbers_override_the_steps(tmp_path: Path) -> None:
             f"preset: mini\npresets: {{mini: {{}}}}\nseed: {2**63}",
             "seed: 9223372036854775808.*9223372036854775807",
         ),
+        ("preset: mini\npresets: {mini: {train: {seed: 3}}}", "mini.train.seed: 3.*top of the file"),
+        ("preset: mini\npresets: {mini: {stylize: {seed: 3}}}", "mini.stylize.seed: 3.*top of the file"),
+        ("preset: mini\npresets: {mini: {recipes: {a: {seed: 3}}}}", "recipes.a.seed: 3.*top of the file"),
         ("preset: [", "not valid YAML"),
     ],
 )

@@ -578,7 +578,9 @@ def test_a_full_disk_takes_no_note_and_hides_no_error(
         raise InputError("no tiles")
 
 
-@pytest.mark.parametrize(("params", "catalogs"), [("[", "[]"), ("[]", "[]"), ("{}", "{}")])
+@pytest.mark.parametrize(
+    ("params", "catalogs"), [("[", "[]"), ("[]", "[]"), ("{}", "{}"), ("a: 1\na: 2", "[]")]
+)
 def test_texts_that_are_no_params_or_catalogs_are_refused(
     params: str, catalogs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

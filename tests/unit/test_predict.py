@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from crossearth.components import maps, model_commands, registry, sliding
 from crossearth.components import predict as step
 from crossearth.components.predict import PredictConfig, predict
 from crossearth.components.processes import choose_device
-from crossearth.components.strips import Strip, open_scene, read_strips
+from crossearth.components.strips import Strip, choose_range, open_scene, read_strips
 from crossearth.data.errors import InputError
 from crossearth.model.checkpoint import save
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
@@ -220,6 +221,66 @@ def test_the_range_of_16_bits_is_estimated_without_nodata_and_reported(tmp_path:
     assert (low, high) == pytest.approx(tuple(np.percentile(valid, (2, 98))))
 
 
+@pytest.fixture(scope="module")
+def deep_model(network: CrossEarth, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on bands 4, 3, 2 of files of 12 bits."""
+    meta = {"classes": CLASSES, "palette": PALETTE, "provenance": "own", "bands": [4, 3, 2]}
+    return save(network, tmp_path_factory.mktemp("deep"), {**meta, "value_range": [0, 3000]})
+
+
+@pytest.mark.parametrize(
+    ("bands", "dtype", "given", "used"),
+    [
+        (5, "uint16", {}, ([4, 3, 2], "the model's", [0, 3000], "the model's")),
+        (5, "uint16", {"bands": (1, 2, 3)}, ([1, 2, 3], "as given", [0, 3000], "the model's")),
+        (5, "uint16", {"value_range": (5, 9)}, ([4, 3, 2], "the model's", [5, 9], "as given")),
+        (5, "uint8", {}, ([4, 3, 2], "the model's", None, "8 bit as it is")),
+        (
+            3,
+            "uint16",
+            {},
+            ([1, 2, 3], "the first three, the scene lacks the model's 4, 3, 2", [0, 3000], "the model's"),
+        ),
+    ],
+)
+def test_bands_and_range_are_the_models_unless_given(
+    bands: int,
+    dtype: str,
+    given: dict[str, Any],
+    used: tuple[Any, ...],
+    tmp_path: Path,
+    deep_model: Path,
+    model: Path,
+) -> None:
+    scene = write(tmp_path / "scene.tif", (pixels(70, 80, bands, dtype) % np.uint32(4000)).astype(dtype))
+    [out] = predict([scene], deep_model, tmp_path / "map.tif", replace(FLOAT32, **given))
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert tuple(report[key] for key in ("bands", "bands_from", "value_range", "value_range_from")) == used
+    told = {"bands": used[0], "value_range": used[2]}
+    [same] = predict([scene], model, tmp_path / "told.tif", replace(FLOAT32, **told))
+    assert np.array_equal(read(out), read(same))
+
+
+def test_a_band_that_is_alpha_is_none_of_the_models(tmp_path: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(8, 8), alpha=np.full((8, 8), 255, np.uint8))
+    assert open_scene(scene, None, (4, 3, 2)).bands == (1, 2, 3)
+    assert open_scene(scene, None, (3, 2, 1)).bands == (3, 2, 1)
+
+
+def test_a_range_of_8_bits_is_one_for_scenes_of_8_bits(tmp_path: Path) -> None:
+    scene = open_scene(write(tmp_path / "scene.tif", pixels(8, 8)))
+    assert choose_range(scene, None, (10, 200)) == ((10, 200), "the model's")
+
+
+def test_the_command_says_what_it_read(
+    tmp_path: Path, deep_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(64, 64, 4, "uint16"))
+    model_commands.predict([scene], str(deep_model), tmp_path / "map.tif", device="cpu")
+    said = capsys.readouterr().out
+    assert "scene.tif: bands 4, 3, 2 (the model's), values 0 to 3000 (the model's)\n" in said
+
+
 def test_probabilities_are_shares_of_the_scores(tmp_path: Path, model: Path, network: CrossEarth) -> None:
     image = np.maximum(pixels(100, 90), 1)
     image[:, :5] = 0
@@ -234,6 +295,13 @@ def test_probabilities_are_shares_of_the_scores(tmp_path: Path, model: Path, net
     scores = slide(network, image).numpy()
     assert (stored[:, :5] == 255).all()
     np.testing.assert_allclose(shares[:, 5:], (scores / scores.sum(0))[:, 5:], atol=0.5 / 254 + 1e-4)
+
+
+def test_probabilities_of_an_earlier_map_go_with_it(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(64, 64))
+    for probabilities in (True, False):
+        predict([scene], model, tmp_path / "map.tif", replace(FLOAT32, probabilities=probabilities))
+        assert (tmp_path / "map.probabilities.tif").exists() == probabilities
 
 
 @pytest.mark.parametrize(
@@ -447,6 +515,19 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     assert sliding.choose_precision("float32", "cuda") is torch.float32
 
 
+def test_out_of_memory_names_what_to_change(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(CrossEarth, "forward", forward)
+    scene = write(tmp_path / "scene.tif", pixels(64, 64))
+    with pytest.raises(InputError, match=r"(?s)out of memory on cpu: batch_size 1.*lower --batch-size"):
+        predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    assert sorted(tmp_path.iterdir()) == [scene]
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
 def test_an_absent_device_is_refused(device: str) -> None:
     with pytest.raises(InputError, match=f"device: '{device}'"):
@@ -493,7 +574,7 @@ def test_a_model_of_the_registry_is_fetched_with_its_backbone(
 
     def run(scenes: list[Path], model: Path, out: Path, config: PredictConfig) -> list[Path]:
         used.append((model, config.backbone))
-        return [out]
+        return []
 
     monkeypatch.setattr(registry, "fetch_model", fetch_model)
     monkeypatch.setattr(step, "predict", run)

@@ -16,7 +16,7 @@ import pytest
 from results_factory import write_benchmark, write_fake_results
 from rich.console import Console
 
-from crossearth.components import cli
+from crossearth.components import cli, model_commands, show
 from crossearth.components import report as step
 from crossearth.components.palette import SAFE, safe_palette
 from crossearth.components.report import ReportConfig, report
@@ -96,6 +96,17 @@ def test_absent_classes_are_blank(catalog: Catalog, tmp_path: Path, no_tracking:
     assert setting.iou[4] is None
     present = [iou for iou in setting.iou if iou is not None]
     assert setting.miou == pytest.approx(np.mean(present))
+
+
+def test_a_mean_counts_the_settings_that_are_in_it(catalog: Catalog, tmp_path: Path) -> None:
+    scored, other = (
+        write_fake_results(tmp_path / name, catalog, catalog.recipe(name))
+        for name in ("casid-sub", "casid-tem")
+    )
+    nothing = tuple((0,) * len(other.classes) for _ in other.classes)
+    blank = replace(other, settings=tuple(replace(each, confusion=nothing) for each in other.settings))
+    means, both = (summarise(results, catalog, 0).overall for results in ([scored], [scored, blank]))
+    assert both == means
 
 
 def test_seeds_give_mean_deviation_and_interval(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
@@ -232,6 +243,24 @@ def test_counts_that_are_not_the_results_own_are_named(swap: str, catalog: Catal
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize("spoil", ["gone", "damaged", "no picture", "another checksum"])
+def test_a_picture_that_cannot_be_shown_is_named(spoil: str, catalog: Catalog, tmp_path: Path) -> None:
+    result = write_fake_results(tmp_path / "scores", catalog, catalog.recipe("whu-aerial"))
+    panel = tmp_path / "scores" / result.settings[0].worst[0].file
+    content = bytearray(panel.read_bytes())
+    panel.unlink()
+    if spoil == "damaged":
+        panel.write_bytes(content[: len(content) // 2])
+    elif spoil == "no picture":
+        panel.write_bytes(b"no picture")
+    elif spoil == "another checksum":
+        content[29] ^= 1  # of the header
+        panel.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{panel.name}: the picture is .*\n.*evaluate whu-aerial"):
+        report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert not (tmp_path / "report").exists()
+
+
 def test_what_another_program_left_for_the_report_is_named(
     catalog: Catalog, tmp_path: Path, no_tracking: None
 ) -> None:
@@ -288,6 +317,23 @@ def test_terminal_tables(scores: Path, catalog: Catalog) -> None:
     text = console.export_text()
     assert all(abbr in text for abbr in catalog.settings)
     assert "not comparable with published scores" in text and "low vegetation" in text
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://mlflow.example:5000", "runs:   https://mlflow.example:5000\n"),
+        ("sqlite:///mlflow.db", "runs:   mlflow ui --backend-store-uri sqlite:///mlflow.db\n"),
+    ],
+)
+def test_a_server_of_runs_is_not_started_twice(
+    uri: str, shown: str, scores: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(model_commands, "ARTIFACTS", scores.parent)
+    monkeypatch.setattr(show, "benchmark", lambda *_: "")
+    model_commands.show()
+    assert shown in capsys.readouterr().out
 
 
 def test_safe_colours_stay_near_a_class_sets_own(catalog: Catalog) -> None:

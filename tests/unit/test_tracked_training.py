@@ -1,8 +1,10 @@
 """A training in MLflow: one run whatever happens to it, with all of it at the end."""
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +14,12 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from training_folder import NUMBERS, RECIPE, write_folder
 
-from crossearth.components import tracking, training_setup
+from crossearth.components import tracking, training_loop, training_setup
 from crossearth.components import train as step
 from crossearth.components.tracking import start_run, tracking_uri
 from crossearth.components.train import train
 from crossearth.components.training_loop import Training
+from crossearth.components.training_panel import training_panel
 from crossearth.components.training_setup import TrainConfig
 from crossearth.data.catalog import load_catalog
 from crossearth.data.config import load_config
@@ -115,3 +118,19 @@ def test_a_server_that_missed_the_end_is_told_by_the_same_command(
     caplog.clear()
     run()
     assert not caplog.records
+
+
+def test_the_pace_is_that_of_the_steps_alone(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()  # a tick whenever it is looked at
+
+    def panel(*given: Any) -> Image.Image:
+        for _ in range(100):
+            next(clock)
+        return training_panel(*given)
+
+    monkeypatch.setattr(training_loop, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(training_loop, "training_panel", panel)
+    run()
+    client, found = only_run()
+    paces = {point.value for point in client.get_metric_history(found.info.run_id, "images_per_second")}
+    assert paces == {NUMBERS["batch_size"] / 2}

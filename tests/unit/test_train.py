@@ -221,6 +221,14 @@ def test_what_is_trained_stays(run: Train, monkeypatch: pytest.MonkeyPatch) -> N
     assert run() == folder
 
 
+def test_a_model_whose_weights_were_damaged_is_trained_again(run: Train) -> None:
+    folder = run(iterations=1)
+    whole = written(folder)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    assert written(run(iterations=1)) == whole
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(run: Train) -> None:
     whole = curve(run("whole"))
     assert curve(run("parts", micro_batch=1)) == pytest.approx(whole, rel=1e-4)
@@ -474,6 +482,22 @@ def test_a_class_that_never_occurs_is_refused_unless_allowed(
     with pytest.raises(InputError, match=r"(?s)no pixel of forest, agriculture.*allow_absent_classes"):
         fit()
     assert fit(allow_absent_classes=True).is_dir()
+
+
+def test_a_model_knows_the_bands_and_values_of_its_sources_files(
+    catalog: Catalog, recipe: Recipe, work: Path, tmp_path: Path, run: Train
+) -> None:
+    assert (read_meta(run(iterations=1))["bands"], read_meta(run(iterations=1))["value_range"]) == (
+        [1, 2, 3],
+        None,
+    )
+    source = replace(catalog.domain(RECIPE), band_indexes=(4, 3, 2), value_range=(0.0, 3000.0))
+    deep = replace(catalog, domains={**catalog.domains, RECIPE: source})
+    config = TrainConfig(**(NUMBERS | {"iterations": 1}))
+    meta = read_meta(
+        train(recipe, deep, work / "domains", tmp_path / "deep", config, work / "earth.safetensors")
+    )
+    assert (meta["bands"], meta["value_range"]) == ([4, 3, 2], [0, 3000])
 
 
 def test_a_source_that_was_not_ingested(run: Train, catalog: Catalog, recipe: Recipe, tmp_path: Path) -> None:
