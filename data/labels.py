@@ -242,7 +242,8 @@ def _clipped(values: NDArray[Any]) -> NDArray[np.intp]:
     """Values as keys of the table, those outside 0..MAX_VALUE moved to its last slot."""
     if values.dtype.itemsize <= 2 and values.dtype.kind in "ub":
         return values.astype(np.intp)
-    return np.where((values >= 0) & (values <= MAX_VALUE), values, MAX_VALUE + 1).astype(np.intp)
+    # a plain 65536 would take the values' type, in which it may be 0
+    return np.where((values >= 0) & (values <= MAX_VALUE), values, np.int64(MAX_VALUE + 1)).astype(np.intp)
 
 
 def _three_bands(planes: NDArray[Any], where: object) -> NDArray[Any]:
