@@ -263,7 +263,8 @@ def _one_band(planes: NDArray[Any], where: object) -> NDArray[Any]:
         raise InputError(
             f"a label of {planes.shape[0]} bands that differ", where=where, expected="1 band of raw values"
         )
-    if planes.dtype.kind == "f" and not np.array_equal(first, np.floor(first)):
+    # what is no number is no fraction either: it is a value outside the map
+    if planes.dtype.kind == "f" and not np.array_equal(first, np.floor(first), equal_nan=True):
         raise InputError(f"a label of {planes.dtype} with fractions", where=where, expected="whole numbers")
     if planes.dtype.kind not in "ubif":
         raise InputError(f"a label of {planes.dtype}", where=where, expected="integers")

@@ -178,6 +178,14 @@ def test_values_outside_every_table_are_unknown_and_do_not_wrap(value: int, dtyp
         labels.decode(raw, "mask.tif")
 
 
+def test_what_is_no_number_is_a_value_outside_the_map() -> None:
+    labels = parse_labels({0: "background", 1: "road"}, CLASSES, "")
+    raw = np.array([[0, 1, np.nan, np.nan, np.inf]], np.float32)
+    assert labels.decode(raw, unknown="ignore").tolist() == [[0, 1, IGNORE, IGNORE, IGNORE]]
+    with pytest.raises(InputError, match=r"3 of 5 .* outside the map: nan \(2 px\), inf \(1 px\)"):
+        labels.decode(raw)
+
+
 def test_the_error_names_file_values_counts_and_choices() -> None:
     labels = parse_labels({0: "background", 1: "road", 2: "water"}, CLASSES, "")
     raw = np.zeros((4, 5), np.uint8)
@@ -228,7 +236,7 @@ def test_magenta_is_unknown_even_when_snapped() -> None:
             "bands that differ",
         ),
         (np.full((4, 4), 0.5, np.float32), "with fractions"),
-        (np.full((4, 4), np.nan, np.float32), "with fractions"),
+        (np.array([[0.5, np.nan]], np.float32), "with fractions"),
         (np.zeros((4, 4), np.complex64), "a label of complex64"),
     ],
 )
