@@ -362,7 +362,7 @@ def read_window(path: Path, window: Window) -> NDArray[np.uint8]:
         InputError: the file is missing or unreadable.
     """
     try:
-        with rasterio.open(path) as scene:
+        with rasterio.open(path, driver="GTiff") as scene:
             return cast("NDArray[np.uint8]", scene.read(window=window.slices()))
     except (RasterioError, OSError) as error:
         raise InputError(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from own_domain import NAME, catalog, draw, own_domain, save, tree
 
 from crossearth.components import ingest as step
@@ -189,6 +190,24 @@ def truncated_jpeg(town: Path) -> None:
     path.write_bytes(path.read_bytes()[:-700])
 
 
+def pointer_in_a(kind: str) -> Callable[[Path], None]:
+    """The images in an archive of `kind`, one of them a VRT that points to a file of the user's."""
+
+    def pack(town: Path) -> None:
+        images, own = town / "images", town / "own.tif"
+        (images / "scene_3.tif").rename(own)
+        rasterio.shutil.copy(own, town / "own.vrt", driver="VRT")
+        pointer = (town / "own.vrt").read_text().replace('relativeToVRT="1">own', f'relativeToVRT="0">{own}')
+        (images / "scene_3.tif").write_text(pointer)
+        for inner in kind.split(" in "):
+            packed = shutil.make_archive(str(town / "pack"), inner, images)
+            shutil.rmtree(images)
+            images.mkdir()
+            shutil.move(packed, images)
+
+    return pack
+
+
 def copy_deeper(town: Path) -> None:
     (town / "images" / "more").mkdir()
     shutil.copy(town / "images" / "scene_3.tif", town / "images" / "more" / "SCENE_3.tif")
@@ -231,6 +250,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"scene_3\.tif: not an image",
     ),
+    **{
+        f"pointer in a {kind}": (pointer_in_a(kind), {}, r"scene_3\.tif: not an image")
+        for kind in ("zip", "tar", "gztar", "zip in tar", "tar in zip")
+    },
     "label is not an image": (
         lambda town: (town / "masks" / "scene_3.png").write_text("hello"),
         {},

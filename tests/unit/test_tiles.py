@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -226,6 +227,14 @@ def test_a_truncated_image_is_named(tmp_path: Path, scene: Any) -> None:
     source.write_bytes(source.read_bytes()[:60_000])
     with pytest.raises(InputError, match=r"a\.tif: cannot read its pixels"):
         cut(tmp_path, source, save(tmp_path / "b.tif", label), cutting())
+
+
+def test_a_stored_scene_is_a_geotiff_and_nothing_that_points_elsewhere(tmp_path: Path, scene: Any) -> None:
+    image, _ = scene
+    save(tmp_path / "elsewhere.tif", image)
+    rasterio.shutil.copy(tmp_path / "elsewhere.tif", tmp_path / "stored.tif", driver="VRT")
+    with pytest.raises(InputError, match=r"stored\.tif: cannot read the tile"):
+        read_window(tmp_path / "stored.tif", Window(0, 0, 9, 9))
 
 
 def test_looks_tell_neighbours_from_copies() -> None:
