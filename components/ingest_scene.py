@@ -115,10 +115,10 @@ def _check_image(domain: Domain, image: Raster) -> None:
 
 
 def _extremes(image: Raster, domain: Domain) -> tuple[float, float]:
-    """About the lowest and highest value, from a thinned reading."""
+    """About the lowest and highest value that was seen, from a thinned reading."""
     size = (3, min(image.dataset.height, 512), min(image.dataset.width, 512))
-    sample = image.read(domain.band_indexes, out_shape=size)
-    return float(np.nanmin(sample)), float(np.nanmax(sample))
+    sample = np.ma.masked_invalid(image.read(domain.band_indexes, out_shape=size, masked=True))
+    return float(sample.min()), float(sample.max())
 
 
 def _check_label(domain: Domain, image: Raster, label: Raster) -> None:

@@ -149,7 +149,7 @@ class Domain:
         labels: None where there are none.
         lossy_labels: scenes whose published labels went through a lossy format.
         value_range: raw values that become 0 and 255; None: the files are 8 bit and stay as they are.
-        nodata: raw value; px where all bands have it are ignored in labels.
+        nodata: raw value; px where all bands have it are ignored in labels, as are px that the file masks.
         train, test: files of a published domain's splits; None: it has no such split.
         own: folders of a user's domain; None: a published one.
     """

@@ -17,7 +17,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 from rasterio.session import DummySession
@@ -118,8 +118,8 @@ class Cutting:
             longer side is `px`, images bilinearly, labels by nearest neighbour.
         bands: 1-based bands of the publisher's image, in the order that the network sees.
         value_range: source values that become 0 and 255, linear between, clipped; None = uint8 as it is.
-        nodata: source value; px where all three bands have it are ignored in labels, as are px that are no
-            number in some band.
+        nodata: source value; px where all three bands have it are ignored in labels, as are px that the file
+            masks in all three (its own nodata value, transparency) or that are no number in some band.
         num_classes: classes of the domain's class set.
         unknown_labels: what becomes of label values outside the map.
     """
@@ -267,14 +267,18 @@ def _read_strip(
     """Reads `rows` of the stored grid; rule "fit" knows one strip, and it is all of the source."""
     window = None if cutting.rule == "fit" else rows.slices()
     shape = (rows.height, rows.width)
-    raw = image.read(cutting.bands, window=window, out_shape=(3, *shape), resampling=Resampling.bilinear)
-    # a pixel that is no number was not seen, whatever the nodata value
-    ignored = ~np.isfinite(raw).all(axis=0) if raw.dtype.kind == "f" else np.zeros(shape, bool)
+    size = (3, *shape)
+    found = image.read(
+        cutting.bands, window=window, out_shape=size, resampling=Resampling.bilinear, masked=True
+    )
+    raw = np.ma.getdata(found)
+    # as in mapping: one band alone at the file's nodata value is a colour, not a hole
+    masked = np.all(np.ma.getmaskarray(found), axis=0)
     if cutting.nodata is not None:
-        ignored |= (raw == cutting.nodata).all(axis=0)
-    masked = ignored
-    if MaskFlags.all_valid not in image.dataset.mask_flag_enums[cutting.bands[0] - 1]:
-        masked = masked | (image.dataset.dataset_mask(window=window, out_shape=shape) == 0)
+        masked |= (raw == cutting.nodata).all(axis=0)
+    # a pixel that is no number was not seen, whatever the nodata value
+    if raw.dtype.kind == "f":
+        masked |= ~np.isfinite(raw).all(axis=0)
     if cutting.value_range is not None:
         low, high = cutting.value_range
         scaled = (raw.astype(np.float32) - low) * (255 / (high - low))
@@ -282,7 +286,7 @@ def _read_strip(
     ids = None
     if label is not None and spec is not None:
         ids = _read_label(label, spec, window, shape, cutting.unknown_labels)
-        ids[ignored] = IGNORE
+        ids[masked] = IGNORE
     return _Strip(rows.row_off, raw, ids, masked)
 
 

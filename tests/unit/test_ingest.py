@@ -274,6 +274,15 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"scene_3\.tif: an image of uint16, values 8\d\d to \d+\n  expected: 8 bit\n  .*value_range: \[8",
     ),
+    "16 bit with holes": (
+        lambda town: save(
+            town / "images" / "scene_3.tif",
+            np.where(draw(3)[1] == 1, -9999, draw(3)[0].astype(np.int16) * 20),
+            nodata=-9999,
+        ),
+        {},
+        r"scene_3\.tif: an image of int16, values 8\d\d to \d+\n  expected: 8 bit\n  .*value_range: \[8",
+    ),
     "too few bands": (
         lambda town: save(town / "images" / "scene_3.tif", draw(3)[0][:2]),
         {},

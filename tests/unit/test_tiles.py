@@ -174,6 +174,41 @@ def test_transparent_and_black_pixels_count_as_nodata(tmp_path: Path, scene: Any
     source = save(tmp_path / "a.tif", np.concatenate([image, alpha]), photometric="RGB", alpha="yes")
     (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", label), cutting(rule="whole"))
     assert row["nodata_share"] == pytest.approx(0.6)
+    # black is a colour to the labels, transparency is not
+    ids = np.where(label == 9, IGNORE, label)
+    ids[:75] = IGNORE
+    np.testing.assert_array_equal(read_window(tmp_path / "l.tif", Window(0, 0, 210, 150))[0], ids)
+
+
+@pytest.mark.parametrize(("px", "rule"), [(64, "cut"), (210, "whole"), (70, "fit")])
+def test_what_the_file_masks_in_the_three_bands_is_not_scored(
+    px: int, rule: Any, tmp_path: Path, scene: Any
+) -> None:
+    raw = np.maximum(scene[0], 1).astype(np.int16)
+    raw = np.concatenate([raw, raw[:1]])
+    raw[:3, :75] = -9999  # the fourth band, which nobody asked for, saw something there
+    raw[0, 75:90] = -9999
+    source = save(tmp_path / "a.tif", raw, nodata=-9999)
+    label = save(tmp_path / "b.tif", np.ones((150, 210), np.uint8))
+    how = cutting(px, rule, value_range=(0, 255))
+    rows = cut(tmp_path, source, label, how)
+    with rasterio.open(tmp_path / "l.tif") as stored:
+        ids = stored.read(1)
+    half = len(ids) // 2
+    assert (ids[: half - 1] == IGNORE).all()
+    # "fit" mixes the rows at the border, and something was seen there
+    assert (ids[half - 1] == (1 if rule == "fit" else IGNORE)).all()
+    assert (ids[half:] == 1).all()
+    assert sum(row["ignored_pixels"] for row in rows) > 0
+
+
+def test_a_mask_beside_the_bands_is_not_scored(tmp_path: Path, scene: Any) -> None:
+    image, label = scene
+    source = save(tmp_path / "a.tif", image)
+    with rasterio.open(source, "r+") as file:
+        file.write_mask(np.arange(150)[:, None] >= np.full(210, 75))
+    (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", np.ones_like(label)), cutting(rule="whole"))
+    assert row["ignored_pixels"] == 75 * 210
 
 
 def test_not_a_number_is_nodata(tmp_path: Path, scene: Any) -> None:
