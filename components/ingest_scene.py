@@ -1,5 +1,6 @@
 """One scene of a domain: checked, cut into tiles and stored."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
     if domain.gsd_m is not None:
         return domain.gsd_m * shrink
     metric = source.crs is not None and source.crs.is_projected and source.crs.linear_units_factor[1] == 1
-    return abs(source.transform.a) * shrink if metric else 0.0
+    # not `a` alone: a raster may lie turned in its CRS
+    return math.hypot(source.transform.a, source.transform.d) * shrink if metric else 0.0
 
 
 def _check_image(domain: Domain, image: Raster) -> None:

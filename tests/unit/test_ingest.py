@@ -127,6 +127,13 @@ def test_an_archives_image_keeps_the_place_of_its_world_file(town: Path) -> None
     assert train.rows[3]["transform"] == pytest.approx([0.5, 0, 1008, 0, -0.5, 1992])
 
 
+def test_metres_per_pixel_of_a_turned_raster(town: Path) -> None:
+    place = rasterio.Affine.rotation(60) @ rasterio.Affine.scale(0.5, -0.5)
+    save(town / "images" / "scene_0.tif", draw(0)[0], crs="EPSG:32633", transform=place)
+    train, _ = manifests(run(town))
+    assert train.rows[0]["gsd_m"] == pytest.approx(0.5)
+
+
 def test_split_file(town: Path) -> None:
     lines = [
         f"scene_{number}{'.tif' * (number % 2)},{'test' if number < 3 else 'train'}" for number in range(8)
