@@ -47,8 +47,8 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
     """Stores a scene below `work` and returns the manifest's rows of its tiles.
 
     Raises:
-        InputError: too few bands, values that are not 8 bit without a range, a label of another size or
-            compressed with loss, label values outside the map.
+        InputError: too few bands, values that are not 8 bit without a range, a label of another size,
+            elsewhere or compressed with loss, label values outside the map.
     """
     domain, cutting = plan.domain, plan.cutting
     image_path, label_path = (f"{source.split}/{kind}/{source.key}.tif" for kind in ("images", "labels"))
@@ -123,6 +123,29 @@ def _extremes(image: Raster, domain: Domain) -> tuple[float, float]:
     return float(sample.min()), float(sample.max())
 
 
+def _refuse_elsewhere(image: Raster, label: Raster) -> None:
+    """A label without a place on the ground is taken for the image's; one with a place has to be there."""
+    ours, theirs = image.dataset, label.dataset
+    if any(each.crs is None or each.transform.is_identity for each in (ours, theirs)):
+        return
+    corners = [(col, row) for col in (0, ours.width) for row in (0, ours.height)]
+    apart = max(math.dist(ours.transform @ corner, theirs.transform @ corner) for corner in corners)
+    # half a pixel along both sides is what programs that mean its corner or its centre differ by
+    allowed = 0.501 * math.dist(ours.transform @ (0, 0), ours.transform @ (1, 1))
+    if ours.crs != theirs.crs or apart > allowed:
+        raise InputError(
+            f"a label at {_place(label)}, for an image at {_place(image)}",
+            where=label.where,
+            expected=f"the place of {image.where}, to half a pixel",
+            next_step="pair the right files, or warp the label onto the image's grid",
+        )
+
+
+def _place(raster: Raster) -> str:
+    bounds = ", ".join(f"{bound:.10g}" for bound in raster.dataset.bounds)
+    return f"{raster.dataset.crs.to_string()} ({bounds})"
+
+
 def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
     ours, theirs = image.dataset, label.dataset
     if (ours.width, ours.height) != (theirs.width, theirs.height):
@@ -131,6 +154,8 @@ def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
             where=label.where,
             expected=f"the size of {image.where}",
         )
+    if domain.own:  # nobody can mend what a publisher says
+        _refuse_elsewhere(image, label)
     compression = theirs.compression.value if theirs.compression else ""
     if (
         domain.labels

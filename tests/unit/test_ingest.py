@@ -18,6 +18,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 from own_domain import NAME, catalog, draw, own_domain, save, tree
+from rasterio.transform import from_origin
 
 from crossearth.components import ingest as step
 from crossearth.components.ingest import IngestConfig, domains_named, ingest
@@ -132,6 +133,34 @@ def test_metres_per_pixel_of_a_turned_raster(town: Path) -> None:
     save(town / "images" / "scene_0.tif", draw(0)[0], crs="EPSG:32633", transform=place)
     train, _ = manifests(run(town))
     assert train.rows[0]["gsd_m"] == pytest.approx(0.5)
+
+
+PLACE = {"crs": "EPSG:32633", "transform": from_origin(300_000, 5_000_000, 0.5, 0.5)}
+
+
+def placed(town: Path, **place: Any) -> None:
+    """The first scene with a georeference, and its mask with another."""
+    image, mask = draw(0)
+    save(town / "images" / "scene_0.tif", image, **PLACE)
+    (town / "masks" / "scene_0.png").unlink(missing_ok=True)
+    save(town / "masks" / "scene_0.tif", mask, **place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        PLACE,
+        {},
+        {"crs": "EPSG:32633"},
+        {"transform": from_origin(7, 7, 2, 2)},
+        PLACE | {"transform": from_origin(300_000.25, 5_000_000.25, 0.5, 0.5)},
+    ],
+    ids=["the same", "none", "a CRS alone", "a transform alone", "half a pixel off"],
+)
+def test_a_mask_lies_where_its_image_does_or_says_nothing(place: dict[str, Any], town: Path) -> None:
+    placed(town, **place)
+    train, _ = manifests(run(town))
+    assert (train.rows[0]["crs"], train.rows[0]["transform"][2]) == ("EPSG:32633", 300_000)
 
 
 def test_split_file(town: Path) -> None:
@@ -276,6 +305,28 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"scene_3\.tif: a label compressed with loss",
     ),
+    **{
+        f"mask {case}": (
+            lambda town, change=change: placed(town, **PLACE | change),
+            {},
+            rf"scene_0\.tif: a label at {words}.*\), for an image at EPSG:32633 \(300000, 4999968, 300032, "
+            r"5000000\)\n  expected: the place of .*images/scene_0\.tif",
+        )
+        for case, change, words in (
+            ("in another zone", {"crs": "EPSG:32632"}, r"EPSG:32632 \(300000,"),
+            ("beside", {"transform": from_origin(300_001, 5_000_000, 0.5, 0.5)}, r"EPSG:32633 \(300001,"),
+            (
+                "of larger pixels",
+                {"transform": from_origin(300_000, 5_000_000, 0.6, 0.6)},
+                r"EPSG:32633 \(300000, 4999961\.6, 300038\.4,",
+            ),
+            (
+                "upside down",
+                {"transform": from_origin(300_000, 4_999_968, 0.5, -0.5)},
+                r"EPSG:32633 \(300000, 5000000,",
+            ),
+        )
+    },
     "16 bit": (
         lambda town: save(town / "images" / "scene_3.tif", draw(3)[0].astype(np.uint16) * 20),
         {},
