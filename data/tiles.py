@@ -22,7 +22,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 from rasterio.session import DummySession
 
-from crossearth.data.domains import Rule
+from crossearth.data.domains import Rule, window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, Unknown
 
@@ -44,13 +44,6 @@ class Window(NamedTuple):
         return (self.row_off, self.row_off + self.height), (self.col_off, self.col_off + self.width)
 
 
-def starts(length: int, px: int) -> list[int]:
-    """Where windows of `px` start on a side of `length`: step `px`, the last one shifted back inside."""
-    if length <= px:
-        return [0]
-    return [*range(0, length - px, px), length - px]
-
-
 def windows(width: int, height: int, px: int, rule: Rule) -> list[Window]:
     """The windows of a stored scene, row by row. Rules "whole" and "fit" give one, as large as the scene.
 
@@ -60,8 +53,8 @@ def windows(width: int, height: int, px: int, rule: Rule) -> list[Window]:
         return [Window(0, 0, width, height)]
     return [
         Window(left, top, min(px, width), min(px, height))
-        for top in starts(height, px)
-        for left in starts(width, px)
+        for top in window_starts(height, px, px)
+        for left in window_starts(width, px, px)
     ]
 
 
@@ -203,7 +196,7 @@ def cut_scene(
         stored = stack.enter_context(scene_writer(image_path, grid, 3))
         stored_label = label_path and stack.enter_context(scene_writer(label_path, grid, 1))
         strip = _Strip.empty(grid.width, label is not None)
-        for top in starts(grid.height, height):
+        for top in window_starts(grid.height, height, height):
             rows_here = Window(0, strip.bottom, grid.width, top + height - strip.bottom)
             fresh = _read_strip(image, label, spec, rows_here, cutting)
             stored.write(fresh.image, window=rows_here.slices())

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
+from crossearth.data.domains import window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, parse_labels
-from crossearth.data.tiles import Cutting, Raster, Window, cut_scene, gdal, look, read_window, starts, windows
+from crossearth.data.tiles import Cutting, Raster, Window, cut_scene, gdal, look, read_window, windows
 
 CLASSES = ("ground", "road", "roof")
 SPEC = parse_labels({0: "ground", 1: "road", 2: "roof", 9: "ignore"}, CLASSES, "test")
@@ -60,7 +61,7 @@ def scene() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 @given(length=st.integers(1, 7000), px=st.integers(1, 1600))
 def test_windows_cover_a_side_and_stay_inside(length: int, px: int) -> None:
-    begin = starts(length, px)
+    begin = window_starts(length, px, px)
     size = min(px, length)
     assert begin[0] == 0
     assert begin[-1] + size == length
