@@ -1,5 +1,6 @@
 """One scene of a domain: checked, cut into tiles and stored."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
     """Stores a scene below `work` and returns the manifest's rows of its tiles.
 
     Raises:
-        InputError: too few bands, values that are not 8 bit without a range, a label of another size or
-            compressed with loss, label values outside the map.
+        InputError: too few bands, values that are not 8 bit without a range, a label of another size,
+            elsewhere or compressed with loss, label values outside the map.
     """
     domain, cutting = plan.domain, plan.cutting
     image_path, label_path = (f"{source.split}/{kind}/{source.key}.tif" for kind in ("images", "labels"))
@@ -87,7 +88,8 @@ def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
     if domain.gsd_m is not None:
         return domain.gsd_m * shrink
     metric = source.crs is not None and source.crs.is_projected and source.crs.linear_units_factor[1] == 1
-    return abs(source.transform.a) * shrink if metric else 0.0
+    # not `a` alone: a raster may lie turned in its CRS
+    return math.hypot(source.transform.a, source.transform.d) * shrink if metric else 0.0
 
 
 def _check_image(domain: Domain, image: Raster) -> None:
@@ -115,10 +117,33 @@ def _check_image(domain: Domain, image: Raster) -> None:
 
 
 def _extremes(image: Raster, domain: Domain) -> tuple[float, float]:
-    """About the lowest and highest value, from a thinned reading."""
+    """About the lowest and highest value that was seen, from a thinned reading."""
     size = (3, min(image.dataset.height, 512), min(image.dataset.width, 512))
-    sample = image.read(domain.band_indexes, out_shape=size)
-    return float(np.nanmin(sample)), float(np.nanmax(sample))
+    sample = np.ma.masked_invalid(image.read(domain.band_indexes, out_shape=size, masked=True))
+    return float(sample.min()), float(sample.max())
+
+
+def _refuse_elsewhere(image: Raster, label: Raster) -> None:
+    """A label without a place on the ground is taken for the image's; one with a place has to be there."""
+    ours, theirs = image.dataset, label.dataset
+    if any(each.crs is None or each.transform.is_identity for each in (ours, theirs)):
+        return
+    corners = [(col, row) for col in (0, ours.width) for row in (0, ours.height)]
+    apart = max(math.dist(ours.transform @ corner, theirs.transform @ corner) for corner in corners)
+    # half a pixel along both sides is what programs that mean its corner or its centre differ by
+    allowed = 0.501 * math.dist(ours.transform @ (0, 0), ours.transform @ (1, 1))
+    if ours.crs != theirs.crs or apart > allowed:
+        raise InputError(
+            f"a label at {_place(label)}, for an image at {_place(image)}",
+            where=label.where,
+            expected=f"the place of {image.where}, to half a pixel",
+            next_step="pair the right files, or warp the label onto the image's grid",
+        )
+
+
+def _place(raster: Raster) -> str:
+    bounds = ", ".join(f"{bound:.10g}" for bound in raster.dataset.bounds)
+    return f"{raster.dataset.crs.to_string()} ({bounds})"
 
 
 def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
@@ -129,6 +154,8 @@ def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
             where=label.where,
             expected=f"the size of {image.where}",
         )
+    if domain.own:  # nobody can mend what a publisher says
+        _refuse_elsewhere(image, label)
     compression = theirs.compression.value if theirs.compression else ""
     if (
         domain.labels

@@ -62,6 +62,7 @@ class Member:
         name: its name in the archive; empty for a plain file.
         size: bytes when unpacked.
         tag: changes when the content does (CRC, or time of change): tells a resumed run what it has done.
+        packed: whether it came in an archive, and so from strangers; it may be unpacked by now.
     """
 
     path: str
@@ -69,6 +70,7 @@ class Member:
     name: str
     size: int
     tag: str
+    packed: bool = False
 
     @property
     def stem(self) -> str:
@@ -150,7 +152,7 @@ def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, dept
                 f"cannot be read: {error.strerror}", where=file, next_step="a broken link? mend or remove it"
             ) from error
         if not is_archive(file.name):
-            yield Member(path, file, "", status.st_size, str(status.st_mtime_ns))
+            yield Member(path, file, "", status.st_size, str(status.st_mtime_ns), packed=depth > 0)
         elif not file.with_name(stem_of(file.name)).is_dir():
             yield from _index_archive(file, stem_of(path), scratch, limits, depth)
 
@@ -201,7 +203,7 @@ def _index_archive(file: Path, prefix: str, scratch: Path, limits: Limits, depth
             _unpack_entry(file, entry.filename, inner)
             yield from _index_archive(inner, stem_of(path), scratch / "inner", limits, depth + 1)
         else:
-            yield Member(path, file, entry.filename, entry.file_size, f"{entry.CRC:08x}")
+            yield Member(path, file, entry.filename, entry.file_size, f"{entry.CRC:08x}", packed=True)
 
 
 def zip_entries(file: Path, limits: Limits) -> list[zipfile.ZipInfo]:

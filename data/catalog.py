@@ -287,7 +287,7 @@ def _check_published(catalog: Catalog, entry: _DomainEntry, where: str) -> None:
     if entry.masks is not None or entry.split is not None:
         raise InputError("`masks` and `split` go with `images`", where=where)
     both = [files for files in (entry.train, entry.test) if files]
-    if shared := set.intersection(*(set(files.scenes) for files in both)):
+    if len(both) > 1 and (shared := set.intersection(*(set(files.scenes) for files in both))):
         raise InputError(f"scenes in both splits: {', '.join(sorted(shared))}", where=where)
     if any((files.labels is None) != (entry.labels is None) for files in both):
         raise InputError("a label map without label files, or label files without a map", where=where)

@@ -96,6 +96,15 @@ class Tiling:
             raise InputError(f"px: {self.px}", expected="at least 1")
 
 
+def window_starts(side_px: int, crop_px: int, stride_px: int) -> list[int]:
+    """First pixels of the windows that cover a side; the last window is shifted back inside.
+
+    A side that is no longer than the crop has one window, at 0, as long as the side.
+    """
+    last = max(side_px - crop_px, 0)
+    return [min(start, last) for start in range(0, last + stride_px, stride_px)]
+
+
 @dataclass(frozen=True)
 class Files:
     """Where a split's files lie; patterns as data/catalog.yaml explains.
@@ -149,7 +158,7 @@ class Domain:
         labels: None where there are none.
         lossy_labels: scenes whose published labels went through a lossy format.
         value_range: raw values that become 0 and 255; None: the files are 8 bit and stay as they are.
-        nodata: raw value; px where all bands have it are ignored in labels.
+        nodata: raw value; px where all bands have it are ignored in labels, as are px that the file masks.
         train, test: files of a published domain's splits; None: it has no such split.
         own: folders of a user's domain; None: a published one.
     """

@@ -242,7 +242,8 @@ def _clipped(values: NDArray[Any]) -> NDArray[np.intp]:
     """Values as keys of the table, those outside 0..MAX_VALUE moved to its last slot."""
     if values.dtype.itemsize <= 2 and values.dtype.kind in "ub":
         return values.astype(np.intp)
-    return np.where((values >= 0) & (values <= MAX_VALUE), values, MAX_VALUE + 1).astype(np.intp)
+    # a plain 65536 would take the values' type, in which it may be 0
+    return np.where((values >= 0) & (values <= MAX_VALUE), values, np.int64(MAX_VALUE + 1)).astype(np.intp)
 
 
 def _three_bands(planes: NDArray[Any], where: object) -> NDArray[Any]:
@@ -262,7 +263,8 @@ def _one_band(planes: NDArray[Any], where: object) -> NDArray[Any]:
         raise InputError(
             f"a label of {planes.shape[0]} bands that differ", where=where, expected="1 band of raw values"
         )
-    if planes.dtype.kind == "f" and not np.array_equal(first, np.floor(first)):
+    # what is no number is no fraction either: it is a value outside the map
+    if planes.dtype.kind == "f" and not np.array_equal(first, np.floor(first), equal_nan=True):
         raise InputError(f"a label of {planes.dtype} with fractions", where=where, expected="whole numbers")
     if planes.dtype.kind not in "ubif":
         raise InputError(f"a label of {planes.dtype}", where=where, expected="integers")

@@ -196,8 +196,10 @@ def _problem(table: pa.Table) -> str:
 def _is_inside(column: str, name: str) -> bool:
     if column == "tile_id":
         return is_file_name(name)  # predictions take it for their files
-    # a restyled dataset refers to the labels of its origin, beside it
-    return not Path(name).is_absolute() and (column == "label" or ".." not in Path(name).parts)
+    path = Path(name)
+    # a restyled dataset refers to the labels of its origin, wherever that lies: to those, and to nothing else
+    of_origin = column == "label" and path.match("*/labels/*.tif") and path.parts[-3] in get_args(Split)
+    return not path.is_absolute() and (".." not in path.parts or of_origin)
 
 
 def _about(table: pa.Table) -> dict[str, str]:

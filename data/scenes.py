@@ -155,7 +155,7 @@ def _world_files(members: Sequence[Member]) -> dict[str, list[Member]]:
     """World files in archives, by path without suffix: GDAL finds those of plain files itself."""
     found: dict[str, list[Member]] = {}
     for member in members:
-        if member.name and member.path.lower().endswith(WORLD_FILES):
+        if member.packed and member.path.lower().endswith(WORLD_FILES):
             found.setdefault(member.path.rpartition(".")[0], []).append(member)
     return found
 
@@ -271,7 +271,7 @@ def open_raster(member: Member, sidecars: Sequence[Member] = ()) -> Iterator[Ras
     """
     with ExitStack() as stack:
         try:
-            if not member.name:
+            if not member.packed:
                 dataset = stack.enter_context(rasterio.open(member.container))
             else:
                 memory = stack.enter_context(_in_memory(member, member.stem))

@@ -17,12 +17,12 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 from rasterio.session import DummySession
 
-from crossearth.data.domains import Rule
+from crossearth.data.domains import Rule, window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, Unknown
 
@@ -44,13 +44,6 @@ class Window(NamedTuple):
         return (self.row_off, self.row_off + self.height), (self.col_off, self.col_off + self.width)
 
 
-def starts(length: int, px: int) -> list[int]:
-    """Where windows of `px` start on a side of `length`: step `px`, the last one shifted back inside."""
-    if length <= px:
-        return [0]
-    return [*range(0, length - px, px), length - px]
-
-
 def windows(width: int, height: int, px: int, rule: Rule) -> list[Window]:
     """The windows of a stored scene, row by row. Rules "whole" and "fit" give one, as large as the scene.
 
@@ -60,8 +53,8 @@ def windows(width: int, height: int, px: int, rule: Rule) -> list[Window]:
         return [Window(0, 0, width, height)]
     return [
         Window(left, top, min(px, width), min(px, height))
-        for top in starts(height, px)
-        for left in starts(width, px)
+        for top in window_starts(height, px, px)
+        for left in window_starts(width, px, px)
     ]
 
 
@@ -118,8 +111,8 @@ class Cutting:
             longer side is `px`, images bilinearly, labels by nearest neighbour.
         bands: 1-based bands of the publisher's image, in the order that the network sees.
         value_range: source values that become 0 and 255, linear between, clipped; None = uint8 as it is.
-        nodata: source value; px where all three bands have it are ignored in labels, as are px that are no
-            number in some band.
+        nodata: source value; px where all three bands have it are ignored in labels, as are px that the file
+            masks in all three (its own nodata value, transparency) or that are no number in some band.
         num_classes: classes of the domain's class set.
         unknown_labels: what becomes of label values outside the map.
     """
@@ -203,7 +196,7 @@ def cut_scene(
         stored = stack.enter_context(scene_writer(image_path, grid, 3))
         stored_label = label_path and stack.enter_context(scene_writer(label_path, grid, 1))
         strip = _Strip.empty(grid.width, label is not None)
-        for top in starts(grid.height, height):
+        for top in window_starts(grid.height, height, height):
             rows_here = Window(0, strip.bottom, grid.width, top + height - strip.bottom)
             fresh = _read_strip(image, label, spec, rows_here, cutting)
             stored.write(fresh.image, window=rows_here.slices())
@@ -267,14 +260,18 @@ def _read_strip(
     """Reads `rows` of the stored grid; rule "fit" knows one strip, and it is all of the source."""
     window = None if cutting.rule == "fit" else rows.slices()
     shape = (rows.height, rows.width)
-    raw = image.read(cutting.bands, window=window, out_shape=(3, *shape), resampling=Resampling.bilinear)
-    # a pixel that is no number was not seen, whatever the nodata value
-    ignored = ~np.isfinite(raw).all(axis=0) if raw.dtype.kind == "f" else np.zeros(shape, bool)
+    size = (3, *shape)
+    found = image.read(
+        cutting.bands, window=window, out_shape=size, resampling=Resampling.bilinear, masked=True
+    )
+    raw = np.ma.getdata(found)
+    # as in mapping: one band alone at the file's nodata value is a colour, not a hole
+    masked = np.all(np.ma.getmaskarray(found), axis=0)
     if cutting.nodata is not None:
-        ignored |= (raw == cutting.nodata).all(axis=0)
-    masked = ignored
-    if MaskFlags.all_valid not in image.dataset.mask_flag_enums[cutting.bands[0] - 1]:
-        masked = masked | (image.dataset.dataset_mask(window=window, out_shape=shape) == 0)
+        masked |= (raw == cutting.nodata).all(axis=0)
+    # a pixel that is no number was not seen, whatever the nodata value
+    if raw.dtype.kind == "f":
+        masked |= ~np.isfinite(raw).all(axis=0)
     if cutting.value_range is not None:
         low, high = cutting.value_range
         scaled = (raw.astype(np.float32) - low) * (255 / (high - low))
@@ -282,7 +279,7 @@ def _read_strip(
     ids = None
     if label is not None and spec is not None:
         ids = _read_label(label, spec, window, shape, cutting.unknown_labels)
-        ids[ignored] = IGNORE
+        ids[masked] = IGNORE
     return _Strip(rows.row_off, raw, ids, masked)
 
 
@@ -362,7 +359,7 @@ def read_window(path: Path, window: Window) -> NDArray[np.uint8]:
         InputError: the file is missing or unreadable.
     """
     try:
-        with rasterio.open(path) as scene:
+        with rasterio.open(path, driver="GTiff") as scene:
             return cast("NDArray[np.uint8]", scene.read(window=window.slices()))
     except (RasterioError, OSError) as error:
         raise InputError(

@@ -1,11 +1,13 @@
-"""Makes torchvision importable beside a CPU build of torch.
+"""Makes torchvision importable beside a torch that its compiled operators do not load with.
 
-torchvision's wheel is built for CUDA; beside CPU torch its compiled operators do not load and importing it
-fails with "operator torchvision::nms does not exist" unless the operators' schemas are defined first. Beside
-CUDA torch nothing is done. Import this module before torchvision, timm or torchmetrics.
+torchvision's wheel is built for CUDA; beside CPU torch its operators do not load and importing it fails with
+"operator torchvision::nms does not exist" unless the operators' schemas are defined first. Where they load,
+as those of a pair of CPU builds do, nothing is defined. Import this module before torchvision, timm or
+torchmetrics.
 """
 
 import importlib.util
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,10 @@ SCHEMAS = {
 }
 
 _library = torch.library.Library("torchvision", "FRAGMENT")
-if importlib.util.find_spec("torchvision") and not torch.version.cuda:
-    for schema in SCHEMAS.values():
-        _library.define(schema)
+if torchvision := importlib.util.find_spec("torchvision"):
+    try:
+        # torchvision's own library, not torchvision: importing it without its operators fails half-way
+        torch.ops.load_library(Path(str(torchvision.origin)).with_name("_C.so"))
+    except OSError:
+        for schema in SCHEMAS.values():
+            _library.define(schema)

@@ -9,18 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crossearth.data.domains import window_starts
 from crossearth.model.crossearth import CrossEarth
 
 Size = tuple[int, int]
-
-
-def window_starts(side_px: int, crop_px: int, stride_px: int) -> list[int]:
-    """First pixels of the windows that cover a side; the last window is shifted back inside.
-
-    A side that is no longer than the crop has one window, at 0, as long as the side.
-    """
-    last = max(side_px - crop_px, 0)
-    return [min(start, last) for start in range(0, last + stride_px, stride_px)]
 
 
 def slide_logits(

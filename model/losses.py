@@ -88,7 +88,6 @@ class Points(NamedTuple):
 def segmentation_loss(
     predictions: Sequence[Prediction],
     label_BHW: Tensor,
-    num_classes: int,
     generator: torch.Generator | Sequence[torch.Generator] | PointSource,
     config: SegmentationLossConfig = SegmentationLossConfig(),
 ) -> dict[str, Tensor]:

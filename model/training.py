@@ -240,9 +240,7 @@ class MultiTask(nn.Module):
         """L_seg by kind of term, summed over the prediction layers."""
         predictions = self.network.decode(seen)
         generators = [self._generator(position, "points") for position in positions]
-        layers = segmentation_loss(
-            predictions, label_BHW, self.network.config.num_classes, generators, self.config.segmentation
-        )
+        layers = segmentation_loss(predictions, label_BHW, generators, self.config.segmentation)
         num_queries = predictions[0].class_logits.shape[1]
         own = Normalisers.of(label_BHW, num_queries, self.config.segmentation.weight_no_object)
         mask_share = max(own.masks, 1) / max(whole.masks, 1)

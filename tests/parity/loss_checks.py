@@ -68,7 +68,7 @@ def loss_terms(
     matched = [len(recording.take("io", f"loss_assign/layer0_img{image}_pos_inds")) for image in range(batch)]
     source = replay(recording, num_layers, matched)
     with replayed_choices(recording, num_layers, matched):
-        return segmentation_loss(predictions, label_BHW, model.config.num_classes, source, config)
+        return segmentation_loss(predictions, label_BHW, source, config)
 
 
 @contextmanager

@@ -174,6 +174,14 @@ def test_a_users_split(write: Write, tmp_path: Path, split: Any, by: str, splits
     assert town.own.file == (tmp_path / "town/split.csv" if by == "file" else None)
 
 
+def test_one_split_of_a_publisher_may_list_its_scenes(write: Write) -> None:
+    files = {"images": "*.png", "scenes": ["a", "b"]}
+    path = write(domains={"town": {"dataset": "loveda", "train": files}})
+    assert load_catalog([path]).domain("town").files("train").scenes == ("a", "b")
+    both = write(domains={"town": {"dataset": "loveda", "train": files, "test": files}})
+    refused(both, "scenes in both splits: a, b")
+
+
 def test_a_users_class_set_gets_a_palette(write: Write) -> None:
     path = write(class_sets={"farm": {"classes": ["other", "field", "barn"]}})
     farm = load_catalog([path]).class_sets["farm"]

@@ -1,11 +1,16 @@
 """What an audit of constraints.txt sees is all that an installation brings."""
 
+import runpy
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from crossearth.data import torchvision_ops
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
@@ -44,3 +49,20 @@ def test_every_pin_is_one_public_version() -> None:
         (clause,) = pin.specifier
         assert clause.operator == "==" and "*" not in clause.version and "+" not in clause.version, str(pin)
         assert not pin.url and not pin.extras and not pin.marker, str(pin)
+
+
+@pytest.mark.parametrize(("loads", "defined"), [(True, []), (False, ["nms", "qnms"])])
+def test_torchvisions_operators_are_defined_only_where_its_own_do_not_load(
+    loads: bool, defined: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def load(path: Path) -> None:
+        assert path.parts[-2:] == ("torchvision", "_C.so") and path.exists()
+        if not loads:
+            raise OSError("libcudart.so: cannot open shared object file")
+
+    monkeypatch.setattr(torch.ops, "load_library", load)
+    monkeypatch.setattr(torch.library.Library, "define", lambda _, schema: found.append(schema.split("(")[0]))
+    runpy.run_path(torchvision_ops.__file__)
+    assert found == defined

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from own_domain import NAME, catalog, draw, own_domain, save, tree
+from rasterio.transform import from_origin
 
 from crossearth.components import ingest as step
 from crossearth.components.ingest import IngestConfig, domains_named, ingest
@@ -126,6 +128,41 @@ def test_an_archives_image_keeps_the_place_of_its_world_file(town: Path) -> None
     assert train.rows[3]["transform"] == pytest.approx([0.5, 0, 1008, 0, -0.5, 1992])
 
 
+def test_metres_per_pixel_of_a_turned_raster(town: Path) -> None:
+    place = rasterio.Affine.rotation(60) @ rasterio.Affine.scale(0.5, -0.5)
+    save(town / "images" / "scene_0.tif", draw(0)[0], crs="EPSG:32633", transform=place)
+    train, _ = manifests(run(town))
+    assert train.rows[0]["gsd_m"] == pytest.approx(0.5)
+
+
+PLACE = {"crs": "EPSG:32633", "transform": from_origin(300_000, 5_000_000, 0.5, 0.5)}
+
+
+def placed(town: Path, **place: Any) -> None:
+    """The first scene with a georeference, and its mask with another."""
+    image, mask = draw(0)
+    save(town / "images" / "scene_0.tif", image, **PLACE)
+    (town / "masks" / "scene_0.png").unlink(missing_ok=True)
+    save(town / "masks" / "scene_0.tif", mask, **place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        PLACE,
+        {},
+        {"crs": "EPSG:32633"},
+        {"transform": from_origin(7, 7, 2, 2)},
+        PLACE | {"transform": from_origin(300_000.25, 5_000_000.25, 0.5, 0.5)},
+    ],
+    ids=["the same", "none", "a CRS alone", "a transform alone", "half a pixel off"],
+)
+def test_a_mask_lies_where_its_image_does_or_says_nothing(place: dict[str, Any], town: Path) -> None:
+    placed(town, **place)
+    train, _ = manifests(run(town))
+    assert (train.rows[0]["crs"], train.rows[0]["transform"][2]) == ("EPSG:32633", 300_000)
+
+
 def test_split_file(town: Path) -> None:
     lines = [
         f"scene_{number}{'.tif' * (number % 2)},{'test' if number < 3 else 'train'}" for number in range(8)
@@ -189,6 +226,24 @@ def truncated_jpeg(town: Path) -> None:
     path.write_bytes(path.read_bytes()[:-700])
 
 
+def pointer_in_a(kind: str) -> Callable[[Path], None]:
+    """The images in an archive of `kind`, one of them a VRT that points to a file of the user's."""
+
+    def pack(town: Path) -> None:
+        images, own = town / "images", town / "own.tif"
+        (images / "scene_3.tif").rename(own)
+        rasterio.shutil.copy(own, town / "own.vrt", driver="VRT")
+        pointer = (town / "own.vrt").read_text().replace('relativeToVRT="1">own', f'relativeToVRT="0">{own}')
+        (images / "scene_3.tif").write_text(pointer)
+        for inner in kind.split(" in "):
+            packed = shutil.make_archive(str(town / "pack"), inner, images)
+            shutil.rmtree(images)
+            images.mkdir()
+            shutil.move(packed, images)
+
+    return pack
+
+
 def copy_deeper(town: Path) -> None:
     (town / "images" / "more").mkdir()
     shutil.copy(town / "images" / "scene_3.tif", town / "images" / "more" / "SCENE_3.tif")
@@ -231,6 +286,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"scene_3\.tif: not an image",
     ),
+    **{
+        f"pointer in a {kind}": (pointer_in_a(kind), {}, r"scene_3\.tif: not an image")
+        for kind in ("zip", "tar", "gztar", "zip in tar", "tar in zip")
+    },
     "label is not an image": (
         lambda town: (town / "masks" / "scene_3.png").write_text("hello"),
         {},
@@ -246,10 +305,41 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"scene_3\.tif: a label compressed with loss",
     ),
+    **{
+        f"mask {case}": (
+            lambda town, change=change: placed(town, **PLACE | change),
+            {},
+            rf"scene_0\.tif: a label at {words}.*\), for an image at EPSG:32633 \(300000, 4999968, 300032, "
+            r"5000000\)\n  expected: the place of .*images/scene_0\.tif",
+        )
+        for case, change, words in (
+            ("in another zone", {"crs": "EPSG:32632"}, r"EPSG:32632 \(300000,"),
+            ("beside", {"transform": from_origin(300_001, 5_000_000, 0.5, 0.5)}, r"EPSG:32633 \(300001,"),
+            (
+                "of larger pixels",
+                {"transform": from_origin(300_000, 5_000_000, 0.6, 0.6)},
+                r"EPSG:32633 \(300000, 4999961\.6, 300038\.4,",
+            ),
+            (
+                "upside down",
+                {"transform": from_origin(300_000, 4_999_968, 0.5, -0.5)},
+                r"EPSG:32633 \(300000, 5000000,",
+            ),
+        )
+    },
     "16 bit": (
         lambda town: save(town / "images" / "scene_3.tif", draw(3)[0].astype(np.uint16) * 20),
         {},
         r"scene_3\.tif: an image of uint16, values 8\d\d to \d+\n  expected: 8 bit\n  .*value_range: \[8",
+    ),
+    "16 bit with holes": (
+        lambda town: save(
+            town / "images" / "scene_3.tif",
+            np.where(draw(3)[1] == 1, -9999, draw(3)[0].astype(np.int16) * 20),
+            nodata=-9999,
+        ),
+        {},
+        r"scene_3\.tif: an image of int16, values 8\d\d to \d+\n  expected: 8 bit\n  .*value_range: \[8",
     ),
     "too few bands": (
         lambda town: save(town / "images" / "scene_3.tif", draw(3)[0][:2]),

@@ -160,15 +160,30 @@ def test_values_of_any_type_are_looked_up(raw: np.ndarray[Any, Any]) -> None:
     assert np.array_equal(labels.decode(raw, unknown="ignore"), expected)
 
 
-@pytest.mark.parametrize("value", [-1, 65536, 2**31 - 1])
-def test_values_outside_every_table_are_unknown_and_do_not_wrap(value: int) -> None:
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        *[(-1, dtype) for dtype in ("int8", "int16", "int32", "int64", "float32")],
+        *[(65536, dtype) for dtype in ("int32", "uint32", "int64", "uint64", "float32")],
+        (2**31 - 1, "int64"),
+    ],
+)
+def test_values_outside_every_table_are_unknown_and_do_not_wrap(value: int, dtype: str) -> None:
     labels = parse_labels({0: "background", 255: "road", 65535: "water"}, CLASSES, "")
-    raw = np.array([[0, value]], np.int64)
+    raw = np.array([[0, value]], dtype)
     assert labels.decode(raw, unknown="ignore").tolist() == [[0, IGNORE]]
     with pytest.raises(
-        InputError, match=rf"1 of 2 label pixels have values outside the map: {value} \(1 px\)"
+        InputError, match=rf"1 of 2 label pixels have values outside the map: {raw[0, 1]} \(1 px\)"
     ):
         labels.decode(raw, "mask.tif")
+
+
+def test_what_is_no_number_is_a_value_outside_the_map() -> None:
+    labels = parse_labels({0: "background", 1: "road"}, CLASSES, "")
+    raw = np.array([[0, 1, np.nan, np.nan, np.inf]], np.float32)
+    assert labels.decode(raw, unknown="ignore").tolist() == [[0, 1, IGNORE, IGNORE, IGNORE]]
+    with pytest.raises(InputError, match=r"3 of 5 .* outside the map: nan \(2 px\), inf \(1 px\)"):
+        labels.decode(raw)
 
 
 def test_the_error_names_file_values_counts_and_choices() -> None:
@@ -221,7 +236,7 @@ def test_magenta_is_unknown_even_when_snapped() -> None:
             "bands that differ",
         ),
         (np.full((4, 4), 0.5, np.float32), "with fractions"),
-        (np.full((4, 4), np.nan, np.float32), "with fractions"),
+        (np.array([[0.5, np.nan]], np.float32), "with fractions"),
         (np.zeros((4, 4), np.complex64), "a label of complex64"),
     ],
 )

@@ -60,15 +60,15 @@ def same_points(points_1P2: Tensor, image: int, rows: int, count: int) -> Tensor
 
 def test_a_perfect_prediction_costs_little() -> None:
     right, wrong = (perfect(label_BHW) for label_BHW in (labels(), labels().flip(2)))
-    terms = segmentation_loss([right], labels(), 3, generator(), CONFIG)
+    terms = segmentation_loss([right], labels(), generator(), CONFIG)
     assert set(terms) == {"loss_cls", "loss_mask", "loss_dice"}
     assert float(terms["loss_cls"]) < 1e-6
     # not zero: points between pixels of two classes, or at the border, see a bit of both
-    assert total(terms) < 0.25 * total(segmentation_loss([wrong], labels(), 3, generator(), CONFIG))
+    assert total(terms) < 0.25 * total(segmentation_loss([wrong], labels(), generator(), CONFIG))
 
 
 def test_terms_of_every_layer_are_named() -> None:
-    terms = segmentation_loss([perfect(labels())] * 3, labels(), 3, generator(), CONFIG)
+    terms = segmentation_loss([perfect(labels())] * 3, labels(), generator(), CONFIG)
     names = {f"{prefix}loss_{kind}" for prefix in ("", "d0.", "d1.") for kind in ("cls", "mask", "dice")}
     assert set(terms) == names
 
@@ -77,9 +77,7 @@ def test_the_order_of_the_queries_does_not_matter() -> None:
     prediction = perfect(labels())
     shuffled = Prediction(*(part[:, [2, 0, 3, 1]] for part in prediction))
     source = partial(same_points, torch.rand(1, 192, 2, generator=generator()))
-    first, second = (
-        segmentation_loss([each], labels(), 3, source, CONFIG) for each in (prediction, shuffled)
-    )
+    first, second = (segmentation_loss([each], labels(), source, CONFIG) for each in (prediction, shuffled))
     for name in first:
         torch.testing.assert_close(first[name], second[name])
 
@@ -87,7 +85,7 @@ def test_the_order_of_the_queries_does_not_matter() -> None:
 def test_class_term_by_hand() -> None:
     """Uniform logits: every query costs log(K + 1), whatever it is matched to."""
     prediction = Prediction(torch.zeros(2, 4, 4), perfect(labels()).mask_logits)
-    terms = segmentation_loss([prediction], labels(), 3, generator(), CONFIG)
+    terms = segmentation_loss([prediction], labels(), generator(), CONFIG)
     assert float(terms["loss_cls"]) == pytest.approx(2 * math.log(4), rel=1e-5)
 
 
@@ -96,7 +94,7 @@ def test_mask_terms_by_hand() -> None:
     label_BHW = torch.ones(1, 8, 8, dtype=torch.uint8)
     prediction = Prediction(torch.zeros(1, 2, 3), torch.zeros(1, 2, 8, 8))
     terms = segmentation_loss(
-        [prediction], label_BHW, 2, lambda image, rows, n: torch.full((rows, n, 2), 0.5), CONFIG
+        [prediction], label_BHW, lambda image, rows, n: torch.full((rows, n, 2), 0.5), CONFIG
     )
     assert float(terms["loss_mask"]) == pytest.approx(5 * math.log(2), rel=1e-5)
     assert float(terms["loss_dice"]) == pytest.approx(5 * (1 - 65 / (32 + 64 + 1)), rel=1e-5)
@@ -105,7 +103,7 @@ def test_mask_terms_by_hand() -> None:
 def test_nothing_labelled_gives_a_class_term_alone() -> None:
     label_BHW = torch.full((2, 8, 8), 255, dtype=torch.uint8)
     logits = torch.zeros(2, 4, 8, 8, requires_grad=True)
-    terms = segmentation_loss([Prediction(torch.zeros(2, 4, 4), logits)], label_BHW, 3, generator(), CONFIG)
+    terms = segmentation_loss([Prediction(torch.zeros(2, 4, 4), logits)], label_BHW, generator(), CONFIG)
     assert not terms["loss_mask"].any() and not terms["loss_dice"].any()
     assert float(terms["loss_cls"]) > 0
     torch.stack(list(terms.values())).sum().backward()
@@ -115,25 +113,25 @@ def test_nothing_labelled_gives_a_class_term_alone() -> None:
 def test_one_image_without_labels_beside_one_with() -> None:
     label_BHW = labels()
     label_BHW[1] = 255
-    assert math.isfinite(total(segmentation_loss([perfect(labels())], label_BHW, 3, generator(), CONFIG)))
+    assert math.isfinite(total(segmentation_loss([perfect(labels())], label_BHW, generator(), CONFIG)))
 
 
 def test_more_classes_than_queries() -> None:
     label_BHW = torch.arange(6, dtype=torch.uint8).repeat_interleave(6).reshape(1, 6, 6)
     prediction = Prediction(torch.randn(1, 4, 7), torch.randn(1, 4, 6, 6))
-    assert math.isfinite(total(segmentation_loss([prediction], label_BHW, 6, generator(), CONFIG)))
+    assert math.isfinite(total(segmentation_loss([prediction], label_BHW, generator(), CONFIG)))
 
 
 def test_a_generator_per_image_makes_the_points_independent_of_the_batch() -> None:
     """Masks and matching of an image come out the same whatever stands beside it; the means differ."""
     prediction, label_BHW = perfect(labels(), strength=1.0), labels()
     alone = segmentation_loss(
-        [Prediction(*(p[1:] for p in prediction))], label_BHW[1:], 3, [generator(5)], CONFIG
+        [Prediction(*(p[1:] for p in prediction))], label_BHW[1:], [generator(5)], CONFIG
     )
     other = segmentation_loss(
-        [Prediction(*(p[:1] for p in prediction))], label_BHW[:1], 3, [generator(4)], CONFIG
+        [Prediction(*(p[:1] for p in prediction))], label_BHW[:1], [generator(4)], CONFIG
     )
-    both = segmentation_loss([prediction], label_BHW, 3, [generator(4), generator(5)], CONFIG)
+    both = segmentation_loss([prediction], label_BHW, [generator(4), generator(5)], CONFIG)
     # two instances in the first image, one in the second
     for name in ("loss_mask", "loss_dice"):
         torch.testing.assert_close(both[name], (2 * other[name] + alone[name]) / 3)
@@ -141,9 +139,9 @@ def test_a_generator_per_image_makes_the_points_independent_of_the_batch() -> No
 
 def test_equal_seeds_give_equal_losses() -> None:
     prediction = Prediction(torch.randn(2, 6, 4), torch.randn(2, 6, 4, 4))
-    runs = [total(segmentation_loss([prediction], labels(), 3, generator(3), CONFIG)) for _ in range(2)]
+    runs = [total(segmentation_loss([prediction], labels(), generator(3), CONFIG)) for _ in range(2)]
     assert runs[0] == runs[1]
-    assert runs[0] != total(segmentation_loss([prediction], labels(), 3, generator(4), CONFIG))
+    assert runs[0] != total(segmentation_loss([prediction], labels(), generator(4), CONFIG))
 
 
 def test_instances_are_the_classes_present() -> None:
@@ -161,9 +159,9 @@ def test_the_cheapest_assignment_is_found() -> None:
 def test_matching_and_loss_are_the_same_under_autocast() -> None:
     torch.manual_seed(0)
     prediction = Prediction(torch.randn(2, 100, 4), torch.randn(2, 100, 16, 16))
-    exact = segmentation_loss([prediction], labels(), 3, generator(), CONFIG)
+    exact = segmentation_loss([prediction], labels(), generator(), CONFIG)
     with torch.autocast("cpu", torch.bfloat16):
-        assert segmentation_loss([prediction], labels(), 3, generator(), CONFIG) == exact
+        assert segmentation_loss([prediction], labels(), generator(), CONFIG) == exact
 
 
 def test_what_is_not_finite_is_assigned_last() -> None:
@@ -325,7 +323,7 @@ def test_every_term_of_every_layer_against_one_slow_loop() -> None:
     torch.manual_seed(0)
     layers = [Prediction(torch.randn(3, 5, 4) * 2, torch.randn(3, 5, 6, 6) * 3) for _ in range(3)]
     points = RecordedPoints()
-    terms = segmentation_loss(layers, label_BHW, 3, points, SegmentationLossConfig(num_points=32))
+    terms = segmentation_loss(layers, label_BHW, points, SegmentationLossConfig(num_points=32))
     expected_total = 0.0
     for number, prediction in enumerate(layers):
         expected = slow_layer(prediction, label_BHW, points, number)

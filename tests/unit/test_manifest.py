@@ -96,11 +96,29 @@ def test_a_tile_whose_id_is_no_file_name_is_refused(tmp_path: Path, name: str) -
         read_manifest(tmp_path, "train")
 
 
-@pytest.mark.parametrize("change", [{"image": "../x.tif"}, {"image": "/x.tif"}, {"label": "/x.tif"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "../x.tif"},
+        {"image": "/x.tif"},
+        {"label": "/x.tif"},
+        {"label": "../x.tif"},
+        {"label": "../../a/labels/x.tif"},
+        {"label": "../../a/train/labels/x.vrt"},
+        {"label": "../../a/train/labels/../../../x.tif"},
+        {"image": "../../a/train/labels/x.tif"},
+    ],
+)
 def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     write(tmp_path, [*ROWS, row("area3", **change)])
     with pytest.raises(InputError, match=f"{next(iter(change))}: .* is outside the domain's folder"):
         read_manifest(tmp_path, "train")
+
+
+def test_a_label_may_be_that_of_another_domain(tmp_path: Path) -> None:
+    label = "../../../domains/a/train/labels/x.tif"
+    write(tmp_path, [row("area3", label=label)])
+    assert read_manifest(tmp_path, "train").rows[0]["label"] == label
 
 
 def test_a_domain_that_is_no_name_is_refused(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
+from crossearth.data.domains import window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, parse_labels
-from crossearth.data.tiles import Cutting, Raster, Window, cut_scene, gdal, look, read_window, starts, windows
+from crossearth.data.tiles import Cutting, Raster, Window, cut_scene, gdal, look, read_window, windows
 
 CLASSES = ("ground", "road", "roof")
 SPEC = parse_labels({0: "ground", 1: "road", 2: "roof", 9: "ignore"}, CLASSES, "test")
@@ -59,7 +61,7 @@ def scene() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 @given(length=st.integers(1, 7000), px=st.integers(1, 1600))
 def test_windows_cover_a_side_and_stay_inside(length: int, px: int) -> None:
-    begin = starts(length, px)
+    begin = window_starts(length, px, px)
     size = min(px, length)
     assert begin[0] == 0
     assert begin[-1] + size == length
@@ -173,6 +175,41 @@ def test_transparent_and_black_pixels_count_as_nodata(tmp_path: Path, scene: Any
     source = save(tmp_path / "a.tif", np.concatenate([image, alpha]), photometric="RGB", alpha="yes")
     (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", label), cutting(rule="whole"))
     assert row["nodata_share"] == pytest.approx(0.6)
+    # black is a colour to the labels, transparency is not
+    ids = np.where(label == 9, IGNORE, label)
+    ids[:75] = IGNORE
+    np.testing.assert_array_equal(read_window(tmp_path / "l.tif", Window(0, 0, 210, 150))[0], ids)
+
+
+@pytest.mark.parametrize(("px", "rule"), [(64, "cut"), (210, "whole"), (70, "fit")])
+def test_what_the_file_masks_in_the_three_bands_is_not_scored(
+    px: int, rule: Any, tmp_path: Path, scene: Any
+) -> None:
+    raw = np.maximum(scene[0], 1).astype(np.int16)
+    raw = np.concatenate([raw, raw[:1]])
+    raw[:3, :75] = -9999  # the fourth band, which nobody asked for, saw something there
+    raw[0, 75:90] = -9999
+    source = save(tmp_path / "a.tif", raw, nodata=-9999)
+    label = save(tmp_path / "b.tif", np.ones((150, 210), np.uint8))
+    how = cutting(px, rule, value_range=(0, 255))
+    rows = cut(tmp_path, source, label, how)
+    with rasterio.open(tmp_path / "l.tif") as stored:
+        ids = stored.read(1)
+    half = len(ids) // 2
+    assert (ids[: half - 1] == IGNORE).all()
+    # "fit" mixes the rows at the border, and something was seen there
+    assert (ids[half - 1] == (1 if rule == "fit" else IGNORE)).all()
+    assert (ids[half:] == 1).all()
+    assert sum(row["ignored_pixels"] for row in rows) > 0
+
+
+def test_a_mask_beside_the_bands_is_not_scored(tmp_path: Path, scene: Any) -> None:
+    image, label = scene
+    source = save(tmp_path / "a.tif", image)
+    with rasterio.open(source, "r+") as file:
+        file.write_mask(np.arange(150)[:, None] >= np.full(210, 75))
+    (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", np.ones_like(label)), cutting(rule="whole"))
+    assert row["ignored_pixels"] == 75 * 210
 
 
 def test_not_a_number_is_nodata(tmp_path: Path, scene: Any) -> None:
@@ -226,6 +263,14 @@ def test_a_truncated_image_is_named(tmp_path: Path, scene: Any) -> None:
     source.write_bytes(source.read_bytes()[:60_000])
     with pytest.raises(InputError, match=r"a\.tif: cannot read its pixels"):
         cut(tmp_path, source, save(tmp_path / "b.tif", label), cutting())
+
+
+def test_a_stored_scene_is_a_geotiff_and_nothing_that_points_elsewhere(tmp_path: Path, scene: Any) -> None:
+    image, _ = scene
+    save(tmp_path / "elsewhere.tif", image)
+    rasterio.shutil.copy(tmp_path / "elsewhere.tif", tmp_path / "stored.tif", driver="VRT")
+    with pytest.raises(InputError, match=r"stored\.tif: cannot read the tile"):
+        read_window(tmp_path / "stored.tif", Window(0, 0, 9, 9))
 
 
 def test_looks_tell_neighbours_from_copies() -> None:

@@ -94,7 +94,6 @@ def slow_terms(task: MultiTask, image: Tensor, label: Tensor, positions: list[in
         layers = segmentation_loss(
             network.decode(seen),
             truth[None],
-            NUM_CLASSES,
             keyed_generator(task.seed, position, "points"),
             POINTS,
         )
