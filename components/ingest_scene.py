@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.warp import transform
 
 from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
@@ -128,17 +132,27 @@ def _refuse_elsewhere(image: Raster, label: Raster) -> None:
     ours, theirs = image.dataset, label.dataset
     if any(each.crs is None or each.transform.is_identity for each in (ours, theirs)):
         return
-    corners = [(col, row) for col in (0, ours.width) for row in (0, ours.height)]
-    apart = max(math.dist(ours.transform @ corner, theirs.transform @ corner) for corner in corners)
+    apart = max(map(math.dist, _corners(ours, ours.crs), _corners(theirs, ours.crs)))
     # half a pixel along both sides is what programs that mean its corner or its centre differ by
     allowed = 0.501 * math.dist(ours.transform @ (0, 0), ours.transform @ (1, 1))
-    if ours.crs != theirs.crs or apart > allowed:
+    if not apart <= allowed:
         raise InputError(
             f"a label at {_place(label)}, for an image at {_place(image)}",
             where=label.where,
             expected=f"the place of {image.where}, to half a pixel",
             next_step="pair the right files, or warp the label onto the image's grid",
         )
+
+
+def _corners(dataset: DatasetReader, crs: CRS) -> list[tuple[float, ...]]:
+    """A raster's corners in `crs`; not finite where there is no way from its own."""
+    ends = [dataset.transform @ (col, row) for col in (0, dataset.width) for row in (0, dataset.height)]
+    if dataset.crs == crs:
+        return ends
+    try:
+        return list(zip(*transform(dataset.crs, crs, *zip(*ends, strict=True)), strict=True))
+    except RasterioError:
+        return [(math.inf, math.inf)] * len(ends)
 
 
 def _place(raster: Raster) -> str:

@@ -269,7 +269,7 @@ class _Job:
 
 def _write_tile(path: Path, scene_path: Path, row: dict[str, Any], image: NDArray[np.uint8]) -> None:
     """Writes a tile where it lies in a scene of the source's size: its window then fits the labels too."""
-    with rasterio.open(scene_path) as scene:
+    with rasterio.open(scene_path, driver="GTiff") as scene:
         grid = Grid(scene.width, scene.height, scene.transform, scene.crs)
     with atomic_path(path) as partial_path, scene_writer(partial_path, grid, 3) as writer:
         writer.update_tags(sha256=_sha256(image))
@@ -279,7 +279,7 @@ def _write_tile(path: Path, scene_path: Path, row: dict[str, Any], image: NDArra
 def _is_whole(path: Path, tile: Window) -> bool:
     """Whether an earlier run wrote this tile, and no disk has changed it since."""
     try:
-        with rasterio.open(path) as file:
+        with rasterio.open(path, driver="GTiff") as file:
             written = file.tags().get("sha256")
         return bool(_sha256(read_window(path, tile)) == written)
     except (RasterioError, InputError):
