@@ -189,10 +189,13 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
     assert [name for name, value in model.trained_parameters().items() if value.grad is None] == []
 
 
-def test_a_frozen_backbone_has_no_trained_parameters_and_stays_in_eval_mode() -> None:
-    model = network(frozen_backbone=True).train()
+def test_a_frozen_backbone_stays_in_eval_mode_and_all_else_is_trained() -> None:
+    model = network(frozen_backbone=True, geospatial=True, masked_modelling=True).train()
     assert not model.backbone.training and model.pixel_decoder.training
-    assert not any(name.startswith("backbone.") for name in model.trained_parameters())
+    trained = {*model.trained_parameters()}
+    parts = {"rein", "pixel_decoder", "mask_decoder", "gse", "image_token", "reconstruction"}
+    assert {name.split(".")[0] for name in trained} == parts
+    assert all(name.startswith("backbone.") for name, _ in model.named_parameters() if name not in trained)
     assert any(name.startswith("backbone.") for name in network().trained_parameters())
 
 
@@ -311,6 +314,16 @@ def test_the_released_networks_size() -> None:
         model = build(large_config(6))
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == 327_766_216
     assert sum(value.numel() for value in model.trained_parameters().values()) == 23_566_536
+
+
+def test_windows_of_the_large_network_advance_by_two_thirds() -> None:
+    assert [large_config(6, side).stride_px for side in (512, 1024)] == [341, 683]
+
+
+def test_adapters_start_near_nothing_and_the_image_token_at_the_mean() -> None:
+    model = network(masked_modelling=True)
+    assert model.rein.scale.item() == pytest.approx(0.001)
+    assert model.image_token is not None and not model.image_token.any()
 
 
 @pytest.mark.parametrize(

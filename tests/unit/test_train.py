@@ -28,6 +28,7 @@ from crossearth.components.interrupts import EXIT_CODES
 from crossearth.components.train import train
 from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import TrainConfig
+from crossearth.data.augment import Augmentation
 from crossearth.data.catalog import load_catalog
 from crossearth.data.dataset import TrainingStream
 from crossearth.data.domains import Catalog, Recipe
@@ -35,7 +36,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.style import StyleConfig
 from crossearth.model.checkpoint import read_meta
 from crossearth.model.losses import SegmentationLossConfig
-from crossearth.model.training import MultiTask, TaskConfig
+from crossearth.model.training import MultiTask, TaskConfig, learning_rate
 
 RECIPE = "loveda-urban"
 NUMBERS: dict[str, Any] = {
@@ -154,6 +155,23 @@ def test_the_loss_falls_and_the_same_inputs_give_the_same_bytes(run: Train) -> N
     assert curve(first)[-1] < curve(first)[0]
     assert written(run("b", iterations=20)) == written(first)
     assert written(run("c", iterations=20, seed=1)) != written(first)
+
+
+@pytest.mark.parametrize("photometric", [True, False])
+def test_schedule_decay_and_augmentation_are_the_configs(
+    photometric: bool, run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, fitted = Training.fit, []
+    monkeypatch.setattr(Training, "fit", lambda self, *given: fitted.append(self) or fit(self, *given))
+    warmup = {"schedule": "warmup-poly", "warmup_iterations": 3, "schedule_iterations": 10}
+    folder = run(photometric=photometric, weight_decay=0.03, **warmup)
+    # each point of the curves is after the second of two steps
+    expected = [learning_rate(done, NUMBERS["lr"], "warmup-poly", 10, 3) for done in (1, 3, 5)]
+    assert curve(folder, "lr") == pytest.approx(expected)
+    (training,) = fitted
+    assert [group["weight_decay"] for group in training.optimiser.param_groups] == [0.03, 0]
+    augmentation = Augmentation(NUMBERS["crop_px"], NUMBERS["scale"], photometric=photometric)
+    assert training.stream.augment == augmentation
 
 
 @pytest.mark.parametrize("killed_at", [1, 3, 4])
