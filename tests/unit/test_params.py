@@ -1,13 +1,19 @@
 """params.yaml: presets, overrides of single recipes, wrong keys."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from crossearth.components.params import load_params
-from crossearth.components.training_setup import TrainConfig
+from crossearth.components.training_setup import RUNTIME_FIELDS, TrainConfig
+from crossearth.data.catalog import load_catalog
 from crossearth.data.errors import InputError
+from crossearth.data.style import StyleConfig
+from crossearth.model.training import TaskConfig
+
+OWN = Path(__file__).parents[2] / "params.yaml"
+LARGE = {"loveda-urban", "loveda-rural", "deepglobe", "casid-sub", "casid-tem", "casid-tms", "casid-trf"}
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,46 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_the_projects_own_file_is_valid() -> None:
-    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    params = load_params(OWN)
     assert params.preset == "mini"
     assert set(params.presets) == {"mini", "paper"}
+
+
+def test_the_methods_numbers_are_the_defaults_of_a_training() -> None:
+    numbers = {name: value for name, value in asdict(TrainConfig()).items() if name not in RUNTIME_FIELDS}
+    assert numbers.pop("style") == asdict(StyleConfig())
+    assert numbers.pop("tasks") == asdict(TaskConfig())
+    assert numbers == {
+        "network": "large",
+        "sizes": {},
+        "backbone": None,
+        "ablation": "full",
+        "iterations": 30_000,
+        "batch_size": 1,
+        "crop_px": 512,
+        "scale": (0.5, 2.0),
+        "photometric": True,
+        "lr": 1e-4,
+        "schedule": "poly",
+        "schedule_iterations": 40_000,
+        "warmup_iterations": 10_000,
+        "weight_decay": 0.05,
+        "precision": "bfloat16",
+        "held_out_share": 0.1,
+        "validate_every": 1000,
+        "selection": "last",
+        "allow_absent_classes": False,
+        "seed": 0,
+    }
+
+
+def test_the_preset_paper_trains_every_recipe_with_the_methods_numbers() -> None:
+    params = replace(load_params(OWN), preset="paper")
+    method = TrainConfig(backbone="vit_large_patch14_dinov2.lvd142m", held_out_share=0)
+    at_1024_px = replace(method, crop_px=1024, lr=6e-5, schedule="warmup-poly")
+    for recipe in load_catalog().recipes():
+        expected = at_1024_px if recipe in LARGE else method
+        assert params.config(TrainConfig, "train", recipe) == expected, recipe
 
 
 def test_without_a_file_the_defaults_of_the_config_hold(
