@@ -1,43 +1,61 @@
 """A secret planted wherever secrets are kept is in no byte that the commands print or write."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from graphs import CANARY, SECRETS
+from graphs import CANARY, PARAMS, SECRETS
+from own_domain import draw, save
+from results_factory import write_benchmark
 
 from crossearth.components import cli
+from crossearth.components.doctor import examine
 from crossearth.components.pipeline_items import fetch_archives
+from crossearth.data.catalog import load_catalog
 from crossearth.data.errors import InputError, without_credentials
 from crossearth.pipelines.cli import main
 
 NOBODY = f"http://somebody:{CANARY}@127.0.0.1:9"
-COMMANDS = (
-    "predict scene.tif --model models:/a@champion --out map.tif",
-    "pipeline compile training -o training.yaml",
-    "show",
-    "doctor",
-)
+# exit code of each, and what it says where a secret might stand
+COMMANDS = {
+    "predict scene.tif --model models:/a@champion --out map.tif": (2, "127.0.0.1"),
+    "pipeline compile training -o training.yaml": (0, "training.yaml"),
+    "show": (0, "P(i)2V"),
+    "doctor": (1, "127.0.0.1"),
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_byte_of_it_comes_out(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copy(PARAMS, tmp_path)
+    save(tmp_path / "scene.tif", draw(0)[0])
+    write_benchmark(tmp_path / "artifacts/scores", load_catalog(), recipes=1)
     for name in (*SECRETS, "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, CANARY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["crossearth", *command.split()])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         main()
     said = "".join(capfd.readouterr())
-    assert said or any(tmp_path.iterdir())
+    code, shown = COMMANDS[command]
+    assert (stop.value.code or 0) == code and shown in said, said
     assert CANARY not in said
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql://me:{}@db/mlflow", "http://me:{}@host:port", "ftp://me:{}@host"]
+)
+def test_an_examination_shows_no_password(address: str, tmp_path: Path) -> None:
+    store = examine(tmp_path, tmp_path, address.format(CANARY))[-1]
+    assert "***@" in store.found and CANARY not in store.found
 
 
 CRASHES = {
