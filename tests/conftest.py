@@ -16,8 +16,9 @@ FOLDERS = {"unit", "parity", "imagery", "pipeline", "container", "browser", "fau
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
-        if folder in FOLDERS:
-            item.add_marker(folder)
+        if folder not in FOLDERS:
+            raise pytest.UsageError(f"{item.nodeid}: its folder is none of {sorted(FOLDERS)}")
+        item.add_marker(folder)
 
 
 def _shared(name: str) -> Path:
