@@ -12,6 +12,7 @@ OWNERS = {
     "torchmetrics": {"model/metrics.py"},
     "boto3": {"data/store.py"},
     "great_expectations": {"data/expectations.py"},
+    "mlflow": {f"components/{name}.py" for name in ("tracking", "registry", "register", "mapper")},
 }
 SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).glob("*.py"))]
 
