@@ -25,7 +25,9 @@ from services import KEYS, docker, free_port, object_store, postgres, wait_for
 BASE, IMAGE = "crossearth-base", "crossearth-test"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates,git,libexpat1,libgomp1"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-WHEELS_PORT = 43217  # always the same one: another address would be another build to Docker's cache
+# always the same one: another address would be another build to Docker's cache. Above those of `free_port`
+# and below those that the system gives to clients
+WHEELS_PORT = 31217
 ENGINE_PACKAGES = {"dockerd": "docker.io", "mmdebstrap": "mmdebstrap"}
 
 

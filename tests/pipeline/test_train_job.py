@@ -258,14 +258,14 @@ def test_a_pipeline_that_is_stopped_leaves_no_job(cluster: Cluster, tmp_path: Pa
 def test_nodes_leave_when_nobody_follows_them(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from crossearth.components import train_job as job;"
-        "job.threading.Thread(target=job._leave_without, args=(Path(sys.argv[1]), 2.0), daemon=True).start();"
+        "job.threading.Thread(target=job._leave_without, args=(Path(sys.argv[1]), 5.0), daemon=True).start();"
         "time.sleep(60)"
     )
     lease = tmp_path / "lease"
     with subprocess.Popen(
         [sys.executable, "-c", program, str(lease)], stdout=subprocess.PIPE, text=True
     ) as node:
-        for _ in range(20):
+        for _ in range(35):
             lease.touch()
             time.sleep(0.2)
         assert node.poll() is None, "it is followed"

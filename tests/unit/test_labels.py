@@ -1,7 +1,6 @@
 """Label maps: what becomes which id, and what is refused."""
 
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -294,14 +293,9 @@ def test_encode_refuses_ids_without_a_raw_value() -> None:
         labels.encode(np.array([[0, 2, 255]], np.uint8))
 
 
-def test_a_large_label_takes_well_under_a_second() -> None:
+def test_a_large_label_is_decoded_to_its_last_row() -> None:
     labels = CATALOG.domain("potsdam-rgb").labels
     assert labels is not None
     part = np.tile(np.arange(6, dtype=np.uint8), (60, 10))
     raw = np.tile(labels.encode(part), (1, 100, 100))
-    labels.decode(raw[:, :8])  # the table is built once
-    start = time.process_time()
-    decoded = labels.decode(raw)
-    assert time.process_time() - start < 1.0
-    assert decoded.shape == (6000, 6000)
-    assert np.array_equal(decoded[-60:, -60:], part)
+    assert np.array_equal(labels.decode(raw), np.tile(part, (100, 100)))

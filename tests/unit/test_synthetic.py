@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -39,17 +38,13 @@ MINI = IngestConfig(tile_px=128, workers=2)
 
 class Drawn(NamedTuple):
     archives: Path
-    cpu_s: float
     manifests: dict[tuple[str, str], Manifest]
 
 
 @pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     folder = tmp_path_factory.mktemp("synthetic")
-    before = os.times()
     synthesize(list(PACKERS), folder / "archives", SynthesizeConfig(), seed=0)
-    after = os.times()
-    cpu_s = sum(after[:4]) - sum(before[:4])
     names = [domain.name for domain in LABELLED]
     domains = zip(names, ingest(names, CATALOG, folder / "archives", folder / "domains", MINI), strict=True)
     manifests = {
@@ -57,7 +52,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
         for name, path in domains
         for split in CATALOG.domain(name).splits
     }
-    return Drawn(folder / "archives", cpu_s, manifests)
+    return Drawn(folder / "archives", manifests)
 
 
 def archives(folder: Path) -> Iterator[tuple[str, zipfile.ZipFile]]:
@@ -71,11 +66,9 @@ def opened(archive: zipfile.ZipFile, name: str) -> tuple[dict[str, Any], np.ndar
         return dict(file.profile), file.read()
 
 
-def test_all_of_it_is_small_and_quick(everything: Drawn) -> None:
+def test_all_of_it_is_small(everything: Drawn) -> None:
     size = sum(path.stat().st_size for path in everything.archives.rglob("*") if path.is_file())
     assert size < 60 * MIB
-    # two processes share it: 30 s of wall clock on two cores
-    assert everything.cpu_s < 50
 
 
 def test_every_dataset_of_the_catalog_is_drawn_under_its_archives_names(everything: Drawn) -> None:

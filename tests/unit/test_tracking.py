@@ -1,7 +1,7 @@
 """Runs in MLflow: found again by their key, complete, and never in the way of a training."""
 
 import os
-import socket
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from alembic.config import Config
 from mlflow.tracking import MlflowClient
+from services import free_port
 from sqlalchemy import text
 
 from crossearth.components import tracking
@@ -114,17 +115,20 @@ def test_a_server_has_longer_for_a_model_than_for_a_number(
     assert patience == ["120", "10", "7", "7"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def test_no_server_is_a_warning_and_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, logged, asked = tracking.connect, threading.Event(), []
 
+    def late(uri: str) -> MlflowClient:
+        asked.append(logged.wait(30))
+        return connect(uri)
 
-def test_no_server_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(tracking, "connect", late)
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 1.0)
+    monkeypatch.setattr(tracking, "UPLOAD_SECONDS", 60.0)
     began = time.monotonic()
     with pytest.warns(RuntimeWarning, match="did not take 2 records"), start_run("r", key="k") as run:
         run.log_metrics({"loss": 1.0}, 1)
-        assert time.monotonic() - began < 0.5
-    assert time.monotonic() - began < 3
+        logged.set()
+    assert asked[0], "the record waited for the server"
+    assert time.monotonic() - began < tracking.UPLOAD_SECONDS
