@@ -2,11 +2,15 @@
 
 import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from graphs import PARAMS, RECIPES, run_dvc, run_pipeline
+from graphs import PARAMS, RECIPES, ROOT, run_dvc, run_pipeline
+
+from crossearth.data.catalog import load_catalog
+from crossearth.data.domains import Catalog
 
 TESTS = Path(__file__).parent
 SHARED = Path(os.environ.get("CROSSEARTH_FIXTURES", TESTS.parent.parent / "shared"))
@@ -48,6 +52,25 @@ def readme() -> Callable[[str], list[str]]:
     """The README's code blocks of a language: what it shows is what tests run."""
     text = (TESTS.parent / "README.md").read_text()
     return lambda language: re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    """The benchmark's."""
+    return load_catalog()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with short trainings for the tests of one file.
+
+    Its name is the package's: with the folder above it on the path, its code comes before the installed.
+    """
+    folder = tmp_path_factory.mktemp("checkout") / "crossearth"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("iterations: 80", "iterations: 2", 1))
+    return folder
 
 
 @pytest.fixture(scope="session")

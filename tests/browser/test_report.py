@@ -12,7 +12,6 @@ from results_factory import write_benchmark
 
 from crossearth.components import report as step
 from crossearth.components.report import ReportConfig, report
-from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
 from crossearth.data.files import write_sealed
 
@@ -22,11 +21,6 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SAFE_COLOURS = {"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#5a6672"}
-
-
-@pytest.fixture(scope="module")
-def catalog() -> Catalog:
-    return load_catalog()
 
 
 @pytest.fixture(scope="module")

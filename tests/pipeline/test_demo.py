@@ -37,15 +37,6 @@ DEMO = ("make", "demo", f"VENV={VENV}", "-o", f"{VENV}/installed")
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "crossearth"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    params = folder / "params.yaml"
-    params.write_text(params.read_text().replace("iterations: 80", "iterations: 2", 1))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def said(checkout: Path) -> str:
     """What the demo prints the first time."""
     return call(checkout, *DEMO)

@@ -1,10 +1,8 @@
 """`dvc repro` of two recipes, for real: twice does nothing, an edit repeats what hangs on it."""
 
-import subprocess
 from pathlib import Path
 
-import pytest
-from graphs import ROOT, call
+from graphs import call
 
 RECIPES = ("deepglobe", "loveda-urban")
 
@@ -21,15 +19,6 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text, f"{path}: {old}"
     path.write_text(text.replace(old, new, 1))
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its name is the package's: with the folder above on the path, its code comes before the installed."""
-    folder = tmp_path_factory.mktemp("checkout") / "crossearth"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    edit(folder / "params.yaml", "iterations: 80", "iterations: 3")
-    return folder
 
 
 def test_repro_runs_once_and_after_an_edit_only_what_hangs_on_it(checkout: Path) -> None:

@@ -9,14 +9,8 @@ from results_factory import write_benchmark, write_fake_results
 from crossearth.components.compare import compare
 from crossearth.components.results import read_results, write_results
 from crossearth.components.show import comparison
-from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def catalog() -> Catalog:
-    return load_catalog()
 
 
 def test_a_better_model_is_found_better(catalog: Catalog, tmp_path: Path) -> None:

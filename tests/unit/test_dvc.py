@@ -13,7 +13,6 @@ from crossearth.components.cli import app
 from crossearth.components.params import STEPS
 from crossearth.components.step_configs import CONFIGS
 from crossearth.data import style
-from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
 
 ROOT = Path(__file__).parents[2]
@@ -22,11 +21,6 @@ STEP_FILES = {"styles": "fit_styles", "coverage": "style_coverage"}  # the other
 # is refused, and the numbers, which stand in the plan
 APART = {"interrupts", "memory", "params", "preview", "step_configs", "tracking", "training_panel", "version"}
 ASKED = {"evaluate": {"report_page"}}  # whether a picture is whole, no more
-
-
-@pytest.fixture(scope="module")
-def catalog() -> Catalog:
-    return load_catalog()
 
 
 @pytest.fixture(scope="module")

@@ -21,18 +21,12 @@ from crossearth.components import model_commands, scoring
 from crossearth.components.evaluate import EvaluateConfig, evaluate
 from crossearth.components.predictions import prediction_writer
 from crossearth.components.results import read_results, tile_file, write_tiles
-from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import read_image, read_label, read_manifest
 from crossearth.model import checkpoint
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.inference import predict_labels
-
-
-@pytest.fixture(scope="module")
-def catalog() -> Catalog:
-    return load_catalog()
 
 
 @pytest.fixture(scope="module")

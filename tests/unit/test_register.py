@@ -22,16 +22,10 @@ from crossearth.components.register import register, rollback
 from crossearth.components.registry import CHALLENGER, CHAMPION, Move, Registry, champion_before, fetch_model
 from crossearth.components.results import RecipeResult, read_results, write_results
 from crossearth.components.tracking import start_run, tracking_uri
-from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
 from crossearth.model import checkpoint
 from crossearth.model.crossearth import crossearth_tiny
-
-
-@pytest.fixture(scope="module")
-def catalog() -> Catalog:
-    return load_catalog()
 
 
 @pytest.fixture(scope="module")

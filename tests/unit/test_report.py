@@ -23,16 +23,10 @@ from crossearth.components.report import ReportConfig, report
 from crossearth.components.results import COLUMNS, metric_name, read_results, write_results
 from crossearth.components.show import benchmark, run
 from crossearth.components.summary import summarise
-from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 
 CONFIG = ReportConfig(replicates=100)
-
-
-@pytest.fixture(scope="module")
-def catalog() -> Catalog:
-    return load_catalog()
 
 
 @pytest.fixture

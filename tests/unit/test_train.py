@@ -29,7 +29,6 @@ from crossearth.components.train import train
 from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import TrainConfig
 from crossearth.data.augment import Augmentation
-from crossearth.data.catalog import load_catalog
 from crossearth.data.dataset import TrainingStream
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
@@ -70,11 +69,6 @@ NUMBERS: dict[str, Any] = {
     "tasks": TaskConfig(mask_block_px=16, segmentation=SegmentationLossConfig(num_points=32)),
 }
 Train = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def catalog() -> Catalog:
-    return load_catalog()
 
 
 @pytest.fixture(scope="module")
