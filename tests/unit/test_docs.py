@@ -10,20 +10,28 @@ from typer.main import get_command
 from crossearth.pipelines.cli import app
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "infra/README.md")]
+NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "data/README.md", "infra/README.md")
+DOCUMENTS = [ROOT / name for name in NAMES]
 
 
 def commands(document: Path) -> list[str]:
-    """Every `crossearth ...` of the shell blocks and of the running text."""
-    text = document.read_text()
-    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)).replace("\\\n", " ")
+    """Every `crossearth ...` of the shell blocks, fenced or indented, and of the running text."""
+    text = document.read_text().replace("\\\n", " ")
+    blocks = [*re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S), *re.findall(r"^ {4,}(.+)$", text, re.M)]
     inline = [found.replace("\n", " ") for found in re.findall(r"(?<!`)`(crossearth [^`]+)`(?!`)", text)]
-    found = [line.split("#")[0].split("|")[0].strip() for line in blocks.splitlines()] + inline
+    found = [line.split("#")[0].split("|")[0].strip() for line in "\n".join(blocks).splitlines()] + inline
     return [line for line in found if line.startswith("crossearth ")]
 
 
+def anchors(document: Path) -> set[str]:
+    """What a link may name after "#": the headings as web pages of the repository give them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_the_documents_hold_commands() -> None:
-    assert len(commands(DOCUMENTS[0])) > 10
+    assert len(commands(ROOT / "README.md")) > 10
+    assert len(commands(ROOT / "infra/README.md")) > 4
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -39,6 +47,10 @@ def test_every_command_and_option_exists(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_link_leads_to_a_file(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-        assert target.startswith("https://") or (document.parent / target).exists(), target
+def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        name, _, anchor = target.partition("#")
+        if not name.startswith("https://"):
+            place = document.parent / name if name else document
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), target

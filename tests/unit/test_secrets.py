@@ -21,7 +21,7 @@ NOBODY = f"http://somebody:{CANARY}@127.0.0.1:9"
 # exit code of each, and what it says where a secret might stand
 COMMANDS = {
     "predict scene.tif --model models:/a@champion --out map.tif": (2, "127.0.0.1"),
-    "pipeline compile training -o training.yaml": (0, "training.yaml"),
+    "pipeline compile benchmark -o benchmark.yaml": (0, "benchmark.yaml"),
     "show": (0, "P(i)2V"),
     "doctor": (1, "127.0.0.1"),
 }
