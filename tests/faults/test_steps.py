@@ -74,7 +74,9 @@ def test_a_signal_is_obeyed_and_the_way_on_is_said(
     time.sleep(undisturbed[name].seconds * 0.6)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
+    began = time.monotonic()
     said = process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 5
     files = undisturbed[name].files
     done = process.returncode == 0 or (files and readable(folder, name) == files)
     if not done:
