@@ -12,7 +12,6 @@ import torch
 from crossearth.components.memory import enough_memory
 from crossearth.components.predictions import FORMATS, picture_strip, prediction_writer
 from crossearth.components.processes import choose_device, join_processes
-from crossearth.components.report_page import picture
 from crossearth.components.results import (
     DETAILS,
     Panel,
@@ -20,6 +19,7 @@ from crossearth.components.results import (
     SettingResult,
     defined,
     metric_name,
+    read_picture,
     read_results,
     tile_file,
     weakest,
@@ -218,7 +218,7 @@ def _scored_before(out_dir: Path, config: EvaluateConfig) -> dict[str, SettingRe
             with suppress(InputError):
                 tiles = before.tile_table(each)["tile_id"].to_pylist()
                 for panel in (*each.worst, *each.best):
-                    picture(out_dir / panel.file)
+                    read_picture(out_dir / panel.file)
                 place = out_dir / "predictions" / each.target
                 suffix, _ = FORMATS.get(config.predictions, ("", ""))
                 if not suffix or all((place / f"{tile}{suffix}").is_file() for tile in tiles):

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from crossearth.components.compare import Comparison
 from crossearth.components.palette import safe_palette
 from crossearth.components.report_markdown import heading, per_cent
-from crossearth.components.results import RecipeResult, defined
+from crossearth.components.results import RecipeResult, defined, read_picture
 from crossearth.components.summary import Drop, Line, Summary
 from crossearth.components.version import git_revision
 from crossearth.data.domains import Catalog
-from crossearth.data.errors import InputError
 
 TEMPLATE = "report_template.html"
 PICTURE_QUALITY = 80
@@ -118,21 +116,9 @@ def _published(summary: Summary, catalog: Catalog) -> list[dict[str, Any]]:
     ]
 
 
-def picture(path: Path, next_step: str = "") -> dict[str, Any]:
-    """Size in px and data URI of a picture.
-
-    Raises:
-        InputError: it is gone or damaged; `next_step` brings it back.
-    """
-    try:
-        with Image.open(path) as image:
-            pixels = image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # a PNG's checksum is a matter of syntax to Pillow
-        raise InputError(
-            "the picture is damaged" if path.is_file() else "the picture is gone",
-            where=path,
-            next_step=next_step,
-        ) from error
+def picture(path: Path, next_step: str) -> dict[str, Any]:
+    """Size in px and data URI of a picture; whatever `read_picture` refuses is refused."""
+    pixels = read_picture(path, next_step)
     buffer = BytesIO()
     pixels.save(buffer, "WEBP", quality=PICTURE_QUALITY, method=0)
     return {"size": pixels.size, "uri": "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
@@ -272,6 +273,23 @@ def write_results(result: RecipeResult) -> None:
     del values["folder"]
     write_sealed(result.folder / DETAILS, values)
     write_table(result.folder / TABLE, rows_of(result))
+
+
+def read_picture(path: Path, next_step: str = "") -> Image.Image:
+    """A picture in RGB.
+
+    Raises:
+        InputError: it is gone or damaged; `next_step` brings it back.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # a PNG's checksum is a matter of syntax to Pillow
+        raise InputError(
+            "the picture is damaged" if path.is_file() else "the picture is gone",
+            where=path,
+            next_step=next_step,
+        ) from error
 
 
 def read_results(folder: Path) -> RecipeResult:

@@ -20,7 +20,6 @@ STEP_FILES = {"styles": "fit_styles", "coverage": "style_coverage"}  # the other
 # these change no file that a stage writes: what is told to MLflow and to people, how a step is stopped, what
 # is refused, and the numbers, which stand in the plan
 APART = {"interrupts", "memory", "params", "preview", "step_configs", "tracking", "training_panel", "version"}
-ASKED = {"evaluate": {"report_page"}}  # whether a picture is whole, no more
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def steps_code(name: str) -> set[str]:
     for node in ast.walk(ast.parse((ROOT / f"components/{name}.py").read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("crossearth.components"):
             module = str(node.module).split(".")[2:] or [alias.name for alias in node.names]
-            found = found.union(*(steps_code(each) for each in {*module} - APART - ASKED.get(name, set())))
+            found = found.union(*(steps_code(each) for each in {*module} - APART))
     return found
 
 
