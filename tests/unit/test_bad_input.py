@@ -619,7 +619,7 @@ CASES = {
     "pipeline: no values file": Case(nothing, VALUES, ("values.yaml", "cannot read")),
     "pipeline: unknown key": Case(text("values.yaml", "imgae: a"), VALUES, ("'imgae'", "'image'")),
     "pipeline: a quantity": Case(
-        text("values.yaml", "image: a\nsteps: {train: {memory: lots}}"), VALUES, ("lots", "quantity")
+        text("values.yaml", "image: a\nsteps: {train: {memory: lots}}"), VALUES, ("lots", "number of bytes")
     ),
     "pipeline: unknown step": Case(
         text("values.yaml", "image: a\nsteps: {trian: {cpu: '1'}}"), VALUES, ("'trian'", "'train'")
