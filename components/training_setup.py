@@ -118,7 +118,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     compile: bool = False
     workers: int = 4
-    held_out_share: float = 0.1
+    held_out_share: float = 0.0
     validate_every: int = 1000
     selection: Literal["last", "best-source"] = "last"
     checkpoint_every: int = 1000

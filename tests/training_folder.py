@@ -22,7 +22,6 @@ NUMBERS: dict[str, Any] = {
     "precision": "float32",
     "schedule_iterations": 10_000,
     "workers": 0,
-    "held_out_share": 0,
     "log_every": 1,
     "checkpoint_every": 5,
     "tasks": {"mask_block_px": 16, "segmentation": {"num_points": 32}},

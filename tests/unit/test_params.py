@@ -54,7 +54,7 @@ def test_the_methods_numbers_are_the_defaults_of_a_training() -> None:
         "warmup_iterations": 10_000,
         "weight_decay": 0.05,
         "precision": "bfloat16",
-        "held_out_share": 0.1,
+        "held_out_share": 0.0,
         "validate_every": 1000,
         "selection": "last",
         "allow_absent_classes": False,
@@ -64,7 +64,7 @@ def test_the_methods_numbers_are_the_defaults_of_a_training() -> None:
 
 def test_the_preset_paper_trains_every_recipe_with_the_methods_numbers() -> None:
     params = replace(load_params(OWN), preset="paper")
-    method = TrainConfig(backbone="vit_large_patch14_dinov2.lvd142m", held_out_share=0)
+    method = TrainConfig(backbone="vit_large_patch14_dinov2.lvd142m")
     at_1024_px = replace(method, crop_px=1024, lr=6e-5, schedule="warmup-poly")
     for recipe in load_catalog().recipes():
         expected = at_1024_px if recipe in LARGE else method

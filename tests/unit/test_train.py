@@ -61,7 +61,6 @@ NUMBERS: dict[str, Any] = {
     "precision": "float32",
     "schedule_iterations": None,
     "workers": 0,
-    "held_out_share": 0.0,
     "log_every": 2,
     "checkpoint_every": 2,
     "panels_every": 100,
