@@ -79,6 +79,7 @@ def plan(
 
     from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import dataset_items, digest_of_step, recipe_items
+    from crossearth.data.files import digest
 
     with shared.step(workspace, "plan"):
         shared.crossearth("plan")
@@ -86,10 +87,11 @@ def plan(
         drawn = "synthesize" in params.presets[params.preset]
         Path(items).write_text(json.dumps(recipe_items(catalog, params, recipes, code)))
         Path(synthesize).write_text(digest_of_step(params, "synthesize", code) if drawn else "")
-        Path(validate).write_text(digest_of_step(params, "validate", code))
+        validation = digest_of_step(params, "validate", code)
+        Path(validate).write_text(validation)
         Path(styles).write_text(digest_of_step(params, "styles", code))
         Path(stylize).write_text(digest_of_step(params, "stylize", code))
-        Path(report).write_text(digest_of_step(params, "report", code))
+        Path(report).write_text(digest([validation, digest_of_step(params, "report", code)]))
         return dataset_items(catalog, params, recipes, versions, code)
 
 

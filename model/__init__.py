@@ -1,1 +1,1 @@
-"""The CrossEarth network: torch only, knows no files and no tracking."""
+"""The CrossEarth network and its checkpoints: knows no scenes, no steps and no tracking."""

@@ -74,6 +74,10 @@ def run_local(
     workspace = workspace.resolve()
     values = replace(LOCAL, image=docker.image) if docker else LOCAL
     pipeline = build(name, inputs, values)
+    if "workspace" in given:
+        raise InputError(
+            "workspace: a local run's is a folder of this machine", next_step="--workspace FOLDER"
+        )
     given = arguments(pipeline, {**given, "workspace": str(workspace)})
     if any((workspace / mark).exists() for mark in CHECKOUT_MARKS):
         raise InputError("this is a checkout", where=workspace, expected="a folder of its own for the run")

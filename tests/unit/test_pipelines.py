@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.testing import CliRunner
 
+from crossearth.components import kfp_components as steps
 from crossearth.components import pipeline_items, workspace
 from crossearth.components.params import Params, load_params
 from crossearth.components.plan import plan
@@ -266,6 +268,31 @@ def test_a_steps_key_changes_with_its_numbers_and_with_the_catalogs(
     assert key() != before
 
 
+def test_the_reports_key_changes_with_what_is_validated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    outputs = ("items", "synthesize", "validate", "styles", "stylize", "report")
+
+    def key(numbers: dict[str, Any]) -> str:
+        params["presets"]["mini"]["validate"] = numbers
+        workspace.begin(json.dumps(params), "[]")
+        steps.plan.python_func(
+            workspace=str(tmp_path),
+            recipes=["deepglobe"],
+            versions={},
+            code="code",
+            **{name: str(tmp_path / name) for name in outputs},
+        )
+        return (tmp_path / "report").read_text()
+
+    assert key({}) == key({})
+    assert key({}) != key({"near_duplicate_bits": 1})
+
+
 def test_commands_hold_the_function_and_no_installation(executors: dict[str, Any]) -> None:
     for step, container in executors.items():
         command = "\n".join(container.command)
@@ -456,6 +483,8 @@ def test_wrong_parameters_are_refused() -> None:
 
 
 def test_a_checkout_is_no_workspace() -> None:
+    with pytest.raises(InputError, match="--workspace FOLDER"):
+        run_local("benchmark", read_inputs(ROOT / "params.yaml"), {"workspace": "/a"}, Path("b"))
     with pytest.raises(InputError, match="checkout"):
         run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, ROOT)
     with pytest.raises(InputError, match="checkout"):
