@@ -1,11 +1,12 @@
-"""The parts of the method on three real road sets: every ablation and seed on every source, in three regimes.
+"""The parts of the method on three real road sets: every ablation and seed on every source, in four regimes.
 
     python tests/imagery/ablation.py FOLDER [--regime scratch] [--jobs 2]
 
 The catalog is the README's, and so are the numbers but for those below; the regime `zoom` is `scratch` with
-the method's own zoom of 0.5 to 2, for the baseline and the whole method. What FOLDER holds already is not
-trained again, so a stopped call goes on; a training takes one thread. Prints the tables of what is there:
-road IoU in per cent, mean and standard deviation over seeds.
+the method's own zoom of 0.5 to 2, for the baseline and the whole method, and `half` is `zoom` with every
+second sample styled, and that one wholly. What FOLDER holds already is not trained again, so a stopped call
+goes on; a training takes one thread. Prints the tables of what is there: road IoU in per cent, mean and
+standard deviation over seeds.
 """
 
 import argparse
@@ -28,10 +29,11 @@ ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("CROSSEARTH_FIXTURES", ROOT.parent / "shared"))
 SOURCES = ("road-epfl", "road-vegas", "road-shanghai")
 SEEDS = {"rein": 3, "full": 3, "+style": 1, "+style+mim": 1, "+mim": 1}
-REGIMES = {"scratch": tuple(SEEDS), "zoom": ("rein", "full"), "frozen": tuple(SEEDS)}
+REGIMES = {"scratch": tuple(SEEDS), "zoom": ("rein", "full"), "half": ("full",), "frozen": tuple(SEEDS)}
 # a short schedule wants every step styled, and an injector that starts as nothing and stays on at inference
 STYLE = {"probability": 1.0, "keep_ratio": 0.2}
 ZOOM = [2.0, 8.0]  # short side of the resized tile, in crops: 0.5 to 2 times the tiles' own resolution
+HALF = {"probability": 0.5, "keep_ratio": 0.0}
 INJECTOR = {"injector": "own", "inject_at_inference": True}
 FROZEN = {
     "backbone": str(SHARED / "weights/vit_tiny_patch16_aid.safetensors"),
@@ -85,8 +87,10 @@ def numbers(run: Run) -> dict[str, Any]:
     params: dict[str, Any] = yaml.safe_load(readme("yaml")[1])
     train = params["presets"][params["preset"]]["train"]
     train |= {"ablation": run.ablation, "style": STYLE, "sizes": INJECTOR if run.ablation == "full" else {}}
-    if run.regime == "zoom":
+    if run.regime in ("zoom", "half"):
         train |= {"scale": ZOOM}
+    if run.regime == "half":
+        train |= {"style": HALF}
     if run.regime == "frozen":
         train |= {**FROZEN, "sizes": FROZEN_SIZES | train["sizes"]}
     return {**params, "seed": run.seed}
