@@ -147,13 +147,22 @@ def ingest(workspace: str, item: dict, archives: str, store: str, metrics: Outpu
 
 @component
 def validate(
-    workspace: str, items: list, datasets: list, recipes: list, key: str, metrics: Output[Metrics]
+    workspace: str,
+    items: list,
+    datasets: list,
+    recipes: list,
+    styles: str,
+    key: str,
+    metrics: Output[Metrics],
 ) -> list:
     """Expectations over every manifest.
 
     Args:
         items: the datasets' items.
         datasets: what `ingest` returned for them.
+        recipes: the recipes' items.
+        styles: digest that the recipes' items get, too: kfp's local runner hands the steps of a loop nothing
+            but the loop's item from outside it.
 
     Returns:
         The recipes' items, their keys standing for the tiles of source and targets too.
@@ -165,7 +174,7 @@ def validate(
         expect_datasets(items, datasets)
         shared.crossearth("validate")
         metrics.log_metric("datasets", len(datasets))
-        return [with_digests(item) for item in recipes]
+        return [with_digests(item, styles) for item in recipes]
 
 
 @component
@@ -215,7 +224,7 @@ def coverage(workspace: str, recipes: list, styles: str) -> str:
 
 
 @component
-def stylize(workspace: str, item: dict, styles: str) -> str:
+def stylize(workspace: str, item: dict) -> str:
     """Restyled counterparts of one shard of a domain's training tiles.
 
     Returns:
@@ -226,15 +235,13 @@ def stylize(workspace: str, item: dict, styles: str) -> str:
 
     with shared.step(workspace, "stylize", item["name"]):
         expect_tiles(item)
-        shared.expect_content(shared.ARTIFACTS / "styles", styles)
+        shared.expect_content(shared.ARTIFACTS / "styles", item["styles"])
         shared.crossearth("stylize", item["domain"], "--shard", item["shard"])
         return item["name"]
 
 
 @component
-def train(
-    workspace: str, item: dict, styles: str, processes: int, job: dict, metrics: Output[Metrics]
-) -> str:
+def train(workspace: str, item: dict, processes: int, job: dict, metrics: Output[Metrics]) -> str:
     """Trains one recipe: in this pod, in one process a GPU, or on many nodes as a TrainJob.
 
     Args:
@@ -251,7 +258,7 @@ def train(
 
     with shared.step(workspace, "train", item["name"]):
         expect_tiles(item)
-        shared.expect_content(shared.ARTIFACTS / "styles", styles)
+        shared.expect_content(shared.ARTIFACTS / "styles", item["styles"])
         launch(["train", item["name"]], workspace, processes, job)
         meta = read_meta(shared.ARTIFACTS / "models" / item["name"])
         metrics.log_metric("classes", len(meta["classes"]))

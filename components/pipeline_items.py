@@ -115,14 +115,15 @@ def digest_of_step(params: Params, step: str, code: str) -> str:
     return digest([step, params.values(step), params.seed, catalogs, code])
 
 
-def with_digests(item: Item) -> Item:
-    """A recipe's item whose keys also stand for the tiles that it is trained and scored on."""
+def with_digests(item: Item, styles: str) -> Item:
+    """A recipe's item that also stands for the tiles that it is trained and scored on, and for the styles."""
     source = _digests(item["source"])
     targets = VALIDATION / "recipes" / f"{item['name']}.json"
     return {
         **item,
         "train_key": digest([item["train_key"], sha256_file(source)]),
         "evaluate_key": digest([item["evaluate_key"], sha256_file(targets)]),
+        "styles": styles,
         **_with_tiles({item["source"], *(inputs()[1].setting(abbr).target for abbr in item["settings"])}),
     }
 
@@ -172,9 +173,10 @@ def stylize_items(recipes: Sequence[Item], shards: int, key: str) -> list[Item]:
             "domain": source,
             "shard": f"{shard}/{shards}",
             "key": digest([sha256_file(_digests(source)), key]),
+            "styles": styles,
             **_with_tiles({source}),
         }
-        for source in dict.fromkeys(recipe["source"] for recipe in recipes)
+        for source, styles in dict.fromkeys((recipe["source"], recipe["styles"]) for recipe in recipes)
         for shard in range(shards)
     ]
 

@@ -146,13 +146,11 @@ class Prepared:
 
     Attributes:
         recipes: channel of the recipes' items.
-        styles: channel of the styles' digest.
         coverage: channel of the digest of how far they cover the unseen domains.
         report: channel of the digest of what the report depends on besides the scores.
     """
 
     recipes: Any
-    styles: Any
     coverage: Any
     report: Any
 
@@ -197,16 +195,17 @@ def prepare(
     with dsl.ParallelFor(datasets, name="datasets", parallelism=values.parallel.ingest) as dataset:
         ingested = steps.ingest(workspace=workspace, item=dataset, archives=archives, store=store)
         place(ingested, "ingest", values)
+    fitted = steps.styles(workspace=workspace, archives=archives, key=planned.outputs["styles"])
+    place(fitted, "styles", values)
     validated = steps.validate(
         workspace=workspace,
         items=datasets,
         datasets=dsl.Collected(ingested.outputs["Output"]),
         recipes=planned.outputs["items"],
+        styles=fitted.output,
         key=planned.outputs["validate"],
     )
     place(validated, "validate", values)
-    fitted = steps.styles(workspace=workspace, archives=archives, key=planned.outputs["styles"])
-    place(fitted, "styles", values)
     items = validated.outputs["Output"]
     covered = steps.coverage(workspace=workspace, recipes=items, styles=fitted.output)
     place(covered, "coverage", values)
@@ -215,8 +214,8 @@ def prepare(
     )
     place(dealt, "shards", values)
     with dsl.ParallelFor(dealt.output, name="stylize-shards", parallelism=values.parallel.stylize) as shard:
-        place(steps.stylize(workspace=workspace, item=shard, styles=fitted.output), "stylize", values)
-    return Prepared(items, fitted.output, covered.output, planned.outputs["report"])
+        place(steps.stylize(workspace=workspace, item=shard), "stylize", values)
+    return Prepared(items, covered.output, planned.outputs["report"])
 
 
 def _archives(workspace: Any, planned: dsl.PipelineTask, dvc: tuple[Any, Any, Any], values: Values) -> Any:
@@ -238,7 +237,6 @@ def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, va
         trained = steps.train(
             workspace=workspace,
             item=recipe,
-            styles=prepared.styles,
             processes=values.processes("train"),
             job=values.train_job(),
         )

@@ -84,21 +84,20 @@ def test_a_step_refuses_what_another_run_has_left_in_the_workspace(
     workspace.enter(str(with_kubeflow))
     params, catalog = workspace.inputs()
     (dataset, *_) = pipeline_items.dataset_items(catalog, params, RECIPES[:1], {}, "code")
-    (recipe,) = map(
-        pipeline_items.with_digests, pipeline_items.recipe_items(catalog, params, RECIPES[:1], "code")
-    )
     styles = workspace.content_digest(workspace.ARTIFACTS / "styles")
+    (planned,) = pipeline_items.recipe_items(catalog, params, RECIPES[:1], "code")
+    recipe = pipeline_items.with_digests(planned, styles)
     coverage = workspace.content_digest(workspace.ARTIFACTS / "coverage")
-    other = {**recipe, "tiles": "other"}
+    other = recipe | {"tiles": "other"}
     (shard,) = pipeline_items.stylize_items([recipe], 1, "key")
     stale: list[tuple[Any, dict[str, Any]]] = [
         (steps.validate, {"items": [dataset], "datasets": ["other"]}),
         (steps.coverage, {"recipes": [other], "styles": styles}),
         (steps.coverage, {"recipes": [recipe], "styles": "other"}),
-        (steps.stylize, {"item": {**shard, "tiles": "other"}, "styles": styles}),
-        (steps.stylize, {"item": shard, "styles": "other"}),
-        (steps.train, {"item": other, "styles": styles}),
-        (steps.train, {"item": recipe, "styles": "other"}),
+        (steps.stylize, {"item": shard | {"tiles": "other"}}),
+        (steps.stylize, {"item": shard | {"styles": "other"}}),
+        (steps.train, {"item": other}),
+        (steps.train, {"item": recipe | {"styles": "other"}}),
         (steps.evaluate, {"item": other}),
         (steps.evaluate, {"item": recipe, "model": "other"}),
         (steps.report, {"recipes": [recipe], "coverage": "other"}),
