@@ -75,7 +75,7 @@ def dataset_items(
             raise InputError(
                 "latest moves on, which Kubeflow's cache cannot see",
                 where=f"versions: {name}",
-                expected="the version that `crossearth store push` printed",
+                expected="the version that `crossearth push` printed",
             )
     items = []
     for dataset in dict.fromkeys(catalog.domain(name).dataset for name in sorted(needed)):
@@ -119,12 +119,13 @@ def with_digests(item: Item, styles: str) -> Item:
     """A recipe's item that also stands for the tiles that it is trained and scored on, and for the styles."""
     source = _digests(item["source"])
     targets = VALIDATION / "recipes" / f"{item['name']}.json"
+    catalog = inputs()[1]
     return {
         **item,
         "train_key": digest([item["train_key"], sha256_file(source)]),
         "evaluate_key": digest([item["evaluate_key"], sha256_file(targets)]),
         "styles": styles,
-        **_with_tiles({item["source"], *(inputs()[1].setting(abbr).target for abbr in item["settings"])}),
+        **_with_tiles({item["source"], *(catalog.setting(abbr).target for abbr in item["settings"])}),
     }
 
 
@@ -134,7 +135,7 @@ def expect_tiles(item: Item) -> None:
     Raises:
         InputError: they are others.
     """
-    expect("tiles", DOMAINS, item["tiles"], count_tiles(item["domains"])[1])
+    expect("tiles", DOMAINS, count_tiles(item["domains"])[1], [item["tiles"]])
 
 
 def expect_datasets(items: Sequence[Item], keys: Sequence[str]) -> None:
@@ -147,8 +148,7 @@ def expect_datasets(items: Sequence[Item], keys: Sequence[str]) -> None:
         InputError: a dataset's are others.
     """
     for item in items:
-        found = count_tiles(item["domains"])[1]
-        expect(f"tiles of {item['name']}", DOMAINS, found if found in keys else "", found)
+        expect(f"tiles of {item['name']}", DOMAINS, count_tiles(item["domains"])[1], keys)
 
 
 def _with_tiles(domains: set[str]) -> Item:
@@ -241,10 +241,10 @@ def push_domains(domains: Sequence[str], store: str) -> None:
 
 def count_tiles(domains: Sequence[str]) -> tuple[dict[str, int], str]:
     """Number of tiles per domain and split, and the digest of their manifests."""
+    catalog = inputs()[1]
+    folders = [catalog.domain_dir(DOMAINS, domain) for domain in domains]
     manifests = [
-        read_manifest(_folder(domain), path.stem)
-        for domain in domains
-        for path in sorted(_folder(domain).glob("*.parquet"))
+        read_manifest(folder, path.stem) for folder in folders for path in sorted(folder.glob("*.parquet"))
     ]
     numbers = {f"{manifest.domain} {manifest.split} tiles": len(manifest) for manifest in manifests}
     return numbers, digest([(each.domain, each.split, each.digest) for each in manifests])

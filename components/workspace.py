@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -140,15 +140,15 @@ def failures() -> list[dict[str, str]]:
     return [read_json(path) for path in sorted(FAILURES.glob("*.json"))]
 
 
-def expect(what: str, where: Path, wanted: str, found: str) -> None:
-    """Holds what lies in the workspace against the digest that an earlier step of the run has handed on.
+def expect(what: str, where: Path, found: str, handed_on: Collection[str]) -> None:
+    """Holds what lies in the workspace against the digests that an earlier step of the run has handed on.
 
     Kubeflow takes a step's result from its cache; the bytes in the workspace may be those of another run.
 
     Raises:
-        InputError: the digests differ.
+        InputError: `found` is none of them.
     """
-    if found != wanted:
+    if found not in handed_on:
         raise InputError(
             f"{what}: not what this run's earlier step made, another run has been here since",
             where=where,
@@ -156,9 +156,9 @@ def expect(what: str, where: Path, wanted: str, found: str) -> None:
         )
 
 
-def expect_content(path: Path, wanted: str) -> None:
-    """`expect` of a file, or of all files below a folder, and their `content_digest`."""
-    expect(path.name, path, wanted, content_digest(path))
+def expect_content(path: Path, *handed_on: str) -> None:
+    """`expect` of a file, or of all files below a folder, by `content_digest`."""
+    expect(path.name, path, content_digest(path), handed_on)
 
 
 def content_digest(*paths: Path) -> str:

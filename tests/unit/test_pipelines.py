@@ -164,7 +164,7 @@ def test_a_recipe_needs_the_datasets_of_its_source_and_targets_only(
     assert pulled[1]["versions"] == {"massachusetts": "a" * 64}
     with pytest.raises(InputError, match="massachusets"):
         pipeline_items.dataset_items(catalog, params, ["deepglobe"], {"massachusets": "a"}, "code")
-    with pytest.raises(InputError, match=r"(?s)massachusetts: latest moves on.*the version that"):
+    with pytest.raises(InputError, match=r"(?s)massachusetts: latest moves on.*`crossearth push`"):
         pipeline_items.dataset_items(catalog, params, ["deepglobe"], {"massachusetts": "latest"}, "code")
 
 
