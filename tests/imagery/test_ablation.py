@@ -1,5 +1,6 @@
 """The ablation table's regimes train and score what they name; what is there is not trained again."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,12 @@ from imagery import ablation
 
 @pytest.mark.parametrize("regime", ["half", "frozen"])
 def test_a_run_is_trained_once_and_stands_in_the_table(
-    regime: str, tmp_path: Path, imagery_dir: Path, weights_dir: Path, monkeypatch: pytest.MonkeyPatch
+    regime: str,
+    tmp_path: Path,
+    imagery_dir: Path,
+    weights_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     wanted = ablation.Run(regime, "full", 0, "road-epfl")
     numbers = ablation.numbers
@@ -20,13 +26,13 @@ def test_a_run_is_trained_once_and_stands_in_the_table(
         return params
 
     monkeypatch.setattr(ablation, "numbers", few_iterations)
-    ablation.prepare(tmp_path)
-    ablation.set_up(wanted, tmp_path)
-    ablation.carry_out(wanted, tmp_path)
-    head, _, row = ablation.table(tmp_path, regime).splitlines()
+    monkeypatch.setattr(ablation, "runs", lambda _: [wanted])
+    monkeypatch.setattr(sys, "argv", ["ablation.py", str(tmp_path), "--regime", regime])
+    ablation.main()
+    head, _, row = capsys.readouterr().out.strip().splitlines()
     scored = [name for name, cell in zip(head.split("|"), row.split("|"), strict=True) if cell.strip()]
     assert [name.strip() for name in scored] == [regime, "Epfl2Vegas", "Epfl2Shanghai", "Epfl2Epfl"]
     model = tmp_path / wanted.folder / "artifacts/models/road-epfl/model.safetensors"
     written = model.stat().st_mtime_ns
-    ablation.carry_out(wanted, tmp_path)
+    ablation.main()
     assert model.stat().st_mtime_ns == written
