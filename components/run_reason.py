@@ -1,0 +1,202 @@
+"""Why the steps of a run failed, in plain words, each with what to do next; equal failures are one reason."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from crossearth.components.run_state import CACHED, FAILED, KILLED, START, RunState, Step, is_step
+from crossearth.data.errors import without_credentials
+
+Log = Callable[[str], str | None]  # node of a pod -> its log, None = gone
+
+LOGS_READ = 16  # of one run: a loop over many items mostly fails for one reason
+TAIL = 12
+OVERLAYS = "infra/kustomize/standalone (infra/kustomize/profile in a Profile)"
+
+NO_ACCOUNT = re.compile(r'service account (\S+?)/(\S+?): serviceaccounts? "[^"]+" not found')
+FORBIDDEN = re.compile(r'(?:(\w+) "([^"]*)" is forbidden: )?User "([^"]+)" cannot (\w+) resource "([^"]+)"')
+UNWRITABLE = re.compile(r"(\S+): user (\d+) may not write here")
+OUT_OF_MEMORY = re.compile(r"OOMKilled|exit status 137|exit code 137")
+REFUSED = re.compile(
+    r"^(?:.*InputError: |error: )(.+(?:\n  (?:expected|next): .*(?:\n(?:    |  -).*)*)*)", re.M
+)
+UNCAUGHT = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Exit|Interrupt|Warning)): (.+)$", re.M)
+FATAL = re.compile(r"^F\d{4} .*?\] (.*)$", re.M)
+NOT_HERE = re.compile(
+    r"artifacts/.*(no such|nothing here|not ingested|no archives)|not what this run's earlier step"
+)
+WITHOUT_WORDS = re.compile(
+    r"^main: Error \(exit code \d+\)$|^failed to execute component: exit status \d+$|^$"
+)
+# of a pod's log: the launcher's lines, kfp's own, and the step's input that kfp prints as JSON
+NOISE = re.compile(r"^[IWEF]\d{4} |^\[KFP Executor |^Found credentials")
+GIVEN = re.compile(r"Got executor_input:\n(\{.*?^\})", re.M | re.S)
+COMPONENT = re.compile(r'Loading KFP component "(\w+)"')
+ITEM = re.compile(r'"item": \{.*?"name": "([^"]+)"', re.S)
+LOOP_ITEM = re.compile(r'loop-item"\s+value:\{string_value:"\{.*?\\"name\\":\\"([^"\\]+)')
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why steps failed.
+
+    Attributes:
+        steps: names of the steps, with their items.
+        what: in one or two lines.
+        next_step: what to do, "" = not known.
+        tail: last lines of one pod's log; of a log that is gone, that it is gone.
+    """
+
+    steps: tuple[str, ...]
+    what: str
+    next_step: str = ""
+    tail: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = f"{_together(self.steps)}: {self.what}"
+        return f"{lines}\n  next: {self.next_step}" if self.next_step else lines
+
+
+def explain(
+    run: RunState, log: Log, notes: Iterable[Mapping[str, str]] = (), most: int = LOGS_READ
+) -> tuple[RunState, list[Reason]]:
+    """Finds the reasons of the steps that failed.
+
+    Args:
+        log: reads a pod's log.
+        notes: what failed steps wrote into the workspace: step, item, message.
+        most: logs to read.
+
+    Returns:
+        The run, whose failed steps have the names of their items where a log has told them, and the reasons:
+        one for equal ones, the exit handler's last.
+    """
+    said = {(note["step"], note["item"]): note["message"] for note in notes}
+    steps, found = list(run.steps), []
+    for place, step in enumerate(steps):
+        if step.state != FAILED:
+            continue
+        text = log(step.pod) if step.pod and most > 0 else None
+        most -= 1
+        step = _told(step, text or "")
+        words = said.get((step.name, step.item))
+        if words is None and not step.item and text is None:
+            words = next((message for (name, _), message in said.items() if name == step.name), None)
+        reason = _reason(run, step, text, words)
+        if run.stopped and not reason:  # it had no reason of its own
+            steps[place] = replace(step, state=KILLED)
+            continue
+        steps[place] = step
+        found.append((step, reason or _unknown(run, step, text), text))
+    run = replace(run, steps=tuple(step for step in steps if step.state != KILLED or is_step(step.name)))
+    merged: dict[tuple[str, str], list[tuple[Step, tuple[str, str], str | None]]] = {}
+    for step, (what, next_step), text in sorted(found, key=lambda each: each[0].name == "finish"):
+        key = (step.name, what.replace(step.item, "NAME") if step.item else what)
+        merged.setdefault(key, []).append((step, (what, next_step), text))
+    reasons = []
+    for (_, general), same in merged.items():
+        what, next_step = same[0][1]
+        names = tuple(str(step) for step, *_ in same)
+        reasons.append(
+            Reason(
+                names, general if len(same) > 1 else what, next_step, _tail(same[0][2], same[0][0].by_driver)
+            )
+        )
+    return run, reasons
+
+
+def _told(step: Step, log: str) -> Step:
+    """The step as its pod's log names it."""
+    component = COMPONENT.search(log)
+    given = GIVEN.search(log)
+    item = ITEM.search(given[1]) if given else (list(LOOP_ITEM.finditer(log)) or [None])[-1]
+    return replace(
+        step, name=component[1] if component else step.name, item=step.item or (item[1] if item else "")
+    )
+
+
+def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tuple[str, str] | None:
+    """What went wrong and what to do; None where nothing says it."""
+    text = f"{step.message}\n{log or ''}"
+    if found := NO_ACCOUNT.search(text):
+        return (
+            f"no ServiceAccount {found[2]} in namespace {found[1]}, where this server's pods run",
+            f"kubectl apply -k {OVERLAYS} makes it, or name one that is there with --service-account",
+        )
+    if found := FORBIDDEN.search(text):
+        kind, name, who, verb, resource = found.groups()
+        account = who.rpartition(":")[2]
+        which = f"{resource} {name}" if name else resource
+        return (
+            f"the account {account} lacks a right: {verb} {which}",
+            f"kubectl apply -k {OVERLAYS} grants it; or add `{verb}` on `{resource}` to the account's Role",
+        )
+    if OUT_OF_MEMORY.search(text):
+        limit = f" of {step.limit}" if step.limit else ", which this record does not name"
+        return (
+            f"killed for memory (OOMKilled) at its limit{limit}",
+            f"raise steps.{step.name}.memory in the values file and submit again: finished steps come from the cache",
+        )
+    if found := UNWRITABLE.search(words or text):
+        return (
+            f"the workspace's claim is not prepared: user {found[2]} may not write to {found[1]}",
+            f"kubectl apply -k {OVERLAYS}: its Job gives the claim to user {found[2]} once; then submit again",
+        )
+    refused = words or next((found[1] for found in reversed(list(REFUSED.finditer(log or "")))), "")
+    if refused:
+        what, _, advice = refused.partition("\n  next: ")
+        cached = [each for each in run.of(CACHED) if not each.loop]
+        if NOT_HERE.search(what) and cached:
+            names = ", ".join(dict.fromkeys(each.name for each in run.of(CACHED)))
+            return (
+                f"{what}\n  the workspace is new or was emptied: {names} came from Kubeflow's cache, "
+                "which keeps no bytes",
+                f"submit again with --no-cache: everything is made again, {names} too",
+            )
+        return what, advice
+    if uncaught := list(UNCAUGHT.finditer(log or "")):
+        return f"{uncaught[-1][1]}: {uncaught[-1][2]}", ""
+    if "argument list too long" in text:
+        return "its item is longer than one argument may be (128 KiB)", "give more shards: --set shards=N"
+    fatal = [found[1] for found in FATAL.finditer(log or "")]
+    if fatal and not WITHOUT_WORDS.match(fatal[-1]):
+        who = "Kubeflow's driver refused it" if step.by_driver else "Kubeflow's launcher"
+        words = fatal[-1].rpartition("failed: ")[2] or fatal[-1]
+        advice = "the graph and this Kubeflow do not fit: submit it with the crossearth of the image, see infra/README.md"
+        return f"{who}: {words}", advice if step.by_driver else ""
+    if not WITHOUT_WORDS.match(step.message) and step.message:
+        return step.message, ""
+    return None
+
+
+def _unknown(run: RunState, step: Step, log: str | None) -> tuple[str, str]:
+    """What is said where no word of the pod is left."""
+    how = f" ({step.message})" if step.message else ""
+    if step.name == START and log is None:
+        account = f"the account {run.account}".rstrip()
+        there = "lacks a right" if step.message.startswith("main:") else "is not there, or lacks a right"
+        return (
+            f"Kubeflow's driver failed before any step{how} and its log is gone; most likely {account} {there}: "
+            "the driver has to `get configmaps` (kfp-launcher)",
+            f"kubectl apply -k {OVERLAYS} makes the account with the rights `get configmaps` and "
+            "`create, patch workflowtaskresults`",
+        )
+    gone = ", its log is gone" if log is None else ", its log has no error"
+    return f"failed for a reason that is not known{how}{gone}", ""
+
+
+def _tail(log: str | None, by_driver: bool) -> tuple[str, ...]:
+    if log is None:
+        return ("(the log is gone: neither the pod nor an archived log is there)",)
+    lines = [line for line in GIVEN.sub("", log).splitlines() if line.strip() and not NOISE.match(line)]
+    lines = (
+        [line for line in log.splitlines() if FATAL.match(line)] if by_driver else lines or log.splitlines()
+    )
+    return tuple(without_credentials(line[:500]) for line in lines[-TAIL:])
+
+
+def _together(names: Sequence[str]) -> str:
+    """`ingest a, ingest b` as `ingest a, b`."""
+    first = names[0].partition(" ")[0]
+    rest = [name.removeprefix(first).strip() for name in names]
+    return f"{first} {', '.join(rest)}".strip()
