@@ -14,7 +14,7 @@ TAIL = 12
 OVERLAYS = "infra/kustomize/standalone (infra/kustomize/profile in a Profile)"
 
 NO_ACCOUNT = re.compile(r'service account (\S+?)/(\S+?): serviceaccounts? "[^"]+" not found')
-FORBIDDEN = re.compile(r'(?:(\w+) "([^"]*)" is forbidden: )?User "([^"]+)" cannot (\w+) resource "([^"]+)"')
+FORBIDDEN = re.compile(r'(?:\w+ "([^"]*)" is forbidden: )?User "([^"]+)" cannot (\w+) resource "([^"]+)"')
 UNWRITABLE = re.compile(r"(\S+): user (\d+) may not write here")
 OUT_OF_MEMORY = re.compile(r"OOMKilled|exit status 137|exit code 137")
 REFUSED = re.compile(
@@ -124,7 +124,7 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
             f"kubectl apply -k {OVERLAYS} makes it, or name one that is there with --service-account",
         )
     if found := FORBIDDEN.search(text):
-        kind, name, who, verb, resource = found.groups()
+        name, who, verb, resource = found.groups()
         account = who.rpartition(":")[2]
         which = f"{resource} {name}" if name else resource
         return (
@@ -135,12 +135,13 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
         limit = f" of {step.limit}" if step.limit else ", which this record does not name"
         return (
             f"killed for memory (OOMKilled) at its limit{limit}",
-            f"raise steps.{step.name}.memory in the values file and submit again: finished steps come from the cache",
+            f"raise steps.{step.name}.memory in the values file and submit again: "
+            "what is finished comes from the cache",
         )
     if found := UNWRITABLE.search(words or text):
         return (
             f"the workspace's claim is not prepared: user {found[2]} may not write to {found[1]}",
-            f"kubectl apply -k {OVERLAYS}: its Job gives the claim to user {found[2]} once; then submit again",
+            f"kubectl apply -k {OVERLAYS}: its Job gives the claim to user {found[2]}; then submit again",
         )
     refused = words or next((found[1] for found in reversed(list(REFUSED.finditer(log or "")))), "")
     if refused:
@@ -162,7 +163,7 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
     if fatal and not WITHOUT_WORDS.match(fatal[-1]):
         who = "Kubeflow's driver refused it" if step.by_driver else "Kubeflow's launcher"
         words = fatal[-1].rpartition("failed: ")[2] or fatal[-1]
-        advice = "the graph and this Kubeflow do not fit: submit it with the crossearth of the image, see infra/README.md"
+        advice = "the graph does not fit this Kubeflow, see infra/README.md for the versions; submit it again"
         return f"{who}: {words}", advice if step.by_driver else ""
     if not WITHOUT_WORDS.match(step.message) and step.message:
         return step.message, ""
@@ -176,8 +177,8 @@ def _unknown(run: RunState, step: Step, log: str | None) -> tuple[str, str]:
         account = f"the account {run.account}".rstrip()
         there = "lacks a right" if step.message.startswith("main:") else "is not there, or lacks a right"
         return (
-            f"Kubeflow's driver failed before any step{how} and its log is gone; most likely {account} {there}: "
-            "the driver has to `get configmaps` (kfp-launcher)",
+            f"Kubeflow's driver failed before any step{how} and its log is gone; "
+            f"most likely {account} {there}: the driver has to `get configmaps` (kfp-launcher)",
             f"kubectl apply -k {OVERLAYS} makes the account with the rights `get configmaps` and "
             "`create, patch workflowtaskresults`",
         )
@@ -187,7 +188,7 @@ def _unknown(run: RunState, step: Step, log: str | None) -> tuple[str, str]:
 
 def _tail(log: str | None, by_driver: bool) -> tuple[str, ...]:
     if log is None:
-        return ("(the log is gone: neither the pod nor an archived log is there)",)
+        return ("(the log is gone: neither the pod's nor an archived one can be read)",)
     lines = [line for line in GIVEN.sub("", log).splitlines() if line.strip() and not NOISE.match(line)]
     lines = (
         [line for line in log.splitlines() if FATAL.match(line)] if by_driver else lines or log.splitlines()

@@ -60,7 +60,7 @@ class Step:
     """One step of a run, of one item if it is in a loop.
 
     Attributes:
-        name: as in the pipeline, for example train; where Kubeflow failed around the steps, START or the loop.
+        name: as in the pipeline, for example train; where Kubeflow failed around them, START or the loop.
         state: FINISHED, FAILED, KILLED, RUNNING, PENDING, CACHED or OMITTED (never tried).
         loop: path of the loop that it is in, "" = none.
         index: of its item in the loop.

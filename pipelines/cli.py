@@ -155,7 +155,7 @@ def submit(
     experiment: Annotated[str, typer.Option(help="Experiment of the run.")] = "crossearth",
     namespace: Namespace = "crossearth",
     service_account: Annotated[str, typer.Option(help="Account of the pods.")] = "crossearth",
-    watch: Annotated[bool, typer.Option("--watch", help="Wait for the end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Say what runs, wait for the end.")] = False,
     cache: Annotated[bool, typer.Option(help="Skip steps whose inputs are those of an earlier run.")] = True,
     token_file: TokenFile = None,
     params: ParamsFile = Path("params.yaml"),
@@ -166,7 +166,6 @@ def submit(
 ) -> None:
     """Start a run on a cluster with Kubeflow."""
     from crossearth.pipelines import submit as kubeflow
-    from crossearth.pipelines.graphs import PipelineError
     from crossearth.pipelines.resources import load_values
 
     inputs, wanted = _inputs(params, catalog, preset), load_values(values)
@@ -174,40 +173,63 @@ def submit(
     client = _client(host, namespace, token_file)
     with kubeflow.asking(host):
         run_id = kubeflow.submit(client, name, inputs, wanted, given, experiment, service_account, cache)
-        out.print(f"run {run_id}", highlight=False)
-        if watch:
-            try:
-                kubeflow.watch(client, run_id)
-            except PipelineError as error:
-                _fail(str(error))
-            out.print("succeeded")
+    out.print(f"run {run_id}", highlight=False)
+    if watch:
+        _watch(host, run_id, token_file)
+
+
+def _watch(host: str, run_id: str, token_file: Path | None) -> None:
+    from crossearth.components.run_state import FINISHED
+    from crossearth.pipelines.api import Api
+    from crossearth.pipelines.watch import story, watch
+
+    run, reasons = watch(Api(host, token_file), run_id, err)
+    if run.state != FINISHED:
+        _fail(f"run {run_id}: {story(run, reasons)}")
+    _tell(story(run, reasons))
+
+
+def _tell(text: str) -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @pipeline_app.command("list")
 def list_(
     host: Host, namespace: Namespace = "crossearth", token_file: TokenFile = None, number: int = 20
 ) -> None:
-    """List the latest runs on a cluster."""
-    from crossearth.pipelines.submit import asking
+    """List the latest runs on a cluster, those that failed with the reason."""
+    from crossearth.components.run_state import FAILED, KILLED, read_run
+    from crossearth.pipelines.api import Api
+    from crossearth.pipelines.watch import SHOWN, read
 
-    client = _client(host, namespace, token_file)
-    with asking(host):
-        runs = client.list_runs(page_size=number, sort_by="created_at desc", namespace=namespace)
-    rows = [[each.run_id, each.display_name, each.state, each.created_at] for each in runs.runs or []]
-    print_table(f"{len(rows)} runs", ["run", "name", "state", "started"], rows)
+    api = Api(host, token_file)
+    rows = []
+    for each in api.runs(namespace, number):
+        run, why = read_run(each, None), ""
+        if run.state in (FAILED, KILLED):
+            run, reasons = read(api, each["run_id"], most=2)
+            why = str(reasons[0]).partition("\n")[0] if reasons else ""
+        state = SHOWN.get(run.state, each.get("state") or run.state)
+        rows.append([each.get("run_id"), run.name, state, each.get("created_at"), why])
+    print_table(f"{len(rows)} runs", ["run", "name", "state", "started", "why"], rows)
+
+
+RunId = Annotated[str, typer.Argument(help="As `pipeline list` prints it.")]
 
 
 @pipeline_app.command()
-def stop(
-    run_id: Annotated[str, typer.Argument(help="As `pipeline list` prints it.")],
-    host: Host,
-    namespace: Namespace = "crossearth",
-    token_file: TokenFile = None,
-) -> None:
-    """Stop a run: its pods end, and with them a TrainJob that one of them follows."""
-    from crossearth.pipelines.submit import asking
+def why(run_id: RunId, host: Host, token_file: TokenFile = None) -> None:
+    """Say how a run stands or ended: what runs, which steps failed and why, with the end of their logs."""
+    from crossearth.pipelines.api import Api
+    from crossearth.pipelines.watch import read, story
 
-    client = _client(host, namespace, token_file)
-    with asking(host):
-        client.terminate_run(run_id)
-    out.print(f"stopped {run_id}", highlight=False)
+    _tell(story(*read(Api(host, token_file), run_id)))
+
+
+@pipeline_app.command()
+def stop(run_id: RunId, host: Host, token_file: TokenFile = None) -> None:
+    """Stop a run: its pods end, and with them a TrainJob that one of them follows."""
+    from crossearth.pipelines.api import Api
+
+    Api(host, token_file).stop(run_id)
+    _tell(f"stopping {run_id}: Kubeflow calls it FAILED in the end, `crossearth pipeline list` CANCELED")

@@ -1,0 +1,165 @@
+"""Kubeflow Pipelines' API over HTTP: login, runs and logs. kfp's own client takes seconds to import."""
+
+import json
+import os
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote, urlencode
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from crossearth.data.errors import InputError
+
+TOKEN, COOKIE = "CROSSEARTH_KFP_TOKEN", "CROSSEARTH_KFP_COOKIE"
+HEALTH = "/apis/v2beta1/healthz"
+LOGIN = f"put a token into ${TOKEN} or a file for --token-file, or the session's cookie into ${COOKIE}"
+EXPIRED = f"the token is wrong or has expired: {LOGIN}"
+TIMEOUT_S = 30.0
+
+
+class UnreachableError(InputError):
+    """The host does not answer, or a gateway answers in its place: it may again."""
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """A redirect of the API is a login page."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class Api:
+    """A host with its login.
+
+    Attributes:
+        host: address of the API.
+        token: of the login, "" = none.
+        cookie: of a session, "" = none.
+    """
+
+    def __init__(self, host: str, token_file: Path | None = None) -> None:
+        """Reads the login from `token_file`, $CROSSEARTH_KFP_TOKEN or _COOKIE, and looks at the host.
+
+        Raises:
+            InputError: the host does not answer, answers something else, or wants a login.
+        """
+        self.host = host
+        self.token = _read_token(token_file) if token_file else os.environ.get(TOKEN, "").strip()
+        self.cookie = os.environ.get(COOKIE, "").strip()
+        for name, secret in ((str(token_file or f"${TOKEN}"), self.token), (f"${COOKIE}", self.cookie)):
+            if not (secret.isascii() and secret.isprintable()):
+                raise InputError("holds what no header may hold", where=name, expected="printable ASCII")
+        if not host.startswith(("http://", "https://")):
+            raise InputError(f"no address: {host!r}", where="--host", expected="http://... or https://...")
+        try:
+            with self._open(HEALTH, timeout=10) as answer:
+                kind = answer.headers.get("Content-Type", "")
+        except HTTPError as error:
+            if error.code in (301, 302, 303, 307, 308, 401, 403):
+                raise InputError(f"wants a login (HTTP {error.code})", where=host, next_step=LOGIN) from error
+            raise InputError(
+                f"answers HTTP {error.code}", where=host, next_step="look at the address"
+            ) from error
+        except (OSError, HTTPException, ValueError) as error:  # the last two: no port, no host, a space
+            raise InputError(
+                f"does not answer: {getattr(error, 'reason', error)}",
+                where=host,
+                next_step="look at the address, or kubectl port-forward svc/ml-pipeline 8888:8888",
+            ) from error
+        if "json" not in kind:
+            raise InputError(
+                "answers, but not as Kubeflow Pipelines does",
+                where=host,
+                next_step=f"look at the address; {LOGIN}",
+            )
+
+    def runs(self, namespace: str, number: int) -> list[dict[str, Any]]:
+        """The latest runs."""
+        asked = {"page_size": number, "sort_by": "created_at desc", "namespace": namespace}
+        return list(self._json(f"/apis/v2beta1/runs?{urlencode(asked)}").get("runs") or [])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A run as the server knows it."""
+        return self._json(f"/apis/v2beta1/runs/{quote(run_id, safe='')}")
+
+    def stop(self, run_id: str) -> None:
+        """Stops a run."""
+        self._json(f"/apis/v2beta1/runs/{quote(run_id, safe='')}:terminate", b"")
+
+    def workflow(self, run_id: str) -> dict[str, Any] | None:
+        """Argo's record of a run, which only the older API hands out; None where the server does not."""
+        try:
+            answer = self._json(f"/apis/v1beta1/runs/{quote(run_id, safe='')}")
+            record = json.loads((answer.get("pipeline_runtime") or {})["workflow_manifest"])
+        except (LookupError, TypeError, ValueError):  # InputError is a ValueError
+            return None
+        return record if isinstance(record, dict) else None
+
+    def log(self, run_id: str, pod: str) -> str | None:
+        """The log of a run's pod; None where neither the pod nor an archived log can be read."""
+        path = f"/apis/v1alpha1/runs/{quote(run_id, safe='')}/nodes/{quote(pod, safe='')}/log"
+        try:
+            with self._open(path) as answer:
+                text = str(answer.read(), errors="replace")
+        except HTTPError as error:
+            if error.code in (502, 503, 504):
+                raise self._refusal(error) from error
+            return None
+        except (OSError, HTTPException) as error:
+            raise self._lost(error) from error
+        # the server may begin to answer before it knows that the log is gone
+        return None if text.startswith('{"error_message"') else text
+
+    def _json(self, path: str, body: bytes | None = None) -> dict[str, Any]:
+        try:
+            with self._open(path, body) as answer:
+                found = json.loads(answer.read() or b"{}")
+        except HTTPError as error:
+            raise self._refusal(error) from error
+        except (OSError, HTTPException) as error:
+            raise self._lost(error) from error
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise InputError("answers, but not as Kubeflow Pipelines does", where=f"{self.host}{path}")
+        return found
+
+    def _lost(self, error: Exception) -> InputError:
+        return UnreachableError(
+            f"does not answer any more: {getattr(error, 'reason', error)}", where=self.host
+        )
+
+    def _refusal(self, error: HTTPError) -> InputError:
+        try:
+            words = json.loads(error.read())["error"]
+        except (OSError, HTTPException, TypeError, ValueError, KeyError):
+            words = error.reason
+        if error.code in (301, 302, 303, 307, 308, 401):
+            return InputError(f"wants a login again (HTTP {error.code})", where=self.host, next_step=EXPIRED)
+        kind = UnreachableError if error.code >= 500 else InputError
+        return kind(
+            f"Kubeflow Pipelines refuses (HTTP {error.code}): {str(words)[:1000]}",
+            where=self.host,
+            next_step=LOGIN if error.code == 403 else "crossearth pipeline list shows the runs",
+        )
+
+    def _open(self, path: str, body: bytes | None = None, timeout: float = TIMEOUT_S) -> HTTPResponse:
+        headers = {"Accept": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        if self.cookie:
+            headers["Cookie"] = self.cookie
+        # http or https, looked at above
+        request = Request(self.host.rstrip("/") + path, data=body, headers=headers)  # noqa: S310
+        answer: HTTPResponse = build_opener(_NoRedirect).open(request, timeout=timeout)
+        return answer
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(f"cannot read the token: {error}", where=path) from error
+    except UnicodeDecodeError:
+        raise InputError("cannot read the token: it is no text", where=path) from None
