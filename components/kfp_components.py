@@ -391,9 +391,13 @@ def predict(workspace: str, item: dict, model: str, out: str, config: dict, metr
 
 @component
 def finish(workspace: str, pipeline: str, status: dsl.PipelineTaskFinalStatus) -> None:
-    """Runs whatever happened: tells MLflow how the pipeline ended and, if it failed, which steps and why."""
-    from crossearth.components import workspace as shared
-    from crossearth.components.pipeline_items import report_end
+    """Runs whatever happened, and needs nothing that may have failed: tells MLflow how it ended and why."""
+    from crossearth.components.finish import finish_pipeline
 
-    shared.enter(workspace)
-    report_end(pipeline, status.state, status.error_message or "", shared.failures())
+    finish_pipeline(
+        workspace,
+        pipeline,
+        status.pipeline_job_resource_name or "",
+        status.state or "",
+        status.error_message or "",
+    )

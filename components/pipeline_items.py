@@ -4,7 +4,6 @@ An item is a plain dictionary with a name and the digest of everything that its 
 cache looks at nothing but a step's inputs.
 """
 
-import json
 import re
 import shutil
 import subprocess
@@ -17,7 +16,6 @@ from crossearth.components.params import Params
 from crossearth.components.predict import SCENE_SUFFIXES, PredictConfig, predict
 from crossearth.components.promotion import RegisterConfig
 from crossearth.components.register import register
-from crossearth.components.tracking import start_run
 from crossearth.components.workspace import ARTIFACTS, expect, inputs
 from crossearth.data.config import load_config
 from crossearth.data.domains import Catalog
@@ -317,21 +315,6 @@ def register_models(recipes: Sequence[str]) -> tuple[list[str], str]:
         promoted = "yes" if each.promoted else "no"
         lines.append(f"| {each.recipe} | {each.version} | {promoted} | {each.champion} | {refused} |")
     return [each.recipe for each in outcomes if each.promoted], "\n".join(lines) + "\n"
-
-
-def report_end(pipeline: str, state: str, message: str, failures: Sequence[dict[str, str]]) -> None:
-    """Tells MLflow how a pipeline ended; a failure with the names of the steps and their messages."""
-    key = digest([pipeline, state, message, failures])
-    first = failures[0] if failures else {"step": "", "item": "", "message": message}
-    tags = {
-        "pipeline": pipeline,
-        "pipeline_state": state,
-        "failed_step": " ".join(part for part in (first["step"], first["item"]) if part),
-        "failure": first["message"][:5000],
-    }
-    print(json.dumps(tags, indent=2))
-    with start_run(f"pipeline {pipeline}", key=key, tags=tags) as run:
-        run.log_metrics({"failed_steps": len(failures)})
 
 
 def _plan(step: str, name: str) -> str:

@@ -15,6 +15,7 @@ OVERLAYS = "infra/kustomize/standalone (infra/kustomize/profile in a Profile)"
 
 NO_ACCOUNT = re.compile(r'service account (\S+?)/(\S+?): serviceaccounts? "[^"]+" not found')
 FORBIDDEN = re.compile(r'(?:\w+ "([^"]*)" is forbidden: )?User "([^"]+)" cannot (\w+) resource "([^"]+)"')
+ENDED_FROM_OUTSIDE = re.compile(r"exit (?:status|code) 143")
 UNWRITABLE = re.compile(r"(\S+): user (\d+) may not write here")
 OUT_OF_MEMORY = re.compile(r"OOMKilled|exit status 137|exit code 137")
 REFUSED = re.compile(
@@ -165,6 +166,11 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
         words = fatal[-1].rpartition("failed: ")[2] or fatal[-1]
         advice = "the graph does not fit this Kubeflow, see infra/README.md for the versions; submit it again"
         return f"{who}: {words}", advice if step.by_driver else ""
+    if ENDED_FROM_OUTSIDE.search(text) and not run.stopped:
+        return (
+            "ended from outside (SIGTERM): the run was stopped, or its node went away",
+            "submit again: a training goes on at its last checkpoint, what is finished comes from the cache",
+        )
     if not WITHOUT_WORDS.match(step.message) and step.message:
         return step.message, ""
     return None

@@ -330,6 +330,8 @@ def _from_tasks(tasks: list[dict[str, Any]]) -> RunState:
             step = _task_step(name, task, _children(its or {}), by_driver=False)
             skipped = its is not None and its.get("state") == "SKIPPED"
             steps.append(replace(step, state=CACHED) if skipped else step)
+        begun = [task for task in by_name[f"{name}-driver"] if task.get("state") in ("RUNNING", "PENDING")]
+        steps += [_task_step(name, task, [], by_driver=False) for task in begun if not around]
     body = [
         task for name, each in by_name.items() if re.fullmatch(r"exit-handler-\d+", name) for task in each
     ]

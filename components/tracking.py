@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 STORE = Path("artifacts/mlflow")
 SQLITE = "sqlite:///"
 KEY_TAG = "input_hash"
+PIPELINE_TAG = "pipeline_run"  # the pipeline's run that a run belongs to
+PIPELINE_RUN = Path("artifacts/run/id")  # in a pipeline's workspace: of the run that it is in now
 DESCRIPTION_LENGTH = 5000  # of a tag's value, the least that MLflow's stores take
 METRICS_PER_REQUEST = 1000  # MLflow's own limit of one batch
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
@@ -155,6 +157,10 @@ class Run:
 
         self._writer.do(save)
 
+    def end_as(self, status: str) -> None:
+        """What the run ends as if nothing is raised in it: FINISHED (as without this), FAILED or KILLED."""
+        self._writer.status = status
+
     def adopt(self, keys: Sequence[str]) -> None:
         """Makes the runs of this experiment whose `input_hash` is among `keys` children of this one."""
 
@@ -190,17 +196,41 @@ def start_run(
     """
     writer = _Writer(name, experiment, key, dict(tags or {}), dict(params or {}))
     writer.start()
-    status = "FINISHED"
     try:
         yield Run(writer)
     except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
+        writer.status = "KILLED"
         raise
     except BaseException:
-        status = "FAILED"
+        writer.status = "FAILED"
         raise
     finally:
-        writer.close(status)
+        writer.close()
+
+
+def end_runs(pipeline_run: str, status: str, experiment: str = "crossearth") -> int:
+    """Ends the runs of a pipeline's run that are RUNNING still: whoever wrote them was killed.
+
+    Args:
+        pipeline_run: the tag `pipeline_run` of the runs, "" = of none.
+        status: FAILED or KILLED.
+
+    Returns:
+        Number of runs that were ended; none where the server does not answer.
+    """
+    if not pipeline_run:
+        return 0
+    try:
+        client = connect(tracking_uri())
+        found = client.get_experiment_by_name(experiment)
+        query = f"tags.{PIPELINE_TAG} = '{pipeline_run}' and attributes.status = 'RUNNING'"
+        runs = client.search_runs([found.experiment_id], query) if found else []
+        for run in runs:
+            client.set_terminated(run.info.run_id, status)
+        return len(runs)
+    except Exception as error:  # a server may fail in any way, and how the pipeline ended is told already
+        logging.getLogger(__name__).warning("runs stay RUNNING: %s", without_credentials(str(error)))
+        return 0
 
 
 class _Writer(threading.Thread):
@@ -212,10 +242,12 @@ class _Writer(threading.Thread):
         super().__init__(name="mlflow-writer", daemon=True)
         self.run_name, self.experiment, self.key, self.tags, self.params = name, experiment, key, tags, params
         self.uri = tracking_uri()
+        self.pipeline_run = PIPELINE_RUN.read_text().strip() if PIPELINE_RUN.is_file() else ""
         self.metrics: deque[tuple[str, float, int, int]] = deque()
         self.operations: deque[Operation] = deque()
         self.client: MlflowClient | None = None
         self.run_id = ""
+        self.status = "FINISHED"
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._gave_up = threading.Event()
@@ -229,7 +261,8 @@ class _Writer(threading.Thread):
     def wake(self) -> None:
         self._wake.set()
 
-    def close(self, status: str) -> None:
+    def close(self) -> None:
+        status = self.status
         self.do(lambda client, run_id: client.set_terminated(run_id, status))
         self._closing.set()
         began = time.monotonic()
@@ -302,6 +335,8 @@ class _Writer(threading.Thread):
             [experiment_id], filter_string=f"tags.{KEY_TAG} = '{self.key}'", max_results=1
         )
         tags = {**self.tags, KEY_TAG: self.key}
+        if self.pipeline_run:
+            tags[PIPELINE_TAG] = self.pipeline_run
         if found:
             self.run_id = found[0].info.run_id
             client.update_run(self.run_id, status="RUNNING")

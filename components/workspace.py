@@ -5,6 +5,7 @@ A step enters it and gives the command line that dvc.yaml gives: the same paths,
 
     params.yaml                                   what this run was started with, as JSON (which is YAML)
     artifacts/run/catalog-*.yaml                  the user's catalogs
+    artifacts/run/id                              stands in MLflow for the run that is in the folder now
     artifacts/run/failures/<step>[-<item>].json   why a step failed, for the pipeline's exit handler
 """
 
@@ -18,14 +19,16 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from crossearth.components import terminal
 from crossearth.components.params import Params
 from crossearth.components.terminal import ARTIFACTS
+from crossearth.components.tracking import PIPELINE_RUN
 from crossearth.data.config import parse_yaml
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError, print_uncaught, without_credentials
-from crossearth.data.files import digest, read_json, sha256_file, write_json
+from crossearth.data.files import atomic_path, digest, read_json, sha256_file, write_json
 
 PARAMS = Path("params.yaml")
 RUN = ARTIFACTS / "run"
@@ -75,6 +78,8 @@ def begin(params: str, catalogs: str) -> None:
         InputError: a text that is not YAML, or not what it should be.
     """
     shutil.rmtree(FAILURES, ignore_errors=True)
+    with atomic_path(PIPELINE_RUN) as partial:
+        partial.write_text(uuid4().hex, encoding="utf-8")
     paths = []
     for number, values in enumerate(_parse(catalogs, list, "catalogs")):
         path = RUN / f"catalog-{number}.yaml"
@@ -138,6 +143,11 @@ def step(workspace: str, name: str, item: str = "") -> Iterator[None]:
 def failures() -> list[dict[str, str]]:
     """The notes of the steps that failed in this run, by step and item."""
     return [read_json(path) for path in sorted(FAILURES.glob("*.json"))]
+
+
+def run_id() -> str:
+    """What the MLflow runs of this run carry; "" before its first step."""
+    return PIPELINE_RUN.read_text(encoding="utf-8").strip() if PIPELINE_RUN.is_file() else ""
 
 
 def expect(what: str, where: Path, found: str, handed_on: Collection[str]) -> None:

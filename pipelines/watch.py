@@ -127,7 +127,7 @@ def _running(name: str, steps: Sequence[Step], now: datetime | None) -> str:
 
 
 def story(run: RunState, reasons: Sequence[Reason]) -> str:
-    """A run in full: how it stands or ended, why steps failed, what came from the cache or was not reached."""
+    """A run in full: how it stands or ended, why steps failed, what was cached or not reached."""
     took = f" after {_length(run.began, run.ended)}" if run.began and run.ended else ""
     lines = [f"{run.name}: {SHOWN.get(run.state, run.state)}{took if run.state in ENDED else ''}"]
     killed = run.of(KILLED)

@@ -3,10 +3,13 @@
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from cluster import NAMESPACE, Cluster, serving
 from graphs import PARAMS, RECIPES, ROOT, run_dvc, run_pipeline
 
 from crossearth.data.catalog import load_catalog
@@ -45,6 +48,46 @@ def imagery_dir() -> Path:
 @pytest.fixture(scope="session")
 def weights_dir() -> Path:
     return _shared("weights")
+
+
+@pytest.fixture(scope="session")
+def kubeflow_dir() -> Path:
+    """Runs recorded from a real control plane."""
+    return _shared("kubeflow")
+
+
+@pytest.fixture
+def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Cluster], SimpleNamespace]]:
+    """Puts the test into a pod of a cluster; gives what MLflow is told there: `tags` and `status`."""
+    import kubernetes
+
+    from crossearth.components import finish
+
+    told = SimpleNamespace(tags={}, status="", ended=[])
+
+    @contextmanager
+    def start_run(_: str, *, key: str, tags: Mapping[str, str]) -> Iterator[SimpleNamespace]:
+        told.tags, told.status = dict(tags), "FINISHED"
+        yield SimpleNamespace(
+            log_metrics=lambda _: None, end_as=lambda status: setattr(told, "status", status)
+        )
+
+    (tmp_path / "namespace").write_text(NAMESPACE)
+    monkeypatch.setattr(finish, "NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr(finish, "BACKOFF", 0.0)
+    monkeypatch.setattr(finish, "start_run", start_run)
+    monkeypatch.setattr(finish, "end_runs", lambda *ended: told.ended.append(ended) or 0)
+    monkeypatch.setattr(kubernetes.config, "load_incluster_config", lambda: None)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with ExitStack() as stack:
+
+        def enter(cluster: Cluster) -> SimpleNamespace:
+            configured = kubernetes.client.Configuration(host=stack.enter_context(serving(cluster)))
+            monkeypatch.setattr(kubernetes.client.Configuration, "_default", configured)
+            return told
+
+        yield enter
 
 
 @pytest.fixture(scope="session")
