@@ -83,7 +83,7 @@ def explain(
         words = said.get((step.name, step.item))
         if words is None and not step.item and text is None:
             words = next((message for (name, _), message in said.items() if name == step.name), None)
-        reason = _reason(run, step, text, words)
+        reason = _reason(run, step, without_credentials(text) if text else text, words)
         if run.stopped and not reason:  # it had no reason of its own
             steps[place] = replace(step, state=KILLED)
             continue
@@ -163,7 +163,7 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
     fatal = [found[1] for found in FATAL.finditer(log or "")]
     if fatal and not WITHOUT_WORDS.match(fatal[-1]):
         who = "Kubeflow's driver refused it" if step.by_driver else "Kubeflow's launcher"
-        words = fatal[-1].rpartition("failed: ")[2] or fatal[-1]
+        words = fatal[-1].rpartition("failed: ")[2].removeprefix("failed to execute component: ")
         advice = "the graph does not fit this Kubeflow, see infra/README.md for the versions; submit it again"
         return f"{who}: {words}", advice if step.by_driver else ""
     if ENDED_FROM_OUTSIDE.search(text) and not run.stopped:

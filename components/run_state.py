@@ -68,7 +68,7 @@ class Step:
         began, ended: of all tries together.
         pod: node of the last pod that there was, "" = none.
         tries: pods that ran the step's own code.
-        message: Argo's about the last pod that failed.
+        message: Argo's about the last pod that failed; of a step that goes on, what holds it up.
         limit: the pod's memory, as in Kubernetes, "" = not known.
         by_driver: Kubeflow's driver failed, the step's own code never began.
     """
@@ -230,8 +230,15 @@ def _step(path: str, drivers: list[dict[str, Any]], executors: list[dict[str, An
         state = RUNNING  # its own pod comes next
     pods = ran or [node for node in drivers if node["type"] == "Pod"]
     failed = [node for node in pods if PHASES.get(node.get("phase") or "") == FAILED]
-    waiting = [node for node in pods[-1:] if node.get("phase") == "Pending" and node.get("message")]
-    message = str((waiting or failed or [{}])[-1].get("message") or "")
+    message = str((failed or [{}])[-1].get("message") or "")
+    if state == RUNNING and failed:
+        message = (
+            f"try {len(pods)} ended: {message}"
+            if pods[-1] in failed
+            else f"try {len(pods)}, before: {message}"
+        )
+    elif state in (RUNNING, PENDING) and pods:
+        message = str(pods[-1].get("message") or "")
     if around and (state != FAILED or ENDED_BY_STOP.search(message)):
         return None
     times = [*drivers, *executors]

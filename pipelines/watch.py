@@ -116,14 +116,8 @@ def _running(name: str, steps: Sequence[Step], now: datetime | None) -> str:
     began = min((step.began for step in steps if step.began), default=None)
     if began:
         text += f" since {_clock(began)}" + (f" ({_length(began, now)})" if now else "")
-    again = next((step for step in steps if step.message), None)
-    return text + (
-        f" (try {again.tries} ended: {again.message})"
-        if again and again.tries
-        else f" ({again.message})"
-        if again
-        else ""
-    )
+    message = next((step.message for step in steps if step.message), "")
+    return f"{text} ({message})" if message else text
 
 
 def story(run: RunState, reasons: Sequence[Reason]) -> str:

@@ -637,9 +637,6 @@ class Api(BaseHTTPRequestHandler):
         elif self.path.startswith("/apis/v2beta1/experiments"):
             experiment = {"experiment_id": "e1", "display_name": "crossearth", "namespace": "crossearth"}
             self.answer(200, {"experiments": [experiment]})
-        elif self.path.startswith("/apis/v2beta1/runs/") and self.server.busy:
-            self.server.busy -= 1
-            self.answer(503, "no healthy upstream", "text/plain")
         elif self.path.startswith("/apis/v2beta1/runs/"):
             self.answer(200, self.server.run)
         else:
@@ -669,7 +666,6 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Api)
         self.token = ""
         self.mode = "fine"
-        self.busy = 0  # questions that are answered by the gateway
         self.refusal: tuple[int, Any] | None = None
         self.posts: list[tuple[str, bytes]] = []
         self.run: dict[str, Any] = {"run_id": "r-1", "display_name": "benchmark 1", "state": "SUCCEEDED"}
@@ -726,32 +722,6 @@ def test_the_examples_image_is_not_submitted(server: Server) -> None:
             True,
         )
     assert not server.posts
-
-
-def test_a_failed_run_is_a_failure_that_names_the_step(server: Server, values_file: Path) -> None:
-    failed = {"display_name": "train", "state": "FAILED", "error": {"code": 1, "message": "no tiles"}}
-    server.run |= {"state": "FAILED", "run_details": {"task_details": [failed]}}
-    done = submit(server, values_file, "--watch")
-    assert done.exit_code == 1
-    assert "step train failed: no tiles" in done.output
-
-
-def test_watching_ends_when_the_run_is_stopped(server: Server, values_file: Path) -> None:
-    server.run |= {"state": "CANCELED"}
-    done = submit(server, values_file, "--watch")
-    assert done.exit_code == 1
-    assert "CANCELED" in done.output
-
-
-def test_watching_outlives_a_gateway_that_is_busy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = kubeflow.connect(server.host, "crossearth")
-    server.busy = 1
-    kubeflow.watch(client, "r-1", poll_s=0.01)
-    assert server.busy == 0
-    server.busy = 1
-    monkeypatch.setattr(kubeflow, "PATIENCE_S", 0.0)
-    with pytest.raises(InputError, match="HTTP 503"), kubeflow.asking(server.host):
-        kubeflow.watch(client, "r-1", poll_s=0.01)
 
 
 def test_what_the_api_refuses_is_said_in_its_words(server: Server) -> None:
