@@ -168,7 +168,7 @@ class _Cluster:
         except ApiException as error:
             raise InputError(
                 f"the cluster's API refuses: {error.status} {error.reason}",
-                next_step=f"infra/kustomize/rbac.yaml grants `{right}`",
+                next_step=f"infra/kustomize/base/rbac.yaml grants `{right}`",
             ) from error
         except HTTPError as error:
             raise InputError(f"the cluster's API is away: {error}") from error

@@ -36,6 +36,7 @@ class Api:
         host: address of the API.
         token: of the login, "" = none.
         cookie: of a session, "" = none.
+        has_users: whether runs live in the namespaces of its users' Profiles.
     """
 
     def __init__(self, host: str, token_file: Path | None = None) -> None:
@@ -54,7 +55,7 @@ class Api:
             raise InputError(f"no address: {host!r}", where="--host", expected="http://... or https://...")
         try:
             with self._open(HEALTH, timeout=10) as answer:
-                kind = answer.headers.get("Content-Type", "")
+                kind, body = answer.headers.get("Content-Type", ""), answer.read()
         except HTTPError as error:
             if error.code in (301, 302, 303, 307, 308, 401, 403):
                 raise InputError(f"wants a login (HTTP {error.code})", where=host, next_step=LOGIN) from error
@@ -67,16 +68,40 @@ class Api:
                 where=host,
                 next_step="look at the address, or kubectl port-forward svc/ml-pipeline 8888:8888",
             ) from error
-        if "json" not in kind:
+        try:
+            health = json.loads(body) if "json" in kind else None
+        except ValueError:
+            health = None
+        if not isinstance(health, dict):
             raise InputError(
                 "answers, but not as Kubeflow Pipelines does",
                 where=host,
                 next_step=f"look at the address; {LOGIN}",
             )
+        self.has_users = health.get("multi_user") is True
 
-    def runs(self, namespace: str, number: int) -> list[dict[str, Any]]:
-        """The latest runs."""
-        asked = {"page_size": number, "sort_by": "created_at desc", "namespace": namespace}
+    def expect_namespace(self, namespace: str | None) -> None:
+        """Refuses a namespace that the server would ignore, and none where it needs one.
+
+        Raises:
+            InputError: one of the two.
+        """
+        if self.has_users and not namespace:
+            raise InputError(
+                "this server has users: a run lives in the namespace of one of their Profiles",
+                where="--namespace",
+                next_step="kubectl get profiles lists them; --namespace NAME",
+            )
+        if namespace and not self.has_users:
+            raise InputError(
+                f"{namespace}: this server has no users and would ignore it: all runs live in its own namespace",
+                where="--namespace",
+                next_step="leave it out; account, claim and Secrets lie there with infra/kustomize/standalone",
+            )
+
+    def runs(self, namespace: str | None, number: int) -> list[dict[str, Any]]:
+        """The latest runs, of a Profile where the server has users."""
+        asked = {"page_size": number, "sort_by": "created_at desc", "namespace": namespace or ""}
         return list(self._json(f"/apis/v2beta1/runs?{urlencode(asked)}").get("runs") or [])
 
     def run(self, run_id: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from crossearth.pipelines.graphs import arguments, build
 from crossearth.pipelines.resources import Values
 
 
-def connect(host: str, namespace: str, token_file: Path | None = None) -> Client:
+def connect(host: str, namespace: str | None, token_file: Path | None = None) -> Client:
     """A client of Kubeflow Pipelines' API.
 
     The login is the token in `token_file` or $CROSSEARTH_KFP_TOKEN, or the session's cookie in
@@ -26,11 +26,15 @@ def connect(host: str, namespace: str, token_file: Path | None = None) -> Client
 
     Args:
         host: address of the API, for example https://kubeflow.example.com/pipeline.
+        namespace: the Profile's on a server with users, which is the one kind that has any.
 
     Raises:
-        InputError: the host does not answer, answers something else, or wants a login.
+        InputError: the host does not answer, answers something else, or wants a login; a namespace is missing,
+            or would be ignored.
     """
     api = Api(host, token_file)
+    api.expect_namespace(namespace)
+    options = {"namespace": namespace} if namespace else {}
     with asking(host), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return Client(

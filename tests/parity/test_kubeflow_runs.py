@@ -29,7 +29,11 @@ TOLD: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {
         ("FAILED", "`get configmaps`", "log is gone"),
     ),
     "unwritable-claim": (
-        ("RUNNING", "prerequisites: the workspace's claim is not prepared", "its Job gives the claim"),
+        (
+            "RUNNING",
+            "prerequisites: the workspace's claim is not prepared",
+            "its Job crossearth-workspace gives the claim away",
+        ),
         None,
     ),
     "wrong-type": (

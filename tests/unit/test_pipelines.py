@@ -633,7 +633,7 @@ class Api(BaseHTTPRequestHandler):
         elif self.server.mode == "page":
             self.answer(200, "<html>", "text/html")
         elif self.path.startswith("/apis/v2beta1/healthz"):
-            self.answer(200, {"multi_user": True})
+            self.answer(200, {"multi_user": False})
         elif self.path.startswith("/apis/v2beta1/experiments"):
             experiment = {"experiment_id": "e1", "display_name": "crossearth", "namespace": "crossearth"}
             self.answer(200, {"experiments": [experiment]})
@@ -712,7 +712,7 @@ def test_submit_sends_the_graph_and_waits(server: Server, values_file: Path) -> 
 def test_the_examples_image_is_not_submitted(server: Server) -> None:
     with pytest.raises(InputError, match="still the example's"):
         kubeflow.submit(
-            kubeflow.connect(server.host, "crossearth"),
+            kubeflow.connect(server.host, None),
             "benchmark",
             read_inputs(ROOT / "params.yaml"),
             load_values(ROOT / "infra/values.yaml"),
@@ -747,14 +747,14 @@ def test_a_host_that_wants_a_login_says_how_and_a_token_is_never_shown(
 ) -> None:
     server.token = CANARY
     with pytest.raises(InputError, match="wants a login"):
-        kubeflow.connect(server.host, "crossearth")
+        kubeflow.connect(server.host, None)
     monkeypatch.setenv("CROSSEARTH_KFP_TOKEN", CANARY + "-wrong")
     with pytest.raises(InputError) as refused:
-        kubeflow.connect(server.host, "crossearth")
+        kubeflow.connect(server.host, None)
     assert CANARY not in str(refused.value)
     monkeypatch.setenv("CROSSEARTH_KFP_TOKEN", f"{CANARY}\nsecond line")
     with pytest.raises(InputError, match=r"\$CROSSEARTH_KFP_TOKEN: .*header") as refused:
-        kubeflow.connect(server.host, "crossearth")
+        kubeflow.connect(server.host, None)
     assert CANARY not in str(refused.value)
     token = tmp_path / "token"
     token.write_text(CANARY + "\n")
@@ -762,14 +762,14 @@ def test_a_host_that_wants_a_login_says_how_and_a_token_is_never_shown(
     assert done.exit_code == 0, done.output
     assert CANARY not in done.output
     with pytest.raises(InputError, match="cannot read the token"):
-        kubeflow.connect(server.host, "crossearth", tmp_path / "absent")
+        kubeflow.connect(server.host, None, tmp_path / "absent")
 
 
 @pytest.mark.parametrize(("mode", "words"), [("login", "wants a login"), ("page", "not as Kubeflow")])
 def test_a_host_that_is_something_else_is_refused(server: Server, mode: str, words: str) -> None:
     server.mode = mode
     with pytest.raises(InputError, match=words):
-        kubeflow.connect(server.host, "crossearth")
+        kubeflow.connect(server.host, None)
 
 
 @pytest.mark.parametrize(
@@ -777,7 +777,7 @@ def test_a_host_that_is_something_else_is_refused(server: Server, mode: str, wor
 )
 def test_a_host_that_does_not_answer_is_refused(host: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        kubeflow.connect(host, "crossearth")
+        kubeflow.connect(host, None)
 
 
 @pytest.mark.parametrize(

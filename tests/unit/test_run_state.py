@@ -282,3 +282,12 @@ def test_what_a_killed_step_left_running_in_mlflow_is_ended(
     assert end_runs(workspace.run_id(), "KILLED") == 1
     ends = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
     assert ends == {"town": "KILLED", "wood": "FINISHED"}
+
+
+def test_a_namespace_that_the_server_would_ignore_is_refused(cluster: tuple[Cluster, str]) -> None:
+    api = Api(cluster[1])
+    with pytest.raises(InputError, match="leave it out"):
+        api.expect_namespace("crossearth")
+    api.has_users = True
+    with pytest.raises(InputError, match="kubectl get profiles"):
+        api.expect_namespace(None)
