@@ -142,7 +142,7 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
     if found := UNWRITABLE.search(words or text):
         return (
             f"the workspace's claim is not prepared: user {found[2]} may not write to {found[1]}",
-            f"kubectl apply -k {OVERLAYS}: its Job crossearth-workspace gives the claim away; then submit again",
+            f"kubectl apply -k {OVERLAYS}: its Job crossearth-workspace gives the claim away; submit again",
         )
     refused = words or next((found[1] for found in reversed(list(REFUSED.finditer(log or "")))), "")
     if refused:

@@ -28,6 +28,7 @@ from crossearth.data.augment import Augmentation
 from crossearth.data.dataset import Batch, TileDataset, TrainingStream
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
+from crossearth.data.progress import LogLine
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
 from crossearth.model.metrics import confusion_matrix
@@ -181,6 +182,8 @@ class Training:
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace = Pace()
+        name, total = self.job.recipe.name, self.config.iterations
+        line = LogLine(f"{name}: iteration", total, self.iteration, self.processes.is_first)
         with self.gradients.shared(), Interrupts() as interrupts, self._progress() as progress:
             task = progress.add_task(
                 self.job.recipe.name, total=self.config.iterations, completed=self.iteration, loss=""
@@ -203,6 +206,7 @@ class Training:
                         panel = training_panel(self.multi_task, batch[0], self.job.class_set)
                     run.log_image(panel, f"panels/{self.iteration:06d}.png")
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
+                line.update(self.iteration, f"loss {self.loss:.3f}")
                 if stop or (self.iteration % self.config.checkpoint_every == 0 and not done):
                     self.save()
                 if stop:

@@ -9,6 +9,7 @@ A step enters it and gives the command line that dvc.yaml gives: the same paths,
     artifacts/run/failures/<step>[-<item>].json   why a step failed, for the pipeline's exit handler
 """
 
+import logging
 import os
 import re
 import shutil
@@ -44,6 +45,9 @@ def enter(workspace: str) -> None:
         InputError: it is not there, this user may not write into it, or it is a checkout.
     """
     sys.excepthook = print_uncaught  # what fails from here on ends the pod
+    # kfp's executor makes every library talk: botocore says at each request where its keys are from
+    for talker in ("botocore", "boto3", "s3transfer", "urllib3"):
+        logging.getLogger(talker).setLevel(logging.WARNING)
     folder = Path(workspace)
     if not folder.is_dir():
         raise InputError(

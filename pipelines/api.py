@@ -94,9 +94,9 @@ class Api:
             )
         if namespace and not self.has_users:
             raise InputError(
-                f"{namespace}: this server has no users and would ignore it: all runs live in its own namespace",
+                f"{namespace}: this server has no users and would ignore it: runs live in its own namespace",
                 where="--namespace",
-                next_step="leave it out; account, claim and Secrets lie there with infra/kustomize/standalone",
+                next_step="leave it out; infra/kustomize/standalone puts account, claim and Secrets there",
             )
 
     def runs(self, namespace: str | None, number: int) -> list[dict[str, Any]]:

@@ -29,17 +29,15 @@ def connect(host: str, namespace: str | None, token_file: Path | None = None) ->
         namespace: the Profile's on a server with users, which is the one kind that has any.
 
     Raises:
-        InputError: the host does not answer, answers something else, or wants a login; a namespace is missing,
-            or would be ignored.
+        InputError: the host does not answer, answers something else, or wants a login; a namespace is
+            missing, or would be ignored.
     """
     api = Api(host, token_file)
     api.expect_namespace(namespace)
     options = {"namespace": namespace} if namespace else {}
     with asking(host), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return Client(
-            host=host, namespace=namespace, existing_token=api.token or None, cookies=api.cookie or None
-        )
+        return Client(host=host, **options, existing_token=api.token or None, cookies=api.cookie or None)
 
 
 @contextmanager

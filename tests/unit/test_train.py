@@ -5,6 +5,7 @@ import errno
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -238,6 +239,15 @@ def test_a_model_whose_weights_were_damaged_is_trained_again(run: Train) -> None
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
     assert written(run(iterations=1)) == whole
+
+
+def test_a_pods_log_shows_how_far_it_is(
+    run: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    run()
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "iteration" in line)
+    assert re.fullmatch(rf"{RECIPE}: iteration (\d+)/\1, loss \d+\.\d{{3}}, done", line)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(run: Train) -> None:
