@@ -84,7 +84,7 @@ def finish_pipeline(workspace: str, pipeline: str, workflow: str, state: str, me
         record.log_metrics({"failed_steps": failed})
         record.end_as(status)
     if here and run.body != FINISHED:
-        ended = end_runs(shared.run_id(), status)
+        ended = end_runs(shared.run_id(), status, tags["failure"])
         print(f"ended {ended} runs of this pipeline in MLflow whose steps could not", flush=True)
 
 

@@ -4,9 +4,11 @@ An item is a plain dictionary with a name and the digest of everything that its 
 cache looks at nothing but a step's inputs.
 """
 
+import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +31,14 @@ PLAN = ARTIFACTS / "plan"
 DOMAINS = ARTIFACTS / "domains"
 VALIDATION = ARTIFACTS / "validation"
 SCENES = ARTIFACTS / "scenes"
+# Kubeflow tries a step again whose pod was lost, none that ends with an error: what a lost connection cuts
+# off is tried again here
+PAUSES_S = (5.0, 20.0, 60.0)
+LOST = re.compile(
+    r"connection|could not resolve|timed? ?out|unreachable|unable to access|early EOF|RPC failed|\b50[234]\b",
+    re.I,
+)
+MLFLOW_RETRIES = "5"  # of a request to the registry, half a minute in all
 
 
 def recipe_items(catalog: Catalog, params: Params, names: Sequence[str], code: str) -> list[Item]:
@@ -200,10 +210,15 @@ def fetch_archives(archives: Path, repository: str, revision: str, path: str) ->
     here = re.fullmatch("[0-9a-f]{40}", revision) and note.is_file() and read_json(note) == source
     if repository and not (here and archives.is_dir()):
         partial = archives.with_name(f".{archives.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
         command = ["dvc", "get", repository, path, "--rev", revision, "--out", str(partial)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        for pause in (*PAUSES_S, None):
+            shutil.rmtree(partial, ignore_errors=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if not done.returncode or pause is None or not LOST.search(done.stderr):
+                break
+            print(f"the connection was lost, again in {pause:.0f} s", flush=True)
+            time.sleep(pause)
         if done.returncode:
             raise InputError(
                 f"dvc cannot bring the archives: {done.stderr.strip()[-2000:]}",
@@ -300,6 +315,7 @@ def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str
 
 def register_models(recipes: Sequence[str]) -> tuple[list[str], str]:
     """Registers the recipes' models; returns the promoted ones, and the decisions as Markdown."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
     params, catalog = inputs()
     outcomes = register(
         [catalog.recipe(name) for name in recipes],

@@ -144,7 +144,7 @@ def read_run(run: Mapping[str, Any] | None, workflow: Mapping[str, Any] | None) 
     found = _from_nodes(workflow or {}, nodes) if nodes else _from_tasks(details)
     history = {each.get("state") for each in run.get("state_history") or []} | {run.get("state")}
     stopped = found.stopped or bool(history & {"CANCELING", "CANCELED"})
-    told = API_STATES.get(run.get("state") or "", UNKNOWN)
+    told = FINISHED if run.get("state") == "SKIPPED" else API_STATES.get(run.get("state") or "", UNKNOWN)
     # of two records the one that knows an end is the newer
     state = told if told in ENDED or found.state == UNKNOWN else found.state
     limits = _limits(run.get("pipeline_spec") or {})

@@ -208,12 +208,13 @@ def start_run(
         writer.close()
 
 
-def end_runs(pipeline_run: str, status: str, experiment: str = "crossearth") -> int:
+def end_runs(pipeline_run: str, status: str, why: str, experiment: str = "crossearth") -> int:
     """Ends the runs of a pipeline's run that are RUNNING still: whoever wrote them was killed.
 
     Args:
         pipeline_run: the tag `pipeline_run` of the runs, "" = of none.
         status: FAILED or KILLED.
+        why: becomes their tag `failure`.
 
     Returns:
         Number of runs that were ended; none where the server does not answer.
@@ -226,6 +227,7 @@ def end_runs(pipeline_run: str, status: str, experiment: str = "crossearth") -> 
         query = f"tags.{PIPELINE_TAG} = '{pipeline_run}' and attributes.status = 'RUNNING'"
         runs = client.search_runs([found.experiment_id], query) if found else []
         for run in runs:
+            client.set_tag(run.info.run_id, "failure", why[:DESCRIPTION_LENGTH])
             client.set_terminated(run.info.run_id, status)
         return len(runs)
     except Exception as error:  # a server may fail in any way, and how the pipeline ended is told already

@@ -121,7 +121,7 @@ def test_a_step_that_fails_fails_the_pipeline_by_name_and_the_exit_handler_tells
     client = MlflowClient(f"sqlite:///{tmp_path}/workspace/artifacts/mlflow/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'crossearth'")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.data.tags["pipeline_state"] == "FAILED"
+    assert run.info.status == run.data.tags["pipeline_state"] == "FAILED"
     assert run.data.tags["failed_step"] == "fetch"
     assert "no archives" in run.data.tags["failure"]
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -616,6 +617,30 @@ def test_texts_that_are_no_params_or_catalogs_are_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"params|catalogs"):
         workspace.begin(params, catalogs)
+
+
+@pytest.mark.parametrize(
+    ("said", "tries"),
+    [
+        ("ERROR: Connection reset by peer", 3),
+        ("ERROR: unexpected error - 503", 3),
+        ("ERROR: unknown revision", 1),
+    ],
+)
+def test_archives_are_fetched_again_where_the_connection_was_lost(
+    said: str, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def get(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command[0])
+        return subprocess.CompletedProcess(command, 1, "", said)
+
+    monkeypatch.setattr(subprocess, "run", get)
+    monkeypatch.setattr(pipeline_items, "PAUSES_S", (0.0, 0.0))
+    with pytest.raises(InputError, match=said[-8:]):
+        pipeline_items.fetch_archives(tmp_path / "archives", "https://git.example/a", "main", "archives")
+    assert len(calls) == tries
 
 
 class Api(BaseHTTPRequestHandler):

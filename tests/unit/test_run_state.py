@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from crossearth.components import finish, workspace
 from crossearth.components.run_reason import explain
 from crossearth.components.run_state import FAILED, KILLED, RUNNING, read_run
-from crossearth.components.tracking import end_runs, start_run
+from crossearth.components.tracking import start_run
 from crossearth.data.errors import InputError
 from crossearth.pipelines import watch as watching
 from crossearth.pipelines.api import Api
@@ -270,18 +270,25 @@ def test_what_a_killed_step_left_running_in_mlflow_is_ended(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    workspace.begin("{}", "[]")
-    for name in ("town", "wood"):
+    client = MlflowClient(f"sqlite:///{tmp_path}/artifacts/mlflow/mlflow.db")
+
+    def runs() -> dict[str, Any]:
+        experiment = client.get_experiment_by_name("crossearth")
+        return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+    for name in ("another", "town", "wood"):
+        if name != "wood":  # another belongs to an earlier run in this workspace
+            workspace.begin("{}", "[]")
         with start_run(name, key=name):
             pass
-    client = MlflowClient(f"sqlite:///{tmp_path}/artifacts/mlflow/mlflow.db")
-    experiment = client.get_experiment_by_name("crossearth")
-    runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
-    client.update_run(runs["town"], status="RUNNING")
-    assert end_runs("another", "KILLED") == 0
-    assert end_runs(workspace.run_id(), "KILLED") == 1
-    ends = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
-    assert ends == {"town": "KILLED", "wood": "FINISHED"}
+    for name in ("another", "town"):
+        client.update_run(runs()[name].info.run_id, status="RUNNING")
+    with pytest.raises(ValueError, match="no tiles"), workspace.step(str(tmp_path), "train", "town"):
+        raise ValueError("no tiles")
+    finish.finish_pipeline(str(tmp_path), "p", "w", "FAILED", "")
+    ends = {name: run.info.status for name, run in runs().items()}
+    assert ends == {"another": "RUNNING", "town": "FAILED", "wood": "FINISHED", "pipeline p": "FAILED"}
+    assert runs()["town"].data.tags["failure"] == "train town: no tiles"
 
 
 def test_a_namespace_that_the_server_would_ignore_is_refused(cluster: tuple[Cluster, str]) -> None:
