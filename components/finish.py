@@ -100,10 +100,12 @@ def _look(workflow: str, notes: Sequence[dict[str, str]]) -> tuple[RunState, lis
     try:
         cluster = _Cluster()
         record = cluster.workflow(workflow)
-    except (InputError, OSError) as error:
-        print(f"Argo's record of the run cannot be read: {error}", flush=True)
-        return RunState(), [], str(error)
-    return *explain(read_run(None, record), lambda pod: cluster.log(record, pod), notes), ""
+        run, reasons = explain(read_run(None, record), lambda pod: cluster.log(record, pod), notes)
+    except Exception as error:  # another release's record may look otherwise, and MLflow is told all the same
+        words = without_credentials(str(error) or type(error).__name__)
+        print(f"Argo's record of the run cannot be read: {words}", flush=True)
+        return RunState(), [], words
+    return run, reasons, ""
 
 
 class _Cluster:

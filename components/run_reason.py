@@ -108,11 +108,13 @@ def explain(
 
 def _told(step: Step, log: str) -> Step:
     """The step as its pod's log names it."""
-    component = COMPONENT.search(log)
-    given = GIVEN.search(log)
-    item = ITEM.search(given[1]) if given else (list(LOOP_ITEM.finditer(log)) or [None])[-1]
+    component, given = COMPONENT.search(log), GIVEN.search(log)
+    # a driver says the items of all loops around the step, its own last
+    found = ITEM.findall(given[1]) if given else LOOP_ITEM.findall(log)[-1:]
     return replace(
-        step, name=component[1] if component else step.name, item=step.item or (item[1] if item else "")
+        step,
+        name=component[1] if component else step.name,
+        item=step.item or next(iter(found), ""),
     )
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 
@@ -45,7 +46,15 @@ def read(api: Api, run_id: str, most: int = LOGS_READ) -> tuple[RunState, list[R
         InputError: no such run; the host does not answer.
     """
     run = read_run(api.run(run_id), api.workflow(run_id))
+    if run.state == FAILED and not run.complete and _stopped(api, run_id, run):
+        run = replace(run, state=KILLED, stopped=True)
     return explain(run, lambda pod: api.log(run_id, pod), most=most)
+
+
+def _stopped(api: Api, run_id: str, run: RunState) -> bool:
+    """Whether the exit handler, which has read Argo's record, says that a person stopped the run."""
+    pods = [step.pod for step in run.steps if step.name == "finish" and step.pod]
+    return any('"pipeline_state": "KILLED"' in (api.log(run_id, pod) or "") for pod in pods)
 
 
 def watch(api: Api, run_id: str, console: Console, poll_s: float = 10.0) -> tuple[RunState, list[Reason]]:

@@ -749,6 +749,16 @@ def test_the_examples_image_is_not_submitted(server: Server) -> None:
     assert not server.posts
 
 
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+def test_a_watched_run_that_does_not_succeed_is_a_failure(
+    state: str, server: Server, values_file: Path
+) -> None:
+    server.run["state"] = state
+    done = submit(server, values_file, "--watch")
+    assert done.exit_code == 1
+    assert f"run r-1: benchmark 1: {state}" in done.output
+
+
 def test_what_the_api_refuses_is_said_in_its_words(server: Server) -> None:
     server.refusal = (404, {"error": "Run nowhere not found.", "message": "..."})
     command = ["pipeline", "stop", "nowhere", "--host", server.host]

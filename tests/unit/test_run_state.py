@@ -199,6 +199,28 @@ def test_why_and_list_say_the_reason_with_the_end_of_the_log(cluster: tuple[Clus
     assert served.posts == ["/apis/v2beta1/runs/r-1:terminate"]
 
 
+def test_without_a_record_the_exit_handlers_log_says_that_a_person_stopped_the_run(
+    cluster: tuple[Cluster, str],
+) -> None:
+    served, host = cluster
+    served.older_api = False
+    moments = {"start_time": "2026-11-30T02:00:00Z", "end_time": "2026-11-30T02:01:00Z"}
+    ended = [("train", "FAILED", 1), ("finish", "SUCCEEDED", 2)]
+    served.run["run_details"] = {
+        "task_details": [
+            {"display_name": name, "state": state, "child_tasks": [{"pod_name": f"w-{pod}"}], **moments}
+            for step, outcome, pod in ended
+            for name, state in ((f"{step}-driver", "SUCCEEDED"), (step, outcome), ("executor", outcome))
+        ]
+    }
+    served.logs = {"1": f"{LAUNCHER}exit status 1", "2": '{"pipeline_state": "FAILED"}'}
+    assert "train: failed for a reason that is not known" in typed("why", "r-1", "--host", host).output
+    served.logs["2"] = '{"pipeline_state": "KILLED"}'
+    told = typed("why", "r-1", "--host", host).output
+    assert "CANCELED" in told
+    assert "stopped by a person in train" in told
+
+
 def seen(host: str, terminal: bool = False) -> str:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=200)
@@ -260,6 +282,14 @@ def test_an_exit_handler_says_where_it_does_not_know(
         raise ValueError("no tiles")
     finish.finish_pipeline(str(tmp_path), "p", "w", "RUNNING", "")
     assert (told.status, told.tags["failure"]) == ("FAILED", "train town: no tiles")
+
+
+def test_a_record_that_looks_otherwise_is_one_that_is_not_known(
+    in_pod: Callable[[Cluster], SimpleNamespace], tmp_path: Path
+) -> None:
+    told = in_pod(Cluster(workflow={"metadata": {"name": "w"}, "status": {"nodes": {"a": {}}}}))
+    finish.finish_pipeline(str(tmp_path / "absent"), "p", "w", "RUNNING", "")
+    assert (told.status, told.tags["pipeline_state"]) == ("FAILED", "UNKNOWN")
 
 
 def test_what_a_killed_step_left_running_in_mlflow_is_ended(
