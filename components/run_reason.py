@@ -73,37 +73,34 @@ def explain(
         one for equal ones, the exit handler's last.
     """
     said = {(note["step"], note["item"]): note["message"] for note in notes}
-    steps, found = list(run.steps), []
-    for place, step in enumerate(steps):
+    steps: list[Step] = []
+    found: dict[tuple[str, str], Reason] = {}
+    for step in sorted(run.steps, key=lambda step: step.name == "finish"):
         if step.state != FAILED:
+            steps.append(step)
             continue
-        text = log(step.pod) if step.pod and most > 0 else None
+        read = bool(step.pod) and most > 0
+        text = log(step.pod) if read else None
+        text = without_credentials(text) if text is not None else None
         most -= 1
         step = _told(step, text or "")
         words = said.get((step.name, step.item))
         if words is None and not step.item and text is None:
             words = next((message for (name, _), message in said.items() if name == step.name), None)
-        reason = _reason(run, step, without_credentials(text) if text else text, words)
-        if run.stopped and not reason:  # it had no reason of its own
-            steps[place] = replace(step, state=KILLED)
+        why = _reason(run, step, text, words)
+        if run.stopped and not why:  # it had no reason of its own
+            steps += [replace(step, state=KILLED)] if is_step(step.name) else []
             continue
-        steps[place] = step
-        found.append((step, reason or _unknown(run, step, text), text))
-    run = replace(run, steps=tuple(step for step in steps if step.state != KILLED or is_step(step.name)))
-    merged: dict[tuple[str, str], list[tuple[Step, tuple[str, str], str | None]]] = {}
-    for step, (what, next_step), text in sorted(found, key=lambda each: each[0].name == "finish"):
-        key = (step.name, what.replace(step.item, "NAME") if step.item else what)
-        merged.setdefault(key, []).append((step, (what, next_step), text))
-    reasons = []
-    for (_, general), same in merged.items():
-        what, next_step = same[0][1]
-        names = tuple(str(step) for step, *_ in same)
-        reasons.append(
-            Reason(
-                names, general if len(same) > 1 else what, next_step, _tail(same[0][2], same[0][0].by_driver)
-            )
+        steps.append(step)
+        what, next_step = why or _unknown(run, step, text, read)
+        general = re.sub(rf"(?<![\w-]){re.escape(step.item)}(?![\w-])", "NAME", what) if step.item else what
+        same = found.get((step.name, general))
+        found[step.name, general] = (
+            replace(same, steps=(*same.steps, str(step)), what=general)
+            if same
+            else Reason((str(step),), what, next_step, _tail(text, step.by_driver) if read else ())
         )
-    return run, reasons
+    return replace(run, steps=tuple(steps)), list(found.values())
 
 
 def _told(step: Step, log: str) -> Step:
@@ -178,7 +175,7 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
     return None
 
 
-def _unknown(run: RunState, step: Step, log: str | None) -> tuple[str, str]:
+def _unknown(run: RunState, step: Step, log: str | None, read: bool) -> tuple[str, str]:
     """What is said where no word of the pod is left."""
     how = f" ({step.message})" if step.message else ""
     if step.name == START and log is None:
@@ -190,8 +187,8 @@ def _unknown(run: RunState, step: Step, log: str | None) -> tuple[str, str]:
             f"kubectl apply -k {OVERLAYS} makes the account with the rights `get configmaps` and "
             "`create, patch workflowtaskresults`",
         )
-    gone = ", its log is gone" if log is None else ", its log has no error"
-    return f"failed for a reason that is not known{how}{gone}", ""
+    gone = "was not read" if not read else "is gone" if log is None else "has no error"
+    return f"failed for a reason that is not known{how}, its log {gone}", ""
 
 
 def _tail(log: str | None, by_driver: bool) -> tuple[str, ...]:

@@ -111,7 +111,7 @@ def test_a_reason_is_what_the_record_and_the_log_say(
 
 
 def test_equal_failures_are_one_reason_and_a_password_is_in_none() -> None:
-    items = {"a": "0", "b": "1"}
+    items = {"a": "0", "b": "1", "c": "2"}
     pods = [
         node(
             f"for-loop-2(0).iteration-iterations({index}:{index})(0).ingest(0).executor(0)",
@@ -122,12 +122,15 @@ def test_equal_failures_are_one_reason_and_a_password_is_in_none() -> None:
         for name, index in items.items()
     ]
     logs = {
-        pod["id"]: f"error: s3://me:secret@x/{name}: no such folder\n"
+        pod["id"]: f"error: s3://me:secret@x/{name}: no data here\n"
         for pod, name in zip(pods, items, strict=True)
     }
-    run, (reason,) = explain(read_run(None, workflow([node("", "Failed", "DAG"), *pods])), logs.__getitem__)
-    assert str(reason) == "ingest a, b: s3://***@x/NAME: no such folder"
+    record = read_run(None, workflow([node("", "Failed", "DAG"), *pods]))
+    run, (reason, rest) = explain(record, logs.__getitem__, most=2)
+    assert str(reason) == "ingest a, b: s3://***@x/NAME: no data here"
     assert "secret" not in story(run, [reason])
+    assert str(rest).startswith("ingest c: failed for a reason that is not known")
+    assert str(rest).endswith("its log was not read")
 
 
 def test_a_stopped_run_has_no_failed_step() -> None:
