@@ -3,7 +3,7 @@
 Kubeflow ships each function's source alone: imports stand inside, and annotations are evaluated. What moves
 between components is names, digests and small numbers; the bytes stay in the workspace and, for domains, in
 the store. Every input is part of Kubeflow's cache key, so an item carries the digest of all that its step
-depends on. What a loop runs over is `list[dict]`: Kubeflow takes its items' type from there, strings of a `list`.
+depends on. What a loop runs over is `list[dict]`: Kubeflow takes the items of a bare `list` for strings.
 """
 
 from kfp import dsl

@@ -95,8 +95,9 @@ def _pipelines(api: Any) -> Finding:
         pod = api.read_namespaced_pod(name, _own_namespace())
     except ApiException as error:
         return Finding(what, "note", f"release unknown: {error.reason}", "see infra/kustomize/base/rbac.yaml")
-    images = [container.image for container in pod.spec.init_containers or []]
-    return _release(what, next((each for each in images if "launcher" in each), ""), PIPELINES)
+    names = [container.image.rpartition("/")[2] for container in pod.spec.init_containers or []]
+    launcher = next((each for each in names if "launcher" in each), "")
+    return _release(what, launcher.partition("@")[0].partition(":")[2], PIPELINES)
 
 
 def _trainer(api: Any) -> Finding:
@@ -113,7 +114,7 @@ def _trainer(api: Any) -> Finding:
 
 def _release(what: str, text: str, oldest: tuple[int, int]) -> Finding:
     wanted = ".".join(map(str, oldest))
-    numbers = re.search(r"(?:^|:)v?(\d+)\.(\d+)[\d.]*", text)
+    numbers = re.match(r"v?(\d+)\.(\d+)", text)
     if not numbers:
         found = f"release unknown: {text or 'not said'}"
         return Finding(what, "note", found, f"it must be {wanted} or newer")
@@ -121,7 +122,7 @@ def _release(what: str, text: str, oldest: tuple[int, int]) -> Finding:
     return Finding(
         what,
         "fine" if fine else "missing",
-        numbers[0].removeprefix(":"),
+        text,
         "" if fine else f"install {wanted} or newer, see infra/README.md",
     )
 

@@ -44,10 +44,7 @@ Set = Annotated[
 Host = Annotated[
     str, typer.Option("--host", envvar="CROSSEARTH_KFP_HOST", help="Address of Kubeflow Pipelines' API.")
 ]
-Namespace = Annotated[
-    str | None,
-    typer.Option("--namespace", help="Profile whose runs these are; a server without users has none."),
-]
+Namespace = Annotated[str, typer.Option("--namespace", help="Profile namespace of the runs.")]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
@@ -86,7 +83,7 @@ def _given(
     return given
 
 
-def _client(host: str, namespace: str | None, token_file: Path | None) -> Client:
+def _client(host: str, namespace: str, token_file: Path | None) -> Client:
     from crossearth.pipelines.submit import connect
 
     return connect(host, namespace, token_file)
@@ -156,7 +153,7 @@ def submit(
     values: Annotated[Path, typer.Option("--values", help="What the steps ask of the cluster.")],
     host: Host,
     experiment: Annotated[str, typer.Option(help="Experiment of the run.")] = "crossearth",
-    namespace: Namespace = None,
+    namespace: Namespace = "crossearth",
     service_account: Annotated[str, typer.Option(help="Account of the pods.")] = "crossearth",
     watch: Annotated[bool, typer.Option("--watch", help="Wait for the end.")] = False,
     cache: Annotated[bool, typer.Option(help="Skip steps whose inputs are those of an earlier run.")] = True,
@@ -187,7 +184,9 @@ def submit(
 
 
 @pipeline_app.command("list")
-def list_(host: Host, namespace: Namespace = None, token_file: TokenFile = None, number: int = 20) -> None:
+def list_(
+    host: Host, namespace: Namespace = "crossearth", token_file: TokenFile = None, number: int = 20
+) -> None:
     """List the latest runs on a cluster."""
     from crossearth.pipelines.submit import asking
 
@@ -202,7 +201,7 @@ def list_(host: Host, namespace: Namespace = None, token_file: TokenFile = None,
 def stop(
     run_id: Annotated[str, typer.Argument(help="As `pipeline list` prints it.")],
     host: Host,
-    namespace: Namespace = None,
+    namespace: Namespace = "crossearth",
     token_file: TokenFile = None,
 ) -> None:
     """Stop a run: its pods end, and with them a TrainJob that one of them follows."""

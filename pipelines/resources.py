@@ -102,7 +102,7 @@ class Resources:
         return max(1, self.gpus)
 
     def threads(self) -> dict[str, str]:
-        """Variables that give a process its share of the cores; without, it has a thread a core of the node."""
+        """Variables that give a process its share of the cores; left alone it sees all of the node."""
         if self.cpu is None:
             return {}
         cores = float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)

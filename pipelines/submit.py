@@ -28,7 +28,7 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 PATIENCE_S = 300.0  # how long `watch` waits for a host that does not answer
 
 
-def connect(host: str, namespace: str | None, token_file: Path | None = None) -> Client:
+def connect(host: str, namespace: str, token_file: Path | None = None) -> Client:
     """A client of Kubeflow Pipelines' API.
 
     The login is the token in `token_file` or $CROSSEARTH_KFP_TOKEN, or the session's cookie in
@@ -36,34 +36,19 @@ def connect(host: str, namespace: str | None, token_file: Path | None = None) ->
 
     Args:
         host: address of the API, for example https://kubeflow.example.com/pipeline.
-        namespace: the Profile's on a server with users, which is the one kind that has any.
 
     Raises:
-        InputError: the host does not answer, answers something else, or wants a login; a namespace is
-            missing, or would be ignored.
+        InputError: the host does not answer, answers something else, or wants a login.
     """
     token = _read_token(token_file) if token_file else os.environ.get(TOKEN, "").strip()
     cookie = os.environ.get(COOKIE, "").strip()
     for name, secret in ((str(token_file or f"${TOKEN}"), token), (f"${COOKIE}", cookie)):
         if not (secret.isascii() and secret.isprintable()):
             raise InputError("holds what no header may hold", where=name, expected="printable ASCII")
-    has_users = _look_at(host, token, cookie)
-    if has_users and not namespace:
-        raise InputError(
-            "this server has users: a run lives in the namespace of one of their Profiles",
-            where="--namespace",
-            next_step="kubectl get profiles lists them; --namespace NAME",
-        )
-    if namespace and not has_users:
-        raise InputError(
-            f"{namespace}: this server has no users and would ignore it: all runs live in its own namespace",
-            where="--namespace",
-            next_step="leave it out; account, claim and Secrets lie there with infra/kustomize/standalone",
-        )
-    options = {"namespace": namespace} if namespace else {}
+    _look_at(host, token, cookie)
     with asking(host), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return Client(host=host, **options, existing_token=token or None, cookies=cookie or None)
+        return Client(host=host, namespace=namespace, existing_token=token or None, cookies=cookie or None)
 
 
 @contextmanager
@@ -101,8 +86,7 @@ class _NoRedirect(HTTPRedirectHandler):
         return None
 
 
-def _look_at(host: str, token: str, cookie: str) -> bool:
-    """Whether the server that answers at `host` has users."""
+def _look_at(host: str, token: str, cookie: str) -> None:
     if not host.startswith(("http://", "https://")):
         raise InputError(f"no address: {host!r}", where="--host", expected="http://... or https://...")
     headers = {"Accept": "application/json"}
@@ -114,7 +98,7 @@ def _look_at(host: str, token: str, cookie: str) -> bool:
         # http or https, looked at above
         request = Request(host.rstrip("/") + HEALTH, headers=headers)  # noqa: S310
         with build_opener(_NoRedirect).open(request, timeout=10) as answer:
-            kind, body = answer.headers.get("Content-Type", ""), answer.read()
+            kind = answer.headers.get("Content-Type", "")
     except HTTPError as error:
         if error.code in (301, 302, 303, 307, 308, 401, 403):
             raise InputError(f"wants a login (HTTP {error.code})", where=host, next_step=LOGIN) from error
@@ -125,17 +109,12 @@ def _look_at(host: str, token: str, cookie: str) -> bool:
             where=host,
             next_step="look at the address, or kubectl port-forward svc/ml-pipeline 8888:8888",
         ) from error
-    try:
-        health = json.loads(body) if "json" in kind else None
-    except ValueError:
-        health = None
-    if not isinstance(health, dict):
+    if "json" not in kind:
         raise InputError(
             "answers, but not as Kubeflow Pipelines does",
             where=host,
             next_step=f"look at the address; {LOGIN}",
         )
-    return health.get("multi_user") is True
 
 
 def submit(
