@@ -495,6 +495,15 @@ def test_a_checkout_is_no_workspace() -> None:
         run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, Path("/proc/nowhere"))
 
 
+def test_a_claim_that_is_roots_still_is_said_with_the_job_that_gives_it_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=r"(?s)may not write here.*Job crossearth-workspace.*apply -k"):
+        workspace.enter(str(tmp_path))
+
+
 def test_missing_secrets_are_named_with_the_command_that_creates_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
