@@ -3,7 +3,7 @@
 Kubeflow ships each function's source alone: imports stand inside, and annotations are evaluated. What moves
 between components is names, digests and small numbers; the bytes stay in the workspace and, for domains, in
 the store. Every input is part of Kubeflow's cache key, so an item carries the digest of all that its step
-depends on.
+depends on. What a loop runs over is `list[dict]`: Kubeflow takes the items of a bare `list` for strings.
 """
 
 from kfp import dsl
@@ -60,7 +60,7 @@ def plan(
     styles: OutputPath(str),  # type: ignore[valid-type]
     stylize: OutputPath(str),  # type: ignore[valid-type]
     report: OutputPath(str),  # type: ignore[valid-type]
-) -> list:
+) -> list[dict]:
     """Resolves catalog and params into one item per dataset and recipe, each with the digest of its inputs.
 
     Args:
@@ -154,7 +154,7 @@ def validate(
     styles: str,
     key: str,
     metrics: Output[Metrics],
-) -> list:
+) -> list[dict]:
     """Expectations over every manifest.
 
     Args:
@@ -178,7 +178,7 @@ def validate(
 
 
 @component
-def shards(workspace: str, recipes: list, number: int, key: str) -> list:
+def shards(workspace: str, recipes: list, number: int, key: str) -> list[dict]:
     """Deals the sources' training tiles out for `stylize`.
 
     Returns:
@@ -360,7 +360,7 @@ def register(workspace: str, recipes: list, scores: str, decisions: Output[Markd
 
 
 @component
-def scenes(workspace: str, source: str, shards: int) -> list:
+def scenes(workspace: str, source: str, shards: int) -> list[dict]:
     """Lists the scenes of a folder or of an s3:// prefix and deals them out.
 
     Returns:

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from crossearth.components.train_job import TrainJobConfig, run_train_job
+from crossearth.components.train_job import LONGEST_NAME, TrainJobConfig, run_train_job
 from crossearth.components.workspace import crossearth
 from crossearth.data.config import load_config
 from crossearth.data.files import digest
@@ -24,10 +24,7 @@ def launch(arguments: Sequence[str], workspace: str, processes: int, job: dict[s
     """
     if job:
         config = load_config(TrainJobConfig, job, "trainer")
-        # a name that Kubernetes takes, and another one for another workspace
-        words = re.sub("[^a-z0-9]+", "-", "-".join(arguments).lower())[:35].strip("-")
-        name = f"crossearth-{words}-{digest([workspace, arguments, config.pod])[:6]}"
-        run_train_job(name, arguments, workspace, config)
+        run_train_job(job_name(arguments, workspace, config), arguments, workspace, config)
     elif processes > 1:
         command = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "--no-python", "crossearth"]
         with subprocess.Popen([*command, *arguments]) as torchrun:
@@ -40,3 +37,10 @@ def launch(arguments: Sequence[str], workspace: str, processes: int, job: dict[s
             raise RuntimeError(f"torchrun crossearth {' '.join(arguments)} ended with exit code {code}")
     else:
         crossearth(*arguments)
+
+
+def job_name(arguments: Sequence[str], workspace: str, config: TrainJobConfig) -> str:
+    """A name that Kubernetes takes, another one for another workspace."""
+    tail = digest([workspace, arguments, config.pod])[:6]
+    words = re.sub("[^a-z0-9]+", "-", "-".join(["crossearth", *arguments]).lower())
+    return f"{words[: LONGEST_NAME - len(tail) - 1].strip('-')}-{tail}"

@@ -1,6 +1,8 @@
 """What a pipeline needs before its first minute of compute: looked at first, with what to create."""
 
 import os
+import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from crossearth.components.terminal import data_dir
 from crossearth.components.tracking import tracking_uri
 from crossearth.data.errors import InputError
 
+# the oldest releases that take what a run asks of them
+PIPELINES, TRAINER = (2, 15), (2, 2)
+TRAINER_NAMESPACE, TRAINER_CONFIG = "kubeflow-system", "kubeflow-trainer-public"
 RUNTIME_KINDS = ("trainingruntimes", "clustertrainingruntimes")
 
 
@@ -21,7 +26,9 @@ def check_prerequisites(
     training_runtime: str,
     namespace: str,
 ) -> list[Finding]:
-    """Looks at secrets, MLflow, GPUs and the training runtime; outside a cluster at what there is of them.
+    """Looks at secrets, MLflow, GPUs, the training runtime and the releases of Kubeflow's parts.
+
+    Outside a cluster at what there is of them.
 
     Args:
         secrets: Secret -> its keys -> the environment variables that they should have become.
@@ -69,10 +76,55 @@ def _cluster(gpus: Mapping[str, int], training_runtime: str, namespace: str) -> 
     from kubernetes import client, config
 
     config.load_incluster_config()
-    findings = [_gpus(client.CoreV1Api(), kind, number) for kind, number in gpus.items()]
+    core = client.CoreV1Api()
+    findings = [_pipelines(core), *(_gpus(core, kind, number) for kind, number in gpus.items())]
     if training_runtime:
+        findings.append(_trainer(core))
         findings.append(_runtime(client.CustomObjectsApi(), training_runtime, namespace or _own_namespace()))
     return findings
+
+
+def _pipelines(api: Any) -> Finding:
+    """The release is that of the launcher, which an init container puts into each pod."""
+    from kubernetes.client import ApiException
+
+    what = "Kubeflow Pipelines"
+    try:
+        # a host's name is cut off after 63 characters, which the pods of Argo pass
+        name = os.environ.get("KFP_POD_NAME") or socket.gethostname()
+        pod = api.read_namespaced_pod(name, _own_namespace())
+    except ApiException as error:
+        return Finding(what, "note", f"release unknown: {error.reason}", "see infra/kustomize/base/rbac.yaml")
+    names = [container.image.rpartition("/")[2] for container in pod.spec.init_containers or []]
+    launcher = next((each for each in names if "launcher" in each), "")
+    return _release(what, launcher.partition("@")[0].partition(":")[2], PIPELINES)
+
+
+def _trainer(api: Any) -> Finding:
+    from kubernetes.client import ApiException
+
+    what = "Kubeflow Trainer"
+    try:
+        found = api.read_namespaced_config_map(TRAINER_CONFIG, TRAINER_NAMESPACE).data or {}
+    except ApiException as error:
+        where = f"ConfigMap {TRAINER_CONFIG} in {TRAINER_NAMESPACE}"
+        return Finding(what, "note", f"release unknown: {where}: {error.reason}", "it must be 2.2 or newer")
+    return _release(what, found.get("kubeflow_trainer_version", ""), TRAINER)
+
+
+def _release(what: str, text: str, oldest: tuple[int, int]) -> Finding:
+    wanted = ".".join(map(str, oldest))
+    numbers = re.match(r"v?(\d+)\.(\d+)", text)
+    if not numbers:
+        found = f"release unknown: {text or 'not said'}"
+        return Finding(what, "note", found, f"it must be {wanted} or newer")
+    fine = tuple(map(int, numbers.groups())) >= oldest
+    return Finding(
+        what,
+        "fine" if fine else "missing",
+        text,
+        "" if fine else f"install {wanted} or newer, see infra/README.md",
+    )
 
 
 def _gpus(api: Any, kind: str, number: int) -> Finding:
@@ -85,7 +137,7 @@ def _gpus(api: Any, kind: str, number: int) -> Finding:
             f"GPUs ({kind})",
             "note",
             f"nodes cannot be listed: {error.reason}",
-            "see infra/kustomize/rbac.yaml",
+            "see infra/kustomize/base/rbac.yaml",
         )
     most = max((int((node.status.allocatable or {}).get(kind, 0)) for node in nodes), default=0)
     if most >= number:
@@ -119,13 +171,13 @@ def _runtime(api: Any, name: str, namespace: str) -> Finding:
             "training runtime",
             "note",
             f"{name} cannot be looked up: forbidden",
-            "see infra/kustomize/rbac.yaml",
+            "see infra/kustomize/base/rbac.yaml",
         )
     return Finding(
         "training runtime",
         "missing",
         f"neither in namespace {namespace} nor in the cluster: {name}",
-        "install Kubeflow Trainer, then kubectl apply -k infra/kustomize",
+        "install Kubeflow Trainer, name ../trainer under `components` of your overlay and apply it again",
     )
 
 

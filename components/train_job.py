@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +26,11 @@ FOLLOWERS = Path("artifacts/run/followers")
 LEASE_S = 300.0  # without its follower a node works so long
 PATIENCE_S = 300.0  # and the follower waits so long for a cluster that does not answer
 RUNNING, COMPLETE, FAILED = "Running", "Complete", "Failed"
+STARTED = (RUNNING, COMPLETE, FAILED, "Succeeded")  # of a pod: it has found its room
+# Istio's sidecar, which Profiles inject, would end with no job and let no node meet another
+POD_LABELS = {"app.kubernetes.io/name": "crossearth-node", "sidecar.istio.io/inject": "false"}
+# what JobSet makes of a TrainJob's name, NAME-node-0-INDEX-abcde, is a DNS label of 63 characters at most
+LONGEST_NAME = 46
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,16 @@ class TrainJobConfig:
         resources: what each pod asks for, e.g. {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": 4}.
         environment: plain variables of every node; secrets are files below `SECRETS`, see `mounts`.
         pod: further fields of the pod's spec: volumes, tolerations, node_selector, ...
+        processes: of each pod.
         mounts: where the volumes are mounted, as in a container's `volumeMounts`.
         packages: Python packages that a node installs first; the image has all that training needs.
-        schedule_timeout_s: seconds until the first pod must run.
+        schedule_timeout_s: seconds until all pods must run.
         timeout_s: seconds until the job must have ended.
     """
 
     image: str
     nodes: int
+    processes: int = 1
     runtime: str = "torch-distributed"
     namespace: str | None = None
     resources: dict[str, str | int] = field(default_factory=dict)
@@ -81,7 +89,7 @@ def run_train_job(
         client: of Kubeflow Trainer; by default the cluster that this pod runs in.
 
     Raises:
-        TrainJobError: failed, never scheduled, or too slow.
+        TrainJobError: failed, its pods never ran together, or too slow.
         InputError: the cluster has no such runtime.
     """
     from kubeflow.common.types import KubernetesBackendConfig
@@ -114,6 +122,11 @@ def run_train_job(
         env=environment,
     )
     runtime = _runtime(client, config.runtime)
+    if isinstance(client.backend, KubernetesBackend):
+        # left alone, Kubeflow Trainer starts a process a core where a pod has no GPU
+        torchrun = f"torchrun --nproc-per-node={config.processes} "
+        command = (part.replace("torchrun ", torchrun) for part in runtime.trainer.command)
+        runtime.trainer.set_command(tuple(command))
     _delete_leftover(client, name)
     try:
         if lease:
@@ -169,7 +182,8 @@ def _pod_patch(config: TrainJobConfig) -> Any:
     from kubeflow.trainer.options import kubernetes as patches
 
     container = patches.ContainerPatch(name=NODE, volume_mounts=config.mounts or None)
-    pod = patches.PodTemplatePatch(spec=patches.PodSpecPatch(containers=[container], **config.pod))
+    spec = patches.PodSpecPatch(containers=[container], **config.pod)
+    pod = patches.PodTemplatePatch({"labels": POD_LABELS}, spec)
     job = patches.ReplicatedJobPatch(NODE, patches.JobTemplatePatch(spec=patches.JobSpecPatch(pod)))
     jobs = patches.JobSetTemplatePatch(spec=patches.JobSetSpecPatch([job]))
     return patches.RuntimePatch(patches.TrainingRuntimeSpecPatch(jobs))
@@ -190,11 +204,12 @@ def follow(
         lease: file to touch as long as this lasts.
 
     Raises:
-        TrainJobError: it failed, no pod ran within `schedule_timeout_s`, or it took longer than `timeout_s`.
+        TrainJobError: it failed, not all pods ran within `schedule_timeout_s`, or it took over `timeout_s`.
     """
     log = log or sys.stdout
     started = answered = time.monotonic()
     reader: threading.Thread | None = None
+    complete, waiting = False, ""
     while True:
         if lease:
             lease.touch()
@@ -214,10 +229,17 @@ def follow(
         if reader is None and RUNNING in (job.status, *(step.status for step in job.steps)):
             reader = threading.Thread(target=_copy_log, args=(client, name, log), daemon=True)
             reader.start()
-        if reader is None and waited > schedule_timeout_s:
-            raise TrainJobError(
-                f"TrainJob {name}: no pod ran within {schedule_timeout_s:.0f} s\n{_events(client, name)}"
-            )
+        # the first pod starts while others wait for room, and trains with nobody until it gives up
+        complete = complete or _started(job) >= job.num_nodes
+        if not complete:
+            said, waiting = waiting, _waiting(client, job)
+            if waiting != said:
+                print(waiting, file=log, flush=True)
+            if waited > schedule_timeout_s:
+                raise TrainJobError(
+                    f"TrainJob {name}: not all pods ran within {schedule_timeout_s:.0f} s: {waiting}\n"
+                    f"{_events(client, name)}"
+                )
         if waited > timeout_s:
             raise TrainJobError(
                 f"TrainJob {name}: not finished within {timeout_s:.0f} s\n{_events(client, name)}"
@@ -228,7 +250,40 @@ def follow(
     else:
         reader.join(timeout=30)
     if job.status == FAILED:
-        raise TrainJobError(f"TrainJob {name} failed\n{_last_lines(client, name)}\n{_events(client, name)}")
+        alone = f"; it was {waiting}" if waiting and not complete else ""
+        raise TrainJobError(
+            f"TrainJob {name} failed{alone}\n{_last_lines(client, name)}\n{_events(client, name)}"
+        )
+
+
+def _started(job: Any) -> int:
+    return sum(step.status in STARTED for step in job.steps)
+
+
+def _waiting(client: "TrainerClient", job: Any) -> str:
+    """How many pods do not run yet, and why one of them does not."""
+    line = f"waiting for {job.num_nodes - _started(job)} of {job.num_nodes} pods"
+    late = [step.pod_name for step in job.steps if step.status not in STARTED]
+    reason = next(filter(None, (_why_late(client, pod) for pod in late)), "")
+    return f"{line}: {reason}" if reason else line
+
+
+def _why_late(client: "TrainerClient", pod: str) -> str:
+    """The scheduler's word on a pod, or that of the node it waits on; "" where nothing is known."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    # the SDK has no events of a scheduler: it wants a time in them that schedulers leave out
+    if not hasattr(client.backend, "core_api"):
+        return ""
+    try:
+        status = client.backend.core_api.read_namespaced_pod(pod, client.backend.namespace).status
+    except (ApiException, HTTPError):
+        return ""
+    said = [each.message for each in status.conditions or [] if each.type == "PodScheduled" and each.message]
+    waits = [each.state.waiting for each in status.container_statuses or [] if each.state.waiting]
+    said += [f"{each.reason} {each.message or ''}".strip() for each in waits]
+    return said[0] if said else ""
 
 
 def _runtime(client: "TrainerClient", name: str) -> Any:
@@ -238,13 +293,19 @@ def _runtime(client: "TrainerClient", name: str) -> Any:
         raise InputError(
             f"the cluster has no training runtime {name!r}",
             where="values: trainer.runtime",
-            next_step="kubectl get clustertrainingruntimes,trainingruntimes; infra/kustomize brings one",
+            next_step="kubectl get clustertrainingruntimes,trainingruntimes; see infra/kustomize/trainer",
         ) from error
 
 
 def _delete_leftover(client: "TrainerClient", name: str) -> None:
-    if any(job.name == name for job in client.list_jobs()):
+    # not by a list of the namespace's jobs: one that is broken, whoever's, breaks the list
+    try:
         client.delete_job(name)
+    except ValueError:  # of a local backend: no such job
+        pass
+    except RuntimeError as error:
+        if getattr(error.__cause__, "status", None) != HTTPStatus.NOT_FOUND:
+            raise
 
 
 def _copy_log(client: "TrainerClient", name: str, log: TextIO) -> None:

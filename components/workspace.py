@@ -59,7 +59,8 @@ def enter(workspace: str) -> None:
         raise InputError(
             f"user {os.getuid()} may not write here",
             where=workspace,
-            next_step="give the claim fsGroup 1000, or chown the folder to 1000:1000",
+            next_step="chown it to 1000:1000; on a cluster the Job crossearth-workspace does so once: "
+            "kubectl apply -k infra/kustomize/standalone, or profile",
         )
     marks = [mark for mark in CHECKOUT_MARKS if (folder / mark).exists()]
     if marks:

@@ -23,15 +23,25 @@ class PipelineError(RuntimeError):
     """A pipeline ended in another state than success; the message names the steps that failed and why."""
 
 
-def build(name: str, inputs: Inputs, values: Values) -> GraphComponent:
+def build(name: str, inputs: Inputs, values: Values, cache: bool = True) -> GraphComponent:
     """The pipeline of that name, with its defaults.
+
+    Args:
+        cache: whether a step whose inputs are those of an earlier run may be skipped. kfp's client can forbid
+            it for the root's tasks alone, and all of ours lie inside the exit handler.
 
     Raises:
         InputError: an unknown name.
     """
     if name not in PIPELINES:
         raise InputError(f"unknown pipeline {name!r}", expected=nearest(name, PIPELINES))
-    return PIPELINES[name](inputs, values)
+    pipeline = PIPELINES[name](inputs, values)
+    if not cache:
+        spec = pipeline.pipeline_spec
+        for part in (spec.root, *spec.components.values()):
+            for task in part.dag.tasks.values():
+                task.caching_options.enable_cache = False
+    return pipeline
 
 
 def compile_pipeline(name: str, inputs: Inputs, values: Values, out: Path) -> Path:

@@ -1,5 +1,6 @@
 """What each step may use on the cluster, from one values file; nowhere else is a Kubernetes setting made."""
 
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,10 +32,13 @@ STEPS = (
     "predict",
     "finish",
 )
-# the steps that talk to a server beyond the workspace: a lost connection is worth another try
+# the steps that talk to a server beyond the workspace, or take long: another try after a lost pod is worth it
 NETWORK_STEPS = frozenset({"fetch", "ingest", "train", "register", "scenes", "predict", "finish"})
 # the steps whose result depends on a server, the cluster or what lies under an address, not on inputs alone
 UNCACHED_STEPS = frozenset({"prerequisites", "plan", "fetch", "register", "scenes", "predict", "finish"})
+
+THREADS = ("OMP_NUM_THREADS", "GDAL_NUM_THREADS")
+LONGEST_STEP_S = 7 * 24 * 3600  # a step without a timeout is tried again until then
 
 # the quantities of Kubernetes that kfp takes
 _CORES = re.compile(r"(\d*\.)?\d+m?")
@@ -68,7 +72,7 @@ class Resources:
     """What one step asks of the cluster.
 
     Attributes:
-        cpu: cores, requested and limiting.
+        cpu: cores, requested and limiting; so many threads are started. None = no limit.
         memory: bytes as a Kubernetes quantity, requested and limiting.
         gpus: number of devices of the resource `gpu_type`; a step starts one process a device.
         shm: size of /dev/shm, in which the data loader's workers hand batches over; none = 64 MiB.
@@ -77,7 +81,7 @@ class Resources:
         tolerations: taints of the node that do not matter.
     """
 
-    cpu: str = "2"
+    cpu: str | None = "2"
     memory: str = "4Gi"
     gpus: NonNegativeInt = 0
     gpu_type: str = "nvidia.com/gpu"
@@ -87,9 +91,22 @@ class Resources:
     tolerations: tuple[Toleration, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_cores("cpu", self.cpu)
+        if self.cpu is not None:
+            _check_cores("cpu", self.cpu)
         for name in ("memory", "shm"):
             _check_bytes(name, getattr(self, name))
+
+    @property
+    def processes(self) -> int:
+        """One a GPU."""
+        return max(1, self.gpus)
+
+    def threads(self) -> dict[str, str]:
+        """Variables that give a process its share of the cores; left alone it sees all of the node."""
+        if self.cpu is None:
+            return {}
+        cores = float(self.cpu[:-1]) / 1000 if self.cpu.endswith("m") else float(self.cpu)
+        return dict.fromkeys(THREADS, str(max(1, math.floor(cores / self.processes))))
 
 
 @dataclass(frozen=True)
@@ -122,12 +139,24 @@ class Secret:
 
 @dataclass(frozen=True)
 class Retry:
-    """Further tries of the steps that use the network, with growing pauses."""
+    """Further tries of the steps in `NETWORK_STEPS` whose pod was lost, after growing pauses.
+
+    A step that ends with an error or is killed for memory is not tried again by Kubeflow Pipelines 2.17:
+    Argo's policy there is OnError, which means the pod and not what runs in it.
+    """
 
     attempts: NonNegativeInt = 3
     backoff_s: PositiveInt = 15
     factor: PositiveFloat = 2.0
-    max_backoff_s: PositiveInt = 600
+
+    def window_s(self, longest_s: int) -> int:
+        """Seconds from the first try's start in which all tries and pauses fit; Argo starts none after it.
+
+        Args:
+            longest_s: what one try may take.
+        """
+        pauses = sum(self.backoff_s * self.factor**attempt for attempt in range(self.attempts))
+        return math.ceil((self.attempts + 1) * longest_s + pauses)
 
 
 @dataclass(frozen=True)
@@ -148,7 +177,7 @@ class Trainer:
         nodes: 1 = train in the step's own pod; more = a TrainJob of so many pods.
         runtime: the (Cluster)TrainingRuntime to train on.
         namespace: namespace of the TrainJob; none = the pipeline's own.
-        schedule_timeout_s: seconds after which a TrainJob without a running pod is given up.
+        schedule_timeout_s: seconds after which a TrainJob is given up whose pods do not all run.
         timeout_s: seconds after which a TrainJob that has not ended is stopped.
     """
 
@@ -204,7 +233,7 @@ class Values:
 
     def processes(self, step: str) -> int:
         """Processes of a step's pod: one a GPU."""
-        return max(1, self.resources(step).gpus)
+        return self.resources(step).processes
 
     def gpus(self) -> dict[str, int]:
         """Resource name of the devices -> the most that one step asks for."""
@@ -230,12 +259,13 @@ class Values:
             "nodes": self.trainer.nodes,
             "runtime": self.trainer.runtime,
             **({"namespace": self.trainer.namespace} if self.trainer.namespace else {}),
+            "processes": wanted.processes,
             "resources": {
-                "cpu": wanted.cpu,
+                **({"cpu": wanted.cpu} if wanted.cpu else {}),
                 "memory": wanted.memory,
                 **({wanted.gpu_type: wanted.gpus} if wanted.gpus else {}),
             },
-            "environment": self.environment,
+            "environment": wanted.threads() | self.environment,
             "pod": {key: value for key, value in pod.items() if value},
             "mounts": mounts,
             "schedule_timeout_s": self.trainer.schedule_timeout_s,
@@ -264,6 +294,7 @@ class Values:
 
 LOCAL = Values(
     image="crossearth:local",
+    default=Resources(cpu=None),  # this machine's cores are the user's to share out
     retry=Retry(attempts=0),
     parallel=Parallel(ingest=2, stylize=2, recipes=2, predict=2),
 )
@@ -285,11 +316,12 @@ def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask
     wanted = values.default if step == "train" and values.trainer.nodes > 1 else values.resources(step)
     task.set_container_image(values.image)
     task.set_display_name(step)
-    task.set_cpu_request(wanted.cpu).set_cpu_limit(wanted.cpu)
+    if wanted.cpu:
+        task.set_cpu_request(wanted.cpu).set_cpu_limit(wanted.cpu)
     task.set_memory_request(wanted.memory).set_memory_limit(wanted.memory)
     if wanted.gpus:
         task.set_accelerator_type(wanted.gpu_type).set_accelerator_limit(wanted.gpus)
-    for name, value in sorted(values.environment.items()):
+    for name, value in sorted((wanted.threads() | values.environment).items()):
         task.set_env_variable(name, value)
     task.set_caching_options(step not in UNCACHED_STEPS)
     if step in NETWORK_STEPS and values.retry.attempts:
@@ -297,10 +329,17 @@ def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask
             num_retries=values.retry.attempts,
             backoff_duration=f"{values.retry.backoff_s}s",
             backoff_factor=values.retry.factor,
-            backoff_max_duration=f"{values.retry.max_backoff_s}s",
+            backoff_max_duration=f"{values.retry.window_s(_longest(step, wanted, values))}s",
         )
     _place_on_kubernetes(task, wanted, values)
     return task
+
+
+def _longest(step: str, wanted: Resources, values: Values) -> int:
+    """Seconds that one try of a step may take."""
+    if step == "train" and values.trainer.nodes > 1:
+        return values.trainer.schedule_timeout_s + values.trainer.timeout_s
+    return wanted.timeout_s or LONGEST_STEP_S
 
 
 def _place_on_kubernetes(task: dsl.PipelineTask, wanted: Resources, values: Values) -> None:
@@ -327,4 +366,3 @@ def _place_on_kubernetes(task: dsl.PipelineTask, wanted: Resources, values: Valu
         )
     if wanted.timeout_s:
         kubernetes.set_timeout(task, wanted.timeout_s)
-    kubernetes.set_security_context(task, run_as_user=1000, run_as_group=1000, run_as_non_root=True)

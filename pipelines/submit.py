@@ -88,12 +88,11 @@ def submit(
             where="values: image",
             next_step="build and push yours, see infra/README.md, and put its name and digest there",
         )
-    pipeline = build(name, inputs, values)
+    pipeline = build(name, inputs, values, cache)
     run = client.create_run_from_pipeline_func(
         pipeline,
         arguments=arguments(pipeline, given),
         experiment_name=experiment,
         service_account=service_account,
-        enable_caching=None if cache else False,
     )
     return str(run.run_id)

@@ -1,9 +1,17 @@
-"""infra/kustomize against the schemas of Kubernetes and Kubeflow Trainer; compose against its references."""
+"""infra/kustomize against the schemas of Kubernetes and Kubeflow Trainer, and against our rules of Kubeflow.
+
+The overlays are built by `kubectl kustomize`, as `kubectl apply -k` builds them.
+"""
 
 import copy
 import json
 import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -12,17 +20,35 @@ import yaml
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install -e '.[services]'")
 pytest.importorskip("kubeflow_trainer_api", reason="pip install -e '.[cluster]'")
 
+from kubeflow_rules import MANIFESTS, broken  # noqa: E402
 from manifest_schema import INFRA, check  # noqa: E402
 
-KUSTOMIZATION = yaml.safe_load((INFRA / "kustomize" / "kustomization.yaml").read_text())
+KUSTOMIZE = INFRA / "kustomize"
+OVERLAYS = ("standalone", "profile")
 
 
 def manifests() -> list[Any]:
+    """As they stand in the files."""
     return [
         document
-        for name in KUSTOMIZATION["resources"]
-        for document in yaml.safe_load_all((INFRA / "kustomize" / name).read_text())
+        for path in sorted(KUSTOMIZE.glob("*/*.yaml"))
+        if path.name != "kustomization.yaml"
+        for document in yaml.safe_load_all(path.read_text())
     ]
+
+
+def built(folder: Path) -> list[Any]:
+    """What `kubectl apply -k` would create."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl, which builds the overlays, is not here")
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> list[Any]:
+    return built(KUSTOMIZE / request.param)
 
 
 def identity(manifest: Any) -> str:
@@ -60,24 +86,129 @@ def test_a_wrong_manifest_is_refused(manifest: Any) -> None:
 
 
 def test_every_manifest_is_listed() -> None:
-    files = {path.name for path in (INFRA / "kustomize").glob("*.yaml")} - {"kustomization.yaml"}
-    assert files == set(KUSTOMIZATION["resources"])
+    for kustomization in KUSTOMIZE.glob("*/kustomization.yaml"):
+        listed = set(yaml.safe_load(kustomization.read_text())["resources"]) - {"../base"}
+        files = {path.name for path in kustomization.parent.glob("*.yaml")} - {"kustomization.yaml"}
+        assert files == listed, kustomization
+
+
+def test_an_overlay_keeps_the_rules_of_a_real_control_plane(overlay: list[Any]) -> None:
+    for manifest in overlay:
+        check(manifest)
+    assert broken(MANIFESTS, overlay) == {}
+    images = re.findall(r"\"image\": \"([^\"]*)", json.dumps(overlay))
+    assert "crossearth" not in images, "each has the registry's name"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_takes_the_runtime_of_kubeflow_trainer(name: str, tmp_path: Path) -> None:
+    shutil.copytree(KUSTOMIZE, tmp_path / "kustomize")
+    kustomization = tmp_path / "kustomize" / name / "kustomization.yaml"
+    text, changes = re.subn(
+        r"(components: ).*# with Kubeflow Trainer: (.*)", r"\1\2", kustomization.read_text()
+    )
+    assert changes == 1
+    kustomization.write_text(text)
+    with_runtime = built(kustomization.parent)
+    assert broken(MANIFESTS, with_runtime) == {"kinds": ["trainer.kubeflow.org"]}
+    (runtime,) = [each for each in with_runtime if each["kind"] == "TrainingRuntime"]
+    assert runtime["metadata"]["namespace"] == yaml.safe_load(text)["namespace"]
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    (node,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    assert node["image"].startswith("registry.example.com/crossearth@sha256:")
+
+
+def _job(name: str) -> Callable[[Any], bool]:
+    return lambda each: each["kind"] == "Job" and each["metadata"]["name"] == name
+
+
+def _kind(kind: str) -> Callable[[Any], bool]:
+    return lambda each: each["kind"] == kind
+
+
+NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "crossearth"}}
+POLICY = {"kind": "NetworkPolicy", "metadata": {"name": "n"}, "spec": {"podSelector": {}}}
+RUNTIME = {
+    "kind": "TrainingRuntime",
+    "metadata": {"name": "r"},
+    "apiVersion": "trainer.kubeflow.org/v1alpha1",
+}
+ALIEN = {"template": {"spec": {"template": {"spec": {"containers": [{"name": "node"}]}}}}}
+RUNTIME["spec"] = {"template": {"spec": {"replicatedJobs": [ALIEN]}}}  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("rule", "damage", "words"),
+    [
+        ("namespace", lambda all_: all_.append(NAMESPACE), "Namespace/crossearth"),
+        (
+            "namespace",
+            lambda all_: next(filter(_kind("RoleBinding"), all_))["subjects"][0].update(namespace="other"),
+            "'other'",
+        ),
+        (
+            "addresses",
+            lambda all_: next(filter(_kind("Deployment"), all_))["spec"].update(x="http://a.kubeflow.svc:1"),
+            "Deployment/crossearth-mlflow",
+        ),
+        (
+            "rights",
+            lambda all_: next(filter(_kind("Role"), all_))["rules"].pop(1),
+            "no right to get configmaps",
+        ),
+        (
+            "rights",
+            lambda all_: next(filter(_kind("Role"), all_))["rules"][2].pop("resourceNames"),
+            "Secrets of any name may be read",
+        ),
+        (
+            "sidecars",
+            lambda all_: next(filter(_job("crossearth-bucket"), all_))["spec"]["template"].pop("metadata"),
+            "Job/crossearth-bucket",
+        ),
+        ("selectors", lambda all_: all_.append({**POLICY, "apiVersion": "v1"}), "selects every pod"),
+        (
+            "selectors",
+            lambda all_: next(filter(_kind("Service"), all_))["spec"].update(selector={"app": "mlflow"}),
+            "selects ['mlflow']",
+        ),
+        ("kinds", lambda all_: all_.append(RUNTIME), "trainer.kubeflow.org"),
+        ("runtimes", lambda all_: all_.append(RUNTIME), "restartPolicy None"),
+        ("runtimes", lambda all_: all_.append(RUNTIME), "workingDir None"),
+        (
+            "claim",
+            lambda all_: all_.remove(next(filter(_job("crossearth-workspace"), all_))),
+            "crossearth-workspace stays root's",
+        ),
+    ],
+)
+def test_a_rule_finds_what_it_is_for(rule: str, damage: Callable[[Any], Any], words: str) -> None:
+    damaged = copy.deepcopy(built(KUSTOMIZE / "profile"))
+    damage(damaged)
+    assert words in "\n".join(broken(MANIFESTS, damaged)[rule])
 
 
 def test_pods_run_unprivileged_and_secrets_come_by_reference() -> None:
-    text = "\n".join(path.read_text() for path in (INFRA / "kustomize").glob("*.yaml"))
+    text = "\n".join(path.read_text() for path in KUSTOMIZE.glob("*/*.yaml"))
     assert "kind: Secret" not in text
     for manifest in manifests():
         if manifest["kind"] not in ("Deployment", "StatefulSet", "Job"):
             continue
         pod = manifest["spec"]["template"]["spec"]
-        assert pod["securityContext"]["runAsNonRoot"], identity(manifest)
+        owner = manifest["kind"] == "Job" and manifest["metadata"]["name"] == "crossearth-workspace"
+        assert owner or pod["securityContext"]["runAsNonRoot"], identity(manifest)
         assert pod["automountServiceAccountToken"] is False
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
+                # root may give files away and do nothing else
+                **(
+                    {"runAsUser": 0, "runAsGroup": 0, "capabilities": {"drop": ["ALL"], "add": ["CHOWN"]}}
+                    if owner
+                    else {}
+                ),
             }
             assert {"requests", "limits"} <= container["resources"].keys()
             for variable in container.get("env", []):
@@ -91,7 +222,6 @@ def test_rights_are_the_few_that_are_needed() -> None:
     ]
     for rule in rules:
         assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-        assert "secrets" not in rule["resources"]
 
 
 def test_names_in_the_values_file_are_those_of_the_manifests() -> None:
@@ -104,8 +234,7 @@ def test_names_in_the_values_file_are_those_of_the_manifests() -> None:
     )
     assert values["secrets"]["s3"]["name"] in referenced
     for address in ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI"):
-        service = values["environment"][address].split("//")[1].split(".")[0]
-        assert ("Service", service) in names
+        assert ("Service", urlsplit(values["environment"][address]).hostname) in names
 
 
 def test_compose_asks_for_its_passwords_and_opens_ports_on_this_machine_alone() -> None:

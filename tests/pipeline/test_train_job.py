@@ -29,7 +29,7 @@ from crossearth.components import train_job
 from crossearth.components.train_job import SECRETS, TrainJobConfig, TrainJobError, follow, run_train_job
 from crossearth.data.errors import InputError
 
-RUNTIME = yaml.safe_load((INFRA / "kustomize" / "training-runtime.yaml").read_text())
+RUNTIME = yaml.safe_load((INFRA / "kustomize/trainer/training-runtime.yaml").read_text())
 NAMESPACE = "crossearth"
 CONFIG = TrainJobConfig(
     image="crossearth",
@@ -79,6 +79,9 @@ class Api(BaseHTTPRequestHandler):
             self.answer(200, RUNTIME)
         elif path.endswith("/pods"):
             self.answer(200, {"items": self.server.pods(), "metadata": {}})
+        elif match := re.fullmatch(r".*/pods/([\w-]+)", path):
+            pods = {pod["metadata"]["name"]: pod for pod in self.server.pods()}
+            self.answer(200, pods[match[1]])
         elif path.endswith("/log"):
             self.answer(200, "epoch 1\nout of tiles\n", "text/plain")
         elif path.endswith("/events"):
@@ -98,8 +101,8 @@ class Api(BaseHTTPRequestHandler):
         self.answer(201, job)
 
     def do_DELETE(self) -> None:
-        self.server.jobs.pop(self.path.split("?")[0].rsplit("/", 1)[1])
-        self.answer(200, {})
+        gone = self.server.jobs.pop(self.path.split("?")[0].rsplit("/", 1)[1], None)
+        self.answer(200 if gone else 404, {})
 
     def answer(self, code: int, body: Any, kind: str = "application/json") -> None:
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
@@ -122,13 +125,21 @@ EVENT = {
 }
 
 
+LATE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/3 nodes are available: 3 Insufficient cpu.",
+}
+
+
 class Cluster(ThreadingHTTPServer):
     """A cluster on which every TrainJob ends as `end` says, after it was looked at a few times."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Api)
         self.end = "Complete"
-        self.phase = "Running"
+        self.phases = ["Running", "Running"]  # of the two nodes' pods
         self.jobs: dict[str, Any] = {}
         self.created: list[Any] = []
         self.looks = 0
@@ -159,9 +170,12 @@ class Cluster(ThreadingHTTPServer):
                     },
                 },
                 "spec": {"containers": [{"name": "node", "image": "crossearth"}]},
-                "status": {"phase": self.phase},
+                "status": {
+                    "phase": phase,
+                    "conditions": [LATE] if phase == "Pending" else [],
+                },
             }
-            for index in range(2)
+            for index, phase in enumerate(self.phases)
         ]
 
 
@@ -198,9 +212,12 @@ def test_a_train_job_is_created_followed_and_taken_away(
     assert (trainer["numNodes"], trainer["image"]) == (2, "crossearth")
     assert trainer["resourcesPerNode"]["requests"] == {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": 1}
     assert {"name": "CROSSEARTH_ARGUMENTS", "value": '["train", "x"]'} in trainer["env"]
-    assert "torchrun" in " ".join(trainer["command"])
+    assert "torchrun --nproc-per-node=1 " in " ".join(trainer["command"])
     assert job["spec"]["activeDeadlineSeconds"] == 30
     assert "crossearth-s3" in json.dumps(job["spec"]["runtimePatches"])
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert node["template"]["spec"]["template"]["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
     assert not cluster.jobs
 
 
@@ -214,10 +231,36 @@ def test_a_failed_job_is_a_failure_with_its_last_lines(train: Callable[..., None
 def test_a_job_that_is_never_scheduled_ends_with_the_words_of_the_events(
     train: Callable[..., None], cluster: Cluster
 ) -> None:
-    cluster.end, cluster.phase = "", "Pending"
-    with pytest.raises(TrainJobError, match=r"(?s)no pod ran.*Insufficient nvidia.com/gpu"):
+    cluster.end, cluster.phases = "", ["Pending", "Pending"]
+    words = r"(?s)not all pods ran.*waiting for 2 of 2 pods.*Insufficient cpu.*Insufficient nvidia.com/gpu"
+    with pytest.raises(TrainJobError, match=words):
         train(TrainJobConfig(**{**vars(CONFIG), "schedule_timeout_s": 0.3}))
     assert not cluster.jobs
+
+
+def test_a_pod_that_finds_no_room_while_the_first_one_runs_is_said(
+    train: Callable[..., None], cluster: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cluster.phases, cluster.end = ["Running", "Pending"], "Failed"
+    line = "waiting for 1 of 2 pods: 0/3 nodes are available: 3 Insufficient cpu."
+    with pytest.raises(TrainJobError, match=f"(?s)failed; it was {line}.*out of tiles"):
+        train()
+    assert capfd.readouterr().out.count(line) == 1
+    cluster.end = ""
+    with pytest.raises(TrainJobError, match=f"not all pods ran within 0 s: {line}"):
+        train(TrainJobConfig(**{**vars(CONFIG), "schedule_timeout_s": 0.3}))
+
+
+def test_a_node_starts_as_many_processes_as_it_has_gpus(train: Callable[..., None], cluster: Cluster) -> None:
+    train(TrainJobConfig(**{**vars(CONFIG), "processes": 4}))
+    (job,) = cluster.created
+    assert "torchrun --nproc-per-node=4 " in " ".join(job["spec"]["trainer"]["command"])
+
+
+def test_a_broken_job_of_somebody_else_is_left_alone(train: Callable[..., None], cluster: Cluster) -> None:
+    cluster.jobs["theirs"] = {"metadata": {"name": "theirs", "namespace": NAMESPACE}, "spec": {}}
+    train()
+    assert list(cluster.jobs) == ["theirs"]
 
 
 def test_a_job_that_is_too_slow_is_stopped(train: Callable[..., None], cluster: Cluster) -> None:

@@ -22,7 +22,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.testing import CliRunner
 
 from crossearth.components import kfp_components as steps
-from crossearth.components import pipeline_items, workspace
+from crossearth.components import pipeline_items, prerequisites, workspace
 from crossearth.components.params import Params, load_params
 from crossearth.components.plan import plan
 from crossearth.components.prerequisites import check_prerequisites
@@ -312,7 +312,7 @@ def test_containers_follow_the_values_file(executors: dict[str, Any], values: Va
         assert container.resources.resource_memory_limit == wanted.memory
         assert container.resources.accelerator.resource_count == (str(wanted.gpus) if wanted.gpus else "")
         assert container.resources.accelerator.resource_type == (wanted.gpu_type if wanted.gpus else "")
-        assert {each.name: each.value for each in container.env} == values.environment
+        assert {each.name: each.value for each in container.env} == values.environment | wanted.threads()
 
 
 def test_pods_follow_the_values_file(pods: dict[str, Any], executors: dict[str, Any], values: Values) -> None:
@@ -340,7 +340,8 @@ def test_pods_follow_the_values_file(pods: dict[str, Any], executors: dict[str, 
         ]
         assert dict(pod.node_selector.labels) == wanted.node_selector
         assert pod.active_deadline_seconds == (wanted.timeout_s or 0)
-        assert pod.security_context.run_as_non_root
+        # the image is no root's; Kubeflow Pipelines 2.15 refuses what says so here
+        assert not pod.HasField("security_context")
 
 
 def test_retries_and_caching_follow_what_a_step_touches(tasks: dict[str, Any], values: Values) -> None:
@@ -407,7 +408,8 @@ def test_many_nodes_become_a_train_job_with_the_same_resources(values: Values) -
         "shm": "/dev/shm",
         "secret-0": "/var/run/crossearth/crossearth-s3",
     }
-    assert job["environment"] == values.environment
+    assert job["environment"] == values.environment | {"OMP_NUM_THREADS": "8", "GDAL_NUM_THREADS": "8"}
+    assert job["processes"] == 1
     assert job["pod"]["tolerations"][0]["key"] == "nvidia.com/gpu"
     # Kubeflow sends numbers as floats
     config = load_config(TrainJobConfig, json.loads(json.dumps(job), parse_int=float), "trainer")
@@ -494,6 +496,15 @@ def test_a_checkout_is_no_workspace() -> None:
         run_local("benchmark", read_inputs(ROOT / "params.yaml"), {}, Path("/proc/nowhere"))
 
 
+def test_a_claim_that_is_roots_still_is_said_with_the_job_that_gives_it_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=r"(?s)may not write here.*Job crossearth-workspace.*apply -k"):
+        workspace.enter(str(tmp_path))
+
+
 def test_missing_secrets_are_named_with_the_command_that_creates_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -512,12 +523,21 @@ def test_missing_secrets_are_named_with_the_command_that_creates_them(
 
 
 class Kubernetes(BaseHTTPRequestHandler):
-    """A cluster of two nodes, one with 2 GPUs, and of one training runtime."""
+    """A cluster of two nodes, one with 2 GPUs, of one training runtime, and of this step's pod."""
 
     absent = 404
+    launcher = "ghcr.io/kubeflow/kfp-launcher:2.17.0"
+    trainer: str | None = "v2.3.0"
 
     def do_GET(self) -> None:
         body: Any = {"items": [{"status": {"allocatable": each}} for each in ({}, {"nvidia.com/gpu": "2"})]}
+        if self.path.endswith("/namespaces/default/pods/the-steps-pod"):
+            containers = [{"name": "main", "image": "x"}]
+            body = {
+                "spec": {"containers": containers, "initContainers": [{"name": "k", "image": self.launcher}]}
+            }
+        elif self.path.endswith("/namespaces/kubeflow-system/configmaps/kubeflow-trainer-public"):
+            body = {"data": {"kubeflow_trainer_version": self.trainer}} if self.trainer else None
         if "trainingruntimes" in self.path:
             body = {} if self.path.endswith("/clustertrainingruntimes/torch-distributed") else None
         data = json.dumps(body).encode()
@@ -542,6 +562,7 @@ def in_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(kubernetes.client.Configuration, "_default", configured)
         monkeypatch.setattr(kubernetes.config, "load_incluster_config", lambda: None)
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KFP_POD_NAME", "the-steps-pod")
         yield
         running.shutdown()
 
@@ -556,6 +577,33 @@ def test_a_cluster_without_enough_gpus_or_the_runtime_is_said_with_what_to_do(in
     assert "asks for 4, no node has more than 2; add a GPU node" in message
     assert "asks for 1, no node has more than 0" in message
     assert "neither in namespace crossearth nor in the cluster: other; install Kubeflow Trainer" in message
+
+
+@pytest.mark.parametrize(
+    ("launcher", "trainer", "verdicts"),
+    [
+        ("ghcr.io/kubeflow/kfp-launcher:2.17.0", "v2.3.0", ("fine", "fine")),
+        ("10.0.0.1:5000/kfp-launcher:2.15.0-rc1", "2.2.0", ("fine", "fine")),
+        ("ghcr.io/kubeflow/kfp-launcher:2.5.0", "v2.1.0", ("missing", "missing")),
+        ("mirror:5000/kfp-launcher@sha256:00", None, ("note", "note")),
+        ("a-mirror/kfp-launcher:latest", "dev", ("note", "note")),
+    ],
+)
+def test_releases_that_are_too_old_are_said_with_what_to_install(
+    launcher: str,
+    trainer: str | None,
+    verdicts: tuple[str, str],
+    in_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Kubernetes, "launcher", launcher)
+    monkeypatch.setattr(Kubernetes, "trainer", trainer)
+    findings = prerequisites._cluster({}, "torch-distributed", "crossearth")
+    found = {each.check: each for each in findings}
+    assert (found["Kubeflow Pipelines"].verdict, found["Kubeflow Trainer"].verdict) == verdicts
+    for name, oldest in (("Kubeflow Pipelines", "2.15"), ("Kubeflow Trainer", "2.2")):
+        if found[name].verdict != "fine":
+            assert f"{oldest} or newer" in found[name].advice
 
 
 def test_a_runtime_that_may_not_be_looked_up_is_no_missing_one(
