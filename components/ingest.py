@@ -31,8 +31,9 @@ from crossearth.data.files import digest, read_json, replace_dir, require_free, 
 from crossearth.data.labels import Unknown
 from crossearth.data.manifest import Provenance, write_manifest
 from crossearth.data.progress import shown
-from crossearth.data.scenes import SceneSource, find_scenes, open_raster
-from crossearth.data.tiles import Grid, gdal
+from crossearth.data.raster import gdal, open_raster
+from crossearth.data.scenes import SceneSource, find_scenes
+from crossearth.data.tiles import Grid
 
 PROVENANCE_FILE = "PROVENANCE.json"
 WORK, LOCK, JOURNAL, UNPACKED = ".ingest", "lock", "journal.jsonl", "unpacked"

@@ -15,8 +15,9 @@ from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
 from crossearth.data.labels import Unknown
-from crossearth.data.scenes import SceneSource, open_raster
-from crossearth.data.tiles import Cutting, Grid, Raster, cut_scene, gdal
+from crossearth.data.raster import Raster, gdal, open_raster
+from crossearth.data.scenes import SceneSource
+from crossearth.data.tiles import Cutting, Grid, cut_scene
 
 LOSSY = ("JPEG", "JP2OpenJPEG")
 

@@ -1,6 +1,5 @@
 """A scene as strips of whole rows of uint8, each read once, ahead of its use: memory ignores the height."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from crossearth.components import maps
 from crossearth.data.errors import InputError
 from crossearth.data.prefetch import ahead
+from crossearth.data.raster import reading
 
 SMALLEST_VALUE = {"uint8": 0, "uint16": 0, "int16": -(1 << 15)}
 RANGE_SAMPLE_PX = 1024
@@ -52,7 +51,7 @@ def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence
     Raises:
         InputError: not a readable raster, fewer bands than asked, or a dtype that is neither 8 nor 16 bit.
     """
-    with _reading(path), rasterio.open(path) as source:
+    with reading(path), rasterio.open(path) as source:
         grid = maps.Grid(source.width, source.height, source.crs, source.transform)
         count, dtypes, colours = source.count, source.dtypes, source.colorinterp
     opaque = [band for band in range(1, count + 1) if colours[band - 1] != ColorInterp.alpha]
@@ -98,14 +97,14 @@ def read_strips(
     spans = [(tops[0], tops[0] + height)]
     spans += [(top + height, below + height) for top, below in pairwise(tops)]
 
-    with _reading(scene.path):
+    with reading(scene.path):
         source = rasterio.open(scene.path)
     with source:
 
         def read(span: tuple[int, int]) -> Strip:
             start, stop = span
             rows = Window(0, start, scene.grid.width, stop - start)
-            with _reading(scene.path):
+            with reading(scene.path):
                 values_3HW = source.read(scene.bands, window=rows)
                 valid_HW = source.read_masks(scene.bands, window=rows).any(axis=0)
             if levels is not None:
@@ -158,24 +157,9 @@ def _estimated_range(scene: Scene) -> tuple[float, float]:
     """Low and high percentile of a scene's chosen bands together, sampled."""
     shrink = max(1.0, max(scene.grid.width, scene.grid.height) / RANGE_SAMPLE_PX)
     shape = (3, max(1, round(scene.grid.height / shrink)), max(1, round(scene.grid.width / shrink)))
-    with _reading(scene.path), rasterio.open(scene.path) as source:
+    with reading(scene.path), rasterio.open(scene.path) as source:
         values = source.read(scene.bands, out_shape=shape, masked=True).compressed()
     if not values.size:
         return (0.0, 1.0)
     low, high = np.percentile(values, RANGE_PERCENTILES)
     return float(low), float(max(high, low + 1))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except RasterioError as error:
-        raise InputError(
-            f"cannot read the scene: {error}", where=path, expected="a whole raster that GDAL can read"
-        ) from error
-    except UnicodeEncodeError as error:
-        name = os.fsencode(path).decode(errors="backslashreplace")
-        raise InputError(
-            "the scene's path is not UTF-8, which GDAL needs", where=name, next_step="rename it"
-        ) from error

@@ -14,7 +14,7 @@ from rasterio.io import DatasetReader, MemoryFile
 
 from crossearth.data.archives import Member, index, read
 from crossearth.data.errors import InputError
-from crossearth.data.tiles import gdal
+from crossearth.data.raster import gdal
 
 MIN_PX = 32
 # never a VRT, which could point anywhere

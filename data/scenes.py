@@ -1,29 +1,21 @@
-"""Finds the scenes of a domain among files and archives, pairs images with labels, and opens them."""
+"""Finds the scenes of a domain among files and archives, and pairs images with labels."""
 
 import csv
 import fnmatch
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import rasterio
-from rasterio.errors import RasterioError
-from rasterio.io import MemoryFile
-
-from crossearth.data.archives import PARTS, UNREADABLE, Member, index, read, refuse_unreadable
+from crossearth.data.archives import PARTS, UNREADABLE, Member, index, refuse_unreadable
 from crossearth.data.domains import Domain, OwnFiles, Split
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
 from crossearth.data.manifest import natural
-from crossearth.data.tiles import Raster
+from crossearth.data.raster import WORLD_FILES
 
 log = logging.getLogger(__name__)
 
-# what GDAL may take an archive's member for: never a VRT, which could point anywhere
-ARCHIVE_DRIVERS = ["GTiff", "PNG", "JPEG", "BMP", "JP2OpenJPEG"]
-WORLD_FILES = (".tfw", ".tifw", ".pgw", ".pngw", ".jgw", ".jpgw", ".wld")
 BESIDE_RASTERS = (
     *WORLD_FILES,
     *[
@@ -260,33 +252,3 @@ def _split_by_file(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[s
 def _some(names: Sequence[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-@contextmanager
-def open_raster(member: Member, sidecars: Sequence[Member] = ()) -> Iterator[Raster]:
-    """Opens a file or an archive's member, the latter in memory with its world files beside it.
-
-    Raises:
-        InputError: not a raster, or a broken archive.
-    """
-    with ExitStack() as stack:
-        try:
-            if not member.packed:
-                dataset = stack.enter_context(rasterio.open(member.container))
-            else:
-                memory = stack.enter_context(_in_memory(member, member.stem))
-                for sidecar in sidecars:
-                    stack.enter_context(_in_memory(sidecar, member.stem, beside=memory))
-                dataset = stack.enter_context(memory.open(driver=ARCHIVE_DRIVERS))
-        except RasterioError as error:
-            raise InputError(
-                f"not an image that can be read: {error}",
-                where=member,
-                next_step="fetch the file again, or make it readable",
-            ) from error
-        yield Raster(dataset, str(member))
-
-
-def _in_memory(member: Member, stem: str, beside: MemoryFile | None = None) -> MemoryFile:
-    folder = digest(str(member))[:16] if beside is None else PurePosixPath(beside.name).parent.name
-    return MemoryFile(read(member), dirname=folder, filename=stem + PurePosixPath(member.path).suffix.lower())

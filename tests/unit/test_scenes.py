@@ -12,7 +12,8 @@ from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.data.catalog import load_catalog
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import read_manifest
-from crossearth.data.scenes import find_scenes, open_raster
+from crossearth.data.raster import open_raster
+from crossearth.data.scenes import find_scenes
 from crossearth.data.synthetic import synthesize_dataset
 
 CATALOG = load_catalog()
