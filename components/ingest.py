@@ -107,13 +107,12 @@ def ingest_domain(
     origin = provenance(domain, root)
     with _workshop(Path(domains_dir) / WORK / domain.name) as work:
         sources = find_scenes(domain, root, work / UNPACKED)
-        rows = _ingest_scenes(
-            Plan.of(domain, catalog, config.tile_px, config.unknown_labels), sources, work, config.workers
-        )
+        plan = Plan.of(domain, catalog, config.tile_px, config.unknown_labels, sources[0])
+        rows = _ingest_scenes(plan, sources, work, config.workers)
         for split in domain.splits:
             of_split = [row for row in rows if row["split"] == split]
             classes = catalog.classes_of(domain)
-            write_manifest(work, domain.name, split, classes, origin, of_split)
+            write_manifest(work, domain.name, split, classes, origin, plan.reading(rows), of_split)
         _tidy(work, rows)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(work, target)

@@ -4,19 +4,19 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
 from crossearth.data.archives import Member, index, read
 from crossearth.data.errors import InputError
-from crossearth.data.raster import gdal
+from crossearth.data.raster import Raster, gdal
+from crossearth.data.reading import Reading, fit, raw_dtype
 
 MIN_PX = 32
+BANDS = (1, 2, 3)
 # never a VRT, which could point anywhere
 DRIVERS = {
     ".jpg": "JPEG",
@@ -68,10 +68,14 @@ def list_images(folder: Path, scratch: Path) -> list[Member]:
     return members
 
 
-def read_style_image(member: Member, max_px: int, resize: bool) -> StyleImage:
+def read_style_image(
+    member: Member, max_px: int, resize: bool, value_range: tuple[float, float] | None = None
+) -> StyleImage:
     """Decodes the first three bands of an image.
 
     Args:
+        value_range: values that become 0 and 255 in images that are not 8 bit, see `Reading`; None: such ones
+            are unusable.
         max_px: with `resize`, the side of the square that it is resampled to; else the side of the central
             window that is read of a larger image, at its own resolution.
     """
@@ -87,27 +91,38 @@ def read_style_image(member: Member, max_px: int, resize: bool) -> StyleImage:
             MemoryFile(content) as memory,
             memory.open(driver=driver) as source,
         ):
-            if source.count < 3 or source.dtypes[0] != "uint8":
-                problem = f"{source.count} bands of {source.dtypes[0]}, not three of uint8"
-                return StyleImage(member.path, sha256, None, problem)
+            if source.count < 3:
+                return StyleImage(member.path, sha256, None, f"{source.count} bands, not three")
             if min(source.height, source.width) < MIN_PX:
                 return StyleImage(member.path, sha256, None, f"smaller than {MIN_PX} px")
-            image = source.read((1, 2, 3), **_how(source, max_px, resize))
-    except RasterioError as error:
+            raster = Raster(source, member.path)
+            dtype = raw_dtype(raster, BANDS)
+            if dtype != "uint8" and value_range is None:
+                return StyleImage(member.path, sha256, None, f"{dtype}, which needs a value_range, not uint8")
+            reading = Reading(BANDS, dtype, None if dtype == "uint8" else value_range)
+            reading.refuse_outside(reading.sample(raster), "", "")
+            if resize:
+                image, _ = fit(*reading.read(raster), max_px, max_px)
+            else:
+                image, _ = reading.read(raster, _centre(source, max_px))
+    except (RasterioError, InputError) as error:
         return StyleImage(member.path, sha256, None, _said(error))
     if all(plane.min() == plane.max() for plane in image):
         return StyleImage(member.path, sha256, None, "one colour")
     return StyleImage(member.path, sha256, image)
 
 
-def _said(error: RasterioError) -> str:
-    """GDAL's words, without its name for a file in memory."""
-    return "unreadable: " + re.sub(r"'?/vsimem/\S+?'? ", "", str(error.__cause__ or error))
+def _said(error: Exception) -> str:
+    """GDAL's words, without its name for a file in memory, or ours."""
+    if isinstance(error, InputError) and error.__cause__ is None:
+        return str(error).splitlines()[0]
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return "unreadable: " + re.sub(r"'?/vsimem/\S+?'? ", "", str(cause))
 
 
-def _how(source: DatasetReader, max_px: int, resize: bool) -> dict[str, Any]:
-    if resize:
-        return {"out_shape": (3, max_px, max_px), "resampling": Resampling.bilinear}
+def _centre(source: DatasetReader, max_px: int) -> tuple[tuple[int, int], tuple[int, int]]:
     height, width = min(source.height, max_px), min(source.width, max_px)
     top, left = (source.height - height) // 2, (source.width - width) // 2
-    return {"window": ((top, top + height), (left, left + width))}
+    return (top, top + height), (left, left + width)

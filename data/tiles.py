@@ -25,6 +25,7 @@ from crossearth.data.domains import Rule, window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, Unknown
 from crossearth.data.raster import Raster
+from crossearth.data.reading import Reading, fit, fitted_size
 
 BLOCK_PX = 256
 LOOK_CELLS = 16
@@ -108,19 +109,14 @@ class Cutting:
         px: tile size; without meaning for rule "whole".
         rule: "cut" = windows of `px`; "whole" = the scene as it is; "fit" = the scene resampled so that its
             longer side is `px`, images bilinearly, labels by nearest neighbour.
-        bands: 1-based bands of the publisher's image, in the order that the network sees.
-        value_range: source values that become 0 and 255, linear between, clipped; None = uint8 as it is.
-        nodata: source value; px where all three bands have it are ignored in labels, as are px that the file
-            masks in all three (its own nodata value, transparency) or that are no number in some band.
+        reading: how its values are read; px that it does not count as valid are ignored in labels.
         num_classes: classes of the domain's class set.
         unknown_labels: what becomes of label values outside the map.
     """
 
     px: int
     rule: Rule
-    bands: tuple[int, int, int]
-    value_range: tuple[float, float] | None
-    nodata: float | None
+    reading: Reading
     num_classes: int
     unknown_labels: Unknown
 
@@ -137,10 +133,7 @@ class Grid:
     @classmethod
     def of(cls, source: DatasetReader, cutting: Cutting) -> "Grid":
         """The grid that `source` is stored on: its own, but for rule "fit"."""
-        if cutting.rule != "fit":
-            return cls(source.width, source.height, source.transform, source.crs)
-        scale = cutting.px / max(source.width, source.height)
-        width, height = max(1, round(source.width * scale)), max(1, round(source.height * scale))
+        width, height = fitted_size(source.width, source.height, cutting.reading.fit_px)
         shrink = rasterio.Affine.scale(source.width / width, source.height / height)
         placed = not source.transform.is_identity
         return cls(width, height, source.transform @ shrink if placed else source.transform, source.crs)
@@ -240,27 +233,14 @@ def _read_strip(
     """Reads `rows` of the stored grid; rule "fit" knows one strip, and it is all of the source."""
     window = None if cutting.rule == "fit" else rows.slices()
     shape = (rows.height, rows.width)
-    size = (3, *shape)
-    found = image.read(
-        cutting.bands, window=window, out_shape=size, resampling=Resampling.bilinear, masked=True
-    )
-    raw = np.ma.getdata(found)
-    # as in mapping: one band alone at the file's nodata value is a colour, not a hole
-    masked = np.all(np.ma.getmaskarray(found), axis=0)
-    if cutting.nodata is not None:
-        masked |= (raw == cutting.nodata).all(axis=0)
-    # a pixel that is no number was not seen, whatever the nodata value
-    if raw.dtype.kind == "f":
-        masked |= ~np.isfinite(raw).all(axis=0)
-    if cutting.value_range is not None:
-        low, high = cutting.value_range
-        scaled = (raw.astype(np.float32) - low) * (255 / (high - low))
-        raw = np.rint(np.clip(np.where(masked, 0, scaled), 0, 255)).astype(np.uint8)
+    values, valid = cutting.reading.read(image, window)
+    if cutting.rule == "fit":
+        values, valid = fit(values, valid, rows.width, rows.height)
     ids = None
     if label is not None and spec is not None:
         ids = _read_label(label, spec, window, shape, cutting.unknown_labels)
-        ids[masked] = IGNORE
-    return _Strip(rows.row_off, raw, ids, masked)
+        ids[~valid] = IGNORE
+    return _Strip(rows.row_off, values, ids, ~valid)
 
 
 def _read_label(

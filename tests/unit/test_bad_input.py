@@ -156,7 +156,7 @@ def rows(change: Callable[[list[dict[str, Any]]], object], forged: bool = False)
         written = read_manifest(folder / DOMAIN, "train")
         change(written.rows)
         if forged:
-            write_manifest(path.parent, NAME, "train", written.classes, "own", written.rows)
+            write_manifest(path.parent, NAME, "train", written.classes, "own", written.reading, written.rows)
         else:
             pq.write_table(pa.Table.from_pylist(written.rows, written.table.schema), path)
 

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +27,9 @@ from crossearth.components import maps, model_commands, registry, sliding
 from crossearth.components import predict as step
 from crossearth.components.predict import PredictConfig, predict
 from crossearth.components.processes import choose_device
-from crossearth.components.strips import Strip, choose_range, open_scene, read_strips
+from crossearth.components.strips import Strip, open_scene, read_strips
 from crossearth.data.errors import InputError
+from crossearth.data.reading import Reading, fit
 from crossearth.model.checkpoint import save
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
 from crossearth.model.inference import slide_logits
@@ -37,6 +38,8 @@ CLASSES = ["field", "road", "water"]
 PALETTE = ["#00ff00", "#808080", "#0000ff"]
 UTM = CRS.from_epsg(32633)
 HALF_METRE = Affine(0.5, 0, 400_000, 0, -0.5, 5_000_000)
+BYTES = Reading((1, 2, 3), "uint8")
+DEEP = Reading((4, 3, 2), "uint16", (0, 3000))
 FLOAT32 = PredictConfig(precision="float32", device="cpu")
 
 
@@ -188,7 +191,7 @@ def test_alpha_is_no_band_and_hides_pixels(tmp_path: Path, model: Path, network:
     expected = slide(network, image).argmax(0).numpy()
     expected[:, :10] = 255
     assert np.array_equal(read(out)[0], expected)
-    assert open_scene(scene).bands == (1, 2, 3)
+    assert open_scene(scene).reading.bands == (1, 2, 3)
 
 
 def test_bands_are_chosen_and_ordered(tmp_path: Path, model: Path, network: CrossEarth) -> None:
@@ -199,10 +202,12 @@ def test_bands_are_chosen_and_ordered(tmp_path: Path, model: Path, network: Cros
     assert json.loads((tmp_path / "map.json").read_text())["bands"] == [5, 3, 2]
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "int16", "uint8"])
+@pytest.mark.parametrize(
+    "dtype", ["uint16", "int16", "uint8", "int8", "uint32", "int32", "float32", "float64"]
+)
 def test_a_value_range_becomes_0_to_255(tmp_path: Path, model: Path, network: CrossEarth, dtype: str) -> None:
-    image = pixels(70, 80, dtype=dtype)
-    low, high = (100, 200) if dtype == "uint8" else (-500, 9000)
+    image = pixels(70, 80, dtype=dtype if dtype.endswith("8") else "int16").astype(dtype)
+    low, high = {"uint8": (100, 200), "int8": (-50, 90)}.get(dtype, (-500, 9000))
     scene = write(tmp_path / "scene.tif", image)
     [out] = predict(
         [scene], model, tmp_path / "map.tif", PredictConfig(value_range=(low, high), precision="float32")
@@ -221,11 +226,16 @@ def test_the_range_of_16_bits_is_estimated_without_nodata_and_reported(tmp_path:
     assert (low, high) == pytest.approx(tuple(np.percentile(valid, (2, 98))))
 
 
+def trained_on(network: CrossEarth, folder: Path, reading: Reading) -> Path:
+    """A model whose training files were read so."""
+    meta = {"classes": CLASSES, "palette": PALETTE, "provenance": "own", "reading": asdict(reading)}
+    return save(network, folder, meta)
+
+
 @pytest.fixture(scope="module")
 def deep_model(network: CrossEarth, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained on bands 4, 3, 2 of files of 12 bits."""
-    meta = {"classes": CLASSES, "palette": PALETTE, "provenance": "own", "bands": [4, 3, 2]}
-    return save(network, tmp_path_factory.mktemp("deep"), {**meta, "value_range": [0, 3000]})
+    return trained_on(network, tmp_path_factory.mktemp("deep"), DEEP)
 
 
 @pytest.mark.parametrize(
@@ -234,13 +244,8 @@ def deep_model(network: CrossEarth, tmp_path_factory: pytest.TempPathFactory) ->
         (5, "uint16", {}, ([4, 3, 2], "the model's", [0, 3000], "the model's")),
         (5, "uint16", {"bands": (1, 2, 3)}, ([1, 2, 3], "as given", [0, 3000], "the model's")),
         (5, "uint16", {"value_range": (5, 9)}, ([4, 3, 2], "the model's", [5, 9], "as given")),
-        (5, "uint8", {}, ([4, 3, 2], "the model's", None, "8 bit as it is")),
-        (
-            3,
-            "uint16",
-            {},
-            ([1, 2, 3], "the first three, the scene lacks the model's 4, 3, 2", [0, 3000], "the model's"),
-        ),
+        (5, "uint8", {"value_range": (0, 200)}, ([4, 3, 2], "the model's", [0, 200], "as given")),
+        (5, "float32", {"value_range": (0, 3000)}, ([4, 3, 2], "the model's", [0, 3000], "as given")),
     ],
 )
 def test_bands_and_range_are_the_models_unless_given(
@@ -252,7 +257,8 @@ def test_bands_and_range_are_the_models_unless_given(
     deep_model: Path,
     model: Path,
 ) -> None:
-    scene = write(tmp_path / "scene.tif", (pixels(70, 80, bands, dtype) % np.uint32(4000)).astype(dtype))
+    values = pixels(70, 80, bands, "uint8" if dtype == "uint8" else "uint16") % np.uint32(4000)
+    scene = write(tmp_path / "scene.tif", values.astype(dtype))
     [out] = predict([scene], deep_model, tmp_path / "map.tif", replace(FLOAT32, **given))
     report = json.loads(out.with_suffix(".json").read_text())
     assert tuple(report[key] for key in ("bands", "bands_from", "value_range", "value_range_from")) == used
@@ -261,15 +267,94 @@ def test_bands_and_range_are_the_models_unless_given(
     assert np.array_equal(read(out), read(same))
 
 
-def test_a_band_that_is_alpha_is_none_of_the_models(tmp_path: Path) -> None:
-    scene = write(tmp_path / "scene.tif", pixels(8, 8), alpha=np.full((8, 8), 255, np.uint8))
-    assert open_scene(scene, None, (4, 3, 2)).bands == (1, 2, 3)
-    assert open_scene(scene, None, (3, 2, 1)).bands == (3, 2, 1)
+@pytest.mark.parametrize(
+    ("trained", "values", "profile", "words"),
+    [
+        (DEEP, pixels(70, 80, 3, "uint16"), {}, r"3 bands, asked for the model's 4, 3, 2\n.*\n.*--bands"),
+        (
+            DEEP,
+            pixels(70, 80, 4),
+            {},
+            r"values of uint8, but .* on uint16\n.*0 to 3000.*\n.*--value-range \d",
+        ),
+        (DEEP, pixels(70, 80, 4, "int16"), {}, "values of int16, but the model was trained on uint16"),
+        (BYTES, pixels(70, 80, 3, "uint16"), {}, r"uint16, .* on uint8\n.*as they are.*\n.*--value-range \d"),
+        (BYTES, pixels(70, 80), {"scales": (0.5,) * 3}, r"tags make other .*\n.*\n.*--value-range 0,127\.5"),
+        (
+            DEEP,
+            pixels(70, 80, 4, "uint16"),
+            {"scales": (1e-4,) * 4},
+            "values 0 to .*0 to 3000 leaves nothing",
+        ),
+        (DEEP, pixels(70, 80, 4, "uint16"), {"offsets": (-1e5,) * 4}, "values -1e.*0 to 3000 leaves nothing"),
+        (DEEP, 9000 + pixels(70, 80, 4).astype("uint16"), {}, "values 9.*0 to 3000 leaves nothing"),
+        (
+            replace(BYTES, fit_px=40, largest_px=40),
+            pixels(70, 90),
+            {},
+            r"90 x 70 px.*\n.*2 times the largest of them, 40 px\n.*gdal_retile\.py -ps 40 40",
+        ),
+    ],
+)
+def test_a_scene_of_other_values_than_the_training_is_refused(
+    trained: Reading,
+    values: NDArray[Any],
+    profile: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+) -> None:
+    scene = write(tmp_path / "scene.tif", values)
+    with rasterio.open(scene, "r+") as file:
+        file.scales = profile.get("scales", file.scales)
+        file.offsets = profile.get("offsets", file.offsets)
+    with pytest.raises(InputError, match=words):
+        open_scene(scene, trained)
 
 
-def test_a_range_of_8_bits_is_one_for_scenes_of_8_bits(tmp_path: Path) -> None:
-    scene = open_scene(write(tmp_path / "scene.tif", pixels(8, 8)))
-    assert choose_range(scene, None, (10, 200)) == ((10, 200), "the model's")
+def test_a_band_that_is_named_is_no_alpha(tmp_path: Path, network: CrossEarth) -> None:
+    """GDAL's defaults tag a fourth band of 8 bits as alpha: near infrared is 0 on water."""
+    image = pixels(70, 80, bands=4)
+    image[3, :30] = 0
+    scene = write(tmp_path / "scene.tif", image)
+    with rasterio.open(scene) as file:
+        assert file.colorinterp[3] == ColorInterp.alpha
+    infrared = trained_on(network, tmp_path / "model", Reading((4, 1, 2), "uint8"))
+    [out] = predict([scene], infrared, tmp_path / "map.tif", FLOAT32)
+    assert np.array_equal(read(out)[0], slide(network, image[[3, 0, 1]]).argmax(0).numpy())
+    colours = trained_on(network, tmp_path / "rgb", BYTES)
+    [out] = predict([scene], colours, tmp_path / "map.tif", FLOAT32)
+    assert np.array_equal(read(out)[0] == maps.NODATA, image[3] == 0)
+
+
+def test_the_catalogs_nodata_is_nodata_in_the_map(tmp_path: Path, network: CrossEarth) -> None:
+    image = np.maximum(pixels(70, 80), 1)
+    image[:, :30] = 0
+    image[1, 40:50] = 0
+    black = trained_on(network, tmp_path / "model", replace(BYTES, nodata=0))
+    [out] = predict([write(tmp_path / "scene.tif", image)], black, tmp_path / "map.tif", FLOAT32)
+    assert np.array_equal(read(out)[0] == maps.NODATA, (image == 0).all(0))
+
+
+@pytest.mark.parametrize(("size", "fit_px"), [((240, 160), 120), ((41, 67), 101), ((64, 64), 64)])
+def test_a_model_of_fitted_tiles_maps_at_their_scale(
+    size: tuple[int, int], fit_px: int, tmp_path: Path, network: CrossEarth
+) -> None:
+    image = pixels(*size)
+    scene = write(tmp_path / "scene.tif", image)
+    fitting = trained_on(network, tmp_path / "model", replace(BYTES, fit_px=fit_px, largest_px=max(size)))
+    [out] = predict([scene], fitting, tmp_path / "map.tif", replace(FLOAT32, probabilities=True))
+    small = [max(1, round(side * fit_px / max(size))) for side in size]
+    seen, _ = fit(image, np.ones(size, bool), small[1], small[0])
+    labels = slide(network, seen).argmax(0).numpy()
+    nearest = [
+        ((np.arange(side) + 0.5) * less / side).astype(int) for side, less in zip(size, small, strict=True)
+    ]
+    with rasterio.open(out) as file:
+        assert np.array_equal(file.read(1), labels[np.ix_(*nearest)])
+        assert file.transform == HALF_METRE
+    with rasterio.open(tmp_path / "map.probabilities.tif") as file:
+        # equal shares in a byte are ties
+        assert np.mean(file.read().argmax(0) == labels[np.ix_(*nearest)]) > 0.9
 
 
 def test_the_command_says_what_it_read(
@@ -382,7 +467,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, model: Path) -> None:
 def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
     good = write(tmp_path / "good.tif", pixels(70, 80))
     gray = write(tmp_path / "gray.tif", pixels(70, 80, bands=1))
-    real = write(tmp_path / "real.tif", np.zeros((3, 70, 80), np.float32))
+    waves = write(tmp_path / "waves.tif", np.zeros((3, 70, 80), np.complex64))
     picture = write(tmp_path / "picture.png", pixels(70, 80), driver="PNG", crs=None, transform=None)
     text = tmp_path / "text.tif"
     text.write_text("no raster")
@@ -397,7 +482,7 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
         ([gray], out, FLOAT32, "1 band, asked for three"),
         ([good, gray], folder, FLOAT32, "1 band, asked for three"),
         ([good], out, PredictConfig(bands=(1, 2, 7)), "3 bands, asked for band 7"),
-        ([real], out, FLOAT32, "float32"),
+        ([waves], out, FLOAT32, "complex values"),
         ([text], out, FLOAT32, "cannot read the scene"),
         ([tmp_path / "absent.tif"], out, FLOAT32, "no such scene"),
         ([empty], folder, FLOAT32, "no scene in the folder"),

@@ -1,0 +1,269 @@
+"""How raw values become the three bytes that a network sees: one rule for ingest, for scenes and for arrays.
+
+A domain's manifests keep its `Reading`, and a model takes it from there: scenes are read as training was.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rasterio.enums import ColorInterp, MaskFlags
+
+from crossearth.data.errors import InputError
+from crossearth.data.raster import Raster
+
+SAMPLE_PX = 1024
+
+Bytes = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a domain are read.
+
+    Attributes:
+        bands: places of the three bands in the file, from 1, in the order that the network sees.
+        dtype: of their raw values, as numpy names it.
+        value_range: values that become 0 and 255, linear between, clipped; a value is what the file's scale
+            and offset tags make of a raw one. None = uint8 as it is.
+        nodata: raw value; px where all three bands have it were not seen.
+        gsd_m: metres per px that the network sees; None = unknown.
+        fit_px: images are resampled so that their longer side is this; None = they are not.
+        largest_px: longer side of the largest image that was fitted so.
+        tagged: whether scale and offset tags changed values.
+    """
+
+    bands: tuple[int, int, int]
+    dtype: str
+    value_range: tuple[float, float] | None = None
+    nodata: float | None = None
+    gsd_m: float | None = None
+    fit_px: int | None = None
+    largest_px: int | None = None
+    tagged: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.bands) < 1:
+            raise InputError(f"bands: {list(self.bands)}", expected="band numbers, counted from 1")
+        low, high = self.value_range or (0, 255)
+        if not -math.inf < low < high < math.inf:
+            raise InputError(f"value_range: {[low, high]}", expected="two rising finite numbers")
+
+    def to_bytes(
+        self,
+        raw_3HW: NDArray[Any],
+        seen_HW: Mask | Literal[True],
+        scales: Sequence[float] = (1, 1, 1),
+        offsets: Sequence[float] = (0, 0, 0),
+    ) -> tuple[Bytes, Mask]:
+        """What the network sees of raw values.
+
+        Args:
+            raw_3HW: of `dtype`, the bands in order.
+            seen_HW: bool (H, W), false where the file masks all three bands; True = it masks nothing.
+            scales, offsets: the bands' tags.
+
+        Returns:
+            Image uint8 (3, H, W), and valid bool (H, W): seen, not nodata, a finite number in each band. With
+            a value range the image is 0 where it is not valid.
+
+        Raises:
+            InputError: values of another dtype.
+        """
+        if raw_3HW.dtype != self.dtype:
+            raise InputError(f"values of {raw_3HW.dtype}", expected=self.dtype)
+        valid_HW = self._valid(raw_3HW, seen_HW)
+        if self.value_range is None:
+            return raw_3HW, valid_HW
+        image_3HW = np.empty(raw_3HW.shape, np.uint8)
+        for plane, values, scale, offset in zip(image_3HW, raw_3HW, scales, offsets, strict=True):
+            plane[:] = _levels(np.where(valid_HW, values, 0), scale, offset, *self.value_range)
+            plane[~valid_HW] = 0
+        return image_3HW, valid_HW
+
+    def read(self, raster: Raster, window: Any = None) -> tuple[Bytes, Mask]:
+        """What the network sees of a raster, or of a window of it; see `to_bytes`."""
+        raw_3HW = raster.read(self.bands, window=window)
+        return self.to_bytes(raw_3HW, _seen(raster, self.bands, window=window), *tags(raster, self.bands))
+
+    def sample(self, raster: Raster) -> NDArray[np.float64]:
+        """Valid values (3, N) of a thinned reading, as the tags make them."""
+        source = raster.dataset
+        shrink = max(1.0, max(source.width, source.height) / SAMPLE_PX)
+        size = tuple(max(1, round(side / shrink)) for side in (source.height, source.width))
+        raw_3HW = raster.read(self.bands, out_shape=(3, *size))
+        valid_HW = self._valid(raw_3HW, _seen(raster, self.bands, out_shape=size))
+        return _physical(raw_3HW[:, valid_HW], *tags(raster, self.bands))
+
+    def of_array(self, raw_3HW: NDArray[Any]) -> tuple[Bytes, Mask]:
+        """What the network sees of an array without a file: raw values, or where files had tags, real ones.
+
+        Whole numbers without a type of their own, as lists hold them, count as `dtype` where they fit it.
+
+        Raises:
+            InputError: values of another dtype, or beyond the range; a size other than the fitted one.
+        """
+        size = raw_3HW.shape[:0:-1]
+        if size != fitted_size(*size, self.fit_px):
+            raise InputError(
+                f"an array of {size[0]} x {size[1]} px",
+                expected=f"a longer side of {self.fit_px} px, as the training's images were resampled",
+                next_step="resample the array, or give a raster's path",
+            )
+        kind = raw_3HW.dtype
+        wanted = f"values of {self.dtype}"
+        if self.tagged:
+            wanted = "floating-point values after scale and offset"
+        if self.value_range is not None:
+            wanted += ", {:g} to {:g}".format(*self.value_range)
+        reading = self
+        if kind == np.int64 and np.dtype(self.dtype).kind in "iu" and not self.tagged and raw_3HW.size:
+            bounds = np.iinfo(self.dtype)
+            if bounds.min <= raw_3HW.min() and raw_3HW.max() <= bounds.max:
+                raw_3HW = raw_3HW.astype(self.dtype)
+        elif kind.kind == "f" and (self.tagged or self.dtype.startswith("float")):
+            reading = replace(self, dtype=kind.name)
+        if raw_3HW.dtype != reading.dtype or (self.tagged and kind.kind != "f"):
+            raise InputError(f"an array of {kind}", expected=wanted, next_step="convert the array")
+        image_3HW, valid_HW = reading.to_bytes(raw_3HW, True)
+        reading.refuse_outside(raw_3HW[:, valid_HW].astype(np.float64), "array", "convert the array")
+        return image_3HW, valid_HW
+
+    def refuse_outside(self, values: NDArray[np.float64], where: object, next_step: str) -> None:
+        """Refuses an image of which the range leaves nothing: it was meant for other numbers.
+
+        Args:
+            values: of the valid px, as the tags make them.
+
+        Raises:
+            InputError: all values lie on one side of the range, or, where they are no whole numbers, they all
+                become black though they differ.
+        """
+        if self.value_range is None or not values.size:
+            return
+        low, high = self.value_range
+        least, most = float(values.min()), float(values.max())
+        # px at the lower end may be a border that nothing was written to
+        above = most > high and not ((values > low) & (values <= high)).any()
+        faint = most > least and most - low < (high - low) / 510 and bool((values % 1).any())
+        if most < low or above or faint:
+            raise InputError(
+                f"values {least:g} to {most:g}, of which the range {low:g} to {high:g} leaves nothing",
+                where=where,
+                expected="a range of the values as the file's scale and offset tags make them",
+                next_step=next_step,
+            )
+
+    def _valid(self, raw_3HW: NDArray[Any], seen_HW: Mask | Literal[True]) -> Mask:
+        valid_HW = np.full(raw_3HW.shape[1:], seen_HW)
+        if self.nodata is not None:
+            # one band alone at the value is a colour, not a hole
+            valid_HW &= ~(raw_3HW == self.nodata).all(axis=0)
+        if raw_3HW.dtype.kind == "f":
+            valid_HW &= np.isfinite(raw_3HW).all(axis=0)
+        return valid_HW
+
+
+def raw_dtype(raster: Raster, bands: Sequence[int]) -> str:
+    """The dtype of the bands.
+
+    Raises:
+        InputError: bands of several types, or of complex numbers.
+    """
+    kinds = sorted({raster.dataset.dtypes[band - 1] for band in bands})
+    if len(kinds) > 1:
+        raise InputError(
+            f"bands of the types {', '.join(kinds)}",
+            where=raster.where,
+            expected="three bands of one type",
+            next_step="gdal_translate -ot Float32 IN OUT.tif",
+        )
+    if kinds[0].startswith("complex"):
+        raise InputError(
+            f"complex values ({kinds[0]})",
+            where=raster.where,
+            expected="real ones, such as the amplitude",
+            next_step="gdal_calc.py -A IN --allBands A --calc 'abs(A)' --type Float32 --outfile OUT.tif",
+        )
+    return str(kinds[0])
+
+
+def tags(raster: Raster, bands: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and offset of each band: a value is raw x scale + offset."""
+    source = raster.dataset
+    return tuple(source.scales[band - 1] for band in bands), tuple(source.offsets[band - 1] for band in bands)
+
+
+def is_tagged(raster: Raster, bands: Sequence[int]) -> bool:
+    """Whether scale and offset tags change values."""
+    scales, offsets = tags(raster, bands)
+    return set(scales) != {1} or set(offsets) != {0}
+
+
+def bounds_of_bytes(raster: Raster, bands: Sequence[int]) -> tuple[float, float]:
+    """The least and the greatest value that tags make of bytes."""
+    ends = [
+        scale * raw + offset for scale, offset in zip(*tags(raster, bands), strict=True) for raw in (0, 255)
+    ]
+    return min(ends), max(ends)
+
+
+def fitted_size(width: int, height: int, fit_px: int | None) -> tuple[int, int]:
+    """Width and height of an image whose longer side becomes `fit_px`; its own where that is None."""
+    if fit_px is None:
+        return width, height
+    scale = fit_px / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def fit(image_3HW: Bytes, valid_HW: Mask, width: int, height: int) -> tuple[Bytes, Mask]:
+    """Resamples bilinearly, from valid px alone; a px that has seen one is valid."""
+
+    def resized(plane: NDArray[Any]) -> NDArray[np.float32]:
+        picture = Image.fromarray(plane.astype(np.float32))
+        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+    weight = resized(valid_HW)
+    valid = weight > 0.5 / 255
+    planes = [resized(plane * valid_HW) / np.where(valid, weight, 1) for plane in image_3HW]
+    fitted = np.rint(np.clip(planes, 0, 255)).astype(np.uint8)
+    fitted[:, ~valid] = 0
+    return fitted, valid
+
+
+def _seen(raster: Raster, bands: Sequence[int], **options: Any) -> Mask | Literal[True]:
+    """(H, W), false where the file masks all of the bands. An alpha band that is one of them is no mask."""
+    source = raster.dataset
+    flags = [set(source.mask_flag_enums[band - 1]) for band in bands]
+    alpha = [band for band, is_for in enumerate(source.colorinterp, 1) if is_for == ColorInterp.alpha]
+    seen: Mask | Literal[True] = True
+    if not any(flag & {MaskFlags.all_valid, MaskFlags.alpha} for flag in flags):
+        seen = raster.read_masks(bands, **options).any(axis=0)
+    if alpha and alpha[-1] not in bands:
+        # asked for itself: GDAL takes it for a mask in files of two or four bands only
+        opaque: Mask = raster.read(alpha[-1], **options) > 0
+        seen = opaque & seen
+    return seen
+
+
+def _levels(values: NDArray[Any], scale: float, offset: float, low: float, high: float) -> Bytes:
+    """Levels 0..255 of raw values; those of few bits are looked up."""
+    kind = values.dtype
+    if kind.kind == "f" or kind.itemsize > 2:
+        share = (values * np.float64(scale) + offset - low) / (high - low)
+        return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+    bits = np.dtype(f"u{kind.itemsize}")
+    every = np.arange(1 << 8 * kind.itemsize, dtype=bits).view(kind)
+    return _levels(every.astype(np.float64), scale, offset, low, high)[values.view(bits)]
+
+
+def _physical(values: NDArray[Any], scales: Sequence[float], offsets: Sequence[float]) -> NDArray[np.float64]:
+    return cast(
+        "NDArray[np.float64]",
+        values * np.asarray(scales, np.float64)[:, None] + np.asarray(offsets, np.float64)[:, None],
+    )
