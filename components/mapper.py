@@ -66,7 +66,7 @@ class SceneMapper(PythonModel):
 
     def _map_array(self, scene: Any) -> NDArray[np.uint8]:
         raw_HW3 = np.asarray(scene)
-        if raw_HW3.ndim != 3 or raw_HW3.shape[2] != 3:
+        if raw_HW3.ndim != 3 or raw_HW3.shape[2] != 3 or not raw_HW3.size:
             raise ValueError(f"a scene must be an array (H, W, 3) or a path, found shape {raw_HW3.shape}")
         if self.network is None:
             self.network = checkpoint.load(self.folder, choose_device("auto"), self.backbone)

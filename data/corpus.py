@@ -98,7 +98,7 @@ def read_style_image(
             raster = Raster(source, member.path)
             dtype = raw_dtype(raster, BANDS)
             if dtype != "uint8" and value_range is None:
-                return StyleImage(member.path, sha256, None, f"{dtype}, which needs a value_range, not uint8")
+                return StyleImage(member.path, sha256, None, f"{dtype}, not uint8, without a value_range")
             reading = Reading(BANDS, dtype, None if dtype == "uint8" else value_range)
             reading.refuse_outside(reading.sample(raster), "", "")
             if resize:

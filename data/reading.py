@@ -101,9 +101,10 @@ class Reading:
         return _physical(raw_3HW[:, valid_HW], *tags(raster, self.bands))
 
     def of_array(self, raw_3HW: NDArray[Any]) -> tuple[Bytes, Mask]:
-        """What the network sees of an array without a file: raw values, or where files had tags, real ones.
+        """What the network sees of an array.
 
-        Whole numbers without a type of their own, as lists hold them, count as `dtype` where they fit it.
+        It holds raw values, as `dtype` or as int64, which lists become; where the files had tags, it holds
+        what these made of the raw values, in floating point.
 
         Raises:
             InputError: values of another dtype, or beyond the range; a size other than the fitted one.
@@ -115,24 +116,29 @@ class Reading:
                 expected=f"a longer side of {self.fit_px} px, as the training's images were resampled",
                 next_step="resample the array, or give a raster's path",
             )
-        kind = raw_3HW.dtype
-        wanted = f"values of {self.dtype}"
-        if self.tagged:
-            wanted = "floating-point values after scale and offset"
-        if self.value_range is not None:
-            wanted += ", {:g} to {:g}".format(*self.value_range)
-        reading = self
-        if kind == np.int64 and np.dtype(self.dtype).kind in "iu" and not self.tagged and raw_3HW.size:
-            bounds = np.iinfo(self.dtype)
-            if bounds.min <= raw_3HW.min() and raw_3HW.max() <= bounds.max:
-                raw_3HW = raw_3HW.astype(self.dtype)
-        elif kind.kind == "f" and (self.tagged or self.dtype.startswith("float")):
-            reading = replace(self, dtype=kind.name)
-        if raw_3HW.dtype != reading.dtype or (self.tagged and kind.kind != "f"):
-            raise InputError(f"an array of {kind}", expected=wanted, next_step="convert the array")
+        reading = replace(self, dtype="float64", nodata=None) if self.tagged else self
+        if not reading._takes(raw_3HW):
+            wanted = f"values of {self.dtype}"
+            if self.tagged:
+                wanted = "floating-point values after scale and offset"
+            if self.value_range is not None:
+                wanted += ", {:g} to {:g}".format(*self.value_range)
+            raise InputError(f"an array of {raw_3HW.dtype}", expected=wanted, next_step="convert the array")
+        raw_3HW = raw_3HW.astype(reading.dtype)
         image_3HW, valid_HW = reading.to_bytes(raw_3HW, True)
-        reading.refuse_outside(raw_3HW[:, valid_HW].astype(np.float64), "array", "convert the array")
+        seen = raw_3HW[:, valid_HW].astype(np.float64)
+        reading.refuse_outside(seen, "array", "convert the array to the values of the training's files")
         return image_3HW, valid_HW
+
+    def _takes(self, array: NDArray[Any]) -> bool:
+        """Whether an array holds values of `dtype`: exactly those, or numbers as lists hold them."""
+        wanted = np.dtype(self.dtype)
+        if wanted.kind == "f":
+            return array.dtype.kind == "f" or (array.dtype == np.int64 and not self.tagged)
+        if array.dtype == np.int64:
+            bounds = np.iinfo(wanted)
+            return bool(bounds.min <= array.min() and array.max() <= bounds.max)
+        return array.dtype == wanted
 
     def refuse_outside(self, values: NDArray[np.float64], where: object, next_step: str) -> None:
         """Refuses an image of which the range leaves nothing: it was meant for other numbers.

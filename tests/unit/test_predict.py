@@ -243,7 +243,7 @@ def deep_model(network: CrossEarth, tmp_path_factory: pytest.TempPathFactory) ->
     [
         (5, "uint16", {}, ([4, 3, 2], "the model's", [0, 3000], "the model's")),
         (5, "uint16", {"bands": (1, 2, 3)}, ([1, 2, 3], "as given", [0, 3000], "the model's")),
-        (5, "uint16", {"value_range": (5, 9)}, ([4, 3, 2], "the model's", [5, 9], "as given")),
+        (5, "uint16", {"value_range": (5, 900)}, ([4, 3, 2], "the model's", [5, 900], "as given")),
         (5, "uint8", {"value_range": (0, 200)}, ([4, 3, 2], "the model's", [0, 200], "as given")),
         (5, "float32", {"value_range": (0, 3000)}, ([4, 3, 2], "the model's", [0, 3000], "as given")),
     ],
@@ -282,11 +282,11 @@ def test_bands_and_range_are_the_models_unless_given(
         (BYTES, pixels(70, 80), {"scales": (0.5,) * 3}, r"tags make other .*\n.*\n.*--value-range 0,127\.5"),
         (
             DEEP,
-            pixels(70, 80, 4, "uint16"),
+            pixels(70, 80, 4, "uint16") // 20,
             {"scales": (1e-4,) * 4},
-            "values 0 to .*0 to 3000 leaves nothing",
+            "values 0.* 0 to 3000 leaves nothing",
         ),
-        (DEEP, pixels(70, 80, 4, "uint16"), {"offsets": (-1e5,) * 4}, "values -1e.*0 to 3000 leaves nothing"),
+        (DEEP, pixels(70, 80, 4, "uint16"), {"offsets": (-1e5,) * 4}, "values -99.*0 to 3000 leaves nothing"),
         (DEEP, 9000 + pixels(70, 80, 4).astype("uint16"), {}, "values 9.*0 to 3000 leaves nothing"),
         (
             replace(BYTES, fit_px=40, largest_px=40),
@@ -333,6 +333,16 @@ def test_the_catalogs_nodata_is_nodata_in_the_map(tmp_path: Path, network: Cross
     black = trained_on(network, tmp_path / "model", replace(BYTES, nodata=0))
     [out] = predict([write(tmp_path / "scene.tif", image)], black, tmp_path / "map.tif", FLOAT32)
     assert np.array_equal(read(out)[0] == maps.NODATA, (image == 0).all(0))
+
+
+@pytest.mark.parametrize(("gsd_m", "notes"), [(0.4, []), (None, []), (0.1, ["0.5 m", "0.1 m"])])
+def test_another_resolution_than_the_trainings_is_noted(
+    gsd_m: float | None, notes: list[str], tmp_path: Path, network: CrossEarth
+) -> None:
+    near = trained_on(network, tmp_path / "model", replace(BYTES, gsd_m=gsd_m))
+    [out] = predict([write(tmp_path / "scene.tif", pixels(64, 64))], near, tmp_path / "map.tif", FLOAT32)
+    found = " ".join(json.loads(out.with_suffix(".json").read_text())["notes"])
+    assert all(note in found for note in notes) and bool(found) == bool(notes)
 
 
 @pytest.mark.parametrize(("size", "fit_px"), [((240, 160), 120), ((41, 67), 101), ((64, 64), 64)])
@@ -539,7 +549,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 def test_a_scene_cut_in_the_middle_leaves_no_map(tmp_path: Path, model: Path) -> None:
     scene = write(tmp_path / "scene.tif", pixels(300, 200), compress="deflate")
     scene.write_bytes(scene.read_bytes()[: scene.stat().st_size * 2 // 3])
-    with pytest.raises(InputError, match="cannot read the scene"):
+    with pytest.raises(InputError, match="cannot read its pixels"):
         predict([scene], model, tmp_path / "map.tif", FLOAT32)
     assert sorted(tmp_path.iterdir()) == [scene]
 
@@ -682,7 +692,7 @@ def test_weights_stored_in_bfloat16_give_the_scores_of_autocast(model: Path, net
 def test_strips_are_the_rows_of_the_scene(tmp_path: Path) -> None:
     whole, tops = pixels(300, 70), [0, 43, 86, 129, 172, 215, 236]
     scene = open_scene(write(tmp_path / "scene.tif", whole))
-    with read_strips(scene, None, tops, 64) as strips:
+    with read_strips(scene, tops, 64) as strips:
         held = list(strips)
     for top, strip in zip(tops, held, strict=True):
         assert np.array_equal(strip.image, whole[:, top : top + 64])
