@@ -226,7 +226,7 @@ def _write_rows(
             ids.write(ids_HW, 1, window=rows)
             pixels += np.bincount(ids_HW.ravel(), minlength=256)
             if config.probabilities:
-                shares.write(_shares(scores_KHW, valid_HW)[:, *nearest], window=rows)
+                shares.write(_shares(scores_KHW, valid_HW)[:, nearest[0], nearest[1]], window=rows)
     return pixels
 
 

@@ -53,7 +53,7 @@ def open_scene(
     path: Path,
     trained: Reading | None = None,
     bands: Sequence[int] | None = None,
-    value_range: Sequence[float] | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> Scene:
     """Decides how a scene is read: as the files of the training, unless the user says otherwise.
 
@@ -73,7 +73,7 @@ def open_scene(
         chosen, bands_from = _choose_bands(raster, bands, trained)
         plan = replace(trained or Reading(chosen, ""), bands=chosen, dtype=raw_dtype(raster, chosen))
         if value_range is not None:
-            plan, range_from = replace(plan, value_range=tuple(value_range)), "as given"
+            plan, range_from = replace(plan, value_range=value_range), "as given"
         elif trained is not None:
             _refuse_other_values(raster, plan, trained)
             range_from = "8 bit as it is" if trained.value_range is None else "the model's"
@@ -91,8 +91,11 @@ def _choose_bands(
     raster: Raster, bands: Sequence[int] | None, trained: Reading | None
 ) -> tuple[tuple[int, int, int], str]:
     source = raster.dataset
-    asked, origin = bands or (trained and trained.bands), "as given" if bands else "the model's"
-    if asked is None:
+    if bands is not None:
+        asked, origin = bands, "as given"
+    elif trained is not None:
+        asked, origin = trained.bands, "the model's"
+    else:
         colours = enumerate(source.colorinterp, 1)
         asked, origin = (
             [band for band, colour in colours if colour != ColorInterp.alpha][:3],

@@ -109,10 +109,10 @@ class Reading:
         Raises:
             InputError: values of another dtype, or beyond the range; a size other than the fitted one.
         """
-        size = raw_3HW.shape[:0:-1]
-        if size != fitted_size(*size, self.fit_px):
+        _, height, width = raw_3HW.shape
+        if (width, height) != fitted_size(width, height, self.fit_px):
             raise InputError(
-                f"an array of {size[0]} x {size[1]} px",
+                f"an array of {width} x {height} px",
                 expected=f"a longer side of {self.fit_px} px, as the training's images were resampled",
                 next_step="resample the array, or give a raster's path",
             )
@@ -252,8 +252,7 @@ def _seen(raster: Raster, bands: Sequence[int], **options: Any) -> Mask | Litera
         seen = raster.read_masks(bands, **options).any(axis=0)
     if alpha and alpha[-1] not in bands:
         # asked for itself: GDAL takes it for a mask in files of two or four bands only
-        opaque: Mask = raster.read(alpha[-1], **options) > 0
-        seen = opaque & seen
+        seen = np.asarray((raster.read(alpha[-1], **options) > 0) & seen)
     return seen
 
 
