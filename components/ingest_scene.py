@@ -49,12 +49,12 @@ class Plan:
         """The domain's plan; `tile_px` overrides the catalog's under the rules "cut" and "fit".
 
         Raises:
-            InputError: the first image is unreadable, lacks a band or has values that are no plain numbers.
+            InputError: the first image is unreadable, or lacks a band.
         """
         classes = catalog.classes_of(domain)
         rule = domain.tile.rule
         px = domain.tile.px if tile_px is None or rule == "whole" else tile_px
-        with gdal(), open_raster(first.image, first.sidecars) as image:
+        with gdal(), open_raster(first.image) as image:
             _check_bands(domain, image)
             dtype = raw_dtype(image, domain.band_indexes)
         # what is not finite is no data anyway
@@ -89,7 +89,7 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
     """
     domain, cutting = plan.domain, plan.cutting
     image_path, label_path = (f"{source.split}/{kind}/{source.key}.tif" for kind in ("images", "labels"))
-    with gdal(), open_raster(source.image, source.sidecars) as image:
+    with gdal(), open_raster(source.image) as image:
         _check_image(plan, image)
         gsd_m = _gsd_m(domain, image, cutting)
         source_px = max(image.dataset.width, image.dataset.height)
@@ -178,10 +178,7 @@ def _check_image(plan: Plan, image: Raster) -> None:
             expected="images of one type: a range means other values in another",
             next_step="make them two domains, or convert one kind to the other's values",
         )
-    if reading.value_range is not None:
-        reading.refuse_outside(
-            reading.sample(image), image.where, "correct `value_range` in the catalog file"
-        )
+    reading.refuse_outside(image, "correct `value_range` in the catalog file")
 
 
 def _refuse_elsewhere(image: Raster, label: Raster) -> None:

@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
@@ -15,7 +14,7 @@ from rasterio.transform import Affine
 from crossearth.components import maps
 from crossearth.data.errors import InputError
 from crossearth.data.prefetch import ahead
-from crossearth.data.raster import Raster, reading
+from crossearth.data.raster import Raster, open_raster
 from crossearth.data.reading import Reading, bounds_of_bytes, fit, fitted_size, is_tagged, raw_dtype
 
 RANGE_PERCENTILES = (2, 98)
@@ -24,13 +23,18 @@ MOST_SHRUNK = 2  # a scene that is so many times as large as those fitted in tra
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to map, as far as its header and a thinned look tell; with who chose bands and range."""
+    """A raster to map, as far as its header and a thinned look tell; with who chose bands and range.
+
+    Attributes:
+        own: whether it is a file of the user's own, see `open_raster`.
+    """
 
     path: Path
     grid: maps.Grid
     reading: Reading
     bands_from: str
     range_from: str
+    own: bool = True
 
     @property
     def seen_grid(self) -> maps.Grid:
@@ -54,6 +58,7 @@ def open_scene(
     trained: Reading | None = None,
     bands: Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
+    own: bool = True,
 ) -> Scene:
     """Decides how a scene is read: as the files of the training, unless the user says otherwise.
 
@@ -61,14 +66,15 @@ def open_scene(
         trained: how those were read. None = the model does not know: the first three bands that are not
             alpha, 8 bits as they are, and of other types the 2nd to 98th percentile of the scene.
         bands, value_range: the user's.
+        own: see `open_raster`.
 
     Raises:
         InputError: not a readable raster; fewer bands than asked, or of several types; without `value_range`
             another type than the training's; a range that leaves nothing of the scene; a scene much larger
             than those that the training scaled as a whole.
     """
-    with reading(path), rasterio.open(path) as source:
-        raster = Raster(source, str(path))
+    with open_raster(Path(path), own) as raster:
+        source = raster.dataset
         grid = maps.Grid(source.width, source.height, source.crs, source.transform)
         chosen, bands_from = _choose_bands(raster, bands, trained)
         plan = replace(trained or Reading(chosen, ""), bands=chosen, dtype=raw_dtype(raster, chosen))
@@ -81,10 +87,9 @@ def open_scene(
             range_from = "8 bit as it is"
         else:
             plan, range_from = replace(plan, value_range=_estimated_range(raster, plan)), "estimated"
-        if plan.value_range is not None:
-            plan.refuse_outside(plan.sample(raster), path, "give the scene's own with --value-range LOW,HIGH")
+        plan.refuse_outside(raster, "give the scene's own with --value-range LOW,HIGH")
     _refuse_larger(grid, plan, path)
-    return Scene(Path(path), grid, plan, bands_from, range_from)
+    return Scene(Path(path), grid, plan, bands_from, range_from, own)
 
 
 def _choose_bands(
@@ -167,18 +172,14 @@ def read_strips(scene: Scene, tops: list[int], height: int) -> Iterator[Iterator
     spans = [(tops[0], tops[0] + height)]
     spans += [(top + height, below + height) for top, below in pairwise(tops)]
 
-    with reading(scene.path):
-        source = rasterio.open(scene.path)
-    with source:
-        raster = Raster(source, str(scene.path))
+    with open_raster(scene.path, scene.own) as raster:
         if scene.reading.fit_px is not None:
             image, valid = fit(*scene.reading.read(raster), seen.width, seen.height)
 
         def read(span: tuple[int, int]) -> Strip:
             if scene.reading.fit_px is not None:
                 return Strip(image[:, slice(*span)], valid[slice(*span)])
-            with reading(scene.path):
-                return Strip(*scene.reading.read(raster, (span, (0, seen.width))))
+            return Strip(*scene.reading.read(raster, (span, (0, seen.width))))
 
         with closing(ahead(read, spans, 1)) as pieces:
             yield _overlapped(pieces)

@@ -127,7 +127,7 @@ class Reading:
         raw_3HW = raw_3HW.astype(reading.dtype)
         image_3HW, valid_HW = reading.to_bytes(raw_3HW, True)
         seen = raw_3HW[:, valid_HW].astype(np.float64)
-        reading.refuse_outside(seen, "array", "convert the array to the values of the training's files")
+        reading._refuse_outside(seen, "array", "convert the array to the values of the training's files")
         return image_3HW, valid_HW
 
     def _takes(self, array: NDArray[Any]) -> bool:
@@ -140,16 +140,17 @@ class Reading:
             return bool(bounds.min <= array.min() and array.max() <= bounds.max)
         return array.dtype == wanted
 
-    def refuse_outside(self, values: NDArray[np.float64], where: object, next_step: str) -> None:
-        """Refuses an image of which the range leaves nothing: it was meant for other numbers.
-
-        Args:
-            values: of the valid px, as the tags make them.
+    def refuse_outside(self, raster: Raster, next_step: str) -> None:
+        """Refuses a raster of which the range leaves nothing: it was meant for other numbers.
 
         Raises:
             InputError: all values lie on one side of the range, or, where they are no whole numbers, they all
                 become black though they differ.
         """
+        if self.value_range is not None:
+            self._refuse_outside(self.sample(raster), raster.where, next_step)
+
+    def _refuse_outside(self, values: NDArray[np.float64], where: str, next_step: str) -> None:
         if self.value_range is None or not values.size:
             return
         low, high = self.value_range
@@ -179,7 +180,7 @@ def raw_dtype(raster: Raster, bands: Sequence[int]) -> str:
     """The dtype of the bands.
 
     Raises:
-        InputError: bands of several types, or of complex numbers.
+        InputError: bands of several types.
     """
     kinds = sorted({raster.dataset.dtypes[band - 1] for band in bands})
     if len(kinds) > 1:
@@ -188,13 +189,6 @@ def raw_dtype(raster: Raster, bands: Sequence[int]) -> str:
             where=raster.where,
             expected="three bands of one type",
             next_step="gdal_translate -ot Float32 IN OUT.tif",
-        )
-    if kinds[0].startswith("complex"):
-        raise InputError(
-            f"complex values ({kinds[0]})",
-            where=raster.where,
-            expected="real ones, such as the amplitude",
-            next_step="gdal_calc.py -A IN --allBands A --calc 'abs(A)' --type Float32 --outfile OUT.tif",
         )
     return str(kinds[0])
 
@@ -249,10 +243,11 @@ def _seen(raster: Raster, bands: Sequence[int], **options: Any) -> Mask | Litera
     alpha = [band for band, is_for in enumerate(source.colorinterp, 1) if is_for == ColorInterp.alpha]
     seen: Mask | Literal[True] = True
     if not any(flag & {MaskFlags.all_valid, MaskFlags.alpha} for flag in flags):
-        seen = raster.read_masks(bands, **options).any(axis=0)
+        seen = raster.read_masks(bands, **options).max(axis=0) > 0
     if alpha and alpha[-1] not in bands:
         # asked for itself: GDAL takes it for a mask in files of two or four bands only
-        seen = np.asarray((raster.read(alpha[-1], **options) > 0) & seen)
+        opaque = raster.read(alpha[-1:], **options)[0] > 0
+        seen = opaque if seen is True else seen & opaque
     return seen
 
 

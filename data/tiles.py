@@ -17,7 +17,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 
@@ -247,7 +247,7 @@ def _read_label(
     label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int], unknown: Unknown
 ) -> NDArray[np.uint8]:
     bands = label.dataset.indexes
-    raw = label.read(bands, window=window, out_shape=(len(bands), *shape), resampling=Resampling.nearest)
+    raw = label.read(bands, window=window, out_shape=(len(bands), *shape))
     try:
         return spec.decode(_colours(raw, label, spec), label.where, unknown)
     except InputError:

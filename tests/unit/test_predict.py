@@ -492,8 +492,8 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
         ([gray], out, FLOAT32, "1 band, asked for three"),
         ([good, gray], folder, FLOAT32, "1 band, asked for three"),
         ([good], out, PredictConfig(bands=(1, 2, 7)), "3 bands, asked for band 7"),
-        ([waves], out, FLOAT32, "complex values"),
-        ([text], out, FLOAT32, "cannot read the scene"),
+        ([waves], out, FLOAT32, "complex numbers"),
+        ([text], out, FLOAT32, "not an image that can be read"),
         ([tmp_path / "absent.tif"], out, FLOAT32, "no such scene"),
         ([empty], folder, FLOAT32, "no scene in the folder"),
         ([], folder, FLOAT32, "no scene given"),
@@ -549,7 +549,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 def test_a_scene_cut_in_the_middle_leaves_no_map(tmp_path: Path, model: Path) -> None:
     scene = write(tmp_path / "scene.tif", pixels(300, 200), compress="deflate")
     scene.write_bytes(scene.read_bytes()[: scene.stat().st_size * 2 // 3])
-    with pytest.raises(InputError, match="cannot read its pixels"):
+    with pytest.raises(InputError, match=r"cannot read its pixels, .*: TIFFFillStrip"):
         predict([scene], model, tmp_path / "map.tif", FLOAT32)
     assert sorted(tmp_path.iterdir()) == [scene]
 

@@ -303,7 +303,7 @@ def complex_values(path: Path) -> None:
             {"value_range": [0, 0.4]},
             r"scene_0\.tif: values 8.*leaves nothing",
         ),
-        (False, complex_values, {"value_range": [0, 255]}, r"scene_1\.tif: complex values .*\n.*amplitude"),
+        (False, complex_values, {"value_range": [0, 255]}, r"scene_1\.tif: complex numbers .*\n.*amplitude"),
     ],
 )
 def test_files_of_other_values_are_refused_by_name_and_nothing_is_left(
