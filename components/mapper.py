@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crossearth.components.maps import NODATA
 from crossearth.components.predict import PredictConfig, predict
 from crossearth.components.processes import choose_device
-from crossearth.data.reading import Reading
+from crossearth.data.reading import BYTES
 from crossearth.model import checkpoint
 from crossearth.model.inference import predict_labels
 
@@ -71,7 +71,7 @@ class SceneMapper(PythonModel):
         if self.network is None:
             self.network = checkpoint.load(self.folder, choose_device("auto"), self.backbone)
             trained = checkpoint.trained_reading(checkpoint.read_meta(self.folder))
-            self.reading = trained or Reading((1, 2, 3), "uint8")
+            self.reading = trained or BYTES
         image_3HW, valid_HW = self.reading.of_array(raw_HW3.transpose(2, 0, 1))
         device = next(self.network.parameters()).device
         image_13HW = torch.from_numpy(np.ascontiguousarray(image_3HW))[None].to(device)

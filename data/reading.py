@@ -130,6 +130,14 @@ class Reading:
         reading._refuse_outside(seen, "array", "convert the array to the values of the training's files")
         return image_3HW, valid_HW
 
+    def example(self, px: int) -> list[Any]:
+        """A grey array (H, W, 3) that `of_array` takes, as lists; `px` wide unless images are fitted."""
+        low, high = self.value_range or (0, 255)
+        grey = (low + high) / 2
+        real = self.tagged or self.dtype.startswith("float")
+        side = self.fit_px or px
+        return cast("list[Any]", np.full((side, side, 3), grey if real else round(grey)).tolist())
+
     def _takes(self, array: NDArray[Any]) -> bool:
         """Whether an array holds values of `dtype`: exactly those, or numbers as lists hold them."""
         wanted = np.dtype(self.dtype)
@@ -174,6 +182,9 @@ class Reading:
         if raw_3HW.dtype.kind == "f":
             valid_HW &= np.isfinite(raw_3HW).all(axis=0)
         return valid_HW
+
+
+BYTES = Reading((1, 2, 3), "uint8")  # what a model takes that does not know how its files were read
 
 
 def raw_dtype(raster: Raster, bands: Sequence[int]) -> str:

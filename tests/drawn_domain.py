@@ -56,5 +56,5 @@ def draw_domain(
                 }
             )
     return write_manifest(
-        root, root.name, split, ("background", "road"), "own", Reading((1, 2, 3), "uint8"), rows
+        root, root.name, split, ("background", "road"), "own", Reading((4, 1, 2), "uint16", (0, 3000)), rows
     )

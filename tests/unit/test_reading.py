@@ -24,7 +24,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 from crossearth.data.manifest import Manifest, read_image, read_label, read_manifest
 from crossearth.data.raster import Raster, gdal
-from crossearth.data.reading import Reading
+from crossearth.data.reading import BYTES, Reading
 from crossearth.data.tiles import Cutting, Window, cut_scene, read_window
 from crossearth.model.checkpoint import save as save_model
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
@@ -338,7 +338,6 @@ def mapped(network: CrossEarth, folder: Path, reading: Reading | None, scene: An
     return mapper._map_array(scene)
 
 
-BYTES = Reading((1, 2, 3), "uint8")
 DEEP = Reading((3, 2, 1), "uint16", (0, 5100))
 REAL = Reading((1, 2, 3), "float32", (0, 1), nodata=-1)
 COARSE = np.random.default_rng(0).integers(1, 256, (64, 64, 3), np.uint8)
@@ -362,6 +361,16 @@ def test_arrays_are_read_as_the_training_was(
 ) -> None:
     wanted = predict_labels(network, torch.from_numpy(COARSE.transpose(2, 0, 1).copy())[None])[0]
     assert np.array_equal(mapped(network, tmp_path, reading, scene), wanted.numpy())
+
+
+@pytest.mark.parametrize(
+    "reading", [BYTES, DEEP, REAL, replace(DEEP, tagged=True, value_range=(0, 1)), replace(BYTES, fit_px=48)]
+)
+def test_a_models_example_is_one_that_it_takes(reading: Reading) -> None:
+    example = np.asarray(reading.example(32))
+    assert example.shape == ((32, 32, 3) if reading.fit_px is None else (48, 48, 3))
+    image, valid = reading.of_array(example.transpose(2, 0, 1))
+    assert valid.all() and set(np.unique(image)) <= {127, 128}
 
 
 def test_an_arrays_nodata_is_nodata(network: CrossEarth, tmp_path: Path) -> None:
