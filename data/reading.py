@@ -250,10 +250,9 @@ def fit(image_3HW: Bytes, valid_HW: Mask, width: int, height: int) -> tuple[Byte
 def _seen(raster: Raster, bands: Sequence[int], **options: Any) -> Mask | Literal[True]:
     """(H, W), false where the file masks all of the bands. An alpha band that is one of them is no mask."""
     source = raster.dataset
-    flags = [set(source.mask_flag_enums[band - 1]) for band in bands]
     alpha = [band for band, is_for in enumerate(source.colorinterp, 1) if is_for == ColorInterp.alpha]
     seen: Mask | Literal[True] = True
-    if not any(flag & {MaskFlags.all_valid, MaskFlags.alpha} for flag in flags):
+    if not any(MaskFlags.all_valid in source.mask_flag_enums[band - 1] for band in bands):
         seen = raster.read_masks(bands, **options).max(axis=0) > 0
     if alpha and alpha[-1] not in bands:
         # asked for itself: GDAL takes it for a mask in files of two or four bands only
