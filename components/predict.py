@@ -161,19 +161,27 @@ def _map(
             "model": loaded.about,
             **maps.report(scene.grid, loaded.classes, pixels),
         }
-        report["notes"] += _resolution(scene)
+        report["notes"] += _resolution(scene, report["pixel_area_m2"])
         write_json(folder / f"{target.stem}.json", report)
         _publish(folder, target)
         if not config.probabilities:  # those of an earlier map are not this one's
             _probabilities_path(target).unlink(missing_ok=True)
 
 
-def _resolution(scene: Scene) -> list[str]:
-    """What to know where the network sees px of another size than those that it was trained on."""
-    area_m2, trained_m = scene.seen_grid.pixel_area_m2(), scene.reading.gsd_m
-    if area_m2 is None or trained_m is None or 0.5 <= math.sqrt(area_m2) / trained_m <= 2:
+def _resolution(scene: Scene, area_m2: float | None) -> list[str]:
+    """What to know where the network sees px of another size than those that it was trained on.
+
+    Args:
+        area_m2: of the scene's px.
+    """
+    trained_m = scene.reading.gsd_m
+    if area_m2 is None or trained_m is None:
         return []
-    return [f"the network sees pixels of {math.sqrt(area_m2):.3g} m, it was trained on {trained_m:.3g} m"]
+    own, seen = scene.grid, scene.seen_grid
+    seen_m = math.sqrt(area_m2 * own.width * own.height / (seen.width * seen.height))
+    if 0.5 <= seen_m / trained_m <= 2:
+        return []
+    return [f"the network sees pixels of {seen_m:.3g} m, it was trained on {trained_m:.3g} m"]
 
 
 @contextmanager
