@@ -129,9 +129,12 @@ def _extremes(image: Raster, domain: Domain) -> tuple[float, float]:
 
 
 def _refuse_elsewhere(image: Raster, label: Raster) -> None:
-    """A label without a place on the ground is taken for the image's; one with a place has to be there."""
+    """A label without a place on the ground is taken for the image's; one with a place has to be there.
+
+    A world file says no CRS: its numbers are taken for the other's, or for each other's.
+    """
     ours, theirs = image.dataset, label.dataset
-    if any(each.crs is None or each.transform.is_identity for each in (ours, theirs)):
+    if any(each.transform.is_identity for each in (ours, theirs)):
         return
     apart = max(map(math.dist, _corners(ours, ours.crs), _corners(theirs, ours.crs)))
     # half a pixel along both sides is what programs that mean its corner or its centre differ by
@@ -145,10 +148,10 @@ def _refuse_elsewhere(image: Raster, label: Raster) -> None:
         )
 
 
-def _corners(dataset: DatasetReader, crs: CRS) -> list[tuple[float, ...]]:
-    """A raster's corners in `crs`; not finite where there is no way from its own."""
+def _corners(dataset: DatasetReader, crs: CRS | None) -> list[tuple[float, ...]]:
+    """A raster's corners in `crs`, where both are known; not finite where there is no way from its own."""
     ends = [dataset.transform @ (col, row) for col in (0, dataset.width) for row in (0, dataset.height)]
-    if dataset.crs == crs:
+    if crs is None or dataset.crs is None or dataset.crs == crs:
         return ends
     try:
         return list(zip(*transform(dataset.crs, crs, *zip(*ends, strict=True)), strict=True))
@@ -158,7 +161,8 @@ def _corners(dataset: DatasetReader, crs: CRS) -> list[tuple[float, ...]]:
 
 def _place(raster: Raster) -> str:
     bounds = ", ".join(f"{bound:.10g}" for bound in raster.dataset.bounds)
-    return f"{raster.dataset.crs.to_string()} ({bounds})"
+    crs = raster.dataset.crs
+    return f"{crs.to_string() if crs else 'no CRS'} ({bounds})"
 
 
 def _check_label(domain: Domain, image: Raster, label: Raster) -> None:

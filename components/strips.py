@@ -112,7 +112,7 @@ def read_strips(
         def read(span: tuple[int, int]) -> Strip:
             window = (span, (0, scene.grid.width))
             values_3HW = raster.read(scene.bands, window)
-            valid_HW = raster.read_masks(scene.bands, window).any(axis=0)
+            valid_HW = raster.read_masks(scene.bands, window).max(axis=0) > 0
             if levels is not None:
                 values_3HW = levels[values_3HW.astype(np.int32) - SMALLEST_VALUE[scene.dtype]]
             return Strip(values_3HW, valid_HW)
