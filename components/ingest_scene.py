@@ -16,6 +16,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
 from crossearth.data.labels import Unknown
 from crossearth.data.raster import Raster, gdal, open_raster
+from crossearth.data.raster_names import stacking
 from crossearth.data.scenes import SceneSource
 from crossearth.data.tiles import Cutting, Grid, cut_scene
 
@@ -102,11 +103,13 @@ def _check_image(domain: Domain, image: Raster) -> None:
     wanted = domain.file_bands or max(domain.band_indexes)
     enough = source.count >= wanted if domain.file_bands is None else source.count in (wanted, wanted + 1)
     if not enough:
+        alone = source.count == 1 and Path(image.where).exists()
         raise InputError(
             f"an image of {source.count} bands",
             where=image.where,
             expected=f"{'at least ' if domain.file_bands is None else ''}{wanted}: {', '.join(domain.bands)}",
             next_step="correct `bands` in the catalog file"
+            + (f"; of files of one band each make one: {stacking(Path(image.where))}" if alone else "")
             if domain.own
             else "fetch the publisher's file again",
         )
