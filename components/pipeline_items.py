@@ -288,19 +288,16 @@ def deal_scenes(source: str, shards: int) -> list[Item]:
 
 def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str, Any]) -> list[str]:
     """Maps scenes into the folder `out`; scenes of an object store are fetched first."""
-    stored = [urlsplit(scene).scheme == "s3" for scene in scenes]
-    local = [
-        _fetch_scene(scene) if is_stored else Path(scene)
-        for scene, is_stored in zip(scenes, stored, strict=True)
-    ]
+    stored = any(urlsplit(scene).scheme == "s3" for scene in scenes)  # all of one source
+    local = [fetch_scene(scene) if stored else Path(scene) for scene in scenes]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = load_config(PredictConfig, config, "predict")
     # one by one: a single scene's output is named by its file, whatever the length of the shard
     return [
         str(written)
-        for path, is_stored in zip(local, stored, strict=True)
-        for written in predict([path], Path(model), folder / f"{path.stem}.tif", settings, own=not is_stored)
+        for path in local
+        for written in predict([path], Path(model), folder / f"{path.stem}.tif", settings, own=not stored)
     ]
 
 
@@ -378,7 +375,7 @@ def _scenes_in_store(source: str) -> list[str]:
     return [prefix + name for name in found]
 
 
-def _fetch_scene(address: str) -> Path:
+def fetch_scene(address: str) -> Path:
     """Brings an image of a store here, with the files beside it that are read with it."""
     parts = urlsplit(address)
     path = SCENES / parts.netloc / parts.path.lstrip("/")

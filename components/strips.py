@@ -15,6 +15,7 @@ from crossearth.components import maps
 from crossearth.data.errors import InputError
 from crossearth.data.prefetch import ahead
 from crossearth.data.raster import Raster, open_raster
+from crossearth.data.raster_names import stacking
 from crossearth.data.reading import Reading, bounds_of_bytes, fit, fitted_size, is_tagged, raw_dtype
 
 RANGE_PERCENTILES = (2, 98)
@@ -75,7 +76,7 @@ def open_scene(
     """
     with open_raster(Path(path), own) as raster:
         source = raster.dataset
-        grid = maps.Grid(source.width, source.height, source.crs, source.transform)
+        grid = maps.Grid.of(source)
         chosen, bands_from = _choose_bands(raster, bands, trained)
         plan = replace(trained or Reading(chosen, ""), bands=chosen, dtype=raw_dtype(raster, chosen))
         if value_range is not None:
@@ -107,13 +108,15 @@ def _choose_bands(
             "the first three",
         )
     if len(asked) < 3 or max(asked) > source.count:
+        alone = f"; of files of one band each make one scene: {stacking(Path(raster.where))}"
         wanted = "three" if len(asked) < 3 else f"the model's {', '.join(map(str, asked))}"
         raise InputError(
             f"the scene has {source.count} band{'s' * (source.count != 1)}, asked for "
             + (wanted if bands is None else f"band {max(bands)}"),
             where=raster.where,
             expected="the bands that the network was trained on",
-            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)",
+            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)"
+            + alone * (source.count == 1),
         )
     first, second, third = asked
     return (first, second, third), origin

@@ -11,13 +11,17 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.session import DummySession
@@ -59,23 +63,31 @@ def gdal(**more: Any) -> Iterator[None]:
 
 
 class Raster(NamedTuple):
-    """An open raster and how to name it to the user; its pixels are read by these methods."""
+    """An open raster and how to name it to the user; its pixels are read by these methods.
+
+    Attributes:
+        said: what GDAL said when it was opened: of its header, and so not of its pixels when said again.
+    """
 
     dataset: DatasetReader
     where: str
+    said: frozenset[str] = frozenset()
 
     def read(
         self,
         bands: Sequence[int],
         window: tuple[Span, Span] | None = None,
         out_shape: tuple[int, ...] | None = None,
+        resampling: Resampling = Resampling.nearest,
+        masked: bool = False,
     ) -> NDArray[Any]:
         """Reads bands as rasterio does, but never from overviews: those of a mask may be averaged.
 
         Args:
             bands: 1-based.
             window: ((row start, row stop), (col start, col stop)); None = all.
-            out_shape: (bands, H, W), or (H, W); as many pixels are taken, from the middle of equal parts.
+            out_shape: (bands, H, W), or (H, W); what is read becomes as large as this.
+            resampling: nearest takes the pixel in the middle, as of a palette always; GDAL does the others.
 
         Returns:
             (bands, H, W) of the file's dtype.
@@ -83,7 +95,17 @@ class Raster(NamedTuple):
         Raises:
             InputError: damage, in GDAL's own words; also what it fills up and only warns about.
         """
-        return self._read(self.dataset.read, bands, window, out_shape)
+        rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
+        size = (rows[1] - rows[0], cols[1] - cols[0])
+        if out_shape is None or tuple(out_shape[-2:]) == size:
+            with self._undamaged():
+                return cast("NDArray[Any]", self.dataset.read(bands, window=(rows, cols), masked=masked))
+        colours = {self.dataset.colorinterp[band - 1] for band in bands}
+        if resampling == Resampling.nearest or ColorInterp.palette in colours:
+            return self._thinned(partial(self.read, masked=masked), bands, rows, cols, out_shape[-2:])
+        how: dict[str, Any] = {"out_shape": (len(bands), *out_shape[-2:]), "resampling": resampling}
+        with self._without_overviews() as dataset, self._undamaged():
+            return cast("NDArray[Any]", dataset.read(bands, window=(rows, cols), masked=masked, **how))
 
     def read_masks(
         self,
@@ -91,21 +113,16 @@ class Raster(NamedTuple):
         window: tuple[Span, Span] | None = None,
         out_shape: tuple[int, ...] | None = None,
     ) -> NDArray[np.uint8]:
-        """What the file says is valid: uint8 (bands, H, W), 0 where not. Arguments and errors as `read`."""
-        return self._read(self.dataset.read_masks, bands, window, out_shape)
+        """What the file says is valid: uint8 (bands, H, W), 0 where not. Raises as `read`.
 
-    def _read(
-        self,
-        read: Callable[..., NDArray[Any]],
-        bands: Sequence[int],
-        window: tuple[Span, Span] | None,
-        out_shape: tuple[int, ...] | None,
-    ) -> NDArray[Any]:
-        rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
-        if out_shape is not None and tuple(out_shape[-2:]) != (rows[1] - rows[0], cols[1] - cols[0]):
-            return self._thinned(read, bands, rows, cols, out_shape[-2:])
-        with _undamaged(self.where):
-            return read(bands, window=(rows, cols))
+        Args:
+            out_shape: (bands, H, W), or (H, W); thinned to it, as `read` does to the nearest pixels.
+        """
+        if out_shape is not None:
+            rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
+            return self._thinned(self.read_masks, bands, rows, cols, out_shape[-2:])
+        with self._undamaged():
+            return cast("NDArray[np.uint8]", self.dataset.read_masks(bands, window=window))
 
     def _thinned(
         self,
@@ -127,9 +144,52 @@ class Raster(NamedTuple):
         for first in range(0, len(taken_rows), at_once):
             taken = taken_rows[first : first + at_once]
             top, bottom = int(taken[0]), int(taken[-1]) + 1
-            strip = self._read(read, bands, ((top, bottom), cols), None)
+            strip = read(bands, ((top, bottom), cols))
             strips.append(strip[:, taken - top][:, :, taken_cols - cols[0]])
-        return np.concatenate(strips, axis=1)
+        return (
+            np.ma.concatenate(strips, axis=1)
+            if np.ma.isMaskedArray(strips[0])
+            else np.concatenate(strips, axis=1)
+        )
+
+    @contextmanager
+    def _without_overviews(self) -> Iterator[DatasetReader]:
+        """The same raster, of which GDAL then reads every pixel when it resamples."""
+        with ExitStack() as stack:
+            stack.enter_context(rasterio.Env(SESSION, **OPTIONS))
+            if self.dataset.driver != "VRT":
+                yield stack.enter_context(
+                    rasterio.open(self.dataset.name, driver=self.dataset.driver, OVERVIEW_LEVEL="NONE")
+                )
+                return
+            # the files that a VRT is made of would still be read from their own overviews
+            memory = stack.enter_context(MemoryFile(ext=".tif"))
+            with self._undamaged():
+                rasterio.shutil.copy(self.dataset, memory.name, driver="GTiff", bigtiff="if_safer")
+            yield stack.enter_context(rasterio.open(memory.name))
+
+    @contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        """Makes an InputError of whatever GDAL complains about meanwhile.
+
+        It fills up much that is missing and only warns, or says it as an error and returns none.
+        """
+        cause: Exception | None = None
+        said: list[str] = []
+        try:
+            with rasterio.Env(SESSION, **OPTIONS), _hearing(said, silent=True):
+                yield
+        except (RasterioError, CPLE_BaseError) as error:
+            cause = error
+        said = [words for words in said if words not in self.said]
+        if cause is not None:
+            said.append(str(cause.__cause__ or cause))
+        if said:
+            raise InputError(
+                f"cannot read its pixels, truncated or damaged: {_words(said[0])}",
+                where=self.where,
+                next_step="fetch or export the file again",
+            ) from cause
 
 
 def _middles(span: Span, cells: int) -> NDArray[np.int64]:
@@ -159,17 +219,19 @@ def open_raster(source: Member | Path, own: bool = True) -> Iterator[Raster]:
     packed = isinstance(source, Member) and source.packed
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(SESSION, **OPTIONS))
+        said: list[str] = []
         try:
             if isinstance(source, Path):
                 path = str(source)
             else:
                 path = stack.enter_context(_in_memory(source)) if packed else str(source.container)
             drivers = LONE_DRIVERS if packed or not own else None
-            dataset = stack.enter_context(DatasetReader(path, driver=drivers))
+            with _hearing(said):
+                dataset = stack.enter_context(DatasetReader(path, driver=drivers))
         except RasterioError as error:
             lone = packed or not own
             raise InputError(
-                f"not an image that can be read: {_without_memory(str(error))}",
+                f"not an image that can be read: {_words(str(error))}",
                 where=where,
                 expected=f"{LONE_KINDS}: others are read from folders of your own only" if lone else "",
                 next_step="fetch the file again, or make it readable",
@@ -182,7 +244,7 @@ def open_raster(source: Member | Path, own: bool = True) -> Iterator[Raster]:
             ) from error
         _refuse_complex(dataset, where)
         _refuse_short(dataset, where)
-        yield Raster(dataset, where)
+        yield Raster(dataset, where, frozenset(said))
 
 
 @contextmanager
@@ -271,52 +333,38 @@ def _promised_bytes(dataset: DatasetReader) -> int:
 
 
 class _Ear(threading.local):
-    """What GDAL said to rasterio while this thread was reading pixels; None while it is not."""
+    """What GDAL tells this thread by rasterio's loggers: warnings, and errors that it returns none for."""
 
     said: list[str] | None = None
+    silent = False
 
     def take(self, record: logging.LogRecord) -> bool:
-        """A logger's filter: keeps what is said, and lets pass what nobody listens to, as before."""
-        if self.said is None or record.levelno < logging.INFO:
-            parent = logging.getLogger("rasterio")
-            return record.levelno >= parent.getEffectiveLevel()
-        self.said.append(str(record.args[-1] if isinstance(record.args, tuple) else record.msg))
-        return False
+        """A logger's filter; lets pass what nobody listens to, as if it were not there."""
+        if self.said is not None and record.levelno >= logging.INFO:
+            self.said.append(str(record.args[-1] if isinstance(record.args, tuple) else record.msg))
+            if self.silent:
+                return False
+        return record.levelno >= logging.getLogger("rasterio").getEffectiveLevel()
 
 
 _EAR = _Ear()
 
 
 @contextmanager
-def _undamaged(where: str) -> Iterator[None]:
-    """Makes an InputError of whatever GDAL complains about meanwhile.
-
-    It fills up much that is missing and only warns, or says it as an error and returns none: rasterio tells
-    its logger about both.
-    """
+def _hearing(said: list[str], silent: bool = False) -> Iterator[None]:
+    """Adds to `said` what GDAL says meanwhile; if `silent`, nobody else hears it."""
     for name in ("rasterio._err", "rasterio._env"):
         logger = logging.getLogger(name)
         logger.addFilter(_EAR.take)
         if not logger.isEnabledFor(logging.INFO):
             logger.setLevel(logging.INFO)
-    cause: Exception | None = None
-    _EAR.said = said = []
+    _EAR.said, _EAR.silent = said, silent
     try:
-        with rasterio.Env(SESSION, **OPTIONS):
-            yield
-    except RasterioError as error:
-        cause = error
-        said.append(str(error.__cause__ or error))
+        yield
     finally:
         _EAR.said = None
-    if said:
-        raise InputError(
-            f"cannot read its pixels, truncated or damaged: {_without_memory(said[0])}",
-            where=where,
-            next_step="fetch or export the file again",
-        ) from cause
 
 
-def _without_memory(words: str) -> str:
-    """GDAL's words, without its name for a file in memory."""
-    return re.sub(r"'?/vsimem/\S+?'?[,:]? ", "", words)
+def _words(text: str) -> str:
+    """GDAL's words on one line, without its name for a file in memory."""
+    return " ".join(re.sub(r"'?/vsimem/\S+?'?[,:]? ", "", text).split())

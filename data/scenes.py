@@ -3,8 +3,10 @@
 import csv
 import fnmatch
 import logging
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path, PurePosixPath
 
 from crossearth.data.archives import Member, index, read, refuse_unreadable
@@ -12,7 +14,7 @@ from crossearth.data.domains import Domain, OwnFiles, Split
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
 from crossearth.data.manifest import natural
-from crossearth.data.raster_names import rasters_among
+from crossearth.data.raster_names import RASTER_SUFFIXES, rasters_among
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
         raise InputError(
             f"{domain.name}: no images in this folder",
             where=own.images,
+            expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
             next_step="correct `images` in the catalog file, or put images there",
         )
     labels = None
@@ -191,8 +194,12 @@ def _split(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[str, Spli
 def _split_by_file(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[str, Split]:
     assert own.file is not None  # noqa: S101  (OwnFiles: by "file" has one)
     try:
-        with own.file.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file) if line][1:]
+        # what Excel calls Unicode text is UTF-16 with tabs, and its CSV has semicolons in much of the world
+        content = own.file.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig")
+        header = text.lstrip().partition("\n")[0]
+        between = next((mark for mark in ",;\t" if mark in header), ",")
+        lines = [line for line in csv.reader(StringIO(text, newline=""), delimiter=between) if line][1:]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the split file: {error}", where=own.file) from error
     split_of: dict[str, Split] = {}
@@ -202,7 +209,7 @@ def _split_by_file(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[s
             raise InputError(
                 f"line {number}: {','.join(line)!r}", where=own.file, expected="id,train or id,test"
             )
-        name = line[0].strip()
+        name = line[0].strip().replace("\\", "/")
         either = [domain.key_of(text).lower() for text in (name, PurePosixPath(name).stem)]
         key = next((key for key in either if key in keys), either[0])
         split: Split = "train" if line[1].strip() == "train" else "test"
