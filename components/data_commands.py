@@ -20,6 +20,7 @@ from crossearth.components.terminal import (
     data_dir,
     done,
     inputs,
+    numbers,
     out,
     print_table,
     style_weights_dir,
@@ -224,15 +225,23 @@ def styles_fit(
     images: Annotated[
         Path | None, typer.Argument(help="Folder of images or archives (default: Million-AID's archives).")
     ] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(help="Values that become 0 and 255 in images of more than 8 bits, e.g. 0,3000."),
+    ] = None,
     params_file: ParamsFile = None,
     shard: ShardOption = "0/1",
 ) -> None:
     """Fit the Earth's styles: mean and covariance of style embeddings over a corpus of images."""
     from crossearth.components.fit_styles import StylesConfig, fit_styles
+    from crossearth.data.config import load_config
     from crossearth.data.shards import Shard
 
     params, _ = inputs(params_file, None)
     config = params.config(StylesConfig, "styles")
+    if value_range is not None:
+        given = {**params.values("styles"), "value_range": numbers("--value-range", value_range)}
+        config = load_config(StylesConfig, given, "styles fit")
     images = images or params.archives / "million-aid"
     written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir(), Shard.parse(shard))
     done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")

@@ -5,6 +5,7 @@ them. The moments of the parts add up to those of the whole, so the number of sh
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -56,12 +57,14 @@ class StylesConfig:
         engine: whose embeddings; see `StyleConfig`.
         image_px: None = 256 for ghiasi, the side that images are resampled to (paper); 512 for spectral,
             the side of the central window at an image's own resolution: resampling changes its spectrum.
+        value_range: values that become 0 and 255 in images of more than 8 bits; None = such ones are skipped.
         batch_size: images of one size that are embedded at once.
         workers: threads that read and decode.
     """
 
     engine: EngineName = "spectral"
     image_px: int | None = None
+    value_range: tuple[float, float] | None = None
     batch_size: int = 16
     workers: int = 4
 
@@ -70,6 +73,12 @@ class StylesConfig:
             raise InputError("batch_size and workers", expected="at least 1")
         if self.image_px is not None and self.image_px < 64:
             raise InputError(f"image_px: {self.image_px}", expected="at least 64")
+
+        if (
+            self.value_range is not None
+            and not -math.inf < self.value_range[0] < self.value_range[1] < math.inf
+        ):
+            raise InputError(f"value_range: {list(self.value_range)}", expected="two rising finite numbers")
 
     @property
     def side_px(self) -> int:
@@ -127,7 +136,12 @@ def _fit(
 ) -> tuple[StyleMoments, list[dict[str, str]]]:
     """Moments of the members' embeddings, and which were skipped and why."""
     moments, skipped = StyleMoments(engine.dim), []
-    read = partial(read_style_image, max_px=config.side_px, resize=config.engine == "ghiasi")
+    read = partial(
+        read_style_image,
+        max_px=config.side_px,
+        resize=config.engine == "ghiasi",
+        value_range=config.value_range,
+    )
     images_read = shown(ahead(read, members, config.workers), "styles", len(members))
     for batch in _batches(images_read, config.batch_size):
         images = [item.image for item in batch if item.image is not None]
@@ -220,7 +234,10 @@ def _finish(
 def _corpus_sheet(
     members: Sequence[Member], earth: EarthStyles, engine: StyleEngine, config: StylesConfig
 ) -> np.ndarray:
-    read = (read_style_image(member, 256, resize=True) for member in members[:: max(1, len(members) // 16)])
+    read = (
+        read_style_image(member, 256, True, config.value_range)
+        for member in members[:: max(1, len(members) // 16)]
+    )
     images = [item.image for item in read if item.image is not None][:SHEET_IMAGES]
     sheets = [
         styles_sheet(image, earth, engine, StyleConfig(engine=config.engine), key=("corpus", index))

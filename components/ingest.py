@@ -31,8 +31,9 @@ from crossearth.data.files import digest, read_json, replace_dir, require_free, 
 from crossearth.data.labels import Unknown
 from crossearth.data.manifest import Provenance, write_manifest
 from crossearth.data.progress import shown
-from crossearth.data.scenes import SceneSource, find_scenes, open_raster
-from crossearth.data.tiles import Grid, gdal
+from crossearth.data.raster import gdal, open_raster
+from crossearth.data.scenes import SceneSource, find_scenes
+from crossearth.data.tiles import Grid
 
 PROVENANCE_FILE = "PROVENANCE.json"
 WORK, LOCK, JOURNAL, UNPACKED = ".ingest", "lock", "journal.jsonl", "unpacked"
@@ -106,13 +107,12 @@ def ingest_domain(
     origin = provenance(domain, root)
     with _workshop(Path(domains_dir) / WORK / domain.name) as work:
         sources = find_scenes(domain, root, work / UNPACKED)
-        rows = _ingest_scenes(
-            Plan.of(domain, catalog, config.tile_px, config.unknown_labels), sources, work, config.workers
-        )
+        plan = Plan.of(domain, catalog, config.tile_px, config.unknown_labels, sources[0])
+        rows = _ingest_scenes(plan, sources, work, config.workers)
         for split in domain.splits:
             of_split = [row for row in rows if row["split"] == split]
             classes = catalog.classes_of(domain)
-            write_manifest(work, domain.name, split, classes, origin, of_split)
+            write_manifest(work, domain.name, split, classes, origin, plan.reading(rows), of_split)
         _tidy(work, rows)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(work, target)
@@ -266,7 +266,7 @@ def _refuse_small_disk(plan: Plan, sources: Sequence[SceneSource], work: Path) -
     if not sources:
         return
     largest = max(sources, key=lambda source: source.image.size)
-    with gdal(), open_raster(largest.image, largest.sidecars) as image:
+    with gdal(), open_raster(largest.image) as image:
         grid = Grid.of(image.dataset, plan.cutting)
     stored = 3 * grid.width * grid.height * STORED_SHARE / max(largest.image.size, 1)
     needed = int(stored * sum(source.image.size for source in sources)) + SPARE_BYTES

@@ -1,11 +1,12 @@
 """One scene of a domain: checked, cut into tiles and stored."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
-import numpy as np
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
@@ -15,50 +16,85 @@ from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
 from crossearth.data.labels import Unknown
-from crossearth.data.scenes import SceneSource, open_raster
-from crossearth.data.tiles import Cutting, Grid, Raster, cut_scene, gdal
+from crossearth.data.raster import Raster, gdal, open_raster
+from crossearth.data.raster_names import stacking
+from crossearth.data.reading import Reading, bounds_of_bytes, is_tagged, raw_dtype
+from crossearth.data.scenes import SceneSource
+from crossearth.data.tiles import Cutting, Grid, cut_scene
 
 LOSSY = ("JPEG", "JP2OpenJPEG")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker must know beside the scene: the domain, resolved."""
+    """What a worker must know beside the scene: the domain, resolved.
+
+    Attributes:
+        first: the image whose type all others must have.
+    """
 
     domain: Domain
     cutting: Cutting
+    first: str
     identity: str
 
     @classmethod
-    def of(cls, domain: Domain, catalog: Catalog, tile_px: int | None, unknown_labels: Unknown) -> "Plan":
-        """The domain's plan; `tile_px` overrides the catalog's under the rules "cut" and "fit"."""
+    def of(
+        cls,
+        domain: Domain,
+        catalog: Catalog,
+        tile_px: int | None,
+        unknown_labels: Unknown,
+        first: SceneSource,
+    ) -> "Plan":
+        """The domain's plan; `tile_px` overrides the catalog's under the rules "cut" and "fit".
+
+        Raises:
+            InputError: the first image is unreadable, or lacks a band.
+        """
         classes = catalog.classes_of(domain)
         rule = domain.tile.rule
         px = domain.tile.px if tile_px is None or rule == "whole" else tile_px
-        cutting = Cutting(
-            px,
-            rule,
-            domain.band_indexes,
-            domain.value_range,
-            domain.nodata,
-            len(classes),
-            unknown_labels,
+        with gdal(), open_raster(first.image) as image:
+            _check_bands(domain, image)
+            dtype = raw_dtype(image, domain.band_indexes)
+        # what is not finite is no data anyway
+        nodata = domain.nodata if domain.nodata is not None and math.isfinite(domain.nodata) else None
+        fit_px = px if rule == "fit" else None
+        reading = Reading(domain.band_indexes, dtype, domain.value_range, nodata, fit_px=fit_px)
+        cutting = Cutting(px, rule, reading, len(classes), unknown_labels)
+        identity = digest([asdict(domain), asdict(cutting), classes, code_version()])
+        return cls(domain, cutting, str(first.image), identity)
+
+    def reading(self, rows: Sequence[Mapping[str, Any]]) -> Reading:
+        """How the domain was read, after all of its scenes gave `rows`."""
+        known = [row["gsd_m"] for row in rows if row["gsd_m"] > 0]
+        return replace(
+            self.cutting.reading,
+            gsd_m=median_low(known) if known else None,
+            largest_px=max(row["source_px"] for row in rows) if self.cutting.rule == "fit" else None,
+            tagged=any(row["tagged"] for row in rows),
         )
-        return cls(domain, cutting, digest([asdict(domain), asdict(cutting), classes, code_version()]))
 
 
 def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, Any]]:
     """Stores a scene below `work` and returns the manifest's rows of its tiles.
 
+    Beside the manifest's columns a row says what `Plan.reading` asks of all scenes: `source_px`, the longer
+    side of the image, and `tagged`.
+
     Raises:
-        InputError: too few bands, values that are not 8 bit without a range, a label of another size,
-            elsewhere or compressed with loss, label values outside the map.
+        InputError: too few bands, values that are not 8 bit without a range, of another type than the first
+            image's or all beyond the range, a label of another size, elsewhere or compressed with loss, label
+            values outside the map.
     """
     domain, cutting = plan.domain, plan.cutting
     image_path, label_path = (f"{source.split}/{kind}/{source.key}.tif" for kind in ("images", "labels"))
-    with gdal(), open_raster(source.image, source.sidecars) as image:
-        _check_image(domain, image)
+    with gdal(), open_raster(source.image) as image:
+        _check_image(plan, image)
         gsd_m = _gsd_m(domain, image, cutting)
+        source_px = max(image.dataset.width, image.dataset.height)
+        tagged = is_tagged(image, domain.band_indexes)
         if source.label is None:
             tiles = cut_scene(image, work / image_path, cutting)
         else:
@@ -73,6 +109,8 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
         "label": label_path if source.label else "",
         "gsd_m": gsd_m,
         "bands": list(domain.bands),
+        "source_px": source_px,
+        "tagged": tagged,
     }
     return [{"tile_id": _tile_id(source.key, tile, cutting), **common, **tile} for tile in tiles]
 
@@ -96,41 +134,63 @@ def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
     return math.hypot(source.transform.a, source.transform.d) * shrink if metric else 0.0
 
 
-def _check_image(domain: Domain, image: Raster) -> None:
+def _check_bands(domain: Domain, image: Raster) -> None:
     source = image.dataset
     wanted = domain.file_bands or max(domain.band_indexes)
     enough = source.count >= wanted if domain.file_bands is None else source.count in (wanted, wanted + 1)
     if not enough:
+        alone = source.count == 1 and Path(image.where).exists()
         raise InputError(
             f"an image of {source.count} bands",
             where=image.where,
             expected=f"{'at least ' if domain.file_bands is None else ''}{wanted}: {', '.join(domain.bands)}",
             next_step="correct `bands` in the catalog file"
+            + (f"; of files of one band each make one: {stacking(Path(image.where))}" if alone else "")
             if domain.own
             else "fetch the publisher's file again",
         )
-    kinds = {source.dtypes[band - 1] for band in domain.band_indexes}
-    if domain.value_range is None and kinds != {"uint8"}:
-        low, high = (round(float(bound), 3) for bound in _extremes(image, domain))
+
+
+def _check_image(plan: Plan, image: Raster) -> None:
+    _check_bands(plan.domain, image)
+    reading = plan.cutting.reading
+    dtype = raw_dtype(image, reading.bands)
+    if reading.value_range is None and dtype != "uint8":
+        values = reading.sample(image)
+        low, high = (
+            (round(float(bound), 3) for bound in (values.min(), values.max())) if values.size else (0, 1)
+        )
         raise InputError(
-            f"an image of {', '.join(sorted(kinds))}, values {low:g} to {high:g}",
+            f"an image of {dtype}, values {low:g} to {high:g}",
             where=image.where,
             expected="8 bit",
             next_step=f"say which values become black and white: value_range: [{low:g}, {high:g}]",
         )
-
-
-def _extremes(image: Raster, domain: Domain) -> tuple[float, float]:
-    """About the lowest and highest value that was seen, from a thinned reading."""
-    size = (3, min(image.dataset.height, 512), min(image.dataset.width, 512))
-    sample = np.ma.masked_invalid(image.read(domain.band_indexes, out_shape=size, masked=True))
-    return float(sample.min()), float(sample.max())
+    if reading.value_range is None and is_tagged(image, reading.bands):
+        low, high = bounds_of_bytes(image, reading.bands)
+        raise InputError(
+            "an image of 8 bits whose scale and offset tags make other values of them",
+            where=image.where,
+            expected="8 bit without these tags, or a range of what they make",
+            next_step=f"say which values become black and white: value_range: [{low:g}, {high:g}]",
+        )
+    if dtype != reading.dtype:
+        raise InputError(
+            f"an image of {dtype}, but {plan.first} is one of {reading.dtype}",
+            where=image.where,
+            expected="images of one type: a range means other values in another",
+            next_step="make them two domains, or convert one kind to the other's values",
+        )
+    reading.refuse_outside(image, "correct `value_range` in the catalog file")
 
 
 def _refuse_elsewhere(image: Raster, label: Raster) -> None:
-    """A label without a place on the ground is taken for the image's; one with a place has to be there."""
+    """A label without a place on the ground is taken for the image's; one with a place has to be there.
+
+    A world file says no CRS: its numbers are taken for the other's, or for each other's.
+    """
     ours, theirs = image.dataset, label.dataset
-    if any(each.crs is None or each.transform.is_identity for each in (ours, theirs)):
+    if any(each.transform.is_identity for each in (ours, theirs)):
         return
     apart = max(map(math.dist, _corners(ours, ours.crs), _corners(theirs, ours.crs)))
     # half a pixel along both sides is what programs that mean its corner or its centre differ by
@@ -144,10 +204,10 @@ def _refuse_elsewhere(image: Raster, label: Raster) -> None:
         )
 
 
-def _corners(dataset: DatasetReader, crs: CRS) -> list[tuple[float, ...]]:
-    """A raster's corners in `crs`; not finite where there is no way from its own."""
+def _corners(dataset: DatasetReader, crs: CRS | None) -> list[tuple[float, ...]]:
+    """A raster's corners in `crs`, where both are known; not finite where there is no way from its own."""
     ends = [dataset.transform @ (col, row) for col in (0, dataset.width) for row in (0, dataset.height)]
-    if dataset.crs == crs:
+    if crs is None or dataset.crs is None or dataset.crs == crs:
         return ends
     try:
         return list(zip(*transform(dataset.crs, crs, *zip(*ends, strict=True)), strict=True))
@@ -157,7 +217,8 @@ def _corners(dataset: DatasetReader, crs: CRS) -> list[tuple[float, ...]]:
 
 def _place(raster: Raster) -> str:
     bounds = ", ".join(f"{bound:.10g}" for bound in raster.dataset.bounds)
-    return f"{raster.dataset.crs.to_string()} ({bounds})"
+    crs = raster.dataset.crs
+    return f"{crs.to_string() if crs else 'no CRS'} ({bounds})"
 
 
 def _check_label(domain: Domain, image: Raster, label: Raster) -> None:

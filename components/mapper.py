@@ -16,8 +16,10 @@ import torch
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
+from crossearth.components.maps import NODATA
 from crossearth.components.predict import PredictConfig, predict
 from crossearth.components.processes import choose_device
+from crossearth.data.reading import BYTES
 from crossearth.model import checkpoint
 from crossearth.model.inference import predict_labels
 
@@ -39,10 +41,14 @@ class SceneMapper(PythonModel):
 
         Args:
             model_input: column `scene`: paths of rasters (any size, mapped as `crossearth predict` does), or
-                arrays (H, W, 3), 0..255, bands in the order of the training.
+                arrays (H, W, 3), bands in the order of the training, values as `Reading.of_array` takes them.
 
         Returns:
-            One (H, W) uint8 array of class ids per row; 255 where a raster has no data.
+            One (H, W) uint8 array of class ids per row; 255 where a scene has no data.
+
+        Raises:
+            ValueError: an array of another shape.
+            InputError: an array of values that the training's files do not have.
         """
         return [
             self._map_file(Path(scene)) if isinstance(scene, str) else self._map_array(scene)
@@ -59,15 +65,19 @@ class SceneMapper(PythonModel):
         return ids_HW
 
     def _map_array(self, scene: Any) -> NDArray[np.uint8]:
-        image_HW3 = np.asarray(scene, dtype=np.uint8)
-        if image_HW3.ndim != 3 or image_HW3.shape[2] != 3:
-            raise ValueError(f"a scene must be an array (H, W, 3) or a path, found shape {image_HW3.shape}")
+        raw_HW3 = np.asarray(scene)
+        if raw_HW3.ndim != 3 or raw_HW3.shape[2] != 3 or not raw_HW3.size:
+            raise ValueError(f"a scene must be an array (H, W, 3) or a path, found shape {raw_HW3.shape}")
         if self.network is None:
             self.network = checkpoint.load(self.folder, choose_device("auto"), self.backbone)
+            trained = checkpoint.trained_reading(checkpoint.read_meta(self.folder))
+            self.reading = trained or BYTES
+        image_3HW, valid_HW = self.reading.of_array(raw_HW3.transpose(2, 0, 1))
         device = next(self.network.parameters()).device
-        image_13HW = torch.from_numpy(np.ascontiguousarray(image_HW3.transpose(2, 0, 1)))[None].to(device)
-        ids: NDArray[np.uint8] = predict_labels(self.network, image_13HW)[0].cpu().numpy()
-        return ids
+        image_13HW = torch.from_numpy(np.ascontiguousarray(image_3HW))[None].to(device)
+        ids_HW: NDArray[np.uint8] = predict_labels(self.network, image_13HW)[0].cpu().numpy()
+        ids_HW[~valid_HW] = NODATA
+        return ids_HW
 
 
 mlflow.models.set_model(SceneMapper())

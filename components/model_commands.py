@@ -17,6 +17,7 @@ from crossearth.components.terminal import (
     ParamsFile,
     done,
     inputs,
+    numbers,
     out,
     print_table,
     print_whole,
@@ -271,7 +272,7 @@ def convert(
 
 @app.command()
 def predict(
-    scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders of rasters.")],
+    scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders, searched recursively.")],
     model: Annotated[str, typer.Option(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
     maps: Annotated[Path, typer.Option("--out", help="The map's file; for several scenes a folder.")],
     bands: Annotated[
@@ -304,8 +305,8 @@ def predict(
 
         found = fetch_model(model)
     given = {
-        "bands": _numbers("--bands", bands),
-        "value_range": _numbers("--value-range", value_range),
+        "bands": numbers("--bands", bands),
+        "value_range": numbers("--value-range", value_range),
         "precision": precision,
         "device": device,
         "batch_size": batch_size,
@@ -319,14 +320,6 @@ def predict(
         used = f"bands {', '.join(map(str, report['bands']))} ({report['bands_from']})"
         scaled = "{:g} to {:g}".format(*(report["value_range"] or (0, 255)))
         used += f", values {scaled} ({report['value_range_from']})"
-        out.print(f"{report['scene']}: {used}", highlight=False, soft_wrap=True, markup=False)
+        for line in (used, *report["notes"]):
+            out.print(f"{report['scene']}: {line}", highlight=False, soft_wrap=True, markup=False)
     done(written, "open the maps in a GIS; areas stand in the .json beside them")
-
-
-def _numbers(option: str, text: str | None) -> list[float] | None:
-    from crossearth.data.errors import InputError
-
-    try:
-        return None if text is None else [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"{option}: {text!r}", expected="numbers with commas between") from error

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +29,14 @@ from crossearth.components.interrupts import Interrupts
 from crossearth.components.memory import enough_memory
 from crossearth.components.processes import choose_device
 from crossearth.components.sliding import Loaded, Precision, load_network, num_windows, scene_scores, starts
-from crossearth.components.strips import Scene, choose_range, open_scene, read_strips
+from crossearth.components.strips import Scene, open_scene, read_strips
 from crossearth.data.errors import InputError
 from crossearth.data.files import fsync_dir, partial_dir, write_json
-from crossearth.model.checkpoint import read_meta
+from crossearth.data.raster import rasters_in
+from crossearth.data.raster_names import RASTER_SUFFIXES
+from crossearth.model.checkpoint import read_meta, trained_reading
 from crossearth.model.inference import best_class
 
-SCENE_SUFFIXES = {".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".vrt"}
 GDAL_CACHE_BYTES = 256 << 20
 
 
@@ -45,11 +46,11 @@ class PredictConfig:
 
     Attributes:
         bands: 1-based band numbers in the order in which the network was trained (red, green, blue, or
-            infrared, red, green); None = those of the model's training files where the scene has them, else
-            the first three that are not alpha.
-        value_range: values that become 0 and 255; None = those of the model's training files, of which 8-bit
-            scenes take none beyond 255. A model that knows none takes 8-bit scenes as they are, and of
-            16-bit scenes the 2nd and 98th percentile of the chosen bands together, estimated per scene.
+            infrared, red, green); None = those of the model's training files. A model that does not know them
+            takes the first three that are not alpha.
+        value_range: values that become 0 and 255, after the scene's scale and offset tags; None = those of
+            the model's training files. A model that does not know them takes 8-bit scenes as they are, and of
+            others the 2nd and 98th percentile of the chosen bands together, estimated per scene.
         precision: of the network; "auto" = bfloat16 on GPUs and on CPUs with AMX, else float32.
         device: torch device; "auto" = the GPU where there is one.
         batch_size: windows per pass of the network.
@@ -79,7 +80,11 @@ class PredictConfig:
 
 
 def predict(
-    scenes: Sequence[Path], model: Path, out: Path, config: PredictConfig = PredictConfig()
+    scenes: Sequence[Path],
+    model: Path,
+    out: Path,
+    config: PredictConfig = PredictConfig(),
+    own: bool = True,
 ) -> list[Path]:
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.
 
@@ -88,15 +93,16 @@ def predict(
     `MAP.probabilities.tif`. A scene's files appear when it is done.
 
     Args:
-        scenes: raster files, or folders of them.
+        scenes: raster files, or folders of them, searched with everything in them.
         model: a model folder or file, see `checkpoint.load`.
         out: the map's file for a single scene; a folder for several scenes or a folder of them.
+        own: whether the scenes are files of the user's own, see `open_raster`.
 
     Returns:
         The maps, in the order of the scenes.
 
     Raises:
-        InputError: no scene, an unreadable one, fewer bands than asked, a dtype that is neither 8 nor 16 bit,
+        InputError: no scene, one that is not read as the training files were (see `open_scene`),
             two scenes of one name, a map that would replace its scene or a foreign file, out of memory, or
             whatever `checkpoint.load` refuses.
     """
@@ -113,30 +119,28 @@ def predict(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         targets = _targets(scenes, Path(out))
         meta = read_meta(model)
-        readable = [open_scene(path, config.bands, meta.get("bands")) for path in targets]
+        trained = trained_reading(meta)
+        readable = [open_scene(path, trained, config.bands, config.value_range, own) for path in targets]
         loaded = load_network(model, config.precision, config.device, config.backbone)
         with _progress() as progress:
             task = progress.add_task(
-                "", total=sum(num_windows(scene.grid, loaded.network) for scene in readable)
+                "", total=sum(num_windows(scene.seen_grid, loaded.network) for scene in readable)
             )
             for scene in readable:
                 progress.update(task, description=scene.path.name)
-                trained_range, target = meta.get("value_range"), targets[scene.path]
-                _map(scene, trained_range, target, loaded, config, lambda: progress.advance(task))
+                _map(scene, targets[scene.path], loaded, config, lambda: progress.advance(task))
     return list(targets.values())
 
 
 def _map(
     scene: Scene,
-    trained_range: Sequence[float] | None,
     target: Path,
     loaded: Loaded,
     config: PredictConfig,
     advance: Callable[[], None],
 ) -> None:
     with _writing(target) as folder:
-        value_range, range_from = choose_range(scene, config.value_range, trained_range)
-        pixels = _write_rows(scene, value_range, folder, loaded, config, advance)
+        pixels = _write_rows(scene, folder, loaded, config, advance)
         maps.write_cog(folder / "ids.tif", folder / target.name, "MODE")
         if not np.array_equal(maps.count_pixels(folder / target.name), pixels):
             # GDAL may lose the last blocks of a full disk without a word
@@ -151,17 +155,33 @@ def _map(
         )
         report = {
             "scene": scene.path.name,
-            "bands": list(scene.bands),
             "bands_from": scene.bands_from,
-            "value_range": value_range,
-            "value_range_from": range_from,
+            "value_range_from": scene.range_from,
+            **asdict(scene.reading),
             "model": loaded.about,
             **maps.report(scene.grid, loaded.classes, pixels),
         }
+        report["notes"] += _resolution(scene, report["pixel_area_m2"])
         write_json(folder / f"{target.stem}.json", report)
         _publish(folder, target)
         if not config.probabilities:  # those of an earlier map are not this one's
             _probabilities_path(target).unlink(missing_ok=True)
+
+
+def _resolution(scene: Scene, area_m2: float | None) -> list[str]:
+    """What to know where the network sees px of another size than those that it was trained on.
+
+    Args:
+        area_m2: of the scene's px.
+    """
+    trained_m = scene.reading.gsd_m
+    if area_m2 is None or trained_m is None:
+        return []
+    own, seen = scene.grid, scene.seen_grid
+    seen_m = math.sqrt(area_m2 * own.width * own.height / (seen.width * seen.height))
+    if 0.5 <= seen_m / trained_m <= 2:
+        return []
+    return [f"the network sees pixels of {seen_m:.3g} m, it was trained on {trained_m:.3g} m"]
 
 
 @contextmanager
@@ -182,7 +202,6 @@ def _writing(target: Path) -> Iterator[Path]:
 
 def _write_rows(
     scene: Scene,
-    value_range: Sequence[float] | None,
     folder: Path,
     loaded: Loaded,
     config: PredictConfig,
@@ -203,19 +222,31 @@ def _write_rows(
                 maps.rows_writer(folder / "shares.tif", scene.grid, len(loaded.classes))
             )
             maps.describe_probabilities(shares, loaded.classes)
-        tops, _ = starts(scene.grid, loaded.network)
-        strips = stack.enter_context(read_strips(scene, value_range, tops, loaded.network.config.crop_px))
+        seen = scene.seen_grid
+        down, across = _nearest(scene.grid.height, seen.height), _nearest(scene.grid.width, seen.width)
+        tops, _ = starts(seen, loaded.network)
+        strips = stack.enter_context(read_strips(scene, tops, loaded.network.config.crop_px))
         for top, valid_HW, scores_KHW in scene_scores(
-            loaded, strips, scene.grid, config.batch_size, advance_or_stop
+            loaded, strips, seen, config.batch_size, advance_or_stop
         ):
-            rows = Window(0, top, scene.grid.width, len(valid_HW))
+            begin, end = np.searchsorted(down, (top, top + len(valid_HW)))
+            if begin == end:
+                continue
+            rows = Window(0, begin, scene.grid.width, end - begin)
+            nearest = np.ix_(down[begin:end] - top, across)
             ids_HW = best_class(scores_KHW, 0).cpu().numpy()
             ids_HW[~valid_HW] = maps.NODATA
+            ids_HW = ids_HW[nearest]
             ids.write(ids_HW, 1, window=rows)
             pixels += np.bincount(ids_HW.ravel(), minlength=256)
             if config.probabilities:
-                shares.write(_shares(scores_KHW, valid_HW), window=rows)
+                shares.write(_shares(scores_KHW, valid_HW)[:, nearest[0], nearest[1]], window=rows)
     return pixels
+
+
+def _nearest(side: int, seen_side: int) -> NDArray[np.int64]:
+    """Of each px along a side of the scene, the one nearest to it along the side that the network saw."""
+    return ((np.arange(side) + 0.5) * (seen_side / side)).astype(np.int64)
 
 
 def _shares(scores_KHW: Tensor, valid_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -260,11 +291,12 @@ def _files(scenes: Sequence[Path]) -> list[Path]:
     """The scenes, also of folders."""
     files: list[Path] = []
     for scene in map(Path, scenes):
-        inside = scene.iterdir() if scene.is_dir() else [scene]
-        found = sorted(path for path in inside if path.suffix.lower() in SCENE_SUFFIXES or path == scene)
+        found = rasters_in(scene) if scene.is_dir() else [scene]
         if not found:
             raise InputError(
-                "no scene in the folder", where=scene, expected=f"files {sorted(SCENE_SUFFIXES)}"
+                "no scene in the folder",
+                where=scene,
+                expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
             )
         files += found
     for file in files:

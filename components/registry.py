@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from crossearth.components.results import DETAILS, RecipeResult, read_results
 from crossearth.components.tracking import KEY_TAG, SQLITE, connect, tracking_uri, transferring, user_name
 from crossearth.data.errors import InputError
-from crossearth.model.checkpoint import META_NAME, WEIGHTS_NAME
+from crossearth.data.reading import BYTES
+from crossearth.model.checkpoint import META_NAME, WEIGHTS_NAME, read_meta, trained_reading
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -210,7 +211,6 @@ def _files(
 
 def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
     import mlflow
-    import numpy as np
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
@@ -218,7 +218,7 @@ def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(tracking_uri())
-    example = np.zeros((EXAMPLE_PX, EXAMPLE_PX, 3), dtype=np.uint8).tolist()
+    example = (trained_reading(read_meta(files["model"])) or BYTES).example(EXAMPLE_PX)
     with transferring(), mlflow.start_run(run_id=run_id):
         return mlflow.pyfunc.log_model(
             name="model",

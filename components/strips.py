@@ -1,37 +1,49 @@
 """A scene as strips of whole rows of uint8, each read once, ahead of its use: memory ignores the height."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
-from rasterio.windows import Window
+from rasterio.transform import Affine
 
 from crossearth.components import maps
 from crossearth.data.errors import InputError
 from crossearth.data.prefetch import ahead
+from crossearth.data.raster import Raster, open_raster
+from crossearth.data.raster_names import stacking
+from crossearth.data.reading import Reading, bounds_of_bytes, fit, fitted_size, is_tagged, raw_dtype
 
-SMALLEST_VALUE = {"uint8": 0, "uint16": 0, "int16": -(1 << 15)}
-RANGE_SAMPLE_PX = 1024
 RANGE_PERCENTILES = (2, 98)
+MOST_SHRUNK = 2  # a scene that is so many times as large as those fitted in training is seen too coarsely
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to map, as far as its header tells; `bands` are the three chosen, 1-based, with who chose."""
+    """A raster to map, as far as its header and a thinned look tell; with who chose bands and range.
+
+    Attributes:
+        own: whether it is a file of the user's own, see `open_raster`.
+    """
 
     path: Path
     grid: maps.Grid
-    bands: tuple[int, ...]
+    reading: Reading
     bands_from: str
-    dtype: str
+    range_from: str
+    own: bool = True
+
+    @property
+    def seen_grid(self) -> maps.Grid:
+        """The grid on which the network sees it: its own, unless the reading fits images to a size."""
+        own = self.grid
+        width, height = fitted_size(own.width, own.height, self.reading.fit_px)
+        shrink = Affine.scale(own.width / width, own.height / height)
+        return maps.Grid(width, height, own.crs, own.transform @ shrink)
 
 
 @dataclass(frozen=True)
@@ -42,75 +54,135 @@ class Strip:
     valid: NDArray[np.bool_]
 
 
-def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence[int] | None = None) -> Scene:
-    """Reads a scene's header and chooses its bands.
+def open_scene(
+    path: Path,
+    trained: Reading | None = None,
+    bands: Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    own: bool = True,
+) -> Scene:
+    """Decides how a scene is read: as the files of the training, unless the user says otherwise.
 
     Args:
-        bands: the user's; None = `trained` where the scene has them, else the first three that are not alpha.
-        trained: those of the files that the model was trained on, None where it does not know.
+        trained: how those were read. None = the model does not know: the first three bands that are not
+            alpha, 8 bits as they are, and of other types the 2nd to 98th percentile of the scene.
+        bands, value_range: the user's.
+        own: see `open_raster`.
 
     Raises:
-        InputError: not a readable raster, fewer bands than asked, or a dtype that is neither 8 nor 16 bit.
+        InputError: not a readable raster; fewer bands than asked, or of several types; without `value_range`
+            another type than the training's; a range that leaves nothing of the scene; a scene much larger
+            than those that the training scaled as a whole.
     """
-    with _reading(path), rasterio.open(path) as source:
-        grid = maps.Grid(source.width, source.height, source.crs, source.transform)
-        count, dtypes, colours = source.count, source.dtypes, source.colorinterp
-    opaque = [band for band in range(1, count + 1) if colours[band - 1] != ColorInterp.alpha]
-    chosen, origin = tuple(opaque[:3]), "the first three"
+    with open_raster(Path(path), own) as raster:
+        source = raster.dataset
+        grid = maps.Grid.of(source)
+        chosen, bands_from = _choose_bands(raster, bands, trained)
+        plan = replace(trained or Reading(chosen, ""), bands=chosen, dtype=raw_dtype(raster, chosen))
+        if value_range is not None:
+            plan, range_from = replace(plan, value_range=value_range), "as given"
+        elif trained is not None:
+            _refuse_other_values(raster, plan, trained)
+            range_from = "8 bit as it is" if trained.value_range is None else "the model's"
+        elif plan.dtype == "uint8":
+            range_from = "8 bit as it is"
+        else:
+            plan, range_from = replace(plan, value_range=_estimated_range(raster, plan)), "estimated"
+        plan.refuse_outside(raster, "give the scene's own with --value-range LOW,HIGH")
+    _refuse_larger(grid, plan, path)
+    return Scene(Path(path), grid, plan, bands_from, range_from, own)
+
+
+def _choose_bands(
+    raster: Raster, bands: Sequence[int] | None, trained: Reading | None
+) -> tuple[tuple[int, int, int], str]:
+    source = raster.dataset
     if bands is not None:
-        chosen, origin = tuple(bands), "as given"
-    elif trained is not None and set(trained) <= set(opaque):
-        chosen, origin = tuple(trained), "the model's"
+        asked, origin = bands, "as given"
     elif trained is not None:
-        origin += f", the scene lacks the model's {', '.join(map(str, trained))}"
-    if len(chosen) < 3 or max(chosen) > count:
-        asked = "three" if bands is None else f"band {max(bands)}"
+        asked, origin = trained.bands, "the model's"
+    else:
+        colours = enumerate(source.colorinterp, 1)
+        asked, origin = (
+            [band for band, colour in colours if colour != ColorInterp.alpha][:3],
+            "the first three",
+        )
+    if len(asked) < 3 or max(asked) > source.count:
+        alone = f"; of files of one band each make one scene: {stacking(Path(raster.where))}"
+        wanted = "three" if len(asked) < 3 else f"the model's {', '.join(map(str, asked))}"
         raise InputError(
-            f"the scene has {count} band{'s' * (count != 1)}, asked for {asked}",
-            where=path,
+            f"the scene has {source.count} band{'s' * (source.count != 1)}, asked for "
+            + (wanted if bands is None else f"band {max(bands)}"),
+            where=raster.where,
             expected="the bands that the network was trained on",
-            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)",
+            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)"
+            + alone * (source.count == 1),
         )
-    kinds = sorted({dtypes[band - 1] for band in chosen})
-    if len(kinds) > 1 or kinds[0] not in SMALLEST_VALUE:
+    first, second, third = asked
+    return (first, second, third), origin
+
+
+def _refuse_other_values(raster: Raster, plan: Reading, trained: Reading) -> None:
+    """Without a word of the user's, the numbers of a scene mean what those of the training meant."""
+    if trained.value_range is None and trained.dtype == plan.dtype and is_tagged(raster, plan.bands):
+        what = "bytes whose scale and offset tags make other values of them"
+        low, high = bounds_of_bytes(raster, plan.bands)
+    elif trained.dtype != plan.dtype:
+        what = f"values of {plan.dtype}, but the model was trained on {trained.dtype}"
+        low, high = _estimated_range(raster, plan)
+    else:
+        return
+    wanted = "as they are" if trained.value_range is None else "{:g} to {:g}".format(*trained.value_range)
+    raise InputError(
+        what,
+        where=raster.where,
+        expected=f"{trained.dtype}, {wanted}, as in the training",
+        next_step=f"say which values become black and white: --value-range {low:g},{high:g}",
+    )
+
+
+def _refuse_larger(grid: maps.Grid, plan: Reading, path: Path) -> None:
+    if plan.largest_px is not None and max(grid.width, grid.height) > MOST_SHRUNK * plan.largest_px:
+        px = plan.largest_px
         raise InputError(
-            f"bands of type {', '.join(kinds)}",
+            f"a scene of {grid.width} x {grid.height} px, for a model that was trained on whole images, "
+            f"scaled to {plan.fit_px} px",
             where=path,
-            expected=f"one of {', '.join(SMALLEST_VALUE)}",
-            next_step="convert the scene, for example with gdal_translate -ot UInt16 -scale",
+            expected=f"at most {MOST_SHRUNK} times the largest of them, {px} px",
+            next_step=f"cut it: gdal_retile.py -ps {px} {px} -targetDir TILES SCENE",
         )
-    return Scene(Path(path), grid, chosen, origin, kinds[0])
+
+
+def _estimated_range(raster: Raster, plan: Reading) -> tuple[float, float]:
+    """Low and high percentile of a scene's chosen bands together, sampled."""
+    values = plan.sample(raster)
+    if not values.size:
+        return (0.0, 1.0)
+    low, high = (float(bound) for bound in np.percentile(values, RANGE_PERCENTILES))
+    return low, high if high > low else low + 1
 
 
 @contextmanager
-def read_strips(
-    scene: Scene, value_range: Sequence[float] | None, tops: list[int], height: int
-) -> Iterator[Iterator[Strip]]:
+def read_strips(scene: Scene, tops: list[int], height: int) -> Iterator[Iterator[Strip]]:
     """Yields the strips under `tops`; a thread reads each row once, a few strips ahead.
 
     Args:
-        value_range: values that become 0 and 255; None = uint8 as it is.
-        tops: first row of each strip, rising, overlapping or adjacent.
-        height: rows of a strip; at most the scene's.
+        tops: first row of each strip, rising, overlapping or adjacent, on `scene.seen_grid`.
+        height: rows of a strip; at most the grid's.
     """
-    height = min(height, scene.grid.height)
-    levels = None if value_range is None else _levels(scene.dtype, value_range)
+    seen = scene.seen_grid
+    height = min(height, seen.height)
     spans = [(tops[0], tops[0] + height)]
     spans += [(top + height, below + height) for top, below in pairwise(tops)]
 
-    with _reading(scene.path):
-        source = rasterio.open(scene.path)
-    with source:
+    with open_raster(scene.path, scene.own) as raster:
+        if scene.reading.fit_px is not None:
+            image, valid = fit(*scene.reading.read(raster), seen.width, seen.height)
 
         def read(span: tuple[int, int]) -> Strip:
-            start, stop = span
-            rows = Window(0, start, scene.grid.width, stop - start)
-            with _reading(scene.path):
-                values_3HW = source.read(scene.bands, window=rows)
-                valid_HW = source.read_masks(scene.bands, window=rows).any(axis=0)
-            if levels is not None:
-                values_3HW = levels[values_3HW.astype(np.int32) - SMALLEST_VALUE[scene.dtype]]
-            return Strip(values_3HW, valid_HW)
+            if scene.reading.fit_px is not None:
+                return Strip(image[:, slice(*span)], valid[slice(*span)])
+            return Strip(*scene.reading.read(raster, (span, (0, seen.width))))
 
         with closing(ahead(read, spans, 1)) as pieces:
             yield _overlapped(pieces)
@@ -127,55 +199,3 @@ def _overlapped(pieces: Iterator[Strip]) -> Iterator[Strip]:
             np.concatenate([strip.valid[fresh:], piece.valid]),
         )
         yield strip
-
-
-def _levels(dtype: str, value_range: Sequence[float]) -> NDArray[np.uint8]:
-    """The uint8 level of every value that `dtype` can take, smallest first."""
-    low, high = value_range
-    smallest = SMALLEST_VALUE[dtype]
-    values = np.arange(smallest, smallest + (1 << 8 * np.dtype(dtype).itemsize), dtype=np.float64)
-    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-
-
-def choose_range(
-    scene: Scene, given: Sequence[float] | None, trained: Sequence[float] | None
-) -> tuple[Sequence[float] | None, str]:
-    """Values that become 0 and 255 (None = uint8 as it is), and who chose them.
-
-    Args:
-        given: by the user.
-        trained: of the files that the model was trained on, None where it does not know or they were 8 bit.
-    """
-    if given is not None:
-        return given, "as given"
-    # what was scaled to 8 bits before has other values than the model's files of more bits
-    if trained is not None and (scene.dtype != "uint8" or trained[1] <= 255):
-        return trained, "the model's"
-    return (None, "8 bit as it is") if scene.dtype == "uint8" else (_estimated_range(scene), "estimated")
-
-
-def _estimated_range(scene: Scene) -> tuple[float, float]:
-    """Low and high percentile of a scene's chosen bands together, sampled."""
-    shrink = max(1.0, max(scene.grid.width, scene.grid.height) / RANGE_SAMPLE_PX)
-    shape = (3, max(1, round(scene.grid.height / shrink)), max(1, round(scene.grid.width / shrink)))
-    with _reading(scene.path), rasterio.open(scene.path) as source:
-        values = source.read(scene.bands, out_shape=shape, masked=True).compressed()
-    if not values.size:
-        return (0.0, 1.0)
-    low, high = np.percentile(values, RANGE_PERCENTILES)
-    return float(low), float(max(high, low + 1))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except RasterioError as error:
-        raise InputError(
-            f"cannot read the scene: {error}", where=path, expected="a whole raster that GDAL can read"
-        ) from error
-    except UnicodeEncodeError as error:
-        name = os.fsencode(path).decode(errors="backslashreplace")
-        raise InputError(
-            "the scene's path is not UTF-8, which GDAL needs", where=name, next_step="rename it"
-        ) from error

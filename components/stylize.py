@@ -169,6 +169,7 @@ class _Job:
             split,
             source.classes,
             source.provenance,
+            source.reading,
             [{name: row[name] for name in source.table.column_names} for row in rows],
         )
         behind = ("tile_id", "source_tile", "counterpart")

@@ -72,3 +72,13 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 def print_whole(renderable: RenderableType) -> None:
     """Prints as wide as the terminal is; a pipe or a log has no width of its own: nothing is cut there."""
     (out if out.is_terminal else Console(width=160)).print(renderable)
+
+
+def numbers(option: str, text: str | None) -> list[float] | None:
+    """The numbers of an option, `3,2,1`; None where it was not given."""
+    from crossearth.data.errors import InputError
+
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option}: {text!r}", expected="numbers with commas between") from error

@@ -16,7 +16,7 @@ from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.training_state import Checkpoints
 from crossearth.components.version import git_revision
-from crossearth.data.domains import Catalog, Domain, Recipe
+from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError, without_credentials
 from crossearth.data.files import atomic_path, code_version, digest, sha256_file
 from crossearth.model import checkpoint
@@ -75,13 +75,13 @@ def train(
                 _send_again(out_dir, job)
             return out_dir
         with _memory(job, processes):
-            _run(job, processes, checkpoints, out_dir, catalog.domain(recipe.source))
+            _run(job, processes, checkpoints, out_dir)
         if processes.is_first:
             checkpoints.clear()
     return out_dir
 
 
-def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path, source: Domain) -> None:
+def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path) -> None:
     network = make_network(job)
     if processes.size > 1:
         processes.refuse_differing(
@@ -96,7 +96,7 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
     with training.loading() as batches, tracking as run:
         training.fit(batches, run)
         if processes.is_first:
-            _write_model(out_dir, training, source)
+            _write_model(out_dir, training)
             if run is not None:
                 _log_model(run, out_dir, job)
 
@@ -186,7 +186,7 @@ def _is_tracked(out_dir: Path, job: Job) -> bool:
     return bool(client.search_runs(experiments, query, max_results=1))
 
 
-def _write_model(out_dir: Path, training: Training, source: Domain) -> None:
+def _write_model(out_dir: Path, training: Training) -> None:
     job = training.job
     network, iteration = training.selected()
     meta = {
@@ -194,9 +194,8 @@ def _write_model(out_dir: Path, training: Training, source: Domain) -> None:
         "palette": list(job.class_set.palette),
         "provenance": job.manifest.provenance,
         "recipe": job.recipe.name,
-        "source": source.name,
-        "bands": source.band_indexes,
-        "value_range": source.value_range,
+        "source": job.recipe.source,
+        "reading": asdict(job.manifest.reading),
         "class_set": job.class_set.name,
         "settings": [setting.abbr for setting in job.recipe.settings],
         "selection": job.config.selection,

@@ -1,33 +1,21 @@
 """Folders and archives of unlabelled images as a source of style: what is there, and what is unusable."""
 
 import hashlib
-import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.io import DatasetReader
 
 from crossearth.data.archives import Member, index, read
 from crossearth.data.errors import InputError
-from crossearth.data.tiles import gdal
+from crossearth.data.raster import gdal, open_raster
+from crossearth.data.raster_names import RASTER_SUFFIXES, rasters_among
+from crossearth.data.reading import Reading, fit, raw_dtype
 
 MIN_PX = 32
-# never a VRT, which could point anywhere
-DRIVERS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".tif": "GTiff",
-    ".tiff": "GTiff",
-    ".bmp": "BMP",
-    ".jp2": "JP2OpenJPEG",
-    ".webp": "WEBP",
-}
+BANDS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -56,22 +44,25 @@ def list_images(folder: Path, scratch: Path) -> list[Member]:
     Raises:
         InputError: no such folder, a broken archive, or no image.
     """
-    members = [
-        member for member in index(folder, scratch) if PurePosixPath(member.path).suffix.lower() in DRIVERS
-    ]
+    found = {member.path: member for member in index(folder, scratch)}
+    members = [found[path] for path in rasters_among(list(found), lambda path: read(found[path]))]
     if not members:
         raise InputError(
             "no images here",
             where=folder,
-            expected=f"files named {', '.join(f'*{suffix}' for suffix in DRIVERS)}",
+            expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
         )
     return members
 
 
-def read_style_image(member: Member, max_px: int, resize: bool) -> StyleImage:
+def read_style_image(
+    member: Member, max_px: int, resize: bool, value_range: tuple[float, float] | None = None
+) -> StyleImage:
     """Decodes the first three bands of an image.
 
     Args:
+        value_range: values that become 0 and 255 in images that are not 8 bit, see `Reading`; None: such ones
+            are unusable.
         max_px: with `resize`, the side of the square that it is resampled to; else the side of the central
             window that is read of a larger image, at its own resolution.
     """
@@ -80,34 +71,30 @@ def read_style_image(member: Member, max_px: int, resize: bool) -> StyleImage:
     except (InputError, OSError) as error:
         return StyleImage(member.path, "", None, str(error))
     sha256 = hashlib.sha256(member.path.encode() + b"\0" + content).hexdigest()
-    driver = DRIVERS[PurePosixPath(member.path).suffix.lower()]
     try:
-        with (
-            gdal(GDAL_ERROR_ON_LIBJPEG_WARNING=True),
-            MemoryFile(content) as memory,
-            memory.open(driver=driver) as source,
-        ):
-            if source.count < 3 or source.dtypes[0] != "uint8":
-                problem = f"{source.count} bands of {source.dtypes[0]}, not three of uint8"
-                return StyleImage(member.path, sha256, None, problem)
+        with gdal(), open_raster(member) as raster:
+            source = raster.dataset
+            if source.count < 3:
+                return StyleImage(member.path, sha256, None, f"{source.count} bands, not three")
             if min(source.height, source.width) < MIN_PX:
                 return StyleImage(member.path, sha256, None, f"smaller than {MIN_PX} px")
-            image = source.read((1, 2, 3), **_how(source, max_px, resize))
-    except RasterioError as error:
-        return StyleImage(member.path, sha256, None, _said(error))
+            dtype = raw_dtype(raster, BANDS)
+            if dtype != "uint8" and value_range is None:
+                return StyleImage(member.path, sha256, None, f"{dtype}, not uint8, without a value_range")
+            reading = Reading(BANDS, dtype, None if dtype == "uint8" else value_range)
+            reading.refuse_outside(raster, "give another range")
+            if resize:
+                image, _ = fit(*reading.read(raster), max_px, max_px)
+            else:
+                image, _ = reading.read(raster, _centre(source, max_px))
+    except InputError as error:
+        return StyleImage(member.path, sha256, None, error.what)
     if all(plane.min() == plane.max() for plane in image):
         return StyleImage(member.path, sha256, None, "one colour")
     return StyleImage(member.path, sha256, image)
 
 
-def _said(error: RasterioError) -> str:
-    """GDAL's words, without its name for a file in memory."""
-    return "unreadable: " + re.sub(r"'?/vsimem/\S+?'? ", "", str(error.__cause__ or error))
-
-
-def _how(source: DatasetReader, max_px: int, resize: bool) -> dict[str, Any]:
-    if resize:
-        return {"out_shape": (3, max_px, max_px), "resampling": Resampling.bilinear}
+def _centre(source: DatasetReader, max_px: int) -> tuple[tuple[int, int], tuple[int, int]]:
     height, width = min(source.height, max_px), min(source.width, max_px)
     top, left = (source.height - height) // 2, (source.width - width) // 2
-    return {"window": ((top, top + height), (left, left + width))}
+    return (top, top + height), (left, left + width)

@@ -157,8 +157,7 @@ class Domain:
         scene: the same, searched in the key: the piece of ground, never in two splits.
         labels: None where there are none.
         lossy_labels: scenes whose published labels went through a lossy format.
-        value_range: raw values that become 0 and 255; None: the files are 8 bit and stay as they are.
-        nodata: raw value; px where all bands have it are ignored in labels, as are px that the file masks.
+        value_range, nodata: as `Reading` has them.
         train, test: files of a published domain's splits; None: it has no such split.
         own: folders of a user's domain; None: a published one.
     """

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -22,11 +22,13 @@ from pydantic import TypeAdapter, ValidationError
 from crossearth.data.domains import Catalog, Split, is_file_name
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path
+from crossearth.data.reading import Reading
 from crossearth.data.tiles import Window, read_window
 
 Provenance = Literal["synthetic", "publisher", "own"]
-FORMAT = "2"
+FORMAT = "3"
 _CLASSES = TypeAdapter(tuple[str, ...])
+_READING = TypeAdapter(Reading)
 
 SCHEMA = pa.schema(
     [
@@ -63,6 +65,7 @@ class Manifest:
         root: the domain's folder.
         classes: names of the classes of the label ids 0, 1, ...; none where there are no labels.
         provenance: "synthetic" = drawn by code, "publisher" = a published data set, "own" = the user's.
+        reading: how the values of the domain's files became those of the tiles.
         table: rows of `SCHEMA`, ordered by scene and window.
         digest: hex SHA-256 of everything above but `root`, and so of every tile's pixels.
     """
@@ -72,6 +75,7 @@ class Manifest:
     split: str
     classes: tuple[str, ...]
     provenance: Provenance
+    reading: Reading
     table: pa.Table
     digest: str
 
@@ -97,6 +101,7 @@ def write_manifest(
     split: str,
     classes: Sequence[str],
     provenance: Provenance,
+    reading: Reading,
     rows: Sequence[dict[str, Any]],
 ) -> Manifest:
     """Orders `rows` by scene and window and writes `root/<split>.parquet`; equal rows give equal bytes."""
@@ -108,6 +113,7 @@ def write_manifest(
         "split": split,
         "classes": json.dumps(classes),
         "provenance": provenance,
+        "reading": json.dumps(asdict(reading)),
         "format": FORMAT,
     }
     table = pa.Table.from_pylist(ordered, schema=SCHEMA)
@@ -181,6 +187,10 @@ def _problem(table: pa.Table) -> str:
         classes = _CLASSES.validate_json(about.get("classes", ""))
     except ValidationError:
         return f"classes: {about.get('classes')!r} is no list of names"
+    try:
+        _READING.validate_json(about.get("reading", ""))
+    except ValidationError:
+        return f"reading: {about.get('reading')!r} does not say how files were read"
     for column in table.column_names:
         if table[column].null_count:
             return f"{column}: some rows have none"
@@ -224,6 +234,7 @@ def _manifest(root: Path, table: pa.Table) -> Manifest:
         split=about["split"],
         classes=_CLASSES.validate_json(about["classes"]),
         provenance=cast(Provenance, about["provenance"]),
+        reading=_READING.validate_json(about["reading"]),
         table=table,
         digest=about["digest"],
     )

@@ -7,7 +7,7 @@ open in any GIS. The measurement behind the choice stands in data/README.md.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +17,17 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
-from rasterio.session import DummySession
 
 from crossearth.data.domains import Rule, window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, Unknown
+from crossearth.data.raster import Raster
+from crossearth.data.reading import Reading, fit, fitted_size
 
 BLOCK_PX = 256
-GDAL_CACHE_MB = 128
 LOOK_CELLS = 16
 
 
@@ -109,40 +109,16 @@ class Cutting:
         px: tile size; without meaning for rule "whole".
         rule: "cut" = windows of `px`; "whole" = the scene as it is; "fit" = the scene resampled so that its
             longer side is `px`, images bilinearly, labels by nearest neighbour.
-        bands: 1-based bands of the publisher's image, in the order that the network sees.
-        value_range: source values that become 0 and 255, linear between, clipped; None = uint8 as it is.
-        nodata: source value; px where all three bands have it are ignored in labels, as are px that the file
-            masks in all three (its own nodata value, transparency) or that are no number in some band.
+        reading: how its values are read; px that it does not count as valid are ignored in labels.
         num_classes: classes of the domain's class set.
         unknown_labels: what becomes of label values outside the map.
     """
 
     px: int
     rule: Rule
-    bands: tuple[int, int, int]
-    value_range: tuple[float, float] | None
-    nodata: float | None
+    reading: Reading
     num_classes: int
     unknown_labels: Unknown
-
-
-class Raster(NamedTuple):
-    """An open raster and how to name it to the user."""
-
-    dataset: DatasetReader
-    where: str
-
-    def read(self, bands: Sequence[int], **options: Any) -> NDArray[Any]:
-        """Reads bands; damage becomes an InputError that names the file."""
-        try:
-            return cast("NDArray[Any]", self.dataset.read(bands, **options))
-        except RasterioError as error:
-            cause = error.__cause__ or error
-            raise InputError(
-                f"cannot read its pixels, truncated or damaged: {cause}",
-                where=self.where,
-                next_step="fetch the file again",
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -157,10 +133,7 @@ class Grid:
     @classmethod
     def of(cls, source: DatasetReader, cutting: Cutting) -> "Grid":
         """The grid that `source` is stored on: its own, but for rule "fit"."""
-        if cutting.rule != "fit":
-            return cls(source.width, source.height, source.transform, source.crs)
-        scale = cutting.px / max(source.width, source.height)
-        width, height = max(1, round(source.width * scale)), max(1, round(source.height * scale))
+        width, height = fitted_size(source.width, source.height, cutting.reading.fit_px)
         shrink = rasterio.Affine.scale(source.width / width, source.height / height)
         placed = not source.transform.is_identity
         return cls(width, height, source.transform @ shrink if placed else source.transform, source.crs)
@@ -260,34 +233,21 @@ def _read_strip(
     """Reads `rows` of the stored grid; rule "fit" knows one strip, and it is all of the source."""
     window = None if cutting.rule == "fit" else rows.slices()
     shape = (rows.height, rows.width)
-    size = (3, *shape)
-    found = image.read(
-        cutting.bands, window=window, out_shape=size, resampling=Resampling.bilinear, masked=True
-    )
-    raw = np.ma.getdata(found)
-    # as in mapping: one band alone at the file's nodata value is a colour, not a hole
-    masked = np.all(np.ma.getmaskarray(found), axis=0)
-    if cutting.nodata is not None:
-        masked |= (raw == cutting.nodata).all(axis=0)
-    # a pixel that is no number was not seen, whatever the nodata value
-    if raw.dtype.kind == "f":
-        masked |= ~np.isfinite(raw).all(axis=0)
-    if cutting.value_range is not None:
-        low, high = cutting.value_range
-        scaled = (raw.astype(np.float32) - low) * (255 / (high - low))
-        raw = np.rint(np.clip(np.where(masked, 0, scaled), 0, 255)).astype(np.uint8)
+    values, valid = cutting.reading.read(image, window)
+    if cutting.rule == "fit":
+        values, valid = fit(values, valid, rows.width, rows.height)
     ids = None
     if label is not None and spec is not None:
         ids = _read_label(label, spec, window, shape, cutting.unknown_labels)
-        ids[masked] = IGNORE
-    return _Strip(rows.row_off, raw, ids, masked)
+        ids[~valid] = IGNORE
+    return _Strip(rows.row_off, values, ids, ~valid)
 
 
 def _read_label(
     label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int], unknown: Unknown
 ) -> NDArray[np.uint8]:
     bands = label.dataset.indexes
-    raw = label.read(bands, window=window, out_shape=(len(bands), *shape), resampling=Resampling.nearest)
+    raw = label.read(bands, window=window, out_shape=(len(bands), *shape))
     try:
         return spec.decode(_colours(raw, label, spec), label.where, unknown)
     except InputError:
@@ -304,21 +264,6 @@ def _colours(raw: NDArray[Any], label: Raster, spec: LabelSpec) -> NDArray[Any]:
     for index, colour in label.dataset.colormap(1).items():
         table[index] = colour[:3]
     return np.moveaxis(table[raw[0]], -1, 0)
-
-
-@contextmanager
-def gdal(**more: Any) -> Iterator[None]:
-    """GDAL as ingest wants it: a small block cache, no side files, no listing of folders."""
-    with rasterio.Env(
-        # where AWS_ACCESS_KEY_ID is set, rasterio would make a boto3 session here, 6 ms for each file
-        session=DummySession(),
-        GDAL_CACHEMAX=GDAL_CACHE_MB,
-        GDAL_PAM_ENABLED=False,
-        GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
-        GDAL_NUM_THREADS=1,
-        **more,
-    ):
-        yield
 
 
 @contextmanager

@@ -23,10 +23,11 @@ from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path, read_json, sha256_file, unsealed, write_sealed
 from crossearth.data.manifest import Provenance
+from crossearth.data.reading import Reading
 from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
 from crossearth.model.inference import store_weights
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS_NAME = "model.safetensors"
 META_NAME = "model.json"
 BACKBONE = "backbone."
@@ -49,8 +50,8 @@ class Description:
     """What a model.json must say, and may say; it may hold more.
 
     Attributes:
-        bands, value_range: of the files that it was trained on: the three bands, from 1, and the values that
-            became 0 and 255 (None: 8 bit as it was). Converted models do not know them.
+        reading: how the files that it was trained on were read, as their manifest has it; None = unknown, as
+            converted models have it.
     """
 
     classes: tuple[str, ...]
@@ -58,8 +59,7 @@ class Description:
     provenance: Provenance
     sha256: str
     backbone: SharedBackbone | None
-    bands: tuple[int, int, int] | None = None
-    value_range: tuple[float, float] | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         for colour in self.palette:
@@ -75,7 +75,7 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
         folder: made if absent.
         meta: JSON-serialisable description. Needs `classes` (names in id order), `palette` ("#rrggbb" each)
             and `provenance` (of the data that it was trained on, a manifest's word); further keys are kept.
-            With `bands` and `value_range` (see `Description`) `predict` reads scenes as the training did.
+            With `reading` (see `Description`) `predict` reads scenes as the training did.
         backbones_dir: where the backbone is stored once for all models; None = inside the model's file.
 
     Returns:
@@ -203,6 +203,12 @@ def read_meta(path: Path) -> dict[str, Any]:
     meta = unsealed(meta, description)
     load_config(Description, {each.name: meta.get(each.name) for each in fields(Description)}, description)
     return meta
+
+
+def trained_reading(meta: Mapping[str, Any]) -> Reading | None:
+    """How the files were read that a model of this description was trained on; None = unknown."""
+    found = meta.get("reading")
+    return found and load_config(Reading, found, "the model's reading")
 
 
 def _files(path: Path) -> tuple[Path, Path]:

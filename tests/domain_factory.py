@@ -7,6 +7,7 @@ import rasterio
 
 from crossearth.data.catalog import load_catalog
 from crossearth.data.manifest import write_manifest
+from crossearth.data.reading import Reading
 from crossearth.data.tiles import describe
 
 
@@ -74,4 +75,4 @@ def write_domain(
                 **describe(image_3HW, label_HW, None, num_classes),
             }
         )
-    write_manifest(folder, domain, split, classes, "synthetic", rows)
+    write_manifest(folder, domain, split, classes, "synthetic", Reading((1, 2, 3), "uint8"), rows)

@@ -7,6 +7,7 @@ import numpy as np
 import rasterio
 
 from crossearth.data.manifest import Manifest, write_manifest
+from crossearth.data.reading import Reading
 from crossearth.data.tiles import Grid, describe, scene_writer, windows
 
 
@@ -54,4 +55,6 @@ def draw_domain(
                     "bands": ["near infrared", "red", "green"],
                 }
             )
-    return write_manifest(root, root.name, split, ("background", "road"), "own", rows)
+    return write_manifest(
+        root, root.name, split, ("background", "road"), "own", Reading((4, 1, 2), "uint16", (0, 3000)), rows
+    )

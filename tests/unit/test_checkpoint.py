@@ -206,8 +206,9 @@ def test_a_broken_description_is_refused(tmp_path: Path, text: str, message: str
         ({"palette": ["#000000", "red", "#00ff00"]}, "palette: 'red'"),
         ({"provenance": 7}, r"provenance: .*'own', found 7"),
         ({"sha256": 7}, r"sha256: .*string, found 7"),
-        ({"bands": [1, 2]}, r"bands\.2: Field required"),
-        ({"value_range": "wide"}, r"value_range: .*tuple, found 'wide'"),
+        ({"reading": {"bands": [1, 2], "dtype": "uint8"}}, r"reading\.bands\.2: Field required"),
+        ({"reading": {"bands": [1, 2, 3], "dtype": "uint8", "value_range": [9, 1]}}, r"value_range: \[9"),
+        ({"reading": {"bands": [1, 2, 3]}}, r"reading\.dtype: Field required"),
     ],
 )
 def test_a_description_that_does_not_agree_is_refused(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_domain import save
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -75,8 +76,8 @@ def test_good_images_are_counted_and_bad_ones_listed(fitted: Path) -> None:
     assert (summary["count"], summary["images"]) == (NUM_GOOD, NUM_GOOD + 5)
     assert set(problems) == {"sea.png", "grey.png", "tiny.png", "broken.jpg", "cut.jpg"}
     assert problems["sea.png"] == "one colour"
-    assert problems["grey.png"] == "1 bands of uint8, not three of uint8"
-    assert problems["cut.jpg"].startswith("unreadable")
+    assert problems["grey.png"] == "1 bands, not three"
+    assert "libjpeg: Premature end of JPEG file" in problems["cut.jpg"]
     styles = EarthStyles.load(fitted / STYLES_FILE, "spectral")
     assert (styles.count, styles.corpus_digest) == (NUM_GOOD, summary["corpus_digest"])
     assert not list(fitted.parent.glob(".styles.[0-9a-f]*"))
@@ -163,6 +164,36 @@ def test_the_sheet_shows_usable_images_wherever_they_stand(tmp_path: Path) -> No
     folder = fit_styles(tmp_path, tmp_path / "out" / "styles", StylesConfig())
     assert json.loads((folder / SUMMARY_FILE).read_text())["count"] == 20
     assert (folder / SHEET_FILE).is_file()
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_images_of_more_bits_are_scaled_by_the_range_and_skipped_without_one(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("plain", "deep"):
+        Path(folder).mkdir()
+    for index in range(6):
+        picture(index).save(f"plain/{index}.tif")
+        picture(index).save(f"deep/{index}.tif")
+        if index < 4:
+            save(Path(f"deep/{index}.tif"), np.asarray(picture(index)).transpose(2, 0, 1).astype(dtype) * 20)
+    save(Path("deep/far.tif"), 9000 + np.asarray(picture(9)).transpose(2, 0, 1).astype(dtype))
+    wanted = fit_styles(Path("plain"), tmp_path / "styles", StylesConfig())
+    skipped = fit_styles(Path("deep"), tmp_path / "skipped", StylesConfig())
+    problems = {each["problem"] for each in json.loads((skipped / SUMMARY_FILE).read_text())["skipped"]}
+    assert problems == {f"{dtype}, not uint8, without a value_range"}
+    told = CliRunner().invoke(app, ["styles", "fit", "deep", "--value-range", "0,5100"])
+    assert told.exit_code == 0, told.output
+    found = json.loads(Path("artifacts/styles", SUMMARY_FILE).read_text())
+    assert found["count"] == 6
+    assert [each["path"] for each in found["skipped"]] == ["far.tif"]
+    assert "leaves nothing" in found["skipped"][0]["problem"]
+    means = [
+        EarthStyles.load(folder / STYLES_FILE, "spectral").mean
+        for folder in (wanted, Path("artifacts/styles"))
+    ]
+    torch.testing.assert_close(*means)
 
 
 def test_nothing_to_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ from pydantic import ValidationError
 
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import SCHEMA, held_out, natural, read_manifest, write_manifest
+from crossearth.data.reading import Reading
+
+READING = Reading((4, 1, 2), "int16", (-100.0, 3000.0), -9999, 0.5)
 
 
 def row(scene: str, left: int = 0, **changes: Any) -> dict[str, Any]:
@@ -41,7 +45,7 @@ ROWS = [row(f"area{number}", left) for number in (10, 2, 1) for left in (8, 0)]
 
 
 def write(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Any:
-    return write_manifest(folder, "town", "train", ("background", "road"), "own", rows)
+    return write_manifest(folder, "town", "train", ("background", "road"), "own", READING, rows)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -49,6 +53,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (found.root, found.domain, found.split) == (tmp_path, "town", "train")
     assert found.classes == ("background", "road")
     assert found.provenance == "own"
+    assert found.reading == READING
     assert found.digest == written.digest
     assert len(found) == 6
     assert found.table.schema.equals(SCHEMA)
@@ -123,7 +128,7 @@ def test_a_label_may_be_that_of_another_domain(tmp_path: Path) -> None:
 
 def test_a_domain_that_is_no_name_is_refused(tmp_path: Path) -> None:
     """Predictions take it for their folder's name."""
-    write_manifest(tmp_path, "../../x", "train", (), "own", ROWS)
+    write_manifest(tmp_path, "../../x", "train", (), "own", READING, ROWS)
     with pytest.raises(InputError, match=r"domain: '\.\./\.\./x' is no name"):
         read_manifest(tmp_path, "train")
 
@@ -143,21 +148,37 @@ def test_a_forged_row_is_refused(tmp_path: Path, change: dict[str, Any], words: 
 
 
 @pytest.mark.parametrize(
-    ("split", "classes", "provenance", "words"),
+    ("split", "classes", "provenance", "reading", "words"),
     [
-        ("train", 7, "own", "classes: '7' is no list of names"),
-        ("train", {"road": 1}, "own", "classes: .* is no list of names"),
-        ("train", ("background", 1), "own", "classes: .* is no list of names"),
-        ("train", ("background", "road"), "elsewhere", "'elsewhere' is none of synthetic, publisher, own"),
-        ("val", ("background", "road"), "own", "'val' is none of train, test"),
+        ("train", 7, "own", READING, "classes: '7' is no list of names"),
+        ("train", {"road": 1}, "own", READING, "classes: .* is no list of names"),
+        ("train", ("background", 1), "own", READING, "classes: .* is no list of names"),
+        (
+            "train",
+            ("background", "road"),
+            "elsewhere",
+            READING,
+            "'elsewhere' is none of synthetic, publisher, own",
+        ),
+        ("val", ("background", "road"), "own", READING, "'val' is none of train, test"),
+        *(
+            (
+                "train",
+                ("background", "road"),
+                "own",
+                replace(READING, **wrong),
+                "reading: .* does not say how",
+            )
+            for wrong in ({"bands": (1, 2)}, {"dtype": 7}, {"nodata": "black"})
+        ),
     ],
 )
 def test_a_forged_head_is_refused(
-    tmp_path: Path, split: str, classes: Any, provenance: Any, words: str
+    tmp_path: Path, split: str, classes: Any, provenance: Any, reading: Reading, words: str
 ) -> None:
     (tmp_path / "train.parquet").touch()
     with suppress(ValidationError):  # the writer looks at what it wrote
-        write_manifest(tmp_path, "town", split, classes, provenance, ROWS)
+        write_manifest(tmp_path, "town", split, classes, provenance, reading, ROWS)
     (tmp_path / f"{split}.parquet").rename(tmp_path / "train.parquet")
     with pytest.raises(InputError, match=words):
         read_manifest(tmp_path, "train")

@@ -81,6 +81,7 @@ def test_dataset_names_its_origin_and_refers_to_the_labels(
     folder = run(domains, styles, tmp_path)
     source, styled = read(domains), read(tmp_path)
     assert len(styled) == 2 * len(source)
+    assert styled.reading == source.reading
     origins = {row["tile_id"]: row for row in pq.read_table(folder / ORIGINS_FILE).to_pylist()}
     earth = EarthStyles.load(styles, "spectral")
     at = {row["tile_id"]: index for index, row in enumerate(source.rows)}

@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from rasterio.transform import from_origin
 from crossearth.data.domains import window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, parse_labels
-from crossearth.data.tiles import Cutting, Raster, Window, cut_scene, gdal, look, read_window, windows
+from crossearth.data.raster import Raster, gdal
+from crossearth.data.reading import Reading
+from crossearth.data.tiles import Cutting, Window, cut_scene, look, read_window, windows
 
 CLASSES = ("ground", "road", "roof")
 SPEC = parse_labels({0: "ground", 1: "road", 2: "roof", 9: "ignore"}, CLASSES, "test")
@@ -23,16 +26,13 @@ PLACE = from_origin(300_000, 5_000_000, 0.05, 0.05)
 
 
 def cutting(px: int = 64, rule: Any = "cut", **changes: Any) -> Cutting:
-    values = {
-        "px": px,
-        "rule": rule,
-        "bands": (1, 2, 3),
-        "value_range": None,
-        "nodata": None,
-        "num_classes": 3,
-        "unknown_labels": "error",
-    }
-    return Cutting(**{**values, **changes})
+    how = {"bands": (1, 2, 3), "dtype": "uint8", "fit_px": px if rule == "fit" else None}
+    names = {field.name for field in fields(Reading)}
+    how |= {name: value for name, value in changes.items() if name in names}
+    other = {name: value for name, value in changes.items() if name not in names}
+    return Cutting(
+        **{"num_classes": 3, "unknown_labels": "error", **other}, px=px, rule=rule, reading=Reading(**how)
+    )
 
 
 def save(path: Path, array: NDArray[Any], **options: Any) -> Path:
@@ -147,7 +147,7 @@ def test_a_scene_smaller_than_a_tile_is_one_tile(tmp_path: Path, scene: Any) -> 
 def test_bands_are_chosen_and_values_scaled(tmp_path: Path, scene: Any) -> None:
     _, label = scene
     raw = np.random.default_rng(1).integers(0, 12_000, (4, 150, 210), np.uint16)
-    how = cutting(bands=(3, 2, 1), value_range=(1000, 11_000))
+    how = cutting(bands=(3, 2, 1), dtype="uint16", value_range=(1000, 11_000))
     cut(tmp_path, save(tmp_path / "a.tif", raw), save(tmp_path / "b.tif", label), how)
     stored = read_window(tmp_path / "i.tif", Window(0, 0, 210, 150))
     wanted = np.clip((raw[[2, 1, 0]].astype(float) - 1000) * 255 / 10_000, 0, 255)
@@ -191,7 +191,7 @@ def test_what_the_file_masks_in_the_three_bands_is_not_scored(
     raw[0, 75:90] = -9999
     source = save(tmp_path / "a.tif", raw, nodata=-9999)
     label = save(tmp_path / "b.tif", np.ones((150, 210), np.uint8))
-    how = cutting(px, rule, value_range=(0, 255))
+    how = cutting(px, rule, dtype="int16", value_range=(0, 255))
     rows = cut(tmp_path, source, label, how)
     with rasterio.open(tmp_path / "l.tif") as stored:
         ids = stored.read(1)
@@ -216,7 +216,7 @@ def test_not_a_number_is_nodata(tmp_path: Path, scene: Any) -> None:
     image, label = scene
     values = image.astype(np.float32)
     values[:, :15] = np.nan
-    how = cutting(rule="whole", value_range=(0, 255))
+    how = cutting(rule="whole", dtype="float32", value_range=(0, 255))
     (row,) = cut(tmp_path, save(tmp_path / "a.tif", values), save(tmp_path / "b.tif", label), how)
     assert row["nodata_share"] == pytest.approx(0.1)
     np.testing.assert_array_equal(read_window(tmp_path / "i.tif", Window(0, 15, 210, 135)), image[:, 15:])
@@ -228,7 +228,7 @@ def test_what_is_no_number_is_not_scored(nodata: float | None, tmp_path: Path, s
     raw = image.astype(np.float32)
     raw[:, :7] = np.nan
     image_path, label_path = save(tmp_path / "x.tif", raw), save(tmp_path / "y.tif", np.ones_like(label))
-    how = cutting(rule="whole", nodata=nodata, value_range=(0.0, 255.0))
+    how = cutting(rule="whole", dtype="float32", nodata=nodata, value_range=(0.0, 255.0))
     (row,) = cut(tmp_path, image_path, label_path, how)
     assert row["ignored_pixels"] == 7 * label.shape[1]
 

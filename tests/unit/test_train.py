@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -33,8 +34,10 @@ from crossearth.data.augment import Augmentation
 from crossearth.data.dataset import TrainingStream
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
+from crossearth.data.manifest import read_manifest, write_manifest
+from crossearth.data.reading import Reading
 from crossearth.data.style import StyleConfig
-from crossearth.model.checkpoint import read_meta
+from crossearth.model.checkpoint import read_meta, trained_reading
 from crossearth.model.losses import SegmentationLossConfig
 from crossearth.model.training import MultiTask, TaskConfig, learning_rate
 
@@ -505,20 +508,28 @@ def test_a_class_that_never_occurs_is_refused_unless_allowed(
     assert fit(allow_absent_classes=True).is_dir()
 
 
-def test_a_model_knows_the_bands_and_values_of_its_sources_files(
+def test_a_model_reads_as_its_sources_manifest_says_whatever_became_of_the_catalog(
     catalog: Catalog, recipe: Recipe, work: Path, tmp_path: Path, run: Train
 ) -> None:
-    assert (read_meta(run(iterations=1))["bands"], read_meta(run(iterations=1))["value_range"]) == (
-        [1, 2, 3],
-        None,
+    edited = replace(catalog.domain(RECIPE), band_indexes=(3, 2, 1), value_range=(0.0, 9.0))
+    domains = tmp_path / "domains"
+    shutil.copytree(work / "domains", domains)
+    written = read_manifest(catalog.domain_dir(domains, RECIPE), "train")
+    deep = Reading((4, 3, 2), "uint16", (0.0, 3000.0), 0.0, 10.0)
+    write_manifest(
+        written.root, written.domain, "train", written.classes, written.provenance, deep, written.rows
     )
-    source = replace(catalog.domain(RECIPE), band_indexes=(4, 3, 2), value_range=(0.0, 3000.0))
-    deep = replace(catalog, domains={**catalog.domains, RECIPE: source})
-    config = TrainConfig(**(NUMBERS | {"iterations": 1}))
     meta = read_meta(
-        train(recipe, deep, work / "domains", tmp_path / "deep", config, work / "earth.safetensors")
+        train(
+            recipe,
+            replace(catalog, domains={**catalog.domains, RECIPE: edited}),
+            domains,
+            tmp_path / "deep",
+            TrainConfig(**(NUMBERS | {"iterations": 1})),
+            work / "earth.safetensors",
+        )
     )
-    assert (meta["bands"], meta["value_range"]) == ([4, 3, 2], [0, 3000])
+    assert trained_reading(meta) == deep
 
 
 def test_a_source_that_was_not_ingested(run: Train, catalog: Catalog, recipe: Recipe, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from crossearth.data.domains import Catalog, Domain, Files
 from crossearth.data.errors import InputError
 from crossearth.data.expectations import expectations, validate_manifests
 from crossearth.data.manifest import Manifest, read_manifest, write_manifest
+from crossearth.data.reading import Reading
 from crossearth.data.validation import ValidateConfig, twins
 
 
@@ -34,7 +35,15 @@ def rewrite(folder: Path, split: str, change: Callable[[dict[str, Any]], dict[st
     """Changes rows of a manifest."""
     root = folder / "domains" / NAME
     rows = [change(row) for row in read_manifest(root, split).rows]
-    write_manifest(root, NAME, split, ("background", "road"), "own", [row for row in rows if row])
+    write_manifest(
+        root,
+        NAME,
+        split,
+        ("background", "road"),
+        "own",
+        Reading((1, 2, 3), "uint8"),
+        [row for row in rows if row],
+    )
 
 
 @pytest.fixture(scope="module")
