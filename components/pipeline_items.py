@@ -379,10 +379,12 @@ def fetch_scene(address: str) -> Path:
     parts = urlsplit(address)
     path = SCENES / parts.netloc / parts.path.lstrip("/")
     download(address, path)
-    beside = sidecar_names(address)
+    name = path.name
+    beside = sidecar_names(name)
     for other in list_objects(address.removesuffix(PurePosixPath(address).suffix)):
-        if other.lower() in beside:
-            sidecar = path.with_name(PurePosixPath(other).name)
+        other_name = other.removeprefix(address.removesuffix(name))
+        if other_name.lower() in beside:
+            sidecar = path.with_name(other_name)
             download(other, sidecar)
             if other.lower().endswith(".aux.xml"):
                 sidecar.write_bytes(harmless(sidecar.read_bytes(), other))

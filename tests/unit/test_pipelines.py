@@ -255,10 +255,8 @@ def test_a_pointer_in_a_store_is_refused(bucket: Path) -> None:
     with pytest.raises(InputError, match=r"s3://bucket/scene\.vrt: a raster of a kind that may point"):
         pipeline_items.deal_scenes("s3://bucket/", 1)
     (bucket / "scene.vrt").rename(bucket / "scene.tif")
-    with (
-        pytest.raises(InputError, match=r"scene\.tif: not an image that can be read"),
-        open_raster(pipeline_items.fetch_scene("s3://bucket/scene.tif"), own=False),
-    ):
+    here = pipeline_items.fetch_scene("s3://bucket/scene.tif")
+    with pytest.raises(InputError, match=r"scene\.tif: not an image"), open_raster(here, own=False):
         pass
 
 
