@@ -16,6 +16,7 @@ Config = TypeVar("Config")
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 50
+NAMES_SHOWN = 25
 
 
 class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -100,8 +101,15 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """'did you mean' text for a wrong word, or the list of choices."""
     known = sorted(map(str, choices))
     close = difflib.get_close_matches(str(word), known, n=1)
-    listing = ", ".join(known)
+    listing = listed(known)
     return f"{close[0]!r}? (choices: {listing})" if close else f"one of {listing}"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in a row; of many, the first ones and how many more there are."""
+    every = [str(name) for name in names]
+    more = len(every) - NAMES_SHOWN
+    return ", ".join(every[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def load_config(kind: type[Config], values: Any, where: object) -> Config:

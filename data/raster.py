@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
@@ -28,10 +29,20 @@ class Raster(NamedTuple):
     dataset: DatasetReader
     where: str
 
-    def read(self, bands: Sequence[int], **options: Any) -> NDArray[Any]:
+    def read(self, bands: Sequence[int] | int, **options: Any) -> NDArray[Any]:
         """Reads bands; damage becomes an InputError that names the file."""
-        try:
+        with self._whole():
             return cast("NDArray[Any]", self.dataset.read(bands, **options))
+
+    def read_masks(self, bands: Sequence[int], **options: Any) -> NDArray[np.uint8]:
+        """Reads the bands' masks, 0 = nothing there; damage becomes an InputError that names the file."""
+        with self._whole():
+            return cast("NDArray[np.uint8]", self.dataset.read_masks(bands, **options))
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        try:
+            yield
         except RasterioError as error:
             cause = error.__cause__ or error
             raise InputError(

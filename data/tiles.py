@@ -17,13 +17,14 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 
 from crossearth.data.domains import Rule, window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, Unknown
+from crossearth.data.masks import read_ids
 from crossearth.data.raster import Raster
 
 BLOCK_PX = 256
@@ -258,32 +259,9 @@ def _read_strip(
         raw = np.rint(np.clip(np.where(masked, 0, scaled), 0, 255)).astype(np.uint8)
     ids = None
     if label is not None and spec is not None:
-        ids = _read_label(label, spec, window, shape, cutting.unknown_labels)
+        ids = read_ids(label, spec, cutting.unknown_labels, window, shape)
         ids[masked] = IGNORE
     return _Strip(rows.row_off, raw, ids, masked)
-
-
-def _read_label(
-    label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int], unknown: Unknown
-) -> NDArray[np.uint8]:
-    bands = label.dataset.indexes
-    raw = label.read(bands, window=window, out_shape=(len(bands), *shape), resampling=Resampling.nearest)
-    try:
-        return spec.decode(_colours(raw, label, spec), label.where, unknown)
-    except InputError:
-        # the message counts pixels: say how many there are in the scene, not in this strip
-        spec.decode(_colours(label.read(bands), label, spec), label.where, unknown)
-        raise
-
-
-def _colours(raw: NDArray[Any], label: Raster, spec: LabelSpec) -> NDArray[Any]:
-    """Where colours are wanted, a label with a palette is read as its colours, else as its indexes."""
-    if spec.kind != "colour" or label.dataset.colorinterp != (ColorInterp.palette,):
-        return raw
-    table = np.zeros((256, 3), np.uint8)
-    for index, colour in label.dataset.colormap(1).items():
-        table[index] = colour[:3]
-    return np.moveaxis(table[raw[0]], -1, 0)
 
 
 @contextmanager
