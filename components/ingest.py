@@ -50,7 +50,8 @@ class IngestConfig:
     Attributes:
         tile_px: overrides the catalog's tile size under the rules "cut" and "fit"; None = the catalog's.
         workers: processes; each holds one scene. With 1 everything happens in this process.
-        unknown_labels: "error", or "ignore" = label values outside the map become ignored pixels.
+        unknown_labels: "error", or "ignore" = label values outside the map become ignored pixels; a domain's
+            own `unknown_labels` in its catalog file counts before it.
     """
 
     tile_px: int | None = None

@@ -43,7 +43,7 @@ class Plan:
             domain.value_range,
             domain.nodata,
             len(classes),
-            unknown_labels,
+            domain.unknown_labels or unknown_labels,
         )
         return cls(domain, cutting, digest([asdict(domain), asdict(cutting), classes, code_version()]))
 
@@ -56,7 +56,7 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
             elsewhere or compressed with loss, label values outside the map.
     """
     domain, cutting = plan.domain, plan.cutting
-    image_path, label_path = (f"{source.split}/{kind}/{source.key}.tif" for kind in ("images", "labels"))
+    image_path, label_path = (f"{source.split}/{kind}/{source.name}.tif" for kind in ("images", "labels"))
     with gdal(), open_raster(source.image, source.sidecars) as image:
         _check_image(domain, image)
         gsd_m = _gsd_m(domain, image, cutting)
@@ -75,15 +75,15 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
         "gsd_m": gsd_m,
         "bands": list(domain.bands),
     }
-    return [{"tile_id": _tile_id(source.key, tile, cutting), **common, **tile} for tile in tiles]
+    return [{"tile_id": _tile_id(source.name, tile, cutting), **common, **tile} for tile in tiles]
 
 
-def _tile_id(key: str, tile: dict[str, Any], cutting: Cutting) -> str:
+def _tile_id(name: str, tile: dict[str, Any], cutting: Cutting) -> str:
     """`2_10_0_512_512_1024`: key, then left, top, right and bottom px; the key alone where it is one tile."""
     if cutting.rule != "cut":
-        return key
+        return name
     left, top = tile["col_off"], tile["row_off"]
-    return f"{key}_{left}_{top}_{left + tile['width']}_{top + tile['height']}"
+    return f"{name}_{left}_{top}_{left + tile['width']}_{top + tile['height']}"
 
 
 def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:

@@ -6,8 +6,9 @@ Whatever is wrong in one is refused with the file, the key and the choices.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import re2
@@ -30,7 +31,7 @@ from crossearth.data.domains import (
     known_entry,
 )
 from crossearth.data.errors import InputError
-from crossearth.data.labels import IGNORE_NAME, LabelSpec, parse_labels
+from crossearth.data.labels import IGNORE_NAME, LabelSpec, Unknown, parse_labels
 
 BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("settings.yaml"))
 DEFAULT_DATA_DIR = Path("datasets")
@@ -122,8 +123,9 @@ class _DomainEntry:
     tile: Tiling | None = None
     class_set: str | None = None
     labels: dict[Any, Any] | None = None
+    unknown_labels: Unknown | None = None
     gsd_m: float | None = None
-    key: str = "(.+)"
+    key: str | None = None
     scene: str = "(.+)"
     dataset: str | None = None
     lossy_labels: tuple[str, ...] = ()
@@ -239,8 +241,9 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
             where=where,
             expected="`images` and `masks` (your folders), or `dataset`, `train`, `test` (a publisher's)",
         )
-    for pattern in ("key", "scene"):
-        _check_pattern(getattr(entry, pattern), f"{where}: {pattern}")
+    for name_of, pattern in (("key", entry.key), ("scene", entry.scene)):
+        if pattern is not None:
+            _check_pattern(pattern, f"{where}: {name_of}")
     bands, indexes = _read_bands(entry.bands, f"{where}: bands")
     own = _read_own(entry, place) if entry.images is not None else None
     if own is None:
@@ -250,6 +253,8 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
     else:
         catalog.datasets[name] = Dataset(name, name)
     labels = _read_labels(catalog, entry, where)
+    if entry.unknown_labels is not None and labels is None:
+        raise InputError("unknown_labels: there are no labels", where=where)
     if entry.lossy_labels and (labels is None or labels.kind != "colour"):
         raise InputError("lossy_labels: only colours can be snapped", where=where)
     if (
@@ -273,6 +278,7 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
         key=entry.key,
         scene=entry.scene,
         labels=labels,
+        unknown_labels=entry.unknown_labels,
         lossy_labels=entry.lossy_labels,
         value_range=entry.value_range,
         nodata=entry.nodata,
@@ -298,26 +304,39 @@ def _read_own(entry: _DomainEntry, place: _Place) -> OwnFiles:
         raise InputError("`dataset` goes with `train` and `test`", where=place.where)
     if (entry.masks is None) != (entry.labels is None):
         raise InputError("`masks` and `labels` go together", where=place.where)
-    images = place.data_dir / str(entry.images)
-    masks = None if entry.masks is None else place.data_dir / entry.masks
+    images, image_pattern = _folder_and_pattern(place.data_dir, str(entry.images))
+    masks, mask_pattern = _folder_and_pattern(place.data_dir, entry.masks or "")
+    own = OwnFiles(
+        images,
+        None if entry.masks is None else masks,
+        image_pattern=image_pattern,
+        mask_pattern=mask_pattern,
+    )
     if entry.split is None:
-        return OwnFiles(images, masks)
+        return own
     if isinstance(entry.split, Mapping):
         rule = load_config(_SplitEntry, entry.split, f"{place.where}: split")
         if not 0 < rule.test < 1:
             raise InputError(
                 f"split.test: {rule.test}", where=place.where, expected="a share between 0 and 1"
             )
-        return OwnFiles(images, masks, "block", rule.test)
+        return replace(own, by=rule.by, test=rule.test)
     if entry.split in ("train", "test"):
-        return OwnFiles(images, masks, entry.split)
+        return replace(own, by=entry.split)
     if isinstance(entry.split, str):
-        return OwnFiles(images, masks, "file", file=place.data_dir / entry.split)
+        return replace(own, by="file", file=place.data_dir / entry.split)
     raise InputError(
         f"split: {entry.split!r}",
         where=place.where,
         expected="{by: block, test: 0.25}, train, test, or a CSV file",
     )
+
+
+def _folder_and_pattern(data_dir: Path, text: str) -> tuple[Path, str]:
+    """`roads/*_sat.jpg` is the pattern `*_sat.jpg` in the folder `roads`; a folder alone means all in it."""
+    parts = PurePosixPath(text).parts
+    fixed = list(takewhile(lambda part: "*" not in part, parts))
+    return data_dir.joinpath(*fixed), "/".join(parts[len(fixed) :]) or "*"
 
 
 def _read_labels(catalog: Catalog, entry: _DomainEntry, where: str) -> LabelSpec | None:

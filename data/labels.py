@@ -100,8 +100,8 @@ class LabelSpec:
             ids: uint8 (H, W), class ids or IGNORE.
 
         Returns:
-            (H, W) of the smallest type that holds the values; uint8 (3, H, W) for colours; uint8 (bands, H, W)
-            of 0 and 1. The first raw value of a class stands for it; thresholds use 0 and 255.
+            (H, W) of the smallest type that holds the values; for colours uint8 (3, H, W); for bands uint8
+            (bands, H, W) of 0 and 1. The first raw value of a class stands for it; thresholds use 0 and 255.
 
         Raises:
             InputError: an id that the map cannot express.
@@ -328,14 +328,14 @@ def _packed(colours: NDArray[Any], snap: bool) -> NDArray[np.uint32]:
 
 def _three_bands(planes: NDArray[Any], where: object) -> NDArray[Any]:
     if planes.shape[0] not in (1, 3) or planes.dtype != np.uint8:
-        small = planes.size == 0 or 0 <= planes.min() <= planes.max() <= 255
+        scale = "" if planes.size == 0 or planes.max() <= 255 else " -scale 0 65535 0 255"
         raise InputError(
             f"a label of {_count(planes)} of {planes.dtype}",
             where=where,
             expected="colours: 3 bands of uint8, 1 band with a colour table, or 1 band of grey",
             next_step="give `labels` the raw values as keys"
             if planes.shape[0] == 1
-            else f"gdal_translate -b 1 -b 2 -b 3 -ot Byte {'' if small else '-scale 0 65535 0 255 '}IN OUT.tif",
+            else f"gdal_translate -b 1 -b 2 -b 3 -ot Byte{scale} IN OUT.tif",
         )
     return np.broadcast_to(planes, (3, *planes.shape[1:]))
 

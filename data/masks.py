@@ -36,11 +36,11 @@ def read_ids(
     """
     found = _read(label, spec, window, shape)
     try:
-        return spec.decode(found.planes, label.where, unknown, found.masked_HW, found.nodata_HW)
+        return spec.decode(found.planes, label.where, unknown, found.masked, found.nodata)
     except InputError:
         # the message counts pixels: say how many there are in the scene, not in this strip
         found = _read(label, spec, None, label.dataset.shape)
-        spec.decode(found.planes, label.where, unknown, found.masked_HW, found.nodata_HW)
+        spec.decode(found.planes, label.where, unknown, found.masked, found.nodata)
         raise
 
 
@@ -48,8 +48,8 @@ class _Found(NamedTuple):
     """Planes (bands, H, W) as `LabelSpec.decode` takes them, and what the file says of its pixels."""
 
     planes: NDArray[Any]
-    masked_HW: NDArray[np.bool_]
-    nodata_HW: NDArray[np.bool_]
+    masked: NDArray[np.bool_]
+    nodata: NDArray[np.bool_]
 
 
 def _read(label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int]) -> _Found:
@@ -132,7 +132,7 @@ def _palette(source: DatasetReader) -> NDArray[np.uint8]:
 
 
 def _as_shown(planes: NDArray[Any], source: DatasetReader, spec: LabelSpec) -> NDArray[Any]:
-    """Values of 1, 2 or 4 bits as other programs show them, 0 to 255, unless the map names those of the file."""
+    """Values of 1, 2 or 4 bits as other programs show them, 0 to 255, unless the map names the file's own."""
     bits = int(source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
     palette = source.colormap(1) if source.colorinterp[0] == ColorInterp.palette else {}
     if palette and (len(palette) > 2 or any(len(set(colour[:3])) > 1 for colour in palette.values())):
