@@ -5,6 +5,7 @@ Whatever is wrong in one is refused with the file, the key and the choices.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -13,7 +14,8 @@ from typing import Any, Literal
 
 import re2
 
-from crossearth.data.config import load_config, nearest, read_yaml
+from crossearth.data.colours import distinct_colours
+from crossearth.data.config import listed, load_config, nearest, read_yaml, shown
 from crossearth.data.domains import (
     DEFAULT_TEST_SHARE,
     Archive,
@@ -39,19 +41,6 @@ DEFAULT_TILE_PX = 512
 MAX_CLASSES = 250
 # names become folders, MLflow tags and URLs
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
-# hues far apart for classes without a palette of their own
-PALETTE = (
-    "#202020",
-    "#ffcc00",
-    "#e6194b",
-    "#3cb44b",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#42d4f4",
-    "#f032e6",
-    "#bfef45",
-)
 
 
 def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Catalog:
@@ -172,19 +161,19 @@ def _add_class_set(catalog: Catalog, name: str, values: Mapping[str, Any], place
     entry = load_config(_ClassSetEntry, values, place.where)
     _check_name(name, place.where)
     classes, palette = entry.classes, entry.palette
-    if len(classes) < 2 or len(classes) > MAX_CLASSES or len(set(classes)) < len(classes):
-        raise InputError(
-            f"classes: {list(classes)}", where=place.where, expected=f"2 to {MAX_CLASSES} different names"
-        )
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise InputError(f"{len(classes)} classes", where=place.where, expected=f"2 to {MAX_CLASSES}")
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise InputError(f"classes: {listed(twice)} more than once", where=place.where)
     if IGNORE_NAME in classes:
         raise InputError(
             f"classes: {IGNORE_NAME!r} is no class", where=place.where, next_step="use it in `labels`"
         )
     if palette is None:
-        palette = tuple(PALETTE[index % len(PALETTE)] for index in range(len(classes)))
+        palette = distinct_colours(len(classes))
     if len(palette) != len(classes) or not all(re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in palette):
         raise InputError(
-            f"palette: {list(palette)}",
+            f"palette: {shown(list(palette))}",
             where=place.where,
             expected=f'{len(classes)} colours "#rrggbb", one per class',
         )
@@ -294,7 +283,7 @@ def _check_published(catalog: Catalog, entry: _DomainEntry, where: str) -> None:
         raise InputError("`masks` and `split` go with `images`", where=where)
     both = [files for files in (entry.train, entry.test) if files]
     if len(both) > 1 and (shared := set.intersection(*(set(files.scenes) for files in both))):
-        raise InputError(f"scenes in both splits: {', '.join(sorted(shared))}", where=where)
+        raise InputError(f"scenes in both splits: {listed(sorted(shared))}", where=where)
     if any((files.labels is None) != (entry.labels is None) for files in both):
         raise InputError("a label map without label files, or label files without a map", where=where)
 
@@ -361,7 +350,7 @@ def _read_bands(bands: Any, where: str) -> tuple[tuple[str, str, str], tuple[int
         names, indexes = tuple(bands), (1, 2, 3)
     if len(names) != 3 or min(indexes) < 1:
         raise InputError(
-            f"{bands!r}",
+            shown(bands),
             where=where,
             expected="three names, places in the file from 1, or both: {red: 3, green: 2, blue: 1}",
         )
@@ -439,5 +428,5 @@ def _check_pattern(pattern: str, where: object) -> None:
 
 def _mapping(values: Any, where: object) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise InputError(f"not a map: {values!r}", where=where, expected="key: value")
+        raise InputError(f"not a map: {shown(values)}", where=where, expected="key: value")
     return {str(key): value for key, value in values.items()}

@@ -17,6 +17,7 @@ Config = TypeVar("Config")
 MAX_BYTES = 2**20
 MAX_DEPTH = 50
 NAMES_SHOWN = 25
+VALUE_SHOWN = 300
 
 
 class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -112,6 +113,12 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(every[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= VALUE_SHOWN else f"{text[:VALUE_SHOWN]}..."
+
+
 def load_config(kind: type[Config], values: Any, where: object) -> Config:
     """Validates plain values (as YAML gives them) into the frozen dataclass `kind`.
 
@@ -130,7 +137,7 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
         if isinstance(cause, InputError):
             raise InputError(str(cause), where=where) from error
         raise InputError(
-            f"{problem['msg']}, found {problem['input']!r}", where=f"{where}: {key}" if key else where
+            f"{problem['msg']}, found {shown(problem['input'])}", where=f"{where}: {key}" if key else where
         ) from error
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crossearth.data.config import listed, nearest
+from crossearth.data.config import listed, nearest, shown
 from crossearth.data.errors import InputError
 
 IGNORE = 255
@@ -139,9 +139,9 @@ class LabelSpec:
     def _look_up(self, planes: NDArray[Any]) -> NDArray[np.uint8]:
         """Ids of checked planes, UNKNOWN where the map has none."""
         if self.kind == "band":
-            shown = planes > 0
+            above = planes > 0
             targets = np.array([target for _, target in self.table], np.uint8)
-            return np.where(shown.sum(axis=0) == 1, targets[shown.argmax(axis=0)], np.uint8(UNKNOWN))
+            return np.where(above.sum(axis=0) == 1, targets[above.argmax(axis=0)], np.uint8(UNKNOWN))
         # mode="clip" spares the bounds check: keys are inside already
         if self.kind == "colour":
             return np.take(_colour_lut(self.table), _packed(planes, self.snap), mode="clip")
@@ -175,10 +175,10 @@ class LabelSpec:
             what, keys = "values", pixels[0]
         found, counts = np.unique(keys, return_counts=True)
         most = counts.argsort(kind="stable")[::-1][:5]
-        shown = [f"{self._show(found[index])} ({counts[index]} px)" for index in most]
-        rest = len(found) - len(shown)
+        examples = [f"{self._show(found[index])} ({counts[index]} px)" for index in most]
+        rest = len(found) - len(examples)
         raise InputError(
-            f"{counts.sum()} of {ids.size} label pixels have {what} outside the map: {', '.join(shown)}"
+            f"{counts.sum()} of {ids.size} label pixels have {what} outside the map: {', '.join(examples)}"
             + (f" and {rest} more" if rest else ""),
             where=where,
             expected={"band": "one band above 0", "threshold": "numbers from 0"}.get(
@@ -201,7 +201,7 @@ def parse_labels(values: Mapping[Any, Any], classes: Sequence[str], where: objec
     """
     if not isinstance(values, Mapping) or not values:
         raise InputError(
-            f"labels are not a map: {values!r}",
+            f"labels are not a map: {shown(values)}",
             where=where,
             expected="raw value -> class, e.g. {0: background, 255: road}",
         )
