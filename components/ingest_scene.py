@@ -1,8 +1,10 @@
 """One scene of a domain: checked, cut into tiles and stored."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,20 @@ class Plan:
         )
         return cls(domain, cutting, digest([asdict(domain), asdict(cutting), classes, code_version()]))
 
+    def padding(self, rows: Sequence[Mapping[str, Any]]) -> "Plan":
+        """The plan for scenes smaller than most: a user's tiles are padded to `px`, or to what most have.
+
+        What a publisher ships stays as it is, and so do images without labels, whose looks are all that counts.
+
+        Args:
+            rows: of the manifest, for every tile of the domain.
+        """
+        if self.domain.own is None or self.domain.labels is None:
+            return self
+        usual = median_low(min(row["width"], row["height"]) for row in rows)
+        cutting = replace(self.cutting, least_px=min(self.cutting.px, usual))
+        return replace(self, cutting=cutting, identity=digest([self.identity, cutting.least_px]))
+
 
 def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, Any]]:
     """Stores a scene below `work` and returns the manifest's rows of its tiles.
@@ -56,7 +72,7 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
             elsewhere or compressed with loss, label values outside the map.
     """
     domain, cutting = plan.domain, plan.cutting
-    image_path, label_path = (f"{source.split}/{kind}/{source.name}.tif" for kind in ("images", "labels"))
+    image_path, label_path = source.stored("images"), source.stored("labels")
     with gdal(), open_raster(source.image, source.sidecars) as image:
         _check_image(domain, image)
         gsd_m = _gsd_m(domain, image, cutting)

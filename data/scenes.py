@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import re2
 
@@ -63,6 +63,10 @@ class SceneSource:
     def name(self) -> str:
         """The key as the name of a file."""
         return _file_name(self.key)
+
+    def stored(self, kind: Literal["images", "labels"]) -> str:
+        """Path of the stored scene below the domain's folder."""
+        return f"{self.split}/{kind}/{self.name}.tif"
 
     @property
     def identity(self) -> str:

@@ -9,7 +9,7 @@ open in any GIS. The measurement behind the choice stands in data/README.md.
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -115,6 +115,7 @@ class Cutting:
             masks in all three (its own nodata value, transparency) or that are no number in some band.
         num_classes: classes of the domain's class set.
         unknown_labels: what becomes of label values outside the map.
+        least_px: shorter sides of a scene are padded to it, at the right and at the bottom: black, ignored.
     """
 
     px: int
@@ -124,6 +125,7 @@ class Cutting:
     nodata: float | None
     num_classes: int
     unknown_labels: Unknown
+    least_px: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,10 @@ class Grid:
         shrink = rasterio.Affine.scale(source.width / width, source.height / height)
         placed = not source.transform.is_identity
         return cls(width, height, source.transform @ shrink if placed else source.transform, source.crs)
+
+    def padded(self, least_px: int) -> "Grid":
+        """This grid, both sides at least so long."""
+        return replace(self, width=max(self.width, least_px), height=max(self.height, least_px))
 
 
 def cut_scene(
@@ -169,7 +175,8 @@ def cut_scene(
     Raises:
         InputError: damaged pixels, or label values outside the map.
     """
-    grid = Grid.of(image.dataset, cutting)
+    seen = Grid.of(image.dataset, cutting)
+    grid = seen.padded(cutting.least_px)
     height = min(cutting.px, grid.height) if cutting.rule == "cut" else grid.height
     lefts = windows(grid.width, height, cutting.px, cutting.rule)
     rows: list[dict[str, Any]] = []
@@ -179,7 +186,8 @@ def cut_scene(
         strip = _Strip.empty(grid.width, label is not None)
         for top in window_starts(grid.height, height, height):
             rows_here = Window(0, strip.bottom, grid.width, top + height - strip.bottom)
-            fresh = _read_strip(image, label, spec, rows_here, cutting)
+            rows_seen = Window(0, rows_here.row_off, seen.width, min(rows_here.height, seen.height))
+            fresh = _read_strip(image, label, spec, rows_seen, cutting).padded(rows_here)
             stored.write(fresh.image, window=rows_here.slices())
             if stored_label and fresh.label is not None:
                 stored_label.write(fresh.label, 1, window=rows_here.slices())
@@ -205,6 +213,16 @@ class _Strip:
     @property
     def bottom(self) -> int:
         return self.top + self.image.shape[1]
+
+    def padded(self, rows: Window) -> "_Strip":
+        """This strip in the size of `rows`: what was not seen is black, ignored and counts as masked."""
+        _, height, width = self.image.shape
+        around = ((0, rows.height - height), (0, rows.width - width))
+        if not any(map(any, around)):
+            return self
+        label = None if self.label is None else np.pad(self.label, around, constant_values=IGNORE)
+        masked = np.pad(self.masked, around, constant_values=True)
+        return _Strip(self.top, np.pad(self.image, ((0, 0), *around)), label, masked)
 
     def advance(self, fresh: "_Strip", top: int) -> "_Strip":
         """This strip from row `top` on, and `fresh` below it."""

@@ -79,6 +79,54 @@ def test_tile_px_overrides_the_catalog_but_whole_images_stay_whole(town: Path) -
     assert {entry["width"] for entry in manifests(whole)[0].rows} == {64}
 
 
+EDGES = {7: (64, 30), 2: (20, 20), 5: (30, 200)}  # height, width
+
+
+@pytest.mark.parametrize(
+    ("tile", "shapes"),
+    [
+        ({"px": 48, "rule": "cut"}, {7: (48, 48), 2: (48, 48), 5: (48, 48)}),
+        ({"px": 512, "rule": "cut"}, {7: (64, 64), 2: (64, 64), 5: (64, 200)}),
+        ({"px": 48, "rule": "whole"}, {7: (64, 48), 2: (48, 48), 5: (48, 200)}),
+        ({"px": 128, "rule": "fit"}, {7: (128, 128), 2: (128, 128), 5: (128, 128)}),
+    ],
+)
+def test_a_scene_smaller_than_most_is_padded_and_ignored_there(
+    tile: dict[str, Any], shapes: dict[int, tuple[int, int]], town: Path
+) -> None:
+    for number, (height, width) in EDGES.items():
+        image, mask = draw(number, 200)
+        save(town / "images" / f"scene_{number}.tif", image[:, :height, :width])
+        save(town / "masks" / f"scene_{number}.png", mask[:height, :width])
+    found = manifests(run(town, tile=tile))
+    for manifest in found:
+        for index, row in enumerate(manifest.rows):
+            number = int(row["scene"][-1])
+            label, image = read_label(manifest, index), read_image(manifest, index)
+            if number not in EDGES:
+                assert row["ignored_pixels"] == 0
+            else:
+                height, width = EDGES[number]
+                assert (
+                    label.shape == shapes[number] if tile["px"] != 48 or tile["rule"] != "cut" else (48, 48)
+                )
+                if tile["rule"] != "fit":
+                    seen = label[: height - row["row_off"], : width - row["col_off"]]
+                    assert row["ignored_pixels"] == label.size - seen.size == (label == IGNORE).sum()
+                    assert not image[:, seen.shape[0] :].any() and not image[:, :, seen.shape[1] :].any()
+            least = min(tile["px"], 64) if tile["rule"] != "fit" else 128
+            assert min(row["width"], row["height"]) >= least
+    (edge,) = [row for row in found[1].rows if row["tile_id"].startswith("scene_7")][:1]
+    assert edge["nodata_share"] > 0.2
+
+
+def test_images_of_one_small_size_or_without_labels_are_not_padded(town: Path) -> None:
+    assert {row["width"] for row in manifests(run(town, tile={"px": 512}))[0].rows} == {64}
+    save(town / "images" / "scene_2.tif", draw(2)[0][:, :20])
+    path = run(town, masks=None, labels=None, class_set=None, split="train")
+    assert {row["height"] for row in read_manifest(path, "train").rows} == {48, 20}
+
+
 def test_ingest_again_replaces_the_domain(town: Path) -> None:
     run(town)
     path = run(town, tile={"px": 64, "rule": "cut"})
