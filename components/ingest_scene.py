@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
-from rasterio.warp import transform
 
 from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
+from crossearth.data.ground import in_crs
 from crossearth.data.labels import Unknown
 from crossearth.data.raster import Raster, gdal, open_raster
 from crossearth.data.scenes import SceneSource
@@ -52,7 +51,7 @@ class Plan:
     def padding(self, rows: Sequence[Mapping[str, Any]]) -> "Plan":
         """The plan for scenes smaller than most: a user's tiles are padded to `px`, or to what most have.
 
-        What a publisher ships stays as it is, and so do images without labels, whose looks are all that counts.
+        What a publisher ships stays as it is, and so do images without labels: their looks are what counts.
 
         Args:
             rows: of the manifest, for every tile of the domain.
@@ -164,12 +163,7 @@ def _refuse_elsewhere(image: Raster, label: Raster) -> None:
 def _corners(dataset: DatasetReader, crs: CRS) -> list[tuple[float, ...]]:
     """A raster's corners in `crs`; not finite where there is no way from its own."""
     ends = [dataset.transform @ (col, row) for col in (0, dataset.width) for row in (0, dataset.height)]
-    if dataset.crs == crs:
-        return ends
-    try:
-        return list(zip(*transform(dataset.crs, crs, *zip(*ends, strict=True)), strict=True))
-    except RasterioError:
-        return [(math.inf, math.inf)] * len(ends)
+    return [tuple(end) for end in in_crs(np.array(ends), dataset.crs, crs).tolist()]
 
 
 def _place(raster: Raster) -> str:
