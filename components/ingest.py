@@ -290,7 +290,7 @@ def _refuse_small_disk(plan: Plan, sources: Sequence[SceneSource], work: Path) -
     if not sources:
         return
     largest = max(sources, key=lambda source: source.image.size)
-    with gdal(), open_raster(largest.image, largest.sidecars) as image:
+    with gdal(), open_raster(largest.image) as image:
         grid = Grid.of(image.dataset, plan.cutting)
     stored = 3 * grid.width * grid.height * STORED_SHARE / max(largest.image.size, 1)
     needed = int(stored * sum(source.image.size for source in sources)) + SPARE_BYTES

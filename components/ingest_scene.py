@@ -72,7 +72,7 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
     """
     domain, cutting = plan.domain, plan.cutting
     image_path, label_path = source.stored("images"), source.stored("labels")
-    with gdal(), open_raster(source.image, source.sidecars) as image:
+    with gdal(), open_raster(source.image) as image:
         _check_image(domain, image)
         gsd_m = _gsd_m(domain, image, cutting)
         if source.label is None:

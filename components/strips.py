@@ -7,15 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.windows import Window
 
 from crossearth.components import maps
 from crossearth.data.errors import InputError
 from crossearth.data.prefetch import ahead
-from crossearth.data.raster import reading
+from crossearth.data.raster import open_raster
 
 SMALLEST_VALUE = {"uint8": 0, "uint16": 0, "int16": -(1 << 15)}
 RANGE_SAMPLE_PX = 1024
@@ -24,13 +22,19 @@ RANGE_PERCENTILES = (2, 98)
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to map, as far as its header tells; `bands` are the three chosen, 1-based, with who chose."""
+    """A raster to map, as far as its header tells.
+
+    Attributes:
+        bands: the three chosen, 1-based; `bands_from` says who chose them.
+        own: whether it is a file of the user's own, see `open_raster`.
+    """
 
     path: Path
     grid: maps.Grid
     bands: tuple[int, ...]
     bands_from: str
     dtype: str
+    own: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,12 @@ class Strip:
     valid: NDArray[np.bool_]
 
 
-def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence[int] | None = None) -> Scene:
+def open_scene(
+    path: Path,
+    bands: Sequence[int] | None = None,
+    trained: Sequence[int] | None = None,
+    own: bool = True,
+) -> Scene:
     """Reads a scene's header and chooses its bands.
 
     Args:
@@ -51,7 +60,8 @@ def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence
     Raises:
         InputError: not a readable raster, fewer bands than asked, or a dtype that is neither 8 nor 16 bit.
     """
-    with reading(path), rasterio.open(path) as source:
+    with open_raster(Path(path), own) as raster:
+        source = raster.dataset
         grid = maps.Grid(source.width, source.height, source.crs, source.transform)
         count, dtypes, colours = source.count, source.dtypes, source.colorinterp
     opaque = [band for band in range(1, count + 1) if colours[band - 1] != ColorInterp.alpha]
@@ -78,7 +88,7 @@ def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence
             expected=f"one of {', '.join(SMALLEST_VALUE)}",
             next_step="convert the scene, for example with gdal_translate -ot UInt16 -scale",
         )
-    return Scene(Path(path), grid, chosen, origin, kinds[0])
+    return Scene(Path(path), grid, chosen, origin, kinds[0], own)
 
 
 @contextmanager
@@ -97,16 +107,12 @@ def read_strips(
     spans = [(tops[0], tops[0] + height)]
     spans += [(top + height, below + height) for top, below in pairwise(tops)]
 
-    with reading(scene.path):
-        source = rasterio.open(scene.path)
-    with source:
+    with open_raster(scene.path, scene.own) as raster:
 
         def read(span: tuple[int, int]) -> Strip:
-            start, stop = span
-            rows = Window(0, start, scene.grid.width, stop - start)
-            with reading(scene.path):
-                values_3HW = source.read(scene.bands, window=rows)
-                valid_HW = source.read_masks(scene.bands, window=rows).any(axis=0)
+            window = (span, (0, scene.grid.width))
+            values_3HW = raster.read(scene.bands, window)
+            valid_HW = raster.read_masks(scene.bands, window).any(axis=0)
             if levels is not None:
                 values_3HW = levels[values_3HW.astype(np.int32) - SMALLEST_VALUE[scene.dtype]]
             return Strip(values_3HW, valid_HW)
@@ -157,8 +163,8 @@ def _estimated_range(scene: Scene) -> tuple[float, float]:
     """Low and high percentile of a scene's chosen bands together, sampled."""
     shrink = max(1.0, max(scene.grid.width, scene.grid.height) / RANGE_SAMPLE_PX)
     shape = (3, max(1, round(scene.grid.height / shrink)), max(1, round(scene.grid.width / shrink)))
-    with reading(scene.path), rasterio.open(scene.path) as source:
-        values = source.read(scene.bands, out_shape=shape, masked=True).compressed()
+    with open_raster(scene.path, scene.own) as raster:
+        values = np.ma.compressed(raster.read(scene.bands, out_shape=shape, masked=True))
     if not values.size:
         return (0.0, 1.0)
     low, high = np.percentile(values, RANGE_PERCENTILES)

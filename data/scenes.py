@@ -10,33 +10,15 @@ from typing import Any, Literal
 
 import re2
 
-from crossearth.data.archives import PARTS, UNREADABLE, Member, index, refuse_unreadable
+from crossearth.data.archives import Member, index, read, refuse_unreadable
 from crossearth.data.domains import Domain, OwnFiles, Split, compiled_pattern, is_file_name
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
 from crossearth.data.manifest import natural
-from crossearth.data.raster import WORLD_FILES
+from crossearth.data.raster_names import rasters_among
 
 log = logging.getLogger(__name__)
 
-BESIDE_RASTERS = (
-    *WORLD_FILES,
-    *[
-        ".xml",
-        ".prj",
-        ".hdr",
-        ".ovr",
-        ".rrd",
-        ".msk",
-        ".txt",
-        ".csv",
-        ".json",
-        ".geojson",
-        ".md",
-        ".pdf",
-        ".html",
-    ],
-)
 SHOWN = 5
 MAX_NAME_BYTES = 200  # file systems allow 255, and tiles' names are longer
 
@@ -49,7 +31,6 @@ class SceneSource:
         key: what image and label share; unique in the split. It may have slashes.
         scene: the piece of ground; equal names in both splits mean one place.
         label: None where the domain has no labels.
-        sidecars: world files beside the image, without which an archive's member has no place on the ground.
     """
 
     split: Split
@@ -57,7 +38,6 @@ class SceneSource:
     scene: str
     image: Member
     label: Member | None
-    sidecars: tuple[Member, ...]
 
     @property
     def name(self) -> str:
@@ -71,7 +51,8 @@ class SceneSource:
     @property
     def identity(self) -> str:
         """Changes when one of its files does."""
-        parts = (self.image, *((self.label,) if self.label else ()), *self.sidecars)
+        files = (self.image, self.label) if self.label else (self.image,)
+        parts = [part for file in files for part in (file, *file.sidecars)]
         return digest(
             [self.split, self.key, self.scene, [(part.path, part.size, part.tag) for part in parts]]
         )
@@ -120,7 +101,7 @@ def _published(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
             labels = _by_key(domain, key_of, _matching(members, files.labels), files.scenes)
         # without a list of scenes a split is a folder, and equal names in two folders mean nothing
         prefix = "" if files.scenes else f"{split}/"
-        sources += _pair(domain, key_of, split, images, labels, _world_files(members), prefix)
+        sources += _pair(domain, key_of, split, images, labels, prefix)
     return sources
 
 
@@ -146,7 +127,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
     sources: list[SceneSource] = []
     for split in domain.splits:
         of_split = {key: image for key, image in images.items() if split_of[key] == split}
-        sources += _pair(domain, key_of, split, of_split, labels, _world_files(members), prefix="")
+        sources += _pair(domain, key_of, split, of_split, labels, prefix="")
     for key in sorted(set(labels or ()) - set(images), key=natural):
         log.warning("%s: mask %s has no image and is left out", domain.name, labels and labels[key])
     return sources
@@ -228,17 +209,8 @@ def _matching(members: Sequence[Member], pattern: str) -> list[Member]:
 
 
 def _rasters(members: Sequence[Member]) -> list[Member]:
-    others = (*BESIDE_RASTERS, *UNREADABLE, *PARTS)
-    return [member for member in members if not member.path.lower().endswith(others)]
-
-
-def _world_files(members: Sequence[Member]) -> dict[str, list[Member]]:
-    """World files in archives, by path without suffix: GDAL finds those of plain files itself."""
-    found: dict[str, list[Member]] = {}
-    for member in members:
-        if member.packed and member.path.lower().endswith(WORLD_FILES):
-            found.setdefault(member.path.rpartition(".")[0], []).append(member)
-    return found
+    by_path = {member.path: member for member in members}
+    return [by_path[path] for path in rasters_among(list(by_path), lambda path: read(by_path[path]))]
 
 
 def _by_key(
@@ -273,7 +245,6 @@ def _pair(
     split: Split,
     images: Mapping[str, Member],
     labels: Mapping[str, Member] | None,
-    world_files: Mapping[str, Sequence[Member]],
     prefix: str,
 ) -> list[SceneSource]:
     keys = sorted(images, key=natural)
@@ -305,7 +276,6 @@ def _pair(
             prefix + domain.scene_of(key_of(images[key])),
             images[key],
             labels[key] if labels is not None else None,
-            tuple(world_files.get(images[key].path.rpartition(".")[0], ())),
         )
         for key in keys
     ]

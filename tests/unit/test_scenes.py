@@ -103,7 +103,7 @@ def test_the_state_of_the_files_changes_no_tile(
 
 def test_images_in_archives_have_their_place(archives: Path, tmp_path: Path) -> None:
     source = find_scenes(DOMAIN, archives, tmp_path / "scratch")[0]
-    with open_raster(source.image, source.sidecars) as raster:
+    with open_raster(source.image) as raster:
         assert raster.dataset.transform.a == pytest.approx(0.09, rel=0.5)
         assert raster.where.endswith(f"{IMAGES}:top/top_mosaic_09cm_area1.tif")
 
