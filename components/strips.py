@@ -14,6 +14,7 @@ from crossearth.components import maps
 from crossearth.data.errors import InputError
 from crossearth.data.prefetch import ahead
 from crossearth.data.raster import open_raster
+from crossearth.data.raster_names import stacking
 
 SMALLEST_VALUE = {"uint8": 0, "uint16": 0, "int16": -(1 << 15)}
 RANGE_SAMPLE_PX = 1024
@@ -62,7 +63,7 @@ def open_scene(
     """
     with open_raster(Path(path), own) as raster:
         source = raster.dataset
-        grid = maps.Grid(source.width, source.height, source.crs, source.transform)
+        grid = maps.Grid.of(source)
         count, dtypes, colours = source.count, source.dtypes, source.colorinterp
     opaque = [band for band in range(1, count + 1) if colours[band - 1] != ColorInterp.alpha]
     chosen, origin = tuple(opaque[:3]), "the first three"
@@ -78,7 +79,8 @@ def open_scene(
             f"the scene has {count} band{'s' * (count != 1)}, asked for {asked}",
             where=path,
             expected="the bands that the network was trained on",
-            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)",
+            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)"
+            + (f"; of files of one band each make one scene: {stacking(Path(path))}" if count == 1 else ""),
         )
     kinds = sorted({dtypes[band - 1] for band in chosen})
     if len(kinds) > 1 or kinds[0] not in SMALLEST_VALUE:
@@ -112,7 +114,7 @@ def read_strips(
         def read(span: tuple[int, int]) -> Strip:
             window = (span, (0, scene.grid.width))
             values_3HW = raster.read(scene.bands, window)
-            valid_HW = raster.read_masks(scene.bands, window).any(axis=0)
+            valid_HW = raster.read_masks(scene.bands, window).max(axis=0) > 0
             if levels is not None:
                 values_3HW = levels[values_3HW.astype(np.int32) - SMALLEST_VALUE[scene.dtype]]
             return Strip(values_3HW, valid_HW)

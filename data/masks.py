@@ -64,7 +64,7 @@ def _read(label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int]) -
         MaskFlags.alpha,
         MaskFlags.nodata,
     } & set(flags):
-        masked |= label.read_masks(bands[:1], out_shape=(1, *shape), **how)[0] == 0
+        masked |= label.read_masks(bands[:1], window, (1, *shape))[0] == 0
     if alpha:
         masked |= label.read([alpha], out_shape=(1, *shape), **how)[0] == 0
     nodata = np.all(

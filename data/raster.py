@@ -20,7 +20,7 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.session import DummySession
@@ -62,10 +62,15 @@ def gdal(**more: Any) -> Iterator[None]:
 
 
 class Raster(NamedTuple):
-    """An open raster and how to name it to the user; its pixels are read by these methods."""
+    """An open raster and how to name it to the user; its pixels are read by these methods.
+
+    Attributes:
+        said: what GDAL said when it was opened: of its header, and so not of its pixels when said again.
+    """
 
     dataset: DatasetReader
     where: str
+    said: frozenset[str] = frozenset()
 
     def read(
         self,
@@ -81,7 +86,7 @@ class Raster(NamedTuple):
             bands: 1-based.
             window: ((row start, row stop), (col start, col stop)); None = all.
             out_shape: (bands, H, W), or (H, W); what is read becomes as large as this.
-            resampling: nearest takes the pixel in the middle; the others GDAL computes.
+            resampling: nearest takes the pixel in the middle, as of a palette always; GDAL does the others.
 
         Returns:
             (bands, H, W) of the file's dtype.
@@ -92,12 +97,13 @@ class Raster(NamedTuple):
         rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
         size = (rows[1] - rows[0], cols[1] - cols[0])
         if out_shape is None or tuple(out_shape[-2:]) == size:
-            with _undamaged(self.where):
+            with self._undamaged():
                 return cast("NDArray[Any]", self.dataset.read(bands, window=(rows, cols), masked=masked))
-        if resampling == Resampling.nearest:
+        colours = {self.dataset.colorinterp[band - 1] for band in bands}
+        if resampling == Resampling.nearest or ColorInterp.palette in colours:
             return self._thinned(bands, rows, cols, out_shape[-2:], masked)
         how: dict[str, Any] = {"out_shape": (len(bands), *out_shape[-2:]), "resampling": resampling}
-        with self._without_overviews() as dataset, _undamaged(self.where):
+        with self._without_overviews() as dataset, self._undamaged():
             return cast("NDArray[Any]", dataset.read(bands, window=(rows, cols), masked=masked, **how))
 
     def read_masks(
@@ -106,12 +112,13 @@ class Raster(NamedTuple):
         window: tuple[Span, Span] | None = None,
         out_shape: tuple[int, ...] | None = None,
     ) -> NDArray[np.uint8]:
-        """What the file says is valid: uint8 (bands, H, W), 0 where not; the nearest px as `read` takes them."""
-        with _undamaged(self.where):
+        """What the file says is valid: uint8 (bands, H, W), 0 where not. Thinned and refused as by `read`."""
+        with self._undamaged():
             masks = cast("NDArray[np.uint8]", self.dataset.read_masks(bands, window=window))
         if out_shape is None:
             return masks
-        rows, cols = (_middles((0, side), cells) for side, cells in zip(masks.shape[1:], out_shape[-2:], strict=True))
+        sides = zip(masks.shape[1:], out_shape[-2:], strict=True)
+        rows, cols = (_middles((0, side), cells) for side, cells in sides)
         return masks[:, rows][:, :, cols]
 
     def _thinned(
@@ -145,9 +152,32 @@ class Raster(NamedTuple):
                 return
             # the files that a VRT is made of would still be read from their own overviews
             memory = stack.enter_context(MemoryFile(ext=".tif"))
-            with _undamaged(self.where):
+            with self._undamaged():
                 rasterio.shutil.copy(self.dataset, memory.name, driver="GTiff", bigtiff="if_safer")
             yield stack.enter_context(rasterio.open(memory.name))
+
+    @contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        """Makes an InputError of whatever GDAL complains about meanwhile.
+
+        It fills up much that is missing and only warns, or says it as an error and returns none.
+        """
+        cause: Exception | None = None
+        said: list[str] = []
+        try:
+            with rasterio.Env(SESSION, **OPTIONS), _hearing(said, silent=True):
+                yield
+        except (RasterioError, CPLE_BaseError) as error:
+            cause = error
+        said = [words for words in said if words not in self.said]
+        if cause is not None:
+            said.append(str(cause.__cause__ or cause))
+        if said:
+            raise InputError(
+                f"cannot read its pixels, truncated or damaged: {_words(said[0])}",
+                where=self.where,
+                next_step="fetch or export the file again",
+            ) from cause
 
 
 def _middles(span: Span, cells: int) -> NDArray[np.int64]:
@@ -177,17 +207,19 @@ def open_raster(source: Member | Path, own: bool = True) -> Iterator[Raster]:
     packed = isinstance(source, Member) and source.packed
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(SESSION, **OPTIONS))
+        said: list[str] = []
         try:
             if isinstance(source, Path):
                 path = str(source)
             else:
                 path = stack.enter_context(_in_memory(source)) if packed else str(source.container)
             drivers = LONE_DRIVERS if packed or not own else None
-            dataset = stack.enter_context(DatasetReader(path, driver=drivers))
+            with _hearing(said):
+                dataset = stack.enter_context(DatasetReader(path, driver=drivers))
         except RasterioError as error:
             lone = packed or not own
             raise InputError(
-                f"not an image that can be read: {_without_memory(str(error))}",
+                f"not an image that can be read: {_words(str(error))}",
                 where=where,
                 expected=f"{LONE_KINDS}: others are read from folders of your own only" if lone else "",
                 next_step="fetch the file again, or make it readable",
@@ -200,7 +232,7 @@ def open_raster(source: Member | Path, own: bool = True) -> Iterator[Raster]:
             ) from error
         _refuse_complex(dataset, where)
         _refuse_short(dataset, where)
-        yield Raster(dataset, where)
+        yield Raster(dataset, where, frozenset(said))
 
 
 @contextmanager
@@ -289,52 +321,38 @@ def _promised_bytes(dataset: DatasetReader) -> int:
 
 
 class _Ear(threading.local):
-    """What GDAL said to rasterio while this thread was reading pixels; None while it is not."""
+    """What GDAL tells this thread by rasterio's loggers: warnings, and errors that it returns none for."""
 
     said: list[str] | None = None
+    silent = False
 
     def take(self, record: logging.LogRecord) -> bool:
-        """A logger's filter: keeps what is said, and lets pass what nobody listens to, as before."""
-        if self.said is None or record.levelno < logging.INFO:
-            parent = logging.getLogger("rasterio")
-            return record.levelno >= parent.getEffectiveLevel()
-        self.said.append(str(record.args[-1] if isinstance(record.args, tuple) else record.msg))
-        return False
+        """A logger's filter; lets pass what nobody listens to, as if it were not there."""
+        if self.said is not None and record.levelno >= logging.INFO:
+            self.said.append(str(record.args[-1] if isinstance(record.args, tuple) else record.msg))
+            if self.silent:
+                return False
+        return record.levelno >= logging.getLogger("rasterio").getEffectiveLevel()
 
 
 _EAR = _Ear()
 
 
 @contextmanager
-def _undamaged(where: str) -> Iterator[None]:
-    """Makes an InputError of whatever GDAL complains about meanwhile.
-
-    It fills up much that is missing and only warns, or says it as an error and returns none: rasterio tells
-    its logger about both.
-    """
+def _hearing(said: list[str], silent: bool = False) -> Iterator[None]:
+    """Adds to `said` what GDAL says meanwhile; if `silent`, nobody else hears it."""
     for name in ("rasterio._err", "rasterio._env"):
         logger = logging.getLogger(name)
         logger.addFilter(_EAR.take)
         if not logger.isEnabledFor(logging.INFO):
             logger.setLevel(logging.INFO)
-    cause: Exception | None = None
-    _EAR.said = said = []
+    _EAR.said, _EAR.silent = said, silent
     try:
-        with rasterio.Env(SESSION, **OPTIONS):
-            yield
-    except (RasterioError, CPLE_BaseError) as error:
-        cause = error
-        said.append(str(error.__cause__ or error))
+        yield
     finally:
         _EAR.said = None
-    if said:
-        raise InputError(
-            f"cannot read its pixels, truncated or damaged: {_without_memory(said[0])}",
-            where=where,
-            next_step="fetch or export the file again",
-        ) from cause
 
 
-def _without_memory(words: str) -> str:
-    """GDAL's words, without its name for a file in memory."""
-    return re.sub(r"'?/vsimem/\S+?'?[,:]? ", "", words)
+def _words(text: str) -> str:
+    """GDAL's words on one line, without its name for a file in memory."""
+    return " ".join(re.sub(r"'?/vsimem/\S+?'?[,:]? ", "", text).split())

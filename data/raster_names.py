@@ -3,8 +3,9 @@
 import json
 import logging
 import re
+import shlex
 from collections.abc import Callable, Sequence, Set
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from crossearth.data.errors import InputError
 
@@ -25,6 +26,8 @@ QUICKLOOK = re.compile(
     r"(?:^|[-_. ])(?:browse|quick-?looks?|ql|previews?|thumb(?:nail)?s?|icon|pvi)(?:[-_. ]|$)"
 )
 QUICKLOOK_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".jp2")
+BAND = re.compile(r"(?:^|(?<=[-_. ]))(?:b0?(?P<number>\d{1,2})|red|green|blue)(?=[-_. ]|$)", re.IGNORECASE)
+EARLIER_LANDSAT = ("lt04", "lt05", "le07")  # their blue is band 1; Sentinel-2's and later Landsats' is 2
 REPORT_KEYS = {"scene", "model", "classes"}
 SHOWN = 5
 
@@ -78,6 +81,25 @@ def sidecar_names(name: str) -> set[str]:
         *(f"{stem}.{suffix}" for suffix in (*world, "tab", "hdr")),
         *(f"{path}.{suffix}" for suffix in ("aux.xml", "msk", "hdr")),
     }
+
+
+def stacking(path: Path) -> str:
+    """The command that makes one scene of files that hold a band each; with made-up names where none are."""
+    match = BAND.search(path.stem)
+    if match is not None:
+        before, after = path.name[: match.start()], path.name[match.end() :]
+        found = {}
+        for other in path.parent.iterdir():
+            band = BAND.search(other.stem)
+            if band and (other.name[: band.start()], other.name[band.end() :]) == (before, after):
+                found[int(band["number"]) if band["number"] else band[0].lower()] = other
+        numbers = (3, 2, 1) if before.lower().startswith(EARLIER_LANDSAT) else (4, 3, 2)
+        for wanted in (numbers, ("red", "green", "blue")):
+            if all(band in found for band in wanted):
+                scene = path.with_name(f"{before}rgb.vrt")
+                files = [scene, *(found[band] for band in wanted)]
+                return f"gdalbuildvrt -separate {shlex.join(map(str, files))}"
+    return "gdalbuildvrt -separate scene.vrt RED.tif GREEN.tif BLUE.tif"
 
 
 def is_map_report(content: bytes) -> bool:

@@ -3,8 +3,10 @@
 import csv
 import fnmatch
 import logging
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from crossearth.data.domains import Domain, OwnFiles, Split, compiled_pattern, i
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
 from crossearth.data.manifest import natural
-from crossearth.data.raster_names import rasters_among
+from crossearth.data.raster_names import RASTER_SUFFIXES, rasters_among
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +120,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
         raise InputError(
             f"{domain.name}: no images in this folder",
             where=own.images / own.image_pattern.removesuffix("*"),
+            expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
             next_step="correct `images` in the catalog file, or put images there",
         )
     key_of = _keys(domain, own, found, masks or ())
@@ -302,15 +305,13 @@ def _split(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[
 def _split_by_file(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:
     assert own.file is not None  # noqa: S101  (OwnFiles: by "file" has one)
     try:
-        with own.file.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file) if line][1:]
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the split file is not UTF-8: {error.reason}",
-            where=own.file,
-            next_step=f"iconv -f UTF-16 -t UTF-8 {own.file} > split.csv, or save it as UTF-8",
-        ) from error
-    except (OSError, csv.Error) as error:
+        # what Excel calls Unicode text is UTF-16 with tabs, and its CSV has semicolons in much of the world
+        content = own.file.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig")
+        header = text.lstrip().partition("\n")[0]
+        between = next((mark for mark in ",;\t" if mark in header), ",")
+        lines = [line for line in csv.reader(StringIO(text, newline=""), delimiter=between) if line][1:]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the split file: {error}", where=own.file) from error
     keys_of: dict[str, set[str]] = {}
     for key, image in images.items():

@@ -454,7 +454,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 def test_a_scene_cut_in_the_middle_leaves_no_map(tmp_path: Path, model: Path) -> None:
     scene = write(tmp_path / "scene.tif", pixels(300, 200), compress="deflate")
     scene.write_bytes(scene.read_bytes()[: scene.stat().st_size * 2 // 3])
-    with pytest.raises(InputError, match="cannot read its pixels, .*: TIFFFillStrip"):
+    with pytest.raises(InputError, match=r"cannot read its pixels, .*: TIFFFillStrip"):
         predict([scene], model, tmp_path / "map.tif", FLOAT32)
     assert sorted(tmp_path.iterdir()) == [scene]
 
