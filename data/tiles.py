@@ -29,6 +29,7 @@ from crossearth.data.raster import Raster
 
 BLOCK_PX = 256
 LOOK_CELLS = 16
+SEEN_PX = "SEEN_PX"  # tag of a padded scene
 
 
 class Window(NamedTuple):
@@ -182,6 +183,8 @@ def cut_scene(
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         stored = stack.enter_context(scene_writer(image_path, grid, 3))
+        if grid != seen:
+            stored.update_tags(**{SEEN_PX: f"{seen.width} {seen.height}"})
         stored_label = label_path and stack.enter_context(scene_writer(label_path, grid, 1))
         strip = _Strip.empty(grid.width, label is not None)
         for top in window_starts(grid.height, height, height):
@@ -311,6 +314,19 @@ def scene_writer(path: Path, grid: Grid, bands: int) -> Iterator[DatasetWriter]:
         ) as writer:
             yield writer
         path.write_bytes(memory.getbuffer())
+
+
+def unpadded(path: Path) -> tuple[int, int] | None:
+    """Width and height of what a stored scene shows, if it was padded and is there."""
+    try:
+        with rasterio.open(path, driver="GTiff") as scene:
+            said = scene.tags().get(SEEN_PX)
+    except (RasterioError, OSError):
+        return None
+    if not said:
+        return None
+    width, height = map(int, said.split())
+    return width, height
 
 
 def read_window(path: Path, window: Window) -> NDArray[np.uint8]:
