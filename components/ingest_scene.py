@@ -16,7 +16,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
 from crossearth.data.ground import in_crs
 from crossearth.data.labels import Unknown
-from crossearth.data.raster import Raster, gdal, open_raster
+from crossearth.data.raster import Raster, gdal, open_raster, refuse_palette
 from crossearth.data.raster_names import stacking
 from crossearth.data.scenes import SceneSource
 from crossearth.data.tiles import Cutting, Grid, cut_scene
@@ -74,6 +74,7 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
     domain, cutting = plan.domain, plan.cutting
     image_path, label_path = source.stored("images"), source.stored("labels")
     with gdal(), open_raster(source.image) as image:
+        refuse_palette(image, domain.band_indexes)
         _check_image(domain, image)
         gsd_m = _gsd_m(domain, image, cutting)
         if source.label is None:

@@ -295,6 +295,13 @@ def copy_deeper(town: Path) -> None:
     shutil.copy(town / "images" / "scene_3.tif", town / "images" / "more" / "SCENE_3.tif")
 
 
+def palette_image(town: Path) -> None:
+    path = town / "images" / "scene_3.tif"
+    save(path, draw(3)[1], photometric="palette")
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {0: (9, 99, 9), 1: (200, 200, 200)})
+
+
 def split_file(*lines: str) -> Callable[[Path], None]:
     def write(town: Path) -> None:
         (town / "split.csv").write_text("\n".join(["id,split", *lines]))
@@ -387,6 +394,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"scene_3\.tif: an image of int16, values 8\d\d to \d+\n  expected: 8 bit\n  .*value_range: \[8",
     ),
+    "palette": (palette_image, {"bands": [1, 1, 1]}, r"scene_3\.tif: .*a palette.*\n.*\n.*-expand rgb"),
     "too few bands": (
         lambda town: save(town / "images" / "scene_3.tif", draw(3)[0][:2]),
         {},
