@@ -84,10 +84,9 @@ def shared_ground(train: Manifest, test: Manifest) -> list[SharedGround]:
     ours, theirs = _places(train), _places(test)
     found = overlaps(list(ours.values()), list(theirs.values()))
     # of few, the files are asked what of them is padding
-    mine, yours = (
-        [list(side)[index] for index in dict.fromkeys(pair[end] for pair in found)]
-        for end, side in ((0, ours), (1, theirs))
-    )
+    our_names, their_names = list(ours), list(theirs)
+    mine = [our_names[index] for index in dict.fromkeys(our for our, _, _ in found)]
+    yours = [their_names[index] for index in dict.fromkeys(their for _, their, _ in found)]
     found = overlaps(
         [_seen(train, name, ours[name]) for name in mine], [_seen(test, name, theirs[name]) for name in yours]
     )
