@@ -29,6 +29,7 @@ from crossearth.components.results import (
 from crossearth.components.scoring import ScoredTile, TargetScores, score_target
 from crossearth.components.tracking import start_run
 from crossearth.components.version import git_revision
+from crossearth.data.config import listed
 from crossearth.data.domains import Catalog, ClassSet, Recipe, Setting
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, code_version, digest
@@ -148,9 +149,9 @@ def _meta(model_dir: Path, recipe: Recipe, class_set: ClassSet) -> dict[str, Any
     meta = read_meta(model_dir)
     if tuple(meta["classes"]) != class_set.classes:
         raise InputError(
-            f"a model of the classes {', '.join(meta['classes'])}",
+            f"a model of the classes {listed(meta['classes'])}",
             where=model_dir,
-            expected=f"class set {class_set.name} of recipe {recipe.name}: {', '.join(class_set.classes)}",
+            expected=f"class set {class_set.name} of recipe {recipe.name}: {listed(class_set.classes)}",
         )
     return meta
 

@@ -8,6 +8,7 @@ continued by the same command and ends in the same bytes. Wrong input leaves not
 import errno
 import fcntl
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -35,6 +36,8 @@ from crossearth.data.raster import gdal, open_raster
 from crossearth.data.scenes import SceneSource, find_scenes
 from crossearth.data.tiles import Grid
 
+log = logging.getLogger(__name__)
+
 PROVENANCE_FILE = "PROVENANCE.json"
 WORK, LOCK, JOURNAL, UNPACKED = ".ingest", "lock", "journal.jsonl", "unpacked"
 STORED_SHARE = 0.8  # of an image's raw bytes, label included: measured 0.5 to 0.75
@@ -50,7 +53,8 @@ class IngestConfig:
     Attributes:
         tile_px: overrides the catalog's tile size under the rules "cut" and "fit"; None = the catalog's.
         workers: processes; each holds one scene. With 1 everything happens in this process.
-        unknown_labels: "error", or "ignore" = label values outside the map become ignored pixels.
+        unknown_labels: "error", or "ignore" = label values outside the map become ignored pixels; a domain's
+            own `unknown_labels` in its catalog file counts before it.
     """
 
     tile_px: int | None = None
@@ -109,6 +113,7 @@ def ingest_domain(
         sources = find_scenes(domain, root, work / UNPACKED)
         plan = Plan.of(domain, catalog, config.tile_px, config.unknown_labels, sources[0])
         rows = _ingest_scenes(plan, sources, work, config.workers)
+        rows = _pad_small(plan.padding(rows), sources, rows, work, config.workers)
         for split in domain.splits:
             of_split = [row for row in rows if row["split"] == split]
             classes = catalog.classes_of(domain)
@@ -191,6 +196,25 @@ def _ingest_scenes(
             file.write("\n" + json.dumps({**entry, "digest": digest(entry)}))
             file.flush()
     return [row for source in sources for row in journal[key_of[source]]]
+
+
+def _pad_small(
+    plan: Plan, sources: Sequence[SceneSource], rows: list[dict[str, Any]], work: Path, workers: int
+) -> list[dict[str, Any]]:
+    """Rows of all tiles, once the scenes that are too small for the plan were ingested again, padded."""
+    least_px = plan.cutting.least_px
+    small = {row["image"] for row in rows if min(row["width"], row["height"]) < least_px}
+    if not small:
+        return rows
+    log.warning(
+        "%s: %d of %d scenes are smaller than %d px: their tiles are padded, and ignored there",
+        plan.domain.name,
+        len(small),
+        len(sources),
+        least_px,
+    )
+    again = [source for source in sources if source.stored("images") in small]
+    return [row for row in rows if row["image"] not in small] + _ingest_scenes(plan, again, work, workers)
 
 
 def _read_journal(work: Path) -> dict[str, list[dict[str, Any]]]:

@@ -7,16 +7,16 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
+import numpy as np
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
-from rasterio.warp import transform
 
 from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
+from crossearth.data.ground import in_crs
 from crossearth.data.labels import Unknown
-from crossearth.data.raster import Raster, gdal, open_raster
+from crossearth.data.raster import Raster, gdal, open_raster, refuse_palette
 from crossearth.data.raster_names import stacking
 from crossearth.data.reading import Reading, bounds_of_bytes, is_tagged, raw_dtype
 from crossearth.data.scenes import SceneSource
@@ -56,13 +56,14 @@ class Plan:
         rule = domain.tile.rule
         px = domain.tile.px if tile_px is None or rule == "whole" else tile_px
         with gdal(), open_raster(first.image) as image:
+            refuse_palette(image, domain.band_indexes)
             _check_bands(domain, image)
             dtype = raw_dtype(image, domain.band_indexes)
         # what is not finite is no data anyway
         nodata = domain.nodata if domain.nodata is not None and math.isfinite(domain.nodata) else None
         fit_px = px if rule == "fit" else None
         reading = Reading(domain.band_indexes, dtype, domain.value_range, nodata, fit_px=fit_px)
-        cutting = Cutting(px, rule, reading, len(classes), unknown_labels)
+        cutting = Cutting(px, rule, reading, len(classes), domain.unknown_labels or unknown_labels)
         identity = digest([asdict(domain), asdict(cutting), classes, code_version()])
         return cls(domain, cutting, str(first.image), identity)
 
@@ -75,6 +76,20 @@ class Plan:
             largest_px=max(row["source_px"] for row in rows) if self.cutting.rule == "fit" else None,
             tagged=any(row["tagged"] for row in rows),
         )
+
+    def padding(self, rows: Sequence[Mapping[str, Any]]) -> "Plan":
+        """The plan for scenes smaller than most: a user's tiles are padded to `px`, or to what most have.
+
+        What a publisher ships stays as it is, and so do images without labels: their looks are what counts.
+
+        Args:
+            rows: of the manifest, for every tile of the domain.
+        """
+        if self.domain.own is None or self.domain.labels is None:
+            return self
+        usual = median_low(min(row["width"], row["height"]) for row in rows)
+        cutting = replace(self.cutting, least_px=min(self.cutting.px, usual))
+        return replace(self, cutting=cutting, identity=digest([self.identity, cutting.least_px]))
 
 
 def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, Any]]:
@@ -89,8 +104,9 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
             values outside the map.
     """
     domain, cutting = plan.domain, plan.cutting
-    image_path, label_path = (f"{source.split}/{kind}/{source.key}.tif" for kind in ("images", "labels"))
+    image_path, label_path = source.stored("images"), source.stored("labels")
     with gdal(), open_raster(source.image) as image:
+        refuse_palette(image, domain.band_indexes)
         _check_image(plan, image)
         gsd_m = _gsd_m(domain, image, cutting)
         source_px = max(image.dataset.width, image.dataset.height)
@@ -112,15 +128,15 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
         "source_px": source_px,
         "tagged": tagged,
     }
-    return [{"tile_id": _tile_id(source.key, tile, cutting), **common, **tile} for tile in tiles]
+    return [{"tile_id": _tile_id(source.name, tile, cutting), **common, **tile} for tile in tiles]
 
 
-def _tile_id(key: str, tile: dict[str, Any], cutting: Cutting) -> str:
+def _tile_id(name: str, tile: dict[str, Any], cutting: Cutting) -> str:
     """`2_10_0_512_512_1024`: key, then left, top, right and bottom px; the key alone where it is one tile."""
     if cutting.rule != "cut":
-        return key
+        return name
     left, top = tile["col_off"], tile["row_off"]
-    return f"{key}_{left}_{top}_{left + tile['width']}_{top + tile['height']}"
+    return f"{name}_{left}_{top}_{left + tile['width']}_{top + tile['height']}"
 
 
 def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
@@ -207,12 +223,9 @@ def _refuse_elsewhere(image: Raster, label: Raster) -> None:
 def _corners(dataset: DatasetReader, crs: CRS | None) -> list[tuple[float, ...]]:
     """A raster's corners in `crs`, where both are known; not finite where there is no way from its own."""
     ends = [dataset.transform @ (col, row) for col in (0, dataset.width) for row in (0, dataset.height)]
-    if crs is None or dataset.crs is None or dataset.crs == crs:
+    if crs is None or dataset.crs is None:
         return ends
-    try:
-        return list(zip(*transform(dataset.crs, crs, *zip(*ends, strict=True)), strict=True))
-    except RasterioError:
-        return [(math.inf, math.inf)] * len(ends)
+    return [tuple(end) for end in in_crs(np.array(ends), dataset.crs, crs).tolist()]
 
 
 def _place(raster: Raster) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from crossearth.components.params import MAX_SEED
 from crossearth.data.augment import Augmentation
-from crossearth.data.config import load_config
+from crossearth.data.config import listed, load_config
 from crossearth.data.dataset import TileDataset
 from crossearth.data.domains import Catalog, ClassSet, Recipe
 from crossearth.data.errors import InputError
@@ -297,7 +297,7 @@ def _check_classes(
     absent = [name for name, count in zip(class_set.classes, pixels, strict=False) if not count]
     if absent and not allow_absent:
         raise InputError(
-            f"no pixel of {', '.join(absent)} among the {len(rows)} training tiles of {manifest.domain}",
+            f"no pixel of {listed(absent)} among the {len(rows)} training tiles of {manifest.domain}",
             where=manifest.root,
             expected=f"all classes of class set {class_set.name}",
             next_step="set allow_absent_classes: true if that is meant; they will never be predicted",

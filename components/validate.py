@@ -1,6 +1,7 @@
 """Validate: stops a pipeline whose tiles are not what the catalog says, before anything is trained."""
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +11,18 @@ from rich.table import Table
 
 from crossearth.components.preview import EXPERIMENT
 from crossearth.components.tracking import start_run
+from crossearth.data.config import listed
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.expectations import Check, validate_manifests
 from crossearth.data.files import atomic_dir, digest, write_json, write_sealed
 from crossearth.data.manifest import Manifest, read_domain
-from crossearth.data.validation import PAIRS_SHOWN, ValidateConfig, twins
+from crossearth.data.validation import PAIRS_SHOWN, ValidateConfig, shared_ground, twins
+
+log = logging.getLogger(__name__)
 
 DOCS, SUMMARY = "docs", "summary.json"
+PLACES_SHOWN = 5
 
 
 def validate(
@@ -87,6 +92,14 @@ def _write_summary(
     summary = {}
     for name, splits in manifests.items():
         shared = twins(splits[0], splits[1], config.near_duplicate_bits) if len(splits) == 2 else []
+        ground = shared_ground(splits[0], splits[1]) if len(splits) == 2 else []
+        if ground:
+            log.warning(
+                "%s: %d images lie on ground of the other split: %s",
+                name,
+                len(ground),
+                listed(ground[:PLACES_SHOWN]),
+            )
         summary[name] = {
             "provenance": splits[0].provenance,
             "docs": _page(path.parent, name),
@@ -97,6 +110,7 @@ def _write_summary(
             "equal_tiles_across_splits": sum(pair.bits < 0 for pair in shared),
             "alike_tiles_across_splits": sum(pair.bits >= 0 for pair in shared),
             "pairs": [asdict(pair) for pair in shared[:PAIRS_SHOWN]],
+            "shared_ground": [asdict(pair) for pair in ground[:PAIRS_SHOWN]],
         }
     write_sealed(path, {"domains": summary})
 

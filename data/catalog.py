@@ -5,14 +5,17 @@ Whatever is wrong in one is refused with the file, the key and the choices.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import re2
 
-from crossearth.data.config import load_config, nearest, read_yaml
+from crossearth.data.colours import distinct_colours
+from crossearth.data.config import listed, load_config, nearest, read_yaml, shown
 from crossearth.data.domains import (
     DEFAULT_TEST_SHARE,
     Archive,
@@ -30,7 +33,7 @@ from crossearth.data.domains import (
     known_entry,
 )
 from crossearth.data.errors import InputError
-from crossearth.data.labels import IGNORE_NAME, LabelSpec, parse_labels
+from crossearth.data.labels import IGNORE_NAME, LabelSpec, Unknown, parse_labels
 
 BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("settings.yaml"))
 DEFAULT_DATA_DIR = Path("datasets")
@@ -38,19 +41,6 @@ DEFAULT_TILE_PX = 512
 MAX_CLASSES = 250
 # names become folders, MLflow tags and URLs
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
-# hues far apart for classes without a palette of their own
-PALETTE = (
-    "#202020",
-    "#ffcc00",
-    "#e6194b",
-    "#3cb44b",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#42d4f4",
-    "#f032e6",
-    "#bfef45",
-)
 
 
 def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Catalog:
@@ -122,8 +112,9 @@ class _DomainEntry:
     tile: Tiling | None = None
     class_set: str | None = None
     labels: dict[Any, Any] | None = None
+    unknown_labels: Unknown | None = None
     gsd_m: float | None = None
-    key: str = "(.+)"
+    key: str | None = None
     scene: str = "(.+)"
     dataset: str | None = None
     lossy_labels: tuple[str, ...] = ()
@@ -170,19 +161,19 @@ def _add_class_set(catalog: Catalog, name: str, values: Mapping[str, Any], place
     entry = load_config(_ClassSetEntry, values, place.where)
     _check_name(name, place.where)
     classes, palette = entry.classes, entry.palette
-    if len(classes) < 2 or len(classes) > MAX_CLASSES or len(set(classes)) < len(classes):
-        raise InputError(
-            f"classes: {list(classes)}", where=place.where, expected=f"2 to {MAX_CLASSES} different names"
-        )
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise InputError(f"{len(classes)} classes", where=place.where, expected=f"2 to {MAX_CLASSES}")
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise InputError(f"classes: {listed(twice)} more than once", where=place.where)
     if IGNORE_NAME in classes:
         raise InputError(
             f"classes: {IGNORE_NAME!r} is no class", where=place.where, next_step="use it in `labels`"
         )
     if palette is None:
-        palette = tuple(PALETTE[index % len(PALETTE)] for index in range(len(classes)))
+        palette = distinct_colours(len(classes))
     if len(palette) != len(classes) or not all(re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in palette):
         raise InputError(
-            f"palette: {list(palette)}",
+            f"palette: {shown(list(palette))}",
             where=place.where,
             expected=f'{len(classes)} colours "#rrggbb", one per class',
         )
@@ -239,8 +230,9 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
             where=where,
             expected="`images` and `masks` (your folders), or `dataset`, `train`, `test` (a publisher's)",
         )
-    for pattern in ("key", "scene"):
-        _check_pattern(getattr(entry, pattern), f"{where}: {pattern}")
+    for name_of, pattern in (("key", entry.key), ("scene", entry.scene)):
+        if pattern is not None:
+            _check_pattern(pattern, f"{where}: {name_of}")
     bands, indexes = _read_bands(entry.bands, f"{where}: bands")
     own = _read_own(entry, place) if entry.images is not None else None
     if own is None:
@@ -250,6 +242,8 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
     else:
         catalog.datasets[name] = Dataset(name, name)
     labels = _read_labels(catalog, entry, where)
+    if entry.unknown_labels is not None and labels is None:
+        raise InputError("unknown_labels: there are no labels", where=where)
     if entry.lossy_labels and (labels is None or labels.kind != "colour"):
         raise InputError("lossy_labels: only colours can be snapped", where=where)
     if (
@@ -273,6 +267,7 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
         key=entry.key,
         scene=entry.scene,
         labels=labels,
+        unknown_labels=entry.unknown_labels,
         lossy_labels=entry.lossy_labels,
         value_range=entry.value_range,
         nodata=entry.nodata,
@@ -288,7 +283,7 @@ def _check_published(catalog: Catalog, entry: _DomainEntry, where: str) -> None:
         raise InputError("`masks` and `split` go with `images`", where=where)
     both = [files for files in (entry.train, entry.test) if files]
     if len(both) > 1 and (shared := set.intersection(*(set(files.scenes) for files in both))):
-        raise InputError(f"scenes in both splits: {', '.join(sorted(shared))}", where=where)
+        raise InputError(f"scenes in both splits: {listed(sorted(shared))}", where=where)
     if any((files.labels is None) != (entry.labels is None) for files in both):
         raise InputError("a label map without label files, or label files without a map", where=where)
 
@@ -298,26 +293,39 @@ def _read_own(entry: _DomainEntry, place: _Place) -> OwnFiles:
         raise InputError("`dataset` goes with `train` and `test`", where=place.where)
     if (entry.masks is None) != (entry.labels is None):
         raise InputError("`masks` and `labels` go together", where=place.where)
-    images = place.data_dir / str(entry.images)
-    masks = None if entry.masks is None else place.data_dir / entry.masks
+    images, image_pattern = _folder_and_pattern(place.data_dir, str(entry.images))
+    masks, mask_pattern = _folder_and_pattern(place.data_dir, entry.masks or "")
+    own = OwnFiles(
+        images,
+        None if entry.masks is None else masks,
+        image_pattern=image_pattern,
+        mask_pattern=mask_pattern,
+    )
     if entry.split is None:
-        return OwnFiles(images, masks)
+        return own
     if isinstance(entry.split, Mapping):
         rule = load_config(_SplitEntry, entry.split, f"{place.where}: split")
         if not 0 < rule.test < 1:
             raise InputError(
                 f"split.test: {rule.test}", where=place.where, expected="a share between 0 and 1"
             )
-        return OwnFiles(images, masks, "block", rule.test)
+        return replace(own, by=rule.by, test=rule.test)
     if entry.split in ("train", "test"):
-        return OwnFiles(images, masks, entry.split)
+        return replace(own, by=entry.split)
     if isinstance(entry.split, str):
-        return OwnFiles(images, masks, "file", file=place.data_dir / entry.split)
+        return replace(own, by="file", file=place.data_dir / entry.split)
     raise InputError(
         f"split: {entry.split!r}",
         where=place.where,
         expected="{by: block, test: 0.25}, train, test, or a CSV file",
     )
+
+
+def _folder_and_pattern(data_dir: Path, text: str) -> tuple[Path, str]:
+    """`roads/*_sat.jpg` is the pattern `*_sat.jpg` in the folder `roads`; a folder alone means all in it."""
+    parts = PurePosixPath(text).parts
+    fixed = list(takewhile(lambda part: "*" not in part, parts))
+    return data_dir.joinpath(*fixed), "/".join(parts[len(fixed) :]) or "*"
 
 
 def _read_labels(catalog: Catalog, entry: _DomainEntry, where: str) -> LabelSpec | None:
@@ -342,7 +350,7 @@ def _read_bands(bands: Any, where: str) -> tuple[tuple[str, str, str], tuple[int
         names, indexes = tuple(bands), (1, 2, 3)
     if len(names) != 3 or min(indexes) < 1:
         raise InputError(
-            f"{bands!r}",
+            shown(bands),
             where=where,
             expected="three names, places in the file from 1, or both: {red: 3, green: 2, blue: 1}",
         )
@@ -420,5 +428,5 @@ def _check_pattern(pattern: str, where: object) -> None:
 
 def _mapping(values: Any, where: object) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise InputError(f"not a map: {values!r}", where=where, expected="key: value")
+        raise InputError(f"not a map: {shown(values)}", where=where, expected="key: value")
     return {str(key): value for key, value in values.items()}

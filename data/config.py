@@ -16,6 +16,8 @@ Config = TypeVar("Config")
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 50
+NAMES_SHOWN = 25
+VALUE_SHOWN = 300
 
 
 class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -100,8 +102,21 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """'did you mean' text for a wrong word, or the list of choices."""
     known = sorted(map(str, choices))
     close = difflib.get_close_matches(str(word), known, n=1)
-    listing = ", ".join(known)
+    listing = listed(known)
     return f"{close[0]!r}? (choices: {listing})" if close else f"one of {listing}"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names in a row; of many, the first ones and how many more there are."""
+    every = [str(name) for name in names]
+    more = len(every) - NAMES_SHOWN
+    return ", ".join(every[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= VALUE_SHOWN else f"{text[:VALUE_SHOWN]}..."
 
 
 def load_config(kind: type[Config], values: Any, where: object) -> Config:
@@ -122,7 +137,7 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
         if isinstance(cause, InputError):
             raise InputError(str(cause), where=where) from error
         raise InputError(
-            f"{problem['msg']}, found {problem['input']!r}", where=f"{where}: {key}" if key else where
+            f"{problem['msg']}, found {shown(problem['input'])}", where=f"{where}: {key}" if key else where
         ) from error
 
 

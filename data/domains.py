@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import re2
 
 from crossearth.data.config import nearest
 from crossearth.data.errors import InputError
-from crossearth.data.labels import LabelSpec
+from crossearth.data.labels import LabelSpec, Unknown
 
 Gap = Literal["region", "band", "region+band", "region+platform", "region+climate", "in-domain"]
 Split = Literal["train", "test"]
@@ -129,6 +129,8 @@ class OwnFiles:
     Attributes:
         images: folder of images, searched recursively.
         masks: folder of masks; None: no labels.
+        image_pattern, mask_pattern: which files in these folders, by their paths in them; `*` stands for
+            anything, folders too.
         by: "block" = of the scenes in natural order, the last `test` share are the test split; "file" = as
             `file` says; "train", "test" = all of them.
         test: share of scenes, 0..1.
@@ -140,6 +142,8 @@ class OwnFiles:
     by: Literal["block", "file", "train", "test"] = "block"
     test: float = DEFAULT_TEST_SHARE
     file: Path | None = None
+    image_pattern: str = "*"
+    mask_pattern: str = "*"
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,11 @@ class Domain:
         band_indexes: where they stand in the file, from 1.
         file_bands: bands that the file must have; None: any number that has `band_indexes`.
         gsd_m: metres per px; None: unknown or mixed.
-        key: regular expression, searched in a file's stem; its first group is what image and label share.
+        key: regular expression; its first group that matches is what image and label share. None: a user's
+            domain whose names share something by themselves.
         scene: the same, searched in the key: the piece of ground, never in two splits.
         labels: None where there are none.
+        unknown_labels: what becomes of label values outside the map; None: as ingest is configured.
         lossy_labels: scenes whose published labels went through a lossy format.
         value_range, nodata: as `Reading` has them.
         train, test: files of a published domain's splits; None: it has no such split.
@@ -170,9 +176,10 @@ class Domain:
     file_bands: int | None
     gsd_m: float | None
     tile: Tiling
-    key: str
+    key: str | None
     scene: str
     labels: LabelSpec | None
+    unknown_labels: Unknown | None = None
     lossy_labels: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
     nodata: float | None = None
@@ -198,13 +205,22 @@ class Domain:
             raise InputError(f"domain {self.name} has no {split} split", expected=", ".join(self.splits))
         return files
 
-    def key_of(self, stem: str) -> str:
-        """The name that an image and its label share."""
-        return _first_group(self.key, stem)
+    def key_of(self, path: str) -> str:
+        """What `key` finds in the path of an image or a label, else the file's name without suffix.
+
+        A publisher's files may lie any number of folders deep: of theirs, the name without suffix counts.
+
+        Args:
+            path: below the folder that is searched, with "/".
+        """
+        file = PurePosixPath(path)
+        seen = [file.stem] if self.own is None else [path, str(file.with_suffix(""))]
+        found = (_first_group(self.key or "(.+)", text) for text in seen)
+        return next(filter(None, found), file.stem)
 
     def scene_of(self, key: str) -> str:
         """The scene of a key."""
-        return _first_group(self.scene, key)
+        return _first_group(self.scene, key) or key
 
     def label_spec(self, scene: str) -> LabelSpec | None:
         """The label map for one scene."""
@@ -371,5 +387,6 @@ def compiled_pattern(pattern: str) -> Any:
 
 
 def _first_group(pattern: str, text: str) -> str:
+    """What the first group that matches has matched; empty where none has."""
     match = compiled_pattern(pattern).search(text)
-    return match[1] if match and match[1] else text
+    return next(filter(None, match.groups()), "") if match else ""

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import pandas as pd
 from crossearth.data.domains import Domain
 from crossearth.data.files import digest
 from crossearth.data.manifest import Manifest, Provenance
-from crossearth.data.validation import ValidateConfig
+from crossearth.data.validation import ValidateConfig, shared_ground
 
 # no network: great_expectations reports its use otherwise
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -71,17 +71,18 @@ def validate_manifests(
             gx.ValidationDefinition(name=name, data=batch, suite=suite)
         )
         run = gx.RunIdentifier(run_name=digest([manifest.digest for manifest in manifests])[:16])
-        result = definition.run(batch_parameters={"dataframe": frame(manifests, classes)}, run_id=run)
+        result = definition.run(batch_parameters={"dataframe": frame(manifests, classes, config)}, run_id=run)
         checks += [_check(name, outcome) for outcome in result.results]
     context.build_data_docs()
     return checks
 
 
-def frame(manifests: Sequence[Manifest], classes: Sequence[str]) -> pd.DataFrame:
+def frame(manifests: Sequence[Manifest], classes: Sequence[str], config: ValidateConfig) -> pd.DataFrame:
     """A domain's tiles as the table that the expectations speak of.
 
     Beside the manifests' columns: `px of <class>`; `unaccounted_px`, neither of a class nor ignored;
-    `scene_in_both_splits`; `twin_in_other_split`, of equal pixels; `placed`; `file_is_there`.
+    `scene_in_both_splits`; `twin_in_other_split`, of equal pixels; `shared_ground`, the images of both splits
+    that show the same, empty where they share no more than is tolerated; `placed`; `file_is_there`.
     """
     table = pd.concat([manifest.table.to_pandas() for manifest in manifests], ignore_index=True)
     table["split"] = table["split"].astype(str)
@@ -93,6 +94,7 @@ def frame(manifests: Sequence[Manifest], classes: Sequence[str]) -> pd.DataFrame
     table["scene_in_both_splits"] = _in_several_splits(table, "scene")
     blank = table["constant"] | (table["nodata_share"] == 1)
     table["twin_in_other_split"] = _in_several_splits(table, "sha256_image") & ~blank
+    table["shared_ground"] = _shared_ground(manifests, config.max_shared_ground)
     table["bands"] = table["bands"].map(", ".join)
     table["placed"] = table["crs"] != ""
     table["file_is_there"] = _files_are_there(manifests)
@@ -101,6 +103,18 @@ def frame(manifests: Sequence[Manifest], classes: Sequence[str]) -> pd.DataFrame
 
 def _in_several_splits(table: pd.DataFrame, column: str) -> pd.Series:
     return table.groupby(column)["split"].transform("nunique") > 1
+
+
+def _shared_ground(manifests: Sequence[Manifest], most: float) -> list[str]:
+    found = shared_ground(*manifests) if len(manifests) == 2 else []
+    said = {
+        (split, name): str(pair)
+        for pair in reversed(found)  # the largest share counts
+        if pair.share > most
+        for split, name in (("train", pair.train), ("test", pair.test))
+    }
+    rows = [row for manifest in manifests for row in manifest.rows]
+    return [said.get((row["split"], PurePosixPath(row["image"]).stem), "") for row in rows]
 
 
 def _files_are_there(manifests: Sequence[Manifest]) -> list[bool]:
@@ -161,6 +175,11 @@ def expectations(
     yield _all("scene_in_both_splits", [False], "no scene in both splits")
     if provenance != "publisher":
         yield _all("twin_in_other_split", [False], "no tile with a twin of equal pixels in the other split")
+        yield _all(
+            "shared_ground",
+            [""],
+            f"no image shows more than {config.max_shared_ground:.0%} of the ground of another split's",
+        )
     yield _all("unaccounted_px", [0], "every label pixel is a class of the class set or ignored")
     yield _all("bands", [", ".join(domain.bands)], f"bands {', '.join(domain.bands)}")
     yield _all("file_is_there", [True], "every tile's files are there")

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from crossearth.data.config import listed
 from crossearth.data.domains import Catalog, Split, is_file_name
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path
@@ -163,9 +164,9 @@ def read_domain(catalog: Catalog, domains_dir: Path, name: str, split: str) -> M
     classes = catalog.classes_of(domain)
     if manifest.classes != classes:
         raise InputError(
-            f"{name} was ingested with the classes {', '.join(manifest.classes) or '(none)'}",
+            f"{name} was ingested with the classes {listed(manifest.classes) or '(none)'}",
             where=manifest.root,
-            expected=f"the catalog's: {', '.join(classes) or '(none)'}",
+            expected=f"the catalog's: {listed(classes) or '(none)'}",
             next_step=f"run `crossearth ingest {name}` again",
         )
     return manifest

@@ -192,6 +192,22 @@ class Raster(NamedTuple):
             ) from cause
 
 
+def refuse_palette(raster: Raster, bands: Sequence[int]) -> None:
+    """Refuses images whose values are places in a table of colours: taken for grey they would mean nothing.
+
+    Raises:
+        InputError: one of the bands has a palette; of one that does not exist this says nothing.
+    """
+    kinds = raster.dataset.colorinterp
+    if any(band <= len(kinds) and kinds[band - 1] == ColorInterp.palette for band in (1, *bands)):
+        raise InputError(
+            "an image of colour indexes (a palette)",
+            where=raster.where,
+            expected="its colours, a band each",
+            next_step="gdal_translate -expand rgb IN OUT.tif, and `bands: [1, 2, 3]` in the catalog file",
+        )
+
+
 def _middles(span: Span, cells: int) -> NDArray[np.int64]:
     """Indexes of the pixels in the middle of `cells` equal parts of a span."""
     start, stop = span

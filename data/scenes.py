@@ -4,13 +4,16 @@ import csv
 import fnmatch
 import logging
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import re2
 
 from crossearth.data.archives import Member, index, read, refuse_unreadable
-from crossearth.data.domains import Domain, OwnFiles, Split
+from crossearth.data.domains import Domain, OwnFiles, Split, compiled_pattern, is_file_name
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
 from crossearth.data.manifest import natural
@@ -19,6 +22,7 @@ from crossearth.data.raster_names import RASTER_SUFFIXES, rasters_among
 log = logging.getLogger(__name__)
 
 SHOWN = 5
+MAX_NAME_BYTES = 200  # file systems allow 255, and tiles' names are longer
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class SceneSource:
     """One raster of a publisher with its label.
 
     Attributes:
-        key: what image and label share; unique in the split.
+        key: what image and label share; unique in the split. It may have slashes.
         scene: the piece of ground; equal names in both splits mean one place.
         label: None where the domain has no labels.
     """
@@ -36,6 +40,15 @@ class SceneSource:
     scene: str
     image: Member
     label: Member | None
+
+    @property
+    def name(self) -> str:
+        """The key as the name of a file."""
+        return _file_name(self.key)
+
+    def stored(self, kind: Literal["images", "labels"]) -> str:
+        """Path of the stored scene below the domain's folder."""
+        return f"{self.split}/{kind}/{self.name}.tif"
 
     @property
     def identity(self) -> str:
@@ -65,10 +78,14 @@ def find_scenes(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
 
 def _published(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
     members = index(root, scratch)
+
+    def key_of(member: Member) -> str:
+        return domain.key_of(member.path)
+
     sources: list[SceneSource] = []
     for split in domain.splits:
         files = domain.files(split)
-        images = _by_key(domain, _matching(members, files.images), files.scenes)
+        images = _by_key(domain, key_of, _matching(members, files.images), files.scenes)
         found = {domain.scene_of(key) for key in images}
         missing = [scene for scene in files.scenes if scene.lower() not in found]
         if missing or not images:
@@ -83,38 +100,110 @@ def _published(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
             )
         labels = None
         if files.labels is not None:
-            labels = _by_key(domain, _matching(members, files.labels), files.scenes)
+            labels = _by_key(domain, key_of, _matching(members, files.labels), files.scenes)
         # without a list of scenes a split is a folder, and equal names in two folders mean nothing
         prefix = "" if files.scenes else f"{split}/"
-        sources += _pair(domain, split, images, labels, prefix)
+        sources += _pair(domain, key_of, split, images, labels, prefix)
     return sources
 
 
 def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
     members = index(own.images, scratch / "images")
-    if own.masks is not None and own.masks.is_relative_to(own.images) and own.masks != own.images:
-        inside = own.masks.relative_to(own.images).as_posix() + "/"
-        members = [member for member in members if not member.path.startswith(inside)]
-    images = _by_key(domain, _rasters(members), ())
-    if not images:
+    found = _chosen(members, own.image_pattern)
+    masks = None
+    if own.masks is not None:
+        beside = members if own.masks == own.images else index(own.masks, scratch / "masks")
+        masks = _chosen(beside, own.mask_pattern)
+        found, masks = _apart(domain, own, found, masks)
+    if not found:
         refuse_unreadable(members)
         raise InputError(
             f"{domain.name}: no images in this folder",
-            where=own.images,
+            where=own.images / own.image_pattern.removesuffix("*"),
             expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
             next_step="correct `images` in the catalog file, or put images there",
         )
-    labels = None
-    if own.masks is not None:
-        labels = _by_key(domain, _rasters(index(own.masks, scratch / "masks")), ())
-    split_of = _split(domain, own, sorted(images, key=natural))
+    key_of = _keys(domain, own, found, masks or ())
+    images = _by_key(domain, key_of, found, ())
+    labels = None if masks is None else _by_key(domain, key_of, masks, ())
+    split_of = _split(domain, own, images)
     sources: list[SceneSource] = []
     for split in domain.splits:
         of_split = {key: image for key, image in images.items() if split_of[key] == split}
-        sources += _pair(domain, split, of_split, labels, prefix="")
+        sources += _pair(domain, key_of, split, of_split, labels, prefix="")
     for key in sorted(set(labels or ()) - set(images), key=natural):
         log.warning("%s: mask %s has no image and is left out", domain.name, labels and labels[key])
     return sources
+
+
+def _chosen(members: Sequence[Member], pattern: str) -> list[Member]:
+    """The rasters whose paths a user's pattern matches."""
+    stars = _stars(pattern)
+    return [member for member in _rasters(members) if stars.search(member.path)]
+
+
+def _stars(pattern: str) -> Any:
+    """The regular expression of a pattern in which `*` stands for anything, folders too."""
+    return compiled_pattern("(?s)^" + "(.*)".join(map(re2.escape, pattern.split("*"))) + "$")
+
+
+def _apart(
+    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]
+) -> tuple[list[Member], list[Member]]:
+    """Images that are no masks and masks that are no images: what the narrower of both rules means counts.
+
+    Raises:
+        InputError: neither is narrower.
+    """
+    roots = {"images": own.images.resolve(), "masks": (own.masks or own.images).resolve()}
+    image_at = {roots["images"] / image.path: image for image in images}
+    mask_at = {roots["masks"] / mask.path: mask for mask in masks}
+    shared = image_at.keys() & mask_at.keys()
+    if shared and len(shared) == len(mask_at) < len(image_at):
+        return [image for path, image in image_at.items() if path not in shared], list(masks)
+    if shared and len(shared) == len(image_at) < len(mask_at):
+        return list(images), [mask for path, mask in mask_at.items() if path not in shared]
+    if shared:
+        folder = roots["images"].name
+        raise InputError(
+            f"{domain.name}: {len(shared)} files are both images and masks: "
+            + _some(sorted(path.relative_to(roots["images"]).as_posix() for path in shared)),
+            where=own.images,
+            expected="`images` and `masks` that match different files",
+            next_step=f"say which are which, e.g. images: {folder}/*_sat.jpg, masks: {folder}/*_mask.png",
+        )
+    return list(images), list(masks)
+
+
+def _keys(
+    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]
+) -> Callable[[Member], str]:
+    """What gives the key of a user's image or mask.
+
+    Without a `key` in the catalog it is what the stars of the patterns stand for: of that only the last name,
+    unless two images or two masks have the same.
+    """
+    if domain.key is not None:
+        return lambda member: domain.key_of(member.path)
+    starred = [
+        {member: _starred(pattern, member.path) for member in files}
+        for pattern, files in ((own.image_pattern, images), (own.mask_pattern, masks))
+    ]
+    key_of = starred[0] | starred[1]
+    if all(len({_last(key) for key in keys.values()}) == len(keys) for keys in starred):
+        return lambda member: PurePosixPath(key_of[member]).name
+    return key_of.__getitem__
+
+
+def _starred(pattern: str, path: str) -> str:
+    """`berlin/0` of `berlin/images/0.tif` under `*/images/*`."""
+    stem = str(PurePosixPath(path).with_suffix(""))
+    match = _stars(str(PurePosixPath(pattern).with_suffix(""))).search(stem)
+    return "/".join(filter(None, match.groups())) if match else stem
+
+
+def _last(key: str) -> str:
+    return PurePosixPath(key).name.lower()
 
 
 def _matching(members: Sequence[Member], pattern: str) -> list[Member]:
@@ -127,26 +216,35 @@ def _rasters(members: Sequence[Member]) -> list[Member]:
     return [by_path[path] for path in rasters_among(list(by_path), lambda path: read(by_path[path]))]
 
 
-def _by_key(domain: Domain, members: Sequence[Member], scenes: Sequence[str]) -> dict[str, Member]:
+def _by_key(
+    domain: Domain, key_of: Callable[[Member], str], members: Sequence[Member], scenes: Sequence[str]
+) -> dict[str, Member]:
     """Members by their key in lower case, those of `scenes` only if there are any."""
     wanted = {scene.lower() for scene in scenes}
     found: dict[str, Member] = {}
+    named: dict[str, Member] = {}
     for member in members:
         # lower case: an image and its label may differ in it, and some disks do not tell
-        key = domain.key_of(member.stem).lower()
+        key = key_of(member).lower()
         if wanted and domain.scene_of(key) not in wanted:
             continue
-        other = found.setdefault(key, member)
+        other = named.setdefault(_file_name(key), member)
         if other is not member:
             raise InputError(
                 f"{domain.name}: two files of the name {key!r}: {other} and {member}",
                 next_step="remove one, or give the domain a `key` that tells them apart",
             )
+        found[key] = member
     return found
+
+
+def _file_name(key: str) -> str:
+    return key.replace("/", "_")
 
 
 def _pair(
     domain: Domain,
+    key_of: Callable[[Member], str],
     split: Split,
     images: Mapping[str, Member],
     labels: Mapping[str, Member] | None,
@@ -154,18 +252,31 @@ def _pair(
 ) -> list[SceneSource]:
     keys = sorted(images, key=natural)
     if labels is not None and (unlabelled := [key for key in keys if key not in labels]):
+        theirs = next(
+            (f", that of {label} {key!r}" for key, label in labels.items() if key not in images), ""
+        )
         raise InputError(
             f"{domain.name}: {len(unlabelled)} of {len(keys)} images of the {split} split have no label: "
             + _some([str(images[key]) for key in unlabelled]),
             where=domain.own.masks if domain.own else "",
-            expected="labels of the images' names, or a `key` that finds what their names share",
+            expected="labels of the images' names, or a `key` that finds what their paths share; "
+            f"the key of {images[unlabelled[0]]} is {unlabelled[0]!r}{theirs}",
             next_step="add the labels, or remove the images",
+        )
+    if odd := [
+        key for key in keys if not is_file_name(_file_name(key)) or len(key.encode()) > MAX_NAME_BYTES
+    ]:
+        raise InputError(
+            f"{domain.name}: {odd[0]!r} cannot be the name of a file",
+            where=images[odd[0]],
+            expected=f"at most {MAX_NAME_BYTES} bytes",
+            next_step="give the domain a `key` that finds a part of the path, or rename the file",
         )
     return [
         SceneSource(
             split,
-            domain.key_of(images[key].stem),
-            prefix + domain.scene_of(domain.key_of(images[key].stem)),
+            key_of(images[key]),
+            prefix + domain.scene_of(key_of(images[key])),
             images[key],
             labels[key] if labels is not None else None,
         )
@@ -173,13 +284,13 @@ def _pair(
     ]
 
 
-def _split(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[str, Split]:
+def _split(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:
     """Split of every key of a user's domain."""
     if own.by == "file":
-        return _split_by_file(domain, own, keys)
+        return _split_by_file(domain, own, images)
     if own.by != "block":
-        return dict.fromkeys(keys, own.by)
-    scenes = sorted({domain.scene_of(key) for key in keys}, key=natural)
+        return dict.fromkeys(images, own.by)
+    scenes = sorted({domain.scene_of(key) for key in images}, key=natural)
     if len(scenes) < 2:
         raise InputError(
             f"{domain.name}: one scene cannot be split into train and test",
@@ -188,10 +299,10 @@ def _split(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[str, Spli
         )
     held = min(len(scenes) - 1, max(1, round(own.test * len(scenes))))
     tested = set(scenes[-held:])
-    return {key: "test" if domain.scene_of(key) in tested else "train" for key in keys}
+    return {key: "test" if domain.scene_of(key) in tested else "train" for key in images}
 
 
-def _split_by_file(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[str, Split]:
+def _split_by_file(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:
     assert own.file is not None  # noqa: S101  (OwnFiles: by "file" has one)
     try:
         # what Excel calls Unicode text is UTF-16 with tabs, and its CSV has semicolons in much of the world
@@ -202,28 +313,57 @@ def _split_by_file(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[s
         lines = [line for line in csv.reader(StringIO(text, newline=""), delimiter=between) if line][1:]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the split file: {error}", where=own.file) from error
+    keys_of: dict[str, set[str]] = {}
+    for key, image in images.items():
+        for name in _names(image.path) | {key}:
+            keys_of.setdefault(name, set()).add(key)
     split_of: dict[str, Split] = {}
     split_of_scene: dict[str, Split] = {}
     for number, line in enumerate(lines, 2):
-        if len(line) != 2 or line[1].strip() not in ("train", "test"):
+        named = len(line) == 2 and PurePosixPath(line[0].strip().replace("\\", "/")).name
+        if not named or line[1].strip() not in ("train", "test"):
             raise InputError(
                 f"line {number}: {','.join(line)!r}", where=own.file, expected="id,train or id,test"
             )
-        name = line[0].strip().replace("\\", "/")
-        either = [domain.key_of(text).lower() for text in (name, PurePosixPath(name).stem)]
-        key = next((key for key in either if key in keys), either[0])
+        key = _key_of_line(domain, own, line[0], number, keys_of)
         split: Split = "train" if line[1].strip() == "train" else "test"
         scene = domain.scene_of(key)
         if split_of_scene.setdefault(scene, split) != split:
             raise InputError(f"line {number}: scene {scene!r} is in both splits", where=own.file)
         split_of[key] = split
     for what, odd in (
-        ("images that the split file does not name", set(keys) - set(split_of)),
-        ("names in the split file without an image", set(split_of) - set(keys)),
+        ("images that the split file does not name", set(images) - set(split_of)),
+        ("names in the split file without an image", set(split_of) - set(images)),
     ):
         if odd:
             raise InputError(f"{len(odd)} {what}: {_some(sorted(odd, key=natural))}", where=own.file)
     return split_of
+
+
+def _key_of_line(
+    domain: Domain, own: OwnFiles, text: str, number: int, keys_of: Mapping[str, set[str]]
+) -> str:
+    """The key that a line of the split file means: by an image's key, path or name, the suffix aside."""
+    name = text.strip().replace("\\", "/")
+    parts = PurePosixPath(name.lower()).parts
+    for first in range(len(parts)):
+        below = PurePosixPath(*parts[first:])
+        keys = keys_of.get(str(below)) or keys_of.get(str(below.with_suffix(""))) or set()
+        if len(keys) > 1:
+            raise InputError(
+                f"line {number}: {name!r} may be {_some(sorted(keys, key=natural))}",
+                where=own.file,
+                expected="one of them",
+            )
+        if keys:
+            return next(iter(keys))
+    return domain.key_of(name).lower()
+
+
+def _names(path: str) -> set[str]:
+    """A path and its last name, both with the suffix and without it, in lower case."""
+    file = PurePosixPath(path.lower())
+    return {str(file), str(file.with_suffix("")), file.name, file.stem}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ open in any GIS. The measurement behind the choice stands in data/README.md.
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,18 +17,19 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 
 from crossearth.data.domains import Rule, window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, Unknown
+from crossearth.data.masks import read_ids
 from crossearth.data.raster import Raster
 from crossearth.data.reading import Reading, fit, fitted_size
 
 BLOCK_PX = 256
 LOOK_CELLS = 16
+SEEN_PX = "SEEN_PX"  # tag of a padded scene
 
 
 class Window(NamedTuple):
@@ -112,6 +113,7 @@ class Cutting:
         reading: how its values are read; px that it does not count as valid are ignored in labels.
         num_classes: classes of the domain's class set.
         unknown_labels: what becomes of label values outside the map.
+        least_px: shorter sides of a scene are padded to it, at the right and at the bottom: black, ignored.
     """
 
     px: int
@@ -119,6 +121,7 @@ class Cutting:
     reading: Reading
     num_classes: int
     unknown_labels: Unknown
+    least_px: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,10 @@ class Grid:
         shrink = rasterio.Affine.scale(source.width / width, source.height / height)
         placed = not source.transform.is_identity
         return cls(width, height, source.transform @ shrink if placed else source.transform, source.crs)
+
+    def padded(self, least_px: int) -> "Grid":
+        """This grid, both sides at least so long."""
+        return replace(self, width=max(self.width, least_px), height=max(self.height, least_px))
 
 
 def cut_scene(
@@ -161,17 +168,21 @@ def cut_scene(
     Raises:
         InputError: damaged pixels, or label values outside the map.
     """
-    grid = Grid.of(image.dataset, cutting)
+    seen = Grid.of(image.dataset, cutting)
+    grid = seen.padded(cutting.least_px)
     height = min(cutting.px, grid.height) if cutting.rule == "cut" else grid.height
     lefts = windows(grid.width, height, cutting.px, cutting.rule)
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         stored = stack.enter_context(scene_writer(image_path, grid, 3))
+        if grid != seen:
+            stored.update_tags(**{SEEN_PX: f"{seen.width} {seen.height}"})
         stored_label = label_path and stack.enter_context(scene_writer(label_path, grid, 1))
         strip = _Strip.empty(grid.width, label is not None)
         for top in window_starts(grid.height, height, height):
             rows_here = Window(0, strip.bottom, grid.width, top + height - strip.bottom)
-            fresh = _read_strip(image, label, spec, rows_here, cutting)
+            rows_seen = Window(0, rows_here.row_off, seen.width, min(rows_here.height, seen.height))
+            fresh = _read_strip(image, label, spec, rows_seen, cutting).padded(rows_here)
             stored.write(fresh.image, window=rows_here.slices())
             if stored_label and fresh.label is not None:
                 stored_label.write(fresh.label, 1, window=rows_here.slices())
@@ -197,6 +208,16 @@ class _Strip:
     @property
     def bottom(self) -> int:
         return self.top + self.image.shape[1]
+
+    def padded(self, rows: Window) -> "_Strip":
+        """This strip in the size of `rows`: what was not seen is black, ignored and counts as masked."""
+        _, height, width = self.image.shape
+        around = ((0, rows.height - height), (0, rows.width - width))
+        if not any(map(any, around)):
+            return self
+        label = None if self.label is None else np.pad(self.label, around, constant_values=IGNORE)
+        masked = np.pad(self.masked, around, constant_values=True)
+        return _Strip(self.top, np.pad(self.image, ((0, 0), *around)), label, masked)
 
     def advance(self, fresh: "_Strip", top: int) -> "_Strip":
         """This strip from row `top` on, and `fresh` below it."""
@@ -238,32 +259,9 @@ def _read_strip(
         values, valid = fit(values, valid, rows.width, rows.height)
     ids = None
     if label is not None and spec is not None:
-        ids = _read_label(label, spec, window, shape, cutting.unknown_labels)
+        ids = read_ids(label, spec, cutting.unknown_labels, window, shape)
         ids[~valid] = IGNORE
     return _Strip(rows.row_off, values, ids, ~valid)
-
-
-def _read_label(
-    label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int], unknown: Unknown
-) -> NDArray[np.uint8]:
-    bands = label.dataset.indexes
-    raw = label.read(bands, window=window, out_shape=(len(bands), *shape))
-    try:
-        return spec.decode(_colours(raw, label, spec), label.where, unknown)
-    except InputError:
-        # the message counts pixels: say how many there are in the scene, not in this strip
-        spec.decode(_colours(label.read(bands), label, spec), label.where, unknown)
-        raise
-
-
-def _colours(raw: NDArray[Any], label: Raster, spec: LabelSpec) -> NDArray[Any]:
-    """Where colours are wanted, a label with a palette is read as its colours, else as its indexes."""
-    if spec.kind != "colour" or label.dataset.colorinterp != (ColorInterp.palette,):
-        return raw
-    table = np.zeros((256, 3), np.uint8)
-    for index, colour in label.dataset.colormap(1).items():
-        table[index] = colour[:3]
-    return np.moveaxis(table[raw[0]], -1, 0)
 
 
 @contextmanager
@@ -295,6 +293,19 @@ def scene_writer(path: Path, grid: Grid, bands: int) -> Iterator[DatasetWriter]:
         ) as writer:
             yield writer
         path.write_bytes(memory.getbuffer())
+
+
+def unpadded(path: Path) -> tuple[int, int] | None:
+    """Width and height of what a stored scene shows, if it was padded and is there."""
+    try:
+        with rasterio.open(path, driver="GTiff") as scene:
+            said = scene.tags().get(SEEN_PX)
+    except (RasterioError, OSError):
+        return None
+    if not said:
+        return None
+    width, height = map(int, said.split())
+    return width, height
 
 
 def read_window(path: Path, window: Window) -> NDArray[np.uint8]:

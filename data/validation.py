@@ -1,14 +1,18 @@
 """What is tolerated of a domain's tiles, and which of them its two splits share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio import Affine
 
 from crossearth.data.errors import InputError
+from crossearth.data.ground import Place, overlaps
 from crossearth.data.manifest import Manifest
+from crossearth.data.tiles import unpadded
 
 LOOK_BITS = 256
 # a look of nearly only zeros or ones says "smooth", not "the same place"
@@ -27,14 +31,16 @@ class ValidateConfig:
         near_duplicate_bits: tiles of both splits whose looks differ in at most this many of 256 bits are
             reported. Copies that were recompressed, brightened or made noisy differ in 1 to 27 bits, tiles of
             different places in 77 and more (14 535 pairs of aerial images).
+        max_shared_ground: of an image's ground, what an image of the other split may show too; 0..1.
     """
 
     max_constant_share: float = 0.05
     max_nodata_share: float = 0.4
     near_duplicate_bits: int = 24
+    max_shared_ground: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("max_constant_share", "max_nodata_share"):
+        for name in ("max_constant_share", "max_nodata_share", "max_shared_ground"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: {getattr(self, name)}", expected="a share, 0 to 1")
         if not 0 <= self.near_duplicate_bits < LOOK_BITS // 4:
@@ -55,6 +61,61 @@ class Twins:
     train: str
     test: str
     bits: int
+
+
+@dataclass(frozen=True)
+class SharedGround:
+    """Two images of different splits that lie on the same ground.
+
+    Attributes:
+        share: of the smaller one's ground, 0..1.
+    """
+
+    train: str
+    test: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"train {self.train} and test {self.test} ({self.share:.0%})"
+
+
+def shared_ground(train: Manifest, test: Manifest) -> list[SharedGround]:
+    """Images of both splits that overlap on the ground by their georeference, each with its worst partner."""
+    ours, theirs = _places(train), _places(test)
+    found = overlaps(list(ours.values()), list(theirs.values()))
+    # of few, the files are asked what of them is padding
+    our_names, their_names = list(ours), list(theirs)
+    mine = [our_names[index] for index in dict.fromkeys(our for our, _, _ in found)]
+    yours = [their_names[index] for index in dict.fromkeys(their for _, their, _ in found)]
+    found = overlaps(
+        [_seen(train, name, ours[name]) for name in mine], [_seen(test, name, theirs[name]) for name in yours]
+    )
+    return [SharedGround(_stem(mine[our]), _stem(yours[their]), share) for our, their, share in found]
+
+
+def _places(manifest: Manifest) -> dict[str, Place]:
+    """Where each stored image lies, by its path; none where its file says no CRS."""
+    places: dict[str, Place] = {}
+    for row in manifest.rows:
+        right, bottom = row["col_off"] + row["width"], row["row_off"] + row["height"]
+        if known := places.get(row["image"]):
+            places[row["image"]] = replace(
+                known, width=max(known.width, right), height=max(known.height, bottom)
+            )
+        elif row["crs"]:
+            start = Affine(*row["transform"]) @ Affine.translation(-row["col_off"], -row["row_off"])
+            places[row["image"]] = Place(row["crs"], tuple(start)[:6], right, bottom)
+    return places
+
+
+def _seen(manifest: Manifest, image: str, place: Place) -> Place:
+    """The place without what its stored scene was padded by."""
+    width, height = unpadded(manifest.root / image) or (place.width, place.height)
+    return replace(place, width=width, height=height)
+
+
+def _stem(image: str) -> str:
+    return PurePosixPath(image).stem
 
 
 def twins(train: Manifest, test: Manifest, bits: int) -> list[Twins]:

@@ -6,12 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossearth.data.catalog import BUILT_IN, load_catalog
+from crossearth.data.catalog import BUILT_IN, MAX_CLASSES, load_catalog
+from crossearth.data.colours import distinct_colours
 from crossearth.data.domains import Catalog, ClassSet, OwnFiles, PublishedScore, Recipe, Setting, Tiling
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
@@ -324,7 +326,7 @@ BROKEN = {
         },
         "1 scores per class",
     ),
-    "classes": ({"class_sets": {"a": {"classes": ["x", "x"]}}}, r"class_sets.a: classes: \['x', 'x'\]"),
+    "classes": ({"class_sets": {"a": {"classes": ["x", "x"]}}}, r"class_sets.a: classes: x more than once"),
     "ignore": ({"class_sets": {"a": {"classes": ["x", "ignore"]}}}, "'ignore' is no class"),
     "palette": ({"class_sets": {"a": {"classes": ["x", "y"], "palette": ["#000000"]}}}, "palette"),
     "headline": ({"class_sets": {"a": {"classes": ["x", "y", "z"], "headline": "foreground"}}}, "headline"),
@@ -446,3 +448,20 @@ def test_the_built_in_files_have_no_repeated_settings_or_domains() -> None:
         assert path.is_file()
     assert isinstance(CATALOG, Catalog)
     assert all(IGNORE not in CATALOG.remap(name, name) for name in CATALOG.class_sets)
+
+
+def test_classes_without_a_palette_have_colours_that_an_eye_tells_apart() -> None:
+    colours = distinct_colours(MAX_CLASSES)
+    assert len(set(colours)) == MAX_CLASSES
+    assert distinct_colours(16) == colours[:16]
+    levels = np.array([list(bytes.fromhex(colour[1:])) for colour in colours[:40]], int)
+    apart = np.abs(levels[:, None] - levels).sum(-1)
+    assert apart[~np.eye(40, dtype=bool)].min() >= 50
+
+
+def test_of_255_classes_a_message_names_few(tmp_path: Path) -> None:
+    file = tmp_path / "many.yaml"
+    file.write_text(yaml.safe_dump({"class_sets": {"many": {"classes": [f"class {n}" for n in range(255)]}}}))
+    with pytest.raises(InputError, match=r"class_sets\.many: 255 classes\n  expected: 2 to 250") as caught:
+        load_catalog([file])
+    assert len(str(caught.value)) < 200

@@ -79,6 +79,49 @@ def test_tile_px_overrides_the_catalog_but_whole_images_stay_whole(town: Path) -
     assert {entry["width"] for entry in manifests(whole)[0].rows} == {64}
 
 
+EDGES = {7: (64, 30), 2: (20, 20), 5: (30, 200)}  # height, width
+
+
+@pytest.mark.parametrize(
+    ("tile", "shapes"),
+    [
+        ({"px": 48, "rule": "cut"}, {7: (48, 48), 2: (48, 48), 5: (48, 48)}),
+        ({"px": 512, "rule": "cut"}, {7: (64, 64), 2: (64, 64), 5: (64, 200)}),
+        ({"px": 48, "rule": "whole"}, {7: (64, 48), 2: (48, 48), 5: (48, 200)}),
+        ({"px": 128, "rule": "fit"}, {7: (128, 128), 2: (128, 128), 5: (128, 128)}),
+    ],
+)
+def test_a_scene_smaller_than_most_is_padded_and_ignored_there(
+    tile: dict[str, Any], shapes: dict[int, tuple[int, int]], town: Path
+) -> None:
+    for number, (height, width) in EDGES.items():
+        image, mask = draw(number, 200)
+        save(town / "images" / f"scene_{number}.tif", image[:, :height, :width])
+        save(town / "masks" / f"scene_{number}.png", mask[:height, :width])
+    found = manifests(run(town, tile=tile))
+    for manifest in found:
+        for index, row in enumerate(manifest.rows):
+            number = int(row["scene"][-1])
+            label, image = read_label(manifest, index), read_image(manifest, index)
+            if number not in EDGES:
+                assert row["ignored_pixels"] == 0
+            else:
+                height, width = EDGES[number]
+                assert label.shape == shapes[number]
+                if tile["rule"] != "fit":
+                    seen = label[: height - row["row_off"], : width - row["col_off"]]
+                    assert row["ignored_pixels"] == label.size - seen.size == (label == IGNORE).sum()
+                    assert not image[:, seen.shape[0] :].any() and not image[:, :, seen.shape[1] :].any()
+                    assert row["nodata_share"] == pytest.approx(1 - seen.size / label.size, abs=0.02)
+
+
+def test_images_of_one_small_size_or_without_labels_are_not_padded(town: Path) -> None:
+    assert {row["width"] for row in manifests(run(town, tile={"px": 512}))[0].rows} == {64}
+    save(town / "images" / "scene_2.tif", draw(2)[0][:, :20])
+    path = run(town, masks=None, labels=None, class_set=None, split="train")
+    assert {row["height"] for row in read_manifest(path, "train").rows} == {48, 20}
+
+
 def test_ingest_again_replaces_the_domain(town: Path) -> None:
     run(town)
     path = run(town, tile={"px": 64, "rule": "cut"})
@@ -152,11 +195,10 @@ def placed(town: Path, **place: Any) -> None:
         PLACE,
         {},
         {"crs": "EPSG:32633"},
-        {"transform": PLACE["transform"]},
         PLACE | {"transform": from_origin(300_000.25, 5_000_000.25, 0.5, 0.5)},
         PLACE | {"crs": "EPSG:25833"},
     ],
-    ids=["the same", "none", "a CRS alone", "a transform alone", "half a pixel off", "a CRS of another name"],
+    ids=["the same", "none", "a CRS alone", "half a pixel off", "a CRS of another name"],
 )
 def test_a_mask_lies_where_its_image_does_or_says_nothing(place: dict[str, Any], town: Path) -> None:
     placed(town, **place)
@@ -241,8 +283,11 @@ def test_unknown_labels_can_be_ignored(town: Path) -> None:
     save(town / "masks" / "scene_0.png", mask)
     with pytest.raises(InputError, match=r"scene_0\.png: 128 of 4096 label pixels"):
         run(town)
-    train, _ = manifests(run(town, config=IngestConfig(workers=1, unknown_labels="ignore")))
-    assert (read_label(train, 0) == IGNORE).sum() == 2 * 48
+    lenient = IngestConfig(workers=1, unknown_labels="ignore")
+    with pytest.raises(InputError, match=r"scene_0\.png: 128 of 4096 label pixels"):
+        run(town, config=lenient, unknown_labels="error")
+    for path in (run(town, config=lenient), run(town, unknown_labels="ignore")):
+        assert (read_label(manifests(path)[0], 0) == IGNORE).sum() == 2 * 48
 
 
 def test_names_of_datasets_and_domains() -> None:
@@ -309,6 +354,13 @@ def pointer_in_a(kind: str) -> Callable[[Path], None]:
 def copy_deeper(town: Path) -> None:
     (town / "images" / "more").mkdir()
     shutil.copy(town / "images" / "scene_3.tif", town / "images" / "more" / "SCENE_3.tif")
+
+
+def palette_image(town: Path) -> None:
+    path = town / "images" / "scene_3.tif"
+    save(path, draw(3)[1], photometric="palette")
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {0: (9, 99, 9), 1: (200, 200, 200)})
 
 
 def split_file(*lines: str) -> Callable[[Path], None]:
@@ -434,6 +486,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"scene_3\.tif: an image of int16, values 8\d\d to \d+\n  expected: 8 bit\n  .*value_range: \[8",
     ),
+    "palette": (palette_image, {"bands": [1, 1, 1]}, r"scene_3\.tif: .*a palette.*\n.*\n.*-expand rgb"),
     "too few bands": (
         lambda town: save(town / "images" / "scene_3.tif", draw(3)[0][:2]),
         {},
@@ -443,7 +496,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "one name twice": (
         copy_deeper,
         {},
-        r"two files of the name 'scene_3': .*more/SCENE_3\.tif and .*images/scene_3\.tif",
+        r"1 of 7 images .* have no label: .*more/SCENE_3\.tif\n.*is 'more/scene_3'",
     ),
     "one scene": (
         lambda town: [path.unlink() for path in (town / "images").glob("*[1-7].tif")],

@@ -1,18 +1,24 @@
 """Label maps: what becomes which id, and what is refused."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
 
 from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, parse_labels, remap_table
+from crossearth.data.masks import read_ids
+from crossearth.data.raster import Raster, gdal
 
 CATALOG = load_catalog()
 LABELLED = [domain for domain in CATALOG.domains.values() if domain.labels]
@@ -245,14 +251,13 @@ def test_rasters_that_cannot_hold_values_are_refused(raw: np.ndarray[Any, Any], 
         labels.decode(raw)
 
 
-def test_grey_saved_as_rgb_is_read_and_colours_in_one_band_are_not() -> None:
+def test_grey_is_read_as_values_or_as_colours_in_one_band_or_three() -> None:
     grey = np.repeat(np.array([[[0, 255]]], np.uint8), 3, axis=0)
     assert parse_labels({"<128": "background", ">=128": "road"}, CLASSES, "").decode(grey).tolist() == [
         [0, 1]
     ]
     colours = parse_labels({"#000000": "background", "#ffffff": "road"}, CLASSES, "")
-    with pytest.raises(InputError, match="a label of 1 bands of uint8"):
-        colours.decode(grey[:1])
+    assert colours.decode(grey[:1]).tolist() == [[0, 1]]
     with pytest.raises(InputError, match="3 bands of uint16"):
         colours.decode(grey.astype(np.uint16))
 
@@ -270,8 +275,10 @@ def test_maps_survive_json_in_which_pipelines_hand_them_on() -> None:
         ({0: "background", 1: "raod"}, "unknown class 'raod'.*\n.*'road'"),
         ({0: "background", "#ffffff": "road"}, "several kinds: colour, value"),
         ({"white": "road"}, "'white' is no raw value"),
-        ({-1: "road"}, "label value -1 out of range"),
-        ({70000: "road"}, "label value 70000 out of range"),
+        ({2**64: "road"}, "label value 18446744073709551616 out of range"),
+        ({"band 0": "road", "band ": "road"}, "'band ' is no raw value"),
+        ({"band 1": "road", "Band 1": "water"}, "'Band 1' is no raw value"),
+        ({"band Roads": "road", "band roads": "water"}, "they are one raw value"),
         ({True: "road"}, "True is no raw value"),
         ({"<128": "background"}, "not the two sides"),
         ({"<100": "background", ">=128": "road"}, "not the two sides"),
@@ -299,3 +306,242 @@ def test_a_large_label_is_decoded_to_its_last_row() -> None:
     part = np.tile(np.arange(6, dtype=np.uint8), (60, 10))
     raw = np.tile(labels.encode(part), (1, 100, 100))
     assert np.array_equal(labels.decode(raw), np.tile(part, (100, 100)))
+
+
+# --- masks in the forms in which programs write them
+
+# what every mask shows, pixel by pixel: two of ground, two of road, one of water, one without a label
+WANTED = [[0, 0, 1, 1, 2, IGNORE]]
+NAMES = dict(zip((0, 1, 2), CLASSES, strict=True))
+GROUND_ROAD = {0: "background", 255: "road"}
+
+
+def values(*row: float, dtype: str = "uint8", **options: Any) -> Callable[[Path], Path]:
+    """A GeoTIFF of one band."""
+    return bands(row, dtype=dtype, **options)
+
+
+def bands(
+    *rows: Any,
+    dtype: str = "uint8",
+    names: tuple[str, ...] = (),
+    mask: Any = None,
+    palette: Any = None,
+    **options: Any,
+) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path, planes = folder / "mask.tif", np.array(rows, dtype)[:, None]
+        with (
+            gdal(),
+            rasterio.open(
+                path,
+                "w",
+                driver="GTiff",
+                width=planes.shape[2],
+                height=1,
+                count=len(planes),
+                dtype=dtype,
+                **options,
+            ) as file,
+        ):
+            file.write(planes)
+            if names:
+                file.descriptions = names
+            if mask is not None:
+                file.write_mask(np.array([mask], bool))
+            if palette:
+                file.write_colormap(1, palette)
+        return path
+
+    return write
+
+
+def picture(
+    mode: str, row: Any, name: str = "mask.png", palette: Any = None, **options: Any
+) -> Callable[[Path], Path]:
+    """An image as PIL saves it."""
+
+    def write(folder: Path) -> Path:
+        depth = {"1": "L", "P": "L"}.get(mode, mode)
+        image = Image.fromarray(np.array([row], np.uint8), depth)
+        if mode == "1":
+            image = image.convert("1")
+        if mode == "P":
+            image = Image.fromarray(np.array([row], np.uint8), "P")
+            image.putpalette(palette)
+        image.save(folder / name, **options)
+        return folder / name
+
+    return write
+
+
+RED_BLUE = {"#000000": "background", "#ff0000": "road", "#0000ff": "water"}
+PALETTE = {0: (0, 0, 0), 1: (255, 0, 0), 2: (0, 0, 255), 300: (0, 0, 255)}
+K, R, B = (0, 0, 0), (255, 0, 0), (0, 0, 255)
+ONE_HOT = ((1, 1, 0, 0, 0, 0), (0, 0, 1, 1, 0, 0), (0, 0, 0, 0, 1, 0))
+MASKS: dict[str, tuple[Callable[[Path], Path], dict[Any, str]]] = {
+    "negative: ignore": (values(0, 0, 1, 1, 2, -1, dtype="int16"), NAMES | {-1: "ignore"}),
+    "a negative class": (
+        values(0, 0, -7, -7, 2, 9, dtype="int8"),
+        {0: "background", -7: "road", 2: "water", 9: "ignore"},
+    ),
+    "more than 16 bits": (
+        values(0, 0, 70000, 70000, 2**31, 5, dtype="uint32"),
+        {0: "background", 70000: "road", 2**31: "water", 5: "ignore"},
+    ),
+    "64 bits": (
+        values(-(2**63), -(2**63), 2**62 + 1, 2**62 + 1, 2, 5, dtype="int64"),
+        {-(2**63): "background", 2**62 + 1: "road", 2: "water", 5: "ignore"},
+    ),
+    "nodata without a key": (values(0, 0, 1, 1, 2, -9999, dtype="int32", nodata=-9999), NAMES),
+    "nodata of the type's end": (values(0, 0, 1, 1, 2, 2**31 - 1, dtype="int32", nodata=2**31 - 1), NAMES),
+    "nodata that is no number": (values(0, 0, 1, 1, 2, np.nan, dtype="float32", nodata=np.nan), NAMES),
+    "nodata that has a key": (values(0, 0, 1, 1, 2, 9, nodata=0), NAMES | {9: "ignore"}),
+    "its own mask": (values(0, 0, 1, 1, 2, 0, mask=[1, 1, 1, 1, 1, 0]), NAMES),
+    "grey and alpha": (picture("LA", [(0, 255), (0, 255), (1, 255), (1, 9), (2, 255), (0, 0)]), NAMES),
+    "grey, alpha, colours": (
+        picture("LA", [(0, 255), (0, 255), (255, 255), (255, 255), (9, 255), (0, 0)]),
+        {"#000000": "background", "#ffffff": "road", "#090909": "water"},
+    ),
+    "colours and alpha": (
+        picture("RGBA", [(*K, 255), (*K, 255), (*R, 255), (*R, 255), (*B, 255), (*K, 0)]),
+        RED_BLUE,
+    ),
+    "colours with nodata": (
+        bands((0, 0, 255, 255, 0, 7), (0, 0, 0, 0, 0, 7), (0, 0, 0, 0, 255, 7), nodata=7, photometric="RGB"),
+        RED_BLUE,
+    ),
+    "a palette with a transparent colour": (
+        picture("P", [0, 0, 1, 1, 2, 3], palette=[*K, *R, *B, *K], transparency=3),
+        RED_BLUE,
+    ),
+    "a palette, by index": (
+        picture("P", [0, 0, 1, 1, 2, 3], palette=[*K, *R, *B, *K]),
+        NAMES | {3: "ignore"},
+    ),
+    "a palette of 16 bits": (
+        bands((0, 0, 1, 1, 300, 9), dtype="uint16", palette=PALETTE | {9: (9, 9, 9)}, photometric="palette"),
+        RED_BLUE | {"#090909": "ignore"},
+    ),
+    "a TIFF's palette with nodata that has a key": (
+        bands((0, 0, 1, 1, 2, 9), palette=PALETTE | {9: (9, 9, 9)}, photometric="palette", nodata=0),
+        RED_BLUE | {"#090909": "ignore"},
+    ),
+    "whole numbers in floats": (
+        values(0, 0, 1, 1, -2, 9, dtype="float64"),
+        {0: "background", 1: "road", -2: "water", 9: "ignore"},
+    ),
+    "one band per class": (
+        bands(*ONE_HOT, nodata=0),
+        {"band 1": "background", "band 2": "road", "band 3": "water"},
+    ),
+    "one band per class, tagged alpha": (
+        bands((0,) * 6, *ONE_HOT, nodata=0),
+        {"band 2": "background", "band 3": "road", "band 4": "water"},
+    ),
+    "one band per class, by name": (
+        bands(*ONE_HOT, (0, 0, 0, 0, 0, 255), names=("Ground", "Roads", "the sea", "unseen")),
+        {"band the sea": "water", "band roads": "road", "band ground": "background", "band unseen": "ignore"},
+    ),
+    "2 bits of grey": (
+        values(0, 0, 1, 1, 2, 3, nbits=2),
+        {0: "background", 85: "road", 170: "water", 255: "ignore"},
+    ),
+    "2 bits of numbers": (values(0, 0, 1, 1, 2, 3, nbits=2), NAMES | {3: "ignore"}),
+}
+
+
+def read_mask(path: Path, labels: dict[Any, str], **more: Any) -> list[list[int]]:
+    with gdal(), rasterio.open(path) as mask:
+        spec = parse_labels(labels, CLASSES, "")
+        return read_ids(
+            Raster(mask, str(path)), spec, more.get("unknown", "error"), None, mask.shape
+        ).tolist()
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_a_mask_is_read_as_its_file_means_it(case: str, tmp_path: Path) -> None:
+    write, labels = MASKS[case]
+    assert read_mask(write(tmp_path), labels) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mask.png", {}), ("mask.tif", {}), ("mask.tif", {"compression": "group4"}), ("mask.bmp", {})],
+)
+@pytest.mark.parametrize(
+    "labels",
+    [
+        GROUND_ROAD,
+        {0: "background", 1: "road", 255: "ignore"},
+        {"<128": "background", ">=128": "road"},
+        {"#000000": "background", "#ffffff": "road"},
+    ],
+    ids=["0 and 255", "0 and 1", "threshold", "colours"],
+)
+def test_one_bit_is_black_and_white(name: str, options: Any, labels: dict[Any, str], tmp_path: Path) -> None:
+    path = picture("1", [0, 0, 255, 255, 0, 255], name, **options)(tmp_path)
+    assert read_mask(path, labels) == [[0, 0, 1, 1, 0, 1]]
+
+
+def test_one_bit_of_which_0_is_white(tmp_path: Path) -> None:
+    path = values(1, 0, nbits=1, photometric="MINISWHITE")(tmp_path)
+    assert read_mask(path, GROUND_ROAD) == [[0, 1]]
+
+
+def test_a_threshold_may_lie_between_probabilities(tmp_path: Path) -> None:
+    path = values(0, 0.49, 0.5, 1, 70000, np.nan, dtype="float32", nodata=np.nan)(tmp_path)
+    assert read_mask(path, {"<0.5": "background", ">=0.5": "road"}) == [[0, 0, 1, 1, 1, IGNORE]]
+
+
+@pytest.mark.parametrize(
+    ("write", "labels", "words"),
+    [
+        (values(0, 1), NAMES, r"scaled by 0\.1 and moved by 0"),
+        (values(0, 0.5, dtype="float32"), NAMES, 'with fractions\n.*\n.*"<0.5"'),
+        (bands((0, 1), (0, 0), (0, 0)), NAMES, 'a label of 3 bands that differ\n.*\n.*"#ff0000"'),
+        (bands((0, 1), (1, 0)), NAMES, 'a label of 2 bands that differ\n.*\n.*"band 1"'),
+        (bands((0, 1), dtype="uint16"), RED_BLUE, "1 band of uint16\n.*\n.*raw values as keys"),
+        (
+            bands((0, 65535), (0, 0), (0, 0), dtype="uint16"),
+            RED_BLUE,
+            "-ot Byte -scale 0 65535 0 255 IN OUT.tif",
+        ),
+        (bands((0, 255), (0, 0), (0, 0), dtype="uint16"), RED_BLUE, "-ot Byte IN OUT.tif"),
+        (
+            bands((1, 1), (0, 1)),
+            {"band 1": "background", "band 2": "road"},
+            r"1 of 2 .* outside the map: 2 \(1 px\)",
+        ),
+        (
+            bands((1, 1), (0, 1)),
+            {"band 1": "background", "band 3": "road"},
+            "without the band 3\n.*one of 1 to 2",
+        ),
+        (
+            bands((1, 1), (0, 1), names=("soil", "road")),
+            {"band soil": "background", "band raod": "road"},
+            "without the band raod\n.*one of 1 to 2, soil, road",
+        ),
+    ],
+)
+def test_masks_that_cannot_be_meant_are_refused_with_a_way(
+    write: Callable[[Path], Path], labels: dict[Any, str], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        path = write(tmp_path)
+        if "scaled" in words:
+            with rasterio.open(path, "r+") as file:
+                file.scales = (0.1,)
+        read_mask(path, labels)
+    assert str(caught.value).startswith(f"{tmp_path}/mask.tif: ")
+
+
+def test_of_many_names_a_message_shows_some() -> None:
+    names = [f"class {number}" for number in range(250)]
+    with pytest.raises(InputError) as caught:
+        parse_labels({0: "clas 7"}, names, "own.yaml")
+    assert "'class 7'? (choices: class 0, class 1, class 10" in str(caught.value).replace(
+        "class 7?", "'class 7'?"
+    )
+    assert "and 226 more" in str(caught.value) and len(str(caught.value)) < 600

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from own_domain import catalog as own_catalog
 
 from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.data.catalog import load_catalog
@@ -162,3 +163,143 @@ def test_what_is_missing_is_named_and_nothing_is_left(case: str, archives: Path,
     with pytest.raises(InputError, match=words):
         ingest([NAME], CATALOG, archives.parent, tmp_path / "domains", CONFIG)
     assert not list((tmp_path / "domains").rglob("*"))
+
+
+# --- a user's files in the layouts in which people keep them
+
+TWO_CITIES = {"images": "data/*/images/*", "masks": "data/*/masks/*"}
+LAYOUTS: dict[str, tuple[str, dict[str, str], str]] = {
+    "one name each": ("images/a/0.tif images/b/1.tif masks/0.png masks/1.png", {}, "0 1"),
+    "cities below images and masks": (
+        "images/berlin/0.tif images/lima/0.tif masks/berlin/0.png masks/lima/0.png",
+        {},
+        "berlin_0 lima_0",
+    ),
+    "images and masks below cities": (
+        "data/berlin/images/0.tif data/lima/images/0.tif data/berlin/masks/0.png data/lima/masks/0.png",
+        TWO_CITIES,
+        "berlin_0 lima_0",
+    ),
+    "images and masks below cities, numbered through": (
+        "data/berlin/images/0.tif data/lima/images/1.tif data/berlin/masks/0.png data/lima/masks/1.png",
+        TWO_CITIES,
+        "0 1",
+    ),
+    "a folder each": (
+        "data/s_1/image.tif data/s_1/mask.tif data/s_2/image.tif data/s_2/mask.tif",
+        {"images": "data/*/image.tif", "masks": "data/*/mask.tif"},
+        "s_1 s_2",
+    ),
+    "flat, by the ends of names": (
+        "flat/1_sat.jpg flat/1_mask.png flat/2.5_sat.jpg flat/2.5_mask.png",
+        {"images": "flat/*_sat.jpg", "masks": "flat/*_mask.png"},
+        "1 2.5",
+    ),
+    "flat, by suffix": (
+        "flat/1.jpg flat/1.png flat/2.jpg flat/2.png",
+        {"images": "flat/*.jpg", "masks": "flat/*.png"},
+        "1 2",
+    ),
+    "flat, masks named alone": (
+        "flat/1_sat.jpg flat/1_mask.png flat/2_sat.jpg flat/2_mask.png",
+        {"images": "flat", "masks": "flat/*_mask.png", "key": r"^(\d+)_"},
+        "1 2",
+    ),
+    "images below the masks' folder": (
+        "masks/a.png masks/b.png masks/sat/a.tif masks/sat/b.tif",
+        {"images": "masks/sat"},
+        "a b",
+    ),
+    "a key that sees folders": (
+        "images/berlin/x0.tif images/lima/x0.tif masks/of berlin.png masks/of lima.png",
+        {"key": r"^(\w+)/x0\.tif$|^of (\w+)\.png$"},
+        "berlin lima",
+    ),
+}
+
+
+def lay(folder: Path, paths: str) -> None:
+    for path in paths.replace("of ", "of~").split():
+        (folder / path.replace("~", " ")).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path.replace("~", " ")).touch()
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_every_image_finds_its_own_mask(case: str, tmp_path: Path) -> None:
+    paths, entry, names = LAYOUTS[case]
+    lay(tmp_path, paths)
+    domain = own_catalog(tmp_path, **entry).domain("town")
+    found = find_scenes(domain, tmp_path, tmp_path / "scratch")
+    assert [source.name for source in found] == names.split()
+    pairs = [(str(source.image), str(source.label)) for source in found]
+    for (image, mask), name in zip(pairs, names.split(), strict=True):
+        assert image != mask
+        assert all(
+            set(name.split("_")) & set(path.replace(".", "/").replace("_", "/").replace(" ", "/").split("/"))
+            or name in path
+            for path in (image, mask)
+        )
+    assert len({path for pair in pairs for path in pair}) == 2 * len(pairs)
+    assert {source.split for source in found} == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "entry", "words"),
+    [
+        (
+            "flat/1.jpg flat/1.png",
+            {"images": "flat", "masks": "flat"},
+            "2 files are both images and masks: 1.jpg, 1.png",
+        ),
+        ("images/a/b_c.tif images/a_b/c.tif images/x/c.tif masks/1.png", {}, "two files of the name 'a_b/c'"),
+        ("images/a_1.tif images/b_1.tif masks/a.png", {"key": r"_(\d)"}, "two files of the name '1'"),
+        (
+            "images/a.tif images/b.tif masks/a_lab.png",
+            {},
+            "the key of .*/a.tif is 'a', that of .*/a_lab.png 'a_lab'",
+        ),
+        (f"images/{'x' * 210}.tif masks/{'x' * 210}.png", {"split": "train"}, "cannot be the name of a file"),
+        (
+            "images/a...tif masks/a...png",
+            {"split": "train", "key": r"a(\.\.)"},
+            "'..' cannot be the name of a file",
+        ),
+        ("images/a.tif masks/a.png", {"images": "images/*.jpg"}, "no images in this folder"),
+    ],
+)
+def test_files_that_pair_in_two_ways_or_none_are_named(
+    paths: str, entry: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    lay(tmp_path, paths)
+    with pytest.raises(InputError, match=words):
+        find_scenes(own_catalog(tmp_path, **entry).domain("town"), tmp_path, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("berlin/0.tif,train\nlima/0,test", ""),
+        ("images\\berlin\\0.tif,train\nLIMA/0.tif,test", ""),
+        ("0,train\nlima/0,test", r"line 2: '0' may be berlin/0, lima/0"),
+        ("/,train", r"line 2: '/,train'\n.*id,train or id,test"),
+        (",train", "line 2: ',train'"),
+        ("paris/1,train", "names in the split file without an image|does not name"),
+    ],
+)
+def test_a_split_file_names_images_by_path(lines: str, words: str, tmp_path: Path) -> None:
+    lay(tmp_path, "images/berlin/0.tif images/lima/0.tif masks/berlin/0.png masks/lima/0.png")
+    (tmp_path / "split.csv").write_text(f"id,split\n{lines}\n")
+    domain = own_catalog(tmp_path, split="split.csv").domain("town")
+    if words:
+        with pytest.raises(InputError, match=words):
+            find_scenes(domain, tmp_path, tmp_path / "scratch")
+    else:
+        found = find_scenes(domain, tmp_path, tmp_path / "scratch")
+        assert [(source.split, source.key) for source in found] == [("train", "berlin/0"), ("test", "lima/0")]
+
+
+def test_a_split_file_of_another_encoding(tmp_path: Path) -> None:
+    lay(tmp_path, "images/0.tif masks/0.png")
+    (tmp_path / "split.csv").write_text("id\tsplit\n0\ttrain\n", encoding="utf-16")
+    domain = own_catalog(tmp_path, split="split.csv").domain("town")
+    assert [source.split for source in find_scenes(domain, tmp_path, tmp_path / "scratch")] == ["train"]

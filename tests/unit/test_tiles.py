@@ -257,6 +257,19 @@ def test_unknown_labels_are_counted_over_the_scene(tmp_path: Path, scene: Any) -
     assert rows[0]["ignored_pixels"] == int(np.isin(label, (9, 77)).sum())
 
 
+def test_a_fitted_label_has_its_masks_classes_whatever_its_overviews_show(tmp_path: Path) -> None:
+    label = np.zeros((400, 400), np.uint8)
+    label[::3, ::2] = 2
+    path = save(tmp_path / "b.tif", label, tiled=True, blockxsize=128, blockysize=128)
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4], rasterio.enums.Resampling.average)
+    with rasterio.open(path, OVERVIEW_LEVEL=0) as file:
+        assert 1 in file.read(), "an overview that mixes classes"
+    source = save(tmp_path / "a.tif", np.ones((3, 400, 400), np.uint8))
+    (row,) = cut(tmp_path, source, path, cutting(100, "fit"))
+    assert row["class_pixels"][1] == 0 and row["class_pixels"][2] > 0
+
+
 def test_a_truncated_image_is_named(tmp_path: Path, scene: Any) -> None:
     image, label = scene
     source = save(tmp_path / "a.tif", image)

@@ -9,7 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 from own_domain import NAME, catalog, draw, own_domain, save
+from rasterio import Affine
 from rasterio.io import MemoryFile
+from rasterio.transform import from_origin
+from rasterio.warp import transform
 from typer.testing import CliRunner
 
 from crossearth.components.cli import app
@@ -20,6 +23,7 @@ from crossearth.data.catalog import load_catalog
 from crossearth.data.domains import Catalog, Domain, Files
 from crossearth.data.errors import InputError
 from crossearth.data.expectations import expectations, validate_manifests
+from crossearth.data.ground import Place, overlaps
 from crossearth.data.manifest import Manifest, read_manifest, write_manifest
 from crossearth.data.reading import Reading
 from crossearth.data.validation import ValidateConfig, twins
@@ -227,7 +231,13 @@ def test_nothing_ingested(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_constant_share": 2}, {"max_nodata_share": -1}, {"near_duplicate_bits": 99}]
+    "values",
+    [
+        {"max_constant_share": 2},
+        {"max_nodata_share": -1},
+        {"max_shared_ground": 2},
+        {"near_duplicate_bits": 99},
+    ],
 )
 def test_config_refuses_nonsense(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(values))):
@@ -270,3 +280,66 @@ def logged(tracking: str, name: str, digest: str) -> tuple[Any, list[str]]:
     about = f"attributes.run_name = '{name}' and tags.`manifest.{NAME}.test` = '{digest}'"
     (run,) = client.search_runs([experiment.experiment_id], about)
     return run, [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
+
+
+def placed_domain(folder: Path, starts: list[float], crs: str = "EPSG:32633", **entry: Any) -> Catalog:
+    """Eight scenes of 64 m in a row, at these metres east."""
+    own_domain(folder)
+    for number, east in enumerate(starts):
+        place = {"crs": crs, "transform": from_origin(400_000 + east, 5_000_000, 1, 1)}
+        save(folder / "images" / f"scene_{number}.tif", draw(number)[0], **place)
+    return ingested(folder, **entry)
+
+
+APART = [64.0 * number for number in range(8)]
+
+
+def test_the_same_ground_on_two_dates_is_named_and_stops(tmp_path: Path) -> None:
+    known = placed_domain(tmp_path, [*APART[:7], 6])
+    with pytest.raises(InputError) as caught:
+        validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig())
+    assert all(word in str(caught.value) for word in ("scene_0", "scene_7", "(88%)"))
+    summary = json.loads((tmp_path / "validation" / "summary.json").read_text())["domains"][NAME]
+    (failed,) = [check for check in summary["checks"] if not check["passed"]]
+    assert failed["expectation"] == "no image shows more than 10% of the ground of another split's"
+    assert failed["found"].endswith("tiles break it: train scene_0 and test scene_7 (88%)")
+
+
+def test_ground_that_may_be_shared_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    known = placed_domain(tmp_path, [*APART[:6], 6, *APART[7:]])
+    out = validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig(max_shared_ground=1))
+    assert (
+        "town: 2 images lie on ground of the other split: train scene_0 and test scene_6 (88%)" in caplog.text
+    )
+    summary = json.loads((out / "summary.json").read_text())["domains"][NAME]
+    assert summary["shared_ground"][0] == {"train": "scene_0", "test": "scene_6", "share": 0.875}
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32633", 'LOCAL_CS["engineering"]'])
+def test_neighbours_share_no_ground_and_neither_does_padding(crs: str, tmp_path: Path) -> None:
+    own_domain(tmp_path)
+    place = {"crs": crs, "transform": from_origin(400_000 + 64 * 6 - 20, 5_000_000, 1, 1)}
+    known = placed_domain(tmp_path, APART, crs)
+    save(tmp_path / "images" / "scene_5.tif", draw(5)[0][:, :, :20], **place)
+    save(tmp_path / "masks" / "scene_5.png", draw(5)[1][:, :20])
+    known = ingested(tmp_path)
+    assert read_manifest(tmp_path / "domains" / NAME, "train").rows[-1]["width"] == 48
+    out = validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig())
+    assert json.loads((out / "summary.json").read_text())["domains"][NAME]["shared_ground"] == []
+
+
+def test_ground_is_compared_across_coordinate_systems() -> None:
+    def square(crs: str, east: float, north: float, px: float = 1.0) -> Place:
+        return Place(crs, (px, 0, east, 0, -px, north), 64, 64)
+
+    lon, lat = transform("EPSG:32633", "EPSG:4326", [400_000], [5_000_000])
+    east, north = transform("EPSG:32633", "EPSG:32632", [400_000], [5_000_000])
+    ours = [square("EPSG:32633", 400_000, 5_000_000), square("EPSG:32633", 400_064, 5_000_000)]
+    turned = Place(
+        "EPSG:32633", tuple(from_origin(400_130, 5_000_000, 1, 1) @ Affine.rotation(45))[:6], 64, 64
+    )
+    theirs = [square("EPSG:32632", east[0], north[0]), square("EPSG:4326", lon[0], lat[0], 5e-6), turned]
+    found = {(our, their): share for our, their, share in overlaps(ours, theirs)}
+    assert found[0, 0] > 0.85 and found[0, 1] > 0.85 and found[1, 2] > 0.3
+    assert (0, 2) not in found
+    assert overlaps([square("", 0, 0)], [square("", 0, 0)]) == []
