@@ -14,6 +14,7 @@ from rasterio.warp import transform
 from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
+from crossearth.data.ground import pixel_side_m
 from crossearth.data.labels import Unknown
 from crossearth.data.scenes import SceneSource, open_raster
 from crossearth.data.tiles import Cutting, Grid, Raster, cut_scene, gdal
@@ -86,14 +87,12 @@ def _tile_id(key: str, tile: dict[str, Any], cutting: Cutting) -> str:
 
 
 def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
-    """Metres per stored px: the catalog's number, else the file's if it is in metres, else 0."""
+    """Metres on the ground per stored px: the catalog's number, else the file's middle pixel's, else 0."""
     source = image.dataset
     shrink = source.width / Grid.of(source, cutting).width
-    if domain.gsd_m is not None:
-        return domain.gsd_m * shrink
-    metric = source.crs is not None and source.crs.is_projected and source.crs.linear_units_factor[1] == 1
-    # not `a` alone: a raster may lie turned in its CRS
-    return math.hypot(source.transform.a, source.transform.d) * shrink if metric else 0.0
+    side = domain.gsd_m or pixel_side_m(source.crs, source.transform, source.width, source.height)
+    # the last digits would be the processor's, and what is ingested has a digest
+    return round((side or 0) * shrink, 6)
 
 
 def _check_image(domain: Domain, image: Raster) -> None:
