@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,14 @@ def _refuse_foreign(target: Path) -> None:
                 "it was not written by crossearth predict, and would be replaced",
                 where=path,
                 next_step="move it away, or choose another --out",
+            )
+    for raster, kind in product((target, _probabilities_path(target)), (".ovr", ".msk")):
+        path = raster.with_name(f"{raster.name}{kind}")
+        if path.exists():
+            raise InputError(
+                f"GDAL would read it with the new {raster.name}, which it was not made of",
+                where=path,
+                next_step="remove it, or choose another --out",
             )
 
 

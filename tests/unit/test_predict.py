@@ -476,6 +476,11 @@ def test_only_maps_of_an_earlier_run_are_replaced(tmp_path: Path, model: Path) -
             predict([scene], model, out, FLOAT32)
         assert (tmp_path / name).read_bytes() == before
         (tmp_path / name).unlink()
+    for name in ("map.tif.ovr", "map.tif.msk"):
+        (tmp_path / name).write_bytes(b"of an earlier map")
+        with pytest.raises(InputError, match=f"{name}: GDAL would read it with the new map"):
+            predict([scene], model, out, FLOAT32)
+        (tmp_path / name).unlink()
     predict([scene], model, out, FLOAT32)
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     out.unlink()  # a kill before the last file, the map
