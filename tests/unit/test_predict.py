@@ -1,5 +1,6 @@
 """Mapping of scenes: windows, georeference, nodata, bit depths, refusals."""
 
+import io
 import json
 import math
 import signal
@@ -283,6 +284,23 @@ def test_the_command_says_what_it_read(
     model_commands.predict([scene], str(deep_model), tmp_path / "map.tif", device="cpu")
     said = capsys.readouterr().out
     assert "scene.tif: bands 4, 3, 2 (the model's), values 0 to 3000 (the model's)\n" in said
+
+
+def test_a_log_without_letters_for_a_name_ends_no_command(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = write(tmp_path / "Zürich.tif", pixels(64, 64))
+    maps_dir = tmp_path / "地図"
+    maps_dir.mkdir()
+    log = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", log)
+    command = ["crossearth", "predict", str(scene), str(scene), "--model", str(model), "--out", str(maps_dir)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    log.seek(0)
+    assert f"wrote {tmp_path}/\\u5730\\u56f3/Z\\xfcrich.tif" in log.read()
 
 
 def test_probabilities_are_shares_of_the_scores(tmp_path: Path, model: Path, network: CrossEarth) -> None:
