@@ -57,15 +57,21 @@ class Grid:
 
 
 class Tally:
-    """Pixels per value of a map, (256,) int64, and their area on the ground, (256,) float64, m2.
+    """Counts pixels per value of a map and measures them on the ground, while the rows are written.
 
-    `areas_m2` is None where the grid has no place on the Earth.
+    Attributes:
+        pixels: (256,) int64, per value.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.pixels = np.zeros(256, np.int64)
         self._ground = Ground.of(grid.crs, grid.transform, grid.width, grid.height)
-        self.areas_m2 = None if self._ground is None else np.zeros(256)
+        self._areas_m2 = np.zeros(256)
+
+    @property
+    def areas_m2(self) -> NDArray[np.float64] | None:
+        """(256,) float64, per value; None where the grid has no place on the Earth."""
+        return None if self._ground is None else self._areas_m2
 
     def add(self, top: int, ids_HW: NDArray[np.uint8]) -> None:
         """Counts whole rows, the first of which is row `top` of the map."""
@@ -74,7 +80,7 @@ class Tally:
             return
         # row by row: the areas of a whole strip would take as much memory as the scores of its classes
         for row, ids_W in enumerate(ids_HW, start=top):
-            self.areas_m2 += np.bincount(ids_W, self._ground.areas_m2(row), minlength=256)
+            self._areas_m2 += np.bincount(ids_W, self._ground.areas_m2(row), minlength=256)
 
 
 @contextmanager

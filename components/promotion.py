@@ -101,15 +101,14 @@ def _complete(champion: RecipeResult | None, challenger: RecipeResult, settings:
 
 
 def _finite(champion: RecipeResult | None, challenger: RecipeResult, settings: tuple[str, ...]) -> Check:
-    def undefined(result: RecipeResult | None) -> list[str]:
+    def undefined(result: RecipeResult | None) -> str:
         if result is None:
-            return []
-        chosen = _chosen(result, settings)
-        return [name for name, each in chosen.items() if not np.isfinite(result.scores(each).headline)]
+            return ""
+        chosen = _chosen(result, settings).items()
+        return ", ".join(f"{name}: nan" for name, each in chosen if np.isnan(result.scores(each).headline))
 
-    olds, news = undefined(champion), undefined(challenger)
-    told = (", ".join(f"{name}: nan" for name in names) for names in (olds, news))
-    return Check("all of these scores are numbers", *told, not olds and not news)
+    old, new = undefined(champion), undefined(challenger)
+    return Check("all of these scores are numbers", old, new, not old and not new)
 
 
 def _comparable(champion: RecipeResult, challenger: RecipeResult, settings: tuple[str, ...]) -> list[Check]:
