@@ -14,8 +14,8 @@ from rasterio.warp import transform
 from crossearth.data.domains import Catalog, Domain
 from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
-from crossearth.data.ground import pixel_side_m
 from crossearth.data.labels import Unknown
+from crossearth.data.pixel_area import pixel_side_m
 from crossearth.data.scenes import SceneSource, open_raster
 from crossearth.data.tiles import Cutting, Grid, Raster, cut_scene, gdal
 

@@ -20,7 +20,7 @@ from rasterio.transform import Affine
 
 from crossearth.data.errors import InputError
 from crossearth.data.files import read_json
-from crossearth.data.ground import Ground
+from crossearth.data.pixel_area import Ground
 
 NODATA = 255
 CLASSES = "CLASSES"  # the map's tag that holds the names of its classes

@@ -6,7 +6,7 @@ import pytest
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from crossearth.data.ground import Ground, pixel_side_m
+from crossearth.data.pixel_area import Ground, pixel_side_m
 
 EARTH_M2 = 510_065_621_724_089  # area of WGS 84's ellipsoid
 A, E2 = 6_378_137.0, 0.006_694_379_990_14
