@@ -31,8 +31,9 @@ from crossearth.data.files import digest, read_json, replace_dir, require_free, 
 from crossearth.data.labels import Unknown
 from crossearth.data.manifest import Provenance, write_manifest
 from crossearth.data.progress import shown
-from crossearth.data.scenes import SceneSource, find_scenes, open_raster
-from crossearth.data.tiles import Grid, gdal
+from crossearth.data.raster import gdal, open_raster
+from crossearth.data.scenes import SceneSource, find_scenes
+from crossearth.data.tiles import Grid
 
 PROVENANCE_FILE = "PROVENANCE.json"
 WORK, LOCK, JOURNAL, UNPACKED = ".ingest", "lock", "journal.jsonl", "unpacked"
@@ -266,7 +267,7 @@ def _refuse_small_disk(plan: Plan, sources: Sequence[SceneSource], work: Path) -
     if not sources:
         return
     largest = max(sources, key=lambda source: source.image.size)
-    with gdal(), open_raster(largest.image, largest.sidecars) as image:
+    with gdal(), open_raster(largest.image) as image:
         grid = Grid.of(image.dataset, plan.cutting)
     stored = 3 * grid.width * grid.height * STORED_SHARE / max(largest.image.size, 1)
     needed = int(stored * sum(source.image.size for source in sources)) + SPARE_BYTES

@@ -16,8 +16,10 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
 from crossearth.data.labels import Unknown
 from crossearth.data.pixel_area import pixel_side_m
-from crossearth.data.scenes import SceneSource, open_raster
-from crossearth.data.tiles import Cutting, Grid, Raster, cut_scene, gdal
+from crossearth.data.raster import Raster, gdal, open_raster
+from crossearth.data.raster_names import stacking
+from crossearth.data.scenes import SceneSource
+from crossearth.data.tiles import Cutting, Grid, cut_scene
 
 LOSSY = ("JPEG", "JP2OpenJPEG")
 
@@ -57,7 +59,7 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
     """
     domain, cutting = plan.domain, plan.cutting
     image_path, label_path = (f"{source.split}/{kind}/{source.key}.tif" for kind in ("images", "labels"))
-    with gdal(), open_raster(source.image, source.sidecars) as image:
+    with gdal(), open_raster(source.image) as image:
         _check_image(domain, image)
         gsd_m = _gsd_m(domain, image, cutting)
         if source.label is None:
@@ -100,11 +102,13 @@ def _check_image(domain: Domain, image: Raster) -> None:
     wanted = domain.file_bands or max(domain.band_indexes)
     enough = source.count >= wanted if domain.file_bands is None else source.count in (wanted, wanted + 1)
     if not enough:
+        alone = source.count == 1 and Path(image.where).exists()
         raise InputError(
             f"an image of {source.count} bands",
             where=image.where,
             expected=f"{'at least ' if domain.file_bands is None else ''}{wanted}: {', '.join(domain.bands)}",
             next_step="correct `bands` in the catalog file"
+            + (f"; of files of one band each make one: {stacking(Path(image.where))}" if alone else "")
             if domain.own
             else "fetch the publisher's file again",
         )
@@ -127,9 +131,12 @@ def _extremes(image: Raster, domain: Domain) -> tuple[float, float]:
 
 
 def _refuse_elsewhere(image: Raster, label: Raster) -> None:
-    """A label without a place on the ground is taken for the image's; one with a place has to be there."""
+    """A label without a place on the ground is taken for the image's; one with a place has to be there.
+
+    A world file says no CRS: its numbers are taken for the other's, or for each other's.
+    """
     ours, theirs = image.dataset, label.dataset
-    if any(each.crs is None or each.transform.is_identity for each in (ours, theirs)):
+    if any(each.transform.is_identity for each in (ours, theirs)):
         return
     apart = max(map(math.dist, _corners(ours, ours.crs), _corners(theirs, ours.crs)))
     # half a pixel along both sides is what programs that mean its corner or its centre differ by
@@ -143,10 +150,10 @@ def _refuse_elsewhere(image: Raster, label: Raster) -> None:
         )
 
 
-def _corners(dataset: DatasetReader, crs: CRS) -> list[tuple[float, ...]]:
-    """A raster's corners in `crs`; not finite where there is no way from its own."""
+def _corners(dataset: DatasetReader, crs: CRS | None) -> list[tuple[float, ...]]:
+    """A raster's corners in `crs`, where both are known; not finite where there is no way from its own."""
     ends = [dataset.transform @ (col, row) for col in (0, dataset.width) for row in (0, dataset.height)]
-    if dataset.crs == crs:
+    if crs is None or dataset.crs is None or dataset.crs == crs:
         return ends
     try:
         return list(zip(*transform(dataset.crs, crs, *zip(*ends, strict=True)), strict=True))
@@ -156,7 +163,8 @@ def _corners(dataset: DatasetReader, crs: CRS) -> list[tuple[float, ...]]:
 
 def _place(raster: Raster) -> str:
     bounds = ", ".join(f"{bound:.10g}" for bound in raster.dataset.bounds)
-    return f"{raster.dataset.crs.to_string()} ({bounds})"
+    crs = raster.dataset.crs
+    return f"{crs.to_string() if crs else 'no CRS'} ({bounds})"
 
 
 def _check_label(domain: Domain, image: Raster, label: Raster) -> None:

@@ -12,15 +12,16 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetWriter
+from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
-from crossearth.data.errors import InputError
-from crossearth.data.files import read_json
 from crossearth.data.pixel_area import Ground
+from crossearth.data.raster_names import is_map_report
 
 NODATA = 255
 CLASSES = "CLASSES"  # the map's tag that holds the names of its classes
@@ -31,12 +32,31 @@ COG_OPTIONS = {"driver": "COG", "compress": "DEFLATE", "blocksize": 512, "bigtif
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a raster's pixels lie: size, and CRS and transform where known (else None and identity)."""
+    """Where a raster's pixels lie.
+
+    Attributes:
+        width, height: size in px.
+        crs, transform: where known, else None and identity.
+        gcps, gcps_crs: ground control points, where there is no transform.
+        rpcs: rational polynomial coefficients, where there is no transform.
+    """
 
     width: int
     height: int
     crs: CRS | None
     transform: Affine
+    gcps: tuple[GroundControlPoint, ...] = ()
+    gcps_crs: CRS | None = None
+    rpcs: RPC | None = None
+
+    @classmethod
+    def of(cls, source: DatasetReader) -> "Grid":
+        """The grid of an open raster."""
+        size = (source.width, source.height)
+        if not source.transform.is_identity:
+            return cls(*size, source.crs, source.transform)
+        gcps, gcps_crs = source.gcps
+        return cls(*size, source.crs, source.transform, tuple(gcps), gcps_crs, source.rpcs)
 
     def notes(self, placed: bool) -> list[str]:
         """What a user of the map should know about its place on the ground.
@@ -45,6 +65,12 @@ class Grid:
             placed: whether all of it is known to lie on the Earth.
         """
         notes = []
+        if self.gcps or self.rpcs:
+            how, warp = ("ground control points", "-tps") if self.gcps else ("an RPC model", "-rpc")
+            return [
+                f"the scene is placed by {how} only: the map keeps that, areas are not known; "
+                f"gdalwarp {warp} MAP.tif PLACED.tif lays it on the ground"
+            ]
         if self.crs is None:
             notes.append("the scene has no CRS: the map has none either, and areas are not known")
         elif not placed:
@@ -104,6 +130,10 @@ def rows_writer(path: Path, grid: Grid, bands: int) -> Iterator[DatasetWriter]:
         zstd_level=1,
         bigtiff="if_safer",
     ) as writer:
+        if grid.gcps:
+            writer.gcps = (list(grid.gcps), grid.gcps_crs)
+        if grid.rpcs:
+            writer.rpcs = grid.rpcs
         yield writer
 
 
@@ -231,8 +261,8 @@ def is_map(path: Path) -> bool:
 def is_report(path: Path) -> bool:
     """Whether a file is the report of a map."""
     try:
-        return {"scene", "model", "classes"} <= read_json(path).keys()
-    except (InputError, OSError):
+        return is_map_report(path.read_bytes())
+    except OSError:
         return False
 
 

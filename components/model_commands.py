@@ -271,7 +271,7 @@ def convert(
 
 @app.command()
 def predict(
-    scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders of rasters.")],
+    scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders, searched recursively.")],
     model: Annotated[str, typer.Option(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
     maps: Annotated[Path, typer.Option("--out", help="The map's file; for several scenes a folder.")],
     bands: Annotated[
@@ -323,7 +323,8 @@ def predict(
         used = f"bands {', '.join(map(str, report['bands']))} ({report['bands_from']})"
         scaled = "{:g} to {:g}".format(*(report["value_range"] or (0, 255)))
         used += f", values {scaled} ({report['value_range_from']})"
-        out.print(f"{report['scene']}: {used}", highlight=False, soft_wrap=True, markup=False)
+        for line in (used, *report["notes"]):
+            out.print(f"{report['scene']}: {line}", highlight=False, soft_wrap=True, markup=False)
     done(written, "open the maps in a GIS; areas stand in the .json beside them")
     if broken:
         raise broken

@@ -6,15 +6,17 @@ cache looks at nothing but a step's inputs.
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
 from crossearth.components.params import Params
-from crossearth.components.predict import SCENE_SUFFIXES, PredictConfig, predict, refuse_clashes
+from crossearth.components.predict import PredictConfig, predict, refuse_clashes
 from crossearth.components.promotion import RegisterConfig
 from crossearth.components.register import register
 from crossearth.components.tracking import start_run
@@ -24,6 +26,8 @@ from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError, without_credentials
 from crossearth.data.files import digest, read_json, replace_dir, sha256_file, write_json
 from crossearth.data.manifest import read_manifest
+from crossearth.data.raster import LONE_KINDS, harmless, rasters_in
+from crossearth.data.raster_names import LONE_SUFFIXES, RASTER_SUFFIXES, rasters_among, sidecar_names
 from crossearth.data.store import StoreConfig, download, list_objects, pull, push
 
 Item = dict[str, Any]
@@ -254,17 +258,20 @@ def deal_scenes(source: str, shards: int) -> list[Item]:
     """Lists the rasters of a folder or of an s3:// prefix and deals them out, one after the other.
 
     Raises:
-        InputError: fewer than one shard, no raster there, or two of one name.
+        InputError: fewer than one shard, no raster there, two of one name, or in a store one of a kind that
+            may point to other files.
     """
     if shards < 1:
         raise InputError(f"shards: {shards}", expected="at least 1")
     if urlsplit(source).scheme == "s3":
-        found = [address for address in list_objects(source) if _is_scene(address)]
+        found = _scenes_in_store(source)
+    elif Path(source).is_dir():
+        found = [str(path.resolve()) for path in rasters_in(Path(source))]
     else:
-        found = sorted(str(path.resolve()) for path in Path(source).rglob("*") if _is_scene(path.name))
+        raise InputError("no such folder", where=source, next_step="put the scenes there")
     if not found:
         raise InputError(
-            "no scene here", where=source, expected=f"files that end in {', '.join(sorted(SCENE_SUFFIXES))}"
+            "no scene here", where=source, expected=f"files that end in {', '.join(RASTER_SUFFIXES)}"
         )
     refuse_clashes({address: Path(f"{PurePosixPath(address).stem}.tif") for address in found})
     dealt = [found[start::shards] for start in range(min(shards, len(found)))]
@@ -278,18 +285,15 @@ def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str
         InputError: as `predict`.
         PartlyDoneError: some are broken; all others are mapped.
     """
-    local = []
-    for scene in scenes:
-        path = Path(scene)
-        if urlsplit(scene).scheme == "s3":
-            parts = urlsplit(scene)
-            path = SCENES / parts.netloc / parts.path.lstrip("/")
-            download(scene, path)
-        local.append(path)
+    stored = [urlsplit(scene).scheme == "s3" for scene in scenes]
+    local = [
+        _fetch_scene(scene) if is_stored else Path(scene)
+        for scene, is_stored in zip(scenes, stored, strict=True)
+    ]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = load_config(PredictConfig, config, "predict")
-    return [str(written) for written in predict(local, Path(model), folder, settings)]
+    return [str(written) for written in predict(local, Path(model), folder, settings, own=not any(stored))]
 
 
 def register_models(recipes: Sequence[str]) -> tuple[list[str], str]:
@@ -338,5 +342,44 @@ def _folder(domain: str) -> Path:
     return inputs()[1].domain_dir(DOMAINS, domain)
 
 
-def _is_scene(name: str) -> bool:
-    return Path(name).suffix.lower() in SCENE_SUFFIXES
+def _scenes_in_store(source: str) -> list[str]:
+    """Addresses of the images below a prefix.
+
+    Raises:
+        InputError: one is of a kind that is not read from a store.
+    """
+    prefix = f"{source.rstrip('/')}/"
+
+    def content(name: str) -> bytes:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "report.json"
+            download(prefix + name, path)
+            return path.read_bytes()
+
+    names = [address.removeprefix(prefix) for address in list_objects(source) if address.startswith(prefix)]
+    found = rasters_among(names, content)
+    for name in found:
+        if not name.lower().endswith(LONE_SUFFIXES):
+            raise InputError(
+                "a raster of a kind that may point to other files",
+                where=prefix + name,
+                expected=f"in a store {LONE_KINDS}",
+                next_step=f"gdal_translate -of COG {shlex.quote(PurePosixPath(name).name)} "
+                f"{shlex.quote(PurePosixPath(name).stem)}.tif where its files lie, and store that",
+            )
+    return [prefix + name for name in found]
+
+
+def _fetch_scene(address: str) -> Path:
+    """Brings an image of a store here, with the files beside it that are read with it."""
+    parts = urlsplit(address)
+    path = SCENES / parts.netloc / parts.path.lstrip("/")
+    download(address, path)
+    beside = sidecar_names(address)
+    for other in list_objects(address.removesuffix(PurePosixPath(address).suffix)):
+        if other.lower() in beside:
+            sidecar = path.with_name(PurePosixPath(other).name)
+            download(other, sidecar)
+            if other.lower().endswith(".aux.xml"):
+                sidecar.write_bytes(harmless(sidecar.read_bytes(), other))
+    return path

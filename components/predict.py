@@ -33,10 +33,11 @@ from crossearth.components.sliding import Loaded, Precision, load_network, num_w
 from crossearth.components.strips import Scene, choose_range, open_scene, read_strips
 from crossearth.data.errors import InputError, PartlyDoneError
 from crossearth.data.files import fsync_dir, partial_dir, write_json
+from crossearth.data.raster import rasters_in
+from crossearth.data.raster_names import RASTER_SUFFIXES
 from crossearth.model.checkpoint import read_meta
 from crossearth.model.inference import best_class
 
-SCENE_SUFFIXES = {".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".vrt"}
 GDAL_CACHE_BYTES = 256 << 20
 
 
@@ -80,7 +81,11 @@ class PredictConfig:
 
 
 def predict(
-    scenes: Sequence[Path], model: Path, out: Path, config: PredictConfig = PredictConfig()
+    scenes: Sequence[Path],
+    model: Path,
+    out: Path,
+    config: PredictConfig = PredictConfig(),
+    own: bool = True,
 ) -> list[Path]:
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.
 
@@ -90,9 +95,10 @@ def predict(
     others from being mapped.
 
     Args:
-        scenes: raster files, or folders of them.
+        scenes: raster files, or folders of them, searched with everything in them.
         model: a model folder or file, see `checkpoint.load`.
         out: the map's file for a single scene; a folder for several scenes or a folder of them.
+        own: whether the scenes are files of the user's own, see `open_raster`.
 
     Returns:
         The maps, in the order of the scenes.
@@ -121,7 +127,7 @@ def predict(
         errors: list[InputError] = []
         for path in targets:
             try:
-                readable.append(open_scene(path, config.bands, meta.get("bands")))
+                readable.append(open_scene(path, config.bands, meta.get("bands"), own))
             except InputError as error:
                 errors.append(error)
         if not readable:
@@ -309,11 +315,12 @@ def _files(scenes: Sequence[Path]) -> list[Path]:
     """The scenes, also of folders."""
     files: list[Path] = []
     for scene in map(Path, scenes):
-        inside = scene.iterdir() if scene.is_dir() else [scene]
-        found = sorted(path for path in inside if path.suffix.lower() in SCENE_SUFFIXES or path == scene)
+        found = rasters_in(scene) if scene.is_dir() else [scene]
         if not found:
             raise InputError(
-                "no scene in the folder", where=scene, expected=f"files {sorted(SCENE_SUFFIXES)}"
+                "no scene in the folder",
+                where=scene,
+                expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
             )
         files += found
     for file in files:

@@ -1,6 +1,5 @@
 """A scene as strips of whole rows of uint8, each read once, ahead of its use: memory ignores the height."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -8,15 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
-from rasterio.windows import Window
 
 from crossearth.components import maps
 from crossearth.data.errors import InputError
 from crossearth.data.prefetch import ahead
+from crossearth.data.raster import open_raster
+from crossearth.data.raster_names import stacking
 
 SMALLEST_VALUE = {"uint8": 0, "uint16": 0, "int16": -(1 << 15)}
 RANGE_SAMPLE_PX = 1024
@@ -25,13 +23,19 @@ RANGE_PERCENTILES = (2, 98)
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to map, as far as its header tells; `bands` are the three chosen, 1-based, with who chose."""
+    """A raster to map, as far as its header tells.
+
+    Attributes:
+        bands: the three chosen, 1-based; `bands_from` says who chose them.
+        own: whether it is a file of the user's own, see `open_raster`.
+    """
 
     path: Path
     grid: maps.Grid
     bands: tuple[int, ...]
     bands_from: str
     dtype: str
+    own: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,12 @@ class Strip:
     valid: NDArray[np.bool_]
 
 
-def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence[int] | None = None) -> Scene:
+def open_scene(
+    path: Path,
+    bands: Sequence[int] | None = None,
+    trained: Sequence[int] | None = None,
+    own: bool = True,
+) -> Scene:
     """Reads a scene's header and chooses its bands.
 
     Args:
@@ -52,8 +61,9 @@ def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence
     Raises:
         InputError: not a readable raster, fewer bands than asked, or a dtype that is neither 8 nor 16 bit.
     """
-    with _reading(path), rasterio.open(path) as source:
-        grid = maps.Grid(source.width, source.height, source.crs, source.transform)
+    with open_raster(Path(path), own) as raster:
+        source = raster.dataset
+        grid = maps.Grid.of(source)
         count, dtypes, colours = source.count, source.dtypes, source.colorinterp
     opaque = [band for band in range(1, count + 1) if colours[band - 1] != ColorInterp.alpha]
     chosen, origin = tuple(opaque[:3]), "the first three"
@@ -69,7 +79,8 @@ def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence
             f"the scene has {count} band{'s' * (count != 1)}, asked for {asked}",
             where=path,
             expected="the bands that the network was trained on",
-            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)",
+            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)"
+            + (f"; of files of one band each make one scene: {stacking(Path(path))}" if count == 1 else ""),
         )
     kinds = sorted({dtypes[band - 1] for band in chosen})
     if len(kinds) > 1 or kinds[0] not in SMALLEST_VALUE:
@@ -79,7 +90,7 @@ def open_scene(path: Path, bands: Sequence[int] | None = None, trained: Sequence
             expected=f"one of {', '.join(SMALLEST_VALUE)}",
             next_step="convert the scene, for example with gdal_translate -ot UInt16 -scale",
         )
-    return Scene(Path(path), grid, chosen, origin, kinds[0])
+    return Scene(Path(path), grid, chosen, origin, kinds[0], own)
 
 
 @contextmanager
@@ -98,16 +109,12 @@ def read_strips(
     spans = [(tops[0], tops[0] + height)]
     spans += [(top + height, below + height) for top, below in pairwise(tops)]
 
-    with _reading(scene.path):
-        source = rasterio.open(scene.path)
-    with source:
+    with open_raster(scene.path, scene.own) as raster:
 
         def read(span: tuple[int, int]) -> Strip:
-            start, stop = span
-            rows = Window(0, start, scene.grid.width, stop - start)
-            with _reading(scene.path):
-                values_3HW = source.read(scene.bands, window=rows)
-                valid_HW = source.read_masks(scene.bands, window=rows).any(axis=0)
+            window = (span, (0, scene.grid.width))
+            values_3HW = raster.read(scene.bands, window)
+            valid_HW = raster.read_masks(scene.bands, window).max(axis=0) > 0
             if levels is not None:
                 values_3HW = levels[values_3HW.astype(np.int32) - SMALLEST_VALUE[scene.dtype]]
             return Strip(values_3HW, valid_HW)
@@ -158,24 +165,9 @@ def _estimated_range(scene: Scene) -> tuple[float, float]:
     """Low and high percentile of a scene's chosen bands together, sampled."""
     shrink = max(1.0, max(scene.grid.width, scene.grid.height) / RANGE_SAMPLE_PX)
     shape = (3, max(1, round(scene.grid.height / shrink)), max(1, round(scene.grid.width / shrink)))
-    with _reading(scene.path), rasterio.open(scene.path) as source:
-        values = source.read(scene.bands, out_shape=shape, masked=True).compressed()
+    with open_raster(scene.path, scene.own) as raster:
+        values = np.ma.compressed(raster.read(scene.bands, out_shape=shape, masked=True))
     if not values.size:
         return (0.0, 1.0)
     low, high = np.percentile(values, RANGE_PERCENTILES)
     return float(low), float(max(high, low + 1))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except RasterioError as error:
-        raise InputError(
-            f"cannot read the scene: {error}", where=path, expected="a whole raster that GDAL can read"
-        ) from error
-    except UnicodeEncodeError as error:
-        name = os.fsencode(path).decode(errors="backslashreplace")
-        raise InputError(
-            "the scene's path is not UTF-8, which GDAL needs", where=name, next_step="rename it"
-        ) from error

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crossearth.data.archives import Member
-from crossearth.data.corpus import DRIVERS, read_style_image
+from crossearth.data.corpus import read_style_image
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path
 from crossearth.data.style import EarthStyles, StyleConfig, StyleEngine, inject, keyed_generator, style_engine
@@ -73,10 +73,6 @@ def show_image(
         raise InputError("a sheet is a PNG file", where=out_path, expected="a name ending in .png")
     if not image_path.is_file():
         raise InputError("no such file", where=image_path)
-    if image_path.suffix.lower() not in DRIVERS:
-        raise InputError(
-            "not an image's name", where=image_path, expected=f"a file ending in {', '.join(DRIVERS)}"
-        )
     earth = EarthStyles.load(styles_path, config.engine)
     member = Member(image_path.name, image_path, name="", size=image_path.stat().st_size, tag="")
     found = read_style_image(member, WINDOW_PX, resize=False)

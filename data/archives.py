@@ -16,19 +16,21 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from crossearth.data.errors import InputError
+from crossearth.data.raster_names import is_raster, sidecar_names
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 UNREADABLE = {".rar": "unrar x", ".7z": "7z x"}
 PARTS = (".001", ".z01", ".part1.rar", ".tar.gz.aa", ".zip.part1")
 JUNK = ("__MACOSX", "Thumbs.db")
+BACKSLASH = "\\"
 MIB = 2**20
 CHUNK = 8 * MIB
 
@@ -63,6 +65,7 @@ class Member:
         size: bytes when unpacked.
         tag: changes when the content does (CRC, or time of change): tells a resumed run what it has done.
         packed: whether it came in an archive, and so from strangers; it may be unpacked by now.
+        sidecars: the files beside a raster that are read with it: its place, its mask.
     """
 
     path: str
@@ -71,6 +74,7 @@ class Member:
     size: int
     tag: str
     packed: bool = False
+    sidecars: tuple["Member", ...] = ()
 
     @property
     def stem(self) -> str:
@@ -109,8 +113,16 @@ def index(folder: Path, scratch: Path, limits: Limits | None = None) -> list[Mem
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError("no such folder", where=folder, next_step="put archives or folders of images there")
-    members = _index_folder(folder, "", scratch, limits or Limits(), 0)
-    return sorted(members, key=lambda member: member.path)
+    members = list(_index_folder(folder, "", scratch, limits or Limits(), 0))
+    by_name = {member.path.lower(): member for member in members}
+    return sorted((_with_sidecars(member, by_name) for member in members), key=lambda member: member.path)
+
+
+def _with_sidecars(member: Member, by_name: Mapping[str, Member]) -> Member:
+    if not is_raster(member.path, by_name.keys()):
+        return member
+    beside = sorted(sidecar_names(member.path) & by_name.keys())
+    return replace(member, sidecars=tuple(by_name[name] for name in beside)) if beside else member
 
 
 def refuse_unreadable(members: Sequence[Member]) -> None:
@@ -136,7 +148,7 @@ def refuse_unreadable(members: Sequence[Member]) -> None:
 
 
 def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, depth: int) -> Iterator[Member]:
-    for file in _walk(folder):
+    for file in walk(folder):
         path = prefix + file.relative_to(folder).as_posix()
         if _is_junk(path):
             continue
@@ -157,7 +169,7 @@ def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, dept
             yield from _index_archive(file, stem_of(path), scratch, limits, depth)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """Every file below `folder`; links to folders are followed, because users keep data on other disks."""
     seen: set[Path] = set()
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unlistable):
@@ -195,7 +207,8 @@ def _index_archive(file: Path, prefix: str, scratch: Path, limits: Limits, depth
         yield from _index_folder(unpacked, f"{prefix}/", scratch / "inner", limits, depth + 1)
         return
     for entry in zip_entries(file, limits):
-        path = f"{prefix}/{entry.filename}"
+        # some tools of Windows write its own separator
+        path = f"{prefix}/{entry.filename.replace(BACKSLASH, '/')}"
         if _is_junk(path):
             continue
         if is_archive(entry.filename):
@@ -214,7 +227,9 @@ def zip_entries(file: Path, limits: Limits) -> list[zipfile.ZipInfo]:
             or a device, or is too large; entries that overlap; a total or a ratio beyond `limits`.
     """
     with _Reading(file):
-        entries = [entry for entry in _open_zip(file).infolist() if not entry.is_dir()]
+        entries = [
+            entry for entry in _open_zip(file).infolist() if not entry.filename.endswith(("/", BACKSLASH))
+        ]
     archive_bytes = file.stat().st_size
     for entry in entries:
         _refuse_path(file, entry.filename)

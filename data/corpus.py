@@ -1,33 +1,21 @@
 """Folders and archives of unlabelled images as a source of style: what is there, and what is unusable."""
 
 import hashlib
-import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.io import DatasetReader
 
 from crossearth.data.archives import Member, index, read
 from crossearth.data.errors import InputError
-from crossearth.data.tiles import gdal
+from crossearth.data.raster import gdal, open_raster
+from crossearth.data.raster_names import RASTER_SUFFIXES, rasters_among
 
 MIN_PX = 32
-# never a VRT, which could point anywhere
-DRIVERS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".tif": "GTiff",
-    ".tiff": "GTiff",
-    ".bmp": "BMP",
-    ".jp2": "JP2OpenJPEG",
-    ".webp": "WEBP",
-}
 
 
 @dataclass(frozen=True)
@@ -56,14 +44,13 @@ def list_images(folder: Path, scratch: Path) -> list[Member]:
     Raises:
         InputError: no such folder, a broken archive, or no image.
     """
-    members = [
-        member for member in index(folder, scratch) if PurePosixPath(member.path).suffix.lower() in DRIVERS
-    ]
+    found = {member.path: member for member in index(folder, scratch)}
+    members = [found[path] for path in rasters_among(list(found), lambda path: read(found[path]))]
     if not members:
         raise InputError(
             "no images here",
             where=folder,
-            expected=f"files named {', '.join(f'*{suffix}' for suffix in DRIVERS)}",
+            expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
         )
     return members
 
@@ -80,29 +67,20 @@ def read_style_image(member: Member, max_px: int, resize: bool) -> StyleImage:
     except (InputError, OSError) as error:
         return StyleImage(member.path, "", None, str(error))
     sha256 = hashlib.sha256(member.path.encode() + b"\0" + content).hexdigest()
-    driver = DRIVERS[PurePosixPath(member.path).suffix.lower()]
     try:
-        with (
-            gdal(GDAL_ERROR_ON_LIBJPEG_WARNING=True),
-            MemoryFile(content) as memory,
-            memory.open(driver=driver) as source,
-        ):
+        with gdal(), open_raster(member) as raster:
+            source = raster.dataset
             if source.count < 3 or source.dtypes[0] != "uint8":
                 problem = f"{source.count} bands of {source.dtypes[0]}, not three of uint8"
                 return StyleImage(member.path, sha256, None, problem)
             if min(source.height, source.width) < MIN_PX:
                 return StyleImage(member.path, sha256, None, f"smaller than {MIN_PX} px")
-            image = source.read((1, 2, 3), **_how(source, max_px, resize))
-    except RasterioError as error:
-        return StyleImage(member.path, sha256, None, _said(error))
+            image = raster.read((1, 2, 3), **_how(source, max_px, resize))
+    except InputError as error:
+        return StyleImage(member.path, sha256, None, error.what)
     if all(plane.min() == plane.max() for plane in image):
         return StyleImage(member.path, sha256, None, "one colour")
     return StyleImage(member.path, sha256, image)
-
-
-def _said(error: RasterioError) -> str:
-    """GDAL's words, without its name for a file in memory."""
-    return "unreadable: " + re.sub(r"'?/vsimem/\S+?'? ", "", str(error.__cause__ or error))
 
 
 def _how(source: DatasetReader, max_px: int, resize: bool) -> dict[str, Any]:

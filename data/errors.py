@@ -26,6 +26,8 @@ def print_uncaught(kind: type[BaseException], error: BaseException, trace: Trace
 class InputError(ValueError):
     """Bad usage or bad input: the command line prints it without a traceback and exits with 2.
 
+    `what` stays, for lists that name the file themselves.
+
     Args:
         what: what is wrong, with the offending value.
         where: file, key or tile that holds it.
@@ -34,6 +36,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, what: str, *, where: object = "", expected: str = "", next_step: str = "") -> None:
+        self.what = what
         lines = [f"{where}: {what}" if where else what]
         if expected:
             lines.append(f"  expected: {expected}")

@@ -1,47 +1,23 @@
-"""Finds the scenes of a domain among files and archives, pairs images with labels, and opens them."""
+"""Finds the scenes of a domain among files and archives, and pairs images with labels."""
 
 import csv
 import fnmatch
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path, PurePosixPath
 
-import rasterio
-from rasterio.errors import RasterioError
-from rasterio.io import MemoryFile
-
-from crossearth.data.archives import PARTS, UNREADABLE, Member, index, read, refuse_unreadable
+from crossearth.data.archives import Member, index, read, refuse_unreadable
 from crossearth.data.domains import Domain, OwnFiles, Split
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
 from crossearth.data.manifest import natural
-from crossearth.data.tiles import Raster
+from crossearth.data.raster_names import RASTER_SUFFIXES, rasters_among
 
 log = logging.getLogger(__name__)
 
-# what GDAL may take an archive's member for: never a VRT, which could point anywhere
-ARCHIVE_DRIVERS = ["GTiff", "PNG", "JPEG", "BMP", "JP2OpenJPEG"]
-WORLD_FILES = (".tfw", ".tifw", ".pgw", ".pngw", ".jgw", ".jpgw", ".wld")
-BESIDE_RASTERS = (
-    *WORLD_FILES,
-    *[
-        ".xml",
-        ".prj",
-        ".hdr",
-        ".ovr",
-        ".rrd",
-        ".msk",
-        ".txt",
-        ".csv",
-        ".json",
-        ".geojson",
-        ".md",
-        ".pdf",
-        ".html",
-    ],
-)
 SHOWN = 5
 
 
@@ -53,7 +29,6 @@ class SceneSource:
         key: what image and label share; unique in the split.
         scene: the piece of ground; equal names in both splits mean one place.
         label: None where the domain has no labels.
-        sidecars: world files beside the image, without which an archive's member has no place on the ground.
     """
 
     split: Split
@@ -61,12 +36,12 @@ class SceneSource:
     scene: str
     image: Member
     label: Member | None
-    sidecars: tuple[Member, ...]
 
     @property
     def identity(self) -> str:
         """Changes when one of its files does."""
-        parts = (self.image, *((self.label,) if self.label else ()), *self.sidecars)
+        files = (self.image, self.label) if self.label else (self.image,)
+        parts = [part for file in files for part in (file, *file.sidecars)]
         return digest(
             [self.split, self.key, self.scene, [(part.path, part.size, part.tag) for part in parts]]
         )
@@ -111,7 +86,7 @@ def _published(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
             labels = _by_key(domain, _matching(members, files.labels), files.scenes)
         # without a list of scenes a split is a folder, and equal names in two folders mean nothing
         prefix = "" if files.scenes else f"{split}/"
-        sources += _pair(domain, split, images, labels, _world_files(members), prefix)
+        sources += _pair(domain, split, images, labels, prefix)
     return sources
 
 
@@ -126,6 +101,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
         raise InputError(
             f"{domain.name}: no images in this folder",
             where=own.images,
+            expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
             next_step="correct `images` in the catalog file, or put images there",
         )
     labels = None
@@ -135,7 +111,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
     sources: list[SceneSource] = []
     for split in domain.splits:
         of_split = {key: image for key, image in images.items() if split_of[key] == split}
-        sources += _pair(domain, split, of_split, labels, _world_files(members), prefix="")
+        sources += _pair(domain, split, of_split, labels, prefix="")
     for key in sorted(set(labels or ()) - set(images), key=natural):
         log.warning("%s: mask %s has no image and is left out", domain.name, labels and labels[key])
     return sources
@@ -147,17 +123,8 @@ def _matching(members: Sequence[Member], pattern: str) -> list[Member]:
 
 
 def _rasters(members: Sequence[Member]) -> list[Member]:
-    others = (*BESIDE_RASTERS, *UNREADABLE, *PARTS)
-    return [member for member in members if not member.path.lower().endswith(others)]
-
-
-def _world_files(members: Sequence[Member]) -> dict[str, list[Member]]:
-    """World files in archives, by path without suffix: GDAL finds those of plain files itself."""
-    found: dict[str, list[Member]] = {}
-    for member in members:
-        if member.packed and member.path.lower().endswith(WORLD_FILES):
-            found.setdefault(member.path.rpartition(".")[0], []).append(member)
-    return found
+    by_path = {member.path: member for member in members}
+    return [by_path[path] for path in rasters_among(list(by_path), lambda path: read(by_path[path]))]
 
 
 def _by_key(domain: Domain, members: Sequence[Member], scenes: Sequence[str]) -> dict[str, Member]:
@@ -183,7 +150,6 @@ def _pair(
     split: Split,
     images: Mapping[str, Member],
     labels: Mapping[str, Member] | None,
-    world_files: Mapping[str, Sequence[Member]],
     prefix: str,
 ) -> list[SceneSource]:
     keys = sorted(images, key=natural)
@@ -202,7 +168,6 @@ def _pair(
             prefix + domain.scene_of(domain.key_of(images[key].stem)),
             images[key],
             labels[key] if labels is not None else None,
-            tuple(world_files.get(images[key].path.rpartition(".")[0], ())),
         )
         for key in keys
     ]
@@ -229,8 +194,12 @@ def _split(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[str, Spli
 def _split_by_file(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[str, Split]:
     assert own.file is not None  # noqa: S101  (OwnFiles: by "file" has one)
     try:
-        with own.file.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file) if line][1:]
+        # what Excel calls Unicode text is UTF-16 with tabs, and its CSV has semicolons in much of the world
+        content = own.file.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig")
+        header = text.lstrip().partition("\n")[0]
+        between = next((mark for mark in ",;\t" if mark in header), ",")
+        lines = [line for line in csv.reader(StringIO(text, newline=""), delimiter=between) if line][1:]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the split file: {error}", where=own.file) from error
     split_of: dict[str, Split] = {}
@@ -240,7 +209,7 @@ def _split_by_file(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[s
             raise InputError(
                 f"line {number}: {','.join(line)!r}", where=own.file, expected="id,train or id,test"
             )
-        name = line[0].strip()
+        name = line[0].strip().replace("\\", "/")
         either = [domain.key_of(text).lower() for text in (name, PurePosixPath(name).stem)]
         key = next((key for key in either if key in keys), either[0])
         split: Split = "train" if line[1].strip() == "train" else "test"
@@ -260,33 +229,3 @@ def _split_by_file(domain: Domain, own: OwnFiles, keys: Sequence[str]) -> dict[s
 def _some(names: Sequence[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-@contextmanager
-def open_raster(member: Member, sidecars: Sequence[Member] = ()) -> Iterator[Raster]:
-    """Opens a file or an archive's member, the latter in memory with its world files beside it.
-
-    Raises:
-        InputError: not a raster, or a broken archive.
-    """
-    with ExitStack() as stack:
-        try:
-            if not member.packed:
-                dataset = stack.enter_context(rasterio.open(member.container))
-            else:
-                memory = stack.enter_context(_in_memory(member, member.stem))
-                for sidecar in sidecars:
-                    stack.enter_context(_in_memory(sidecar, member.stem, beside=memory))
-                dataset = stack.enter_context(memory.open(driver=ARCHIVE_DRIVERS))
-        except RasterioError as error:
-            raise InputError(
-                f"not an image that can be read: {error}",
-                where=member,
-                next_step="fetch the file again, or make it readable",
-            ) from error
-        yield Raster(dataset, str(member))
-
-
-def _in_memory(member: Member, stem: str, beside: MemoryFile | None = None) -> MemoryFile:
-    folder = digest(str(member))[:16] if beside is None else PurePosixPath(beside.name).parent.name
-    return MemoryFile(read(member), dirname=folder, filename=stem + PurePosixPath(member.path).suffix.lower())

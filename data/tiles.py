@@ -7,7 +7,7 @@ open in any GIS. The measurement behind the choice stands in data/README.md.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,13 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
-from rasterio.session import DummySession
 
 from crossearth.data.domains import Rule, window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, LabelSpec, Unknown
+from crossearth.data.raster import Raster
 
 BLOCK_PX = 256
-GDAL_CACHE_MB = 128
 LOOK_CELLS = 16
 
 
@@ -124,25 +123,6 @@ class Cutting:
     nodata: float | None
     num_classes: int
     unknown_labels: Unknown
-
-
-class Raster(NamedTuple):
-    """An open raster and how to name it to the user."""
-
-    dataset: DatasetReader
-    where: str
-
-    def read(self, bands: Sequence[int], **options: Any) -> NDArray[Any]:
-        """Reads bands; damage becomes an InputError that names the file."""
-        try:
-            return cast("NDArray[Any]", self.dataset.read(bands, **options))
-        except RasterioError as error:
-            cause = error.__cause__ or error
-            raise InputError(
-                f"cannot read its pixels, truncated or damaged: {cause}",
-                where=self.where,
-                next_step="fetch the file again",
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -304,21 +284,6 @@ def _colours(raw: NDArray[Any], label: Raster, spec: LabelSpec) -> NDArray[Any]:
     for index, colour in label.dataset.colormap(1).items():
         table[index] = colour[:3]
     return np.moveaxis(table[raw[0]], -1, 0)
-
-
-@contextmanager
-def gdal(**more: Any) -> Iterator[None]:
-    """GDAL as ingest wants it: a small block cache, no side files, no listing of folders."""
-    with rasterio.Env(
-        # where AWS_ACCESS_KEY_ID is set, rasterio would make a boto3 session here, 6 ms for each file
-        session=DummySession(),
-        GDAL_CACHEMAX=GDAL_CACHE_MB,
-        GDAL_PAM_ENABLED=False,
-        GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
-        GDAL_NUM_THREADS=1,
-        **more,
-    ):
-        yield
 
 
 @contextmanager

@@ -586,7 +586,7 @@ CASES = {
         ("earth.safetensors",),
     ),
     "styles: an image that is none": Case(
-        text("bad.tif", "no image"), "styles show bad.tif", ("bad.tif", "unreadable: not recognized")
+        text("bad.tif", "no image"), "styles show bad.tif", ("bad.tif", "not an image that can be read")
     ),
     "styles: a folder where the sheet should be": Case(
         text("sheet.png/x", ""),

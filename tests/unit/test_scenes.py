@@ -12,7 +12,8 @@ from crossearth.components.ingest import IngestConfig, ingest
 from crossearth.data.catalog import load_catalog
 from crossearth.data.errors import InputError
 from crossearth.data.manifest import read_manifest
-from crossearth.data.scenes import find_scenes, open_raster
+from crossearth.data.raster import open_raster
+from crossearth.data.scenes import find_scenes
 from crossearth.data.synthetic import synthesize_dataset
 
 CATALOG = load_catalog()
@@ -101,7 +102,7 @@ def test_the_state_of_the_files_changes_no_tile(
 
 def test_images_in_archives_have_their_place(archives: Path, tmp_path: Path) -> None:
     source = find_scenes(DOMAIN, archives, tmp_path / "scratch")[0]
-    with open_raster(source.image, source.sidecars) as raster:
+    with open_raster(source.image) as raster:
         assert raster.dataset.transform.a == pytest.approx(0.09, rel=0.5)
         assert raster.where.endswith(f"{IMAGES}:top/top_mosaic_09cm_area1.tif")
 

@@ -15,6 +15,6 @@ def test_a_name_that_is_not_utf8_is_shown_escaped(tmp_path: Path) -> None:
     save(tmp_path / "scene.tif", draw(0)[0])
     odd = tmp_path / os.fsdecode(b"a\xff.tif")
     shutil.copy(tmp_path / "scene.tif", odd)
-    with pytest.raises(InputError, match=r"a\\xff\.tif: the scene's path is not UTF-8") as caught:
+    with pytest.raises(InputError, match=r"a\\xff\.tif: the path is not UTF-8") as caught:
         open_scene(odd)
     str(caught.value).encode()

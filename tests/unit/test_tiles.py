@@ -15,7 +15,8 @@ from rasterio.transform import from_origin
 from crossearth.data.domains import window_starts
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE, parse_labels
-from crossearth.data.tiles import Cutting, Raster, Window, cut_scene, gdal, look, read_window, windows
+from crossearth.data.raster import Raster, gdal
+from crossearth.data.tiles import Cutting, Window, cut_scene, look, read_window, windows
 
 CLASSES = ("ground", "road", "roof")
 SPEC = parse_labels({0: "ground", 1: "road", 2: "roof", 9: "ignore"}, CLASSES, "test")
