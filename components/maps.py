@@ -178,9 +178,7 @@ def write_side_file(raster: Path, crs: CRS | None, classes: Sequence[str] = ()) 
     such as one of a rotated pole. Where there is neither, no file stays.
     """
     dataset = ElementTree.Element("PAMDataset")
-    with rasterio.Env(GDAL_PAM_ENABLED=False), rasterio.open(raster) as file:
-        told = file.crs
-    if crs is not None and told != crs:
+    if crs is not None and crs != _crs_inside(raster):
         system = ElementTree.SubElement(dataset, "SRS", dataAxisToSRSAxisMapping="1,2")
         system.text = crs.to_wkt(version="WKT2_2019")
     if classes:
@@ -193,6 +191,11 @@ def write_side_file(raster: Path, crs: CRS | None, classes: Sequence[str] = ()) 
     if len(dataset):
         ElementTree.indent(dataset)
         path.write_bytes(ElementTree.tostring(dataset, encoding="utf-8") + b"\n")
+
+
+def _crs_inside(raster: Path) -> CRS | None:
+    with rasterio.Env(GDAL_PAM_ENABLED=False), rasterio.open(raster) as file:
+        return file.crs
 
 
 def side_file(raster: Path) -> Path:

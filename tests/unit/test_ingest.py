@@ -134,6 +134,7 @@ def test_an_archives_image_keeps_the_place_of_its_world_file(town: Path) -> None
         ("EPSG:32633", 5e5, 5e6, 0.5, 0.5 / 0.9996),
         ("EPSG:3857", 1e6, 8_399_738, 1, 0.5),
         ("EPSG:4326", 9, 0, 1e-5, 1.11),
+        ("+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10", 0, 0, 1e-5, 1.11),
     ],
 )
 def test_metres_per_pixel_are_the_grounds(
