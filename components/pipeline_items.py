@@ -285,15 +285,12 @@ def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str
         InputError: as `predict`.
         PartlyDoneError: some are broken; all others are mapped.
     """
-    stored = [urlsplit(scene).scheme == "s3" for scene in scenes]
-    local = [
-        _fetch_scene(scene) if is_stored else Path(scene)
-        for scene, is_stored in zip(scenes, stored, strict=True)
-    ]
+    stored = any(urlsplit(scene).scheme == "s3" for scene in scenes)  # all of one source
+    local = [fetch_scene(scene) if stored else Path(scene) for scene in scenes]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = load_config(PredictConfig, config, "predict")
-    return [str(written) for written in predict(local, Path(model), folder, settings, own=not any(stored))]
+    return [str(written) for written in predict(local, Path(model), folder, settings, own=not stored)]
 
 
 def register_models(recipes: Sequence[str]) -> tuple[list[str], str]:
@@ -370,15 +367,17 @@ def _scenes_in_store(source: str) -> list[str]:
     return [prefix + name for name in found]
 
 
-def _fetch_scene(address: str) -> Path:
+def fetch_scene(address: str) -> Path:
     """Brings an image of a store here, with the files beside it that are read with it."""
     parts = urlsplit(address)
     path = SCENES / parts.netloc / parts.path.lstrip("/")
     download(address, path)
-    beside = sidecar_names(address)
+    name = path.name
+    beside = sidecar_names(name)
     for other in list_objects(address.removesuffix(PurePosixPath(address).suffix)):
-        if other.lower() in beside:
-            sidecar = path.with_name(PurePosixPath(other).name)
+        other_name = other.removeprefix(address.removesuffix(name))
+        if other_name.lower() in beside:
+            sidecar = path.with_name(other_name)
             download(other, sidecar)
             if other.lower().endswith(".aux.xml"):
                 sidecar.write_bytes(harmless(sidecar.read_bytes(), other))

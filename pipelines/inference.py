@@ -31,7 +31,7 @@ def inference(inputs: Inputs, values: Values) -> GraphComponent:
         """Maps scenes.
 
         Args:
-            scenes: folder of the workspace, or s3:// prefix.
+            scenes: folder of the workspace, or s3:// prefix; searched with everything in it.
             model: model folder in the workspace, for example artifacts/models/potsdam-rgb.
             out: folder of the workspace that gets the maps.
             shards: number of pods that the scenes are dealt out to.

@@ -164,7 +164,7 @@ def placed(town: Path, **place: Any) -> None:
         PLACE,
         {},
         {"crs": "EPSG:32633"},
-        {"transform": from_origin(7, 7, 2, 2)},
+        {"transform": PLACE["transform"]},
         PLACE | {"transform": from_origin(300_000.25, 5_000_000.25, 0.5, 0.5)},
         PLACE | {"crs": "EPSG:25833"},
     ],
@@ -184,6 +184,52 @@ def test_split_file(town: Path) -> None:
     train, test = manifests(run(town, split="split.csv"))
     assert {entry["scene"] for entry in test.rows} == {"scene_0", "scene_1", "scene_2"}
     assert len(train) == 20
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "id\tsplit\r\n{}".encode("utf-16"),
+        "id;split\n{}".encode("utf-8-sig"),
+        b"\nid,split\n{}",
+    ],
+    ids=["UTF-16 with tabs", "semicolons", "an empty line"],
+)
+def test_split_files_of_windows(content: bytes, town: Path) -> None:
+    coding = "utf-16" if content[:2] == b"\xff\xfe" else "utf-8-sig"
+    between = next(mark for mark in "\t;," if mark in content.decode(coding))
+    lines = [f"images\\scene_{n}.tif{between}{'test' if n < 3 else 'train'}" for n in range(8)]
+    text = content.decode(coding).format("\n".join(lines))
+    (town / "split.csv").write_bytes(text.encode(coding))
+    _, test = manifests(run(town, split="split.csv"))
+    assert {entry["scene"] for entry in test.rows} == {"scene_0", "scene_1", "scene_2"}
+
+
+def test_names_with_windows_separators_in_a_zip(town: Path) -> None:
+    plain = tree(run(town))
+    with zipfile.ZipFile(town / "pack.zip", "w") as archive:
+        for path in sorted((town / "images").iterdir()):
+            entry = zipfile.ZipInfo("x")
+            entry.filename = f"tiles\\{path.name}"
+            archive.writestr(entry, path.read_bytes())
+    shutil.rmtree(town / "images")
+    (town / "images").mkdir()
+    shutil.move(town / "pack.zip", town / "images")
+    assert tree(run(town, "packed")) == plain
+
+
+def test_an_averaged_overview_of_a_mask_is_no_class(town: Path) -> None:
+    mask = np.zeros((512, 512), np.uint8)
+    mask[::2] = 2
+    save(town / "plain.tif", mask)
+    for number in range(8):
+        save(town / "images" / f"scene_{number}.tif", np.full((3, 512, 512), 9 + number, np.uint8))
+        (town / "masks" / f"scene_{number}.png").unlink()
+        place = town / "masks" / f"scene_{number}.tif"
+        rasterio.shutil.copy(town / "plain.tif", place, driver="COG", overview_resampling="AVERAGE")
+    labels = {0: "background", 2: "background", 1: "road"}
+    train, _ = manifests(run(town, labels=labels, tile={"px": 64, "rule": "fit"}))
+    assert {tuple(entry["class_pixels"]) for entry in train.rows} == {(64 * 64, 0)}
 
 
 def test_all_in_one_split(town: Path) -> None:
@@ -230,6 +276,21 @@ def jpeg_label(town: Path) -> None:
 def truncated(town: Path) -> None:
     path = town / "images" / "scene_3.tif"
     path.write_bytes(path.read_bytes()[:9000])
+
+
+def bad_jpeg(town: Path) -> None:
+    (town / "images" / "scene_3.tif").unlink()
+    path = town / "images" / "scene_3.jpg"
+    save(path, draw(3)[0])
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 300] = np.random.default_rng(0).integers(0, 256, 300, np.uint8).tobytes()
+    path.write_bytes(content)
+
+
+def half_png(town: Path) -> None:
+    path = town / "masks" / "scene_3.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def truncated_jpeg(town: Path) -> None:
@@ -333,6 +394,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
                 {"transform": from_origin(300_000, 5_000_000, 0.6, 0.6)},
                 r"EPSG:32633 \(300000, 4999961\.6, 300038\.4,",
             ),
+            ("by a world file alone", {"crs": None, "transform": from_origin(7, 9, 2, 2)}, r"no CRS \(7,"),
             (
                 "upside down",
                 {"transform": from_origin(300_000, 4_999_968, 0.5, -0.5)},
@@ -340,6 +402,36 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
             ),
         )
     },
+    "mask placed by its aux.xml": (
+        lambda town: (
+            save(town / "images" / "scene_3.tif", draw(3)[0], **PLACE)
+            or (town / "masks" / "scene_3.png.aux.xml").write_text(
+                "<PAMDataset><SRS>EPSG:32633</SRS>"
+                "<GeoTransform>300000,0.5,0,9000000,0,-0.5</GeoTransform></PAMDataset>"
+            )
+        ),
+        {},
+        r"scene_3\.png: a label at EPSG:32633 \(300000, 8999968,",
+    ),
+    "both placed by world files, apart": (
+        lambda town: (
+            (town / "images" / "scene_3.tfw").write_text("0.5\n0\n0\n-0.5\n1000\n2000\n")
+            and (town / "masks" / "scene_3.pgw").write_text("0.5\n0\n0\n-0.5\n1000\n502000\n")
+        ),
+        {},
+        r"scene_3\.png: a label at no CRS .* for an image at no CRS",
+    ),
+    "jpeg with bad bytes": (bad_jpeg, {}, r"scene_3\.jpg: cannot read its pixels, .*: libjpeg: Corrupt"),
+    "half a png": (half_png, {}, r"scene_3\.png: cannot read its pixels, .*: libpng: Read Error"),
+    "one file per band": (
+        lambda town: [
+            save(town / kind / f"x_B0{band}.{suffix}", draw(3)[1])
+            for band in (2, 3, 4)
+            for kind, suffix in (("images", "tif"), ("masks", "png"))
+        ],
+        {},
+        r"x_B0\d\.tif: an image of 1 bands\n.*\n  next: .*gdalbuildvrt -separate \S+rgb\.vrt \S+B04\.tif",
+    ),
     "16 bit": (
         lambda town: save(town / "images" / "scene_3.tif", draw(3)[0].astype(np.uint16) * 20),
         {},

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rasterio.shutil
 import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
+from own_domain import draw, save
 from typer.testing import CliRunner
 
 from crossearth.components import kfp_components as steps
@@ -29,6 +32,7 @@ from crossearth.components.train_job import TrainJobConfig
 from crossearth.data.catalog import load_catalog
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError, print_uncaught
+from crossearth.data.raster import open_raster
 from crossearth.pipelines import submit as kubeflow
 from crossearth.pipelines.benchmark import read_inputs
 from crossearth.pipelines.cli import app
@@ -209,6 +213,72 @@ def test_scenes_of_one_name_in_two_folders_are_not_mapped_over_each_other(tmp_pa
         pipeline_items.deal_scenes(str(tmp_path), 2)
     (tmp_path / "2024/other.probabilities.png").unlink()
     assert len(pipeline_items.deal_scenes(str(tmp_path), 2)) == 2
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for s3://bucket."""
+    folder = tmp_path / "bucket"
+    folder.mkdir()
+
+    def local(url: str) -> Path:
+        return folder / url.removeprefix("s3://bucket/")
+
+    def list_objects(url: str) -> list[str]:
+        found = [f"s3://bucket/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()]
+        return sorted(address for address in found if address.startswith(url))
+
+    def download(url: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(local(url), path)
+
+    monkeypatch.setattr(pipeline_items, "list_objects", list_objects)
+    monkeypatch.setattr(pipeline_items, "download", download)
+    monkeypatch.setattr(pipeline_items, "SCENES", tmp_path / "here")
+    return folder
+
+
+def test_scenes_of_a_store_are_those_of_a_folder(bucket: Path) -> None:
+    report = '{"scene": "a.tif", "model": {}, "classes": []}'
+    names = ("in/a.tif", "in/deep/b.jp2", "in/deep/b_preview.jpg", "in/._c.tif", "in/a.tfw", "inner/d.tif")
+    for name in (*names, "in/m.tif", "in/m.png", "in/m.tif.aux.xml"):
+        (bucket / name).parent.mkdir(parents=True, exist_ok=True)
+        (bucket / name).touch()
+    (bucket / "in/m.json").write_text(report)
+    (item,) = pipeline_items.deal_scenes("s3://bucket/in", 1)
+    assert item["scenes"] == ["s3://bucket/in/a.tif", "s3://bucket/in/deep/b.jp2"]
+    (local,) = pipeline_items.deal_scenes(str(bucket / "in"), 1)
+    assert local["scenes"] == [str(bucket / "in/a.tif"), str(bucket / "in/deep/b.jp2")]
+
+
+def test_a_pointer_in_a_store_is_refused(bucket: Path) -> None:
+    save(bucket / "own.tif", draw(0)[0])
+    rasterio.shutil.copy(bucket / "own.tif", bucket / "scene.vrt", driver="VRT")
+    with pytest.raises(InputError, match=r"s3://bucket/scene\.vrt: a raster of a kind that may point"):
+        pipeline_items.deal_scenes("s3://bucket/", 1)
+    (bucket / "scene.vrt").rename(bucket / "scene.tif")
+    here = pipeline_items.fetch_scene("s3://bucket/scene.tif")
+    with pytest.raises(InputError, match=r"scene\.tif: not an image"), open_raster(here, own=False):
+        pass
+
+
+def test_a_scene_of_a_store_comes_with_its_place(bucket: Path) -> None:
+    save(bucket / "a" / "scene.tif", draw(0)[0])
+    (bucket / "a" / "scene.tfw").write_text("0.5\n0\n0\n-0.5\n100.25\n199.75\n")
+    (bucket / "a" / "scene.tif.aux.xml").write_text(
+        "<PAMDataset><SRS>EPSG:32633</SRS><Metadata domain='OVERVIEWS'>"
+        "<MDI key='OVERVIEW_FILE'>/etc/passwd</MDI></Metadata></PAMDataset>"
+    )
+    (bucket / "a" / "scene.txt").touch()
+    here = pipeline_items.fetch_scene("s3://bucket/a/scene.tif")
+    assert sorted(path.name for path in here.parent.iterdir()) == [
+        "scene.tfw",
+        "scene.tif",
+        "scene.tif.aux.xml",
+    ]
+    assert "passwd" not in here.with_name("scene.tif.aux.xml").read_text()
+    with open_raster(here, own=False) as raster:
+        assert (raster.dataset.crs, raster.dataset.transform.c) == ("EPSG:32633", 100)
 
 
 def test_an_item_changes_with_what_its_step_depends_on(

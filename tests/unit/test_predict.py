@@ -20,14 +20,17 @@ import pytest
 import rasterio
 import torch
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.rpc import RPC
 from rasterio.transform import Affine
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from crossearth.components import maps, model_commands, registry, sliding
 from crossearth.components import predict as step
-from crossearth.components.cli import main
+from crossearth.components.cli import app, main
 from crossearth.components.pipeline_items import predict_scenes
 from crossearth.components.predict import PredictConfig, predict
 from crossearth.components.processes import choose_device
@@ -433,6 +436,73 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, model: Path) -> None:
         predict([scene], model, tmp_path / name / "map.tif", PredictConfig(probabilities=True))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_folders_are_searched_and_earlier_maps_in_them_are_no_scenes(tmp_path: Path, model: Path) -> None:
+    scenes, maps_in = tmp_path / "scenes", tmp_path / "scenes" / "maps"
+    (scenes / "deeper").mkdir(parents=True)
+    write(scenes / "a.tif", pixels(64, 64))
+    write(scenes / "deeper" / "b.jp2", pixels(64, 64), driver="JP2OpenJPEG")
+    write(scenes / "deeper" / "b-BROWSE.jpg", pixels(8, 8), driver="JPEG", crs=None, transform=None)
+    (scenes / "._a.tif").write_bytes(b"\0" * 99)
+    for _ in range(2):
+        written = predict([scenes], model, maps_in, PredictConfig(probabilities=True))
+        assert written == [maps_in / "a.tif", maps_in / "b.tif"]
+
+
+GCPS = [GroundControlPoint(row, col, 500_000 + col, 5_000_000 - row, 0) for row in (0, 64) for col in (0, 80)]
+ONES = [1.0] * 20
+RPCS = RPC(1, 1, 1, 1, ONES, ONES, 1, 1, 1, 1, ONES, ONES, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [({"gcps": GCPS, "crs": UTM}, "ground control points"), ({"rpcs": RPCS}, "an RPC model")],
+)
+def test_a_map_keeps_the_control_points_of_its_scene(
+    place: dict[str, Any], words: str, tmp_path: Path, model: Path
+) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(64, 80), **{"crs": None, "transform": None} | place)
+    command = ["predict", str(scene), "--model", str(model), "--out", str(tmp_path / "map.tif")]
+    result = CliRunner().invoke(app, command)
+    assert f"scene.tif: the scene is placed by {words} only" in result.output, result.output
+    with rasterio.open(scene) as before, rasterio.open(tmp_path / "map.tif") as after:
+        assert (after.gcps[1], after.rpcs) == (before.gcps[1], before.rpcs)
+        assert list(map(str, after.gcps[0])) == list(map(str, before.gcps[0]))
+        assert after.transform.is_identity
+
+
+def test_a_damaged_scene_is_refused_in_gdals_words(tmp_path: Path, model: Path) -> None:
+    raw = write(tmp_path / "raw.dat", pixels(64, 64), driver="ENVI")
+    raw.write_bytes(raw.read_bytes()[:6000])
+    jpeg = write(tmp_path / "scene.jpg", pixels(640, 640), driver="JPEG", crs=None, transform=None)
+    content = bytearray(jpeg.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 300] = np.random.default_rng(0).integers(0, 256, 300, np.uint8).tobytes()
+    jpeg.write_bytes(content)
+    for scene, words in ((raw, "truncated: 6000 bytes"), (jpeg, "libjpeg: Corrupt JPEG data")):
+        with pytest.raises(InputError, match=words):
+            predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    assert not (tmp_path / "map.tif").exists()
+
+
+def test_one_file_per_band_names_the_command(tmp_path: Path, model: Path) -> None:
+    for band in ("B02", "B03", "B04"):
+        write(tmp_path / f"S2_{band}.tif", pixels(64, 64, bands=1))
+    wanted = r"gdalbuildvrt -separate \S+S2_rgb\.vrt \S+S2_B04\.tif \S+S2_B03\.tif \S+S2_B02\.tif"
+    with pytest.raises(InputError, match=wanted):
+        predict([tmp_path / "S2_B03.tif"], model, tmp_path / "map.tif", FLOAT32)
+
+
+def test_a_range_is_not_estimated_from_overviews(tmp_path: Path) -> None:
+    values = np.zeros((3, 2048, 2048), np.uint16)
+    values[:, ::2, ::2] = 4000
+    write(tmp_path / "plain.tif", values)
+    rasterio.shutil.copy(
+        tmp_path / "plain.tif", tmp_path / "cog.tif", driver="COG", overview_resampling="AVERAGE"
+    )
+    ranges = [choose_range(open_scene(tmp_path / name), None, None) for name in ("plain.tif", "cog.tif")]
+    assert ranges[0] == ranges[1]
 
 
 def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
