@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import shlex
 import signal
@@ -96,15 +97,19 @@ def refusals() -> Iterator[None]:
 
 def main() -> None:
     """Entry point: exit 0 fine, 2 bad usage or input, 130 interrupted, 143 terminated, 1 anything else."""
-    from crossearth.data.errors import InputError, print_uncaught, without_credentials
+    from crossearth.data.errors import InputError, PartlyDoneError, print_uncaught, without_credentials
 
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal or a log that has no letter for a name must not end what has been done
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with refusals():
             app(standalone_mode=True)
-    except InputError as error:
+    except (InputError, PartlyDoneError) as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, PartlyDoneError) else 2)
     except SystemExit as stop:
         if stop.code in (130, 143):
             again = without_credentials(shlex.join(["crossearth", *sys.argv[1:]]))

@@ -80,6 +80,7 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
     origin = {
         "file": Path(released).name,
         "sha256": checkpoint.sha256,
+        "under": checkpoint.under,
         "says": {key: value for key, value in checkpoint.meta.items() if _is_short(value)},
         "backbone": {
             "source": backbone_path.name if Path(config.backbone) == backbone_path else config.backbone,

@@ -162,8 +162,29 @@ def _tracking(uri: str) -> Finding:
         return Finding("MLflow", "fine", f"local store {without_credentials(uri)}")
     if address.scheme not in ("http", "https"):
         return Finding("MLflow", "missing", f"{without_credentials(uri)}: no address of a server", NO_SERVER)
+    place = f"{address.hostname}:{port}"
     try:
-        with socket.create_connection((address.hostname or "", port), timeout=5):
-            return Finding("MLflow", "fine", f"{address.hostname}:{port} answers")
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
     except OSError as error:
-        return Finding("MLflow", "missing", f"{address.hostname}:{port}: {error}", NO_SERVER)
+        return Finding("MLflow", "missing", f"{place}: {error}", NO_SERVER)
+    return _answer(uri, place)
+
+
+def _answer(uri: str, place: str) -> Finding:
+    """What a server that runs says to a first question, and which version it is of."""
+    from crossearth.components import tracking_server as server
+    from crossearth.components.tracking import connect
+
+    ours = server.own_version()
+    try:
+        connect(uri).search_experiments(max_results=1)
+        theirs = server.server_version(uri)
+    except Exception as error:  # MLflow's client raises whatever it meets
+        what, advice = server.refusal(error, uri) or (str(error)[:300], NO_SERVER)
+        return Finding("MLflow", "missing", f"{place}: {without_credentials(what)}", advice)
+    found = f"{place} is a server of MLflow {theirs or 'of no version'}, here is {ours}"
+    if server.same_release(theirs):
+        return Finding("MLflow", "fine", found)
+    # training logs to older and newer ones; models are registered in another way since 3
+    other = theirs.split(".")[0] != ours.split(".")[0]
+    return Finding("MLflow", "missing" if other else "note", found, server.wanted())

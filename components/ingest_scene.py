@@ -16,6 +16,7 @@ from crossearth.data.errors import InputError
 from crossearth.data.files import code_version, digest
 from crossearth.data.ground import in_crs
 from crossearth.data.labels import Unknown
+from crossearth.data.pixel_area import pixel_side_m
 from crossearth.data.raster import Raster, gdal, open_raster, refuse_palette
 from crossearth.data.raster_names import stacking
 from crossearth.data.reading import Reading, bounds_of_bytes, is_tagged, raw_dtype
@@ -140,14 +141,12 @@ def _tile_id(name: str, tile: dict[str, Any], cutting: Cutting) -> str:
 
 
 def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
-    """Metres per stored px: the catalog's number, else the file's if it is in metres, else 0."""
+    """Metres on the ground per stored px: the catalog's number, else the file's middle pixel's, else 0."""
     source = image.dataset
     shrink = source.width / Grid.of(source, cutting).width
-    if domain.gsd_m is not None:
-        return domain.gsd_m * shrink
-    metric = source.crs is not None and source.crs.is_projected and source.crs.linear_units_factor[1] == 1
-    # not `a` alone: a raster may lie turned in its CRS
-    return math.hypot(source.transform.a, source.transform.d) * shrink if metric else 0.0
+    side = domain.gsd_m or pixel_side_m(source.crs, source.transform, source.width, source.height)
+    # the last digits would be the processor's, and what is ingested has a digest
+    return round((side or 0) * shrink, 6)
 
 
 def _check_bands(domain: Domain, image: Raster) -> None:

@@ -1,7 +1,7 @@
 """Class maps on disk: a Cloud Optimized GeoTIFF, its preview and its report."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
+from crossearth.data.pixel_area import Ground
 from crossearth.data.raster_names import is_map_report
 
 NODATA = 255
@@ -57,15 +58,12 @@ class Grid:
         gcps, gcps_crs = source.gcps
         return cls(*size, source.crs, source.transform, tuple(gcps), gcps_crs, source.rpcs)
 
-    def pixel_area_m2(self) -> float | None:
-        """Ground area of a pixel; None where the CRS is absent or geographic."""
-        if self.crs is None or not self.crs.is_projected:
-            return None
-        _, metres_per_unit = self.crs.linear_units_factor
-        return float(abs(self.transform.determinant) * metres_per_unit**2)
+    def notes(self, placed: bool) -> list[str]:
+        """What a user of the map should know about its place on the ground.
 
-    def notes(self) -> list[str]:
-        """What a user of the map should know about its place on the ground."""
+        Args:
+            placed: whether all of it is known to lie on the Earth.
+        """
         notes = []
         if self.gcps or self.rpcs:
             how, warp = ("ground control points", "-tps") if self.gcps else ("an RPC model", "-rpc")
@@ -75,13 +73,40 @@ class Grid:
             ]
         if self.crs is None:
             notes.append("the scene has no CRS: the map has none either, and areas are not known")
-        elif not self.crs.is_projected:
-            notes.append("the CRS is geographic: areas are not computed")
+        elif not placed:
+            notes.append("the CRS and the transform give no place on the Earth: areas are not known")
         if self.transform.is_identity:
             notes.append("the scene has no geotransform: the map is in pixels")
         elif not self.transform.is_rectilinear:
             notes.append("the grid is rotated or sheared: the map keeps the scene's transform")
         return notes
+
+
+class Tally:
+    """Counts pixels per value of a map and measures them on the ground, while the rows are written.
+
+    Attributes:
+        pixels: (256,) int64, per value.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.pixels = np.zeros(256, np.int64)
+        self._ground = Ground.of(grid.crs, grid.transform, grid.width, grid.height)
+        self._areas_m2 = np.zeros(256)
+
+    @property
+    def areas_m2(self) -> NDArray[np.float64] | None:
+        """(256,) float64, per value; None where the grid has no place on the Earth."""
+        return None if self._ground is None else self._areas_m2
+
+    def add(self, top: int, ids_HW: NDArray[np.uint8]) -> None:
+        """Counts whole rows, the first of which is row `top` of the map."""
+        self.pixels += np.bincount(ids_HW.ravel(), minlength=256)
+        if self._ground is None:
+            return
+        # row by row: the areas of a whole strip would take as much memory as the scores of its classes
+        for row, ids_W in enumerate(ids_HW, start=top):
+            self._areas_m2 += np.bincount(ids_W, self._ground.areas_m2(row), minlength=256)
 
 
 @contextmanager
@@ -146,18 +171,36 @@ def count_pixels(map_path: Path) -> NDArray[np.int64]:
     return pixels
 
 
-def write_category_names(path: Path, classes: list[str]) -> None:
-    """Writes the class names where GDAL and QGIS look for them: `<map>.aux.xml` beside the map.
+def write_side_file(raster: Path, crs: CRS | None, classes: Sequence[str] = ()) -> None:
+    """Writes `<raster>.aux.xml`, where GDAL and QGIS look for what GeoTIFF has no place for.
 
-    GeoTIFF has no place of its own for category names; the same names stand in the map's tags.
+    That is the names of the classes (the same stand in the map's tags), and a CRS that GeoTIFF cannot tell,
+    such as one of a rotated pole. Where there is neither, no file stays.
     """
     dataset = ElementTree.Element("PAMDataset")
-    band = ElementTree.SubElement(dataset, "PAMRasterBand", band="1")
-    names = ElementTree.SubElement(band, "CategoryNames")
-    for name in classes:
-        ElementTree.SubElement(names, "Category").text = name
-    ElementTree.indent(dataset)
-    path.write_bytes(ElementTree.tostring(dataset, encoding="utf-8") + b"\n")
+    if crs is not None and crs != _crs_inside(raster):
+        system = ElementTree.SubElement(dataset, "SRS", dataAxisToSRSAxisMapping="1,2")
+        system.text = crs.to_wkt(version="WKT2_2019")
+    if classes:
+        band = ElementTree.SubElement(dataset, "PAMRasterBand", band="1")
+        names = ElementTree.SubElement(band, "CategoryNames")
+        for name in classes:
+            ElementTree.SubElement(names, "Category").text = name
+    path = side_file(raster)
+    path.unlink(missing_ok=True)  # GDAL may have written its own
+    if len(dataset):
+        ElementTree.indent(dataset)
+        path.write_bytes(ElementTree.tostring(dataset, encoding="utf-8") + b"\n")
+
+
+def _crs_inside(raster: Path) -> CRS | None:
+    with rasterio.Env(GDAL_PAM_ENABLED=False), rasterio.open(raster) as file:
+        return file.crs
+
+
+def side_file(raster: Path) -> Path:
+    """What GDAL reads with a raster: `<raster>.aux.xml`."""
+    return raster.with_name(f"{raster.name}.aux.xml")
 
 
 def write_preview(map_path: Path, out: Path, palette: list[str], size_px: int) -> None:
@@ -178,24 +221,22 @@ def write_preview(map_path: Path, out: Path, palette: list[str], size_px: int) -
         preview.write(image_4HW)
 
 
-def report(grid: Grid, classes: list[str], pixels: NDArray[np.int64]) -> dict[str, Any]:
+def report(grid: Grid, classes: list[str], tally: Tally) -> dict[str, Any]:
     """Area and share per class.
-
-    Args:
-        pixels: (256,) int64, pixels per value of the map; index 255 counts nodata.
 
     Returns:
         JSON-serialisable; shares are fractions of the pixels that are not nodata (None if there are none),
-        areas are m2 (None where the CRS does not give them).
+        areas are m2 on the Earth's ellipsoid (None where the grid has no place there), that of a pixel is the
+        mean over the map.
     """
+    pixels, areas_m2 = tally.pixels, tally.areas_m2
     mapped = int(pixels[:NODATA].sum())
-    area_m2 = grid.pixel_area_m2()
     return {
         "width": grid.width,
         "height": grid.height,
         "crs": None if grid.crs is None else grid.crs.to_string(),
         "transform": list(grid.transform)[:6],
-        "pixel_area_m2": area_m2,
+        "pixel_area_m2": None if areas_m2 is None else float(areas_m2.sum() / pixels.sum()),
         "nodata_pixels": int(pixels[NODATA]),
         "classes": [
             {
@@ -203,11 +244,11 @@ def report(grid: Grid, classes: list[str], pixels: NDArray[np.int64]) -> dict[st
                 "name": name,
                 "pixels": int(pixels[index]),
                 "share": int(pixels[index]) / mapped if mapped else None,
-                "area_m2": None if area_m2 is None else int(pixels[index]) * area_m2,
+                "area_m2": None if areas_m2 is None else float(areas_m2[index]),
             }
             for index, name in enumerate(classes)
         ],
-        "notes": grid.notes(),
+        "notes": grid.notes(areas_m2 is not None),
     }
 
 

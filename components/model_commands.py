@@ -297,6 +297,7 @@ def predict(
     from crossearth.components.predict import PredictConfig
     from crossearth.components.predict import predict as run
     from crossearth.data.config import load_config
+    from crossearth.data.errors import PartlyDoneError
     from crossearth.data.files import read_json
 
     found: AbstractContextManager[tuple[Path, Path | None]] = nullcontext((Path(model), None))
@@ -314,7 +315,10 @@ def predict(
     }
     with found as (folder, shared):
         config = load_config(PredictConfig, given | {"backbone": backbone or shared}, "predict")
-        written = run(scenes, folder, maps, config)
+        try:
+            written, broken = run(scenes, folder, maps, config), None
+        except PartlyDoneError as error:
+            written, broken = error.done, error
     for path in written:
         report = read_json(path.with_suffix(".json"))
         used = f"bands {', '.join(map(str, report['bands']))} ({report['bands_from']})"
@@ -323,3 +327,5 @@ def predict(
         for line in (used, *report["notes"]):
             out.print(f"{report['scene']}: {line}", highlight=False, soft_wrap=True, markup=False)
     done(written, "open the maps in a GIS; areas stand in the .json beside them")
+    if broken:
+        raise broken

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from crossearth.components.params import Params
-from crossearth.components.predict import PredictConfig, predict
+from crossearth.components.predict import PredictConfig, predict, refuse_clashes
 from crossearth.components.promotion import RegisterConfig
 from crossearth.components.register import register
 from crossearth.components.workspace import ARTIFACTS, expect, inputs
@@ -286,32 +286,24 @@ def deal_scenes(source: str, shards: int) -> list[Item]:
         raise InputError(
             "no scene here", where=source, expected=f"files that end in {', '.join(RASTER_SUFFIXES)}"
         )
-    first: dict[str, str] = {}
-    for address in found:
-        other = first.setdefault(PurePosixPath(address).stem, address)
-        if other != address:
-            raise InputError(
-                f"two scenes would give one map: {other} and {address}",
-                where=source,
-                next_step="rename one, or map their folders apart",
-            )
+    refuse_clashes({address: Path(f"{PurePosixPath(address).stem}.tif") for address in found})
     dealt = [found[start::shards] for start in range(min(shards, len(found)))]
     return [{"name": f"shard-{number}", "scenes": scenes} for number, scenes in enumerate(dealt)]
 
 
 def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str, Any]) -> list[str]:
-    """Maps scenes into the folder `out`; scenes of an object store are fetched first."""
+    """Maps scenes into the folder `out`; scenes of an object store are fetched first.
+
+    Raises:
+        InputError: as `predict`.
+        PartlyDoneError: some are broken; all others are mapped.
+    """
     stored = any(urlsplit(scene).scheme == "s3" for scene in scenes)  # all of one source
     local = [fetch_scene(scene) if stored else Path(scene) for scene in scenes]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = load_config(PredictConfig, config, "predict")
-    # one by one: a single scene's output is named by its file, whatever the length of the shard
-    return [
-        str(written)
-        for path in local
-        for written in predict([path], Path(model), folder / f"{path.stem}.tif", settings, own=not stored)
-    ]
+    return [str(written) for written in predict(local, Path(model), folder, settings, own=not stored)]
 
 
 def register_models(recipes: Sequence[str]) -> tuple[list[str], str]:

@@ -7,11 +7,12 @@ import math
 import os
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -30,7 +31,7 @@ from crossearth.components.memory import enough_memory
 from crossearth.components.processes import choose_device
 from crossearth.components.sliding import Loaded, Precision, load_network, num_windows, scene_scores, starts
 from crossearth.components.strips import Scene, open_scene, read_strips
-from crossearth.data.errors import InputError
+from crossearth.data.errors import InputError, PartlyDoneError
 from crossearth.data.files import fsync_dir, partial_dir, write_json
 from crossearth.data.raster import rasters_in
 from crossearth.data.raster_names import RASTER_SUFFIXES
@@ -90,7 +91,8 @@ def predict(
 
     Beside `MAP.tif` (uint8 class ids, 255 = nodata) stand `MAP.tif.aux.xml` (class names for a GIS),
     `MAP.png`, `MAP.json` (with the bands and the range that were used, and who chose them) and, if asked,
-    `MAP.probabilities.tif`. A scene's files appear when it is done.
+    `MAP.probabilities.tif`. A scene's files appear when it is done; one that is broken does not keep the
+    others from being mapped.
 
     Args:
         scenes: raster files, or folders of them, searched with everything in them.
@@ -102,9 +104,11 @@ def predict(
         The maps, in the order of the scenes.
 
     Raises:
-        InputError: no scene, one that is not read as the training files were (see `open_scene`),
-            two scenes of one name, a map that would replace its scene or a foreign file, out of memory, or
-            whatever `checkpoint.load` refuses.
+        InputError: no scene, files of two maps that have one name, a map that would replace a scene or a
+            foreign file, out of memory, a disk that takes no map, or whatever `checkpoint.load` refuses; no
+            scene that can be mapped, as it is unreadable or is not read as the training files were (see
+            `open_scene`).
+        PartlyDoneError: some of the scenes cannot be mapped; all others are.
     """
     used = f"{choose_device(config.device)}: batch_size {config.batch_size}, precision {config.precision}"
     lower = (
@@ -120,16 +124,40 @@ def predict(
         targets = _targets(scenes, Path(out))
         meta = read_meta(model)
         trained = trained_reading(meta)
-        readable = [open_scene(path, trained, config.bands, config.value_range, own) for path in targets]
+        readable: list[Scene] = []
+        errors: list[InputError] = []
+        for path in targets:
+            try:
+                readable.append(open_scene(path, trained, config.bands, config.value_range, own))
+            except InputError as error:
+                errors.append(error)
+        if not readable:
+            raise InputError("\n".join(map(str, errors)))
         loaded = load_network(model, config.precision, config.device, config.backbone)
+        written: list[Path] = []
         with _progress() as progress:
             task = progress.add_task(
                 "", total=sum(num_windows(scene.seen_grid, loaded.network) for scene in readable)
             )
             for scene in readable:
                 progress.update(task, description=scene.path.name)
-                _map(scene, targets[scene.path], loaded, config, lambda: progress.advance(task))
-    return list(targets.values())
+                target = targets[scene.path]
+                try:
+                    _map(scene, target, loaded, config, lambda: progress.advance(task))
+                    written.append(target)
+                except CannotWriteError:
+                    raise  # the next scene would meet the same disk
+                except InputError as error:
+                    errors.append(error)
+    if not written:
+        raise InputError("\n".join(map(str, errors)))
+    if errors:
+        raise PartlyDoneError(f"{len(errors)} of {len(targets)} scenes are not mapped", errors, written)
+    return written
+
+
+class CannotWriteError(InputError):
+    """The disk takes no map."""
 
 
 def _map(
@@ -140,16 +168,18 @@ def _map(
     advance: Callable[[], None],
 ) -> None:
     with _writing(target) as folder:
-        pixels = _write_rows(scene, folder, loaded, config, advance)
+        tally = _write_rows(scene, folder, loaded, config, advance)
         maps.write_cog(folder / "ids.tif", folder / target.name, "MODE")
-        if not np.array_equal(maps.count_pixels(folder / target.name), pixels):
+        if not np.array_equal(maps.count_pixels(folder / target.name), tally.pixels):
             # GDAL may lose the last blocks of a full disk without a word
             raise OSError("the map on disk is not what was written")
         (folder / "ids.tif").unlink()
+        maps.write_side_file(folder / target.name, scene.grid.crs, loaded.classes)
         if config.probabilities:
-            maps.write_cog(folder / "shares.tif", folder / _probabilities_path(target).name, "AVERAGE")
+            shares = folder / _probabilities_path(target).name
+            maps.write_cog(folder / "shares.tif", shares, "AVERAGE")
             (folder / "shares.tif").unlink()
-        maps.write_category_names(folder / f"{target.name}.aux.xml", loaded.classes)
+            maps.write_side_file(shares, scene.grid.crs)
         maps.write_preview(
             folder / target.name, folder / f"{target.stem}.png", loaded.palette, config.preview_px
         )
@@ -159,13 +189,11 @@ def _map(
             "value_range_from": scene.range_from,
             **asdict(scene.reading),
             "model": loaded.about,
-            **maps.report(scene.grid, loaded.classes, pixels),
+            **maps.report(scene.grid, loaded.classes, tally),
         }
         report["notes"] += _resolution(scene, report["pixel_area_m2"])
         write_json(folder / f"{target.stem}.json", report)
         _publish(folder, target)
-        if not config.probabilities:  # those of an earlier map are not this one's
-            _probabilities_path(target).unlink(missing_ok=True)
 
 
 def _resolution(scene: Scene, area_m2: float | None) -> list[str]:
@@ -193,7 +221,7 @@ def _writing(target: Path) -> Iterator[Path]:
     except (RasterioError, CPLE_BaseError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the system's own words say more than GDAL's
-        raise InputError(
+        raise CannotWriteError(
             f"cannot write the map: {error}",
             where=target,
             next_step="look at the disk's space and the rights",
@@ -206,8 +234,8 @@ def _write_rows(
     loaded: Loaded,
     config: PredictConfig,
     advance: Callable[[], None],
-) -> NDArray[np.int64]:
-    pixels = np.zeros(256, np.int64)
+) -> maps.Tally:
+    tally = maps.Tally(scene.grid)
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
 
@@ -238,10 +266,10 @@ def _write_rows(
             ids_HW[~valid_HW] = maps.NODATA
             ids_HW = ids_HW[nearest]
             ids.write(ids_HW, 1, window=rows)
-            pixels += np.bincount(ids_HW.ravel(), minlength=256)
+            tally.add(begin, ids_HW)
             if config.probabilities:
                 shares.write(_shares(scores_KHW, valid_HW)[:, nearest[0], nearest[1]], window=rows)
-    return pixels
+    return tally
 
 
 def _nearest(side: int, seen_side: int) -> NDArray[np.int64]:
@@ -269,15 +297,11 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
             "one map, but several scenes, or a folder of them", where=f"--out {out}", expected="a folder"
         )
     targets = {file: out if single else out / f"{file.stem}.tif" for file in files}
-    maps_of = Counter(targets.values())
-    originals = {file.resolve() for file in files}
+    refuse_clashes(targets)
+    originals = {_one_name(file) for file in files}
     for file, target in targets.items():
-        if maps_of[target] > 1:
-            raise InputError(
-                f"two scenes would give {target}", where=file, expected="scenes of different names"
-            )
         for written in _written(target):
-            if written.resolve() in originals:
+            if _one_name(written) in originals:
                 raise InputError(
                     f"the map's files would replace the scene {written}",
                     where=file,
@@ -285,6 +309,32 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
                 )
         _refuse_foreign(target)
     return targets
+
+
+def refuse_clashes(targets: Mapping[Any, Path]) -> None:
+    """Refuses two maps that would write a file of one name.
+
+    Args:
+        targets: the map's path per scene.
+
+    Raises:
+        InputError: names the file and both scenes.
+    """
+    first: dict[str, Any] = {}
+    for scene, target in targets.items():
+        for path in _written(target):
+            other = first.setdefault(_one_name(path), scene)
+            if other != scene:
+                raise InputError(
+                    f"two scenes would give {path}: this one and {other}",
+                    where=scene,
+                    next_step="rename one of them, or map them apart, each with an --out of its own",
+                )
+
+
+def _one_name(path: Path) -> str:
+    """Equal where two paths are one file: to many disks, and where maps are copied, a.tif is A.tif."""
+    return os.fspath(path.resolve()).casefold()
 
 
 def _files(scenes: Sequence[Path]) -> list[Path]:
@@ -309,12 +359,9 @@ def _files(scenes: Sequence[Path]) -> list[Path]:
 
 def _written(target: Path) -> list[Path]:
     """The map and what may stand beside it."""
-    beside = [
-        target.with_suffix(".json"),
-        target.with_suffix(".png"),
-        target.with_name(f"{target.name}.aux.xml"),
-    ]
-    return [target, *beside, _probabilities_path(target)]
+    shares = _probabilities_path(target)
+    beside = [target.with_suffix(".json"), target.with_suffix(".png"), shares]
+    return [target, *beside, maps.side_file(target), maps.side_file(shares)]
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -329,6 +376,14 @@ def _refuse_foreign(target: Path) -> None:
                 where=path,
                 next_step="move it away, or choose another --out",
             )
+    for raster, kind in product((target, _probabilities_path(target)), (".ovr", ".msk")):
+        path = raster.with_name(f"{raster.name}{kind}")
+        if path.exists():
+            raise InputError(
+                f"GDAL would read it with the new {raster.name}, which it was not made of",
+                where=path,
+                next_step="remove it, or choose another --out",
+            )
 
 
 def _probabilities_path(target: Path) -> Path:
@@ -337,10 +392,15 @@ def _probabilities_path(target: Path) -> Path:
 
 def _publish(folder: Path, target: Path) -> None:
     """Moves the finished files to where the map belongs: first the report, to know them by, last the map."""
-    for path in sorted(folder.iterdir(), key=lambda path: (path.name == target.name, path.suffix != ".json")):
-        with path.open("rb+") as file:
+    names = {path.name for path in folder.iterdir()}
+    order = sorted(_written(target), key=lambda path: (path == target, path.suffix != ".json"))
+    for path in order:
+        if path.name not in names:
+            path.unlink(missing_ok=True)  # an earlier map's: not this one's
+            continue
+        with (folder / path.name).open("rb+") as file:
             os.fsync(file.fileno())
-        path.replace(target.parent / path.name)
+        (folder / path.name).replace(path)
     fsync_dir(target.parent)
 
 

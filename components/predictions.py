@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import rasterio
 from PIL import Image, ImageColor
+from rasterio.crs import CRS
 from rasterio.transform import Affine
 
+from crossearth.components.maps import write_side_file
 from crossearth.components.palette import safe_palette
 from crossearth.components.scoring import Picture, Pixels
 from crossearth.data.domains import ClassSet
@@ -53,9 +55,11 @@ def prediction_writer(
         height, width = ids_HW.shape
         place: dict[str, Any] = {}
         if kind == "geotiff" and row["crs"]:
-            place = {"crs": row["crs"], "transform": Affine(*row["transform"])}
+            place = {"crs": CRS.from_string(row["crs"]), "transform": Affine(*row["transform"])}
+        path = folder / f"{row['tile_id']}{suffix}"
         with (
-            atomic_path(folder / f"{row['tile_id']}{suffix}") as partial,
+            atomic_path(path) as partial,
+            rasterio.Env(GDAL_PAM_ENABLED=False),
             rasterio.open(
                 partial, "w", driver=driver, width=width, height=height, count=1, dtype="uint8", **place
             ) as file,
@@ -63,5 +67,6 @@ def prediction_writer(
             file.write(ids_HW, 1)
             if kind == "geotiff":
                 file.write_colormap(1, colours)
+        write_side_file(path, place.get("crs"))
 
     return write

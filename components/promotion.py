@@ -60,10 +60,10 @@ def decide(
 ) -> Decision:
     """Applies the rule.
 
-    A first champion needs results for all settings. Later ones must also have been scored on the champion's
-    tiles under its selection rule, gain `margin` in the mean over unseen targets and lose at most
-    `worst_margin` on the worst of them. A recipe without unseen targets is judged by its own domain. The
-    champion's own weights, scored anew, take its place: so it gets scores on newly ingested tiles.
+    A first champion needs results for all settings, all of them finite. Later ones must also have been scored
+    on the champion's tiles under its selection rule, gain `margin` in the mean over unseen targets and lose
+    at most `worst_margin` on the worst of them. A recipe without unseen targets is judged by its own domain.
+    The champion's own weights, scored anew, take its place: so it gets scores on newly ingested tiles.
 
     Args:
         champion: results of the present champion, None where there is none or it has none.
@@ -74,12 +74,12 @@ def decide(
     """
     if same_weights:
         champion = None
-    checks = [_complete(champion, challenger, settings)]
+    checks = [_complete(champion, challenger, settings), _finite(champion, challenger, settings)]
     if same_weights:
         checks.append(Check("it is the champion, scored anew", "", "", True))
     elif has_champion and champion is None:
         checks.append(Check("the champion has scores to compare with", "none", "", False))
-    elif champion is not None and checks[0].holds:
+    elif champion is not None and all(check.holds for check in checks):
         checks += _comparable(champion, challenger, settings)
         if all(check.holds for check in checks):
             checks += _rule(champion, challenger, settings, config)
@@ -98,6 +98,17 @@ def _complete(champion: RecipeResult | None, challenger: RecipeResult, settings:
         if result is not None
     )
     return Check("scored on all settings of the recipe", told(champion), told(challenger), holds)
+
+
+def _finite(champion: RecipeResult | None, challenger: RecipeResult, settings: tuple[str, ...]) -> Check:
+    def undefined(result: RecipeResult | None) -> str:
+        if result is None:
+            return ""
+        chosen = _chosen(result, settings).items()
+        return ", ".join(f"{name}: nan" for name, each in chosen if np.isnan(result.scores(each).headline))
+
+    old, new = undefined(champion), undefined(challenger)
+    return Check("all of these scores are numbers", old, new, not old and not new)
 
 
 def _comparable(champion: RecipeResult, challenger: RecipeResult, settings: tuple[str, ...]) -> list[Check]:

@@ -1,6 +1,7 @@
 """The MLflow model registry: versions, the aliases champion and challenger, and the story of their moves.
 
-Besides tracking.py (runs) this is the project's only file that talks to MLflow (mapper.py runs inside it).
+Besides tracking.py (runs) and tracking_server.py this is the project's only file that talks to MLflow
+(mapper.py runs inside it).
 Every move of an alias is a tag of the registered model, `move.0001` and so on: what moved, who moved it, when
 and from which run.
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from crossearth.components.results import DETAILS, RecipeResult, read_results
 from crossearth.components.tracking import KEY_TAG, SQLITE, connect, tracking_uri, transferring, user_name
+from crossearth.components.tracking_server import refusal
 from crossearth.data.errors import InputError
 from crossearth.data.reading import BYTES
 from crossearth.model.checkpoint import META_NAME, WEIGHTS_NAME, read_meta, trained_reading
@@ -50,7 +52,7 @@ class Move:
 
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """Turns "the server is away" into a message for the user."""
+    """Turns "the server is away" and "it refuses" into messages for the user."""
     from google.protobuf.json_format import ParseError
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -62,6 +64,12 @@ def _reaching() -> Iterator[None]:
     except InputError:
         raise
     except (*away, *no_address) as error:
+        refused = refusal(error, tracking_uri())
+        if refused:
+            what, next_step = refused
+            raise InputError(
+                f"the model registry cannot be used: {what}", where=tracking_uri(), next_step=next_step
+            ) from error
         raise InputError(
             f"the model registry does not answer: {_first_line(error)}",
             where=tracking_uri(),

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossearth.components.tracking_server import refusal
 from crossearth.data.errors import without_credentials
 from crossearth.data.files import partial_dir
 
@@ -254,6 +255,7 @@ class _Writer(threading.Thread):
         self._closing = threading.Event()
         self._gave_up = threading.Event()
         self._last_error = ""
+        self._refused = False
         self._sending: deque[Any] = self.operations
 
     def do(self, operation: Operation) -> None:
@@ -270,7 +272,7 @@ class _Writer(threading.Thread):
         began = time.monotonic()
         while self.is_alive() and time.monotonic() - began < UPLOAD_SECONDS:
             self.join(0.1)
-            if self._last_error and time.monotonic() - began > FLUSH_SECONDS:
+            if self._last_error and (self._refused or time.monotonic() - began > FLUSH_SECONDS):
                 break
         if self.is_alive() or self.metrics or self.operations:
             self._gave_up.set()
@@ -295,7 +297,7 @@ class _Writer(threading.Thread):
                 continue
             try:
                 self._send()
-                failures, self._last_error = 0, ""
+                failures, self._last_error, self._refused = 0, "", False
             except Exception as error:  # a server may fail in any way, and none may reach the training
                 self._last_error = (
                     f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -306,6 +308,11 @@ class _Writer(threading.Thread):
                     )
                     self._sending.popleft()
                     continue
+                refused = refusal(error, self.uri)
+                if refused:
+                    self._last_error = "; next: ".join(refused)
+                # a training goes on asking, for a server may be mended; no command waits for that in the end
+                self._refused = refused is not None
                 self._gave_up.wait(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
                 failures += 1
 

@@ -3,7 +3,9 @@
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 LOGIN = re.compile(r"(?<=://)(?:[^/\s]*|[^/\s:]+:\S*)@")  # a password may hold a slash
 SECRET_FIELD = re.compile(r"([?&][\w.-]*(?:token|signature|password|secret|credential|key)=)[^&\s]*", re.I)
@@ -41,3 +43,17 @@ class InputError(ValueError):
         if next_step:
             lines.append(f"  next: {next_step}")
         super().__init__(without_credentials("\n".join(lines)))
+
+
+class PartlyDoneError(RuntimeError):
+    """Some of what was given could not be done, all else is: the command line says which and exits with 1.
+
+    Args:
+        what: how many of how many.
+        errors: what was wrong with each.
+        done: the results of all else.
+    """
+
+    def __init__(self, what: str, errors: Sequence[InputError], done: Sequence[Any]) -> None:
+        super().__init__("\n".join([what, *map(str, errors)]))
+        self.done = list(done)

@@ -1,7 +1,7 @@
 """From files that others published to the network's state: released checkpoints and DINOv2 backbones."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ HUB = "https://huggingface.co"
 HUB_NAME = "vit_large_patch14_dinov2.lvd142m"
 # inference calls the backbone and the head, without the extractor inside the former; all else is training's
 INFERENCE_MODULES = ("backbone.", "decode_head.")
+PREFERRED = ("state_dict", "model", "")  # keys of a checkpoint that hold what was trained
 TRAINING_MODULES = ("backbone.reins.high_extractor.",)
 CLASS_HEAD = "decode_head.cls_embed.weight"
 POSITIONS, PATCH_KERNEL = "pos_embed", "patch_embed.proj.weight"
@@ -37,6 +38,7 @@ class Released:
         state: parameters of backbone and head under their released names, float32.
         training: parameters of modules that only training uses, under their released names.
         meta: what the file says of itself, plain values only: classes, palette, iteration, versions.
+        under: key and prefix that the parameters stand under in the file, such as "state_dict: module.".
         sha256: of the file.
     """
 
@@ -44,6 +46,7 @@ class Released:
     state: dict[str, Tensor]
     training: dict[str, Tensor]
     meta: dict[str, Any]
+    under: str
     sha256: str
 
     @property
@@ -59,39 +62,81 @@ def read_released(path: Path) -> Released:
         InputError: not such a file, or it names anything but tensors and known containers.
     """
     file = TorchFile(path)
-    tensors = _named_tensors(file)
-    if CLASS_HEAD not in tensors:
+    groups = _groups(file)
+    place = _find(groups, CLASS_HEAD, file.path)
+    if place is None:
+        names = [name for tensors in groups.values() for name in tensors]
         raise InputError(
-            f"no {CLASS_HEAD} among its {len(tensors)} parameters",
+            f"no {CLASS_HEAD} among its {len(names)} parameters: {', '.join(names[:3])}, ...",
             where=path,
             expected="a released checkpoint with backbone.reins.* and decode_head.*",
             next_step="a backbone alone is given as --backbone",
         )
-    inference = {
-        name
-        for name in tensors
-        if name.startswith(INFERENCE_MODULES) and not name.startswith(TRAINING_MODULES)
+    key, prefix = place
+    own = {
+        name.removeprefix(prefix): tensor for name, tensor in groups[key].items() if name.startswith(prefix)
     }
+    # counters of an average, say
+    others = {name: tensor for name, tensor in groups[key].items() if not name.startswith(prefix)}
+    inference = {
+        name for name in own if name.startswith(INFERENCE_MODULES) and not name.startswith(TRAINING_MODULES)
+    }
+    training = others | {name: tensor for name, tensor in own.items() if name not in inference}
     return Released(
         path=Path(path),
-        state={name: file.tensor(tensors[name]).float() for name in sorted(inference)},
-        training={name: file.tensor(tensors[name]) for name in sorted(tensors.keys() - inference)},
+        state={name: file.tensor(own[name]).float() for name in sorted(inference)},
+        training={name: file.tensor(training[name]) for name in sorted(training)},
         meta=_plain(meta) if isinstance(meta := file.root.get("meta"), dict) else {},
+        under=_told(place),
         sha256=sha256_file(path),
     )
 
 
-def _named_tensors(file: TorchFile) -> dict[str, StoredTensor]:
-    """The state dict of a file: its `state_dict` or `model`, or the whole file."""
-    root = file.root
-    if isinstance(root, dict):
-        root = next((root[key] for key in ("state_dict", "model") if isinstance(root.get(key), dict)), root)
-        tensors = {name: value for name, value in root.items() if isinstance(value, StoredTensor)}
-        if tensors and all(isinstance(name, str) for name in tensors):
-            return tensors
-    raise InputError(
-        "no parameters in it", where=file.path, expected="a state dict, or one under the key state_dict"
-    )
+def _find(names: Mapping[str, Collection[str]], mark: str, where: Path) -> tuple[str, str] | None:
+    """Key and prefix that the network stands under which has a parameter `mark`; None where none has.
+
+    Trainings put `module.`, `model.`, `_orig_mod.` and the like before all names, and keep averages beside
+    the weights: the keys of PREFERRED come before others, and bare names before those with a prefix.
+
+    Args:
+        names: of parameters, by the file's keys that they stand under; "" = the file itself.
+
+    Raises:
+        InputError: there are several of equal rank.
+    """
+    places = [
+        (PREFERRED.index(key) if key in PREFERRED else len(PREFERRED), prefix != "", key, prefix)
+        for key, parameters in names.items()
+        for prefix in (name.removesuffix(mark) for name in parameters if f".{name}".endswith(f".{mark}"))
+    ]
+    best = [place[2:] for place in places if place[:2] == min(places)[:2]]
+    if len(best) > 1:
+        raise InputError(
+            f"parameters of several networks, under {', '.join(map(_told, best))}",
+            where=where,
+            expected="those of one, such as the average or the teacher",
+            next_step="save one of them to a file of its own",
+        )
+    return best[0] if best else None
+
+
+def _told(place: tuple[str, str]) -> str:
+    return ": ".join(filter(None, place))
+
+
+def _groups(file: TorchFile) -> dict[str, dict[str, StoredTensor]]:
+    """Tensors by their names, by the key of the file that they stand under; "" = the file itself."""
+    root = file.root if isinstance(file.root, dict) else {}
+    groups = {
+        str(key): {str(name): value for name, value in held.items() if isinstance(value, StoredTensor)}
+        for key, held in {"": root, **root}.items()
+        if isinstance(held, dict)
+    }
+    if not any(groups.values()):
+        raise InputError(
+            "no parameters in it", where=file.path, expected="a state dict, or one under the key state_dict"
+        )
+    return groups
 
 
 def _plain(value: Any) -> Any:
@@ -141,15 +186,20 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         InputError: none of these, or no backbone in it.
     """
     if path.suffix == ".safetensors":
-        state = dict(read_tensors(path))
+        groups: dict[str, dict[str, Any]] = {"": dict(read_tensors(path))}
+        read: Callable[[Any], Tensor] = Tensor.detach
     else:
         file = TorchFile(path)
-        state = {name: file.tensor(tensor) for name, tensor in _named_tensors(file).items()}
-    if any(name.startswith("backbone.") for name in state):
+        groups, read = _groups(file), file.tensor
+    place = _find(groups, PATCH_KERNEL, path)
+    state = {}
+    if place is not None:
+        key, prefix = place
+        prefix = prefix.removesuffix("vit.")
         state = {
-            name.removeprefix("backbone.").removeprefix("vit."): tensor
-            for name, tensor in state.items()
-            if name.startswith("backbone.") and not name.startswith("backbone.reins.")
+            name.removeprefix(prefix).removeprefix("vit."): read(tensor)
+            for name, tensor in groups[key].items()
+            if name.startswith(prefix) and not name.startswith(f"{prefix}reins.")
         }
     if not {POSITIONS, PATCH_KERNEL} <= state.keys():
         raise InputError(

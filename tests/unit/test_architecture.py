@@ -12,7 +12,9 @@ OWNERS = {
     "torchmetrics": {"model/metrics.py"},
     "boto3": {"data/store.py"},
     "great_expectations": {"data/expectations.py"},
-    "mlflow": {f"components/{name}.py" for name in ("tracking", "registry", "register", "mapper")},
+    "mlflow": {
+        f"components/{name}.py" for name in ("tracking", "tracking_server", "registry", "register", "mapper")
+    },
 }
 SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).glob("*.py"))]
 

@@ -119,6 +119,7 @@ def test_the_description_says_where_all_of_it_comes_from(recorded: Path) -> None
     assert meta["provenance"] == "publisher"
     origin = meta["released"]
     assert origin["sha256"] == sha256_file(released)
+    assert origin["under"] == "state_dict"
     assert origin["backbone"]["sha256"] == sha256_file(backbone)
     assert origin["training_only"] == sorted(TRAINING)
     assert origin["kept_in"] is None

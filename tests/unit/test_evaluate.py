@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import rasterio
 import torch
 from domain_factory import write_domain
+from rasterio.crs import CRS
 
 from crossearth.components import evaluate as step
 from crossearth.components import model_commands, scoring
@@ -218,6 +220,20 @@ def test_geotiff_predictions_lie_where_the_tile_lies(score: Score) -> None:
         assert file.crs.to_epsg() == 32632
         assert file.transform.c == 5e5 + 64
         assert file.colormap(1)[1][:3] == (255, 0, 0)
+
+
+def test_predictions_keep_a_crs_that_geotiff_cannot_tell(
+    work: Path, catalog: Catalog, recipe: Recipe, tmp_path: Path
+) -> None:
+    manifest = read_manifest(catalog.domain_dir(work / "domains", "loveda-rural"), "test")
+    turned = CRS.from_string("+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10")
+    moved: Any = SimpleNamespace(rows=[{**row, "crs": turned.to_string()} for row in manifest.rows])
+    write = prediction_writer(tmp_path, moved, catalog.class_sets[recipe.class_set], "geotiff")
+    assert write is not None
+    write(2, np.zeros((64, 64), np.uint8))
+    with rasterio.open(tmp_path / "scene2_0_0.tif") as file:
+        assert (file.crs, file.transform.c) == (turned, 5e5 + 64)
+    assert {path.name for path in tmp_path.iterdir()} == {"scene2_0_0.tif", "scene2_0_0.tif.aux.xml"}
 
 
 @pytest.fixture

@@ -171,11 +171,23 @@ def test_an_archives_image_keeps_the_place_of_its_world_file(town: Path) -> None
     assert train.rows[3]["transform"] == pytest.approx([0.5, 0, 1008, 0, -0.5, 1992])
 
 
-def test_metres_per_pixel_of_a_turned_raster(town: Path) -> None:
-    place = rasterio.Affine.rotation(60) @ rasterio.Affine.scale(0.5, -0.5)
-    save(town / "images" / "scene_0.tif", draw(0)[0], crs="EPSG:32633", transform=place)
+@pytest.mark.parametrize(
+    ("crs", "x", "y", "width", "gsd_m"),
+    [
+        ("EPSG:32633", 5e5, 5e6, 0.5, 0.5 / 0.9996),
+        ("EPSG:3857", 1e6, 8_399_738, 1, 0.5),
+        ("EPSG:4326", 9, 0, 1e-5, 1.11),
+        ("+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10", 0, 0, 1e-5, 1.11),
+    ],
+)
+def test_metres_per_pixel_are_the_grounds(
+    crs: str, x: float, y: float, width: float, gsd_m: float, town: Path
+) -> None:
+    turned = rasterio.Affine.rotation(60) @ rasterio.Affine.scale(width, -width)
+    place = rasterio.Affine.translation(x, y) @ turned
+    save(town / "images" / "scene_0.tif", draw(0)[0], crs=crs, transform=place)
     train, _ = manifests(run(town))
-    assert train.rows[0]["gsd_m"] == pytest.approx(0.5)
+    assert train.rows[0]["gsd_m"] == pytest.approx(gsd_m, rel=5e-3)
 
 
 PLACE = {"crs": "EPSG:32633", "transform": from_origin(300_000, 5_000_000, 0.5, 0.5)}

@@ -207,9 +207,12 @@ def test_scenes_of_one_name_in_two_folders_are_not_mapped_over_each_other(tmp_pa
     for name in ("2023/scene.tif", "2024/scene.tif", "other.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"two scenes would give one map: .*2023/scene.tif and .*2024/scene"):
+    with pytest.raises(InputError, match=r"2024/scene.tif: two scenes would give .*one and .*2023/scene.tif"):
         pipeline_items.deal_scenes(str(tmp_path), 2)
-    (tmp_path / "2024/scene.tif").unlink()
+    (tmp_path / "2024/scene.tif").replace(tmp_path / "2024/other.probabilities.png")
+    with pytest.raises(InputError, match=r"two scenes would give other\.probabilities\.tif"):
+        pipeline_items.deal_scenes(str(tmp_path), 2)
+    (tmp_path / "2024/other.probabilities.png").unlink()
     assert len(pipeline_items.deal_scenes(str(tmp_path), 2)) == 2
 
 

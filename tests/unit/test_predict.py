@@ -1,13 +1,15 @@
 """Mapping of scenes: windows, georeference, nodata, bit depths, refusals."""
 
+import io
 import json
+import math
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,11 +30,12 @@ from typer.testing import CliRunner
 
 from crossearth.components import maps, model_commands, registry, sliding
 from crossearth.components import predict as step
-from crossearth.components.cli import app
+from crossearth.components.cli import app, main
+from crossearth.components.pipeline_items import predict_scenes
 from crossearth.components.predict import PredictConfig, predict
 from crossearth.components.processes import choose_device
 from crossearth.components.strips import Strip, open_scene, read_strips
-from crossearth.data.errors import InputError
+from crossearth.data.errors import InputError, PartlyDoneError
 from crossearth.data.reading import Reading, fit
 from crossearth.model.checkpoint import save
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
@@ -118,7 +121,8 @@ def test_a_georeferenced_mosaic_equals_the_array(
     report = json.loads((tmp_path / "out" / "map.json").read_text())
     counts = np.bincount(ids.ravel(), minlength=len(CLASSES))
     assert [entry["pixels"] for entry in report["classes"]] == counts.tolist()
-    assert [entry["area_m2"] for entry in report["classes"]] == (counts * 0.25).tolist()
+    areas = [entry["area_m2"] for entry in report["classes"]]
+    assert areas == pytest.approx((counts * 0.25 / 0.99972**2).tolist(), rel=1e-4)  # UTM's scale there
     assert sum(entry["share"] for entry in report["classes"]) == pytest.approx(1)
     assert report["notes"] == []
 
@@ -380,6 +384,23 @@ def test_the_command_says_what_it_read(
     assert "scene.tif: bands 4, 3, 2 (the model's), values 0 to 3000 (the model's)\n" in said
 
 
+def test_a_log_without_letters_for_a_name_ends_no_command(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = write(tmp_path / "Zürich.tif", pixels(64, 64))
+    maps_dir = tmp_path / "地図"
+    maps_dir.mkdir()
+    log = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", log)
+    command = ["crossearth", "predict", str(scene), str(scene), "--model", str(model), "--out", str(maps_dir)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    log.seek(0)
+    assert f"wrote {tmp_path}/\\u5730\\u56f3/Z\\xfcrich.tif" in log.read()
+
+
 def test_probabilities_are_shares_of_the_scores(tmp_path: Path, model: Path, network: CrossEarth) -> None:
     image = np.maximum(pixels(100, 90), 1)
     image[:, :5] = 0
@@ -407,7 +428,8 @@ def test_probabilities_of_an_earlier_map_go_with_it(tmp_path: Path, model: Path)
     ("place", "note"),
     [
         ({"crs": None, "transform": None}, "no CRS"),
-        ({"crs": CRS.from_epsg(4326), "transform": Affine(1e-5, 0, 9, 0, -1e-5, 48)}, "geographic"),
+        ({"transform": None}, "no place on the Earth"),
+        ({"crs": CRS.from_wkt('LOCAL_CS["plan",UNIT["metre",1]]')}, "no place on the Earth"),
         ({"transform": HALF_METRE @ Affine.rotation(30)}, "rotated"),
     ],
 )
@@ -415,30 +437,63 @@ def test_probabilities_of_an_earlier_map_go_with_it(tmp_path: Path, model: Path)
 def test_any_place_on_the_ground_works_and_the_report_says_what_is_unusual(
     tmp_path: Path, model: Path, place: dict[str, Any], note: str
 ) -> None:
-    with rasterio.Env(), pytest.warns() if place.get("crs", UTM) is None else _nothing():
+    placeless = place.get("transform", HALF_METRE) is None
+    with rasterio.Env(), pytest.warns() if placeless else nullcontext():
         scene = write(tmp_path / "scene.tif", pixels(70, 80), **place)
     [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
     report = json.loads((tmp_path / "map.json").read_text())
     assert any(note in line for line in report["notes"])
+    assert not any("geographic" in line for line in report["notes"])
     if note == "rotated":
         with rasterio.open(out) as source:
             assert source.transform.almost_equals(place["transform"])
-        assert report["pixel_area_m2"] == pytest.approx(0.25)
+        assert report["pixel_area_m2"] == pytest.approx(0.25, rel=1e-3)
     else:
+        assert report["pixel_area_m2"] is None
         assert report["classes"][0]["area_m2"] is None
 
 
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
-
-
-def test_areas_in_feet_become_square_metres(tmp_path: Path, model: Path) -> None:
-    scene = write(tmp_path / "scene.tif", pixels(70, 80), crs=CRS.from_epsg(2263))
+def test_areas_are_the_grounds_row_by_row(tmp_path: Path, model: Path) -> None:
+    """Two classes, one north, one south of 60 degrees: web Mercator says they are equally large."""
+    earth = 6_378_137
+    scene = write(
+        tmp_path / "scene.tif",
+        pixels(70, 80),
+        crs=CRS.from_epsg(3857),
+        transform=Affine(20_000, 0, 0, 0, -20_000, earth * math.asinh(math.tan(math.radians(60))) + 700_000),
+    )
+    grid = open_scene(scene).grid
+    tally = maps.Tally(grid)
+    for top in (0, 35):
+        tally.add(top, np.full((35, 80), int(top > 0), np.uint8))
+    north, south = tally.areas_m2[:2]
+    middle = [
+        math.degrees(math.atan(math.sinh(math.asinh(math.tan(math.radians(60))) + shift / earth)))
+        for shift in (350_000, -350_000)
+    ]
+    expected = [35 * 80 * 4e8 * math.cos(math.radians(latitude)) ** 2 for latitude in middle]
+    assert [north, south] == pytest.approx(expected, rel=0.01)
     predict([scene], model, tmp_path / "map.tif", FLOAT32)
     report = json.loads((tmp_path / "map.json").read_text())
-    assert report["pixel_area_m2"] == pytest.approx(0.25 * (1200 / 3937) ** 2)
+    assert sum(entry["area_m2"] for entry in report["classes"]) == pytest.approx(north + south)
+    assert report["pixel_area_m2"] == pytest.approx((north + south) / (70 * 80))
+
+
+def test_a_crs_that_geotiff_cannot_tell_survives_into_the_map(tmp_path: Path, model: Path) -> None:
+    turned = CRS.from_string("+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10")
+    place = {"crs": turned, "transform": Affine(0.01, 0, 1, 0, -0.01, 2)}
+    scene = write(tmp_path / "scene.tif", pixels(70, 80), **place)
+    folder = tmp_path / "out"
+    [out] = predict([scene], model, folder / "map.tif", replace(FLOAT32, probabilities=True))
+    for raster in (out, folder / "map.probabilities.tif"):
+        with rasterio.open(raster) as source:
+            assert (source.crs, source.transform) == (turned, place["transform"])
+    assert json.loads((folder / "map.json").read_text())["pixel_area_m2"] > 1e5
+    assert not list(folder.glob("ids*"))
+    predict([write(tmp_path / "scene.tif", pixels(70, 80))], model, out, FLOAT32)
+    assert not list(folder.glob("map.probabilities*"))
+    with rasterio.open(out) as source:
+        assert source.crs == UTM
 
 
 def test_class_names_reach_gdal(tmp_path: Path, model: Path) -> None:
@@ -549,6 +604,8 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
     good = write(tmp_path / "good.tif", pixels(70, 80))
     gray = write(tmp_path / "gray.tif", pixels(70, 80, bands=1))
     waves = write(tmp_path / "waves.tif", np.zeros((3, 70, 80), np.complex64))
+    shares = write(tmp_path / "good.probabilities.tif", pixels(70, 80))
+    loud = write(tmp_path / "GOOD.TIF", pixels(70, 80))
     picture = write(tmp_path / "picture.png", pixels(70, 80), driver="PNG", crs=None, transform=None)
     text = tmp_path / "text.tif"
     text.write_text("no raster")
@@ -561,7 +618,7 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
     out, folder = tmp_path / "map.tif", tmp_path / "maps"
     cases: list[tuple[list[Path], Path, PredictConfig, str]] = [
         ([gray], out, FLOAT32, "1 band, asked for three"),
-        ([good, gray], folder, FLOAT32, "1 band, asked for three"),
+        ([waves, gray], folder, FLOAT32, "(?s)complex numbers.*1 band, asked for three"),
         ([good], out, PredictConfig(bands=(1, 2, 7)), "3 bands, asked for band 7"),
         ([waves], out, FLOAT32, "complex numbers"),
         ([text], out, FLOAT32, "not an image that can be read"),
@@ -569,6 +626,8 @@ def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
         ([empty], folder, FLOAT32, "no scene in the folder"),
         ([], folder, FLOAT32, "no scene given"),
         ([good, twin], folder, FLOAT32, "two scenes would give"),
+        ([good, shares], folder, FLOAT32, r"two scenes would give .*good\.probabilities\.tif"),
+        ([good, loud], folder, FLOAT32, "(?i)two scenes would give .*good.tif"),
         ([good, gray], out, FLOAT32, "one map, but several scenes"),
         ([good], tmp_path / "map.jpg", FLOAT32, "ends in .tif"),
         ([good], good, FLOAT32, "would replace the scene"),
@@ -600,6 +659,11 @@ def test_only_maps_of_an_earlier_run_are_replaced(tmp_path: Path, model: Path) -
             predict([scene], model, out, FLOAT32)
         assert (tmp_path / name).read_bytes() == before
         (tmp_path / name).unlink()
+    for name in ("map.tif.ovr", "map.tif.msk"):
+        (tmp_path / name).write_bytes(b"of an earlier map")
+        with pytest.raises(InputError, match=f"{name}: GDAL would read it with the new map"):
+            predict([scene], model, out, FLOAT32)
+        (tmp_path / name).unlink()
     predict([scene], model, out, FLOAT32)
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     out.unlink()  # a kill before the last file, the map
@@ -615,6 +679,31 @@ def test_only_maps_of_an_earlier_run_are_replaced(tmp_path: Path, model: Path) -
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         PredictConfig(**wrong)
+
+
+def test_a_broken_scene_does_not_keep_the_others_from_being_mapped(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = [write(tmp_path / f"{name}.tif", pixels(300, 200), compress="deflate") for name in "abcd"]
+    scenes[0].write_text("no raster")
+    scenes[2].write_bytes(scenes[2].read_bytes()[: scenes[2].stat().st_size * 2 // 3])
+    out = tmp_path / "maps"
+    out.mkdir()
+    command = ["crossearth", "predict", *map(str, scenes), "--model", str(model), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    assert "2 of 4 scenes are not mapped" in said.err
+    assert f"{scenes[0]}: not an image" in said.err
+    assert f"{scenes[2]}: cannot read its pixels" in said.err
+    assert said.out.count("wrote") == 2
+    assert {path.name for path in out.glob("*.tif")} == {"b.tif", "d.tif"}
+    addresses = [str(scene) for scene in scenes[:2]]
+    with pytest.raises(PartlyDoneError, match="1 of 2 scenes are not mapped") as partly:
+        predict_scenes(addresses, str(model), str(tmp_path / "pod"), {"device": "cpu"})
+    assert partly.value.done == [tmp_path / "pod" / "b.tif"]
 
 
 def test_a_scene_cut_in_the_middle_leaves_no_map(tmp_path: Path, model: Path) -> None:
@@ -656,7 +745,7 @@ def test_a_full_disk_leaves_no_map(tmp_path: Path, model: Path) -> None:
     command = [sys.executable, "-c", program, str(scene), str(model), str(tmp_path / "map.tif")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "InputError" in done.stderr
+    assert "CannotWriteError" in done.stderr
     assert "cannot write the map" in done.stderr
     assert sorted(tmp_path.iterdir()) == [scene]
 

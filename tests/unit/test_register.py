@@ -95,6 +95,32 @@ def test_the_first_champion_needs_scores_for_everything(base: RecipeResult, reci
     assert not decision.promoted and decision.checks[0].challenger == f"1 of {len(recipe.settings)}"
 
 
+@pytest.mark.parametrize("has_champion", [False, True])
+@pytest.mark.parametrize("same_weights", [False, True])
+def test_scores_that_are_no_numbers_never_promote(
+    base: RecipeResult, recipe: Recipe, has_champion: bool, same_weights: bool
+) -> None:
+    good = scored(base, **OLD)
+    first, *others = scored(base, potsdam_irrg=0.9, potsdam_rgb=0.9, vaihingen_irrg=0.9).settings
+    nothing = replace(first, confusion=tuple((0,) * len(base.classes) for _ in base.classes))
+    blind = replace(good, settings=(nothing, *others))
+    for champion, challenger in ((good, blind), (blind, good)):
+        if challenger is good and (same_weights or not has_champion):
+            continue
+        decision = decide(
+            champion if has_champion else None,
+            challenger,
+            names(recipe),
+            RegisterConfig(),
+            has_champion=has_champion,
+            same_weights=same_weights,
+        )
+        assert not decision.promoted
+        refused = [check for check in decision.checks if not check.holds]
+        assert [check.question for check in refused] == ["all of these scores are numbers"]
+        assert f"{nothing.setting}: nan" in (refused[0].champion, refused[0].challenger)
+
+
 def test_other_tiles_and_other_rules_are_not_compared(base: RecipeResult, recipe: Recipe) -> None:
     champion = scored(base, **OLD)
     better = scored(base, potsdam_irrg=0.9, potsdam_rgb=0.9, vaihingen_irrg=0.9)

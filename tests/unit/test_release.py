@@ -86,6 +86,61 @@ def test_a_released_file_and_a_backbone_make_the_network(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("key", "prefix", "beside", "under"),
+    [
+        ("state_dict", "module.", {}, "state_dict: module."),
+        ("state_dict", "model.", {"steps": torch.tensor(3)}, "state_dict: model."),
+        ("model", "_orig_mod.module.", {}, "model: _orig_mod.module."),
+        ("ema_state_dict", "module.", {"module.steps": torch.tensor(3)}, "ema_state_dict: module."),
+        ("state_dict_ema", "", {}, "state_dict_ema"),
+    ],
+)
+def test_names_that_wrappers_put_before_are_taken_away(
+    key: str, prefix: str, beside: dict[str, Tensor], under: str, tmp_path: Path
+) -> None:
+    state = released_names(network(), trained=True)
+    named = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    torch.save({key: named | beside, "epoch": 3}, tmp_path / "x.pth")
+    checkpoint = read_released(tmp_path / "x.pth")
+    assert state_digest(checkpoint.state) == state_digest(state)
+    assert checkpoint.under == under
+    assert checkpoint.training.keys() == {name.removeprefix(prefix) for name in beside}
+    whole = {f"{prefix}backbone.{name}": tensor for name, tensor in vit(network()).items()}
+    torch.save({key: named | whole}, tmp_path / "whole.pth")
+    assert state_digest(read_backbone(tmp_path / "whole.pth")) == state_digest(vit(network()))
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (
+            lambda x: {
+                "state_dict": {f"student.{n}": t for n, t in x.items()}
+                | {f"teacher.{n}": t for n, t in x.items()}
+            },
+            "several networks, under state_dict: student., state_dict: teacher.",
+        ),
+        (lambda x: {"ema": x, "model_ema": x}, "several networks, under ema, model_ema"),
+    ],
+)
+def test_several_networks_of_equal_rank_are_named(named, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    torch.save(named(released_names(network(), trained=True)), tmp_path / "x.pth")
+    with pytest.raises(InputError, match=message):
+        read_released(tmp_path / "x.pth")
+
+
+def test_the_average_gives_way_to_what_was_trained(tmp_path: Path) -> None:
+    state, average = (released_names(network(seed), trained=True) for seed in (0, 1))
+    file = {
+        "ema_state_dict": {f"module.{name}": tensor for name, tensor in average.items()},
+        "state_dict": state,
+    }
+    torch.save(file, tmp_path / "x.pth")
+    checkpoint = read_released(tmp_path / "x.pth")
+    assert (state_digest(checkpoint.state), checkpoint.under) == (state_digest(state), "state_dict")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda state: state.pop("backbone.reins.scale"), "missing .*rein.scale"),

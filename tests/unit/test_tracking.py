@@ -1,8 +1,13 @@
 """Runs in MLflow: found again by their key, complete, and never in the way of a training."""
 
 import os
+import shutil
+import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import alembic.command
@@ -13,8 +18,11 @@ from mlflow.tracking import MlflowClient
 from services import free_port
 from sqlalchemy import text
 
-from crossearth.components import tracking
+from crossearth.components import doctor, tracking
+from crossearth.components.registry import Registry
 from crossearth.components.tracking import start_run, tracking_uri
+from crossearth.components.tracking_server import own_version
+from crossearth.data.errors import InputError
 
 
 @pytest.fixture
@@ -132,3 +140,102 @@ def test_no_server_is_a_warning_and_holds_nothing_up(monkeypatch: pytest.MonkeyP
         logged.set()
     assert asked[0], "the record waited for the server"
     assert time.monotonic() - began < tracking.UPLOAD_SECONDS
+
+
+@contextmanager
+def answering(status: int, body: bytes, version: bytes) -> Iterator[str]:
+    """A server that answers every question alike, but for its version; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.path == "/version" and status != 401
+            told = version if asked else body
+            self.send_response((200 if version else 404) if asked else status)
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+OURS = own_version()
+DENIED = b'{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "version", "said", "advised"),
+    [
+        (
+            404,
+            b"<html>",
+            b"1.30.1",
+            f"the server is MLflow 1.30.1, here is {OURS}",
+            f"a server of MLflow {OURS}",
+        ),
+        (
+            404,
+            b'{"detail": "Not Found"}',
+            b"2.9.2",
+            "the server is MLflow 2.9.2",
+            f"a server of MLflow {OURS}",
+        ),
+        (401, b"no", b"", "the login is refused", "MLFLOW_TRACKING_USERNAME"),
+        (403, DENIED, OURS.encode(), "the login is refused: PERMISSION_DENIED", "MLFLOW_TRACKING_TOKEN"),
+        (200, b"<html>log in", b"<html>log in", "no server of MLflow answers there", "MLFLOW_TRACKING_URI"),
+        (404, b"nginx", b"", "no server of MLflow answers there", "MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_what_a_server_refuses_for_good_is_said_and_not_waited_for(
+    status: int, body: bytes, version: bytes, said: str, advised: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 60.0)
+    with answering(status, body, version) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        began = time.monotonic()
+        with pytest.warns(RuntimeWarning, match=f"{said}.*{advised}"), start_run("r", key="k") as run:
+            run.log_metrics({"loss": 1.0}, 1)
+        with pytest.raises(InputError, match=f"(?s)cannot be used: {said}.*{advised}"):
+            Registry()
+        finding = doctor._tracking(address)
+    assert finding.verdict == "missing" and said in finding.found and advised in finding.advice
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [(OURS, "fine"), (f"{OURS.split('.')[0]}.0.1", "note"), ("2.22.0", "missing")]
+)
+def test_the_doctor_says_both_versions(version: str, verdict: str) -> None:
+    with answering(200, b"{}", version.encode()) as address:
+        finding = doctor._tracking(address)
+    assert finding.verdict == verdict
+    assert f"MLflow {version}, here is {OURS}" in finding.found
+
+
+def test_a_store_of_another_version_is_not_waited_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 60.0)
+    with start_run("r", key="k"):
+        pass
+    other = store / "other.db"
+    shutil.copyfile(store / "mlflow.db", other)
+    with closing(sqlite3.connect(other)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'abcdef012345'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    began = time.monotonic()
+    with (
+        pytest.warns(RuntimeWarning, match="another version than MLflow .* made it"),
+        start_run("r", key="k"),
+    ):
+        pass
+    assert time.monotonic() - began < 30
+    with pytest.raises(
+        InputError, match=f"(?s)another version than MLflow {OURS} made it.*mlflow db upgrade"
+    ):
+        Registry()

@@ -1,0 +1,77 @@
+"""How large pixels are on the ground: on the Earth's ellipsoid, whatever their CRS makes of areas."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # rasterio.warp.transform lets it through
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+from rasterio.warp import transform
+from scipy.interpolate import RectBivariateSpline
+
+Floats = NDArray[np.float64]
+
+GEOCENTRIC = CRS.from_epsg(4978)  # metres from the Earth's centre: no pole and no antimeridian in it
+EARTH_M = 6.4e6
+STEP_M = 100  # far above the tenths of a millimetre to which PROJ inverts some projections
+NODES = 33  # a side: cubic between them, a map of the whole world is right to 1e-4
+
+
+class Ground:
+    """Pixel areas of a raster of `height` rows and `width` columns that has a place on the Earth."""
+
+    def __init__(self, areas: RectBivariateSpline, width: int) -> None:
+        self._areas, self._columns = areas, np.arange(width) + 0.5
+
+    @classmethod
+    def of(cls, crs: CRS | None, affine: Affine, width: int, height: int) -> "Ground | None":
+        """The raster's; None where its CRS and transform do not place all of it on the Earth."""
+        rows, columns = _nodes(height), _nodes(width)
+        areas = _areas_m2(crs, affine, np.repeat(rows, NODES), np.tile(columns, NODES))
+        if areas is None:
+            return None
+        return cls(RectBivariateSpline(rows, columns, areas.reshape(NODES, NODES)), width)
+
+    def areas_m2(self, row: int) -> Floats:
+        """Areas of the pixels of one row, (width,)."""
+        # a pole may lie within: no cubic goes below 0 there
+        return np.maximum(self._areas(row + 0.5, self._columns)[0], 0)
+
+
+def _nodes(length: int) -> Floats:
+    """From the middle of the first pixel to that of the last, or a little farther: a pole may be the edge."""
+    inset = 0.5 - 0.5 / length
+    return np.linspace(inset, length - inset, NODES)
+
+
+def pixel_side_m(crs: CRS | None, affine: Affine, width: int, height: int) -> float | None:
+    """Side of a square as large as a raster's middle pixel; None where it has no place on the Earth."""
+    areas = _areas_m2(crs, affine, np.array([height / 2]), np.array([width / 2]))
+    return None if areas is None else math.sqrt(areas[0])
+
+
+def _areas_m2(crs: CRS | None, affine: Affine, rows: Floats, columns: Floats) -> Floats | None:
+    """Area of a pixel around each point; None where a point is not on the Earth."""
+    if crs is None or affine.is_identity or not (crs.is_projected or crs.is_geographic):
+        return None
+    unit = crs.units_factor[1]  # metres or radians
+    step = STEP_M / unit / (1 if crs.is_projected else EARTH_M)
+    x, y = affine @ (columns, rows)
+    around_x, around_y = (step * np.array(signs)[:, None] for signs in ((-1, 1, 1, -1), (-1, -1, 1, 1)))
+    xs, ys = x + around_x, y + around_y
+    if crs.is_geographic:
+        pole = math.pi / 2 / unit
+        # grids of pixel centres reach beyond a pole by half a pixel; what lies farther is no latitude
+        if np.abs(y).max() > pole + abs(affine.d) + abs(affine.e):
+            return None
+        ys = ys.clip(-pole, pole)
+    try:
+        places = transform(crs, GEOCENTRIC, xs.ravel(), ys.ravel(), np.zeros(xs.size))
+    except (CPLE_BaseError, RasterioError):
+        return None
+    corners = np.reshape(places, (3, 4, -1))
+    across = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1], axis=0)
+    areas = np.linalg.norm(across, axis=0) / 2 * abs(affine.determinant) / (2 * step) ** 2
+    return areas if np.isfinite(areas).all() else None
