@@ -28,7 +28,7 @@ from crossearth.components.results import (
 )
 from crossearth.components.scoring import ScoredTile, TargetScores, score_target
 from crossearth.components.tracking import start_run
-from crossearth.components.version import git_revision
+from crossearth.components.version import git_revision, torch_version
 from crossearth.data.domains import Catalog, ClassSet, Recipe, Setting
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_dir, code_version, digest
@@ -175,6 +175,7 @@ def _target(
         "palette": class_set.palette,
         "config": asdict(replace(config, device="auto", readers=1)),
         "code": code_version(),
+        "torch": torch_version(),
     }
     return Target(manifest, remap, digest(inputs))
 
@@ -201,6 +202,7 @@ def _describe(
             "git_revision": git_revision(),
             "torch": torch.__version__,
             "machine": machine,
+            "threads": torch.get_num_threads(),
             "device": device,
             "evaluate": asdict(config),
             "model": {key: value for key, value in meta.items() if key not in ("classes", "palette")},

@@ -34,6 +34,22 @@ class Processes:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def computing(self) -> dict[str, Any]:
+        """What the last digits of a result depend on beside its inputs, the code and torch.
+
+        Threads share out sums as processes do, and every kind of device has sums of its own: no setting of
+        torch makes them alike.
+        """
+        on_gpu = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device)
+            if on_gpu
+            else f"{self.device.type}, {torch.backends.cpu.get_cpu_capability()}",
+            "processes": self.size,
+            "threads": torch.get_num_threads(),
+        }
+
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sum over all processes, in float64."""
         if self.size == 1:

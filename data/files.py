@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -208,8 +209,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+@cache
 def code_version() -> str:
-    """Digest of the installed package's sources: part of every run's identity."""
+    """Digest of the installed package's sources: part of every run's identity.
+
+    As they were when this process first asked: what is edited while it runs is not what it runs.
+    """
     root = Path(__file__).parent.parent
     sources = sorted(path for folder in PACKAGE_DIRS for path in (root / folder).glob("*.py"))
     return digest([(path.relative_to(root).as_posix(), sha256_file(path)) for path in sources])[:16]
