@@ -96,7 +96,8 @@ def evaluate(
 
     Raises:
         InputError: not a model; other classes than the recipe's; a target that was not ingested; tiles that
-            are gone or changed (listed); a target without a labelled pixel; out of memory.
+            are gone or changed (listed); a target without a labelled pixel; another evaluation into
+            `out_dir` is running; out of memory.
     """
     config, out_dir = config or EvaluateConfig(), Path(out_dir)
     class_set = catalog.class_sets[recipe.class_set]
@@ -108,7 +109,11 @@ def evaluate(
     result = _describe(recipe, class_set, meta, config, out_dir)
     used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
     lower = "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
-    with join_processes() as processes, enough_memory(f"recipe {recipe.name}", used, lower):
+    with (
+        join_processes() as processes,
+        processes.alone(out_dir, f"an evaluation of {recipe.name}"),
+        enough_memory(f"recipe {recipe.name}", used, lower),
+    ):
         scored = _scored_before(out_dir, config)
         done = set(processes.share_first(list(scored)))  # the first process keeps what all went through
         model = None

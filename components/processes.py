@@ -3,14 +3,16 @@
 import itertools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from crossearth.data.errors import InputError
+from crossearth.data.files import alone
 
 AGENTS = "GROUP_WORLD_SIZE"
 FRESH_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
@@ -70,6 +72,26 @@ class Processes:
         if self.size > 1:
             dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    @contextmanager
+    def alone(self, path: Path, doing: str) -> Iterator[None]:
+        """The first process holds `path` against other groups of processes; see `files.alone`.
+
+        Raises:
+            InputError: in every process, where another group does not end.
+        """
+        with ExitStack() as held:
+            refusal = ""
+            if self.is_first:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(alone(path, doing))
+                except InputError as error:
+                    refusal = str(error)
+            refusal = self.share_first(refusal)
+            if refusal:
+                raise InputError(refusal)
+            yield
 
     def refuse_differing(self, values: dict[str, str]) -> None:
         """Compares values of all processes.

@@ -60,13 +60,17 @@ def train(
 
     Raises:
         InputError: source not ingested, empty, with tiles smaller than the crop or without some class;
-            backbone or styles absent or wrong; an unfinished training with other inputs; a loss that is not
-            finite three times in a row (with the tiles); out of memory; no space for checkpoints.
+            backbone or styles absent or wrong; another training of this recipe is running; an unfinished one
+            with other inputs, code or torch; a loss that is not finite three times in a row (with the tiles),
+            weights that are not; out of memory; no space for checkpoints.
         SystemExit: 143 after SIGTERM, 130 after SIGINT; the state was saved.
     """
     job = prepare(recipe, catalog, domains_dir, config or TrainConfig(), styles, style_weights_dir)
     out_dir = Path(out_dir)
-    with join_processes() as processes:
+    with (
+        join_processes() as processes,
+        processes.alone(out_dir, f"a training of {recipe.name}"),
+    ):
         checkpoints = Checkpoints(
             out_dir.with_name(f"{out_dir.name}.checkpoints"), job.config.keep_checkpoints, job.identity
         )

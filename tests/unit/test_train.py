@@ -33,7 +33,7 @@ from crossearth.data.augment import Augmentation
 from crossearth.data.dataset import TrainingStream
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
-from crossearth.data.files import code_version, sha256_file
+from crossearth.data.files import alone, code_version, sha256_file
 from crossearth.data.style import StyleConfig
 from crossearth.model import checkpoint
 from crossearth.model.checkpoint import read_meta
@@ -278,6 +278,21 @@ def test_the_model_says_on_how_many_threads_each_part_was_computed(
     assert second == {**first, "from": 4, "threads": threads + 1}
     assert f"resumed at iteration 4 with threads {threads + 1} (before: {threads})" in caplog.text
     assert run().is_dir() and read_meta(run("one"))["input_hash"] == meta["input_hash"]
+
+
+def test_another_training_of_the_recipe_is_not_disturbed(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(4, monkeypatch)
+    with pytest.raises(RuntimeError, match="killed"):
+        run()
+    monkeypatch.setattr(files, "PATIENCE_S", 0.0)
+    before = written(tmp_path / "model.checkpoints")
+    running = rf"a training of {RECIPE} is running already: process {os.getpid()} on "
+    with alone(tmp_path / "model", "this"), pytest.raises(InputError, match=running):
+        run(lr=2e-3)
+    assert written(tmp_path / "model.checkpoints") == before
+    run()
 
 
 def test_what_is_trained_stays(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
