@@ -4,8 +4,8 @@ import contextlib
 import csv
 import io
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from crossearth.model import checkpoint
 
 CURVES_NAME = "curves.csv"
 MODEL_TAG = "model_sha256"  # a run that has it has all of the training
-READER_ENDED = re.compile(r"DataLoader worker \(pid.*(: Killed|: Bus error|exited unexpectedly)")
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +122,9 @@ def _memory(job: Job, processes: Processes) -> Iterator[None]:
     with enough_memory(where, used, next_step):
         try:
             yield
-        except RuntimeError as error:
-            if not READER_ENDED.search(str(error)):
-                raise
+        except BrokenProcessPool as error:
             raise InputError(
-                f"one of {config.workers} workers was ended: {str(error).rstrip(' .')}",
+                f"one of {config.workers} workers was ended",
                 where=where,
                 next_step="if the system ran out of memory, lower workers (the result stays the same)",
             ) from error

@@ -1,6 +1,7 @@
 """The iterations of a training: steps, curves, checkpoints, scores on held-out tiles, signals."""
 
 import contextlib
+import itertools
 import logging
 import resource
 import signal
@@ -16,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader
 
 from crossearth.components.effective_batch import Gradients, Positions
 from crossearth.components.interrupts import EXIT_CODES, Interrupts
@@ -31,6 +31,7 @@ from crossearth.data.dataset import Batch, TileDataset, TrainingStream
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
 from crossearth.data.finite import refuse_nonfinite
+from crossearth.data.readers import StuckError, reading
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
 from crossearth.model.metrics import confusion_matrix
@@ -66,6 +67,7 @@ class Training:
             parameter_groups(network, job.config.weight_decay), lr=job.config.lr, fused=True
         )
         self.iteration, self.skipped, self.nonfinite = 0, 0, 0
+        self.interrupts = Interrupts()
         self.best_score = -1.0
         self.loss = float("nan")  # of the last step, also of one that was skipped
         # how each part was computed, one entry while nothing changes: {"from": iteration, **computing}
@@ -180,7 +182,7 @@ class Training:
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[Iterator[list[Batch]]]:
-        """Batches from the iteration on, each a list of micro-batches; workers are started here."""
+        """Batches from the iteration on, each a list of micro-batches; readers are started here."""
         config, processes = self.config, self.processes
         share = config.batch_size // processes.size
         positions = Positions(
@@ -191,37 +193,23 @@ class Training:
             processes.rank,
             processes.size,
         )
-        loader = DataLoader(
-            self.stream,
-            batch_sampler=positions,
-            num_workers=config.workers,
-            pin_memory=processes.device.type == "cuda",
-            prefetch_factor=4 if config.workers else None,
-            worker_init_fn=_ignore_signals,
-        )
-        micro_batches = iter(loader)
-        try:
-            yield iter(
-                lambda: [
-                    each for _, each in zip(range(positions.per_iteration), micro_batches, strict=False)
-                ],
-                [],
-            )
-        finally:
-            if config.workers:
-                # an error's traceback would keep them alive, and they ignore SIGTERM at exit
-                micro_batches._shutdown_workers()  # type: ignore[attr-defined]
+        with reading(self.stream, positions, config.workers, lambda: bool(self.interrupts.received)) as micro:
+            yield iter(lambda: list(itertools.islice(micro, positions.per_iteration)), [])
 
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace = Pace()
-        with self.gradients.shared(), Interrupts() as interrupts, self._progress() as progress:
+        with self.gradients.shared(), self.interrupts as interrupts, self._progress() as progress:
             task = progress.add_task(
                 self.job.recipe.name, total=self.config.iterations, completed=self.iteration, loss=""
             )
             while self.iteration < self.config.iterations:
                 began = time.perf_counter()
-                batch = _next(batches)
+                try:
+                    batch = next(batches)
+                except StuckError:
+                    self.save()
+                    raise SystemExit(EXIT_CODES[signal.Signals(interrupts.received)]) from None
                 pace.waited += time.perf_counter() - began
                 stop = self._iterate(batch, interrupts.received)
                 pace.seconds += time.perf_counter() - began
@@ -360,20 +348,6 @@ class Training:
             raise InputError("the best state is gone", where=self.checkpoints.folder, next_step="train again")
         self._load(best)
         return self.network, int(best.about["iteration"])
-
-
-def _next(batches: Iterator[list[Batch]]) -> list[Batch]:
-    try:
-        return next(batches)
-    except InputError as error:
-        # torch puts a worker's traceback before the message
-        raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].rstrip()) from error
-
-
-def _ignore_signals(_: int) -> None:
-    """A terminal's Ctrl-C reaches the readers too, but the training still needs the batch at hand."""
-    for number in EXIT_CODES:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _memory_gib(device: torch.device) -> float:
