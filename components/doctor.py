@@ -121,9 +121,7 @@ def _shared_memory() -> Finding:
         return Finding(str(shm), "note", "absent", "set the steps' workers to 0 or 1 in params.yaml")
     size = shutil.disk_usage(shm).total / GIB
     small = size < MIN_SHM_GIB
-    advice = (
-        "GPUs of one training meet there: give the container at least 1 GiB (--shm-size)" if small else ""
-    )
+    advice = "for several GPUs: give the container at least 1 GiB (--shm-size)" if small else ""
     return Finding(str(shm), "note" if small else "fine", f"{size:.1f} GiB", advice)
 
 

@@ -88,7 +88,6 @@ def reading(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         _end(readers)
-        pool.shutdown()
 
 
 def _in_order(

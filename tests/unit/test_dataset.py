@@ -1,6 +1,5 @@
 """Tiles as datasets, and the training stream: what sample number n is hangs on the seed and n alone."""
 
-import multiprocessing
 import tempfile
 import time
 from multiprocessing import synchronize
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import running_children
 from own_domain import NAME, own_domain
 
 from crossearth.components.ingest import IngestConfig, ingest
@@ -108,7 +108,7 @@ def test_readers_give_the_batches_of_one_process_in_order_wherever_temporary_fil
             assert expected.keys() == batch.keys()
             for key, tensor in expected.items():
                 assert tensor.dtype == batch[key].dtype and torch.equal(tensor, batch[key])
-    assert not multiprocessing.active_children()
+    assert not running_children()
 
 
 class Stuck(TrainingStream):
@@ -127,15 +127,15 @@ def test_a_reader_that_gives_nothing_does_not_keep_a_training_that_was_stopped(
     asked = iter([False, True, True, True])  # whether a signal came
     with pytest.raises(StuckError), reading(stream, [[0]], 1, lambda: next(asked)) as batches:
         next(batches)
-    assert not multiprocessing.active_children()
+    assert not running_children()
 
 
 def test_readers_without_a_place_for_semaphores(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     name = staticmethod(lambda: "/no/such/folder")
     monkeypatch.setattr(synchronize.SemLock, "_make_name", name)
-    with pytest.raises(InputError, match=r"(?s)/dev/shm: cannot start 1 readers: .*train\.workers to 0"):
-        with reading(stream_of(manifest), [[0]], 1):
-            pass
+    said = r"(?s)/dev/shm: cannot start 1 readers: .*train\.workers to 0"
+    with pytest.raises(InputError, match=said), reading(stream_of(manifest), [[0]], 1):
+        pass
 
 
 def test_stream_items_are_what_the_network_takes(manifest: Manifest) -> None:

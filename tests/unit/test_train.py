@@ -3,7 +3,6 @@
 import csv
 import errno
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from unittest import mock
 
 import pytest
 import torch
+from children import running_children
 from domain_factory import write_domain
 from earth_styles import write_styles
 from safetensors import safe_open
@@ -427,7 +427,7 @@ def test_a_reader_that_the_system_kills_is_a_matter_of_memory(
     monkeypatch.setattr(TrainingStream, "__getitem__", killed)
     with pytest.raises(InputError, match=r"(?s)one of 1 workers was ended.*out of memory, lower workers"):
         run(workers=1)
-    assert not multiprocessing.active_children()
+    assert not running_children()
 
 
 def test_a_loss_beyond_all_numbers_stops_with_the_tiles(run: Train) -> None:
@@ -461,7 +461,7 @@ def test_a_tile_that_cannot_be_read_is_said_without_a_traceback(
     with pytest.raises(InputError) as refused:
         run(workers=workers)
     assert str(refused.value) == "tile.tif: damaged\n  next: ingest again"
-    assert not multiprocessing.active_children(), "they would outlive the training"
+    assert not running_children(), "they would outlive the training"
 
 
 def test_another_meaning_of_the_labels_is_another_training(
