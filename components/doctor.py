@@ -118,10 +118,10 @@ def _devices() -> list[Finding]:
 def _shared_memory() -> Finding:
     shm = Path("/dev/shm")  # noqa: S108
     if not shm.is_dir():
-        return Finding(str(shm), "note", "absent", "set train.workers to 0 in params.yaml")
+        return Finding(str(shm), "note", "absent", "set the steps' workers to 0 or 1 in params.yaml")
     size = shutil.disk_usage(shm).total / GIB
     small = size < MIN_SHM_GIB
-    advice = "give the container at least 1 GiB (--shm-size), or set train.workers to 0" if small else ""
+    advice = "for several GPUs: give the container at least 1 GiB (--shm-size)" if small else ""
     return Finding(str(shm), "note" if small else "fine", f"{size:.1f} GiB", advice)
 
 

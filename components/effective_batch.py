@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Sampler
 
 from crossearth.components.processes import Processes
 from crossearth.data.dataset import Batch
 from crossearth.model.training import MultiTask, Normalisers
 
 
-class Positions(Sampler[list[int]]):
+class Positions:
     """Micro-batches of sample positions of one process, from an iteration on.
 
     Iteration i takes positions i*batch_size .. (i+1)*batch_size - 1 of the stream, in parts by rank.
@@ -58,10 +57,13 @@ class Gradients:
         # left before the process group is: what is left of DistributedDataParallel after it waits, with the
         # interpreter locked, for threads of gloo that may want the interpreter
         self.loss = self._wrapped()
-        try:
-            yield
-        finally:
-            self.loss = self.multi_task
+        with warnings.catch_warnings():
+            # two orders of strides of a 1x1 kernel are the same memory
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            try:
+                yield
+            finally:
+                self.loss = self.multi_task
 
     def backward(self, batch: list[Batch]) -> dict[str, float]:
         """Adds the gradients of the effective batch's loss; returns this process's share of the terms.
@@ -98,8 +100,6 @@ class Gradients:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self.multi_task, [f"network.{name}" for name in frozen]
         )
-        # two orders of strides of a 1x1 kernel are the same memory
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(self.multi_task)
 
     def _normalisers(self, batch: list[Batch]) -> Normalisers:

@@ -28,7 +28,7 @@ from crossearth.components.results import (
 )
 from crossearth.components.scoring import ScoredTile, TargetScores, score_target
 from crossearth.components.tracking import start_run
-from crossearth.components.version import git_revision
+from crossearth.components.version import git_revision, torch_version
 from crossearth.data.config import listed
 from crossearth.data.domains import Catalog, ClassSet, Recipe, Setting
 from crossearth.data.errors import InputError
@@ -97,7 +97,8 @@ def evaluate(
 
     Raises:
         InputError: not a model; other classes than the recipe's; a target that was not ingested; tiles that
-            are gone or changed (listed); a target without a labelled pixel; out of memory.
+            are gone or changed (listed); a target without a labelled pixel; another evaluation into
+            `out_dir` is running; out of memory.
     """
     config, out_dir = config or EvaluateConfig(), Path(out_dir)
     class_set = catalog.class_sets[recipe.class_set]
@@ -109,7 +110,11 @@ def evaluate(
     result = _describe(recipe, class_set, meta, config, out_dir)
     used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
     lower = "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
-    with join_processes() as processes, enough_memory(f"recipe {recipe.name}", used, lower):
+    with (
+        join_processes() as processes,
+        processes.alone(out_dir, f"an evaluation of {recipe.name}"),
+        enough_memory(f"recipe {recipe.name}", used, lower),
+    ):
         scored = _scored_before(out_dir, config)
         done = set(processes.share_first(list(scored)))  # the first process keeps what all went through
         model = None
@@ -176,6 +181,7 @@ def _target(
         "palette": class_set.palette,
         "config": asdict(replace(config, device="auto", readers=1)),
         "code": code_version(),
+        "torch": torch_version(),
     }
     return Target(manifest, remap, digest(inputs))
 
@@ -202,6 +208,7 @@ def _describe(
             "git_revision": git_revision(),
             "torch": torch.__version__,
             "machine": machine,
+            "threads": torch.get_num_threads(),
             "device": device,
             "evaluate": asdict(config),
             "model": {key: value for key, value in meta.items() if key not in ("classes", "palette")},

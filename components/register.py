@@ -20,7 +20,7 @@ from crossearth.components.tracking import start_run, tracking_uri
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest, write_json, write_text
-from crossearth.model.checkpoint import read_meta
+from crossearth.model.checkpoint import load, read_meta
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -68,12 +68,14 @@ def register(
         model_dir: a model that stands elsewhere, e.g. a converted one, for all `recipes`.
 
     Raises:
-        InputError: the registry does not answer; a model or its scores are missing; scores of other weights.
+        InputError: the registry does not answer; a model that `checkpoint.load` refuses; its scores are
+            missing, or those of other weights.
     """
     config = config or RegisterConfig()
     inputs = []
     for recipe in recipes:
         folder = model_dir or models_dir / recipe.name
+        load(folder)  # nothing is registered that nobody could load
         meta, result = read_meta(folder), read_results(scores_dir / recipe.name)
         if meta["sha256"] != result.model_sha256:
             raise InputError(

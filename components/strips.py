@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 from crossearth.components import maps
 from crossearth.data.errors import InputError
 from crossearth.data.prefetch import ahead
-from crossearth.data.raster import Raster, open_raster
+from crossearth.data.raster import Raster, open_raster, refuse_palette
 from crossearth.data.raster_names import stacking
 from crossearth.data.reading import Reading, bounds_of_bytes, fit, fitted_size, is_tagged, raw_dtype
 
@@ -77,6 +77,7 @@ def open_scene(
     with open_raster(Path(path), own) as raster:
         source = raster.dataset
         grid = maps.Grid.of(source)
+        refuse_palette(raster, ())
         chosen, bands_from = _choose_bands(raster, bands, trained)
         plan = replace(trained or Reading(chosen, ""), bands=chosen, dtype=raw_dtype(raster, chosen))
         if value_range is not None:

@@ -4,10 +4,12 @@ import contextlib
 import csv
 import io
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
+
+import torch
 
 from crossearth.components.memory import enough_memory
 from crossearth.components.processes import Processes, join_processes
@@ -15,7 +17,7 @@ from crossearth.components.tracking import KEY_TAG, Run, connect, start_run, tra
 from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.training_state import Checkpoints
-from crossearth.components.version import git_revision
+from crossearth.components.version import git_revision, torch_version
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError, without_credentials
 from crossearth.data.files import atomic_path, code_version, digest, sha256_file
@@ -23,7 +25,6 @@ from crossearth.model import checkpoint
 
 CURVES_NAME = "curves.csv"
 MODEL_TAG = "model_sha256"  # a run that has it has all of the training
-READER_ENDED = re.compile(r"DataLoader worker \(pid.*(: Killed|: Bus error|exited unexpectedly)")
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +59,17 @@ def train(
 
     Raises:
         InputError: source not ingested, empty, with tiles smaller than the crop or without some class;
-            backbone or styles absent or wrong; an unfinished training with other inputs; a loss that is not
-            finite three times in a row (with the tiles); out of memory; no space for checkpoints.
+            backbone or styles absent or wrong; another training of this recipe is running; an unfinished one
+            with other inputs, code or torch; a loss that is not finite three times in a row (with the tiles),
+            weights that are not; out of memory; no space for checkpoints.
         SystemExit: 143 after SIGTERM, 130 after SIGINT; the state was saved.
     """
     job = prepare(recipe, catalog, domains_dir, config or TrainConfig(), styles, style_weights_dir)
     out_dir = Path(out_dir)
-    with join_processes() as processes:
+    with (
+        join_processes() as processes,
+        processes.alone(out_dir, f"a training of {recipe.name}"),
+    ):
         checkpoints = Checkpoints(
             out_dir.with_name(f"{out_dir.name}.checkpoints"), job.config.keep_checkpoints, job.identity
         )
@@ -86,13 +91,14 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
     if processes.size > 1:
         processes.refuse_differing(
             {
-                "the configuration": digest(job.identity),
                 "the code": code_version(),
+                "the version of torch": torch_version(),
+                "the configuration": digest(job.identity),
                 "the initial weights": checkpoint.state_digest(network.state_dict()),
             }
         )
     training = Training(job, network, processes, checkpoints)
-    tracking = _tracking(job, training.run_key) if processes.is_first else contextlib.nullcontext()
+    tracking = _tracking(job) if processes.is_first else contextlib.nullcontext()
     with training.loading() as batches, tracking as run:
         training.fit(batches, run)
         if processes.is_first:
@@ -116,11 +122,9 @@ def _memory(job: Job, processes: Processes) -> Iterator[None]:
     with enough_memory(where, used, next_step):
         try:
             yield
-        except RuntimeError as error:
-            if not READER_ENDED.search(str(error)):
-                raise
+        except BrokenProcessPool as error:
             raise InputError(
-                f"one of {config.workers} workers was ended: {str(error).rstrip(' .')}",
+                f"one of {config.workers} workers was ended",
                 where=where,
                 next_step="if the system ran out of memory, lower workers (the result stays the same)",
             ) from error
@@ -137,27 +141,32 @@ def _is_done(out_dir: Path, job: Job) -> bool:
 
 
 @contextlib.contextmanager
-def _tracking(job: Job, key: str) -> Iterator[Run]:
+def _tracking(job: Job) -> Iterator[Run]:
     """The MLflow run."""
     tags = {
         "step": "train",
         "recipe": job.recipe.name,
         "settings": ", ".join(setting.abbr for setting in job.recipe.settings),
         "git_revision": git_revision(),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
         "manifest_digests": f"{job.manifest.domain}/{job.manifest.split}: {job.manifest.digest}",
         "seed": str(job.config.seed),
         "selection": job.config.selection,
         "provenance": job.manifest.provenance,
     }
-    with start_run(job.recipe.name, key=key, tags=tags, params=flat(asdict(job.config))) as run:
+    with start_run(job.recipe.name, key=job.input_hash, tags=tags, params=flat(asdict(job.config))) as run:
         yield run
 
 
 def _log_model(run: Run, out_dir: Path, job: Job) -> None:
     """Sends the model, and then the tags by which an evaluation finds the run and `_is_tracked` the model."""
     run.log_artifact(out_dir, "model")
-    # the code may have changed since the training's first start, whose key the run had
-    run.set_tags({KEY_TAG: job.input_hash, MODEL_TAG: checkpoint.read_meta(out_dir)["sha256"]})
+    meta = checkpoint.read_meta(out_dir)
+    threads = ", ".join(
+        str(part["threads"]) for part in meta["computed"]
+    )  # of each part, where it was stopped
+    run.set_tags({KEY_TAG: job.input_hash, MODEL_TAG: meta["sha256"], "threads": threads})
 
 
 def _send_again(out_dir: Path, job: Job) -> None:
@@ -167,7 +176,7 @@ def _send_again(out_dir: Path, job: Job) -> None:
             return
         with (out_dir / CURVES_NAME).open(newline="", encoding="utf-8") as file:
             points = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
-        with _tracking(job, job.input_hash) as run:
+        with _tracking(job) as run:
             for point in points:
                 run.log_metrics(point, int(point["iteration"]))
             _log_model(run, out_dir, job)
@@ -204,7 +213,9 @@ def _write_model(out_dir: Path, training: Training) -> None:
         "held_out_score": training.best_score if job.held_rows else None,
         "seed": job.config.seed,
         "input_hash": job.input_hash,
-        "code": code_version(),
+        "code": job.identity["code"],
+        "torch": job.identity["torch"],
+        "computed": training.computed,
         "manifest": job.manifest.digest,
         "styles": job.styler.earth.digest if job.styler else "",
         "train": plain(asdict(job.config)),

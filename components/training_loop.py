@@ -1,6 +1,7 @@
 """The iterations of a training: steps, curves, checkpoints, scores on held-out tiles, signals."""
 
 import contextlib
+import itertools
 import logging
 import resource
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader
 
 from crossearth.components.effective_batch import Gradients, Positions
 from crossearth.components.interrupts import EXIT_CODES, Interrupts
@@ -24,11 +25,14 @@ from crossearth.components.tracking import Run
 from crossearth.components.training_panel import training_panel
 from crossearth.components.training_setup import Job
 from crossearth.components.training_state import Checkpoints, State
+from crossearth.components.version import git_revision
 from crossearth.data.augment import Augmentation
 from crossearth.data.dataset import Batch, TileDataset, TrainingStream
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
+from crossearth.data.finite import refuse_nonfinite
 from crossearth.data.progress import LogLine
+from crossearth.data.readers import StuckError, reading
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
 from crossearth.model.metrics import confusion_matrix
@@ -64,9 +68,12 @@ class Training:
             parameter_groups(network, job.config.weight_decay), lr=job.config.lr, fused=True
         )
         self.iteration, self.skipped, self.nonfinite = 0, 0, 0
+        self.interrupts = Interrupts()
         self.best_score = -1.0
         self.loss = float("nan")  # of the last step, also of one that was skipped
-        self.run_key = job.input_hash
+        # how each part was computed, one entry while nothing changes: {"from": iteration, **computing}
+        self.computed: list[dict[str, Any]] = []
+        self.git_revision = git_revision() if processes.is_first else ""
         self.curves: list[dict[str, float]] = []
         self.steps: list[dict[str, float]] = []  # since the last point of the curves
         self._resume()
@@ -117,13 +124,8 @@ class Training:
             self.best_score, self.curves, self.steps = (
                 about[key] for key in ("best_score", "curves", "steps")
             )
-            self.run_key = about["run"]
-            if about["processes"] != self.processes.size and self.processes.is_first:
-                log.warning(
-                    "resumed on %d processes, started on %d: the same crops, summed in another order",
-                    self.processes.size,
-                    about["processes"],
-                )
+            self.computed = about["computed"]
+        self._compute_on()
         self.processes.refuse_differing(
             {
                 "the iteration to resume from": str(self.iteration),
@@ -131,8 +133,42 @@ class Training:
             }
         )
 
+    def _compute_on(self) -> None:
+        """Notes how it is computed from here on, and says so where that changed."""
+        before = self.computed[-1] if self.computed else {}
+        now = self.processes.computing
+        changed = [
+            f"{name} {value} (before: {before.get(name)})"
+            for name, value in now.items()
+            if value != before.get(name)
+        ]
+        if not changed or self.iteration == self.config.iterations:
+            return
+        self.computed.append({"from": self.iteration, **now})
+        if before and self.processes.is_first:
+            log.warning(
+                "resumed at iteration %d with %s: the same crops, summed in another order; the last digits "
+                "of the weights are not those of a training that was never stopped",
+                self.iteration,
+                ", ".join(changed),
+            )
+
+    def _refuse_nonfinite(self) -> None:
+        where = f"recipe {self.job.recipe.name}, iteration {self.iteration}"
+        refuse_nonfinite(self.network.trained_parameters().items(), where, self._calmer())
+
+    def _calmer(self) -> str:
+        """What may keep numbers finite and is not set yet."""
+        reduced = self.config.precision == "bfloat16"
+        return "start anew with a lower lr" + (" or with precision: float32" if reduced else "")
+
     def save(self) -> None:
-        """Writes the state, in the first process."""
+        """Writes the state, in the first process.
+
+        Raises:
+            InputError: in every process, where a weight is not finite: the states before stay the last ones.
+        """
+        self._refuse_nonfinite()
         if self.processes.is_first:
             about = {
                 "skipped": self.skipped,
@@ -140,14 +176,14 @@ class Training:
                 "best_score": self.best_score,
                 "curves": self.curves,
                 "steps": self.steps,
-                "processes": self.processes.size,
-                "run": self.run_key,
+                "computed": self.computed,
+                "git_revision": self.git_revision,
             }
             self.checkpoints.save(self.iteration, self._state(), about)
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[Iterator[list[Batch]]]:
-        """Batches from the iteration on, each a list of micro-batches; workers are started here."""
+        """Batches from the iteration on, each a list of micro-batches; readers are started here."""
         config, processes = self.config, self.processes
         share = config.batch_size // processes.size
         positions = Positions(
@@ -158,39 +194,25 @@ class Training:
             processes.rank,
             processes.size,
         )
-        loader = DataLoader(
-            self.stream,
-            batch_sampler=positions,
-            num_workers=config.workers,
-            pin_memory=processes.device.type == "cuda",
-            prefetch_factor=4 if config.workers else None,
-            worker_init_fn=_ignore_signals,
-        )
-        micro_batches = iter(loader)
-        try:
-            yield iter(
-                lambda: [
-                    each for _, each in zip(range(positions.per_iteration), micro_batches, strict=False)
-                ],
-                [],
-            )
-        finally:
-            if config.workers:
-                # an error's traceback would keep them alive, and they ignore SIGTERM at exit
-                micro_batches._shutdown_workers()  # type: ignore[attr-defined]
+        with reading(self.stream, positions, config.workers, lambda: bool(self.interrupts.received)) as micro:
+            yield iter(lambda: list(itertools.islice(micro, positions.per_iteration)), [])
 
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace = Pace()
         name, total = self.job.recipe.name, self.config.iterations
         line = LogLine(f"{name}: iteration", total, self.iteration, self.processes.is_first)
-        with self.gradients.shared(), Interrupts() as interrupts, self._progress() as progress:
+        with self.gradients.shared(), self.interrupts as interrupts, self._progress() as progress:
             task = progress.add_task(
                 self.job.recipe.name, total=self.config.iterations, completed=self.iteration, loss=""
             )
             while self.iteration < self.config.iterations:
                 began = time.perf_counter()
-                batch = _next(batches)
+                try:
+                    batch = next(batches)
+                except StuckError:
+                    self.save()
+                    raise SystemExit(EXIT_CODES[signal.Signals(interrupts.received)]) from None
                 pace.waited += time.perf_counter() - began
                 stop = self._iterate(batch, interrupts.received)
                 pace.seconds += time.perf_counter() - began
@@ -207,12 +229,17 @@ class Training:
                     run.log_image(panel, f"panels/{self.iteration:06d}.png")
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
                 line.update(self.iteration, f"loss {self.loss:.3f}")
-                if stop or (self.iteration % self.config.checkpoint_every == 0 and not done):
+                # also the last one: where the model cannot be written nothing is to be done again
+                if stop or done or self.iteration % self.config.checkpoint_every == 0:
                     self.save()
                 if stop:
                     raise SystemExit(EXIT_CODES[signal.Signals(stop)])
-            if interrupts.received:  # after the last step: nothing of it is to be done again
-                self.save()
+        if self.skipped == self.config.iterations:
+            raise InputError(
+                f"loss or gradient not finite in any of {self.skipped} iterations: nothing was trained",
+                where=f"recipe {self.job.recipe.name}",
+                next_step=self._calmer(),
+            )
 
     def _progress(self) -> Progress:
         return Progress(
@@ -263,10 +290,11 @@ class Training:
             "iteration %d: loss or gradient is not finite, step skipped (%s)", self.iteration, tile_ids
         )
         if self.nonfinite > NONFINITE_ALLOWED:
+            self._refuse_nonfinite()
             raise InputError(
                 f"loss or gradient not finite {self.nonfinite} times in a row, last in {self.iteration}",
                 where=f"tiles {tile_ids}",
-                next_step="look at these tiles; lower lr, or set precision: float32",
+                next_step=f"look at these tiles; {self._calmer()}",
             )
 
     def _record(self, pace: Pace, run: Run | None) -> None:
@@ -296,6 +324,7 @@ class Training:
 
     def _validate(self, run: Run | None) -> None:
         """Scores the held-out tiles of the source, and keeps the parameters if they are the best so far."""
+        self._refuse_nonfinite()
         tiles = TileDataset(self.job.manifest, self.job.remap, self.job.held_rows)
         num_classes, device = self.network.config.num_classes, self.processes.device
         confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
@@ -323,20 +352,6 @@ class Training:
             raise InputError("the best state is gone", where=self.checkpoints.folder, next_step="train again")
         self._load(best)
         return self.network, int(best.about["iteration"])
-
-
-def _next(batches: Iterator[list[Batch]]) -> list[Batch]:
-    try:
-        return next(batches)
-    except InputError as error:
-        # torch puts a worker's traceback before the message
-        raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].rstrip()) from error
-
-
-def _ignore_signals(_: int) -> None:
-    """A terminal's Ctrl-C reaches the readers too, but the training still needs the batch at hand."""
-    for number in EXIT_CODES:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _memory_gib(device: torch.device) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from crossearth.components.params import MAX_SEED
+from crossearth.components.version import torch_version
 from crossearth.data.augment import Augmentation
 from crossearth.data.config import listed, load_config
 from crossearth.data.dataset import TileDataset
@@ -205,7 +206,11 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a training to be resumed, each number under its own (dotted) name."""
+        """What must be equal for a training to be resumed, each number under its own (dotted) name.
+
+        Not so what changes the last digits alone (`Processes.computing`): one `dvc repro` on two machines,
+        or a cache that they share, would train everything twice. The model's description has it.
+        """
         values = flat(plain(asdict(self.config)))
         chosen = {name: value for name, value in values.items() if name not in RUNTIME_FIELDS}
         return {
@@ -216,12 +221,14 @@ class Job:
             "manifest": self.manifest.digest,
             "styles": self.styler.earth.digest if self.styler else "",
             "backbone": self.backbone_sha256,
+            "code": code_version(),
+            "torch": torch_version(),
         }
 
     @property
     def input_hash(self) -> str:
-        """Identity of the run: of the inputs and of the code."""
-        return digest([self.identity, code_version()])
+        """Identity of the run: of its inputs, the code and torch."""
+        return digest(self.identity)
 
 
 def prepare(

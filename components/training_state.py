@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class Checkpoints:
         for path in reversed(self._states()):
             state = self._read(path)
             if state is not None:
-                self._refuse_other(state.about["identity"])
+                self._refuse_other(state.about)
                 return state
             self._unreadable.add(path)
         return None
@@ -137,7 +138,8 @@ class Checkpoints:
             log.warning("%s: not a readable checkpoint, skipped (%s)", path, error)
             return None
 
-    def _refuse_other(self, saved: Mapping[str, Any]) -> None:
+    def _refuse_other(self, about: Mapping[str, Any]) -> None:
+        saved: Mapping[str, Any] = about["identity"]
         keys = sorted({*saved, *self.identity})
         there, now = ([_said(values, key) for key in keys] for values in (saved, self.identity))
         differing = [
@@ -146,10 +148,19 @@ class Checkpoints:
             if before != after
         ]
         if differing:
+            other_code = saved.get("code") != self.identity.get("code")
+            code = (
+                f" (its code: git {about['git_revision']})"
+                if other_code and about.get("git_revision")
+                else ""
+            )
+            folder = shlex.quote(str(self.folder))
             raise InputError(
-                "an unfinished training with other inputs is here; they differ in " + "; ".join(differing),
+                f"an unfinished training ({about['iteration']} iterations) with other inputs is here; "
+                f"they differ in {'; '.join(differing)}",
                 where=self.folder,
-                next_step="restore these inputs to go on with it, or remove the folder to start anew",
+                next_step=f"to go on with it, restore these inputs{code}; "
+                f"to start anew: mv {folder} {folder}.old",
             )
 
 

@@ -18,6 +18,11 @@ def git_revision() -> str:
         return ""
 
 
+def torch_version() -> str:
+    """Release of torch, "2.13.0" say, whatever hardware it is built for; as the code, part of an identity."""
+    return version("torch").partition("+")[0]
+
+
 def version_line() -> str:
     """'crossearth <version> (git <revision>) from <checkout>'."""
     return f"crossearth {version('crossearth')} (git {git_revision() or 'unknown'}) from {CHECKOUT}"

@@ -5,10 +5,14 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +20,7 @@ from rich.filesize import decimal
 
 from crossearth.data.errors import InputError
 
+PATIENCE_S = 60.0  # a pod that was told to leave saves what it has, while the next one is there already
 AGAIN = "bring the file back, or make it again"
 PACKAGE_DIRS = ("data", "model", "components", "pipelines")
 
@@ -32,23 +37,54 @@ def fsync_dir(directory: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Keeps other processes that write `path` out, and waits for one that is at it."""
+def alone(path: Path, doing: str = "") -> Iterator[None]:
+    """Keeps other processes that write `path` out, and waits for one that is at it.
+
+    Args:
+        doing: what takes so long that no other process should wait for its end: "a training of deepglobe".
+
+    Raises:
+        InputError: another process that said what it is doing still does it after `PATIENCE_S` seconds.
+    """
     lock = path.with_name(f".{path.name}.lock")
+    patience = time.monotonic() + PATIENCE_S if doing else math.inf
     while True:
-        with lock.open("w") as file:
+        with lock.open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.warning("%s: waiting for another process that writes it", path)
-                fcntl.flock(file, fcntl.LOCK_EX)
+                _wait(file, path, doing, patience)
             if not _is_open(lock, file):
                 continue  # the other process removed what this one waited for
+            file.truncate(0)
+            if doing:
+                with suppress(OSError):  # a full disk takes no words
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                    file.flush()
             try:
                 yield
             finally:
                 lock.unlink()
             return
+
+
+def _wait(lock: IO[str], path: Path, doing: str, patience: float) -> None:
+    """Takes the lock that another process has."""
+    if not doing:
+        log.warning("%s: waiting for another process that writes it", path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return
+    lock.seek(0)
+    other = f"{doing} is running already: {lock.read() or 'another process'}"
+    log.warning("%s: %s; waiting up to %.0f s for its end", path, other, patience - time.monotonic())
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > patience:
+                raise InputError(other, where=path, next_step="wait for its end, or stop it") from error
+        time.sleep(0.1)
 
 
 def _is_open(path: Path, file: IO[str]) -> bool:
@@ -208,8 +244,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+@cache
 def code_version() -> str:
-    """Digest of the installed package's sources: part of every run's identity."""
+    """Digest of the installed package's sources: part of every run's identity.
+
+    As they were when this process first asked: what is edited while it runs is not what it runs.
+    """
     root = Path(__file__).parent.parent
     sources = sorted(path for folder in PACKAGE_DIRS for path in (root / folder).glob("*.py"))
     return digest([(path.relative_to(root).as_posix(), sha256_file(path)) for path in sources])[:16]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC
 
 from crossearth.data.errors import InputError
+from crossearth.data.finite import refuse_nonfinite
 
 DIM = 100
 MIN_PX = 43
@@ -283,4 +284,5 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     for names, fault in ((missing, "missing"), (unknown, "unknown"), (sorted(misshapen), "of another shape")):
         if names:
             raise InputError(f"{len(names)} parameters {fault}, the first {names[0]!r}", where=where)
+    refuse_nonfinite(state.items(), where, "get the file again")
     network.load_state_dict(state, strict=False)

@@ -204,7 +204,7 @@ def refuse_palette(raster: Raster, bands: Sequence[int]) -> None:
             "an image of colour indexes (a palette)",
             where=raster.where,
             expected="its colours, a band each",
-            next_step="gdal_translate -expand rgb IN OUT.tif, and `bands: [1, 2, 3]` in the catalog file",
+            next_step="gdal_translate -expand rgb IN OUT.tif, and take bands 1, 2, 3 of that",
         )
 
 

@@ -18,6 +18,7 @@ import crossearth.data.torchvision_ops  # noqa: F401
 from timm.models.vision_transformer import VisionTransformer
 
 from crossearth.data.errors import InputError
+from crossearth.data.finite import refuse_nonfinite
 
 LAYER_SCALE_INIT = 1e-5
 # DINOv2 widens the sampling scale of the position grid by this, against rounding down to one cell less
@@ -145,7 +146,8 @@ def fit_state(state: Mapping[str, Tensor], backbone: Backbone, where: object) ->
         float32 tensors under the names of `backbone.state_dict()`, complete.
 
     Raises:
-        InputError: missing or superfluous names or shapes that resampling does not mend; all are named.
+        InputError: missing or superfluous names, shapes that resampling does not mend, or numbers that are
+            not finite; all are named.
     """
     given = {name: tensor.float() for name, tensor in state.items() if not name.startswith("head.")}
     mask_token = given.pop("mask_token", backbone.mask_token.detach())
@@ -167,6 +169,7 @@ def fit_state(state: Mapping[str, Tensor], backbone: Backbone, where: object) ->
             where=where,
             expected="weights of the same embedding, depth and MLP width",
         )
+    refuse_nonfinite(given.items(), where, "take another file of the backbone")
     return {f"vit.{name}": tensor for name, tensor in given.items()} | {
         "mask_token": mask_token.reshape(1, -1)
     }

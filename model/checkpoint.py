@@ -22,6 +22,7 @@ from torch import Tensor
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path, read_json, sha256_file, unsealed, write_sealed
+from crossearth.data.finite import refuse_nonfinite
 from crossearth.data.manifest import Provenance
 from crossearth.data.reading import Reading
 from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
@@ -35,6 +36,7 @@ CLASS_HEAD = "mask_decoder.head.classes.weight"
 # the only parts that a file may lack: they take no part in inference
 MASKED_MODELLING = ("image_token", "reconstruction.")
 INJECTION = ("gse.", "injector.")
+MADE_ANEW = "they were not finite when the file was written: train the model again, or take another file"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
         `folder`.
 
     Raises:
-        InputError: a key of `meta` is absent, or its classes are not the network's.
+        InputError: a key of `meta` is absent, its classes are not the network's, or a weight is not finite.
     """
     folder = Path(folder)
     config = model.config
@@ -102,6 +104,7 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
             expected=f"{config.num_classes} of each: the network's classes",
         )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    refuse_nonfinite(state.items(), folder, "nothing was written; make the model again")
     backbone = None
     if backbones_dir is not None:
         frozen = {name: state.pop(name) for name in list(state) if name.startswith(BACKBONE)}
@@ -142,8 +145,8 @@ def load(
             is rounded as it is read: the float32 network is never whole in memory.
 
     Raises:
-        InputError: not a model; a damaged file; a missing, superfluous or wrongly shaped parameter (named);
-            another class count; a backbone that is absent or has another hash.
+        InputError: not a model; a damaged file; a missing, superfluous or wrongly shaped parameter, or one
+            that is not finite (named); another class count; a backbone that is absent or has another hash.
     """
     weights, description = _files(path)
     meta = read_meta(path)
@@ -255,6 +258,7 @@ def _read_backbone(
             expected=record["digest"],
             next_step="name the backbone that the model was trained on",
         )
+    refuse_nonfinite(state.items(), path, MADE_ANEW)
     return state
 
 
@@ -268,7 +272,7 @@ def load_strictly(
         assign: the tensors of `state` become the parameters instead of being copied into them.
 
     Raises:
-        InputError: names every parameter that is missing, superfluous or of another shape.
+        InputError: names every parameter that is missing, superfluous, of another shape or not finite.
     """
     expected = model.state_dict()
     unused = MASKED_MODELLING if model.config.inject_at_inference else (*MASKED_MODELLING, *INJECTION)
@@ -292,6 +296,7 @@ def load_strictly(
     ]
     if problems:
         raise InputError("the weights do not fit the network; " + "; ".join(problems), where=where)
+    refuse_nonfinite(state.items(), where, MADE_ANEW)
     given = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
     model.load_state_dict(given, strict=False, assign=assign)
 

@@ -1,7 +1,8 @@
 """Loading of training crops: its speed alone, and what it adds to the steps of the mini preset."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 import yaml
 from domain_factory import write_domain
 from harness import Action, Case, Form, scratch
-from torch.utils.data import DataLoader
 
 from crossearth.components.processes import Processes
 from crossearth.components.training_loop import Training
@@ -22,6 +22,7 @@ from crossearth.data.augment import Augmentation
 from crossearth.data.catalog import load_catalog
 from crossearth.data.config import load_config
 from crossearth.data.manifest import Manifest, read_manifest
+from crossearth.data.readers import reading
 from crossearth.data.spectral import SpectralEngine
 from crossearth.data.style import EarthStyles, StyleMoments
 
@@ -46,11 +47,14 @@ def loading(workers: int) -> Action:
         source = dataset.TileDataset(tiles(CROP_PX), range(7))
     stream = dataset.TrainingStream(source, Augmentation(CROP_PX), seed=0)
 
-    def forever() -> Iterator[list[int]]:
-        yield from ([position] for position in count())
+    opened = ExitStack()
+    batches = opened.enter_context(reading(stream, ([position] for position in count()), workers))
 
-    batches = iter(DataLoader(stream, batch_sampler=forever(), num_workers=workers))
-    return lambda: [next(batches) for _ in range(CROPS)]
+    def run(held: ExitStack = opened) -> None:  # with it the readers would end
+        for _ in range(CROPS):
+            next(batches)
+
+    return run
 
 
 def training(loads: bool) -> Action:

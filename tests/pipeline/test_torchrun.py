@@ -147,7 +147,7 @@ def test_a_stopped_training_goes_on_with_another_number_of_processes(folder: Pat
     assert not (folder / f"artifacts/models/{RECIPE}").exists()
 
     words = end(start(folder, 1, **numbers))
-    assert "resumed on 1 processes, started on 2" in words
+    assert "processes 1 (before: 2)" in words
     gone_on = curve(folder)
 
     end(start(folder, 1, **numbers))

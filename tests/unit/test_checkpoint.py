@@ -148,6 +148,44 @@ def test_a_refused_state_leaves_the_network_as_it_was() -> None:
     assert state_digest(model.state_dict()) == before
 
 
+NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
+
+
+def spoil(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    """A copy with one number replaced, far from both ends."""
+    spoiled = tensor.clone()
+    spoiled.view(-1)[tensor.numel() * 2 // 3] = value
+    return spoiled
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_weights_that_are_not_finite_are_neither_loaded_nor_saved(tmp_path: Path, value: float) -> None:
+    model, name = tiny(), "backbone.vit.blocks.0.mlp.fc1.weight"
+    folder = save(model, tmp_path / "m", META)
+    edit(folder, lambda state: state.update({name: spoil(state[name], value)}))
+    with pytest.raises(InputError, match=rf"(?s)model\.safetensors: weights that are not finite: {name}\n"):
+        load(folder)
+    weight = model.get_parameter(name)
+    weight.data = spoil(weight.data, value)
+    for shared in (None, tmp_path / "backbones"):
+        with pytest.raises(InputError, match=f"not finite: {name}"):
+            save(model, tmp_path / "spoilt", META, shared)
+    assert not (tmp_path / "spoilt").exists() and not (tmp_path / "backbones").exists()
+
+
+def test_a_shared_backbone_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    folder = save(tiny(frozen_backbone=True), tmp_path / "m", META, tmp_path / "backbones")
+    (file,) = (tmp_path / "backbones").iterdir()
+    state = load_file(file)
+    state["backbone.mask_token"] = spoil(state["backbone.mask_token"], float("nan"))
+    save_file(state, file)
+    meta = read_meta(folder)
+    meta["backbone"]["digest"] = state_digest(state)
+    write_sealed(folder / "model.json", meta)
+    with pytest.raises(InputError, match=rf"{file.name}: weights that are not finite: backbone\.mask_token"):
+        load(folder)
+
+
 def test_classes_must_be_the_networks(tmp_path: Path) -> None:
     for wrong in ({"classes": ["a", "b"]}, {"palette": ["#000000"]}):
         with pytest.raises(InputError, match="3 of each"):

@@ -180,6 +180,22 @@ def test_a_hostile_file_runs_nothing_and_leaves_nothing(recorded: Path, place: s
     assert not (recorded / "model").exists()
 
 
+@pytest.mark.parametrize("place", ["released", "backbone"])
+def test_weights_that_are_not_finite_are_refused(recorded: Path, place: str) -> None:
+    files = {"released": recorded / "potsdam-source.pth", "backbone": recorded / "dinov2_converted.pth"}
+    file = TorchFile(files[place])
+    stored = file.root["state_dict"] if place == "released" else file.root
+    state = {name: file.tensor(each) for name, each in stored.items()}
+    state[next(iter(state))].view(-1)[-1] = float("nan")
+    if place == "released":
+        write_released(files[place], state, CLASSES)
+    else:
+        torch.save(state, files[place])
+    with pytest.raises(InputError, match=rf"{files[place].name}: weights that are not finite"):
+        convert(files["released"], recorded / "model", settings(recorded))
+    assert not (recorded / "model").exists()
+
+
 @pytest.mark.parametrize("image_px", [0, 8, 500])
 def test_sizes_that_no_patch_divides_are_refused(image_px: int) -> None:
     with pytest.raises(InputError, match="a multiple of 16"):

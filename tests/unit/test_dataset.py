@@ -1,17 +1,24 @@
 """Tiles as datasets, and the training stream: what sample number n is hangs on the seed and n alone."""
 
+import tempfile
+import time
+from multiprocessing import synchronize
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from children import running_children
 from own_domain import NAME, own_domain
 
 from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.data import dataset
+from crossearth.data import dataset, readers
 from crossearth.data.augment import Augmentation
-from crossearth.data.dataset import Draw, TileDataset, TrainingStream
+from crossearth.data.dataset import Draw, Item, TileDataset, TrainingStream
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE
 from crossearth.data.manifest import Manifest, read_image, read_label, read_manifest
+from crossearth.data.readers import StuckError, reading
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,55 @@ def test_a_resumed_stream_goes_on_with_the_same_crops(manifest: Manifest) -> Non
     same_tile = [item for item in before[1:] if item["index"] == before[0]["index"]]
     assert all(not torch.equal(item["image"], before[0]["image"]) for item in same_tile)
     assert not torch.equal(stream(seed=1)[0]["image"], before[0]["image"])
+
+
+def stream_of(manifest: Manifest) -> TrainingStream:
+    return TrainingStream(TileDataset(manifest, (0, 1)), Augmentation(crop_px=32), 0)
+
+
+def test_readers_give_the_batches_of_one_process_in_order_wherever_temporary_files_lie(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = tmp_path / ("x" * 100)  # a socket's name may have 107 characters
+    far.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(far))
+    positions = [[2 * number, 2 * number + 1] for number in range(12)]
+    with (
+        reading(stream_of(manifest), positions, 0) as here,
+        reading(stream_of(manifest), positions, 2) as apart,
+    ):
+        for expected, batch in zip(here, apart, strict=True):
+            assert expected.keys() == batch.keys()
+            for key, tensor in expected.items():
+                assert tensor.dtype == batch[key].dtype and torch.equal(tensor, batch[key])
+    assert not running_children()
+
+
+class Stuck(TrainingStream):
+    """Its file is on a disk that answers no more."""
+
+    def __getitem__(self, position: int) -> Item:
+        time.sleep(1000)
+        return super().__getitem__(position)
+
+
+def test_a_reader_that_gives_nothing_does_not_keep_a_training_that_was_stopped(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "PATIENCE_S", 0.2)
+    stream = Stuck(TileDataset(manifest, (0, 1)), Augmentation(crop_px=32), 0)
+    asked = iter([False, True, True, True])  # whether a signal came
+    with pytest.raises(StuckError), reading(stream, [[0]], 1, lambda: next(asked)) as batches:
+        next(batches)
+    assert not running_children()
+
+
+def test_readers_without_a_place_for_semaphores(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = staticmethod(lambda: "/no/such/folder")
+    monkeypatch.setattr(synchronize.SemLock, "_make_name", name)
+    said = r"(?s)/dev/shm: cannot start 1 readers: .*train\.workers to 0"
+    with pytest.raises(InputError, match=said), reading(stream_of(manifest), [[0]], 1):
+        pass
 
 
 def test_stream_items_are_what_the_network_takes(manifest: Manifest) -> None:

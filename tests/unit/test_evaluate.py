@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,10 @@ from crossearth.components import model_commands, scoring
 from crossearth.components.evaluate import EvaluateConfig, evaluate
 from crossearth.components.predictions import prediction_writer
 from crossearth.components.results import read_results, tile_file, write_tiles
+from crossearth.data import files
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
+from crossearth.data.files import alone
 from crossearth.data.manifest import read_image, read_label, read_manifest
 from crossearth.model import checkpoint
 from crossearth.model.crossearth import crossearth_tiny
@@ -59,6 +62,16 @@ def work(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog, recipe: Rec
 @pytest.fixture(autouse=True)
 def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_two_evaluations_do_not_write_into_one_folder(
+    score: "Score", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE_S", 0.0)
+    running = rf"scores: an evaluation of loveda-urban is running already: process {os.getpid()} on "
+    with alone(tmp_path / "scores", "this"), pytest.raises(InputError, match=running):
+        score()
+    assert not (tmp_path / "scores").exists()
 
 
 @pytest.fixture

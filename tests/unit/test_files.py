@@ -1,11 +1,18 @@
 """Atomic writing and digests."""
 
+import socket
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from crossearth.data import files
+from crossearth.data.errors import InputError
 from crossearth.data.files import alone, atomic_dir, atomic_path, digest, write_json
 
 
@@ -65,6 +72,50 @@ def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
         list(pool.map(write, range(24)))
     assert sorted(inside) == list(range(24))
     assert list(tmp_path.iterdir()) == []
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from crossearth.data.files import alone
+with alone(Path(sys.argv[1]), "a training of town"):
+    print("held", flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that does something at tmp_path/town until it gets a line."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "town")]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_that_would_do_the_same_is_refused_and_told_which_does_it(
+    tmp_path: Path, holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE_S", 0.2)
+    said = f"town: a training of town is running already: process {holder.pid} on {socket.gethostname()}\n"
+    with pytest.raises(InputError, match=said), alone(tmp_path / "town", "a training of town"):
+        pass
+    holder.kill()
+    holder.wait()
+    with alone(tmp_path / "town", "a training of town"):  # what is killed holds nothing
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(
+    tmp_path: Path, holder: "subprocess.Popen[str]", caplog: pytest.LogCaptureFixture
+) -> None:
+    threading.Timer(0.3, lambda: holder.communicate("\n")).start()
+    with alone(tmp_path / "town", "a training of town"):
+        assert holder.wait() == 0
+    assert f"process {holder.pid} on" in caplog.text
 
 
 def test_equal_values_give_equal_bytes_and_digests(tmp_path: Path) -> None:

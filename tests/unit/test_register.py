@@ -15,6 +15,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 from results_factory import write_fake_results
+from safetensors.torch import load_file, save_file
 
 from crossearth.components import tracking
 from crossearth.components.model_card import model_card
@@ -25,6 +26,7 @@ from crossearth.components.results import RecipeResult, read_results, write_resu
 from crossearth.components.tracking import start_run, tracking_uri
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
+from crossearth.data.files import sha256_file, write_sealed
 from crossearth.model import checkpoint
 from crossearth.model.crossearth import crossearth_tiny
 
@@ -252,6 +254,20 @@ def test_champions_come_by_the_rule_and_go_by_rollback(
     ]
     assert all(move.who and move.when.endswith("+00:00") for move in story)
     assert all(move.run for move in story if move.new)
+
+
+def test_a_model_whose_weights_are_not_finite_is_not_registered(workshop: Workshop, recipe: Recipe) -> None:
+    workshop.train(1)
+    folder = workshop.folder / "models" / recipe.name
+    state = load_file(folder / "model.safetensors")
+    next(iter(state.values())).view(-1)[0] = float("nan")
+    save_file(state, folder / "model.safetensors")
+    sha256 = sha256_file(folder / "model.safetensors")
+    write_sealed(folder / "model.json", {**checkpoint.read_meta(folder), "sha256": sha256})
+    write_results(replace(read_results(workshop.folder / "scores" / recipe.name), model_sha256=sha256))
+    with pytest.raises(InputError, match=r"model\.safetensors: weights that are not finite"):
+        workshop.register()
+    assert not Registry().client.search_registered_models()
 
 
 ELSEWHERE = """

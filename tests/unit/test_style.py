@@ -281,12 +281,13 @@ class TestGhiasiWeights:
             (lambda state: state.pop("layers.0.conv.bias"), "missing, the first 'layers.0.conv.bias'"),
             (lambda state: state.update(extra=torch.zeros(1)), "unknown, the first 'extra'"),
             (lambda state: state.update({"layers.0.conv.bias": torch.zeros(7)}), "of another shape"),
+            (lambda state: state["layers.0.conv.bias"].fill_(float("nan")), "not finite: layers.0.conv.bias"),
         ],
     )
     def test_weights_load_strictly(
         self, states: tuple[dict[str, Tensor], dict[str, Tensor]], change: object, fault: str
     ) -> None:
-        transfer = dict(states[0])
+        transfer = {name: tensor.clone() for name, tensor in states[0].items()}
         change(transfer)  # type: ignore[operator]
         with pytest.raises(InputError, match=fault):
             GhiasiEngine.from_state(transfer, states[1])

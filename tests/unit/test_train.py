@@ -3,7 +3,6 @@
 import csv
 import errno
 import logging
-import multiprocessing
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from unittest import mock
 
 import pytest
 import torch
+from children import running_children
 from domain_factory import write_domain
 from earth_styles import write_styles
 from safetensors import safe_open
@@ -30,13 +30,16 @@ from crossearth.components.interrupts import EXIT_CODES
 from crossearth.components.train import train
 from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import TrainConfig
+from crossearth.data import files
 from crossearth.data.augment import Augmentation
 from crossearth.data.dataset import TrainingStream
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError
+from crossearth.data.files import alone, code_version, sha256_file
 from crossearth.data.manifest import read_manifest, write_manifest
 from crossearth.data.reading import Reading
 from crossearth.data.style import StyleConfig
+from crossearth.model import checkpoint
 from crossearth.model.checkpoint import read_meta, trained_reading
 from crossearth.model.losses import SegmentationLossConfig
 from crossearth.model.training import MultiTask, TaskConfig, learning_rate
@@ -230,6 +233,72 @@ def test_another_config_does_not_go_on_with_the_states_of_this_one(
     run(micro_batch=2, activation_checkpointing=True, tasks=apart)  # how it is computed may change
 
 
+@pytest.mark.parametrize("name", ["code_version", "torch_version"])
+def test_another_code_or_torch_does_not_go_on_with_the_states_of_this_one(
+    name: str, run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_loop, "git_revision", lambda: "abc1234")
+    stop_at(4, monkeypatch)
+    with pytest.raises(RuntimeError, match="killed"):
+        run()
+    now = getattr(training_setup, name)()
+    with monkeypatch.context() as changed, pytest.raises(InputError) as refused:
+        changed.setattr(training_setup, name, lambda: "other")
+        run()
+    key = name.removesuffix("_version")
+    assert f"differ in {key}: '{now}' there, 'other' now" in str(refused.value)
+    assert ("git abc1234" in str(refused.value)) is (key == "code")
+    folder = tmp_path / "model.checkpoints"
+    assert f"to start anew: mv {folder} {folder}.old" in str(refused.value)
+    meta = read_meta(run())  # as it was: goes on
+    assert meta[key] == now
+    with monkeypatch.context() as changed:
+        changed.setattr(training_setup, name, lambda: "other")
+        assert read_meta(run())["input_hash"] != meta["input_hash"]
+
+
+def test_code_that_is_edited_while_a_training_runs_is_not_the_models(
+    run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, sha256 = code_version(), sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda path: "edited" if path.suffix == ".py" else sha256(path))
+    assert read_meta(run(iterations=1))["code"] == before
+
+
+def test_the_model_says_on_how_many_threads_each_part_was_computed(
+    run: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    threads = torch.get_num_threads()
+    stop_at(5, monkeypatch)
+    with pytest.raises(RuntimeError, match="killed"):
+        run()
+    torch.set_num_threads(threads + 1)
+    try:
+        meta = read_meta(run())
+    finally:
+        torch.set_num_threads(threads)
+    first, second = meta["computed"]
+    assert (first["from"], first["threads"], first["processes"]) == (0, threads, 1)
+    assert second == {**first, "from": 4, "threads": threads + 1}
+    assert f"resumed at iteration 4 with threads {threads + 1} (before: {threads})" in caplog.text
+    assert run().is_dir() and read_meta(run("one"))["input_hash"] == meta["input_hash"]
+
+
+def test_another_training_of_the_recipe_is_not_disturbed(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(4, monkeypatch)
+    with pytest.raises(RuntimeError, match="killed"):
+        run()
+    monkeypatch.setattr(files, "PATIENCE_S", 0.0)
+    before = written(tmp_path / "model.checkpoints")
+    running = rf"a training of {RECIPE} is running already: process {os.getpid()} on "
+    with alone(tmp_path / "model", "this"), pytest.raises(InputError, match=running):
+        run(lr=2e-3)
+    assert written(tmp_path / "model.checkpoints") == before
+    run()
+
+
 def test_what_is_trained_stays(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run()
     monkeypatch.setattr(step, "make_network", lambda job: pytest.fail("trained again"))
@@ -267,6 +336,39 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     assert read_meta(folder)["skipped"] == 3
     assert curve(folder, "skipped") == [1, 2, 3]
     assert "iteration 1: loss or gradient is not finite, step skipped (scene" in caplog.text
+
+
+@pytest.mark.parametrize(("precision", "advised"), [("float32", False), ("bfloat16", True)])
+def test_a_training_whose_every_step_is_skipped_is_none(
+    precision: str, advised: bool, run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil({0, 1}, monkeypatch)
+    with pytest.raises(InputError, match="nothing was trained") as refused:
+        run(iterations=2, precision=precision)
+    assert ("precision: float32" in str(refused.value)) is advised  # not what is set already
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"held_out_share": 0.3, "validate_every": 3, "selection": "best-source"}]
+)
+def test_weights_that_are_not_finite_end_the_training_and_are_no_state(
+    changes: dict[str, Any], run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_of = torch.optim.AdamW.step
+
+    def spoiling(self: torch.optim.AdamW, *given: Any) -> None:
+        step_of(self, *given)
+        if len(stepped := [*steps, None]) == 3:
+            self.param_groups[0]["params"][0].data.view(-1)[0] = float("nan")
+        steps[:] = stepped
+
+    steps: list[None] = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
+    with pytest.raises(InputError, match=r"(?s)iteration [34]: weights that are not finite: .*a lower lr"):
+        run(**changes)
+    assert [path.name for path in (tmp_path / "model.checkpoints").glob("*")] == ["step_00000002.safetensors"]
+    assert not (tmp_path / "model").exists()
 
 
 def test_three_in_a_row_stop_with_the_tiles(
@@ -336,9 +438,9 @@ def test_a_reader_that_the_system_kills_is_a_matter_of_memory(
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(TrainingStream, "__getitem__", killed)
-    with pytest.raises(InputError, match=r"(?s)one of 1 workers was ended: .*out of memory, lower workers"):
+    with pytest.raises(InputError, match=r"(?s)one of 1 workers was ended.*out of memory, lower workers"):
         run(workers=1)
-    assert not multiprocessing.active_children()
+    assert not running_children()
 
 
 def test_a_loss_beyond_all_numbers_stops_with_the_tiles(run: Train) -> None:
@@ -372,7 +474,7 @@ def test_a_tile_that_cannot_be_read_is_said_without_a_traceback(
     with pytest.raises(InputError) as refused:
         run(workers=workers)
     assert str(refused.value) == "tile.tif: damaged\n  next: ingest again"
-    assert not multiprocessing.active_children(), "they would outlive the training"
+    assert not running_children(), "they would outlive the training"
 
 
 def test_another_meaning_of_the_labels_is_another_training(
@@ -407,10 +509,26 @@ def full_disk(failures: Iterator[bool], monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_full_disk_at_one_checkpoint_is_a_warning(
     run: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    full_disk(iter([False, True, False, True, False]), monkeypatch)
+    full_disk(iter([False, True, False, True, False, False]), monkeypatch)
     run(checkpoint_every=1)
     assert caplog.text.count("No space left on device") == 2
     assert "the previous one is kept" in caplog.text
+
+
+def test_a_disk_that_is_too_full_for_the_model_loses_no_iteration(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"checkpoint_every": 100}
+    whole = written(run("whole", **changes))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as filled, pytest.raises(OSError, match="No space left"):
+        filled.setattr(checkpoint, "save_file", full)
+        run(**changes)
+    monkeypatch.setattr(Training, "_iterate", lambda *_: pytest.fail("trained again"))
+    assert written(run(**changes)) == whole
 
 
 def test_a_disk_that_stays_full_stops_the_training(
