@@ -26,6 +26,10 @@ from crossearth.components.terminal import (
 )
 
 app = typer.Typer()
+DomainsOrDatasets = Annotated[
+    list[str],
+    typer.Argument(help="Domains, or datasets: all their domains, also where one has the dataset's name."),
+]
 styles_app = typer.Typer(no_args_is_help=True, help="Earth statistics of style: fit them, look at them.")
 app.add_typer(styles_app, name="styles")
 
@@ -119,7 +123,7 @@ def synthesize(
 
 @app.command()
 def fetch(
-    names: Annotated[list[str], typer.Argument(help="Domains or datasets.")],
+    names: DomainsOrDatasets,
     catalog: Catalogs = None,
 ) -> None:
     """Download what may be downloaded openly; says where to get the rest."""
@@ -141,7 +145,7 @@ def fetch(
 
 @app.command()
 def ingest(
-    names: Annotated[list[str], typer.Argument(help="Domains or datasets.")],
+    names: DomainsOrDatasets,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:

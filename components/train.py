@@ -16,6 +16,7 @@ from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.training_state import Checkpoints
 from crossearth.components.version import git_revision
+from crossearth.data.catalog import STATES_SUFFIX
 from crossearth.data.domains import Catalog, Domain, Recipe
 from crossearth.data.errors import InputError, without_credentials
 from crossearth.data.files import atomic_path, code_version, digest, sha256_file
@@ -66,7 +67,7 @@ def train(
     out_dir = Path(out_dir)
     with join_processes() as processes:
         checkpoints = Checkpoints(
-            out_dir.with_name(f"{out_dir.name}.checkpoints"), job.config.keep_checkpoints, job.identity
+            out_dir.with_name(f"{out_dir.name}{STATES_SUFFIX}"), job.config.keep_checkpoints, job.identity
         )
         if processes.share_first(processes.is_first and _is_done(out_dir, job)):
             log.info("%s: trained already from the same inputs", out_dir)

@@ -28,6 +28,7 @@ from crossearth.data.domains import (
     Tiling,
     compiled_pattern,
     known_entry,
+    plain_name,
 )
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE_NAME, LabelSpec, parse_labels
@@ -38,6 +39,7 @@ DEFAULT_TILE_PX = 512
 MAX_CLASSES = 250
 # names become folders, MLflow tags and URLs
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
+STATES_SUFFIX = ".checkpoints"
 # hues far apart for classes without a palette of their own
 PALETTE = (
     "#202020",
@@ -77,9 +79,13 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
         for path, file in files:
             for name, values in getattr(file, section).items():
                 place = _Place(f"{path}: {section}.{name}", Path(data_dir or DEFAULT_DATA_DIR))
-                if name in known:
+                twin = next((other for other in known if plain_name(other) == plain_name(name)), None)
+                if twin is not None:
+                    beside = "" if twin == name else f", or almost: {twin!r} may be written to the same place"
                     raise InputError(
-                        f"a second entry of the name {name!r}", where=place.where, next_step="rename one"
+                        f"a second entry of the name {name!r}{beside}",
+                        where=place.where,
+                        next_step="rename one",
                     )
                 add(catalog, name, _mapping(values, place.where), place)
     catalog.recipes()
@@ -245,9 +251,9 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
     own = _read_own(entry, place) if entry.images is not None else None
     if own is None:
         _check_published(catalog, entry, where)
-    elif name in catalog.datasets:
+    if plain_name(name) in {plain_name(each) for each in catalog.datasets if each != entry.dataset}:
         raise InputError(f"{name!r} is the name of a dataset", where=where, next_step="rename the domain")
-    else:
+    if own is not None:
         catalog.datasets[name] = Dataset(name, name)
     labels = _read_labels(catalog, entry, where)
     if entry.lossy_labels and (labels is None or labels.kind != "colour"):
@@ -401,6 +407,12 @@ def _read_score(class_set: ClassSet, method: str, values: Any, where: str) -> Pu
 def _check_name(name: str, where: object) -> None:
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name", where=where, expected="letters, digits, dots and dashes")
+    if name.casefold().endswith(STATES_SUFFIX):
+        raise InputError(
+            f"{name!r}: a training keeps its states in folders of such names",
+            where=where,
+            expected=f"a name that does not end in {STATES_SUFFIX}",
+        )
 
 
 def _check_pattern(pattern: str, where: object) -> None:

@@ -1,5 +1,7 @@
 """The domains, class sets and settings of the benchmark and of the user, as frozen dataclasses."""
 
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -287,7 +289,7 @@ class Catalog:
         recipes = {}
         for (source, class_set), settings in groups.items():
             name = source if class_set == self.domain(source).class_set else f"{source}-{class_set}"
-            if name in recipes:
+            if plain_name(name) in map(plain_name, recipes):
                 raise InputError(
                     f"two recipes of the name {name!r}", next_step="rename a domain or a class set"
                 )
@@ -303,13 +305,16 @@ class Catalog:
         return self.class_sets[domain.class_set].classes if domain.class_set else ()
 
     def domain_dir(self, domains_dir: Path, name: str) -> Path:
-        """The folder of an ingested domain: domains of one dataset share a folder, which one stage writes.
+        """The folder of an ingested domain, `domains_dir/<dataset>/<domain>`: one stage writes a dataset's.
 
         Raises:
-            InputError: an unknown domain.
+            InputError: an unknown domain, or the dataset's folder is itself a domain's, as it once was where
+                their names are equal.
         """
         domain = self.domain(name)
-        return Path(domains_dir, *dict.fromkeys((domain.dataset, domain.name)))
+        dataset_dir = Path(domains_dir, domain.dataset)
+        _refuse_old_layout(dataset_dir)
+        return dataset_dir / domain.name
 
     def remap(self, from_class_set: str | None, to_class_set: str) -> tuple[int, ...]:
         """New id per old id; the identity where the class sets are one.
@@ -338,6 +343,29 @@ class Catalog:
     def published(self, abbr: str) -> list[PublishedScore]:
         """The published scores of a setting, by method; empty where none are known."""
         return list(self.scores.get(self.setting(abbr).abbr, ()))
+
+
+def _refuse_old_layout(dataset_dir: Path) -> None:
+    manifests = sorted(dataset_dir.glob("*.parquet"))
+    if manifests:
+        there = [path for each in manifests for path in (each, each.with_suffix("")) if path.exists()]
+        new = dataset_dir / dataset_dir.name
+        raise InputError(
+            "a domain in the layout of an earlier version",
+            where=dataset_dir,
+            expected=f"its files in {new}",
+            next_step=f"mkdir -p {shlex.quote(str(new))} && {shlex.join(['mv', *map(str, there), str(new)])}",
+        )
+
+
+def plain_name(name: str) -> str:
+    """What a disk that is blind to case, and MLflow, leave of a name: those of two entries must differ."""
+    return mlflow_name(name).casefold()
+
+
+def mlflow_name(name: str) -> str:
+    """A name that MLflow takes: "P(i)2V" becomes "P-i-2V"."""
+    return re.sub(r"[^\w\-. ]+", "-", name).strip("-")
 
 
 def is_file_name(name: str) -> bool:

@@ -48,7 +48,7 @@ TRAIN = {
     "crop_px": 32,
     "workers": 0,
 }
-SCENE, MODEL, DOMAIN = "scene.tif", "model", f"artifacts/domains/{NAME}"
+SCENE, MODEL, DOMAIN = "scene.tif", "model", f"artifacts/domains/{NAME}/{NAME}"
 PREDICT = f"predict {SCENE} --model {MODEL} --out map.tif --device cpu"
 TRAINING = f"train {NAME} --catalog catalog.yaml"
 Edit = Callable[[Path], object]

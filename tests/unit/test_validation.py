@@ -32,7 +32,7 @@ def ingested(folder: Path, **entry: Any) -> Catalog:
 
 def rewrite(folder: Path, split: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Changes rows of a manifest."""
-    root = folder / "domains" / NAME
+    root = folder / "domains" / NAME / NAME
     rows = [change(row) for row in read_manifest(root, split).rows]
     write_manifest(root, NAME, split, ("background", "road"), "own", [row for row in rows if row])
 
@@ -61,7 +61,7 @@ def town(tmp_path: Path) -> Path:
 def test_a_sound_domain_passes_and_its_digests_are_written(town: Path) -> None:
     known = catalog(town)
     out = validate(known, town / "domains", town / "validation", ValidateConfig())
-    train, test = (read_manifest(town / "domains" / NAME, split) for split in ("train", "test"))
+    train, test = (read_manifest(town / "domains" / NAME / NAME, split) for split in ("train", "test"))
     summary = json.loads((out / "summary.json").read_text())["domains"][NAME]
     assert summary["splits"]["test"] == {"tiles": len(test), "digest": test.digest}
     assert summary["provenance"] == "own"
@@ -78,7 +78,7 @@ def test_a_recipe_hangs_on_the_test_splits_of_its_targets(town: Path) -> None:
     known = load_catalog([town / "catalog.yaml", file], town)
     out = validate(known, town / "domains", town / "validation", ValidateConfig())
     digests = json.loads((out / "recipes" / f"{NAME}.json").read_text())
-    assert digests == {NAME: read_manifest(town / "domains" / NAME, "test").digest}
+    assert digests == {NAME: read_manifest(town / "domains" / NAME / NAME, "test").digest}
 
 
 def without_roads(row: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def test_a_recompressed_copy_in_the_other_split_is_reported(tmp_path: Path) -> N
 
 
 def test_blank_tiles_are_nobodys_twins(town: Path) -> None:
-    root = town / "domains" / NAME
+    root = town / "domains" / NAME / NAME
     rewrite(town, "train", lambda row: {**row, "constant": True, "sha256_image": "ab"})
     rewrite(town, "test", lambda row: {**row, "constant": True, "sha256_image": "ab"})
     train, test = (read_manifest(root, split) for split in ("train", "test"))
@@ -186,7 +186,7 @@ def test_a_domain_without_labels_is_validated_too(tmp_path: Path) -> None:
 
 def test_counts_and_sizes_are_those_of_the_publisher(town: Path) -> None:
     own = catalog(town).domain(NAME)
-    root = town / "domains" / NAME
+    root = town / "domains" / NAME / NAME
     published = [replace(read_manifest(root, split), provenance="publisher") for split in ("train", "test")]
     files = Files("*", "*", tiles=24)
     domain = replace(own, own=None, train=files, test=replace(files, tiles=9))
@@ -226,7 +226,7 @@ def test_config_refuses_nonsense(values: dict[str, Any]) -> None:
 
 
 def test_a_manifest_of_another_version_is_refused(town: Path) -> None:
-    path = town / "domains" / NAME / "train.parquet"
+    path = town / "domains" / NAME / NAME / "train.parquet"
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["look"]), path)
     with pytest.raises(InputError, match="another version"):
@@ -240,7 +240,7 @@ def test_ingest_logs_the_sheet(tmp_path: Path, tracking: str, monkeypatch: pytes
     done = CliRunner().invoke(app, ["ingest", NAME, "--catalog", "catalog.yaml"])
     assert done.exit_code == 0, done.output
     assert Path("artifacts/previews", f"{NAME}.png").is_file()
-    digest = read_manifest(Path("artifacts/domains", NAME), "test").digest
+    digest = read_manifest(Path("artifacts/domains", NAME, NAME), "test").digest
     run, artifacts = logged(tracking, f"ingest {NAME}", digest)
     assert artifacts == [f"{NAME}.png"]
     assert run.data.metrics[f"tiles/{NAME}/test"] == 8
@@ -248,7 +248,7 @@ def test_ingest_logs_the_sheet(tmp_path: Path, tracking: str, monkeypatch: pytes
 
 def test_the_summary_is_logged(town: Path, tracking: str) -> None:
     validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
-    digest = read_manifest(town / "domains" / NAME, "test").digest
+    digest = read_manifest(town / "domains" / NAME / NAME, "test").digest
     run, artifacts = logged(tracking, "validate", digest)
     assert artifacts == ["summary.json"]
     assert run.data.metrics[f"tiles/{NAME}/test"] == 8
