@@ -73,6 +73,8 @@ def show_image(
         raise InputError("a sheet is a PNG file", where=out_path, expected="a name ending in .png")
     if not image_path.is_file():
         raise InputError("no such file", where=image_path)
+    if out_path.exists() and out_path.samefile(image_path):
+        raise InputError("the sheet would take the image's place", where=out_path, expected="another file")
     if image_path.suffix.lower() not in DRIVERS:
         raise InputError(
             "not an image's name", where=image_path, expected=f"a file ending in {', '.join(DRIVERS)}"

@@ -128,9 +128,12 @@ def _memory(job: Job, processes: Processes) -> Iterator[None]:
 
 
 def _is_done(out_dir: Path, job: Job) -> bool:
+    if not (out_dir / checkpoint.META_NAME).exists():
+        return False
     try:
         meta = checkpoint.read_meta(out_dir)
-    except InputError:
+    except InputError as error:
+        log.warning("trained anew, for the model that is here cannot be read: %s", error)
         return False
     return meta.get("input_hash") == job.input_hash and meta["sha256"] == sha256_file(
         out_dir / checkpoint.WEIGHTS_NAME

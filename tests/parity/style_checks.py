@@ -83,8 +83,14 @@ def _check_networks(recording: Recording, engine: GhiasiEngine, case: str) -> No
         "style_io", f"{case}_embedding_trainmode", _with_batch_statistics(predictor, image_B3HW)
     )
     for name, e_BD in (("target", target_BD), ("alpha05", torch.lerp(own_BD, target_BD, 0.5))):
+        # the network's own output: its sides are rounded up to multiples of 4, which the engine cuts off
+        whole_B3hw = engine.networks["transfer"](image_B3HW, e_BD)
+        recording.compare("style_io", f"{case}_restyled_{name}", whole_B3hw)
         restyled_B3HW = engine.transfer(image_B3HW * 255, e_BD) / 255
-        recording.compare("style_io", f"{case}_restyled_{name}", restyled_B3HW)
+        height, width = image_B3HW.shape[-2:]
+        recording.compare_values(
+            f"{case}_restyled_{name} (of the input's size)", restyled_B3HW, whole_B3hw[..., :height, :width]
+        )
 
 
 def _with_batch_statistics(predictor: torch.nn.Module, image_B3HW: Tensor) -> Tensor:
