@@ -64,8 +64,8 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
 
     Raises:
         InputError: another model than a converted one in `out_dir`; a file that is none of these; a parameter
-            that is missing, superfluous or of another shape (named); classes that are not known, or not as many
-            as the head's.
+            that is missing, superfluous or of another shape (named); classes that are not known, or not as
+            many as the head's.
     """
     _refuse_trained(out_dir)
     checkpoint = read_released(released)
