@@ -7,6 +7,7 @@ validates all domains.
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ from crossearth.data.validation import ValidateConfig
 # no network: great_expectations reports its use otherwise
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
+showwarning = warnings.showwarning
 import great_expectations as gx
 import great_expectations.expectations as gxe
 from great_expectations.data_context.types.base import ProgressBarsConfig
 
 # its import turns warnings, such as that the tracking server is away, into a log that nobody reads
-logging.captureWarnings(False)
+if warnings.showwarning is not showwarning:
+    logging.captureWarnings(False)
 
 
 @dataclass(frozen=True)
