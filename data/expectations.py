@@ -25,9 +25,9 @@ from crossearth.data.validation import ValidateConfig
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 showwarning = warnings.showwarning
-import great_expectations as gx
-import great_expectations.expectations as gxe
-from great_expectations.data_context.types.base import ProgressBarsConfig
+import great_expectations as gx  # noqa: E402
+import great_expectations.expectations as gxe  # noqa: E402
+from great_expectations.data_context.types.base import ProgressBarsConfig  # noqa: E402
 
 # its import turns warnings, such as that the tracking server is away, into a log that nobody reads
 if warnings.showwarning is not showwarning:
