@@ -15,13 +15,14 @@ import re2
 from crossearth.data.config import load_config, nearest, read_yaml
 from crossearth.data.domains import (
     DEFAULT_TEST_SHARE,
+    IN_DOMAIN,
+    UNSEEN,
     Archive,
     Catalog,
     ClassSet,
     Dataset,
     Domain,
     Files,
-    Gap,
     OwnFiles,
     PublishedScore,
     Setting,
@@ -37,6 +38,7 @@ BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("
 DEFAULT_DATA_DIR = Path("datasets")
 DEFAULT_TILE_PX = 512
 MAX_CLASSES = 250
+MAX_GAP = 40
 # names become folders, MLflow tags and URLs
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
 STATES_SUFFIX = ".checkpoints"
@@ -153,7 +155,7 @@ class _PublishedEntry:
 class _SettingEntry:
     source: str
     target: str
-    gap: Gap
+    gap: str
     id: str | int | None = None
     class_set: str | None = None
     evidence: str = ""
@@ -368,6 +370,7 @@ def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: 
             raise InputError(
                 f"domain {domain.name} has no {lack}", where=where, next_step="choose another domain"
             )
+    _check_gap(entry, where)
     class_set = entry.class_set or str(source.class_set)
     known_entry(catalog.class_sets, class_set, "class set", f"{where}: class_set")
     for domain in (source, target):
@@ -388,6 +391,22 @@ def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: 
         _read_score(catalog.class_sets[class_set], method, score, f"{where}: published.{method}")
         for method, score in entry.published.items()
     )
+
+
+def _check_gap(entry: _SettingEntry, where: str) -> None:
+    if not (plain_name(entry.gap).strip() and entry.gap.isprintable() and len(entry.gap) <= MAX_GAP):
+        raise InputError(
+            f"gap: {entry.gap!r}",
+            where=where,
+            expected=f"what lies between source and target, in at most {MAX_GAP} signs",
+        )
+    # the report has these means of all settings
+    if entry.gap == UNSEEN or (entry.gap == IN_DOMAIN and entry.source != entry.target):
+        raise InputError(
+            f"gap: {entry.gap!r} is another mean of the report",
+            where=where,
+            expected=f"another word; {IN_DOMAIN} where source and target are one",
+        )
 
 
 def _read_score(class_set: ClassSet, method: str, values: Any, where: str) -> PublishedScore:

@@ -174,7 +174,7 @@ def test_names_that_are_not_known_bring_the_nearest() -> None:
 def test_a_users_folders_become_a_domain_a_dataset_and_recipes(write: Write, tmp_path: Path) -> None:
     path = write(
         domains={"town": OWN | {"bands": [4, 3, 2], "value_range": [0, 4095], "gsd_m": 0.5}},
-        settings={"Town2D": {"source": "town", "target": "massachusetts", "gap": "region"}},
+        settings={"Town2D": {"source": "town", "target": "massachusetts", "gap": "dry season, nadir"}},
     )
     catalog = load_catalog([path], tmp_path)
     town = catalog.domain("town")
@@ -185,6 +185,7 @@ def test_a_users_folders_become_a_domain_a_dataset_and_recipes(write: Write, tmp
     assert town.labels is not None and town.labels.table == ((0, 0), (1, 1))
     assert catalog.recipe("town") == Recipe("town", "town", "road", (catalog.setting("Town2D"),))
     assert len(catalog.settings) == 33
+    assert catalog.setting("Town2D").gap == "dry season, nadir"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,11 @@ BROKEN = {
         {"settings": {"A": TOWN | {"source": "whu-aerial"}}},
         r"settings.A: domain massachusetts: labels of class set 'road' do not become those of 'building'",
     ),
-    "gap": ({"settings": {"A": TOWN | {"source": "deepglobe", "gap": "season"}}}, "gap.*'season'"),
+    "gap": ({"settings": {"A": TOWN | {"source": "deepglobe", "gap": " "}}}, "gap: ' '"),
+    "gap of the seen": (
+        {"settings": {"A": TOWN | {"source": "deepglobe", "gap": "in-domain"}}},
+        "'in-domain' is another mean of the report",
+    ),
     "abbreviation": ({"settings": {"A B": TOWN}}, "'A B' is no abbreviation"),
     "score": (
         {
