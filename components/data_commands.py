@@ -98,11 +98,24 @@ def domains(catalog: Catalogs = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def plan(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+def plan(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recipes: print their numbers and where each comes from; write nothing."),
+    ] = None,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
     """Resolve catalog and params into one file per dataset and recipe (DVC hangs its stages on them)."""
+    from crossearth.components.plan import numbers
     from crossearth.components.plan import plan as run
 
     params, loaded = inputs(params_file, catalog)
+    for recipe in [loaded.recipe(name).name for name in names or ()]:
+        rows = [[name, json.dumps(value), origin] for name, value, origin in numbers(params, recipe)]
+        print_table(f"{recipe}, preset {params.preset}", ["number", "value", "from"], rows)
+    if names:
+        return
     done(run(loaded, params, ARTIFACTS / "plan"), "")
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
-from crossearth.data.config import load_config, nearest, read_yaml
+from crossearth.data.config import load_config, merged, nearest, read_yaml
 from crossearth.data.errors import InputError
 
 MAX_SEED = 2**63 - 1  # torch takes no larger one
@@ -23,7 +24,7 @@ class Params:
         archives: folder that holds one folder of publisher's archives per dataset.
         catalogs: further catalog files with the user's own domains and settings.
         presets: preset -> step -> values of that step's config dataclass; the step `recipes` holds
-            values of `train` for single recipes.
+            values of `train` for single recipes, merged with those at every level.
     """
 
     preset: str
@@ -56,9 +57,15 @@ class Params:
 
     def values(self, step: str, recipe: str | None = None) -> dict[str, Any]:
         """The plain values of a step in the preset in force; for `train`, with the overrides of `recipe`."""
+        return reduce(merged, self.layers(step, recipe).values(), {})
+
+    def layers(self, step: str, recipe: str | None = None) -> dict[str, Mapping[str, Any]]:
+        """What stands under which key of the preset in force: the step's, then recipes.NAME, which wins."""
         sections = self.presets[self.preset]
-        overrides = sections.get("recipes", {}).get(recipe, {}) if recipe else {}
-        return {**sections.get(step, {}), **overrides}
+        layers = {step: sections.get(step, {})}
+        if recipe:
+            layers[f"recipes.{recipe}"] = sections.get("recipes", {}).get(recipe, {})
+        return layers
 
     def config(self, kind: type[Config], step: str, recipe: str | None = None) -> Config:
         """The config dataclass of a step; unknown keys and wrong values raise InputError naming them."""

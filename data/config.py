@@ -148,6 +148,17 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
         ) from error
 
 
+def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `over` on top: maps are merged at every level, anything else is replaced."""
+    both = dict(values)
+    for key, value in over.items():
+        below = both.get(key)
+        both[key] = (
+            merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
+    return both
+
+
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     """Kept: building one costs a hundred times what using it does."""

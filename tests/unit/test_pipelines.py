@@ -466,6 +466,12 @@ def test_a_wrong_values_file_is_refused_with_the_key(text: str, words: str, tmp_
     assert "abc" not in str(refused.value)
 
 
+def test_a_step_has_what_the_default_has_and_it_does_not_name(tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text("image: x\ndefault: {cpu: '3', memory: 9Gi}\nsteps: {train: {gpus: 1, memory: 64Gi}}")
+    assert load_values(path).resources("train") == Resources(cpu="3", memory="64Gi", gpus=1)
+
+
 def test_wrong_parameters_are_refused() -> None:
     pipeline = build("inference", read_inputs(ROOT / "params.yaml"), LOCAL)
     with pytest.raises(InputError, match="'shards'"):
