@@ -178,7 +178,10 @@ def ingest(
 
 @app.command()
 def validate(
-    names: Annotated[list[str] | None, typer.Argument(help="Domains (default: all ingested).")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Domains to add to those validated (default: all ingested)."),
+    ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
@@ -188,7 +191,8 @@ def validate(
 
     params, loaded = inputs(params_file, catalog)
     config = params.config(ValidateConfig, "validate")
-    written = run(loaded, ARTIFACTS / "domains", ARTIFACTS / "validation", config, names or ())
+    may_lack = params.may_lack_classes(loaded)
+    written = run(loaded, ARTIFACTS / "domains", ARTIFACTS / "validation", config, names or (), may_lack)
     done(written, f"open {written / 'docs' / 'index.html'}, or crossearth train RECIPE")
 
 

@@ -78,7 +78,7 @@ def plan(
     from pathlib import Path
 
     from crossearth.components import workspace as shared
-    from crossearth.components.pipeline_items import dataset_items, digest_of_step, recipe_items
+    from crossearth.components.pipeline_items import PLAN, dataset_items, digest_of_step, recipe_items
     from crossearth.data.files import digest
 
     with shared.step(workspace, "plan"):
@@ -87,7 +87,8 @@ def plan(
         drawn = "synthesize" in params.presets[params.preset]
         Path(items).write_text(json.dumps(recipe_items(catalog, params, recipes, code)))
         Path(synthesize).write_text(digest_of_step(params, "synthesize", code) if drawn else "")
-        validation = digest_of_step(params, "validate", code)
+        classes = (PLAN / "validate.json").read_text()
+        validation = digest([digest_of_step(params, "validate", code), classes])
         Path(validate).write_text(validation)
         Path(styles).write_text(digest_of_step(params, "styles", code))
         Path(stylize).write_text(digest_of_step(params, "stylize", code))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crossearth.data.config import load_config, merged, nearest, read_yaml
+from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 
 MAX_SEED = 2**63 - 1  # torch takes no larger one
@@ -66,6 +67,16 @@ class Params:
         if recipe:
             layers[f"recipes.{recipe}"] = sections.get("recipes", {}).get(recipe, {})
         return layers
+
+    def may_lack_classes(self, catalog: Catalog) -> list[str]:
+        """The domains every recipe of which has `allow_absent_classes`."""
+        recipes = catalog.recipes().values()
+        found = []
+        for domain in catalog.domains:
+            trained = [recipe.name for recipe in recipes if recipe.source == domain] or [None]
+            if all(self.values("train", name).get("allow_absent_classes") is True for name in trained):
+                found.append(domain)
+        return found
 
     def config(self, kind: type[Config], step: str, recipe: str | None = None) -> Config:
         """The config dataclass of a step; unknown keys and wrong values raise InputError naming them."""

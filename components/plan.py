@@ -16,13 +16,16 @@ from crossearth.data.files import atomic_dir, write_json
 
 
 def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
-    """Writes `ingest/<dataset>.json`, `train/<recipe>.json` and `evaluate/<recipe>.json` under `out_dir`.
+    """Writes what the steps hang on under `out_dir`.
+
+    That is `ingest/<dataset>.json`, `validate.json`, `train/<recipe>.json` and `evaluate/<recipe>.json`.
 
     Raises:
         InputError: a wrong number of any step.
     """
     check(params, catalog)
     with atomic_dir(out_dir) as folder:
+        write_json(folder / "validate.json", {"may_lack_classes": params.may_lack_classes(catalog)})
         for dataset in catalog.datasets.values():
             domains = [
                 asdict(domain) for domain in catalog.domains.values() if domain.dataset == dataset.name
