@@ -144,7 +144,9 @@ def test_what_was_validated_by_another_catalog_is_not_dropped(town: Path) -> Non
         validate(catalog(town), town / "domains", out, ValidateConfig(), [NAME])
 
 
-def test_classes_that_a_training_may_lack_are_not_expected(town: Path) -> None:
+def test_classes_that_a_training_may_lack_are_not_expected(tmp_path: Path) -> None:
+    own_domain(town := tmp_path, num=5)
+    ingested(town)
     rewrite(town, "train", without_roads)
     known = catalog(town)
     preset = {"train": {"allow_absent_classes": True}}
