@@ -243,7 +243,8 @@ def pull(
 @styles_app.command("fit")
 def styles_fit(
     images: Annotated[
-        Path | None, typer.Argument(help="Folder of images or archives (default: Million-AID's archives).")
+        Path | None,
+        typer.Argument(help="Folder of images or archives (default: that of `corpus`)."),
     ] = None,
     params_file: ParamsFile = None,
     shard: ShardOption = "0/1",
@@ -254,7 +255,7 @@ def styles_fit(
 
     params, _ = inputs(params_file, None)
     config = params.config(StylesConfig, "styles")
-    images = images or params.archives / "million-aid"
+    images = images or params.style_images
     written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir(), Shard.parse(shard))
     done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
 

@@ -7,12 +7,45 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crossearth.data.config import load_config, merged, nearest, read_yaml
-from crossearth.data.domains import Catalog
+from crossearth.data.domains import Catalog, known_entry
 from crossearth.data.errors import InputError
 
 MAX_SEED = 2**63 - 1  # torch takes no larger one
 Config = TypeVar("Config")
 STEPS = ("synthesize", "ingest", "validate", "styles", "stylize", "train", "evaluate", "report", "register")
+
+
+@dataclass(frozen=True)
+class DvcConfig:
+    """What `dvc repro` makes: a graph in a file cannot ask the catalog.
+
+    Attributes:
+        datasets: datasets with archives that are ingested.
+        own: domain of the user -> folder that holds its images and masks.
+        recipes: recipe that is trained and scored -> its source domain.
+    """
+
+    datasets: tuple[str, ...] = ()
+    own: dict[str, Path] = field(default_factory=dict)
+    recipes: dict[str, str] = field(default_factory=dict)
+
+    def check(self, catalog: Catalog) -> None:
+        """Holds the names against the catalog.
+
+        Raises:
+            InputError: a name that it does not have, or another source.
+        """
+        for name in self.datasets:
+            known_entry(catalog.datasets, name, "dataset", "params: dvc.datasets")
+        own = {name: domain for name, domain in catalog.domains.items() if domain.own}
+        for name in self.own:
+            known_entry(own, name, "domain of your own", "params: dvc.own")
+        for name, source in self.recipes.items():
+            recipe = known_entry(catalog.recipes(), name, "recipe", "params: dvc.recipes")
+            if source != recipe.source:
+                raise InputError(
+                    f"source {source!r}", where=f"params: dvc.recipes.{name}", expected=recipe.source
+                )
 
 
 @dataclass(frozen=True)
@@ -23,7 +56,9 @@ class Params:
         preset: which of the sections below `presets` is in force.
         seed: seed of every random choice of every step.
         archives: folder that holds one folder of publisher's archives per dataset.
+        corpus: folder below `archives` of the images whose styles are injected.
         catalogs: further catalog files with the user's own domains and settings.
+        dvc: what the stages of dvc.yaml are made for.
         presets: preset -> step -> values of that step's config dataclass; the step `recipes` holds
             values of `train` for single recipes, merged with those at every level.
     """
@@ -32,7 +67,14 @@ class Params:
     presets: dict[str, dict[str, dict[str, Any]]]
     seed: int = 0
     archives: Path = Path("artifacts/archives")
+    corpus: str = "million-aid"
     catalogs: tuple[Path, ...] = field(default=())
+    dvc: DvcConfig = field(default_factory=DvcConfig)
+
+    @property
+    def style_images(self) -> Path:
+        """Folder of the images whose styles are injected."""
+        return self.archives / self.corpus
 
     def __post_init__(self) -> None:
         if self.preset not in self.presets:

@@ -125,7 +125,8 @@ def test_compiling_gives_the_same_bytes_without_secrets_or_paths_of_this_machine
 
 def test_steps_are_the_stages_of_dvc(executors: dict[str, Any]) -> None:
     stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-    assert set(executors) - set(KUBEFLOW_ONLY) == stages
+    # one component ingests archives and own folders
+    assert set(executors) - set(KUBEFLOW_ONLY) == stages - {"ingest-own"}
     assert set(KUBEFLOW_ONLY) <= set(executors)
 
 
@@ -139,9 +140,8 @@ def test_recipes_datasets_and_settings_are_those_of_dvc_and_of_the_catalog(
     documents: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog, params = load_catalog(), load_params(ROOT / "params.yaml")
-    dvc = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     recipes = documents[0]["root"]["inputDefinitions"]["parameters"]["recipes"]["defaultValue"]
-    sources = next(each["recipes"] for each in dvc["vars"] if "recipes" in each)
+    sources = params.dvc.recipes
     assert set(recipes) == set(sources) == set(catalog.recipes())
     monkeypatch.chdir(tmp_path)
     plan(catalog, params, Path("artifacts/plan"))
@@ -149,7 +149,7 @@ def test_recipes_datasets_and_settings_are_those_of_dvc_and_of_the_catalog(
     assert {item["name"]: item["source"] for item in items} == sources
     assert {abbr for item in items for abbr in item["settings"]} == set(catalog.settings)
     datasets = pipeline_items.dataset_items(catalog, params, recipes, {}, "code")
-    assert {item["name"] for item in datasets} == set(dvc["stages"]["ingest"]["foreach"])
+    assert {item["name"] for item in datasets} == set(params.dvc.datasets)
 
 
 def test_a_recipe_needs_the_datasets_of_its_source_and_targets_only(
@@ -275,7 +275,7 @@ def test_the_reports_key_changes_with_what_is_validated(
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    outputs = ("items", "synthesize", "validate", "styles", "stylize", "report")
+    outputs = ("items", "synthesize", "validate", "styles", "stylize", "report", "archives")
 
     def key(numbers: dict[str, Any]) -> str:
         params["presets"]["mini"]["validate"] = numbers
@@ -284,6 +284,7 @@ def test_the_reports_key_changes_with_what_is_validated(
             workspace=str(tmp_path),
             recipes=["deepglobe"],
             versions={},
+            stylize_shards=0,
             code="code",
             **{name: str(tmp_path / name) for name in outputs},
         )
