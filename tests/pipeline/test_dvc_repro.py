@@ -54,7 +54,7 @@ def test_own_domains_and_recipes_have_stages_also_in_a_copy_without_git(
     checkout: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "crossearth"
-    shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns(".git", "artifacts", ".venv", "cache", "tmp"))
+    shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns(".git", "artifacts", "cache", "tmp"))
     town = folder / "datasets" / NAME
     own_domain(town)
     settings = {"T2T": {"source": NAME, "target": NAME, "gap": "in-domain"}}
@@ -62,11 +62,12 @@ def test_own_domains_and_recipes_have_stages_also_in_a_copy_without_git(
     train = NUMBERS | {"ablation": "rein", "iterations": 2}
     params = {
         "preset": "own",
+        "seed": 0,
         "archives": "datasets",
         "corpus": f"{NAME}/images",
         "catalogs": [f"datasets/{NAME}/{file}.yaml" for file in ("catalog", "settings")],
         "dvc": {"datasets": [], "own": {NAME: f"datasets/{NAME}"}, "recipes": {NAME: NAME}},
-        "presets": {"own": dict.fromkeys(STEPS, {}) | {"train": train}},
+        "presets": {"own": {step: {} for step in STEPS} | {"train": train}},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (needed,) = re.findall(r"`(dvc config [^`]+)`", (folder / "README.md").read_text())
