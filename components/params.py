@@ -6,7 +6,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
-from crossearth.data.config import load_config, merged, nearest, read_yaml
+from crossearth.data.config import HomePath, load_config, merged, nearest, read_yaml
 from crossearth.data.domains import Catalog, known_entry
 from crossearth.data.errors import InputError
 
@@ -66,9 +66,9 @@ class Params:
     preset: str
     presets: dict[str, dict[str, dict[str, Any]]]
     seed: int = 0
-    archives: Path = Path("artifacts/archives")
+    archives: HomePath = Path("artifacts/archives")
     corpus: str = "million-aid"
-    catalogs: tuple[Path, ...] = field(default=())
+    catalogs: tuple[HomePath, ...] = field(default=())
     dvc: DvcConfig = field(default_factory=DvcConfig)
 
     @property

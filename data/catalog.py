@@ -169,6 +169,10 @@ class _Place:
     where: str
     data_dir: Path
 
+    def path(self, text: str) -> Path:
+        """A path of the entry; ~ is the user's home, as in a shell."""
+        return self.data_dir / Path(text).expanduser()
+
 
 def _read_file(path: Path) -> _File:
     return load_config(_File, _mapping(read_yaml(path) or {}, path), path)
@@ -306,8 +310,8 @@ def _read_own(entry: _DomainEntry, place: _Place) -> OwnFiles:
         raise InputError("`dataset` goes with `train` and `test`", where=place.where)
     if (entry.masks is None) != (entry.labels is None):
         raise InputError("`masks` and `labels` go together", where=place.where)
-    images = place.data_dir / str(entry.images)
-    masks = None if entry.masks is None else place.data_dir / entry.masks
+    images = place.path(str(entry.images))
+    masks = None if entry.masks is None else place.path(entry.masks)
     if entry.split is None:
         return OwnFiles(images, masks)
     if isinstance(entry.split, Mapping):
@@ -320,7 +324,7 @@ def _read_own(entry: _DomainEntry, place: _Place) -> OwnFiles:
     if entry.split in ("train", "test"):
         return OwnFiles(images, masks, entry.split)
     if isinstance(entry.split, str):
-        return OwnFiles(images, masks, "file", file=place.data_dir / entry.split)
+        return OwnFiles(images, masks, "file", file=place.path(entry.split))
     raise InputError(
         f"split: {entry.split!r}",
         where=place.where,

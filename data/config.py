@@ -8,15 +8,17 @@ from functools import cache
 from itertools import repeat
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from crossearth.data.errors import InputError
 
 Config = TypeVar("Config")
 
+# a path in a file, where no shell has made the user's home of ~
+HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
 MAX_BYTES = 2**20
 MAX_DEPTH = 50
 

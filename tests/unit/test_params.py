@@ -7,6 +7,7 @@ import pytest
 
 from crossearth.components.params import load_params
 from crossearth.components.plan import numbers
+from crossearth.components.terminal import data_dir, style_weights_dir
 from crossearth.components.training_setup import RUNTIME_FIELDS, TrainConfig
 from crossearth.data.catalog import load_catalog
 from crossearth.data.errors import InputError
@@ -172,3 +173,19 @@ def test_numbers_that_no_training_survives_are_refused(tmp_path: Path, numbers: 
     path = write(tmp_path, f"preset: mini\npresets: {{mini: {{train: {{{numbers}}}}}}}")
     with pytest.raises(InputError, match=f"(?s)presets.mini.train.*{named}"):
         load_params(path).config(TrainConfig, "train")
+
+
+def test_the_users_home_is_known_where_no_shell_has_read_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CROSSEARTH_DATA", "~/x")
+    monkeypatch.setenv("CROSSEARTH_STYLE_WEIGHTS", "~/w")
+    assert (data_dir(), style_weights_dir()) == (tmp_path / "x", tmp_path / "w")
+    params = load_params(
+        write(tmp_path, "{preset: a, presets: {a: {}}, archives: ~/a, catalogs: [~/c.yaml]}")
+    )
+    assert (params.archives, params.catalogs) == (tmp_path / "a", (tmp_path / "c.yaml",))
+    (tmp_path / "c.yaml").write_text("domains: {town: {images: ~/i}}")
+    own = load_catalog(params.catalogs, data_dir()).domain("town").own
+    assert own is not None and own.images == tmp_path / "i"

@@ -29,6 +29,7 @@ from crossearth.components.train_job import TrainJobConfig
 from crossearth.data.catalog import load_catalog
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError, print_uncaught
+from crossearth.data.files import digest
 from crossearth.pipelines import submit as kubeflow
 from crossearth.pipelines.benchmark import read_inputs
 from crossearth.pipelines.cli import app
@@ -196,6 +197,32 @@ def test_new_images_of_ones_own_are_another_input_of_ingest(
     after = keys()
     assert after["town"] != before["town"]
     assert after["city"] == before["city"]
+
+
+def test_archives_are_wanted_where_something_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(OWN)
+    catalog, params = load_catalog([Path("own.yaml")], Path("data")), load_params(ROOT / "params.yaml")
+    sections = params.presets["mini"]
+    recipes = {"town": {"ablation": "rein"}, "whu-aerial": {"ablation": "rein"}}
+    params = replace(params, presets={"mini": {**sections, "recipes": recipes}})
+    plan(catalog, params, Path("artifacts/plan"))
+
+    def needed(recipe: str, shards: int = 0, **versions: str) -> list[str]:
+        datasets = pipeline_items.dataset_items(catalog, params, [recipe], versions, "code")
+        return pipeline_items.archives_needed(catalog, params, datasets, [recipe], shards)
+
+    assert needed("town") == []
+    assert needed("town", shards=2) == ["million-aid"]
+    assert needed("whu-aerial") == ["whu"]
+    assert needed("deepglobe") == ["deepglobe", "massachusetts", "million-aid"]
+    assert needed("deepglobe", deepglobe="a") == ["massachusetts", "million-aid"]
+    nowhere = tmp_path / "archives"
+    assert pipeline_items.fetch_archives(nowhere, "", "", "", []) == digest([])
+    with pytest.raises(InputError, match="no archives of whu"):
+        pipeline_items.fetch_archives(nowhere, "", "", "", ["whu"])
 
 
 def test_scenes_of_one_name_in_two_folders_are_not_mapped_over_each_other(tmp_path: Path) -> None:
