@@ -105,7 +105,7 @@ class Params:
     def layers(self, step: str, recipe: str | None = None) -> dict[str, Mapping[str, Any]]:
         """What stands under which key of the preset in force: the step's, then recipes.NAME, which wins."""
         sections = self.presets[self.preset]
-        layers = {step: sections.get(step, {})}
+        layers: dict[str, Mapping[str, Any]] = {step: sections.get(step, {})}
         if recipe:
             layers[f"recipes.{recipe}"] = sections.get("recipes", {}).get(recipe, {})
         return layers
@@ -115,8 +115,10 @@ class Params:
         recipes = catalog.recipes().values()
         found = []
         for domain in catalog.domains:
-            trained = [recipe.name for recipe in recipes if recipe.source == domain] or [None]
-            if all(self.values("train", name).get("allow_absent_classes") is True for name in trained):
+            trained: list[str | None] = [recipe.name for recipe in recipes if recipe.source == domain]
+            if all(
+                self.values("train", name).get("allow_absent_classes") is True for name in trained or [None]
+            ):
                 found.append(domain)
         return found
 

@@ -187,7 +187,7 @@ def _refuse_mistakes(kind: Any, values: Any, where: object, path: tuple[str, ...
         for number, (one, value) in enumerate(zip(each, values, strict=False)):
             _refuse_mistakes(one, value, where, (*path, str(number)))
     elif kind in SCALARS and not SCALARS[kind][1](values):
-        place = f"{where}: {'.'.join(path)}" if path else where
+        place = ": ".join((str(where), *([".".join(path)] if path else [])))
         raise InputError(f"Input should be a valid {SCALARS[kind][0]}, found {values!r}", where=place)
 
 

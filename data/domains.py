@@ -291,7 +291,7 @@ class Catalog:
         groups: dict[tuple[str, str], list[Setting]] = {}
         for setting in self.settings.values():
             groups.setdefault((setting.source, setting.class_set), []).append(setting)
-        recipes = {}
+        recipes: dict[str, Recipe] = {}
         for (source, class_set), settings in groups.items():
             name = source if class_set == self.domain(source).class_set else f"{source}-{class_set}"
             if plain_name(name) in map(plain_name, recipes):
