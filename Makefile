@@ -19,9 +19,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 # dvc runs one stage after the other; two small trainings side by side, a thread each, take 2/3 of that time.
+# A copy without .git, such as a zip from the web, is one without versions for dvc too.
 # Two progress bars would fight over one terminal, hence TERM=dumb.
 demo: export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: install
+	test -e .git || dvc config --local core.no_scm true
 	dvc repro validate styles
 	for stage in train evaluate; do \
 	    dvc stage list --name-only $$stage \

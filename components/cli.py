@@ -8,6 +8,7 @@ import json
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,8 @@ def _root(
         typer.Option("--version", callback=_version, is_eager=True, help="Version, revision, checkout."),
     ] = False,
 ) -> None:
-    pass
+    # of rasterio: much of the imagery is PNG and JPEG that has no place on the ground, and that is no news
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")
 
 
 @app.command()

@@ -6,8 +6,8 @@ from typing import Any
 
 from crossearth.data.domains import ClassSet
 from crossearth.data.errors import InputError
-from crossearth.data.files import sha256_file
-from crossearth.model.checkpoint import save, write_state
+from crossearth.data.files import read_json, sha256_file
+from crossearth.model.checkpoint import META_NAME, save, write_state
 from crossearth.model.crossearth import build, large_config
 from crossearth.model.release import (
     Released,
@@ -63,9 +63,11 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
         `out_dir`.
 
     Raises:
-        InputError: a file that is none of these; a parameter that is missing, superfluous or of another shape
-            (named); classes that are not known, or not as many as the head's.
+        InputError: another model than a converted one in `out_dir`; a file that is none of these; a parameter
+            that is missing, superfluous or of another shape (named); classes that are not known, or not as
+            many as the head's.
     """
+    _refuse_trained(out_dir)
     checkpoint = read_released(released)
     classes, palette = _classes(checkpoint, class_set)
     backbone_path = fetch_backbone(config.backbone, config.cache_dir)
@@ -92,6 +94,14 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
     # the authors trained on the published data sets
     meta = {"classes": classes, "palette": palette, "provenance": "publisher", "released": origin}
     return save(model, out_dir, meta, config.backbones_dir)
+
+
+def _refuse_trained(out_dir: Path) -> None:
+    description = Path(out_dir) / META_NAME
+    if description.is_file() and "released" not in read_json(description):
+        raise InputError(
+            "a model of another origin is here", where=out_dir, next_step="give another folder with --out"
+        )
 
 
 def _is_short(value: Any) -> bool:

@@ -27,6 +27,10 @@ from crossearth.components.terminal import (
 )
 
 app = typer.Typer()
+DomainsOrDatasets = Annotated[
+    list[str],
+    typer.Argument(help="Domains, or datasets: all their domains, also where one has the dataset's name."),
+]
 styles_app = typer.Typer(no_args_is_help=True, help="Earth statistics of style: fit them, look at them.")
 app.add_typer(styles_app, name="styles")
 
@@ -95,11 +99,24 @@ def domains(catalog: Catalogs = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def plan(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+def plan(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recipes: print their numbers and where each comes from; write nothing."),
+    ] = None,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
     """Resolve catalog and params into one file per dataset and recipe (DVC hangs its stages on them)."""
+    from crossearth.components.plan import numbers
     from crossearth.components.plan import plan as run
 
     params, loaded = inputs(params_file, catalog)
+    for recipe in [loaded.recipe(name).name for name in names or ()]:
+        rows = [[name, json.dumps(value), origin] for name, value, origin in numbers(params, recipe)]
+        print_table(f"{recipe}, preset {params.preset}", ["number", "value", "from"], rows)
+    if names:
+        return
     done(run(loaded, params, ARTIFACTS / "plan"), "")
 
 
@@ -120,7 +137,7 @@ def synthesize(
 
 @app.command()
 def fetch(
-    names: Annotated[list[str], typer.Argument(help="Domains or datasets.")],
+    names: DomainsOrDatasets,
     catalog: Catalogs = None,
 ) -> None:
     """Download what may be downloaded openly; says where to get the rest."""
@@ -142,7 +159,7 @@ def fetch(
 
 @app.command()
 def ingest(
-    names: Annotated[list[str], typer.Argument(help="Domains or datasets.")],
+    names: DomainsOrDatasets,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
@@ -162,7 +179,10 @@ def ingest(
 
 @app.command()
 def validate(
-    names: Annotated[list[str] | None, typer.Argument(help="Domains (default: all ingested).")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Domains to add to those validated (default: all ingested)."),
+    ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
@@ -172,7 +192,8 @@ def validate(
 
     params, loaded = inputs(params_file, catalog)
     config = params.config(ValidateConfig, "validate")
-    written = run(loaded, ARTIFACTS / "domains", ARTIFACTS / "validation", config, names or ())
+    may_lack = params.may_lack_classes(loaded)
+    written = run(loaded, ARTIFACTS / "domains", ARTIFACTS / "validation", config, names or (), may_lack)
     done(written, f"open {written / 'docs' / 'index.html'}, or crossearth train RECIPE")
 
 
@@ -223,7 +244,8 @@ def pull(
 @styles_app.command("fit")
 def styles_fit(
     images: Annotated[
-        Path | None, typer.Argument(help="Folder of images or archives (default: Million-AID's archives).")
+        Path | None,
+        typer.Argument(help="Folder of images or archives (default: that of `corpus`)."),
     ] = None,
     value_range: Annotated[
         str | None,
@@ -242,7 +264,7 @@ def styles_fit(
     if value_range is not None:
         given = {**params.values("styles"), "value_range": numbers("--value-range", value_range)}
         config = load_config(StylesConfig, given, "styles fit")
-    images = images or params.archives / "million-aid"
+    images = images or params.style_images
     written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir(), Shard.parse(shard))
     done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
 

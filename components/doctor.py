@@ -1,7 +1,6 @@
 """Looks at the machine: what is fine, what is missing, what to do."""
 
 import importlib.util
-import os
 import platform
 import shutil
 import socket
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from crossearth.components.terminal import style_weights_dir
 from crossearth.data.errors import without_credentials
 
 Verdict = Literal["fine", "note", "missing"]
@@ -139,9 +139,9 @@ def _folder(check: str, folder: Path, advice: str) -> Finding:
 
 
 def _style_weights() -> Finding:
-    folder = os.environ.get("CROSSEARTH_STYLE_WEIGHTS")
+    folder = style_weights_dir()
     files = ("checkpoint_transformer.pth", "checkpoint_stylepredictor.pth")
-    absent = [name for name in files if not folder or not (Path(folder) / name).is_file()]
+    absent = [name for name in files if not folder or not (folder / name).is_file()]
     if not absent:
         return Finding("style weights", "fine", str(folder))
     return Finding(

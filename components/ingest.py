@@ -74,9 +74,9 @@ def ingest(
     """Ingests domains, or all domains of datasets.
 
     Args:
-        names: domains or datasets of the catalog.
+        names: domains or datasets of the catalog; what is both is the dataset.
         archives_dir: holds one folder per dataset, with the publisher's archives or what was in them.
-        domains_dir: gets one folder per domain.
+        domains_dir: gets one folder per domain, in one per dataset.
 
     Returns:
         The domains' folders.
@@ -90,11 +90,11 @@ def ingest(
 
 
 def domains_named(name: str, catalog: Catalog) -> list[Domain]:
-    """The domain of that name, or the domains of the dataset of that name."""
-    if name in catalog.domains:
-        return [catalog.domains[name]]
+    """All domains of the dataset of that name, else the domain of that name."""
     if name in catalog.datasets:
         return catalog.domains_of(name)
+    if name in catalog.domains:
+        return [catalog.domains[name]]
     raise InputError(
         f"unknown domain or dataset {name!r}",
         expected=nearest(name, {*catalog.domains, *catalog.datasets}),
@@ -105,7 +105,7 @@ def domains_named(name: str, catalog: Catalog) -> list[Domain]:
 def ingest_domain(
     domain: Domain, catalog: Catalog, archives_dir: Path, domains_dir: Path, config: IngestConfig
 ) -> Path:
-    """Ingests one domain into `domains_dir/<domain>`; see `ingest`."""
+    """Ingests one domain into `domains_dir/<dataset>/<domain>`; see `ingest`."""
     target = catalog.domain_dir(domains_dir, domain.name)
     root = Path(archives_dir) / domain.dataset
     origin = provenance(domain, root)

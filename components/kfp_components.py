@@ -53,6 +53,7 @@ def plan(
     workspace: str,
     recipes: list,
     versions: dict,
+    stylize_shards: int,
     code: str,
     items: OutputPath(list),  # type: ignore[valid-type]
     synthesize: OutputPath(str),  # type: ignore[valid-type]
@@ -60,6 +61,7 @@ def plan(
     styles: OutputPath(str),  # type: ignore[valid-type]
     stylize: OutputPath(str),  # type: ignore[valid-type]
     report: OutputPath(str),  # type: ignore[valid-type]
+    archives: OutputPath(list),  # type: ignore[valid-type]
 ) -> list[dict]:
     """Resolves catalog and params into one item per dataset and recipe, each with the digest of its inputs.
 
@@ -68,8 +70,11 @@ def plan(
         versions: domain -> version in the store, for domains that are pulled and not ingested.
         code: digest of the code.
         items: gets the recipes' items.
+        stylize_shards: shards of stylized tiles, 0 for none.
         synthesize: gets the digest of what the drawn archives depend on; empty if none are drawn.
-        validate, styles, stylize, report: get the digest of what that step depends on besides earlier steps.
+        validate, styles, stylize, report: get the digest of what that step depends on besides earlier steps;
+            that of `styles` is empty if nothing is restyled.
+        archives: gets the folders of archives that are read.
 
     Returns:
         The datasets' items. Kubeflow's local runner loops over a step's return value only.
@@ -78,21 +83,32 @@ def plan(
     from pathlib import Path
 
     from crossearth.components import workspace as shared
-    from crossearth.components.pipeline_items import dataset_items, digest_of_step, recipe_items
+    from crossearth.components.pipeline_items import (
+        PLAN,
+        archives_needed,
+        dataset_items,
+        digest_of_step,
+        recipe_items,
+    )
     from crossearth.data.files import digest
 
     with shared.step(workspace, "plan"):
         shared.crossearth("plan")
         params, catalog = shared.inputs()
-        drawn = "synthesize" in params.presets[params.preset]
+        datasets = dataset_items(catalog, params, recipes, versions, code)
+        needed = archives_needed(catalog, params, datasets, recipes, stylize_shards)
+        Path(archives).write_text(json.dumps(needed))
+        drawn = needed and "synthesize" in params.presets[params.preset]
         Path(items).write_text(json.dumps(recipe_items(catalog, params, recipes, code)))
         Path(synthesize).write_text(digest_of_step(params, "synthesize", code) if drawn else "")
-        validation = digest_of_step(params, "validate", code)
+        classes = (PLAN / "validate.json").read_text()
+        validation = digest([digest_of_step(params, "validate", code), classes])
         Path(validate).write_text(validation)
-        Path(styles).write_text(digest_of_step(params, "styles", code))
+        styled = params.corpus in needed
+        Path(styles).write_text(digest_of_step(params, "styles", code) if styled else "")
         Path(stylize).write_text(digest_of_step(params, "stylize", code))
         Path(report).write_text(digest([validation, digest_of_step(params, "report", code)]))
-        return dataset_items(catalog, params, recipes, versions, code)
+        return datasets
 
 
 @component
@@ -110,8 +126,11 @@ def synthesize(workspace: str, key: str) -> str:
 
 
 @component
-def fetch(workspace: str, repository: str, revision: str, path: str) -> str:
+def fetch(workspace: str, repository: str, revision: str, path: str, needed: list) -> str:
     """Brings the publishers' archives: those of a git repository's .dvc file, or those in the workspace.
+
+    Args:
+        needed: folders of archives that are read; without any nothing is brought.
 
     Returns:
         What stands for the archives in the cache: the revision, or names and sizes.
@@ -120,7 +139,7 @@ def fetch(workspace: str, repository: str, revision: str, path: str) -> str:
     from crossearth.components.pipeline_items import fetch_archives
 
     with shared.step(workspace, "fetch"):
-        return fetch_archives(shared.inputs()[0].archives, repository, revision, path)
+        return fetch_archives(shared.inputs()[0].archives, repository, revision, path, needed)
 
 
 @component
@@ -193,14 +212,16 @@ def shards(workspace: str, recipes: list, number: int, key: str) -> list[dict]:
 
 @component
 def styles(workspace: str, archives: str, key: str) -> str:
-    """Earth statistics of style over Million-AID.
+    """Earth statistics of style over Million-AID, or any images.
 
     Returns:
-        Digest of the statistics.
+        Digest of the statistics; empty without a key: nothing is restyled.
     """
     from crossearth.components import workspace as shared
 
     with shared.step(workspace, "styles"):
+        if not key:
+            return ""
         shared.crossearth("styles", "fit")
         return shared.content_digest(shared.ARTIFACTS / "styles")
 
@@ -210,14 +231,20 @@ def coverage(workspace: str, recipes: list, styles: str) -> str:
     """Per setting, how far the injected styles cover the unseen domain.
 
     Returns:
-        Digest of the numbers.
+        Digest of the numbers; empty without styles.
     """
+    import shutil
+
     from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import expect_tiles
 
     with shared.step(workspace, "coverage"):
         for item in recipes:
             expect_tiles(item)
+        if not styles:
+            # the report would show another run's
+            shutil.rmtree(shared.ARTIFACTS / "coverage", ignore_errors=True)
+            return ""
         shared.expect_content(shared.ARTIFACTS / "styles", styles)
         shared.crossearth("styles", "coverage")
         return shared.content_digest(shared.ARTIFACTS / "coverage")
@@ -258,7 +285,8 @@ def train(workspace: str, item: dict, processes: int, job: dict, metrics: Output
 
     with shared.step(workspace, "train", item["name"]):
         expect_tiles(item)
-        shared.expect_content(shared.ARTIFACTS / "styles", item["styles"])
+        if item["styles"]:
+            shared.expect_content(shared.ARTIFACTS / "styles", item["styles"])
         launch(["train", item["name"]], workspace, processes, job)
         meta = read_meta(shared.ARTIFACTS / "models" / item["name"])
         metrics.log_metric("classes", len(meta["classes"]))
@@ -326,7 +354,8 @@ def report(
     from crossearth.components import workspace as shared
 
     with shared.step(workspace, "report"):
-        shared.expect_content(shared.ARTIFACTS / "coverage", coverage)
+        if coverage:
+            shared.expect_content(shared.ARTIFACTS / "coverage", coverage)
         for item in recipes:
             shared.expect_content(shared.ARTIFACTS / "scores" / item["name"] / "scores.csv", *scores)
         shared.crossearth("report")

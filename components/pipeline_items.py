@@ -20,6 +20,7 @@ from crossearth.components.params import Params
 from crossearth.components.predict import PredictConfig, predict, refuse_clashes
 from crossearth.components.promotion import RegisterConfig
 from crossearth.components.register import register
+from crossearth.components.training_setup import TrainConfig
 from crossearth.components.workspace import ARTIFACTS, expect, inputs
 from crossearth.data.config import load_config
 from crossearth.data.domains import Catalog
@@ -29,6 +30,7 @@ from crossearth.data.manifest import read_manifest
 from crossearth.data.raster import LONE_KINDS, harmless, rasters_in
 from crossearth.data.raster_names import LONE_SUFFIXES, RASTER_SUFFIXES, rasters_among, sidecar_names
 from crossearth.data.store import StoreConfig, download, list_objects, pull, push
+from crossearth.model.training import BRANCHES
 
 Item = dict[str, Any]
 PLAN = ARTIFACTS / "plan"
@@ -113,6 +115,24 @@ def dataset_items(
     return items
 
 
+def archives_needed(
+    catalog: Catalog, params: Params, datasets: Sequence[Item], recipes: Sequence[str], shards: int
+) -> list[str]:
+    """Folders below `archives` that this run reads: of publishers' datasets, and of the styles' images.
+
+    Args:
+        datasets: their items; what is pulled from the store needs no archive.
+        shards: of stylized tiles, which need styles whatever the recipes do.
+    """
+    published = [
+        item["name"]
+        for item in datasets
+        if not item["versions"] and any(catalog.domain(name).own is None for name in item["domains"])
+    ]
+    styled = [BRANCHES[params.config(TrainConfig, "train", name).ablation].style for name in recipes]
+    return [*published, *([params.corpus] if shards or any(styled) else [])]
+
+
 def _own_files(catalog: Catalog, domains: Sequence[str]) -> list[Any]:
     """What the cache takes for the content of the users' own images and masks: no archive holds them."""
     owned = [own for name in domains if (own := catalog.domain(name).own)]
@@ -193,7 +213,7 @@ def stylize_items(recipes: Sequence[Item], shards: int, key: str) -> list[Item]:
     ]
 
 
-def fetch_archives(archives: Path, repository: str, revision: str, path: str) -> str:
+def fetch_archives(archives: Path, repository: str, revision: str, path: str, needed: Sequence[str]) -> str:
     """Puts the archives that a git repository versions with DVC where `archives` points.
 
     Args:
@@ -201,13 +221,16 @@ def fetch_archives(archives: Path, repository: str, revision: str, path: str) ->
         repository: address of the git repository, "" = the archives lie there already.
         revision: git revision.
         path: the folder in the repository whose `.dvc` file is there.
+        needed: folders of archives that this run reads; without any nothing is brought.
 
     Returns:
         What the cache takes for their content.
 
     Raises:
-        InputError: no archives, or DVC cannot bring them.
+        InputError: archives that are needed are not there, or DVC cannot bring them.
     """
+    if not needed:
+        return digest([])
     note = archives.with_name(f"{archives.name}.from.json")
     source = {"repository": without_credentials(repository), "revision": revision, "path": path}
     # a branch moves on, a commit's archives are hundreds of gigabytes that are here already
@@ -232,14 +255,15 @@ def fetch_archives(archives: Path, repository: str, revision: str, path: str) ->
         note.unlink(missing_ok=True)
         replace_dir(partial, archives)
         write_json(note, source)
-    if not archives.is_dir():
+    absent = [name for name in needed if not (archives / name).is_dir()]
+    if absent:
         raise InputError(
-            "no archives",
+            f"no archives of {', '.join(absent)}",
             where=archives.resolve(),
             next_step="put the publishers' archives here, or give dvc_repository, dvc_revision and dvc_path",
         )
     # sizes, not bytes: hundreds of gigabytes lie here, and ingest hashes every tile
-    files = sorted(each for each in archives.rglob("*") if each.is_file())
+    files = sorted(each for name in needed for each in (archives / name).rglob("*") if each.is_file())
     described = [(each.relative_to(archives).as_posix(), each.stat().st_size) for each in files]
     return digest([repository, revision, path, described])
 

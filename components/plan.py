@@ -4,23 +4,28 @@ DVC hangs each stage on its own file, so that editing one setting, one domain or
 re-runs what depends on it and nothing else.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from crossearth.components.params import Params
 from crossearth.components.step_configs import check
+from crossearth.components.training_setup import TrainConfig, flat, plain
 from crossearth.data.domains import Catalog
 from crossearth.data.files import atomic_dir, write_json
 
 
 def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
-    """Writes `ingest/<dataset>.json`, `train/<recipe>.json` and `evaluate/<recipe>.json` under `out_dir`.
+    """Writes what the steps hang on under `out_dir`.
+
+    That is `ingest/<dataset>.json`, `validate.json`, `train/<recipe>.json` and `evaluate/<recipe>.json`.
 
     Raises:
         InputError: a wrong number of any step.
     """
     check(params, catalog)
     with atomic_dir(out_dir) as folder:
+        write_json(folder / "validate.json", {"may_lack_classes": params.may_lack_classes(catalog)})
         for dataset in catalog.datasets.values():
             domains = [
                 asdict(domain) for domain in catalog.domains.values() if domain.dataset == dataset.name
@@ -54,3 +59,22 @@ def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
                 },
             )
     return out_dir
+
+
+def numbers(params: Params, recipe: str) -> list[tuple[str, Any, str]]:
+    """Every number of a recipe's training: its (dotted) name, its value, and where that comes from.
+
+    It comes from "default", the class's, or from a key of the preset in force: "train" or "recipes.NAME".
+
+    Raises:
+        InputError: a wrong number.
+    """
+    config = params.config(TrainConfig, "train", recipe)
+    style = replace(config.style, alpha=config.style.earth_share)
+    config = replace(config, seed=params.seed, style=style, schedule_iterations=config.poly_end)
+    layers = {key: flat(values) for key, values in params.layers("train", recipe).items()}
+    found = []
+    for name, value in flat(plain(asdict(config))).items():
+        origin = next((key for key in reversed(layers) if name in layers[key]), "default")
+        found.append((name, value, "seed" if name == "seed" else origin))
+    return found

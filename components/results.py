@@ -7,7 +7,6 @@ table), `tiles/<target>.parquet` (pixel counts of every tile) and `panels/` (pic
 import csv
 import hashlib
 import io
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from crossearth.data.config import load_config
+from crossearth.data.domains import mlflow_name
 from crossearth.data.errors import InputError
 from crossearth.data.files import atomic_path, read_sealed, sha256_file, write_sealed, write_text
 from crossearth.model.scores import Counts, Headline, Scores, score
@@ -206,7 +206,7 @@ def summary_metrics(unseen: list[float | None], seen: list[float | None]) -> dic
 
 def metric_name(*parts: str) -> str:
     """A name that MLflow takes, as a path: "P(i)2V" becomes "P-i-2V"."""
-    return "/".join(re.sub(r"[^\w\-. ]+", "-", part).strip("-") for part in parts)
+    return "/".join(map(mlflow_name, parts))
 
 
 def defined(value: float) -> float | None:

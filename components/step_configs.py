@@ -31,8 +31,9 @@ def check(params: Params, catalog: Catalog) -> None:
     """Looks at all numbers of the preset in force.
 
     Raises:
-        InputError: a wrong key or value of any step; numbers of a recipe that the catalog does not derive.
+        InputError: a wrong key or value of any step; a dataset, domain or recipe that is not in the catalog.
     """
+    params.dvc.check(catalog)
     for step, kind in CONFIGS.items():
         params.config(kind, step)
     recipes = catalog.recipes()

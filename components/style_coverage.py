@@ -18,9 +18,8 @@ from scipy.spatial import KDTree
 from scipy.stats import chi2
 
 from crossearth.data.domains import Catalog
-from crossearth.data.errors import InputError
 from crossearth.data.files import write_sealed
-from crossearth.data.manifest import Manifest, read_image, read_manifest
+from crossearth.data.manifest import Manifest, is_ingested, read_image, read_manifest
 from crossearth.data.progress import shown
 from crossearth.data.style import EarthStyles, StyleConfig, StyleEngine, inject, keyed_generator, style_engine
 
@@ -53,7 +52,7 @@ def style_coverage(
         tiles: at most so many evenly spaced tiles of a split are embedded.
 
     Raises:
-        InputError: statistics absent or of another engine.
+        InputError: statistics absent or of another engine; a damaged manifest or tile.
     """
     earth = EarthStyles.load(styles_path, config.engine)
     engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,12 +93,12 @@ class _Found:
 def _measure(catalog: Catalog, domains_dir: Path, probe: "_Probe") -> _Found:
     found = _Found()
     for setting in catalog.settings.values():
-        try:
-            source = read_manifest(catalog.domain_dir(domains_dir, setting.source), "train")
-            target = read_manifest(catalog.domain_dir(domains_dir, setting.target), "test")
-        except InputError:
+        source_dir = catalog.domain_dir(domains_dir, setting.source)
+        target_dir = catalog.domain_dir(domains_dir, setting.target)
+        if not (is_ingested(source_dir, "train") and is_ingested(target_dir, "test")):
             found.missing.append(setting.abbr)
             continue
+        source, target = read_manifest(source_dir, "train"), read_manifest(target_dir, "test")
         if setting.source not in found.sources:
             found.sources[setting.source] = probe.points(source), probe.restyled_points(source)
         if setting.target not in found.targets:

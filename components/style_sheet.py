@@ -73,6 +73,8 @@ def show_image(
         raise InputError("a sheet is a PNG file", where=out_path, expected="a name ending in .png")
     if not image_path.is_file():
         raise InputError("no such file", where=image_path)
+    if out_path.exists() and out_path.samefile(image_path):
+        raise InputError("the sheet would take the image's place", where=out_path, expected="another file")
     earth = EarthStyles.load(styles_path, config.engine)
     member = Member(image_path.name, image_path, name="", size=image_path.stat().st_size, tag="")
     found = read_style_image(member, WINDOW_PX, resize=False)

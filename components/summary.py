@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from crossearth.components.results import RecipeResult, SettingResult, defined, weakest
-from crossearth.data.domains import Catalog, Setting
+from crossearth.data.domains import IN_DOMAIN, UNSEEN, Catalog, Setting
 from crossearth.data.errors import InputError
 from crossearth.model.scores import bootstrap, interval
 
@@ -151,7 +151,7 @@ def summarise(results: Sequence[RecipeResult], catalog: Catalog, replicates: int
         overall=tuple(
             _mean(name, selection, chosen)
             for selection in selections
-            for name, unseen in (("unseen domains", True), ("in-domain", False))
+            for name, unseen in ((UNSEEN, True), (IN_DOMAIN, False))
             if (chosen := [line for line in lines if line.unseen is unseen and line.selection == selection])
         ),
         drops=tuple(_drops(lines)),

@@ -32,13 +32,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 def data_dir() -> Path:
     """$CROSSEARTH_DATA, by default ./datasets."""
-    return Path(os.environ.get("CROSSEARTH_DATA", "datasets"))
+    return Path(os.environ.get("CROSSEARTH_DATA", "datasets")).expanduser()
 
 
 def style_weights_dir() -> Path | None:
     """$CROSSEARTH_STYLE_WEIGHTS: folder of the released style networks, for the engine `ghiasi`."""
     folder = os.environ.get("CROSSEARTH_STYLE_WEIGHTS")
-    return Path(folder) if folder else None
+    return Path(folder).expanduser() if folder else None
 
 
 def inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:

@@ -18,6 +18,7 @@ from crossearth.components.training_loop import Training
 from crossearth.components.training_setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.training_state import Checkpoints
 from crossearth.components.version import git_revision, torch_version
+from crossearth.data.catalog import STATES_SUFFIX
 from crossearth.data.domains import Catalog, Recipe
 from crossearth.data.errors import InputError, without_credentials
 from crossearth.data.files import atomic_path, code_version, digest, sha256_file
@@ -71,7 +72,7 @@ def train(
         processes.alone(out_dir, f"a training of {recipe.name}"),
     ):
         checkpoints = Checkpoints(
-            out_dir.with_name(f"{out_dir.name}.checkpoints"), job.config.keep_checkpoints, job.identity
+            out_dir.with_name(f"{out_dir.name}{STATES_SUFFIX}"), job.config.keep_checkpoints, job.identity
         )
         if processes.share_first(processes.is_first and _is_done(out_dir, job)):
             log.info("%s: trained already from the same inputs", out_dir)
@@ -131,9 +132,12 @@ def _memory(job: Job, processes: Processes) -> Iterator[None]:
 
 
 def _is_done(out_dir: Path, job: Job) -> bool:
+    if not (out_dir / checkpoint.META_NAME).exists():
+        return False
     try:
         meta = checkpoint.read_meta(out_dir)
-    except InputError:
+    except InputError as error:
+        log.warning("trained anew, for the model that is here cannot be read: %s", error)
         return False
     return meta.get("input_hash") == job.input_hash and meta["sha256"] == sha256_file(
         out_dir / checkpoint.WEIGHTS_NAME

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from crossearth.data.config import listed
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError
 from crossearth.data.expectations import Check, validate_manifests
-from crossearth.data.files import atomic_dir, digest, write_json, write_sealed
+from crossearth.data.files import atomic_dir, digest, read_sealed, write_json, write_sealed
 from crossearth.data.manifest import Manifest, read_domain
 from crossearth.data.validation import PAIRS_SHOWN, ValidateConfig, shared_ground, twins
 
@@ -26,32 +26,45 @@ PLACES_SHOWN = 5
 
 
 def validate(
-    catalog: Catalog, domains_dir: Path, out_dir: Path, config: ValidateConfig, names: Sequence[str] = ()
+    catalog: Catalog,
+    domains_dir: Path,
+    out_dir: Path,
+    config: ValidateConfig,
+    names: Sequence[str] = (),
+    may_lack_classes: Collection[str] = (),
 ) -> Path:
     """Validates ingested domains in one go.
 
     Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, tiles that both splits
-    share, each domain's page of the Data Docs), and, only if all is well, what later stages hang on:
+    share, each domain's page of the Data Docs), and of the domains that pass what later stages hang on:
     `digests/<domain>.json`, the digest of what is trained on, and `recipes/<recipe>.json`, the digests of
     what a recipe is scored on. The summary is logged to MLflow.
 
     Args:
-        names: domains; none = all labelled domains of the catalog that were ingested.
+        names: domains, which are added to what `out_dir` has: that is validated anew, for tiles, catalog or
+            numbers may have changed since, and what no longer holds is named. None = all labelled domains of
+            the catalog that were ingested, and nothing else.
+        may_lack_classes: domains whose training tiles may be without some class.
 
     Raises:
-        InputError: a failed expectation, with a table of them; a domain that was not ingested.
+        InputError: a failed expectation of these domains, with a table of them; a domain that was not
+            ingested; a damaged summary, or one of domains that the catalog does not have.
     """
-    manifests = _manifests(catalog, Path(domains_dir), names)
+    kept = _kept(catalog, Path(out_dir) / SUMMARY, names) if names else []
+    manifests = _manifests(catalog, Path(domains_dir), names, kept)
     wanted = {
         name: (catalog.domain(name), catalog.classes_of(catalog.domain(name)), splits)
         for name, splits in manifests.items()
     }
     with atomic_dir(out_dir) as folder:
-        checks = validate_manifests(wanted, folder / DOCS, config)
+        checks = validate_manifests(wanted, folder / DOCS, config, may_lack_classes)
         _write_summary(manifests, checks, folder / SUMMARY, config)
-        failed = [check for check in checks if not check.passed]
-        if not failed:
-            _write_digests(catalog, manifests, folder)
+        failing = {check.domain for check in checks if not check.passed}
+        sound = {name: splits for name, splits in manifests.items() if name not in failing}
+        _write_digests(catalog, sound, folder)
+    for name in sorted(failing.intersection(kept)):
+        log.warning("%s no longer passes: crossearth validate %s", name, name)
+    failed = [check for check in checks if not check.passed and check.domain not in kept]
     if failed:
         raise InputError(
             f"{len(failed)} of {len(checks)} expectations failed\n{_table(failed)}",
@@ -63,18 +76,40 @@ def validate(
     return Path(out_dir)
 
 
-def _manifests(catalog: Catalog, domains_dir: Path, names: Sequence[str]) -> dict[str, list[Manifest]]:
-    chosen = names or [
+def _kept(catalog: Catalog, summary: Path, names: Sequence[str]) -> list[str]:
+    """The domains besides `names` that an earlier run validated."""
+    before = read_sealed(summary)["domains"] if summary.exists() else {}
+    unknown = sorted(before.keys() - catalog.domains.keys())
+    if unknown:
+        raise InputError(
+            f"validated before, and in no catalog that was given: {', '.join(unknown)}",
+            where=summary,
+            next_step="give their catalog too (--catalog FILE), or begin anew: crossearth validate",
+        )
+    return [name for name in before if name not in names]
+
+
+def _manifests(
+    catalog: Catalog, domains_dir: Path, names: Sequence[str], kept: Sequence[str]
+) -> dict[str, list[Manifest]]:
+    """Domain -> manifests of its splits, in the catalog's order."""
+    chosen = [catalog.domain(name).name for name in names] or [
         domain.name
         for domain in catalog.domains.values()
         if domain.labels is not None and catalog.domain_dir(domains_dir, domain.name).is_dir()
     ]
     if not chosen:
         raise InputError("no ingested domains here", where=domains_dir, next_step="crossearth ingest DATASET")
-    return {
-        name: [read_domain(catalog, domains_dir, name, split) for split in catalog.domain(name).splits]
-        for name in chosen
-    }
+    found = {}
+    for name in (name for name in catalog.domains if name in {*chosen, *kept}):
+        try:
+            splits = catalog.domain(name).splits
+            found[name] = [read_domain(catalog, domains_dir, name, split) for split in splits]
+        except InputError as error:
+            if name in chosen:
+                raise
+            log.warning("%s is no longer among what is validated: %s", name, error)
+    return found
 
 
 def _log(manifests: dict[str, list[Manifest]], out_dir: Path) -> None:

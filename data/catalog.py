@@ -18,19 +18,21 @@ from crossearth.data.colours import distinct_colours
 from crossearth.data.config import listed, load_config, nearest, read_yaml, shown
 from crossearth.data.domains import (
     DEFAULT_TEST_SHARE,
+    IN_DOMAIN,
+    UNSEEN,
     Archive,
     Catalog,
     ClassSet,
     Dataset,
     Domain,
     Files,
-    Gap,
     OwnFiles,
     PublishedScore,
     Setting,
     Tiling,
     compiled_pattern,
     known_entry,
+    plain_name,
 )
 from crossearth.data.errors import InputError
 from crossearth.data.labels import IGNORE_NAME, LabelSpec, Unknown, parse_labels
@@ -39,8 +41,10 @@ BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("
 DEFAULT_DATA_DIR = Path("datasets")
 DEFAULT_TILE_PX = 512
 MAX_CLASSES = 250
+MAX_GAP = 40
 # names become folders, MLflow tags and URLs
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
+STATES_SUFFIX = ".checkpoints"
 
 
 def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Catalog:
@@ -67,9 +71,13 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
         for path, file in files:
             for name, values in getattr(file, section).items():
                 place = _Place(f"{path}: {section}.{name}", Path(data_dir or DEFAULT_DATA_DIR))
-                if name in known:
+                twin = next((other for other in known if plain_name(other) == plain_name(name)), None)
+                if twin is not None:
+                    beside = "" if twin == name else f", or almost: {twin!r} may be written to the same place"
                     raise InputError(
-                        f"a second entry of the name {name!r}", where=place.where, next_step="rename one"
+                        f"a second entry of the name {name!r}{beside}",
+                        where=place.where,
+                        next_step="rename one",
                     )
                 add(catalog, name, _mapping(values, place.where), place)
     catalog.recipes()
@@ -138,7 +146,7 @@ class _PublishedEntry:
 class _SettingEntry:
     source: str
     target: str
-    gap: Gap
+    gap: str
     id: str | int | None = None
     class_set: str | None = None
     evidence: str = ""
@@ -151,6 +159,10 @@ class _Place:
 
     where: str
     data_dir: Path
+
+    def path(self, text: str) -> Path:
+        """A path of the entry; ~ is the user's home, as in a shell."""
+        return self.data_dir / Path(text).expanduser()
 
 
 def _read_file(path: Path) -> _File:
@@ -237,9 +249,9 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
     own = _read_own(entry, place) if entry.images is not None else None
     if own is None:
         _check_published(catalog, entry, where)
-    elif name in catalog.datasets:
+    if plain_name(name) in {plain_name(each) for each in catalog.datasets if each != entry.dataset}:
         raise InputError(f"{name!r} is the name of a dataset", where=where, next_step="rename the domain")
-    else:
+    if own is not None:
         catalog.datasets[name] = Dataset(name, name)
     labels = _read_labels(catalog, entry, where)
     if entry.unknown_labels is not None and labels is None:
@@ -293,8 +305,8 @@ def _read_own(entry: _DomainEntry, place: _Place) -> OwnFiles:
         raise InputError("`dataset` goes with `train` and `test`", where=place.where)
     if (entry.masks is None) != (entry.labels is None):
         raise InputError("`masks` and `labels` go together", where=place.where)
-    images, image_pattern = _folder_and_pattern(place.data_dir, str(entry.images))
-    masks, mask_pattern = _folder_and_pattern(place.data_dir, entry.masks or "")
+    images, image_pattern = _folder_and_pattern(place, str(entry.images))
+    masks, mask_pattern = _folder_and_pattern(place, entry.masks or "")
     own = OwnFiles(
         images,
         None if entry.masks is None else masks,
@@ -313,7 +325,7 @@ def _read_own(entry: _DomainEntry, place: _Place) -> OwnFiles:
     if entry.split in ("train", "test"):
         return replace(own, by=entry.split)
     if isinstance(entry.split, str):
-        return replace(own, by="file", file=place.data_dir / entry.split)
+        return replace(own, by="file", file=place.path(entry.split))
     raise InputError(
         f"split: {entry.split!r}",
         where=place.where,
@@ -321,11 +333,11 @@ def _read_own(entry: _DomainEntry, place: _Place) -> OwnFiles:
     )
 
 
-def _folder_and_pattern(data_dir: Path, text: str) -> tuple[Path, str]:
+def _folder_and_pattern(place: _Place, text: str) -> tuple[Path, str]:
     """`roads/*_sat.jpg` is the pattern `*_sat.jpg` in the folder `roads`; a folder alone means all in it."""
     parts = PurePosixPath(text).parts
     fixed = list(takewhile(lambda part: "*" not in part, parts))
-    return data_dir.joinpath(*fixed), "/".join(parts[len(fixed) :]) or "*"
+    return place.path(str(PurePosixPath(*fixed))), "/".join(parts[len(fixed) :]) or "*"
 
 
 def _read_labels(catalog: Catalog, entry: _DomainEntry, where: str) -> LabelSpec | None:
@@ -370,6 +382,7 @@ def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: 
             raise InputError(
                 f"domain {domain.name} has no {lack}", where=where, next_step="choose another domain"
             )
+    _check_gap(entry, where)
     class_set = entry.class_set or str(source.class_set)
     known_entry(catalog.class_sets, class_set, "class set", f"{where}: class_set")
     for domain in (source, target):
@@ -392,6 +405,22 @@ def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: 
     )
 
 
+def _check_gap(entry: _SettingEntry, where: str) -> None:
+    if not (plain_name(entry.gap).strip() and entry.gap.isprintable() and len(entry.gap) <= MAX_GAP):
+        raise InputError(
+            f"gap: {entry.gap!r}",
+            where=where,
+            expected=f"what lies between source and target, in at most {MAX_GAP} signs",
+        )
+    # the report has these means of all settings
+    if entry.gap == UNSEEN or (entry.gap == IN_DOMAIN and entry.source != entry.target):
+        raise InputError(
+            f"gap: {entry.gap!r} is another mean of the report",
+            where=where,
+            expected=f"another word; {IN_DOMAIN} where source and target are one",
+        )
+
+
 def _read_score(class_set: ClassSet, method: str, values: Any, where: str) -> PublishedScore:
     entry = load_config(_PublishedEntry, _mapping(values, where), where)
     scores = (entry.miou, *(entry.per_class or ()))
@@ -409,6 +438,12 @@ def _read_score(class_set: ClassSet, method: str, values: Any, where: str) -> Pu
 def _check_name(name: str, where: object) -> None:
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name", where=where, expected="letters, digits, dots and dashes")
+    if name.casefold().endswith(STATES_SUFFIX):
+        raise InputError(
+            f"{name!r}: a training keeps its states in folders of such names",
+            where=where,
+            expected=f"a name that does not end in {STATES_SUFFIX}",
+        )
 
 
 def _check_pattern(pattern: str, where: object) -> None:

@@ -1,23 +1,41 @@
 """YAML becomes a frozen dataclass here and nowhere else."""
 
 import difflib
-from collections.abc import Hashable, Iterable, Mapping
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import is_dataclass
 from functools import cache
+from itertools import repeat
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from crossearth.data.errors import InputError
 
 Config = TypeVar("Config")
 
+# a path in a file, where no shell has made the user's home of ~
+HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
 MAX_BYTES = 2**20
 MAX_DEPTH = 50
 NAMES_SHOWN = 25
 VALUE_SHOWN = 300
+
+
+# what of YAML and of JSON is one of these: Kubeflow sends every number as a float
+SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("boolean", lambda value: isinstance(value, bool)),
+    int: ("integer", lambda value: _is_number(value) and value % 1 == 0),
+    float: ("number", lambda value: _is_number(value)),
+    str: ("string", lambda value: isinstance(value, str)),
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -34,6 +52,12 @@ class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: 
                 )
             seen.add(key.value)
         return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+
+# YAML 1.1 takes 1e-4 for text
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def read_yaml(path: Path) -> Any:
@@ -123,10 +147,10 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
     """Validates plain values (as YAML gives them) into the frozen dataclass `kind`.
 
     Raises:
-        InputError: an unknown key (with the nearest known one), a missing key or a value of the wrong type;
-            the message names `where` and the key.
+        InputError: an unknown key (with the nearest known one), a missing key or a value of the wrong type,
+            such as "1" or True for a number; the message names `where` and the key.
     """
-    _refuse_unknown_keys(kind, values, where)
+    _refuse_mistakes(kind, values, where)
     # python mode with strict=False: YAML lists become tuples, ints become floats
     try:
         return cast(Config, _adapter(cast(Hashable, kind)).validate_python(values))
@@ -141,29 +165,66 @@ def load_config(kind: type[Config], values: Any, where: object) -> Config:
         ) from error
 
 
+def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `over` on top: maps are merged at every level, anything else is replaced."""
+    both = dict(values)
+    for key, value in over.items():
+        below = both.get(key)
+        both[key] = (
+            merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
+    return both
+
+
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     """Kept: building one costs a hundred times what using it does."""
     return TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict())
 
 
-def _refuse_unknown_keys(kind: Any, values: Any, where: object) -> None:
-    if is_dataclass(kind):
-        if not isinstance(values, Mapping):
-            return
+def _refuse_mistakes(kind: Any, values: Any, where: object, path: tuple[str, ...] = ()) -> None:
+    """What pydantic would let pass: unknown keys, and True or "1" where a number is wanted."""
+    container, inner = get_origin(kind), get_args(kind)
+    if container in (Union, UnionType):
+        _refuse_all(inner, values, where, path)
+    elif is_dataclass(kind) and isinstance(values, Mapping):
         hints = get_type_hints(kind)
         for key, value in values.items():
             if key not in hints:
-                raise InputError(f"unknown key {key!r}", where=where, expected=nearest(str(key), hints))
-            _refuse_unknown_keys(hints[key], value, f"{where}: {key}")
-        return
+                place = ": ".join((str(where), *path))
+                raise InputError(f"unknown key {key!r}", where=place, expected=nearest(str(key), hints))
+            _refuse_mistakes(hints[key], value, where, (*path, key))
+    elif isinstance(container, type) and issubclass(container, Mapping) and isinstance(values, Mapping):
+        for key, value in values.items():
+            _refuse_mistakes(inner[1], value, where, (*path, str(key)))
+    elif container in (list, tuple) and isinstance(values, list | tuple):
+        each = repeat(inner[0]) if container is list or inner[-1] is Ellipsis else inner
+        for number, (one, value) in enumerate(zip(each, values, strict=False)):
+            _refuse_mistakes(one, value, where, (*path, str(number)))
+    elif kind in SCALARS and not SCALARS[kind][1](values):
+        place = ": ".join((str(where), *([".".join(path)] if path else [])))
+        raise InputError(f"Input should be a valid {SCALARS[kind][0]}, found {values!r}", where=place)
+
+
+def _refuse_all(kinds: Iterable[Any], values: Any, where: object, path: tuple[str, ...]) -> None:
+    """Refuses what none of these kinds takes."""
+    problems = []
+    for kind in kinds:
+        if not _may_be(kind, values):
+            continue
+        try:
+            return _refuse_mistakes(kind, values, where, path)
+        except InputError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
+
+
+def _may_be(kind: Any, values: Any) -> bool:
     container = get_origin(kind)
-    for inner in get_args(kind):
-        if isinstance(container, type) and issubclass(container, Mapping) and isinstance(values, Mapping):
-            for key, value in values.items():
-                _refuse_unknown_keys(inner, value, f"{where}: {key}")
-        elif container in (list, tuple) and isinstance(values, list | tuple):
-            for number, value in enumerate(values):
-                _refuse_unknown_keys(inner, value, f"{where}[{number}]")
-        else:
-            _refuse_unknown_keys(inner, values, where)
+    if kind is NoneType:
+        return values is None
+    if container in (list, tuple):
+        return isinstance(values, list | tuple)
+    is_map = is_dataclass(kind) or (isinstance(container, type) and issubclass(container, Mapping))
+    return isinstance(values, Mapping) or not is_map

@@ -1,5 +1,7 @@
 """The domains, class sets and settings of the benchmark and of the user, as frozen dataclasses."""
 
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
@@ -11,12 +13,13 @@ from crossearth.data.config import nearest
 from crossearth.data.errors import InputError
 from crossearth.data.labels import LabelSpec, Unknown
 
-Gap = Literal["region", "band", "region+band", "region+platform", "region+climate", "in-domain"]
 Split = Literal["train", "test"]
 Rule = Literal["cut", "whole", "fit"]
 Entry = TypeVar("Entry")
 
 DEFAULT_TEST_SHARE = 0.25
+# names of the means over all settings whose target the training has not seen, and has seen
+UNSEEN, IN_DOMAIN = "unseen domains", "in-domain"
 
 
 @dataclass(frozen=True)
@@ -244,13 +247,17 @@ class PublishedScore:
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the benchmark: trained on `source`, scored on the test split of `target`."""
+    """One row of the benchmark: trained on `source`, scored on the test split of `target`.
+
+    Attributes:
+        gap: what lies between the two, in a few words: settings of one gap have a mean of their own.
+    """
 
     id: str
     abbr: str
     source: str
     target: str
-    gap: Gap
+    gap: str
     class_set: str
     evidence: str = ""
 
@@ -299,10 +306,10 @@ class Catalog:
         groups: dict[tuple[str, str], list[Setting]] = {}
         for setting in self.settings.values():
             groups.setdefault((setting.source, setting.class_set), []).append(setting)
-        recipes = {}
+        recipes: dict[str, Recipe] = {}
         for (source, class_set), settings in groups.items():
             name = source if class_set == self.domain(source).class_set else f"{source}-{class_set}"
-            if name in recipes:
+            if plain_name(name) in map(plain_name, recipes):
                 raise InputError(
                     f"two recipes of the name {name!r}", next_step="rename a domain or a class set"
                 )
@@ -318,13 +325,16 @@ class Catalog:
         return self.class_sets[domain.class_set].classes if domain.class_set else ()
 
     def domain_dir(self, domains_dir: Path, name: str) -> Path:
-        """The folder of an ingested domain: domains of one dataset share a folder, which one stage writes.
+        """The folder of an ingested domain, `domains_dir/<dataset>/<domain>`: one stage writes a dataset's.
 
         Raises:
-            InputError: an unknown domain.
+            InputError: an unknown domain, or the dataset's folder is itself a domain's, as it once was where
+                their names are equal.
         """
         domain = self.domain(name)
-        return Path(domains_dir, *dict.fromkeys((domain.dataset, domain.name)))
+        dataset_dir = Path(domains_dir, domain.dataset)
+        _refuse_old_layout(dataset_dir)
+        return dataset_dir / domain.name
 
     def remap(self, from_class_set: str | None, to_class_set: str) -> tuple[int, ...]:
         """New id per old id; the identity where the class sets are one.
@@ -353,6 +363,29 @@ class Catalog:
     def published(self, abbr: str) -> list[PublishedScore]:
         """The published scores of a setting, by method; empty where none are known."""
         return list(self.scores.get(self.setting(abbr).abbr, ()))
+
+
+def _refuse_old_layout(dataset_dir: Path) -> None:
+    manifests = sorted(dataset_dir.glob("*.parquet"))
+    if manifests:
+        there = [path for each in manifests for path in (each, each.with_suffix("")) if path.exists()]
+        new = dataset_dir / dataset_dir.name
+        raise InputError(
+            "a domain in the layout of an earlier version",
+            where=dataset_dir,
+            expected=f"its files in {new}",
+            next_step=f"mkdir -p {shlex.quote(str(new))} && {shlex.join(['mv', *map(str, there), str(new)])}",
+        )
+
+
+def plain_name(name: str) -> str:
+    """What a disk that is blind to case, and MLflow, leave of a name: those of two entries must differ."""
+    return mlflow_name(name).casefold()
+
+
+def mlflow_name(name: str) -> str:
+    """A name that MLflow takes: "P(i)2V" becomes "P-i-2V"."""
+    return re.sub(r"[^\w\-. ]+", "-", name).strip("-")
 
 
 def is_file_name(name: str) -> bool:

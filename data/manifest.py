@@ -124,6 +124,11 @@ def write_manifest(
     return _manifest(root, table)
 
 
+def is_ingested(domain_dir: Path, split: str) -> bool:
+    """Whether the split is here, whole or damaged."""
+    return (Path(domain_dir) / f"{split}.parquet").exists()
+
+
 def read_manifest(domain_dir: Path, split: str) -> Manifest:
     """Reads `domain_dir/<split>.parquet`.
 
@@ -132,7 +137,7 @@ def read_manifest(domain_dir: Path, split: str) -> Manifest:
             changed since it was written, or names files outside the domain's folder.
     """
     path = Path(domain_dir) / f"{split}.parquet"
-    if not path.is_file():
+    if not is_ingested(domain_dir, split):
         there = sorted(file.stem for file in path.parent.glob("*.parquet"))
         raise InputError(
             f"no {split} split here",

@@ -1,14 +1,17 @@
 """Steps that run as shards: shard i of n leaves a part, and whoever finds all parts finishes the whole."""
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossearth.data.errors import InputError
-from crossearth.data.files import read_json, read_sealed
+from crossearth.data.files import read_sealed
 
 MAX_SHARDS = 10_000
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ WHOLE = Shard()
 def is_done(record: Path, identity: str) -> bool:
     """Whether the JSON file `record` says that a run of that identity was finished; no damaged one does."""
     try:
-        return record.is_file() and read_json(record).get("identity") == identity
-    except InputError:
+        return record.exists() and read_sealed(record).get("identity") == identity
+    except InputError as error:
+        log.warning("made anew, for its record is damaged: %s", error)
         return False

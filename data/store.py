@@ -38,6 +38,7 @@ from crossearth.data.progress import shown
 
 MIB = 2**20
 FORMAT = "2"
+NO_OBJECT = ("404", "NoSuchKey")
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,12 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
     # a ThreadPool: leaving it waits for no request, so a user who stops does not wait for a server that hangs
     with _speaking_to(config) as client, ThreadPool(config.parallel) as pool:
         files = list(shown(pool.imap(lambda path: _describe(domain_dir, path), paths), "hash", len(paths)))
-        there = _existing(client, config)
-        missing = list({file.sha256: file for file in files if there.get(file.sha256) != file.size}.values())
+        distinct = list({file.sha256: file for file in files}.values())
+        # each asked for by its name: a store holds many domains, and all of it would be listed otherwise
+        there = shown(
+            pool.imap(lambda file: _is_there(client, config, file), distinct), "look", len(distinct)
+        )
+        missing = [file for file, is_there in zip(distinct, there, strict=True) if not is_there]
         for _ in shown(
             pool.imap(lambda file: _upload(client, config, domain_dir, file), missing), "push", len(missing)
         ):
@@ -213,7 +218,7 @@ def download(url: str, path: Path) -> None:
         try:
             client.download_file(config.bucket, config.key(), str(partial))
         except ClientError as error:
-            if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
+            if error.response["Error"]["Code"] not in NO_OBJECT:
                 raise
             raise InputError("no such object in the store", where=url) from error
 
@@ -222,14 +227,14 @@ def _describe(root: Path, path: Path) -> _File:
     return _File(path.relative_to(root).as_posix(), sha256_file(path), path.stat().st_size)
 
 
-def _existing(client: Any, config: StoreConfig) -> dict[str, int]:
-    """Hash -> size of every object that the store holds."""
-    pages = client.get_paginator("list_objects_v2").paginate(
-        Bucket=config.bucket, Prefix=config.key("objects") + "/"
-    )
-    return {
-        entry["Key"].rsplit("/", 1)[1]: entry["Size"] for page in pages for entry in page.get("Contents", [])
-    }
+def _is_there(client: Any, config: StoreConfig, file: _File) -> bool:
+    try:
+        found = client.head_object(Bucket=config.bucket, Key=config.key("objects", file.sha256))
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in NO_OBJECT:
+            raise
+        return False
+    return bool(found["ContentLength"] == file.size)
 
 
 def _upload(client: Any, config: StoreConfig, root: Path, file: _File) -> None:
@@ -355,7 +360,7 @@ def _client(config: StoreConfig) -> Any:
 def _advice(code: str) -> str:
     if code == "NoSuchBucket":
         return "create the bucket, or correct its name"
-    if code in ("NoSuchKey", "404"):
+    if code in NO_OBJECT:
         return "an object is gone from the store: push the domain again from where it was ingested"
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "NoCredentialsError"):
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to keys that may read and write this bucket"

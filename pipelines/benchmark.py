@@ -188,7 +188,13 @@ def prepare(
         namespace=values.trainer.namespace or "",
     )
     place(looked, "prerequisites", values)
-    planned = steps.plan(workspace=workspace, recipes=recipes, versions=versions, code=looked.output)
+    planned = steps.plan(
+        workspace=workspace,
+        recipes=recipes,
+        versions=versions,
+        stylize_shards=stylize_shards,
+        code=looked.output,
+    )
     place(planned, "plan", values)
     archives = _archives(workspace, planned, dvc, values)
     datasets = planned.outputs["Output"]
@@ -226,7 +232,13 @@ def _archives(workspace: Any, planned: dsl.PipelineTask, dvc: tuple[Any, Any, An
         drawn = steps.synthesize(workspace=workspace, key=key)
         place(drawn, "synthesize", values)
     with dsl.Else(name="publishers-archives"):
-        fetched = steps.fetch(workspace=workspace, repository=repository, revision=revision, path=path)
+        fetched = steps.fetch(
+            workspace=workspace,
+            repository=repository,
+            revision=revision,
+            path=path,
+            needed=planned.outputs["archives"],
+        )
         place(fetched, "fetch", values)
     return dsl.OneOf(drawn.output, fetched.output)
 

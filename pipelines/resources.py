@@ -10,7 +10,7 @@ from kfp import dsl, kubernetes
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from crossearth.components.train_job import SECRETS
-from crossearth.data.config import load_config, nearest, read_yaml
+from crossearth.data.config import load_config, merged, nearest, read_yaml
 from crossearth.data.errors import InputError, without_credentials
 
 STEPS = (
@@ -197,7 +197,7 @@ class Values:
         secrets: Secrets of the object store and of MLflow, by a name of your choice.
         environment: plain environment variables of every step (addresses, never passwords).
         default: what a step asks for if `steps` does not say otherwise.
-        steps: what single steps ask for instead of `default`.
+        steps: what single steps ask for; in the file, what differs from `default`.
     """
 
     image: str
@@ -307,7 +307,12 @@ def load_values(path: Path) -> Values:
         InputError: unreadable file, unknown key or step (with the nearest known one), no image, a secret in
             plain sight.
     """
-    return load_config(Values, read_yaml(path) or {}, path)
+    values = read_yaml(path) or {}
+    if isinstance(values, dict) and isinstance(values.get("steps"), dict):
+        default = values.get("default") or {}
+        of_steps = {step: merged(default, own or {}) for step, own in values["steps"].items()}
+        values = {**values, "steps": of_steps}
+    return load_config(Values, values, path)
 
 
 def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:

@@ -18,7 +18,7 @@ from crossearth.pipelines.cli import main
 CATALOG = "--catalog catalog.yaml"
 # a command and what of it is a function of its inputs: not durations, and not what a registry numbers
 STEPS = {
-    "ingest": (f"ingest {NAME} {CATALOG}", ["artifacts/domains/town"]),
+    "ingest": (f"ingest {NAME} {CATALOG}", ["artifacts/domains/town/town"]),
     "styles fit": ("styles fit images", ["artifacts/styles"]),
     "stylize": (f"stylize {NAME} {CATALOG}", ["artifacts/stylized/town"]),
     "train": (f"train {NAME} {CATALOG}", ["artifacts/models/town"]),

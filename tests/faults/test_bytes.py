@@ -27,7 +27,11 @@ DAMAGES: dict[str, Damage] = {
     **{f"byte at {share:.0%}": flipped(share) for share in (0.2, 0.5, 0.8)},
     "cut in half": lambda content: content[: len(content) // 2],
 }
-DOMAIN, MODEL, SCORES = f"artifacts/domains/{NAME}", f"artifacts/models/{NAME}", f"artifacts/scores/{NAME}"
+DOMAIN, MODEL, SCORES = (
+    f"artifacts/domains/{NAME}/{NAME}",
+    f"artifacts/models/{NAME}",
+    f"artifacts/scores/{NAME}",
+)
 # a file (the first that fits), and the step that reads it
 READ = {
     "manifest": (f"{DOMAIN}/train.parquet", "train"),

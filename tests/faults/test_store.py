@@ -26,7 +26,7 @@ from crossearth.data.store import StoreConfig, pull, push
 KILLS = int(os.environ.get("CROSSEARTH_KILLS", "3"))
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 BUCKET = "tiles"
-DOMAIN = Path("artifacts/domains") / NAME
+DOMAIN = Path("artifacts/domains") / NAME / NAME
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder with a domain."""
     folder = tmp_path_factory.mktemp("town")
     config = IngestConfig(workers=1)
-    ingest([NAME], own_domain(folder), folder / "archives", folder / DOMAIN.parent, config)
+    ingest([NAME], own_domain(folder), folder / "archives", folder / DOMAIN.parent.parent, config)
     return folder
 
 

@@ -83,8 +83,16 @@ def _check_networks(recording: Recording, engine: GhiasiEngine, case: str) -> No
         "style_io", f"{case}_embedding_trainmode", _with_batch_statistics(predictor, image_B3HW)
     )
     for name, e_BD in (("target", target_BD), ("alpha05", torch.lerp(own_BD, target_BD, 0.5))):
+        whole_B3hw = engine.networks["transfer"](image_B3HW, e_BD)
+        recording.compare("style_io", f"{case}_restyled_{name}", whole_B3hw)
         restyled_B3HW = engine.transfer(image_B3HW * 255, e_BD) / 255
-        recording.compare("style_io", f"{case}_restyled_{name}", restyled_B3HW)
+        _compare_cut(recording, f"{case}_restyled_{name}", restyled_B3HW, whole_B3hw)
+
+
+def _compare_cut(recording: Recording, name: str, restyled_B3HW: Tensor, whole_B3hw: Tensor) -> None:
+    """The network rounds sides up to multiples of 4, as recorded; the project cuts them to the input's."""
+    height, width = restyled_B3HW.shape[-2:]
+    recording.compare_values(f"{name} (cut)", restyled_B3HW, whole_B3hw[..., :height, :width])
 
 
 def _with_batch_statistics(predictor: torch.nn.Module, image_B3HW: Tensor) -> Tensor:
@@ -108,13 +116,12 @@ def _check_augmentor(recording: Recording, engine: GhiasiEngine) -> None:
         alpha, halvings = float(found["alpha"]), int(found["halvings"] or 0)
         if found["base"]:
             _check_unknown_base(recording, key, engine.networks["transfer"], image_B3HW, sampled_BD, alpha)
-        elif found["mode"] == "train" or halvings:
-            restyled_B3HW = _restyled(
-                engine, image_B3HW, sampled_BD, alpha, found["mode"] == "train", halvings
-            )
-            recording.compare("style_augmentor", key, restyled_B3HW)
-        else:
-            recording.compare("style_augmentor", key, _injected(engine, image_B3HW, sampled_BD, alpha))
+            continue
+        training = found["mode"] == "train"
+        restyled_B3HW = _restyled(engine, image_B3HW, sampled_BD, alpha, training, halvings)
+        recording.compare("style_augmentor", key, restyled_B3HW)
+        if not (training or halvings):
+            _compare_cut(recording, key, _injected(engine, image_B3HW, sampled_BD, alpha), restyled_B3HW)
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recording import Recording
+from style_checks import check_style
 
 from crossearth.data.ghiasi import GhiasiEngine
 from crossearth.data.style import EarthStyles, StyleConfig, inject, keyed_generator
@@ -56,14 +58,41 @@ def test_networks_equal_the_released_ones(parity_dir: Path, engine: GhiasiEngine
         torch.from_numpy(recorded[f"{case}_{name}"])
         for name in ("image", "target_embedding", "embedding_eval")
     )
-    x_B3HW = x_B3HW * 255
-    torch.testing.assert_close(engine.embed(x_B3HW), own_BD, **TOLERANCE)
+    height, width = x_B3HW.shape[-2:]
+    torch.testing.assert_close(engine.embed(x_B3HW * 255), own_BD, **TOLERANCE)
     for e_BD, name in (
         (target_BD, "restyled_target"),
         (torch.lerp(own_BD, target_BD, 0.5), "restyled_alpha05"),
     ):
         expected_B3HW = torch.from_numpy(recorded[f"{case}_{name}"])
-        torch.testing.assert_close(engine.transfer(x_B3HW, e_BD) / 255, expected_B3HW, **TOLERANCE)
+        torch.testing.assert_close(engine.networks["transfer"](x_B3HW, e_BD), expected_B3HW, **TOLERANCE)
+        restyled_B3HW = engine.transfer(x_B3HW * 255, e_BD) / 255
+        torch.testing.assert_close(restyled_B3HW, expected_B3HW[..., :height, :width], **TOLERANCE)
+
+
+def test_a_recording_of_odd_sizes_holds(
+    parity_dir: Path, meta: dict[str, Any], engine: GhiasiEngine, tmp_path: Path
+) -> None:
+    """The released network rounds the sides up; a recording has what it gave, not what we make of it."""
+    generator = torch.Generator().manual_seed(0)
+    x_B3HW, target_BD = (
+        torch.rand(2, 3, 110, 130, generator=generator),
+        torch.randn(2, 100, generator=generator),
+    )
+    own_BD = engine.embed(x_B3HW * 255)
+    restyled = [engine.networks["transfer"](x_B3HW, torch.lerp(own_BD, target_BD, a)) for a in (1.0, 0.5)]
+    assert restyled[0].shape == (2, 3, 112, 132)
+    names = ("image", "target_embedding", "embedding_eval", "restyled_target", "restyled_alpha05")
+    arrays = dict(zip(names, (x_B3HW, target_BD, own_BD, *restyled), strict=True))
+    np.savez(tmp_path / "style_io.npz", **{f"s0_{name}": each.numpy() for name, each in arrays.items()})
+    (tmp_path / "style_meta.json").write_text(json.dumps({**meta, "info": {"s0": {}}}))
+    recording = Recording(tmp_path)
+    check_style(recording)
+    wrong = [row for row in recording.rows if not row.holds]
+    # what this recording lacks, because it is of another pass of the network
+    assert [row.name for row in wrong] == ["s0_embedding_trainmode"]
+    assert "s0_restyled_target (cut)" in [row.name for row in recording.rows]
+    assert not recording.unchecked()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])

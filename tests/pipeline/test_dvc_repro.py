@@ -1,8 +1,15 @@
 """`dvc repro` of two recipes, for real: twice does nothing, an edit repeats what hangs on it."""
 
+import re
+import shutil
 from pathlib import Path
 
+import yaml
 from graphs import call
+from own_domain import NAME, own_domain
+from training_folder import NUMBERS
+
+from crossearth.components.params import STEPS
 
 RECIPES = ("deepglobe", "loveda-urban")
 
@@ -41,3 +48,41 @@ def test_repro_runs_once_and_after_an_edit_only_what_hangs_on_it(checkout: Path)
     # the numbers of the other
     edit(checkout / "params.yaml", "recipes: {}", "recipes: {loveda-urban: {iterations: 4}}")
     assert repro(checkout) == {"plan", "train@loveda-urban", "evaluate@loveda-urban"}
+
+
+def test_own_domains_and_recipes_have_stages_also_in_a_copy_without_git(
+    checkout: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "crossearth"
+    shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns(".git", "artifacts", "cache", "tmp"))
+    town = folder / "datasets" / NAME
+    own_domain(town)
+    settings = {"T2T": {"source": NAME, "target": NAME, "gap": "in-domain"}}
+    (town / "settings.yaml").write_text(yaml.safe_dump({"settings": settings}))
+    train = NUMBERS | {"ablation": "rein", "iterations": 2}
+    params = {
+        "preset": "own",
+        "seed": 0,
+        "archives": "datasets",
+        "corpus": f"{NAME}/images",
+        "catalogs": [f"datasets/{NAME}/{file}.yaml" for file in ("catalog", "settings")],
+        "dvc": {"datasets": [], "own": {NAME: f"datasets/{NAME}"}, "recipes": {NAME: NAME}},
+        "presets": {"own": {step: {} for step in STEPS} | {"train": train}},
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (needed,) = re.findall(r"`(dvc config [^`]+)`", (folder / "README.md").read_text())
+    here = {"PYTHONPATH": str(tmp_path), "CROSSEARTH_DATA": str(town)}
+    assert "not a git repository" in call("dvc", "repro", "evaluate", cwd=folder, **here).stderr
+    assert call(*needed.split(), cwd=folder).returncode == 0
+
+    def ran() -> set[str]:
+        done = call("dvc", "repro", "report", cwd=folder, **here)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")}
+
+    of_town = {f"{stage}@{NAME}" for stage in ("ingest-own", "train", "evaluate")}
+    assert ran() == {"plan", "validate", "styles", "coverage", "report", *of_town}
+    assert "T2T" in (folder / "artifacts/report/scores.csv").read_text()
+    assert not ran()
+    (town / "masks" / "scene_0.png").write_bytes((town / "masks" / "scene_1.png").read_bytes())
+    assert {"ingest-own@town", "train@town"} <= ran()

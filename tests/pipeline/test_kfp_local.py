@@ -148,15 +148,18 @@ def test_archives_come_from_a_git_revision_that_versions_them_with_dvc(
     run("git", "init", "--quiet")
     run("dvc", "init", "--quiet")
     first, second = commit("road.zip"), commit("more.zip")
-    old = fetch_archives(archives, str(repository), first, "archives")
+    old = fetch_archives(archives, str(repository), first, "archives", ["deepglobe"])
     assert [path.name for path in (archives / "deepglobe").iterdir()] == ["road.zip"]
-    new = fetch_archives(archives, str(repository), second, "archives")
+    new = fetch_archives(archives, str(repository), second, "archives", ["deepglobe"])
     assert new != old
     assert sorted(path.name for path in (archives / "deepglobe").iterdir()) == ["more.zip", "road.zip"]
     (repository / ".dvc").rename(repository / "gone")
-    assert fetch_archives(archives, str(repository), second, "archives") == new, "nothing is fetched twice"
+    again = fetch_archives(archives, str(repository), second, "archives", ["deepglobe"])
+    assert again == new, "nothing is fetched twice"
     with pytest.raises(InputError, match=r"(?s)dvc cannot bring the archives.*look at the revision"):
-        fetch_archives(archives, str(repository), "nowhere", "archives")
+        fetch_archives(archives, str(repository), "nowhere", "archives", ["deepglobe"])
+    with pytest.raises(InputError, match="no archives of loveda"):
+        fetch_archives(archives, "", "", "", ["deepglobe", "loveda"])
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_a_file_that_changes_while_it_is_sent(
 def test_dvc_pushes_and_pulls_domains(store: StoreConfig, town: Path, tmp_path: Path) -> None:
     """`dvc remote add -d store s3://bucket/dvc` is all: endpoint and keys come from the environment."""
     home = tmp_path / "checkout"
-    shutil.copytree(town, home / "domains" / NAME)
+    shutil.copytree(town, home / "domains" / NAME / NAME)
     wanted = tree(town)
 
     def dvc(*arguments: str) -> None:
@@ -246,4 +246,4 @@ def test_dvc_pushes_and_pulls_domains(store: StoreConfig, town: Path, tmp_path: 
     shutil.rmtree(home / "domains")
     shutil.rmtree(home / ".dvc" / "cache")
     dvc("pull", "--quiet")
-    assert tree(home / "domains" / NAME) == wanted
+    assert tree(home / "domains" / NAME / NAME) == wanted

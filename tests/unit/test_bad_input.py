@@ -48,7 +48,7 @@ TRAIN = {
     "crop_px": 32,
     "workers": 0,
 }
-SCENE, MODEL, DOMAIN = "scene.tif", "model", f"artifacts/domains/{NAME}"
+SCENE, MODEL, DOMAIN = "scene.tif", "model", f"artifacts/domains/{NAME}/{NAME}"
 PREDICT = f"predict {SCENE} --model {MODEL} --out map.tif --device cpu"
 TRAINING = f"train {NAME} --catalog catalog.yaml"
 Edit = Callable[[Path], object]
@@ -273,10 +273,10 @@ CASES = {
         SETTINGS,
         ("twon", "'town'"),
     ),
-    "catalog: unknown gap": Case(
-        beside(settings={"A2B": {"source": NAME, "target": NAME, "gap": "distance"}}),
+    "catalog: a gap without words": Case(
+        beside(settings={"A2B": {"source": NAME, "target": NAME, "gap": "?"}}),
         SETTINGS,
-        ("gap", "distance"),
+        ("gap: '?'", "between source and target"),
     ),
     "catalog: a taken name": Case(beside(class_sets={"road": {"classes": ["a", "b"]}}), SETTINGS, ("road",)),
     "catalog: one class": Case(beside(class_sets={"own": {"classes": ["a"]}}), SETTINGS, ("own", "2 to")),

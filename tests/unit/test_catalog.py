@@ -176,7 +176,7 @@ def test_names_that_are_not_known_bring_the_nearest() -> None:
 def test_a_users_folders_become_a_domain_a_dataset_and_recipes(write: Write, tmp_path: Path) -> None:
     path = write(
         domains={"town": OWN | {"bands": [4, 3, 2], "value_range": [0, 4095], "gsd_m": 0.5}},
-        settings={"Town2D": {"source": "town", "target": "massachusetts", "gap": "region"}},
+        settings={"Town2D": {"source": "town", "target": "massachusetts", "gap": "dry season, nadir"}},
     )
     catalog = load_catalog([path], tmp_path)
     town = catalog.domain("town")
@@ -187,6 +187,7 @@ def test_a_users_folders_become_a_domain_a_dataset_and_recipes(write: Write, tmp
     assert town.labels is not None and town.labels.table == ((0, 0), (1, 1))
     assert catalog.recipe("town") == Recipe("town", "town", "road", (catalog.setting("Town2D"),))
     assert len(catalog.settings) == 33
+    assert catalog.setting("Town2D").gap == "dry season, nadir"
 
 
 @pytest.mark.parametrize(
@@ -287,6 +288,15 @@ BROKEN = {
     "split rule": ({"domains": {"town": OWN | {"split": {"by": "chance"}}}}, "split.*'chance'"),
     "split share": ({"domains": {"town": OWN | {"split": {"test": 1.0}}}}, "split.test: 1.0"),
     "split": ({"domains": {"town": OWN | {"split": 3}}}, "split: 3"),
+    "dataset's name in capitals": ({"domains": {"LoveDA": OWN}}, "is the name of a dataset"),
+    "another dataset's name": (
+        {"domains": {"whu": {"dataset": "loveda", "train": {"images": "*"}}}},
+        "'whu' is the name of a dataset",
+    ),
+    "name in capitals": ({"domains": {"a": OWN, "A": OWN}}, "domains.a: a second entry .*almost: 'A'"),
+    "setting in capitals": ({"settings": {"d2m": TOWN}}, "settings.d2m: a second entry .*almost: 'D2M'"),
+    "setting in other signs": ({"settings": {"P[i]2V": TOWN}}, r"a second entry .*almost: 'P\(i\)2V'"),
+    "name of a training's states": ({"domains": {"a.checkpoints": OWN}}, "keeps its states in"),
     "regex": ({"domains": {"town": OWN | {"key": "(a"}}}, "no regular expression"),
     "lookahead": ({"domains": {"town": OWN | {"key": "(a)(?=b)"}}}, "neither lookaround nor references back"),
     "group": ({"domains": {"town": OWN | {"scene": "a+"}}}, "'a\\+' has no group"),
@@ -307,7 +317,11 @@ BROKEN = {
         {"settings": {"A": TOWN | {"source": "whu-aerial"}}},
         r"settings.A: domain massachusetts: labels of class set 'road' do not become those of 'building'",
     ),
-    "gap": ({"settings": {"A": TOWN | {"source": "deepglobe", "gap": "season"}}}, "gap.*'season'"),
+    "gap": ({"settings": {"A": TOWN | {"source": "deepglobe", "gap": " "}}}, "gap: ' '"),
+    "gap of the seen": (
+        {"settings": {"A": TOWN | {"source": "deepglobe", "gap": "in-domain"}}},
+        "'in-domain' is another mean of the report",
+    ),
     "abbreviation": ({"settings": {"A B": TOWN}}, "'A B' is no abbreviation"),
     "score": (
         {

@@ -1,11 +1,12 @@
 """YAML from a user's hand: what is no YAML, and what would never end."""
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from crossearth.data.config import MAX_BYTES, parse_yaml, read_yaml
+from crossearth.data.config import MAX_BYTES, load_config, parse_yaml, read_yaml
 from crossearth.data.errors import InputError
 
 LAUGHS = "a: &a [ha, ha]\n" + "".join(
@@ -74,3 +75,56 @@ def test_a_file_of_other_bytes_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"a\.yaml: cannot read: 'utf-8'"):
         read_yaml(tmp_path / "a.yaml")
+
+
+@dataclass(frozen=True)
+class Inner:
+    px: int = 1
+
+
+@dataclass(frozen=True)
+class Numbers:
+    count: int = 0
+    share: float = 0.0
+    enabled: bool = False
+    most: int | None = None
+    scale: tuple[float, float] = (0.5, 2.0)
+    bands: tuple[str, ...] | tuple[int, ...] | dict[str, int] = ()
+    inner: Inner | None = None
+    known: dict[str, Inner] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("count: true", "file: count: Input should be a valid integer, found True"),
+        ("count: '1'", "file: count: Input should be a valid integer, found '1'"),
+        ("count: 1.5", "file: count: Input should be a valid integer, found 1.5"),
+        ("count: .inf", "file: count: Input should be a valid integer, found inf"),
+        ("count: null", "file: count: Input should be a valid integer, found None"),
+        ("share: true", "file: share: Input should be a valid number, found True"),
+        ("share: '0.5'", "file: share: Input should be a valid number, found '0.5'"),
+        ("enabled: 1", "file: enabled: Input should be a valid boolean, found 1"),
+        ("enabled: 'yes'", "file: enabled: Input should be a valid boolean, found 'yes'"),
+        ("most: true", "file: most: Input should be a valid integer, found True"),
+        ("scale: [1, true]", r"file: scale.1: Input should be a valid number, found True"),
+        ("bands: [true, 1]", r"file: bands.0: Input should be a valid string, found True"),
+        ("inner: {px: true}", "file: inner.px: Input should be a valid integer, found True"),
+        ("inner: {py: 1}", "file: inner: unknown key 'py'"),
+        ("known: {a: {px: '1'}}", "file: known.a.px: Input should be a valid integer, found '1'"),
+    ],
+)
+def test_a_value_of_another_kind_is_not_made_to_fit(text: str, place: str) -> None:
+    with pytest.raises(InputError, match=f"^{place}"):
+        load_config(Numbers, parse_yaml(text, "file"), "file")
+
+
+def test_every_way_to_write_a_number_is_one() -> None:
+    text = (
+        "{count: 3.0, share: 1e-4, most: 1e3, scale: [1, 2E0], bands: [3, 2, 1], inner: {px: 2}, folder: a}"
+    )
+    assert load_config(Numbers, parse_yaml(text, "file"), "file") == Numbers(
+        3, 1e-4, False, 1000, (1.0, 2.0), (3, 2, 1), Inner(2), {}, Path("a")
+    )
+    assert parse_yaml("[1e-4, '1e-4', e4, 1e, v1e4]", "file") == [1e-4, "1e-4", "e4", "1e", "v1e4"]

@@ -200,3 +200,9 @@ def test_weights_that_are_not_finite_are_refused(recorded: Path, place: str) -> 
 def test_sizes_that_no_patch_divides_are_refused(image_px: int) -> None:
     with pytest.raises(InputError, match="a multiple of 16"):
         ConvertConfig("x", image_px=image_px)
+
+
+def test_a_trained_models_folder_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text('{"recipe": "town"}')
+    with pytest.raises(InputError, match=r"(?s)another origin.*--out"):
+        convert(tmp_path / "a.pth", tmp_path, ConvertConfig(backbone="b"))

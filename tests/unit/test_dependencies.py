@@ -1,6 +1,8 @@
 """What an audit of constraints.txt sees is all that an installation brings."""
 
 import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -66,3 +68,17 @@ def test_torchvisions_operators_are_defined_only_where_its_own_do_not_load(
     monkeypatch.setattr(torch.library.Library, "define", lambda _, schema: found.append(schema.split("(")[0]))
     runpy.run_path(torchvision_ops.__file__)
     assert found == defined
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_imports_leave_the_processs_warnings_alone(captured: bool) -> None:
+    """Who uses the package as a library has set up what becomes of warnings, and knows why."""
+    code = f"""
+import logging, warnings
+logging.captureWarnings({captured})
+shown = warnings.showwarning
+import crossearth.data.expectations, crossearth.data.tiles
+assert warnings.showwarning is shown
+assert not any("geotransform" in str(each[1]) for each in warnings.filters)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

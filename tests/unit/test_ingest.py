@@ -558,8 +558,37 @@ def test_wrong_input_keeps_the_domain_that_was_there(town: Path) -> None:
     truncated(town)
     with pytest.raises(InputError):
         run(town, config=IngestConfig(workers=2))
-    assert tree(town / "domains" / NAME) == before
+    assert tree(town / "domains" / NAME / NAME) == before
     assert [path.name for path in (town / "domains").iterdir()] == [NAME]
+
+
+def test_a_domain_of_the_datasets_name_leaves_the_others_of_the_dataset(town: Path) -> None:
+    shutil.copytree(town / "images", town / "archives" / "city" / "images")
+    split = {"train": {"images": "*images/scene_*.tif"}}
+    domains = {name: {"dataset": "city", **split} for name in ("city", "city-small")}
+    (town / "city.yaml").write_text(json.dumps({"datasets": {"city": {"title": "City"}}, "domains": domains}))
+    known = load_catalog([town / "city.yaml"], town)
+    assert [domain.name for domain in domains_named("city", known)] == ["city", "city-small"]
+    for name in ("city-small", "city"):
+        ingest([name], known, town / "archives", town / "domains", ONE)
+        small = town / "domains" / "city" / "city-small"
+        assert len(read_manifest(small, "train")) == 8
+    ingest(["city-small"], known, town / "archives", town / "domains", ONE)
+    assert sorted(path.name for path in small.parent.iterdir()) == ["city", "city-small"]
+
+
+def test_a_domain_in_an_earlier_versions_place_is_named_with_the_way_to_move_it(town: Path) -> None:
+    path = run(town)
+    before, dataset = tree(path), path.parent
+    for each in path.iterdir():
+        each.rename(dataset / each.name)
+    path.rmdir()
+    with pytest.raises(InputError, match="layout of an earlier version") as caught:
+        run(town)
+    subprocess.run(str(caught.value).partition("next: ")[2], shell=True, check=True)
+    assert tree(path) == before
+    assert [each.name for each in dataset.iterdir()] == [NAME]
+    run(town)
 
 
 def test_too_little_disk_is_seen_before_anything_is_written(

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from crossearth.components.params import load_params
+from crossearth.components.plan import numbers
+from crossearth.components.terminal import data_dir, style_weights_dir
 from crossearth.components.training_setup import RUNTIME_FIELDS, TrainConfig
 from crossearth.data.catalog import load_catalog
 from crossearth.data.errors import InputError
@@ -89,6 +91,43 @@ def test_a_recipes_numbers_override_the_steps(tmp_path: Path) -> None:
     assert params.config(Numbers, "train", "casid-sub") == Numbers(5, 0.1)
 
 
+DEEP = """
+preset: mini
+seed: 7
+presets:
+  mini:
+    train: {iterations: 5, style: {probability: 0.5, keep_ratio: 0.1}, tasks: {segmentation: {num_points: 9}}}
+    recipes:
+      deepglobe: {style: {alpha: 1}, tasks: {segmentation: {oversample: 2.0}}, scale: [1, 1.5]}
+      casid-sub: {style: {alfa: 1}}
+"""
+
+
+def test_a_recipe_overrides_what_it_names_and_nothing_beside_it(tmp_path: Path) -> None:
+    params = load_params(write(tmp_path, DEEP))
+    config = params.config(TrainConfig, "train", "deepglobe")
+    style, segmentation = config.style, config.tasks.segmentation
+    assert (style.alpha, style.probability, style.keep_ratio) == (1.0, 0.5, 0.1)
+    assert (segmentation.num_points, segmentation.oversample) == (9, 2.0)
+    assert config.scale == (1.0, 1.5)
+    with pytest.raises(InputError, match=r"(?s)recipes.casid-sub: style: unknown key 'alfa'.*'alpha'"):
+        params.config(TrainConfig, "train", "casid-sub")
+
+
+def test_the_plan_says_where_a_number_comes_from(tmp_path: Path) -> None:
+    found = {
+        name: (value, origin)
+        for name, value, origin in numbers(load_params(write(tmp_path, DEEP)), "deepglobe")
+    }
+    assert found["style.alpha"] == (1.0, "recipes.deepglobe")
+    assert found["style.probability"] == (0.5, "train")
+    assert found["tasks.segmentation.num_points"] == (9, "train")
+    assert found["scale"] == ([1.0, 1.5], "recipes.deepglobe")
+    assert found["lr"] == (1e-4, "default")
+    assert found["schedule_iterations"] == (40_000, "default")
+    assert found["seed"] == (7, "seed")
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -134,3 +173,19 @@ def test_numbers_that_no_training_survives_are_refused(tmp_path: Path, numbers: 
     path = write(tmp_path, f"preset: mini\npresets: {{mini: {{train: {{{numbers}}}}}}}")
     with pytest.raises(InputError, match=f"(?s)presets.mini.train.*{named}"):
         load_params(path).config(TrainConfig, "train")
+
+
+def test_the_users_home_is_known_where_no_shell_has_read_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CROSSEARTH_DATA", "~/x")
+    monkeypatch.setenv("CROSSEARTH_STYLE_WEIGHTS", "~/w")
+    assert (data_dir(), style_weights_dir()) == (tmp_path / "x", tmp_path / "w")
+    params = load_params(
+        write(tmp_path, "{preset: a, presets: {a: {}}, archives: ~/a, catalogs: [~/c.yaml]}")
+    )
+    assert (params.archives, params.catalogs) == (tmp_path / "a", (tmp_path / "c.yaml",))
+    (tmp_path / "c.yaml").write_text("domains: {town: {images: ~/i}}")
+    own = load_catalog(params.catalogs, data_dir()).domain("town").own
+    assert own is not None and own.images == tmp_path / "i"

@@ -33,6 +33,7 @@ from crossearth.components.train_job import TrainJobConfig
 from crossearth.data.catalog import load_catalog
 from crossearth.data.config import load_config
 from crossearth.data.errors import InputError, print_uncaught
+from crossearth.data.files import digest
 from crossearth.data.raster import open_raster
 from crossearth.pipelines import submit as kubeflow
 from crossearth.pipelines.benchmark import read_inputs
@@ -130,7 +131,8 @@ def test_compiling_gives_the_same_bytes_without_secrets_or_paths_of_this_machine
 
 def test_steps_are_the_stages_of_dvc(executors: dict[str, Any]) -> None:
     stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-    assert set(executors) - set(KUBEFLOW_ONLY) == stages
+    # one component ingests archives and own folders
+    assert set(executors) - set(KUBEFLOW_ONLY) == stages - {"ingest-own"}
     assert set(KUBEFLOW_ONLY) <= set(executors)
 
 
@@ -144,9 +146,8 @@ def test_recipes_datasets_and_settings_are_those_of_dvc_and_of_the_catalog(
     documents: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog, params = load_catalog(), load_params(ROOT / "params.yaml")
-    dvc = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     recipes = documents[0]["root"]["inputDefinitions"]["parameters"]["recipes"]["defaultValue"]
-    sources = next(each["recipes"] for each in dvc["vars"] if "recipes" in each)
+    sources = params.dvc.recipes
     assert set(recipes) == set(sources) == set(catalog.recipes())
     monkeypatch.chdir(tmp_path)
     plan(catalog, params, Path("artifacts/plan"))
@@ -154,7 +155,7 @@ def test_recipes_datasets_and_settings_are_those_of_dvc_and_of_the_catalog(
     assert {item["name"]: item["source"] for item in items} == sources
     assert {abbr for item in items for abbr in item["settings"]} == set(catalog.settings)
     datasets = pipeline_items.dataset_items(catalog, params, recipes, {}, "code")
-    assert {item["name"] for item in datasets} == set(dvc["stages"]["ingest"]["foreach"])
+    assert {item["name"] for item in datasets} == set(params.dvc.datasets)
 
 
 def test_a_recipe_needs_the_datasets_of_its_source_and_targets_only(
@@ -201,6 +202,32 @@ def test_new_images_of_ones_own_are_another_input_of_ingest(
     after = keys()
     assert after["town"] != before["town"]
     assert after["city"] == before["city"]
+
+
+def test_archives_are_wanted_where_something_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(OWN)
+    catalog, params = load_catalog([Path("own.yaml")], Path("data")), load_params(ROOT / "params.yaml")
+    sections = params.presets["mini"]
+    recipes = {"town": {"ablation": "rein"}, "whu-aerial": {"ablation": "rein"}}
+    params = replace(params, presets={"mini": {**sections, "recipes": recipes}})
+    plan(catalog, params, Path("artifacts/plan"))
+
+    def needed(recipe: str, shards: int = 0, **versions: str) -> list[str]:
+        datasets = pipeline_items.dataset_items(catalog, params, [recipe], versions, "code")
+        return pipeline_items.archives_needed(catalog, params, datasets, [recipe], shards)
+
+    assert needed("town") == []
+    assert needed("town", shards=2) == ["million-aid"]
+    assert needed("whu-aerial") == ["whu"]
+    assert needed("deepglobe") == ["deepglobe", "massachusetts", "million-aid"]
+    assert needed("deepglobe", deepglobe="a") == ["massachusetts", "million-aid"]
+    nowhere = tmp_path / "archives"
+    assert pipeline_items.fetch_archives(nowhere, "", "", "", []) == digest([])
+    with pytest.raises(InputError, match="no archives of whu"):
+        pipeline_items.fetch_archives(nowhere, "", "", "", ["whu"])
 
 
 def test_scenes_of_one_name_in_two_folders_are_not_mapped_over_each_other(tmp_path: Path) -> None:
@@ -349,7 +376,7 @@ def test_the_reports_key_changes_with_what_is_validated(
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    outputs = ("items", "synthesize", "validate", "styles", "stylize", "report")
+    outputs = ("items", "synthesize", "validate", "styles", "stylize", "report", "archives")
 
     def key(numbers: dict[str, Any]) -> str:
         params["presets"]["mini"]["validate"] = numbers
@@ -358,6 +385,7 @@ def test_the_reports_key_changes_with_what_is_validated(
             workspace=str(tmp_path),
             recipes=["deepglobe"],
             versions={},
+            stylize_shards=0,
             code="code",
             **{name: str(tmp_path / name) for name in outputs},
         )
@@ -540,6 +568,12 @@ def test_a_wrong_values_file_is_refused_with_the_key(text: str, words: str, tmp_
     with pytest.raises(InputError, match=words) as refused:
         load_values(path)
     assert "abc" not in str(refused.value)
+
+
+def test_a_step_has_what_the_default_has_and_it_does_not_name(tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text("image: x\ndefault: {cpu: '3', memory: 9Gi}\nsteps: {train: {gpus: 1, memory: 64Gi}}")
+    assert load_values(path).resources("train") == Resources(cpu="3", memory="64Gi", gpus=1)
 
 
 def test_wrong_parameters_are_refused() -> None:

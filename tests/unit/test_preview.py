@@ -26,7 +26,7 @@ def town(tmp_path: Path) -> Path:
 def test_labels_lie_on_their_tiles_in_the_class_sets_colours(town: Path) -> None:
     sheet = np.asarray(draw(town, tile={"px": 64, "rule": "whole"})).astype(int)
     palette = [ImageColor.getrgb(colour) for colour in catalog(town).class_sets["road"].palette]
-    manifest = read_manifest(town / "domains" / NAME, "train")
+    manifest = read_manifest(town / "domains" / NAME / NAME, "train")
     label, image = read_label(manifest, 0), read_image(manifest, 0)
     top = 2 * LINE_PX + SIDE_PX + GAP_PX
     overlay = sheet[top : top + SIDE_PX, GAP_PX : GAP_PX + SIDE_PX][2::4, 2::4]

@@ -119,13 +119,13 @@ def test_where_archives_came_from_is_noted_without_the_password(
     repository = f"https://me:{CANARY}@git.example/tiles"
 
     def get(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        Path(command[-1]).mkdir(parents=True)
+        Path(command[-1], "deepglobe").mkdir(parents=True)
         assert repository in command
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", get)
-    fetch_archives(tmp_path / "archives", repository, "a" * 40, "archives")
+    fetch_archives(tmp_path / "archives", repository, "a" * 40, "archives", ["deepglobe"])
     note = (tmp_path / "archives.from.json").read_text()
     assert "git.example" in note and CANARY not in note
     monkeypatch.setattr(subprocess, "run", lambda *_: pytest.fail("a commit's archives are here"))
-    fetch_archives(tmp_path / "archives", repository, "a" * 40, "archives")
+    fetch_archives(tmp_path / "archives", repository, "a" * 40, "archives", ["deepglobe"])

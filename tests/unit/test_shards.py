@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from crossearth.data.errors import InputError
+from crossearth.data.files import write_sealed
 from crossearth.data.shards import MAX_SHARDS, Shard, is_done
 
 
@@ -24,11 +25,15 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", "[" * 100_000, "\x00"])
-def test_a_damaged_record_is_not_done(tmp_path: Path, content: str) -> None:
+def test_a_damaged_record_is_not_done_and_named(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     record = tmp_path / "summary.json"
     assert not is_done(record, "a")
-    record.write_text('{"identity": "a"}')
+    write_sealed(record, {"identity": "a"})
     assert is_done(record, "a")
     assert not is_done(record, "b")
+    assert not caplog.messages
     record.write_text(content)
     assert not is_done(record, "a")
+    assert "damaged" in caplog.text and str(record) in caplog.text

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
+from domain_factory import write_domain
 
 from crossearth.data import store
 from crossearth.data.errors import InputError
 from crossearth.data.files import digest
-from crossearth.data.store import FORMAT, StoreConfig, pull
+from crossearth.data.store import FORMAT, StoreConfig, pull, push
 
 FILE = {"path": "train.parquet", "sha256": "0" * 64, "size": 1}
 INDEX = {"format": FORMAT, "domain": "town", "version": "v", "manifests": {"train": "d"}, "files": [FILE]}
@@ -60,3 +62,27 @@ def test_an_index_that_is_none_fetches_nothing(
         pull("town", StoreConfig("s3://bucket/prefix"), tmp_path)
     assert str(caught.value).startswith("s3://bucket/prefix/domains/town/latest.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_push_asks_for_the_domains_own_files_and_lists_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_domain(tmp_path / "town", "town", "road", tiles=2)
+    held: dict[str, int] = {}
+
+    def head_object(Bucket: str, Key: str) -> dict[str, int]:
+        if Key not in held:
+            raise ClientError({"Error": {"Code": "404"}}, "HeadObject")
+        return {"ContentLength": held[Key]}
+
+    client = SimpleNamespace(
+        head_object=head_object, put_object=lambda Key, Body, **_: held.update({Key: len(Body)})
+    )
+    monkeypatch.setattr(store, "_client", lambda config: client)
+    there = StoreConfig("s3://bucket/prefix")
+    first = push(tmp_path / "town", there)
+    assert (first.moved_files, first.kept_files) == (5, 0)
+    damaged = next(key for key in held if "/objects/" in key)
+    held[damaged] -= 1
+    again = push(tmp_path / "town", there)
+    assert (again.moved_files, again.kept_files) == (1, 4)

@@ -1,6 +1,7 @@
 """The numbers that say whether injected styles reach unseen domains."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ def test_settings_without_tiles_are_listed_and_points_can_be_drawn(
     assert all(len(point) == 2 for points in found["scatter"].values() for point in points)
     again = coverage(domains, styles, tmp_path, ("grey", "green"), ("grey", "absent"))
     assert again == found
+
+
+def test_a_damaged_manifest_is_not_an_absent_one(domains: Path, styles: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copytree(domains, tmp_path / "domains"))
+    (mine / "green" / "test.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"green/test.parquet: cannot read the manifest"):
+        coverage(mine, styles, tmp_path, ("grey", "green"))
 
 
 def test_absent_statistics_are_refused(domains: Path, tmp_path: Path) -> None:

@@ -305,6 +305,16 @@ def test_what_is_trained_stays(run: Train, monkeypatch: pytest.MonkeyPatch) -> N
     assert run() == folder
 
 
+def test_a_model_that_cannot_be_read_is_trained_again_and_named(
+    run: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = run(iterations=1)
+    whole = written(folder)
+    (folder / "model.json").write_text("{")
+    assert written(run(iterations=1)) == whole
+    assert "model.json: not JSON" in caplog.text
+
+
 def test_a_model_whose_weights_were_damaged_is_trained_again(run: Train) -> None:
     folder = run(iterations=1)
     whole = written(folder)

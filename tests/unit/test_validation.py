@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from mlflow.tracking import MlflowClient
-from own_domain import NAME, catalog, draw, own_domain, save
+from own_domain import NAME, catalog, draw, own_domain, save, tree
 from rasterio import Affine
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from crossearth.components.cli import app
 from crossearth.components.ingest import IngestConfig, ingest
+from crossearth.components.params import Params
 from crossearth.components.preview import EXPERIMENT
 from crossearth.components.validate import validate
 from crossearth.data.catalog import load_catalog
@@ -37,7 +39,7 @@ def ingested(folder: Path, **entry: Any) -> Catalog:
 
 def rewrite(folder: Path, split: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Changes rows of a manifest."""
-    root = folder / "domains" / NAME
+    root = folder / "domains" / NAME / NAME
     rows = [change(row) for row in read_manifest(root, split).rows]
     write_manifest(
         root,
@@ -74,7 +76,7 @@ def town(tmp_path: Path) -> Path:
 def test_a_sound_domain_passes_and_its_digests_are_written(town: Path) -> None:
     known = catalog(town)
     out = validate(known, town / "domains", town / "validation", ValidateConfig())
-    train, test = (read_manifest(town / "domains" / NAME, split) for split in ("train", "test"))
+    train, test = (read_manifest(town / "domains" / NAME / NAME, split) for split in ("train", "test"))
     summary = json.loads((out / "summary.json").read_text())["domains"][NAME]
     assert summary["splits"]["test"] == {"tiles": len(test), "digest": test.digest}
     assert summary["provenance"] == "own"
@@ -91,11 +93,83 @@ def test_a_recipe_hangs_on_the_test_splits_of_its_targets(town: Path) -> None:
     known = load_catalog([town / "catalog.yaml", file], town)
     out = validate(known, town / "domains", town / "validation", ValidateConfig())
     digests = json.loads((out / "recipes" / f"{NAME}.json").read_text())
-    assert digests == {NAME: read_manifest(town / "domains" / NAME, "test").digest}
+    assert digests == {NAME: read_manifest(town / "domains" / NAME / NAME, "test").digest}
 
 
 def without_roads(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "class_pixels": [48 * 48, 0]}
+
+
+def two_towns(folder: Path) -> Catalog:
+    """`town` and `city`, of the same files, each the other's target."""
+    own_domain(folder, num=6)
+    entry = yaml.safe_load((folder / "catalog.yaml").read_text())["domains"][NAME]
+    settings = {
+        f"{a}2{b}": {"source": a, "target": b, "gap": "region"} for a, b in ((NAME, "city"), ("city", NAME))
+    }
+    sections = {"domains": {NAME: entry, "city": entry}, "settings": settings}
+    (folder / "catalog.yaml").write_text(yaml.safe_dump(sections))
+    known = load_catalog([folder / "catalog.yaml"], folder)
+    ingest([NAME, "city"], known, folder / "archives", folder / "domains", IngestConfig(workers=1))
+    return known
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What was found, but for the docs' pages, whose names hold the time."""
+    found = {name: json.loads(text) for name, text in tree(folder).items() if name.endswith(".json")}
+    summary = found["summary.json"]["domains"]
+    return {**found, "summary.json": {name: {**each, "docs": ""} for name, each in summary.items()}}
+
+
+def test_a_domain_is_added_to_those_validated_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known, config = two_towns(tmp_path), ValidateConfig()
+    domains, out = tmp_path / "domains", tmp_path / "validation"
+    validate(known, domains, tmp_path / "whole", config)
+    for name in (NAME, "city"):
+        validate(known, domains, out, config, [name])
+    assert results(out) == results(tmp_path / "whole")
+    assert all(name in (out / "docs" / "index.html").read_text() for name in (NAME, "city"))
+
+    # what has changed since, for the worse, or is gone, is not taken for validated
+    root = domains / "city" / "city"
+    rows = [without_roads(row) for row in read_manifest(root, "train").rows]
+    write_manifest(root, "city", "train", ("background", "road"), "own", rows)
+    validate(known, domains, out, config, [NAME])
+    assert "city no longer passes" in caplog.text
+    assert not {"digests/city.json", f"recipes/{NAME}.json"} & results(out).keys()
+    assert {f"digests/{NAME}.json", "recipes/city.json"} <= results(out).keys()
+    (root / "train.parquet").write_bytes(b"PAR1")
+    validate(known, domains, out, config, [NAME])
+    assert "city is no longer among what is validated" in caplog.text
+    assert list(json.loads((out / "summary.json").read_text())["domains"]) == [NAME]
+
+
+def test_what_was_validated_by_another_catalog_is_not_dropped(town: Path) -> None:
+    out = validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
+    before = results(out)
+    with pytest.raises(InputError, match=rf"(?s)no catalog that was given: {NAME}.*--catalog"):
+        validate(load_catalog(), town / "domains", out, ValidateConfig(), ["deepglobe"])
+    assert results(out) == before
+    (out / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match=r"summary.json: it was changed"):
+        validate(catalog(town), town / "domains", out, ValidateConfig(), [NAME])
+
+
+def test_classes_that_a_training_may_lack_are_not_expected(tmp_path: Path) -> None:
+    own_domain(town := tmp_path, num=5)
+    ingested(town)
+    rewrite(town, "train", without_roads)
+    known = catalog(town)
+    preset = {"train": {"allow_absent_classes": True}}
+    may_lack = Params("own", {"own": preset}).may_lack_classes(known)
+    validate(known, town / "domains", town / "validation", ValidateConfig(), [NAME], may_lack)
+    settings = town / "settings.yaml"
+    settings.write_text(f"settings: {{T2T: {{source: {NAME}, target: {NAME}, gap: in-domain}}}}")
+    known = load_catalog([town / "catalog.yaml", settings], town)
+    recipes = {NAME: {"allow_absent_classes": False}}
+    assert NAME not in Params("own", {"own": {**preset, "recipes": recipes}}).may_lack_classes(known)
 
 
 WRONG: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]] = {
@@ -175,7 +249,7 @@ def test_a_recompressed_copy_in_the_other_split_is_reported(tmp_path: Path) -> N
 
 
 def test_blank_tiles_are_nobodys_twins(town: Path) -> None:
-    root = town / "domains" / NAME
+    root = town / "domains" / NAME / NAME
     rewrite(town, "train", lambda row: {**row, "constant": True, "sha256_image": "ab"})
     rewrite(town, "test", lambda row: {**row, "constant": True, "sha256_image": "ab"})
     train, test = (read_manifest(root, split) for split in ("train", "test"))
@@ -199,7 +273,7 @@ def test_a_domain_without_labels_is_validated_too(tmp_path: Path) -> None:
 
 def test_counts_and_sizes_are_those_of_the_publisher(town: Path) -> None:
     own = catalog(town).domain(NAME)
-    root = town / "domains" / NAME
+    root = town / "domains" / NAME / NAME
     published = [replace(read_manifest(root, split), provenance="publisher") for split in ("train", "test")]
     files = Files("*", "*", tiles=24)
     domain = replace(own, own=None, train=files, test=replace(files, tiles=9))
@@ -245,7 +319,7 @@ def test_config_refuses_nonsense(values: dict[str, Any]) -> None:
 
 
 def test_a_manifest_of_another_version_is_refused(town: Path) -> None:
-    path = town / "domains" / NAME / "train.parquet"
+    path = town / "domains" / NAME / NAME / "train.parquet"
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["look"]), path)
     with pytest.raises(InputError, match="another version"):
@@ -259,7 +333,7 @@ def test_ingest_logs_the_sheet(tmp_path: Path, tracking: str, monkeypatch: pytes
     done = CliRunner().invoke(app, ["ingest", NAME, "--catalog", "catalog.yaml"])
     assert done.exit_code == 0, done.output
     assert Path("artifacts/previews", f"{NAME}.png").is_file()
-    digest = read_manifest(Path("artifacts/domains", NAME), "test").digest
+    digest = read_manifest(Path("artifacts/domains", NAME, NAME), "test").digest
     run, artifacts = logged(tracking, f"ingest {NAME}", digest)
     assert artifacts == [f"{NAME}.png"]
     assert run.data.metrics[f"tiles/{NAME}/test"] == 8
@@ -267,7 +341,7 @@ def test_ingest_logs_the_sheet(tmp_path: Path, tracking: str, monkeypatch: pytes
 
 def test_the_summary_is_logged(town: Path, tracking: str) -> None:
     validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
-    digest = read_manifest(town / "domains" / NAME, "test").digest
+    digest = read_manifest(town / "domains" / NAME / NAME, "test").digest
     run, artifacts = logged(tracking, "validate", digest)
     assert artifacts == ["summary.json"]
     assert run.data.metrics[f"tiles/{NAME}/test"] == 8
