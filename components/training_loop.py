@@ -181,7 +181,7 @@ class Training:
 
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
-        pace = Pace()
+        pace, saved = Pace(), time.monotonic()
         name, total = self.job.recipe.name, self.config.iterations
         line = LogLine(f"{name}: iteration", total, self.iteration, self.processes.is_first)
         with self.gradients.shared(), Interrupts() as interrupts, self._progress() as progress:
@@ -207,8 +207,10 @@ class Training:
                     run.log_image(panel, f"panels/{self.iteration:06d}.png")
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
                 line.update(self.iteration, f"loss {self.loss:.3f}")
-                if stop or (self.iteration % self.config.checkpoint_every == 0 and not done):
+                due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
+                if stop or ((due or self.iteration % self.config.checkpoint_every == 0) and not done):
                     self.save()
+                    saved = time.monotonic()
                 if stop:
                     raise SystemExit(EXIT_CODES[signal.Signals(stop)])
             if interrupts.received:  # after the last step: nothing of it is to be done again
