@@ -705,6 +705,33 @@ def test_archives_are_fetched_again_where_the_connection_was_lost(
     assert len(calls) == tries
 
 
+def test_archives_are_drawn_again_where_they_are_not_what_was_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archives, drawn = Path("archives"), []
+
+    def draw(command: str) -> None:
+        drawn.append(command)
+        archives.mkdir(exist_ok=True)
+        (archives / "a.zip").write_text("drawn")
+
+    monkeypatch.setattr(pipeline_items, "crossearth", draw)
+    first = pipeline_items.draw_archives(archives, "key")
+    assert (pipeline_items.draw_archives(archives, "key"), len(drawn)) == (first, 1)
+    pipeline_items.draw_archives(archives, "other key")
+    (archives / "a.zip").write_text("another's")
+    assert (pipeline_items.draw_archives(archives, "other key"), len(drawn)) == (first, 3)
+    (archives / "a.zip").unlink()
+    assert (pipeline_items.draw_archives(archives, "other key"), len(drawn)) == (first, 4)
+
+
+def test_inference_has_nothing_to_stylize() -> None:
+    inputs = read_inputs(ROOT / "params.yaml", stylize_shards=2)
+    with pytest.raises(InputError, match="--stylize-shards: inference stylizes nothing"):
+        build("inference", inputs, LOCAL)
+
+
 class Api(BaseHTTPRequestHandler):
     """The part of Kubeflow Pipelines' API that `submit`, `list` and `stop` speak to."""
 
