@@ -301,7 +301,8 @@ def report(
         shutil.copyfile(folder / "scores.md", table.path)
         shutil.copyfile(folder / "index.html", page.path)
         metrics.log_metric("recipes", len(scores))
-        promoted, text = [], "no model is registered: register_models is false\n"
+        promoted: list[str] = []
+        text = "no model is registered: register_models is false\n"
         if register_models:
             promoted, text = pipeline_items.register_models([item["name"] for item in recipes])
         Path(decisions.path).write_text(text)
