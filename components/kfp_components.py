@@ -14,47 +14,14 @@ component = dsl.component(base_image="crossearth", install_kfp_package=False)
 
 
 @component
-def prerequisites(
+def plan(
     workspace: str,
     params: str,
     catalogs: str,
-    secrets: dict,
-    gpus: dict,
-    training_runtime: str,
-    namespace: str,
-) -> str:
-    """Looks for secrets, MLflow, GPUs and the training runtime before anything is computed.
-
-    Args:
-        params: contents of params.yaml, as text: Kubeflow's own numbers are floats and it has no null.
-        catalogs: list of the contents of further catalog files, as text.
-        secrets: Secret -> its keys -> the environment variables that they should have become.
-        gpus: resource name -> number that one step asks for.
-        training_runtime: name of the TrainingRuntime, empty if none is needed.
-        namespace: where it lives besides the cluster, empty = the pod's own.
-
-    Returns:
-        Digest of the code in the image.
-    """
-    from crossearth.components import workspace as shared
-    from crossearth.components.prerequisites import check_prerequisites
-    from crossearth.data.files import code_version
-
-    shared.enter(workspace)
-    shared.begin(params, catalogs)
-    with shared.step(workspace, "prerequisites"):
-        for finding in check_prerequisites(shared.inputs()[0], secrets, gpus, training_runtime, namespace):
-            print(f"{finding.check}: {finding.verdict}: {finding.found}")
-    return code_version()
-
-
-@component
-def plan(
-    workspace: str,
     recipes: list,
     versions: dict,
     stylize_shards: int,
-    code: str,
+    wanted: dict,
     items: OutputPath(list),  # type: ignore[valid-type]
     synthesize: OutputPath(str),  # type: ignore[valid-type]
     validate: OutputPath(str),  # type: ignore[valid-type]
@@ -63,14 +30,19 @@ def plan(
     report: OutputPath(str),  # type: ignore[valid-type]
     archives: OutputPath(list),  # type: ignore[valid-type]
 ) -> list[dict]:
-    """Resolves catalog and params into one item per dataset and recipe, each with the digest of its inputs.
+    """Looks for what the run needs, then resolves catalog and params into one item per dataset and recipe.
+
+    Each item has the digest of its inputs, the code in the image and the workspace's identity among them: in
+    another workspace nothing comes from the cache.
 
     Args:
+        params: contents of params.yaml, as text: Kubeflow's own numbers are floats and it has no null.
+        catalogs: list of the contents of further catalog files, as text.
         recipes: names of the recipes to train.
         versions: domain -> version in the store, for domains that are pulled and not ingested.
-        code: digest of the code.
-        items: gets the recipes' items.
+        wanted: arguments of `check_prerequisites`.
         stylize_shards: shards of stylized tiles, 0 for none.
+        items: gets the recipes' items.
         synthesize: gets the digest of what the drawn archives depend on; empty if none are drawn.
         validate, styles, stylize, report: get the digest of what that step depends on besides earlier steps;
             that of `styles` is empty if nothing is restyled.
@@ -90,56 +62,52 @@ def plan(
         digest_of_step,
         recipe_items,
     )
-    from crossearth.data.files import digest
+    from crossearth.components.prerequisites import look
+    from crossearth.data.files import code_version, digest
 
+    shared.enter(workspace)
+    shared.begin(params, catalogs)
     with shared.step(workspace, "plan"):
+        look(**wanted)
         shared.crossearth("plan")
-        params, catalog = shared.inputs()
-        datasets = dataset_items(catalog, params, recipes, versions, code)
-        needed = archives_needed(catalog, params, datasets, recipes, stylize_shards)
+        numbers, catalog = shared.inputs()
+        code = digest([code_version(), shared.identity()])
+        datasets = dataset_items(catalog, numbers, recipes, versions, code)
+        needed = archives_needed(catalog, numbers, datasets, recipes, stylize_shards)
         Path(archives).write_text(json.dumps(needed))
-        drawn = needed and "synthesize" in params.presets[params.preset]
-        Path(items).write_text(json.dumps(recipe_items(catalog, params, recipes, code)))
-        Path(synthesize).write_text(digest_of_step(params, "synthesize", code) if drawn else "")
+        drawn = needed and "synthesize" in numbers.presets[numbers.preset]
+        Path(items).write_text(json.dumps(recipe_items(catalog, numbers, recipes, code)))
+        Path(synthesize).write_text(digest_of_step(numbers, "synthesize", code) if drawn else "")
         classes = (PLAN / "validate.json").read_text()
-        validation = digest([digest_of_step(params, "validate", code), classes])
+        validation = digest([digest_of_step(numbers, "validate", code), classes])
         Path(validate).write_text(validation)
-        styled = params.corpus in needed
-        Path(styles).write_text(digest_of_step(params, "styles", code) if styled else "")
-        Path(stylize).write_text(digest_of_step(params, "stylize", code))
-        Path(report).write_text(digest([validation, digest_of_step(params, "report", code)]))
+        styled = numbers.corpus in needed
+        Path(styles).write_text(digest_of_step(numbers, "styles", code) if styled else "")
+        Path(stylize).write_text(digest_of_step(numbers, "stylize", code))
+        Path(report).write_text(digest([validation, digest_of_step(numbers, "report", code)]))
         return datasets
 
 
 @component
-def synthesize(workspace: str, key: str) -> str:
-    """Draws miniature archives of every dataset.
-
-    Returns:
-        Digest of the archives.
-    """
-    from crossearth.components import workspace as shared
-
-    with shared.step(workspace, "synthesize"):
-        shared.crossearth("synthesize")
-        return shared.content_digest(shared.inputs()[0].archives)
-
-
-@component
-def fetch(workspace: str, repository: str, revision: str, path: str, needed: list) -> str:
-    """Brings the publishers' archives: those of a git repository's .dvc file, or those in the workspace.
+def archives(workspace: str, key: str, repository: str, revision: str, path: str, needed: list) -> str:
+    """Draws miniature archives of every dataset, or brings the publishers'.
 
     Args:
+        key: digest of what drawn archives depend on; empty for the publishers': those of a git repository's
+            .dvc file, or those in the workspace.
         needed: folders of archives that are read; without any nothing is brought.
 
     Returns:
-        What stands for the archives in the cache: the revision, or names and sizes.
+        What stands for the archives in the cache: the digest of drawn ones; the revision, or names and sizes.
     """
     from crossearth.components import workspace as shared
-    from crossearth.components.pipeline_items import fetch_archives
+    from crossearth.components.pipeline_items import draw_archives, fetch_archives
 
-    with shared.step(workspace, "fetch"):
-        return fetch_archives(shared.inputs()[0].archives, repository, revision, path, needed)
+    with shared.step(workspace, "archives"):
+        folder = shared.inputs()[0].archives
+        if key:
+            return draw_archives(folder, key)
+        return fetch_archives(folder, repository, revision, path, needed)
 
 
 @component
@@ -172,9 +140,10 @@ def validate(
     recipes: list,
     styles: str,
     key: str,
+    coverage: OutputPath(str),  # type: ignore[valid-type]
     metrics: Output[Metrics],
 ) -> list[dict]:
-    """Expectations over every manifest.
+    """Expectations over every manifest, and per setting how far the styles cover the unseen domain.
 
     Args:
         items: the datasets' items.
@@ -182,16 +151,28 @@ def validate(
         recipes: the recipes' items.
         styles: digest that the recipes' items get, too: kfp's local runner hands the steps of a loop nothing
             but the loop's item from outside it.
+        coverage: gets the digest of the coverage's numbers; empty without styles.
 
     Returns:
         The recipes' items, their keys standing for the tiles of source and targets too.
     """
+    import shutil
+    from pathlib import Path
+
     from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import expect_datasets, with_digests
 
     with shared.step(workspace, "validate"):
         expect_datasets(items, datasets)
         shared.crossearth("validate")
+        covered = ""
+        if styles:
+            shared.expect_content("styles", shared.ARTIFACTS / "styles", styles)
+            shared.crossearth("styles", "coverage")
+            covered = shared.content_digest(shared.ARTIFACTS / "coverage")
+        else:  # the report would show another run's
+            shutil.rmtree(shared.ARTIFACTS / "coverage", ignore_errors=True)
+        Path(coverage).write_text(covered)
         metrics.log_metric("datasets", len(datasets))
         return [with_digests(item, styles) for item in recipes]
 
@@ -201,7 +182,7 @@ def shards(workspace: str, recipes: list, number: int, key: str) -> list[dict]:
     """Deals the sources' training tiles out for `stylize`.
 
     Returns:
-        One item per source domain and shard; none for 0 shards.
+        One item per source domain and shard.
     """
     from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import stylize_items
@@ -227,30 +208,6 @@ def styles(workspace: str, archives: str, key: str) -> str:
 
 
 @component
-def coverage(workspace: str, recipes: list, styles: str) -> str:
-    """Per setting, how far the injected styles cover the unseen domain.
-
-    Returns:
-        Digest of the numbers; empty without styles.
-    """
-    import shutil
-
-    from crossearth.components import workspace as shared
-    from crossearth.components.pipeline_items import expect_tiles
-
-    with shared.step(workspace, "coverage"):
-        for item in recipes:
-            expect_tiles(item)
-        if not styles:
-            # the report would show another run's
-            shutil.rmtree(shared.ARTIFACTS / "coverage", ignore_errors=True)
-            return ""
-        shared.expect_content(shared.ARTIFACTS / "styles", styles)
-        shared.crossearth("styles", "coverage")
-        return shared.content_digest(shared.ARTIFACTS / "coverage")
-
-
-@component
 def stylize(workspace: str, item: dict) -> str:
     """Restyled counterparts of one shard of a domain's training tiles.
 
@@ -262,7 +219,7 @@ def stylize(workspace: str, item: dict) -> str:
 
     with shared.step(workspace, "stylize", item["name"]):
         expect_tiles(item)
-        shared.expect_content(shared.ARTIFACTS / "styles", item["styles"])
+        shared.expect_content("styles", shared.ARTIFACTS / "styles", item["styles"])
         shared.crossearth("stylize", item["domain"], "--shard", item["shard"])
         return item["name"]
 
@@ -286,7 +243,7 @@ def train(workspace: str, item: dict, processes: int, job: dict, metrics: Output
     with shared.step(workspace, "train", item["name"]):
         expect_tiles(item)
         if item["styles"]:
-            shared.expect_content(shared.ARTIFACTS / "styles", item["styles"])
+            shared.expect_content("styles", shared.ARTIFACTS / "styles", item["styles"])
         launch(["train", item["name"]], workspace, processes, job)
         meta = read_meta(shared.ARTIFACTS / "models" / item["name"])
         metrics.log_metric("classes", len(meta["classes"]))
@@ -320,7 +277,8 @@ def evaluate(
     with shared.step(workspace, "evaluate", item["name"]):
         expect_tiles(item)
         folder = shared.ARTIFACTS / "models" / item["name"]
-        shared.expect("model", folder, read_meta(folder)["sha256"], [model])
+        made = f"train {item['name']}"
+        shared.expect(made, folder, read_meta(folder)["sha256"] if folder.is_dir() else "", [model])
         launch(["evaluate", item["name"]], workspace, processes, {})
         folder = shared.ARTIFACTS / "scores" / item["name"]
         result = read_results(folder)
@@ -340,82 +298,83 @@ def report(
     scores: list,
     coverage: str,
     key: str,
+    register_models: bool,
     table: Output[Markdown],
     page: Output[HTML],
+    decisions: Output[Markdown],
     metrics: Output[Metrics],
-) -> str:
-    """The table, the page and the plots.
+) -> list:
+    """The table, the page and the plots; then a version per recipe in the registry, promoted by the rule.
+
+    Args:
+        scores: digests of the recipes' scores.
+        register_models: whether models are registered at all.
 
     Returns:
-        Digest of scores.csv.
+        Names of the recipes whose model was promoted.
     """
     import shutil
+    from pathlib import Path
 
+    from crossearth.components import pipeline_items
     from crossearth.components import workspace as shared
 
     with shared.step(workspace, "report"):
         if coverage:
-            shared.expect_content(shared.ARTIFACTS / "coverage", coverage)
+            shared.expect_content("validate", shared.ARTIFACTS / "coverage", coverage)
         for item in recipes:
-            shared.expect_content(shared.ARTIFACTS / "scores" / item["name"] / "scores.csv", *scores)
+            made = shared.ARTIFACTS / "scores" / item["name"] / "scores.csv"
+            shared.expect_content(f"evaluate {item['name']}", made, *scores)
         shared.crossearth("report")
         folder = shared.ARTIFACTS / "report"
         shutil.copyfile(folder / "scores.md", table.path)
         shutil.copyfile(folder / "index.html", page.path)
         metrics.log_metric("recipes", len(scores))
-        return shared.content_digest(folder / "scores.csv")
-
-
-@component
-def register(workspace: str, recipes: list, scores: str, decisions: Output[Markdown]) -> list:
-    """A version per recipe in the model registry, promoted by the rule.
-
-    Args:
-        scores: digest of the scores that the rule judges.
-
-    Returns:
-        Names of the recipes whose model was promoted.
-    """
-    from pathlib import Path
-
-    from crossearth.components import workspace as shared
-    from crossearth.components.pipeline_items import register_models
-
-    with shared.step(workspace, "register"):
-        shared.expect_content(shared.ARTIFACTS / "report/scores.csv", scores)
-        promoted, text = register_models([item["name"] for item in recipes])
+        promoted: list[str] = []
+        text = "no model is registered: register_models is false\n"
+        if register_models:
+            promoted, text = pipeline_items.register_models([item["name"] for item in recipes])
         Path(decisions.path).write_text(text)
         return promoted
 
 
 @component
-def scenes(workspace: str, source: str, shards: int) -> list[dict]:
-    """Lists the scenes of a folder or of an s3:// prefix and deals them out.
+def scenes(workspace: str, params: str, catalogs: str, wanted: dict, source: str, shards: int) -> list[dict]:
+    """Looks for what the run needs, then lists the scenes of a folder or an s3:// prefix and deals them out.
+
+    Args:
+        params: contents of params.yaml, as text.
+        catalogs: list of the contents of further catalog files, as text.
+        wanted: arguments of `check_prerequisites`.
 
     Returns:
-        At most `shards` items of about equal length, each {"name": str, "scenes": list of addresses}.
+        At most `shards` items of about equal length: name and digest of a list that lies in the workspace.
     """
     from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import deal_scenes
+    from crossearth.components.prerequisites import look
 
+    shared.enter(workspace)
+    shared.begin(params, catalogs)
     with shared.step(workspace, "scenes"):
+        look(**wanted)
         return deal_scenes(source, shards)
 
 
 @component
-def predict(workspace: str, item: dict, model: str, out: str, config: dict, metrics: Output[Metrics]) -> list:
+def predict(workspace: str, item: dict, model: str, out: str, config: dict, metrics: Output[Metrics]) -> str:
     """Maps the scenes of one shard.
 
     Returns:
-        The maps.
+        The folder of the maps: their names are those of the scenes.
     """
     from crossearth.components import workspace as shared
-    from crossearth.components.pipeline_items import predict_scenes
+    from crossearth.components.pipeline_items import predict_scenes, read_shard
 
     with shared.step(workspace, "predict", item["name"]):
-        maps = predict_scenes(item["scenes"], model, out, config)
+        maps = predict_scenes(read_shard(item), model, out, config)
         metrics.log_metric("scenes", len(maps))
-        return maps
+        return out
 
 
 @component

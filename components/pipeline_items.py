@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ from crossearth.components.predict import PredictConfig, predict, refuse_clashes
 from crossearth.components.promotion import RegisterConfig
 from crossearth.components.register import register
 from crossearth.components.training_setup import TrainConfig
-from crossearth.components.workspace import ARTIFACTS, expect, inputs
+from crossearth.components.workspace import ARTIFACTS, RUN, content_digest, crossearth, expect, holds, inputs
 from crossearth.data.config import load_config
 from crossearth.data.domains import Catalog
 from crossearth.data.errors import InputError, without_credentials
@@ -37,6 +37,7 @@ PLAN = ARTIFACTS / "plan"
 DOMAINS = ARTIFACTS / "domains"
 VALIDATION = ARTIFACTS / "validation"
 SCENES = ARTIFACTS / "scenes"
+SHARDS = RUN / "shards"
 # Kubeflow tries a step again whose pod was lost, none that ends with an error: what a lost connection cuts
 # off is tried again here
 PAUSES_S = (5.0, 20.0, 60.0)
@@ -167,7 +168,7 @@ def expect_tiles(item: Item) -> None:
     Raises:
         InputError: they are others.
     """
-    expect("tiles", DOMAINS, count_tiles(item["domains"])[1], [item["tiles"]])
+    _expect_domains("ingest", item["domains"], [item["tiles"]])
 
 
 def expect_datasets(items: Sequence[Item], keys: Sequence[str]) -> None:
@@ -180,7 +181,12 @@ def expect_datasets(items: Sequence[Item], keys: Sequence[str]) -> None:
         InputError: a dataset's are others.
     """
     for item in items:
-        expect(f"tiles of {item['name']}", DOMAINS, count_tiles(item["domains"])[1], keys)
+        _expect_domains(f"ingest {item['name']}", item["domains"], keys)
+
+
+def _expect_domains(made_by: str, domains: Sequence[str], keys: Collection[str]) -> None:
+    gone = next((folder for folder in map(_folder, domains) if not holds(folder)), None)
+    expect(made_by, gone or DOMAINS, "" if gone else count_tiles(domains)[1], keys)
 
 
 def _with_tiles(domains: set[str]) -> Item:
@@ -189,16 +195,11 @@ def _with_tiles(domains: set[str]) -> Item:
 
 
 def stylize_items(recipes: Sequence[Item], shards: int, key: str) -> list[Item]:
-    """One item per source domain and shard; none for 0 shards.
+    """One item per source domain and shard.
 
     Args:
         key: digest of what `stylize` depends on besides the tiles.
-
-    Raises:
-        InputError: a negative number of shards.
     """
-    if shards < 0:
-        raise InputError(f"stylize_shards: {shards}", expected="0 for none, or more")
     return [
         {
             "name": f"{source} {shard}/{shards}",
@@ -211,6 +212,33 @@ def stylize_items(recipes: Sequence[Item], shards: int, key: str) -> list[Item]:
         for source, styles in dict.fromkeys((recipe["source"], recipe["styles"]) for recipe in recipes)
         for shard in range(shards)
     ]
+
+
+def draw_archives(archives: Path, key: str) -> str:
+    """Draws miniature archives of every dataset, unless they lie there as they were drawn for this key.
+
+    Args:
+        archives: the folder of archives.
+        key: digest of what they depend on.
+
+    Returns:
+        Digest of the archives.
+    """
+    note = _note(archives)
+    if not (note.is_file() and holds(archives) and read_json(note) == _drawn(archives, key)):
+        note.unlink(missing_ok=True)
+        crossearth("synthesize")
+        write_json(note, _drawn(archives, key))
+    return str(read_json(note)["content"])
+
+
+def _drawn(archives: Path, key: str) -> dict[str, str]:
+    return {"key": key, "content": content_digest(archives)}
+
+
+def _note(archives: Path) -> Path:
+    """Says what the archives are, beside their folder."""
+    return archives.with_name(f"{archives.name}.from.json")
 
 
 def fetch_archives(archives: Path, repository: str, revision: str, path: str, needed: Sequence[str]) -> str:
@@ -231,7 +259,7 @@ def fetch_archives(archives: Path, repository: str, revision: str, path: str, ne
     """
     if not needed:
         return digest([])
-    note = archives.with_name(f"{archives.name}.from.json")
+    note = _note(archives)
     source = {"repository": without_credentials(repository), "revision": revision, "path": path}
     # a branch moves on, a commit's archives are hundreds of gigabytes that are here already
     here = re.fullmatch("[0-9a-f]{40}", revision) and note.is_file() and read_json(note) == source
@@ -294,6 +322,11 @@ def count_tiles(domains: Sequence[str]) -> tuple[dict[str, int], str]:
 def deal_scenes(source: str, shards: int) -> list[Item]:
     """Lists the rasters of a folder or of an s3:// prefix and deals them out, one after the other.
 
+    A shard's list lies in the workspace: an item is one argument of a command, which has 128 KiB.
+
+    Returns:
+        One item per shard: name, file of its list and the file's digest.
+
     Raises:
         InputError: fewer than one shard, no raster there, two of one name, or in a store one of a kind that
             may point to other files.
@@ -312,7 +345,23 @@ def deal_scenes(source: str, shards: int) -> list[Item]:
         )
     refuse_clashes({address: Path(f"{PurePosixPath(address).stem}.tif") for address in found})
     dealt = [found[start::shards] for start in range(min(shards, len(found)))]
-    return [{"name": f"shard-{number}", "scenes": scenes} for number, scenes in enumerate(dealt)]
+    items = []
+    for number, scenes in enumerate(dealt):
+        path = SHARDS / f"shard-{number}.json"
+        write_json(path, {"scenes": scenes})
+        items.append({"name": path.stem, "list": path.as_posix(), "digest": sha256_file(path)})
+    return items
+
+
+def read_shard(item: Item) -> list[str]:
+    """The scenes of a shard.
+
+    Raises:
+        InputError: its list is gone or was written by another run.
+    """
+    path = Path(item["list"])
+    expect("scenes", path, sha256_file(path) if path.is_file() else "", [item["digest"]])
+    return list(read_json(path)["scenes"])
 
 
 def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from crossearth.components.doctor import Finding, examine
 from crossearth.components.params import Params
 from crossearth.components.terminal import data_dir
 from crossearth.components.tracking import tracking_uri
+from crossearth.components.workspace import inputs
 from crossearth.data.errors import InputError
 
 # the oldest releases that take what a run asks of them
@@ -54,6 +55,12 @@ def check_prerequisites(
             next_step="".join(f"\n  - {each.check}: {each.found}; {each.advice}" for each in missing),
         )
     return findings
+
+
+def look(**wanted: Any) -> None:
+    """Prints what `check_prerequisites` finds for the run in the working folder."""
+    for finding in check_prerequisites(inputs()[0], **wanted):
+        print(f"{finding.check}: {finding.verdict}: {finding.found}")
 
 
 def _secrets(secrets: Mapping[str, Mapping[str, str]]) -> list[Finding]:

@@ -30,10 +30,14 @@ from crossearth.data.errors import without_credentials
 from crossearth.data.files import partial_dir
 
 if TYPE_CHECKING:
+    from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
 STORE = Path("artifacts/mlflow")
 SQLITE = "sqlite:///"
+# set in each pod by Kubeflow Pipelines' MLflow plugin: ours lie below its run, which is its own to end
+PARENT_RUN, EXPERIMENT = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"
+PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "input_hash"
 PIPELINE_TAG = "pipeline_run"  # the pipeline's run that a run belongs to
 PIPELINE_RUN = Path("artifacts/run/id")  # in a pipeline's workspace: of the run that it is in now
@@ -169,7 +173,7 @@ class Run:
             experiment_id = client.get_run(run_id).info.experiment_id
             for key in keys:
                 for child in client.search_runs([experiment_id], filter_string=f"tags.{KEY_TAG} = '{key}'"):
-                    client.set_tag(child.info.run_id, "mlflow.parentRunId", run_id)
+                    client.set_tag(child.info.run_id, PARENT_TAG, run_id)
 
         self._writer.do(tag_children)
 
@@ -190,7 +194,8 @@ def start_run(
         key: identity of the run's inputs: a restarted training and a later evaluation find their run by it.
         tags: set on the run, also on one that is found.
         params: logged when the run is created.
-        experiment: created on first use.
+        experiment: created on first use; $MLFLOW_EXPERIMENT_ID goes before. With $MLFLOW_RUN_ID the run lies
+            below that one, which is left as it is.
 
     Yields:
         The run. On leaving, what is queued is sent; a warning says what a server that is away did not take.
@@ -224,7 +229,7 @@ def end_runs(pipeline_run: str, status: str, why: str, experiment: str = "crosse
         return 0
     try:
         client = connect(tracking_uri())
-        found = client.get_experiment_by_name(experiment)
+        found = _given_experiment(client) or client.get_experiment_by_name(experiment)
         query = f"tags.{PIPELINE_TAG} = '{pipeline_run}' and attributes.status = 'RUNNING'"
         runs = client.search_runs([found.experiment_id], query) if found else []
         for run in runs:
@@ -346,6 +351,8 @@ class _Writer(threading.Thread):
         tags = {**self.tags, KEY_TAG: self.key}
         if self.pipeline_run:
             tags[PIPELINE_TAG] = self.pipeline_run
+        if parent := os.environ.get(PARENT_RUN):
+            tags[PARENT_TAG] = parent
         if found:
             self.run_id = found[0].info.run_id
             client.update_run(self.run_id, status="RUNNING")
@@ -394,8 +401,22 @@ def _artifacts_beside(database: Path) -> str:
     return (database.resolve().parent / "artifacts").as_uri()
 
 
+def _given_experiment(client: "MlflowClient") -> "Experiment | None":
+    """The experiment of $MLFLOW_EXPERIMENT_ID; None without one, or where this server does not know it."""
+    from mlflow.exceptions import MlflowException
+
+    given = os.environ.get(EXPERIMENT)
+    try:
+        return client.get_experiment(given) if given else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        logging.getLogger(__name__).warning("no experiment %s here, as %s has it", given, EXPERIMENT)
+        return None
+
+
 def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
-    found = client.get_experiment_by_name(name)
+    found = _given_experiment(client) or client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     beside = _artifacts_beside(Path(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from crossearth.components.tracking import EXPERIMENT, PARENT_RUN
 from crossearth.data.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class TrainJobConfig:
     timeout_s: float = 7 * 24 * 3600
 
 
+# what Kubeflow Pipelines' MLflow plugin gives the step's pod and no pod of a TrainJob
+FROM_PLUGIN = ("MLFLOW_TRACKING_URI", PARENT_RUN, EXPERIMENT)
+
+
 class TrainJobError(RuntimeError):
     """The TrainJob failed, was never scheduled or was too slow; the message has its events and last lines."""
 
@@ -100,6 +105,7 @@ def run_train_job(
     client = client or TrainerClient(KubernetesBackendConfig(namespace=config.namespace))
     options: list[Any] = [Name(name)]
     environment = {
+        **{name: os.environ[name] for name in FROM_PLUGIN if name in os.environ},
         **config.environment,
         "CROSSEARTH_WORKSPACE": workspace,
         "CROSSEARTH_ARGUMENTS": json.dumps(list(arguments)),

@@ -199,7 +199,7 @@ class Training:
 
     def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
-        pace = Pace()
+        pace, saved = Pace(), time.monotonic()
         name, total = self.job.recipe.name, self.config.iterations
         line = LogLine(f"{name}: iteration", total, self.iteration, self.processes.is_first)
         with self.gradients.shared(), self.interrupts as interrupts, self._progress() as progress:
@@ -229,9 +229,11 @@ class Training:
                     run.log_image(panel, f"panels/{self.iteration:06d}.png")
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
                 line.update(self.iteration, f"loss {self.loss:.3f}")
+                due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
                 # also the last one: where the model cannot be written nothing is to be done again
-                if stop or done or self.iteration % self.config.checkpoint_every == 0:
+                if stop or done or due or self.iteration % self.config.checkpoint_every == 0:
                     self.save()
+                    saved = time.monotonic()
                 if stop:
                     raise SystemExit(EXIT_CODES[signal.Signals(stop)])
         if self.skipped == self.config.iterations:

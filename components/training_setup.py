@@ -39,6 +39,7 @@ RUNTIME_FIELDS = (
     "workers",
     "backbones_dir",
     "checkpoint_every",
+    "checkpoint_minutes",
     "keep_checkpoints",
     "log_every",
     "panels_every",
@@ -50,6 +51,7 @@ POSITIVE_FIELDS = (
     "schedule_iterations",
     "validate_every",
     "checkpoint_every",
+    "checkpoint_minutes",
     "keep_checkpoints",
     "log_every",
     "panels_every",
@@ -89,7 +91,9 @@ class TrainConfig:
         held_out_share: least share of the source's tiles, by whole scenes, that are not trained on; 0 = none.
         validate_every: iterations between scores on the held-out tiles.
         selection: "last" iterate (the authors'), or "best-source": best headline score on the held-out tiles.
-        checkpoint_every: iterations between saved states.
+        checkpoint_every: iterations between saved states, at most.
+        checkpoint_minutes: minutes between saved states, at most: a pod is gone a second after it is asked to
+            leave, and loses what it has not saved.
         keep_checkpoints: how many of the last states are kept.
         log_every: iterations whose mean is one point of a curve.
         panels_every: iterations between sample pictures.
@@ -123,6 +127,7 @@ class TrainConfig:
     validate_every: int = 1000
     selection: Literal["last", "best-source"] = "last"
     checkpoint_every: int = 1000
+    checkpoint_minutes: int = 10
     keep_checkpoints: int = 2
     log_every: int = 50
     panels_every: int = 1000

@@ -5,6 +5,7 @@ A step enters it and gives the command line that dvc.yaml gives: the same paths,
 
     params.yaml                                   what this run was started with, as JSON (which is YAML)
     artifacts/run/catalog-*.yaml                  the user's catalogs
+    artifacts/workspace.json                      which folder this is, part of every key of Kubeflow's cache
     artifacts/run/id                              stands in MLflow for the run that is in the folder now
     artifacts/run/failures/<step>[-<item>].json   why a step failed, for the pipeline's exit handler
 """
@@ -32,6 +33,7 @@ from crossearth.data.errors import InputError, print_uncaught, without_credentia
 from crossearth.data.files import atomic_path, digest, read_json, sha256_file, write_json
 
 PARAMS = Path("params.yaml")
+IDENTITY = ARTIFACTS / "workspace.json"
 RUN = ARTIFACTS / "run"
 FAILURES = RUN / "failures"
 # a working folder that holds this is somebody's checkout, not a pipeline's workspace
@@ -105,6 +107,16 @@ def inputs() -> tuple[Params, Catalog]:
     return terminal.inputs(PARAMS, None)
 
 
+def identity() -> str:
+    """Which workspace this is: drawn at its first use, and gone with what was made in it.
+
+    Kubeflow's cache knows nothing of the folder: in a new or an emptied one its keys must be others.
+    """
+    if not IDENTITY.is_file():
+        write_json(IDENTITY, {"id": uuid4().hex})
+    return str(read_json(IDENTITY)["id"])
+
+
 def crossearth(*arguments: str) -> None:
     """Runs one command of the command line in this process, as dvc.yaml would.
 
@@ -155,25 +167,43 @@ def run_id() -> str:
     return PIPELINE_RUN.read_text(encoding="utf-8").strip() if PIPELINE_RUN.is_file() else ""
 
 
-def expect(what: str, where: Path, found: str, handed_on: Collection[str]) -> None:
+def expect(made_by: str, where: Path, found: str, handed_on: Collection[str]) -> None:
     """Holds what lies in the workspace against the digests that an earlier step of the run has handed on.
 
-    Kubeflow takes a step's result from its cache; the bytes in the workspace may be those of another run.
+    Kubeflow takes a step's result from its cache; the bytes in the workspace may be those of another run, or
+    gone.
+
+    Args:
+        made_by: the step that made it, with its item.
+        found: digest of what lies there; anything where nothing does.
 
     Raises:
         InputError: `found` is none of them.
     """
-    if found not in handed_on:
+    if holds(where) and found in handed_on:
+        return
+    again = f"submit again with --no-cache, which runs {made_by} and all else again"
+    if not holds(where):
         raise InputError(
-            f"{what}: not what this run's earlier step made, another run has been here since",
+            f"what this run's step {made_by} made is gone, its result came from Kubeflow's cache",
             where=where,
-            next_step="submit again with --no-cache; runs with other numbers want workspaces of their own",
+            next_step=again,
         )
+    raise InputError(
+        f"not what this run's step {made_by} made, another run has been here since",
+        where=where,
+        next_step=f"{again}; runs with other numbers want workspaces of their own",
+    )
 
 
-def expect_content(path: Path, *handed_on: str) -> None:
+def expect_content(made_by: str, path: Path, *handed_on: str) -> None:
     """`expect` of a file, or of all files below a folder, by `content_digest`."""
-    expect(path.name, path, content_digest(path), handed_on)
+    expect(made_by, path, content_digest(path) if holds(path) else "", handed_on)
+
+
+def holds(path: Path) -> bool:
+    """Whether a file is there, or a folder with one in it."""
+    return path.is_file() or any(each.is_file() for each in path.rglob("*"))
 
 
 def content_digest(*paths: Path) -> str:

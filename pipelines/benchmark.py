@@ -19,20 +19,25 @@ from crossearth.pipelines.resources import Values, place
 
 @dataclass(frozen=True)
 class Inputs:
-    """Defaults of a pipeline's parameters.
+    """What a pipeline is built from: defaults of its parameters, and what shapes its graph.
 
     Attributes:
         recipes: names of the recipes that the catalog derives.
         params: contents of params.yaml, as JSON.
         catalogs: list of the contents of the user's catalog files, as JSON.
+        stylize_shards: shards in which each source's stylized tiles are written, 0 = none; no parameter, for
+            it shapes the graph.
     """
 
     recipes: list[str]
     params: str
     catalogs: str
+    stylize_shards: int = 0
 
 
-def read_inputs(params_file: Path, catalogs: Sequence[Path] = (), preset: str | None = None) -> Inputs:
+def read_inputs(
+    params_file: Path, catalogs: Sequence[Path] = (), preset: str | None = None, stylize_shards: int = 0
+) -> Inputs:
     """Reads params.yaml and the user's catalogs, and checks them.
 
     Args:
@@ -55,7 +60,7 @@ def read_inputs(params_file: Path, catalogs: Sequence[Path] = (), preset: str | 
     check(params, catalog)
     contents = [read_yaml(path) for path in paths]
     # on one line: Kubeflow's compiler repeats defaults in a comment of one line
-    return Inputs(list(catalog.recipes()), json.dumps(plain), json.dumps(contents))
+    return Inputs(list(catalog.recipes()), json.dumps(plain), json.dumps(contents), stylize_shards)
 
 
 def refuse_unshared_batches(inputs: Inputs, values: Values) -> None:
@@ -105,7 +110,6 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
         dvc_repository: str = "",
         dvc_revision: str = "",
         dvc_path: str = "",
-        stylize_shards: int = 0,
         register_models: bool = True,
     ) -> None:
         """Trains and scores recipes.
@@ -120,7 +124,6 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
             dvc_repository: git repository that versions the archives with DVC, empty if they lie here.
             dvc_revision: its git revision.
             dvc_path: the folder of archives in it.
-            stylize_shards: shards in which each source's stylized tiles are written, 0 for none.
             register_models: whether models are registered and promoted by the rule.
         """
         with dsl.ExitHandler(finish_task(workspace, values)):
@@ -132,7 +135,7 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
                 store=store,
                 versions=versions,
                 dvc=(dvc_repository, dvc_revision, dvc_path),
-                stylize_shards=stylize_shards,
+                stylize_shards=inputs.stylize_shards,
                 values=values,
             )
             train_and_score(prepared, workspace, register_models, values)
@@ -170,38 +173,41 @@ def prepare(
     store: Any,
     versions: Any,
     dvc: tuple[Any, Any, Any],
-    stylize_shards: Any,
+    stylize_shards: int,
     values: Values,
 ) -> Prepared:
-    """Prerequisites, plan, archives, tiles, validation, styles, their coverage and stylized tiles.
+    """Prerequisites and plan, archives, tiles, styles, validation with coverage, and stylized tiles.
 
     Args:
         dvc: repository, revision and path of archives that DVC versions.
+        stylize_shards: 0 = the graph has neither the loop nor what deals out: Kubeflow never ends a loop
+            over nothing.
     """
-    looked = steps.prerequisites(
+    planned = steps.plan(
         workspace=workspace,
         params=params,
         catalogs=catalogs,
-        secrets={secret.name: secret.env for secret in values.secrets.values()},
-        gpus=values.gpus(),
-        training_runtime=values.trainer.runtime if values.trainer.nodes > 1 else "",
-        namespace=values.trainer.namespace or "",
-    )
-    place(looked, "prerequisites", values)
-    planned = steps.plan(
-        workspace=workspace,
         recipes=recipes,
         versions=versions,
         stylize_shards=stylize_shards,
-        code=looked.output,
+        wanted=wanted(values),
     )
     place(planned, "plan", values)
-    archives = _archives(workspace, planned, dvc, values)
+    repository, revision, path = dvc
+    archives = steps.archives(
+        workspace=workspace,
+        key=planned.outputs["synthesize"],
+        repository=repository,
+        revision=revision,
+        path=path,
+        needed=planned.outputs["archives"],
+    )
+    place(archives, "archives", values)
     datasets = planned.outputs["Output"]
     with dsl.ParallelFor(datasets, name="datasets", parallelism=values.parallel.ingest) as dataset:
-        ingested = steps.ingest(workspace=workspace, item=dataset, archives=archives, store=store)
+        ingested = steps.ingest(workspace=workspace, item=dataset, archives=archives.output, store=store)
         place(ingested, "ingest", values)
-    fitted = steps.styles(workspace=workspace, archives=archives, key=planned.outputs["styles"])
+    fitted = steps.styles(workspace=workspace, archives=archives.output, key=planned.outputs["styles"])
     place(fitted, "styles", values)
     validated = steps.validate(
         workspace=workspace,
@@ -213,34 +219,27 @@ def prepare(
     )
     place(validated, "validate", values)
     items = validated.outputs["Output"]
-    covered = steps.coverage(workspace=workspace, recipes=items, styles=fitted.output)
-    place(covered, "coverage", values)
-    dealt = steps.shards(
-        workspace=workspace, recipes=items, number=stylize_shards, key=planned.outputs["stylize"]
-    )
-    place(dealt, "shards", values)
-    with dsl.ParallelFor(dealt.output, name="stylize-shards", parallelism=values.parallel.stylize) as shard:
-        place(steps.stylize(workspace=workspace, item=shard), "stylize", values)
-    return Prepared(items, covered.output, planned.outputs["report"])
-
-
-def _archives(workspace: Any, planned: dsl.PipelineTask, dvc: tuple[Any, Any, Any], values: Values) -> Any:
-    """Channel of the archives' digest: drawn by code, or the publishers'."""
-    key = planned.outputs["synthesize"]
-    repository, revision, path = dvc
-    with dsl.If(key != "", name="drawn-archives"):
-        drawn = steps.synthesize(workspace=workspace, key=key)
-        place(drawn, "synthesize", values)
-    with dsl.Else(name="publishers-archives"):
-        fetched = steps.fetch(
-            workspace=workspace,
-            repository=repository,
-            revision=revision,
-            path=path,
-            needed=planned.outputs["archives"],
+    if stylize_shards:
+        dealt = steps.shards(
+            workspace=workspace, recipes=items, number=stylize_shards, key=planned.outputs["stylize"]
         )
-        place(fetched, "fetch", values)
-    return dsl.OneOf(drawn.output, fetched.output)
+        place(dealt, "shards", values)
+        with dsl.ParallelFor(
+            dealt.output, name="stylize-shards", parallelism=values.parallel.stylize
+        ) as shard:
+            place(steps.stylize(workspace=workspace, item=shard), "stylize", values)
+    return Prepared(items, validated.outputs["coverage"], planned.outputs["report"])
+
+
+def wanted(values: Values, trains: bool = True) -> dict[str, Any]:
+    """What the first step looks for: arguments of `check_prerequisites`."""
+    many = trains and values.trainer.nodes > 1
+    return {
+        "secrets": {secret.name: secret.env for secret in values.secrets.values()},
+        "gpus": values.gpus(),
+        "training_runtime": values.trainer.runtime if many else "",
+        "namespace": (values.trainer.namespace or "") if many else "",
+    }
 
 
 def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, values: Values) -> None:
@@ -266,10 +265,6 @@ def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, va
         scores=dsl.Collected(scored.outputs["Output"]),
         coverage=prepared.coverage,
         key=prepared.report,
+        register_models=register_models,
     )
     place(reported, "report", values)
-    with dsl.If(register_models == True, name="registry"):  # noqa: E712
-        registered = steps.register(
-            workspace=workspace, recipes=prepared.recipes, scores=reported.outputs["Output"]
-        )
-        place(registered, "register", values)

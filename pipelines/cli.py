@@ -41,6 +41,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Parameter of the pipeline as name=value, in YAML (repeatable)."),
 ]
+StylizeShards = Annotated[
+    int,
+    typer.Option("--stylize-shards", min=0, help="Write each source's stylized tiles in so many shards."),
+]
 Host = Annotated[
     str, typer.Option("--host", envvar="CROSSEARTH_KFP_HOST", help="Address of Kubeflow Pipelines' API.")
 ]
@@ -56,10 +60,10 @@ TokenFile = Annotated[
 ]
 
 
-def _inputs(params: Path, catalog: list[Path] | None, preset: str | None) -> Inputs:
+def _inputs(params: Path, catalog: list[Path] | None, preset: str | None, stylize_shards: int) -> Inputs:
     from crossearth.pipelines.benchmark import read_inputs
 
-    return read_inputs(params, catalog or [], preset)
+    return read_inputs(params, catalog or [], preset, stylize_shards)
 
 
 def _given(
@@ -105,13 +109,17 @@ def compile_(
     params: ParamsFile = Path("params.yaml"),
     catalog: Catalogs = None,
     preset: Preset = None,
+    stylize_shards: StylizeShards = 0,
 ) -> None:
     """Write a pipeline's YAML: the same inputs give the same bytes, without secrets and without paths."""
     from crossearth.pipelines.graphs import compile_pipeline
     from crossearth.pipelines.resources import LOCAL, load_values
 
     written = compile_pipeline(
-        name, _inputs(params, catalog, preset), load_values(values) if values else LOCAL, output
+        name,
+        _inputs(params, catalog, preset, stylize_shards),
+        load_values(values) if values else LOCAL,
+        output,
     )
     out.print(f"wrote {written}", highlight=False, soft_wrap=True)
     out.print(f"next: crossearth pipeline submit {name} --host ... --values ...", highlight=False)
@@ -128,6 +136,7 @@ def run(
     params: ParamsFile = Path("params.yaml"),
     catalog: Catalogs = None,
     preset: Preset = None,
+    stylize_shards: StylizeShards = 0,
     recipe: Recipes = None,
     settings: Set = None,
 ) -> None:
@@ -136,7 +145,7 @@ def run(
     from crossearth.pipelines.local_run import Docker, run_local
 
     folder = workspace or Path("artifacts/pipeline") / name
-    inputs = _inputs(params, catalog, preset)
+    inputs = _inputs(params, catalog, preset, stylize_shards)
     try:
         run_local(
             name,
@@ -164,6 +173,7 @@ def submit(
     params: ParamsFile = Path("params.yaml"),
     catalog: Catalogs = None,
     preset: Preset = None,
+    stylize_shards: StylizeShards = 0,
     recipe: Recipes = None,
     settings: Set = None,
 ) -> None:
@@ -171,7 +181,7 @@ def submit(
     from crossearth.pipelines import submit as kubeflow
     from crossearth.pipelines.resources import load_values
 
-    inputs, wanted = _inputs(params, catalog, preset), load_values(values)
+    inputs, wanted = _inputs(params, catalog, preset, stylize_shards), load_values(values)
     given = _given(name, inputs, settings, recipe)
     client = _client(host, namespace, token_file)
     with kubeflow.asking(host):

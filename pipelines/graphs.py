@@ -31,10 +31,16 @@ def build(name: str, inputs: Inputs, values: Values, cache: bool = True) -> Grap
             it for the root's tasks alone, and all of ours lie inside the exit handler.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or shards to stylize in `inference`.
     """
     if name not in PIPELINES:
         raise InputError(f"unknown pipeline {name!r}", expected=nearest(name, PIPELINES))
+    if inputs.stylize_shards and name == "inference":
+        raise InputError(
+            "inference stylizes nothing",
+            where="--stylize-shards",
+            next_step="--set shards=N deals scenes out",
+        )
     pipeline = PIPELINES[name](inputs, values)
     if not cache:
         spec = pipeline.pipeline_spec

@@ -4,7 +4,7 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from crossearth.components import kfp_components as steps
-from crossearth.pipelines.benchmark import Inputs, finish_task
+from crossearth.pipelines.benchmark import Inputs, finish_task, wanted
 from crossearth.pipelines.resources import Values, place
 
 
@@ -41,21 +41,15 @@ def inference(inputs: Inputs, values: Values) -> GraphComponent:
             workspace: the shared folder, where the claim is mounted.
         """
         with dsl.ExitHandler(finish_task(workspace, values)):
-            looked = place(
-                steps.prerequisites(
-                    workspace=workspace,
-                    params=params,
-                    catalogs=catalogs,
-                    secrets={secret.name: secret.env for secret in values.secrets.values()},
-                    gpus=values.gpus(),
-                    training_runtime="",
-                    namespace="",
-                ),
-                "prerequisites",
-                values,
+            listed = steps.scenes(
+                workspace=workspace,
+                params=params,
+                catalogs=catalogs,
+                wanted=wanted(values, trains=False),
+                source=scenes,
+                shards=shards,
             )
-            listed = place(steps.scenes(workspace=workspace, source=scenes, shards=shards), "scenes", values)
-            listed.after(looked)
+            place(listed, "scenes", values)
             with dsl.ParallelFor(listed.output, name="shards", parallelism=values.parallel.predict) as shard:
                 place(
                     steps.predict(workspace=workspace, item=shard, model=model, out=out, config=predict),

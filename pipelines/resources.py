@@ -14,28 +14,24 @@ from crossearth.data.config import load_config, merged, nearest, read_yaml
 from crossearth.data.errors import InputError, without_credentials
 
 STEPS = (
-    "prerequisites",
     "plan",
-    "synthesize",
-    "fetch",
+    "archives",
     "ingest",
     "validate",
     "shards",
     "styles",
-    "coverage",
     "stylize",
     "train",
     "evaluate",
     "report",
-    "register",
     "scenes",
     "predict",
     "finish",
 )
 # the steps that talk to a server beyond the workspace, or take long: another try after a lost pod is worth it
-NETWORK_STEPS = frozenset({"fetch", "ingest", "train", "register", "scenes", "predict", "finish"})
+NETWORK_STEPS = frozenset({"archives", "ingest", "train", "report", "scenes", "predict", "finish"})
 # the steps whose result depends on a server, the cluster or what lies under an address, not on inputs alone
-UNCACHED_STEPS = frozenset({"prerequisites", "plan", "fetch", "register", "scenes", "predict", "finish"})
+UNCACHED_STEPS = frozenset({"plan", "archives", "report", "scenes", "predict", "finish"})
 
 THREADS = ("OMP_NUM_THREADS", "GDAL_NUM_THREADS")
 LONGEST_STEP_S = 7 * 24 * 3600  # a step without a timeout is tried again until then

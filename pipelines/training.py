@@ -38,7 +38,6 @@ def training(inputs: Inputs, values: Values) -> GraphComponent:
         dvc_repository: str = "",
         dvc_revision: str = "",
         dvc_path: str = "",
-        stylize_shards: int = 0,
         register_models: bool = False,
     ) -> None:
         """Trains one recipe.
@@ -53,7 +52,6 @@ def training(inputs: Inputs, values: Values) -> GraphComponent:
             dvc_repository: git repository that versions the archives with DVC, empty if they lie here.
             dvc_revision: its git revision.
             dvc_path: the folder of archives in it.
-            stylize_shards: shards in which each source's stylized tiles are written, 0 for none.
             register_models: whether the model is registered and promoted by the rule.
         """
         with dsl.ExitHandler(finish_task(workspace, values)):
@@ -65,7 +63,7 @@ def training(inputs: Inputs, values: Values) -> GraphComponent:
                 store=store,
                 versions=versions,
                 dvc=(dvc_repository, dvc_revision, dvc_path),
-                stylize_shards=stylize_shards,
+                stylize_shards=inputs.stylize_shards,
                 values=values,
             )
             train_and_score(prepared, workspace, register_models, values)

@@ -30,8 +30,8 @@ PATIENCE_S = 300.0  # how long `watch` waits for a host that does not answer
 # as the API calls them; a run that was stopped stands there as FAILED
 SHOWN = {FINISHED: "SUCCEEDED", KILLED: "CANCELED"}
 RESULTS = {
-    "report": "the table is the workspace's artifacts/report (index.html, scores.md) and on the step's page",
-    "register": "the models are in MLflow's model registry, why each was promoted or not on the step's page",
+    "report": "the table is the workspace's artifacts/report (index.html, scores.md) and on the step's page; "
+    "with register_models MLflow's model registry has the models, and the page why each was promoted or not",
     "predict": "the maps are in the folder that the parameter `out` names",
 }
 

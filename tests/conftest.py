@@ -139,6 +139,6 @@ def with_kubeflow(short_params: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A workspace in which the benchmark's graph has scored two recipes, each step a process."""
     folder = tmp_path_factory.mktemp("kubeflow")
     recipes = [part for recipe in RECIPES for part in ("--recipe", recipe)]
-    done = run_pipeline("benchmark", folder, *recipes, "--set", "stylize_shards=1", params=short_params)
+    done = run_pipeline("benchmark", folder, *recipes, "--stylize-shards", "1", params=short_params)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     return folder / "workspace"

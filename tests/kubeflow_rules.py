@@ -7,7 +7,7 @@ A rule returns its findings, each a sentence; none means that the rule is kept.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Documents = list[Any]
@@ -197,6 +197,39 @@ def one_of(documents: Documents) -> list[str]:
     return findings
 
 
+def keyed(documents: Documents) -> list[str]:
+    """What may come from the cache has an item or a key, which stand for numbers, code and workspace."""
+    return [
+        name
+        for name, task in _tasks(documents[0])
+        if task.get("cachingOptions", {}).get("enableCache")
+        and not {"item", "key"} & task.get("inputs", {}).get("parameters", {}).keys()
+    ]
+
+
+def count_pods(documents: Documents, times: Mapping[str, int]) -> int:
+    """Pods of a run: a driver for each graph and iteration, a driver and one that works for each step.
+
+    Args:
+        times: loop -> number of its items; condition -> 1 if it holds, 0 if not.
+    """
+    components = documents[0]["components"]
+
+    def inside(part: Any) -> int:
+        return 1 + sum(map(count, part["dag"]["tasks"].values()))
+
+    def count(task: Any) -> int:
+        part = components[task["componentRef"]["name"]]
+        if "dag" not in part:
+            return 2
+        if "parameterIterator" in task:  # one more for the loop itself
+            return 1 + times[task["taskInfo"]["name"]] * inside(part)
+        holds = "condition" not in task.get("triggerPolicy", {}) or times[task["taskInfo"]["name"]]
+        return inside(part) if holds else 1
+
+    return inside(documents[0]["root"])
+
+
 def newer_than_2_15(documents: Documents) -> list[str]:
     """Kubeflow Pipelines 2.15 refuses a pod's securityContext."""
     return [step for step, pod in _pods(documents).items() if "securityContext" in pod]
@@ -227,6 +260,7 @@ GRAPH: dict[str, Rule] = {
     "retries": retries,
     "handler": handler,
     "one-of": one_of,
+    "keyed": keyed,
     "2.15": newer_than_2_15,
     "arguments": arguments,
 }

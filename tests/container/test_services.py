@@ -97,11 +97,11 @@ def test_a_container_that_fails_fails_the_pipeline_by_name_and_mlflow_knows(
         *("training", tmp_path, "--docker", "--image", image, "--preset", "paper"), **services
     )
     assert done.returncode == 1
-    assert "step fetch failed" in done.stderr
+    assert "step archives failed" in done.stderr
     assert "no archives" in done.stderr
     (run,) = (run for name, run in runs(mlflow).items() if name.startswith("pipeline crossearth-training"))
     assert run.data.tags["pipeline_state"] == "FAILED"
-    assert run.data.tags["failed_step"] == "fetch"
+    assert run.data.tags["failed_step"] == "archives"
     assert "no archives" in run.data.tags["failure"]
     assert run.data.metrics["failed_steps"] == 1
     assert services["AWS_SECRET_ACCESS_KEY"] not in "".join(run.data.tags.values())

@@ -49,7 +49,7 @@ def test_the_graph_shows_tables_matrices_and_pages(with_kubeflow: Path) -> None:
     report = outputs["report"]
     assert "<html" in Path(report["page"]["artifacts"][0]["uri"]).read_text()[:200].lower()
     assert "|" in Path(report["table"]["artifacts"][0]["uri"]).read_text()
-    assert "champion" in Path(outputs["register"]["decisions"]["artifacts"][0]["uri"]).read_text()
+    assert "champion" in Path(report["decisions"]["artifacts"][0]["uri"]).read_text()
 
 
 def test_stylized_tiles_are_written_in_shards(with_kubeflow: Path) -> None:
@@ -92,8 +92,7 @@ def test_a_step_refuses_what_another_run_has_left_in_the_workspace(
     (shard,) = pipeline_items.stylize_items([recipe], 1, "key")
     stale: list[tuple[Any, dict[str, Any]]] = [
         (steps.validate, {"items": [dataset], "datasets": ["other"]}),
-        (steps.coverage, {"recipes": [other], "styles": styles}),
-        (steps.coverage, {"recipes": [recipe], "styles": "other"}),
+        (steps.validate, {"items": [], "datasets": [], "styles": "other"}),
         (steps.stylize, {"item": shard | {"tiles": "other"}}),
         (steps.stylize, {"item": shard | {"styles": "other"}}),
         (steps.train, {"item": other}),
@@ -102,12 +101,20 @@ def test_a_step_refuses_what_another_run_has_left_in_the_workspace(
         (steps.evaluate, {"item": recipe, "model": "other"}),
         (steps.report, {"recipes": [recipe], "coverage": "other"}),
         (steps.report, {"recipes": [recipe], "coverage": coverage, "scores": ["other"]}),
-        (steps.register, {"recipes": [recipe], "scores": "other"}),
     ]
-    for step, given in stale:
+
+    def refused(step: Any, given: dict[str, Any], words: str) -> None:
         arguments = dict.fromkeys(inspect.signature(step.python_func).parameters) | given
-        with pytest.raises(InputError, match=r"(?s)another run has been here since.*--no-cache"):
+        with pytest.raises(InputError, match=words):
             step.python_func(**arguments | {"workspace": str(with_kubeflow)})
+
+    for step, given in stale:
+        refused(step, given, r"(?s)another run has been here since.*--no-cache")
+    moved = tmp_path / "styles"
+    (workspace.ARTIFACTS / "styles").rename(moved)
+    gone = r"(?s)what this run's step styles made is gone.*--no-cache, which runs styles"
+    refused(steps.stylize, {"item": shard}, gone)
+    shutil.move(moved, workspace.ARTIFACTS / "styles")
     shutil.rmtree(workspace.FAILURES)
 
 
@@ -116,13 +123,13 @@ def test_a_step_that_fails_fails_the_pipeline_by_name_and_the_exit_handler_tells
 ) -> None:
     done = run_pipeline("training", tmp_path, "--recipe", "deepglobe", "--preset", "paper")
     assert done.returncode == 1
-    assert "step fetch failed" in done.stderr
+    assert "step archives failed" in done.stderr
     assert "no archives" in done.stderr
     client = MlflowClient(f"sqlite:///{tmp_path}/workspace/artifacts/mlflow/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'crossearth'")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == run.data.tags["pipeline_state"] == "FAILED"
-    assert run.data.tags["failed_step"] == "fetch"
+    assert run.data.tags["failed_step"] == "archives"
     assert "no archives" in run.data.tags["failure"]
 
 

@@ -203,11 +203,19 @@ def train(client: TrainerClient, tmp_path: Path) -> Callable[..., None]:
 
 
 def test_a_train_job_is_created_followed_and_taken_away(
-    train: Callable[..., None], cluster: Cluster, capfd: pytest.CaptureFixture[str]
+    train: Callable[..., None],
+    cluster: Cluster,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for variable in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(variable, f"the plugin's {variable}")
     train()
     (job,) = cluster.created
     trainer = job["spec"]["trainer"]
+    given = {each["name"]: each["value"] for each in trainer["env"]}
+    assert given["MLFLOW_RUN_ID"] == "the plugin's MLFLOW_RUN_ID"
+    assert given["MLFLOW_EXPERIMENT_ID"] == "the plugin's MLFLOW_EXPERIMENT_ID"
     assert job["spec"]["runtimeRef"]["name"] == "crossearth-torch"
     assert (trainer["numNodes"], trainer["image"]) == (2, "crossearth")
     assert trainer["resourcesPerNode"]["requests"] == {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": 1}

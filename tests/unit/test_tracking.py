@@ -77,6 +77,35 @@ def test_a_restart_goes_on_in_the_same_run(store: Path) -> None:
     assert [point.value for point in client.get_metric_history(found.info.run_id, "loss")] == [1.0, 0.5]
 
 
+def test_runs_lie_below_the_pipelines_own_which_stays_as_it_is(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubeflow's MLflow plugin opens a run of its own and names it in each pod."""
+    client = tracking.connect(tracking_uri())
+    experiment = client.create_experiment("plugin's", artifact_location=(store / "artifacts").as_uri())
+    parent = client.create_run(experiment, run_name="pipeline").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    before = client.get_run(parent).to_dictionary()
+    for _ in range(2):  # a run that is found lies there, too
+        with start_run("r", key="k") as run:
+            run.set_tags({"seed": "1"})
+    (ours,) = client.search_runs([experiment], "tags.input_hash = 'k'")
+    assert ours.data.tags["mlflow.parentRunId"] == parent
+    tracking.PIPELINE_RUN.parent.mkdir(parents=True)
+    tracking.PIPELINE_RUN.write_text("p")
+    with start_run("killed", key="l") as run:
+        run.end_as("RUNNING")
+    assert tracking.end_runs("p", "KILLED", "stopped") == 1
+    assert client.get_run(parent).to_dictionary() == before
+    assert client.get_experiment_by_name("crossearth") is None
+    # an address of one's own may lead to another server than the plugin's
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
+    with start_run("r", key="m"):
+        pass
+    assert only_run(tracking_uri(), "m")[1].info.status == "FINISHED"
+
+
 def test_an_error_is_passed_on_and_marks_the_run(store: Path) -> None:
     with pytest.raises(ValueError, match="mine"), start_run("r", key="k"):
         raise ValueError("mine")

@@ -200,6 +200,20 @@ def test_only_the_last_states_are_kept_and_none_after_the_end(
     assert not states.exists()
 
 
+def test_a_slow_training_saves_by_the_clock(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod is gone a second after it is asked to leave."""
+    hours = iter(range(0, 10**9, 3600))
+    monkeypatch.setattr(training_loop.time, "monotonic", lambda: next(hours))
+    for minutes, states in ((10, ["step_00000003.safetensors", "step_00000004.safetensors"]), (10**6, [])):
+        stop_at(4, monkeypatch)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(f"model{minutes}", checkpoint_every=100, checkpoint_minutes=minutes)
+        found = tmp_path.glob(f"model{minutes}.checkpoints/*.safetensors")
+        assert sorted(path.name for path in found) == states
+
+
 def test_a_state_cut_off_by_a_crash_is_passed_over(
     run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
