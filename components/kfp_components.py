@@ -54,7 +54,6 @@ def plan(
     import json
     from pathlib import Path
 
-    from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import (
         PLAN,
         archives_needed,
@@ -62,8 +61,9 @@ def plan(
         digest_of_step,
         recipe_items,
     )
-    from crossearth.components.prerequisites import look
-    from crossearth.data.files import code_version, digest
+    from crossearth.components.prerequisites.step import look
+    from crossearth.components.runtime import workspace as shared
+    from crossearth.data.common.files import code_version, digest
 
     shared.enter(workspace)
     shared.begin(params, catalogs)
@@ -100,8 +100,8 @@ def archives(workspace: str, key: str, repository: str, revision: str, path: str
     Returns:
         What stands for the archives in the cache: the digest of drawn ones; the revision, or names and sizes.
     """
-    from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import draw_archives, fetch_archives
+    from crossearth.components.runtime import workspace as shared
 
     with shared.step(workspace, "archives"):
         folder = shared.inputs()[0].archives
@@ -117,8 +117,8 @@ def ingest(workspace: str, item: dict, archives: str, store: str, metrics: Outpu
     Returns:
         Digest of the manifests, and so of every tile.
     """
-    from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import count_tiles, pull_domains, push_domains
+    from crossearth.components.runtime import workspace as shared
 
     with shared.step(workspace, "ingest", item["name"]):
         if item["versions"]:
@@ -159,8 +159,8 @@ def validate(
     import shutil
     from pathlib import Path
 
-    from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import expect_datasets, with_digests
+    from crossearth.components.runtime import workspace as shared
 
     with shared.step(workspace, "validate"):
         expect_datasets(items, datasets)
@@ -184,8 +184,8 @@ def shards(workspace: str, recipes: list, number: int, key: str) -> list[dict]:
     Returns:
         One item per source domain and shard.
     """
-    from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import stylize_items
+    from crossearth.components.runtime import workspace as shared
 
     with shared.step(workspace, "shards"):
         return stylize_items(recipes, number, key)
@@ -198,7 +198,7 @@ def styles(workspace: str, archives: str, key: str) -> str:
     Returns:
         Digest of the statistics; empty without a key: nothing is restyled.
     """
-    from crossearth.components import workspace as shared
+    from crossearth.components.runtime import workspace as shared
 
     with shared.step(workspace, "styles"):
         if not key:
@@ -214,8 +214,8 @@ def stylize(workspace: str, item: dict) -> str:
     Returns:
         The shard.
     """
-    from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import expect_tiles
+    from crossearth.components.runtime import workspace as shared
 
     with shared.step(workspace, "stylize", item["name"]):
         expect_tiles(item)
@@ -235,10 +235,10 @@ def train(workspace: str, item: dict, processes: int, job: dict, metrics: Output
     Returns:
         Hash of the weights.
     """
-    from crossearth.components import workspace as shared
-    from crossearth.components.launch import launch
     from crossearth.components.pipeline_items import expect_tiles
-    from crossearth.model.checkpoint import read_meta
+    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.runtime.launch import launch
+    from crossearth.model.weights.checkpoint import read_meta
 
     with shared.step(workspace, "train", item["name"]):
         expect_tiles(item)
@@ -268,11 +268,11 @@ def evaluate(
     """
     import numpy as np
 
-    from crossearth.components import workspace as shared
-    from crossearth.components.launch import launch
+    from crossearth.components.evaluate.results import read_results
     from crossearth.components.pipeline_items import expect_tiles
-    from crossearth.components.results import read_results
-    from crossearth.model.checkpoint import read_meta
+    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.runtime.launch import launch
+    from crossearth.model.weights.checkpoint import read_meta
 
     with shared.step(workspace, "evaluate", item["name"]):
         expect_tiles(item)
@@ -317,7 +317,7 @@ def report(
     from pathlib import Path
 
     from crossearth.components import pipeline_items
-    from crossearth.components import workspace as shared
+    from crossearth.components.runtime import workspace as shared
 
     with shared.step(workspace, "report"):
         if coverage:
@@ -350,9 +350,9 @@ def scenes(workspace: str, params: str, catalogs: str, wanted: dict, source: str
     Returns:
         At most `shards` items of about equal length: name and digest of a list that lies in the workspace.
     """
-    from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import deal_scenes
-    from crossearth.components.prerequisites import look
+    from crossearth.components.prerequisites.step import look
+    from crossearth.components.runtime import workspace as shared
 
     shared.enter(workspace)
     shared.begin(params, catalogs)
@@ -368,8 +368,8 @@ def predict(workspace: str, item: dict, model: str, out: str, config: dict, metr
     Returns:
         The folder of the maps: their names are those of the scenes.
     """
-    from crossearth.components import workspace as shared
     from crossearth.components.pipeline_items import predict_scenes, read_shard
+    from crossearth.components.runtime import workspace as shared
 
     with shared.step(workspace, "predict", item["name"]):
         maps = predict_scenes(read_shard(item), model, out, config)
@@ -380,7 +380,7 @@ def predict(workspace: str, item: dict, model: str, out: str, config: dict, metr
 @component
 def finish(workspace: str, pipeline: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """Runs whatever happened, and needs nothing that may have failed: tells MLflow how it ended and why."""
-    from crossearth.components.finish import finish_pipeline
+    from crossearth.components.finish.step import finish_pipeline
 
     finish_pipeline(
         workspace,

@@ -16,21 +16,29 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
-from crossearth.components.params import Params
-from crossearth.components.predict import PredictConfig, predict, refuse_clashes
-from crossearth.components.promotion import RegisterConfig
-from crossearth.components.register import register
-from crossearth.components.training_setup import TrainConfig
-from crossearth.components.workspace import ARTIFACTS, RUN, content_digest, crossearth, expect, holds, inputs
-from crossearth.data.config import load_config
-from crossearth.data.domains import Catalog
-from crossearth.data.errors import InputError, without_credentials
-from crossearth.data.files import digest, read_json, replace_dir, sha256_file, write_json
-from crossearth.data.manifest import read_manifest
-from crossearth.data.raster import LONE_KINDS, harmless, rasters_in
-from crossearth.data.raster_names import LONE_SUFFIXES, RASTER_SUFFIXES, rasters_among, sidecar_names
-from crossearth.data.store import StoreConfig, download, list_objects, pull, push
-from crossearth.model.training import BRANCHES
+from crossearth.components.predict.step import PredictConfig, predict, refuse_clashes
+from crossearth.components.register.promotion import RegisterConfig
+from crossearth.components.register.step import register
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.workspace import (
+    ARTIFACTS,
+    RUN,
+    content_digest,
+    crossearth,
+    expect,
+    holds,
+    inputs,
+)
+from crossearth.components.train.setup import TrainConfig
+from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.config import load_config
+from crossearth.data.common.errors import InputError, without_credentials
+from crossearth.data.common.files import digest, read_json, replace_dir, sha256_file, write_json
+from crossearth.data.raster.names import LONE_SUFFIXES, RASTER_SUFFIXES, rasters_among, sidecar_names
+from crossearth.data.raster.reader import LONE_KINDS, harmless, rasters_in
+from crossearth.data.tiles.manifest import read_manifest
+from crossearth.data.tiles.store import StoreConfig, download, list_objects, pull, push
+from crossearth.model.training.multitask import BRANCHES
 
 Item = dict[str, Any]
 PLAN = ARTIFACTS / "plan"

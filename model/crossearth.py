@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from crossearth.data.errors import InputError
-from crossearth.model.backbone import Backbone
-from crossearth.model.geospatial import GeospatialExtractor, Injector
-from crossearth.model.mask_decoder import MaskDecoder, Prediction, semantic_logits
-from crossearth.model.pixel_decoder import MAP_SCALES, PixelDecoder
-from crossearth.model.reconstruction import ReconstructionHead
-from crossearth.model.rein import Rein
+from crossearth.data.common.errors import InputError
+from crossearth.model.layers.backbone import Backbone
+from crossearth.model.layers.geospatial import GeospatialExtractor, Injector
+from crossearth.model.layers.mask_decoder import MaskDecoder, Prediction, semantic_logits
+from crossearth.model.layers.pixel_decoder import MAP_SCALES, PixelDecoder
+from crossearth.model.layers.reconstruction import ReconstructionHead
+from crossearth.model.layers.rein import Rein
 
 MAX_SIZE, MAX_LAYERS = 2**16, 1000
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crossearth.data.domains import window_starts
+from crossearth.data.catalog.domains import window_starts
 from crossearth.model.crossearth import CrossEarth
 
 Size = tuple[int, int]

@@ -7,7 +7,7 @@ slower on a CPU, and its import adds two seconds to every process. The tests hol
 import torch
 from torch import Tensor
 
-from crossearth.data.labels import IGNORE
+from crossearth.data.catalog.labels import IGNORE
 
 
 def confusion_matrix(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:

@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlencode
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from crossearth.data.errors import InputError
+from crossearth.data.common.errors import InputError
 
 TOKEN, COOKIE = "CROSSEARTH_KFP_TOKEN", "CROSSEARTH_KFP_COOKIE"
 HEALTH = "/apis/v2beta1/healthz"

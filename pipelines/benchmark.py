@@ -10,10 +10,10 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from crossearth.components import kfp_components as steps
-from crossearth.components.params import Params, load_params
-from crossearth.data.catalog import load_catalog
-from crossearth.data.config import load_config, read_yaml
-from crossearth.data.errors import InputError
+from crossearth.components.runtime.params import Params, load_params
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.config import load_config, read_yaml
+from crossearth.data.common.errors import InputError
 from crossearth.pipelines.resources import Values, place
 
 
@@ -46,7 +46,7 @@ def read_inputs(
     Raises:
         InputError: whatever is wrong in them.
     """
-    from crossearth.components.step_configs import check  # brings torch, which lists of runs do without
+    from crossearth.components.plan.configs import check  # brings torch, which lists of runs do without
 
     if not params_file.exists():
         raise InputError("no such file", where=params_file, next_step="give the numbers with --params FILE")
@@ -72,7 +72,7 @@ def refuse_unshared_batches(inputs: Inputs, values: Values) -> None:
     processes = values.processes("train") * values.trainer.nodes
     if processes == 1:
         return
-    from crossearth.components.training_setup import TrainConfig
+    from crossearth.components.train.setup import TrainConfig
 
     params = load_config(Params, json.loads(inputs.params), "params")
     for recipe in inputs.recipes:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crossearth.components.cli import app, main
-from crossearth.components.terminal import err, out, print_table
+from crossearth.components.cli.app import app, main
+from crossearth.components.cli.terminal import err, out, print_table
 
 if TYPE_CHECKING:
     from kfp.client import Client
@@ -69,8 +69,8 @@ def _inputs(params: Path, catalog: list[Path] | None, preset: str | None, styliz
 def _given(
     name: str, inputs: Inputs, settings: list[str] | None, recipes: list[str] | None
 ) -> dict[str, Any]:
-    from crossearth.data.config import nearest
-    from crossearth.data.errors import InputError
+    from crossearth.data.common.config import nearest
+    from crossearth.data.common.errors import InputError
     from crossearth.pipelines.graphs import parameter
 
     for recipe in recipes or []:
@@ -192,7 +192,7 @@ def submit(
 
 
 def _watch(host: str, run_id: str, token_file: Path | None) -> None:
-    from crossearth.components.run_state import FINISHED
+    from crossearth.components.finish.state import FINISHED
     from crossearth.pipelines.api import Api
     from crossearth.pipelines.watch import story, watch
 
@@ -209,7 +209,7 @@ def _tell(text: str) -> None:
 @pipeline_app.command("list")
 def list_(host: Host, namespace: Namespace = None, token_file: TokenFile = None, number: int = 20) -> None:
     """List the latest runs on a cluster, those that failed with the reason."""
-    from crossearth.components.run_state import FAILED, KILLED, read_run
+    from crossearth.components.finish.state import FAILED, KILLED, read_run
     from crossearth.pipelines.api import Api
     from crossearth.pipelines.watch import SHOWN, read
 

@@ -8,9 +8,9 @@ from kfp import compiler
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.types.type_utils import get_canonical_type_name_for_type
 
-from crossearth.data.config import nearest, parse_yaml
-from crossearth.data.errors import InputError
-from crossearth.data.files import atomic_path
+from crossearth.data.common.config import nearest, parse_yaml
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import atomic_path
 from crossearth.pipelines.benchmark import Inputs, benchmark
 from crossearth.pipelines.inference import inference
 from crossearth.pipelines.resources import Values

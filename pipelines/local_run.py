@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 from kfp import local
 
-from crossearth.components.terminal import data_dir, style_weights_dir
-from crossearth.components.workspace import CHECKOUT_MARKS, FAILURES
-from crossearth.data.errors import InputError
-from crossearth.data.files import alone
+from crossearth.components.cli.terminal import data_dir, style_weights_dir
+from crossearth.components.runtime.workspace import CHECKOUT_MARKS, FAILURES
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import alone
 from crossearth.pipelines.benchmark import Inputs
 from crossearth.pipelines.graphs import PipelineError, arguments, build
 from crossearth.pipelines.resources import LOCAL

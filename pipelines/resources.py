@@ -9,9 +9,9 @@ from typing import Any, Literal
 from kfp import dsl, kubernetes
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from crossearth.components.train_job import SECRETS
-from crossearth.data.config import load_config, merged, nearest, read_yaml
-from crossearth.data.errors import InputError, without_credentials
+from crossearth.components.runtime.train_job import SECRETS
+from crossearth.data.common.config import load_config, merged, nearest, read_yaml
+from crossearth.data.common.errors import InputError, without_credentials
 
 STEPS = (
     "plan",

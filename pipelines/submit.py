@@ -11,7 +11,7 @@ from kfp.client import Client
 from kfp_server_api import ApiException
 from urllib3.exceptions import HTTPError as ConnectionProblem
 
-from crossearth.data.errors import InputError
+from crossearth.data.common.errors import InputError
 from crossearth.pipelines.api import LOGIN, Api
 from crossearth.pipelines.benchmark import Inputs
 from crossearth.pipelines.graphs import arguments, build

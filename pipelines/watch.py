@@ -8,8 +8,8 @@ from itertools import groupby
 
 from rich.console import Console
 
-from crossearth.components.run_reason import LOGS_READ, Reason, explain
-from crossearth.components.run_state import (
+from crossearth.components.finish.reason import LOGS_READ, Reason, explain
+from crossearth.components.finish.state import (
     CACHED,
     ENDED,
     FAILED,
@@ -23,7 +23,7 @@ from crossearth.components.run_state import (
     Step,
     read_run,
 )
-from crossearth.data.errors import InputError
+from crossearth.data.common.errors import InputError
 from crossearth.pipelines.api import Api, UnreachableError
 
 PATIENCE_S = 300.0  # how long `watch` waits for a host that does not answer

@@ -12,8 +12,8 @@ import pytest
 from cluster import NAMESPACE, Cluster, serving
 from graphs import PARAMS, RECIPES, ROOT, run_dvc, run_pipeline
 
-from crossearth.data.catalog import load_catalog
-from crossearth.data.domains import Catalog
+from crossearth.data.catalog.domains import Catalog
+from crossearth.data.catalog.loader import load_catalog
 
 TESTS = Path(__file__).parent
 SHARED = Path(os.environ.get("CROSSEARTH_FIXTURES", TESTS.parent.parent / "shared"))
@@ -61,7 +61,7 @@ def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """Puts the test into a pod of a cluster; gives what MLflow is told there: `tags` and `status`."""
     import kubernetes
 
-    from crossearth.components import finish
+    from crossearth.components.finish import step as finish
 
     told = SimpleNamespace(tags={}, status="", ended=[])
 

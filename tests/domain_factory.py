@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from crossearth.data.catalog import load_catalog
-from crossearth.data.manifest import write_manifest
-from crossearth.data.reading import Reading
-from crossearth.data.tiles import describe
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.raster.reading import Reading
+from crossearth.data.tiles.manifest import write_manifest
+from crossearth.data.tiles.scenes import describe
 
 
 def write_domain(

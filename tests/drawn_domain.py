@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from crossearth.data.manifest import Manifest, write_manifest
-from crossearth.data.reading import Reading
-from crossearth.data.tiles import Grid, describe, scene_writer, windows
+from crossearth.data.raster.reading import Reading
+from crossearth.data.tiles.manifest import Manifest, write_manifest
+from crossearth.data.tiles.scenes import Grid, describe, scene_writer, windows
 
 
 def draw_domain(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from crossearth.data.style import EarthStyles, style_engine
+from crossearth.data.style.earth import EarthStyles, style_engine
 
 
 def write_styles(path: Path) -> Path:

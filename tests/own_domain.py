@@ -8,8 +8,8 @@ import rasterio
 import yaml
 from numpy.typing import NDArray
 
-from crossearth.data.catalog import load_catalog
-from crossearth.data.domains import Catalog
+from crossearth.data.catalog.domains import Catalog
+from crossearth.data.catalog.loader import load_catalog
 
 NAME = "town"
 

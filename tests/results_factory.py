@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor
 
-from crossearth.components.palette import safe_palette
-from crossearth.components.results import (
+from crossearth.components.evaluate.results import (
     Panel,
     RecipeResult,
     SettingResult,
@@ -15,8 +14,9 @@ from crossearth.components.results import (
     write_results,
     write_tiles,
 )
-from crossearth.data.domains import Catalog, ClassSet, Recipe
-from crossearth.data.files import digest
+from crossearth.components.runtime.palette import safe_palette
+from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
+from crossearth.data.common.files import digest
 from crossearth.model.scores import class_iou, headline_iou, outcome_counts
 
 

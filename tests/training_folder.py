@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from domain_factory import write_domain
 
-from crossearth.data.catalog import load_catalog
+from crossearth.data.catalog.loader import load_catalog
 
 RECIPE = "loveda-urban"
 NUMBERS: dict[str, Any] = {

@@ -9,19 +9,19 @@ from unittest import mock
 import torch
 from training_folder import NUMBERS, RECIPE
 
-from crossearth.components import train as step
-from crossearth.components.effective_batch import Gradients
-from crossearth.components.processes import Processes, join_processes
-from crossearth.components.training_loop import Training
-from crossearth.components.training_setup import TrainConfig, make_network, prepare
-from crossearth.components.training_state import Checkpoints
-from crossearth.data.catalog import load_catalog
-from crossearth.data.config import load_config
-from crossearth.data.dataset import Batch
-from crossearth.data.errors import InputError
-from crossearth.model.checkpoint import state_digest
+from crossearth.components.runtime.processes import Processes, join_processes
+from crossearth.components.train import step
+from crossearth.components.train.effective_batch import Gradients
+from crossearth.components.train.loop import Training
+from crossearth.components.train.setup import TrainConfig, make_network, prepare
+from crossearth.components.train.state import Checkpoints
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.config import load_config
+from crossearth.data.common.errors import InputError
+from crossearth.data.tiles.dataset import Batch
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
-from crossearth.model.training import BRANCHES, MultiTask, TaskConfig
+from crossearth.model.training.multitask import BRANCHES, MultiTask, TaskConfig
+from crossearth.model.weights.checkpoint import state_digest
 
 CATALOG = load_catalog()
 CONFIG = load_config(TrainConfig, NUMBERS, "test")

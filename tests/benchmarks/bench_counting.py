@@ -8,7 +8,7 @@ import torch
 from harness import Action, Case, Form
 from torch import Tensor
 
-from crossearth.data.labels import IGNORE
+from crossearth.data.catalog.labels import IGNORE
 from crossearth.model.metrics import confusion_matrix
 
 PAIR_PX, PAIRS, CLASSES = 1024, 4, 6

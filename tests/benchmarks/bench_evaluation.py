@@ -9,14 +9,14 @@ from domain_factory import write_domain
 from harness import Action, Case, Form, scratch
 from results_factory import write_benchmark
 
-from crossearth.components.processes import Processes
-from crossearth.components.report import report
-from crossearth.components.scoring import score_target
-from crossearth.data.catalog import load_catalog
-from crossearth.data.manifest import Manifest, read_image, read_manifest
-from crossearth.model.checkpoint import load
+from crossearth.components.evaluate.scoring import score_target
+from crossearth.components.report.step import report
+from crossearth.components.runtime.processes import Processes
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.tiles.manifest import Manifest, read_image, read_manifest
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
+from crossearth.model.weights.checkpoint import load
 
 TILES, TILE_PX, BATCH = 4, 512, 2
 runs = count()

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import from_origin
 
-from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.data.catalog import load_catalog
-from crossearth.data.tiles import windows
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.tiles.scenes import windows
 
 SCENE_PX, TILE_PX = 6000, 512
 TILES = 144

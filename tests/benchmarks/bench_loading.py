@@ -13,18 +13,18 @@ import yaml
 from domain_factory import write_domain
 from harness import Action, Case, Form, scratch
 
-from crossearth.components.processes import Processes
-from crossearth.components.training_loop import Training
-from crossearth.components.training_setup import TrainConfig, make_network, prepare
-from crossearth.components.training_state import Checkpoints
-from crossearth.data import dataset
-from crossearth.data.augment import Augmentation
-from crossearth.data.catalog import load_catalog
-from crossearth.data.config import load_config
-from crossearth.data.manifest import Manifest, read_manifest
-from crossearth.data.readers import reading
-from crossearth.data.spectral import SpectralEngine
-from crossearth.data.style import EarthStyles, StyleMoments
+from crossearth.components.runtime.processes import Processes
+from crossearth.components.train.loop import Training
+from crossearth.components.train.setup import TrainConfig, make_network, prepare
+from crossearth.components.train.state import Checkpoints
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.config import load_config
+from crossearth.data.style.earth import EarthStyles, StyleMoments
+from crossearth.data.style.spectral import SpectralEngine
+from crossearth.data.tiles import dataset
+from crossearth.data.tiles.augment import Augmentation
+from crossearth.data.tiles.manifest import Manifest, read_manifest
+from crossearth.data.tiles.readers import reading
 
 ROOT = Path(__file__).parents[2]
 CROPS, CROP_PX = 16, 1024

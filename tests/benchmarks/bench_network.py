@@ -11,10 +11,10 @@ import torch
 from harness import Action, Case, Form, scratch
 from torch import Tensor
 
-from crossearth.components.sliding import load_network, window_scores
-from crossearth.model.checkpoint import load, save
+from crossearth.components.predict.sliding import load_network, window_scores
 from crossearth.model.crossearth import crossearth_large
-from crossearth.model.names import to_released
+from crossearth.model.weights.checkpoint import load, save
+from crossearth.model.weights.names import to_released
 
 NUM_CLASSES = 7
 ABOUT = {"classes": list("abcdefg"), "palette": ["#808080"] * NUM_CLASSES, "provenance": "own"}

@@ -7,14 +7,14 @@ import torch
 import yaml
 from harness import Action, Case, Form, scratch
 
-from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.components.sliding import load_network, window_scores
-from crossearth.components.synthesize import SynthesizeConfig, synthesize
-from crossearth.components.train import train
-from crossearth.components.training_setup import TrainConfig
-from crossearth.data.catalog import load_catalog
-from crossearth.data.config import load_config
-from crossearth.data.manifest import read_image, read_manifest
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.components.predict.sliding import load_network, window_scores
+from crossearth.components.synthesize.step import SynthesizeConfig, synthesize
+from crossearth.components.train.setup import TrainConfig
+from crossearth.components.train.step import train
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.config import load_config
+from crossearth.data.tiles.manifest import read_image, read_manifest
 
 RECIPE, DATASET, TARGET = "potsdam-rgb", "vaihingen", "vaihingen-irrg"
 TILES = 16

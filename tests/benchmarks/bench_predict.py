@@ -11,11 +11,11 @@ from harness import Action, Case, Form, scratch
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from crossearth.components.predict import PredictConfig, predict
-from crossearth.components.sliding import load_network, num_windows, window_scores
-from crossearth.components.strips import open_scene
-from crossearth.model.checkpoint import save
+from crossearth.components.predict.sliding import load_network, num_windows, window_scores
+from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.strips import open_scene
 from crossearth.model.crossearth import crossearth_tiny
+from crossearth.model.weights.checkpoint import save
 
 CROP_PX, BATCH = 256, 4
 CONFIG = PredictConfig(batch_size=BATCH)

@@ -7,13 +7,13 @@ from pathlib import Path
 from harness import Action, Case, Form, scratch
 from results_factory import write_fake_results
 
-from crossearth.components.promotion import RegisterConfig
-from crossearth.components.register import register
-from crossearth.components.results import write_results
-from crossearth.data.catalog import load_catalog
-from crossearth.data.domains import Recipe
-from crossearth.model.checkpoint import read_meta, save
+from crossearth.components.evaluate.results import write_results
+from crossearth.components.register.promotion import RegisterConfig
+from crossearth.components.register.step import register
+from crossearth.data.catalog.domains import Recipe
+from crossearth.data.catalog.loader import load_catalog
 from crossearth.model.crossearth import crossearth_tiny
+from crossearth.model.weights.checkpoint import read_meta, save
 
 CATALOG = load_catalog()
 RECIPES = list(CATALOG.recipes().values())

@@ -9,15 +9,15 @@ from harness import Action, Case, Form, scratch
 from PIL import Image
 from training_folder import NUMBERS as SMALL_TRAINING
 
-from crossearth.components.fit_styles import StylesConfig, fit_styles
-from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.components.stylize import StylizeConfig, stylize
-from crossearth.components.train import train
-from crossearth.components.training_setup import TrainConfig
-from crossearth.components.validate import ValidateConfig, validate
-from crossearth.data.catalog import load_catalog
-from crossearth.data.config import load_config
-from crossearth.data.domains import Catalog, Recipe
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.components.styles.step import StylesConfig, fit_styles
+from crossearth.components.stylize.step import StylizeConfig, stylize
+from crossearth.components.train.setup import TrainConfig
+from crossearth.components.train.step import train
+from crossearth.components.validate.step import ValidateConfig, validate
+from crossearth.data.catalog.domains import Catalog, Recipe
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.config import load_config
 
 IMAGE_PX = 256
 NUMBERS = (16, 64, 256)

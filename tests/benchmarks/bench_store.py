@@ -12,7 +12,7 @@ from bench_steps import growth, ingested, runs
 from harness import Action, scratch
 from services import KEYS, object_store
 
-from crossearth.data.store import StoreConfig, pull, push
+from crossearth.data.tiles.store import StoreConfig, pull, push
 
 BUCKET = "tiles"
 

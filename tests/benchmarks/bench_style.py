@@ -8,10 +8,10 @@ import torch
 from harness import Action, Case, Form
 from torch.nn import functional as F
 
-from crossearth.data import ghiasi
-from crossearth.data.ghiasi import GhiasiEngine, StylePredictor, StyleTransfer
-from crossearth.data.spectral import SpectralEngine
-from crossearth.data.style import StyleEngine
+from crossearth.data.style import ghiasi
+from crossearth.data.style.earth import StyleEngine
+from crossearth.data.style.ghiasi import GhiasiEngine, StylePredictor, StyleTransfer
+from crossearth.data.style.spectral import SpectralEngine
 
 SIDES_PX = (512, 1024)
 

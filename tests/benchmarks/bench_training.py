@@ -10,11 +10,10 @@ from bench_network import NUM_CLASSES, image, large_model, plain_network
 from harness import Action, Case, Form
 from torch import Tensor
 
-from crossearth.data.spectral import SpectralEngine
-from crossearth.data.style import EarthStyles, StyleConfig, StyleMoments
-from crossearth.model.checkpoint import load
+from crossearth.data.style.earth import EarthStyles, StyleConfig, StyleMoments
+from crossearth.data.style.spectral import SpectralEngine
 from crossearth.model.crossearth import build, large_config
-from crossearth.model.training import (
+from crossearth.model.training.multitask import (
     BRANCHES,
     Ablation,
     MultiTask,
@@ -23,6 +22,7 @@ from crossearth.model.training import (
     TaskConfig,
     parameter_groups,
 )
+from crossearth.model.weights.checkpoint import load
 
 SIDE_PX = 512
 NUM_POINTS = 12544

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import torch
 from harness import SCRATCH, Case, machine_line, measure, peak_mb, show
 
-from crossearth.components.version import git_revision
+from crossearth.components.runtime.version import git_revision
 
 MODULES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py")))
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from results_factory import write_benchmark
 
-from crossearth.components import report as step
-from crossearth.components.report import ReportConfig, report
-from crossearth.data.domains import Catalog
-from crossearth.data.files import write_sealed
+from crossearth.components.report import step
+from crossearth.components.report.step import ReportConfig, report
+from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.files import write_sealed
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")

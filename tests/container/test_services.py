@@ -12,12 +12,12 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from crossearth.components import kfp_components as steps
-from crossearth.components import workspace
+from crossearth.components.evaluate.results import metric_name
 from crossearth.components.pipeline_items import count_tiles
-from crossearth.components.registry import CHAMPION
-from crossearth.components.results import metric_name
-from crossearth.data.files import sha256_file
-from crossearth.data.store import StoreConfig, pull
+from crossearth.components.register.registry import CHAMPION
+from crossearth.components.runtime import workspace
+from crossearth.data.common.files import sha256_file
+from crossearth.data.tiles.store import StoreConfig, pull
 
 psycopg2 = pytest.importorskip("psycopg2")
 

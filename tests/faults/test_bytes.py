@@ -9,8 +9,8 @@ import pytest
 from own_domain import NAME
 from steps import STEPS, Undisturbed, run_here, written
 
-from crossearth.components import ingest
-from crossearth.components.training_state import Checkpoints
+from crossearth.components.ingest import step as ingest
+from crossearth.components.train.state import Checkpoints
 
 Damage = Callable[[bytes], bytes]
 

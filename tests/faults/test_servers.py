@@ -16,10 +16,10 @@ from proxy import DELAY_S, FAULTS, Fault, Proxy, before
 from services import KEYS, free_port, object_store, tracking_server, wait_for
 from steps import STEPS, Undisturbed, run_here, written
 
-from crossearth.components import tracking
-from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.data.errors import InputError
-from crossearth.data.store import StoreConfig, pull, push
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.components.runtime import tracking
+from crossearth.data.common.errors import InputError
+from crossearth.data.tiles.store import StoreConfig, pull, push
 
 BUCKET = "tiles"
 TRIES = 20

@@ -19,9 +19,9 @@ from services import KEYS, object_store
 from steps import run_here
 from training_folder import environment
 
-from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.data.errors import InputError
-from crossearth.data.store import StoreConfig, pull, push
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.data.common.errors import InputError
+from crossearth.data.tiles.store import StoreConfig, pull, push
 
 KILLS = int(os.environ.get("CROSSEARTH_KILLS", "3"))
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}

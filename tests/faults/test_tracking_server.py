@@ -10,8 +10,8 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 from services import free_port, tracking_server, wait_for
 
-from crossearth.components import tracking
-from crossearth.components.tracking import start_run, tracking_uri
+from crossearth.components.runtime import tracking
+from crossearth.components.runtime.tracking import start_run, tracking_uri
 
 
 def only_run() -> MlflowRun:

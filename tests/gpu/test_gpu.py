@@ -11,8 +11,8 @@ import torch
 from own_domain import draw, save
 from training_folder import RECIPE, environment, write_folder
 
-from crossearth.model import checkpoint
 from crossearth.model.crossearth import crossearth_tiny
+from crossearth.model.weights import checkpoint
 
 
 @pytest.fixture(autouse=True)

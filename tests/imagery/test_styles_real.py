@@ -9,9 +9,9 @@ import rasterio
 import torch
 from torch import Tensor
 
-from crossearth.components.fit_styles import STYLES_FILE, SUMMARY_FILE, StylesConfig, fit_styles
-from crossearth.data.spectral import SpectralEngine
-from crossearth.data.style import EarthStyles, StyleConfig, inject, keyed_generator
+from crossearth.components.styles.step import STYLES_FILE, SUMMARY_FILE, StylesConfig, fit_styles
+from crossearth.data.style.earth import EarthStyles, StyleConfig, inject, keyed_generator
+from crossearth.data.style.spectral import SpectralEngine
 
 DOMAINS = ("road_epfl", "road_vegas", "road_shanghai")
 TILES = 6

@@ -6,7 +6,7 @@ import torch
 from recording import Recording
 from sizes import config_from_shapes, meta_model
 
-from crossearth.model.names import to_ours, to_released
+from crossearth.model.weights.names import to_ours, to_released
 
 
 def check_names(recording: Recording) -> None:
@@ -36,7 +36,7 @@ def check_optimiser_groups(recording: Recording) -> None:
     listed = recording.json("vitl_keys.json")
     if recorded is None or listed is None:
         return
-    from crossearth.model.training import parameter_groups
+    from crossearth.model.training.multitask import parameter_groups
 
     shapes = {name: entry["shape"] for name, entry in listed["keys"].items()}
     model = meta_model(config_from_shapes(shapes))

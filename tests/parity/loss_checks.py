@@ -17,9 +17,9 @@ from sizes import loss_config_from_meta
 from torch import Tensor
 
 from crossearth.model.crossearth import CrossEarth
-from crossearth.model.losses import Matches, PointSource, match, segmentation_loss, uncertain_points
-from crossearth.model.matching import assign, sample_points
-from crossearth.model.names import to_released
+from crossearth.model.training.losses import Matches, PointSource, match, segmentation_loss, uncertain_points
+from crossearth.model.training.matching import assign, sample_points
+from crossearth.model.weights.names import to_released
 
 NUM_ROUNDINGS, ROUNDING = 12, 3e-6
 
@@ -96,7 +96,7 @@ def replayed_choices(recording: Recording, num_layers: int, matched: list[int]) 
             check_points(recording, key, ours, logits, num_uncertain)
         return torch.cat([recording.take("io", key) for key in keys])
 
-    home = "crossearth.model.losses"
+    home = "crossearth.model.training.losses"
     with (
         mock.patch(f"{home}.assign", assign_as_recorded),
         mock.patch(f"{home}.uncertain_points", points_as_recorded),

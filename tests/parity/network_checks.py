@@ -14,12 +14,12 @@ from recording import Recording
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crossearth.data.augment import PAD_RGB
-from crossearth.data.labels import IGNORE
+from crossearth.data.catalog.labels import IGNORE
+from crossearth.data.tiles.augment import PAD_RGB
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import slide_logits
-from crossearth.model.mask_decoder import blocked_positions
-from crossearth.model.pixel_decoder import MAP_SCALES, rescale
+from crossearth.model.layers.mask_decoder import blocked_positions
+from crossearth.model.layers.pixel_decoder import MAP_SCALES, rescale
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def check_labels(recording: Recording, case: str, labels_B1HW: Tensor) -> None:
 
 def check_conversion(recording: Recording) -> None:
     """Pretrained weights resampled to other patches and another position grid."""
-    from crossearth.model.backbone import resample_patch_kernel, resample_positions
+    from crossearth.model.layers.backbone import resample_patch_kernel, resample_positions
 
     if not recording.keys("convert"):
         return

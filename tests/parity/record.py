@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import reference_network as reference
 
 from crossearth.model.crossearth import NetworkConfig, build
-from crossearth.model.names import to_released
+from crossearth.model.weights.names import to_released
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 PATCH_PX = 16

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
-from crossearth.model.losses import SegmentationLossConfig
-from crossearth.model.names import to_ours
+from crossearth.model.training.losses import SegmentationLossConfig
+from crossearth.model.weights.names import to_ours
 
 Shapes = Mapping[str, Sequence[int]]
 

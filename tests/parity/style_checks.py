@@ -15,8 +15,8 @@ from recording import Recording
 from torch import Tensor
 from torch.nn import functional as F
 
-from crossearth.data.ghiasi import GhiasiEngine
-from crossearth.data.style import EarthStyles, StyleConfig, inject, keyed_generator
+from crossearth.data.style.earth import EarthStyles, StyleConfig, inject, keyed_generator
+from crossearth.data.style.ghiasi import GhiasiEngine
 
 Shapes = Mapping[str, list[int]]
 AUGMENTED = re.compile(

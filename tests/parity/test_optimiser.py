@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from crossearth.components.training_setup import TrainConfig
+from crossearth.components.train.setup import TrainConfig
 from crossearth.model.crossearth import build, large_config
-from crossearth.model.names import to_released
-from crossearth.model.training import learning_rate, parameter_groups
+from crossearth.model.training.multitask import learning_rate, parameter_groups
+from crossearth.model.weights.names import to_released
 
 RECIPES = {
     "512": TrainConfig(),

@@ -11,8 +11,8 @@ import torch
 from recording import Recording
 from style_checks import check_style
 
-from crossearth.data.ghiasi import GhiasiEngine
-from crossearth.data.style import EarthStyles, StyleConfig, inject, keyed_generator
+from crossearth.data.style.earth import EarthStyles, StyleConfig, inject, keyed_generator
+from crossearth.data.style.ghiasi import GhiasiEngine
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}  # some times the recorded float32 noise, 5e-6
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.data.catalog import load_catalog
-from crossearth.data.manifest import read_manifest
-from crossearth.data.synthetic import Draughtsman, synthesize_dataset
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.components.synthesize.packers import Draughtsman, synthesize_dataset
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.tiles.manifest import read_manifest
 
 CATALOG = load_catalog()
 DATASETS = list(dict.fromkeys(domain.dataset for domain in CATALOG.domains.values() if domain.class_set))

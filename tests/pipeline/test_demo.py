@@ -15,7 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from services import free_port, wait_for
 
-from crossearth.components.params import load_params
+from crossearth.components.runtime.params import load_params
 
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.prefix)

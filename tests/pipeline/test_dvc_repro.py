@@ -9,7 +9,7 @@ from graphs import call
 from own_domain import NAME, own_domain
 from training_folder import NUMBERS
 
-from crossearth.components.params import STEPS
+from crossearth.components.runtime.params import STEPS
 
 RECIPES = ("deepglobe", "loveda-urban")
 
@@ -39,7 +39,7 @@ def test_repro_runs_once_and_after_an_edit_only_what_hangs_on_it(checkout: Path)
 
     # a setting of one of them
     edit(
-        checkout / "data/settings.yaml",
+        checkout / "data/catalog/settings.yaml",
         "deepglobe, target: massachusetts, gap: region",
         "deepglobe, target: massachusetts, gap: band",
     )

@@ -17,9 +17,10 @@ from graphs import CANARY, RECIPES, ROOT, call, run_pipeline
 from mlflow.tracking import MlflowClient
 
 from crossearth.components import kfp_components as steps
-from crossearth.components import pipeline_items, workspace
+from crossearth.components import pipeline_items
 from crossearth.components.pipeline_items import fetch_archives
-from crossearth.data.errors import InputError
+from crossearth.components.runtime import workspace
+from crossearth.data.common.errors import InputError
 
 
 def test_the_graph_gives_the_table_of_dvc_to_the_last_digit(with_dvc: Path, with_kubeflow: Path) -> None:

@@ -16,10 +16,10 @@ import pytest
 from own_domain import NAME, catalog, draw, own_domain, save, tree
 from services import KEYS, free_port, object_store
 
-from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.data.errors import InputError
-from crossearth.data.files import digest, sha256_file
-from crossearth.data.store import StoreConfig, download, list_objects, pull, push
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import digest, sha256_file
+from crossearth.data.tiles.store import StoreConfig, download, list_objects, pull, push
 
 BUCKET = "tiles"
 
@@ -222,7 +222,7 @@ def test_a_file_that_changes_while_it_is_sent(
             path.write_bytes(path.read_bytes()[::-1])
         return found
 
-    monkeypatch.setattr("crossearth.data.store.sha256_file", then_change)
+    monkeypatch.setattr("crossearth.data.tiles.store.sha256_file", then_change)
     with pytest.raises(InputError, match="the store refuses"):
         push(town, store)
     assert not [url for url in list_objects(store.url) if url.endswith("latest.json")]

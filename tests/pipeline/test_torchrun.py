@@ -116,7 +116,7 @@ def test_processes_join_one_group_after_another(tmp_path: Path) -> None:
     """As `crossearth train` does for several recipes."""
     script = tmp_path / "groups.py"
     script.write_text(
-        "from crossearth.components.processes import join_processes\n"
+        "from crossearth.components.runtime.processes import join_processes\n"
         "for _ in range(20):\n"
         "    with join_processes() as processes:\n"
         "        assert processes.sum([1.0]) == [2.0]\n"

@@ -25,9 +25,15 @@ from kubeflow.trainer import KubernetesBackendConfig, LocalProcessBackendConfig,
 from kubernetes.client import Configuration
 from manifest_schema import INFRA, check
 
-from crossearth.components import train_job
-from crossearth.components.train_job import SECRETS, TrainJobConfig, TrainJobError, follow, run_train_job
-from crossearth.data.errors import InputError
+from crossearth.components.runtime import train_job
+from crossearth.components.runtime.train_job import (
+    SECRETS,
+    TrainJobConfig,
+    TrainJobError,
+    follow,
+    run_train_job,
+)
+from crossearth.data.common.errors import InputError
 
 RUNTIME = yaml.safe_load((INFRA / "kustomize/trainer/training-runtime.yaml").read_text())
 NAMESPACE = "crossearth"
@@ -282,8 +288,8 @@ STEP = """
 import sys
 from kubeflow.trainer import KubernetesBackendConfig, TrainerClient
 from kubernetes.client import Configuration
-from crossearth.components.train_job import TrainJobConfig, run_train_job
-from crossearth.components.workspace import step
+from crossearth.components.runtime.train_job import TrainJobConfig, run_train_job
+from crossearth.components.runtime.workspace import step
 host, workspace = sys.argv[1:]
 backend = KubernetesBackendConfig(namespace="crossearth", client_configuration=Configuration(host=host))
 config = TrainJobConfig(image="crossearth", nodes=2, runtime="crossearth-torch")
@@ -308,7 +314,7 @@ def test_a_pipeline_that_is_stopped_leaves_no_job(cluster: Cluster, tmp_path: Pa
 
 def test_nodes_leave_when_nobody_follows_them(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from crossearth.components import train_job as job;"
+        "import sys, time; from pathlib import Path; from crossearth.components.runtime import train_job as job;"
         "job.threading.Thread(target=job._leave_without, args=(Path(sys.argv[1]), 5.0), daemon=True).start();"
         "time.sleep(60)"
     )
@@ -338,7 +344,7 @@ def test_a_node_finds_the_secrets_as_variables_and_works_in_the_workspace(
     def main() -> None:
         seen.update(key=os.environ["AWS_ACCESS_KEY_ID"], folder=Path.cwd(), arguments=sys.argv[1:])
 
-    monkeypatch.setattr("crossearth.components.cli.main", main)
+    monkeypatch.setattr("crossearth.components.cli.app.main", main)
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.chdir("/")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from crossearth.components import doctor
-from crossearth.components.registry import Registry
-from crossearth.data.errors import InputError
-from crossearth.data.store import list_objects
+from crossearth.components.register.registry import Registry
+from crossearth.components.runtime import doctor
+from crossearth.data.common.errors import InputError
+from crossearth.data.tiles.store import list_objects
 
 NO_SERVERS = ("http://mlflow:port", "http://[::1", "nonsense://mlflow")
 

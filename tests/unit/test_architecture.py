@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = ["data", "model", "components", "pipelines"]
 OWNERS = {
-    "timm": {"model/backbone.py"},
+    "timm": {"model/layers/backbone.py"},
     "torchmetrics": {"model/metrics.py"},
-    "boto3": {"data/store.py"},
-    "great_expectations": {"data/expectations.py"},
+    "boto3": {"data/tiles/store.py"},
+    "great_expectations": {"components/validate/expectations.py"},
     "mlflow": {
         f"components/{name}.py" for name in ("tracking", "tracking_server", "registry", "register", "mapper")
     },

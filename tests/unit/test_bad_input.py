@@ -28,13 +28,13 @@ from hostile_archives import HOSTILE
 from own_domain import NAME, own_domain, save
 from safetensors.torch import load_file, save_file
 
-from crossearth.components.fit_styles import StylesConfig, fit_styles
-from crossearth.components.ingest import IngestConfig, ingest
-from crossearth.data.catalog import load_catalog
-from crossearth.data.files import unsealed, write_sealed
-from crossearth.data.manifest import read_manifest, write_manifest
-from crossearth.model import checkpoint
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.components.styles.step import StylesConfig, fit_styles
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.files import unsealed, write_sealed
+from crossearth.data.tiles.manifest import read_manifest, write_manifest
 from crossearth.model.crossearth import crossearth_tiny
+from crossearth.model.weights import checkpoint
 from crossearth.pipelines.cli import main
 
 SIZES = {"embed": 48, "channels": 16, "mask_channels": 16, "decoder_layers": 1, "norm_groups": 4}

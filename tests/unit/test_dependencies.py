@@ -12,7 +12,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from crossearth.data import torchvision_ops
+from crossearth.data.common import torchvision_ops
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
@@ -77,7 +77,7 @@ def test_imports_leave_the_processs_warnings_alone(captured: bool) -> None:
 import logging, warnings
 logging.captureWarnings({captured})
 shown = warnings.showwarning
-import crossearth.data.expectations, crossearth.data.tiles
+import crossearth.components.validate.expectations, crossearth.data.tiles.scenes
 assert warnings.showwarning is shown
 assert not any("geotransform" in str(each[1]) for each in warnings.filters)
 """

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from crossearth.components.cli import app
-from crossearth.components.params import STEPS, load_params
-from crossearth.components.step_configs import CONFIGS
-from crossearth.data import style
-from crossearth.data.domains import Catalog
+from crossearth.components.cli.app import app
+from crossearth.components.plan.configs import CONFIGS
+from crossearth.components.runtime.params import STEPS, load_params
+from crossearth.data.catalog.domains import Catalog
+from crossearth.data.style import earth as style
 
 ROOT = Path(__file__).parents[2]
 # the others have the stage's name

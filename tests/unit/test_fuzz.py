@@ -20,17 +20,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, integer_dtypes, unsigned_integer_dtypes
 
-from crossearth.components.params import load_params
-from crossearth.components.training_state import Checkpoints
-from crossearth.data.archives import Limits, index, read
-from crossearth.data.catalog import load_catalog
-from crossearth.data.errors import InputError
-from crossearth.data.ghiasi import PREDICTOR_FILE, TRANSFER_FILE, GhiasiEngine
-from crossearth.data.labels import parse_labels
-from crossearth.data.manifest import read_manifest
-from crossearth.data.style import EarthStyles, StyleMoments
-from crossearth.model.checkpoint import read_meta, read_tensors
-from crossearth.model.pickles import TorchFile
+from crossearth.components.runtime.params import load_params
+from crossearth.components.train.state import Checkpoints
+from crossearth.data.catalog.labels import parse_labels
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.errors import InputError
+from crossearth.data.raster.archives import Limits, index, read
+from crossearth.data.style.earth import EarthStyles, StyleMoments
+from crossearth.data.style.ghiasi import PREDICTOR_FILE, TRANSFER_FILE, GhiasiEngine
+from crossearth.data.tiles.manifest import read_manifest
+from crossearth.model.weights.checkpoint import read_meta, read_tensors
+from crossearth.model.weights.pickles import TorchFile
 from crossearth.pipelines.resources import load_values
 
 bounded = settings(

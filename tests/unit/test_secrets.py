@@ -10,11 +10,11 @@ from graphs import CANARY, PARAMS, SECRETS
 from own_domain import draw, save
 from results_factory import write_benchmark
 
-from crossearth.components import cli
-from crossearth.components.doctor import examine
+from crossearth.components.cli import app as cli
 from crossearth.components.pipeline_items import fetch_archives
-from crossearth.data.catalog import load_catalog
-from crossearth.data.errors import InputError, without_credentials
+from crossearth.components.runtime.doctor import examine
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.errors import InputError, without_credentials
 from crossearth.pipelines.cli import main
 
 NOBODY = f"http://somebody:{CANARY}@127.0.0.1:9"
@@ -59,8 +59,8 @@ def test_an_examination_shows_no_password(address: str, tmp_path: Path) -> None:
 
 
 CRASHES = {
-    "a step": "from crossearth.components.workspace import step\nwith step('.', 'train'): ",
-    "the command line": "import sys; from crossearth.components import cli\n"
+    "a step": "from crossearth.components.runtime.workspace import step\nwith step('.', 'train'): ",
+    "the command line": "import sys; from crossearth.components.cli import app as cli\n"
     "cli.app.command('crash')(lambda: fail())\nsys.argv[1:] = ['crash']\ncli.main()",
 }
 

@@ -1,0 +1,336 @@
+"""`crossearth ingest` and the other commands that make data: catalog, domains, styles, store.
+
+Only the standard library, typer and rich are imported here; each command imports its step when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossearth.components.cli.terminal import (
+    ARTIFACTS,
+    AsJson,
+    Catalogs,
+    ParamsFile,
+    ShardOption,
+    data_dir,
+    done,
+    inputs,
+    numbers,
+    out,
+    print_table,
+    style_weights_dir,
+)
+
+app = typer.Typer()
+DomainsOrDatasets = Annotated[
+    list[str],
+    typer.Argument(help="Domains, or datasets: all their domains, also where one has the dataset's name."),
+]
+styles_app = typer.Typer(no_args_is_help=True, help="Earth statistics of style: fit them, look at them.")
+app.add_typer(styles_app, name="styles")
+
+
+@app.command()
+def settings(catalog: Catalogs = None, as_json: AsJson = False) -> None:
+    """The benchmark's settings: source, target, gap, class set, published score."""
+    from dataclasses import asdict
+
+    _, loaded = inputs(None, catalog)
+    if as_json:
+        typer.echo(json.dumps([asdict(setting) for setting in loaded.settings.values()], indent=2))
+        return
+    recipe_of = {
+        setting.abbr: recipe.name for recipe in loaded.recipes().values() for setting in recipe.settings
+    }
+    rows = []
+    for setting in loaded.settings.values():
+        scores = {score.method: score.miou for score in loaded.published(setting.abbr)}
+        rows.append(
+            [
+                setting.abbr,
+                setting.source,
+                setting.target,
+                setting.gap,
+                setting.class_set,
+                recipe_of[setting.abbr],
+                "" if scores.get("CrossEarth") is None else scores["CrossEarth"],
+                setting.evidence,
+            ]
+        )
+    print_table(
+        f"{len(rows)} settings, {len(loaded.recipes())} training recipes",
+        ["setting", "source", "target", "gap", "class set", "recipe", "published mIoU", "evidence"],
+        rows,
+    )
+
+
+@app.command()
+def domains(catalog: Catalogs = None, as_json: AsJson = False) -> None:
+    """The domains: dataset, splits, bands, ground sample distance, classes, tiles of the paper, licence."""
+    from dataclasses import asdict
+
+    _, loaded = inputs(None, catalog)
+    if as_json:
+        typer.echo(json.dumps([asdict(domain) for domain in loaded.domains.values()], indent=2, default=str))
+        return
+    rows = [
+        [
+            domain.name,
+            loaded.datasets[domain.dataset].title,
+            ", ".join(domain.splits),
+            ", ".join(domain.bands),
+            domain.gsd_m or "",
+            domain.class_set or "none (style source)",
+            f"{domain.tile.px} {domain.tile.rule}",
+            loaded.datasets[domain.dataset].licence,
+        ]
+        for domain in loaded.domains.values()
+    ]
+    print_table(
+        f"{len(rows)} domains",
+        ["domain", "dataset", "splits", "bands", "metres per px", "classes", "tile px", "licence"],
+        rows,
+    )
+
+
+@app.command()
+def plan(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recipes: print their numbers and where each comes from; write nothing."),
+    ] = None,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Resolve catalog and params into one file per dataset and recipe (DVC hangs its stages on them)."""
+    from crossearth.components.plan.step import numbers
+    from crossearth.components.plan.step import plan as run
+
+    params, loaded = inputs(params_file, catalog)
+    for recipe in [loaded.recipe(name).name for name in names or ()]:
+        rows = [[name, json.dumps(value), origin] for name, value, origin in numbers(params, recipe)]
+        print_table(f"{recipe}, preset {params.preset}", ["number", "value", "from"], rows)
+    if names:
+        return
+    done(run(loaded, params, ARTIFACTS / "plan"), "")
+
+
+@app.command()
+def synthesize(
+    datasets: Annotated[list[str] | None, typer.Argument(help="Datasets (default: all).")] = None,
+    params_file: ParamsFile = None,
+) -> None:
+    """Draw miniature archives of the datasets, packed as their publishers pack them."""
+    from crossearth.components.synthesize.step import PACKERS, SynthesizeConfig
+    from crossearth.components.synthesize.step import synthesize as run
+
+    params, _ = inputs(params_file, None)
+    config = params.config(SynthesizeConfig, "synthesize")
+    # a user's own datasets stand in the catalog too, and nobody can draw them
+    done(run(datasets or list(PACKERS), params.archives, config, params.seed), "crossearth ingest DATASET")
+
+
+@app.command()
+def fetch(
+    names: DomainsOrDatasets,
+    catalog: Catalogs = None,
+) -> None:
+    """Download what may be downloaded openly; says where to get the rest."""
+    from crossearth.components.ingest.fetch import by_hand
+    from crossearth.components.ingest.fetch import fetch as run
+
+    _, loaded = inputs(None, catalog)
+    archives = data_dir() / "archives"
+    rows = [
+        [archive.file, archive.size_gb or "not published", archive.homepage, archive.licence, archive.folder]
+        for archive in by_hand(names, loaded, archives)
+    ]
+    if rows:
+        print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
+    written = run(names, loaded, archives)
+    where = f", with `archives: {archives}` in params.yaml" if rows or written else ""
+    done(written, f"crossearth ingest {' '.join(names)}{where}")
+
+
+@app.command()
+def ingest(
+    names: DomainsOrDatasets,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Cut archives or your own folders into checked tiles with a manifest."""
+    from crossearth.components.ingest.preview import log_preview
+    from crossearth.components.ingest.step import IngestConfig
+    from crossearth.components.ingest.step import ingest as run
+
+    params, loaded = inputs(params_file, catalog)
+    config = params.config(IngestConfig, "ingest")
+    written = run(names, loaded, params.archives, ARTIFACTS / "domains", config)
+    sheets = [
+        log_preview(folder.name, loaded, ARTIFACTS / "domains", ARTIFACTS / "previews") for folder in written
+    ]
+    done([*written, *sheets], "look at the sheets, then crossearth validate")
+
+
+@app.command()
+def validate(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Domains to add to those validated (default: all ingested)."),
+    ] = None,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Hold every manifest against the catalog; stops the pipeline where labels or splits are wrong."""
+    from crossearth.components.validate.step import validate as run
+    from crossearth.components.validate.validation import ValidateConfig
+
+    params, loaded = inputs(params_file, catalog)
+    config = params.config(ValidateConfig, "validate")
+    may_lack = params.may_lack_classes(loaded)
+    written = run(loaded, ARTIFACTS / "domains", ARTIFACTS / "validation", config, names or (), may_lack)
+    done(written, f"open {written / 'docs' / 'index.html'}, or crossearth train RECIPE")
+
+
+@app.command()
+def preview(
+    domain: Annotated[str, typer.Argument(help="An ingested domain.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Draw a sheet of tiles with their labels on top, to see that they align."""
+    from crossearth.components.ingest.preview import preview as run
+
+    _, loaded = inputs(None, catalog)
+    done(run(domain, loaded, ARTIFACTS / "domains", ARTIFACTS / "previews"), "")
+
+
+@app.command()
+def push(
+    names: Annotated[list[str], typer.Argument(help="Ingested domains.")],
+    store: Annotated[str, typer.Option(help="s3://bucket/prefix.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Mirror ingested domains to an S3 store, keyed by manifest digest."""
+    from crossearth.data.tiles.store import StoreConfig
+    from crossearth.data.tiles.store import push as run
+
+    _, loaded = inputs(None, catalog)
+    for name in names:
+        out.print(run(loaded.domain_dir(ARTIFACTS / "domains", name), StoreConfig(store)))
+
+
+@app.command()
+def pull(
+    names: Annotated[list[str], typer.Argument(help="Domains.")],
+    store: Annotated[str, typer.Option(help="s3://bucket/prefix.")],
+    version: Annotated[str, typer.Option(help="Version that `push` printed.")] = "latest",
+    catalog: Catalogs = None,
+) -> None:
+    """Get domains from an S3 store; only the files that differ here."""
+    from crossearth.data.tiles.store import StoreConfig
+    from crossearth.data.tiles.store import pull as run
+
+    _, loaded = inputs(None, catalog)
+    for name in names:
+        domain_dir = loaded.domain_dir(ARTIFACTS / "domains", name)
+        out.print(run(name, StoreConfig(store), domain_dir.parent, version))
+
+
+@styles_app.command("fit")
+def styles_fit(
+    images: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of images or archives (default: that of `corpus`)."),
+    ] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(help="Values that become 0 and 255 in images of more than 8 bits, e.g. 0,3000."),
+    ] = None,
+    params_file: ParamsFile = None,
+    shard: ShardOption = "0/1",
+) -> None:
+    """Fit the Earth's styles: mean and covariance of style embeddings over a corpus of images."""
+    from crossearth.components.styles.step import StylesConfig, fit_styles
+    from crossearth.data.common.config import load_config
+    from crossearth.data.common.shards import Shard
+
+    params, _ = inputs(params_file, None)
+    config = params.config(StylesConfig, "styles")
+    if value_range is not None:
+        given = {**params.values("styles"), "value_range": numbers("--value-range", value_range)}
+        config = load_config(StylesConfig, given, "styles fit")
+    images = images or params.style_images
+    written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir(), Shard.parse(shard))
+    done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
+
+
+@styles_app.command("coverage")
+def styles_coverage(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+    """Measure, per setting, how far the injected styles cover the unseen domain."""
+    from crossearth.components.styles.coverage import style_coverage
+    from crossearth.components.styles.step import STYLES_FILE
+    from crossearth.components.train.setup import TrainConfig
+
+    params, loaded = inputs(params_file, catalog)
+    written = style_coverage(
+        loaded,
+        ARTIFACTS / "domains",
+        ARTIFACTS / "styles" / STYLES_FILE,
+        ARTIFACTS / "coverage",
+        params.config(TrainConfig, "train").style,
+        style_weights_dir(),
+    )
+    done(written, "crossearth report shows it")
+
+
+@styles_app.command("show")
+def styles_show(
+    image: Annotated[Path, typer.Argument(help="Any image file.")],
+    sheet: Annotated[Path, typer.Option("--out", help="The sheet's PNG file.")] = Path("styles.png"),
+    params_file: ParamsFile = None,
+) -> None:
+    """Draw an image, restyled versions of it, the masks and what is injected."""
+    from crossearth.components.styles.sheet import show_image
+    from crossearth.components.styles.step import STYLES_FILE
+    from crossearth.components.stylize.step import StylizeConfig
+
+    params, _ = inputs(params_file, None)
+    config = params.config(StylizeConfig, "stylize").style
+    done(show_image(image, ARTIFACTS / "styles" / STYLES_FILE, sheet, config, style_weights_dir()), "")
+
+
+@app.command()
+def stylize(
+    names: Annotated[list[str], typer.Argument(help="Ingested domains.")],
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+    shard: ShardOption = "0/1",
+) -> None:
+    """Write restyled counterparts of a domain's training tiles as a dataset of its own."""
+    from dataclasses import replace
+
+    from crossearth.components.styles.step import STYLES_FILE
+    from crossearth.components.stylize.step import StylizeConfig
+    from crossearth.components.stylize.step import stylize as run
+    from crossearth.data.common.shards import Shard
+
+    params, loaded = inputs(params_file, catalog)
+    config = replace(params.config(StylizeConfig, "stylize"), seed=params.seed)
+    written = [
+        run(
+            name,
+            loaded.domain_dir(ARTIFACTS / "domains", name).parent,
+            ARTIFACTS / "styles" / STYLES_FILE,
+            ARTIFACTS / "stylized",
+            config,
+            style_weights_dir(),
+            Shard.parse(shard),
+        )
+        for name in names
+    ]
+    done(written, "look at sheet.png in it")

@@ -1,0 +1,323 @@
+"""Results on disk: what `evaluate` writes and what report, compare, register and show read.
+
+A recipe's results are a folder: `details.json` (everything but the tiles), `scores.csv` (the documented
+table), `tiles/<target>.parquet` (pixel counts of every tile) and `panels/` (pictures).
+"""
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from crossearth.data.catalog.domains import mlflow_name
+from crossearth.data.common.config import load_config
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import atomic_path, read_sealed, sha256_file, write_sealed, write_text
+from crossearth.model.scores import Counts, Headline, Scores, score
+
+DETAILS, TABLE = "details.json", "scores.csv"
+HEADLINE_ROW = "mean"
+PROVENANCES = ("synthetic", "own", "publisher")  # from the least real
+COLUMNS = (
+    "setting",
+    "source",
+    "target",
+    "gap",
+    "recipe",
+    "recipe_hash",
+    "seed",
+    "selection",
+    "class",
+    "iou",
+    "pixels",
+    "published",
+    "evidence",
+    "provenance",
+)
+# named so that they come first in MLflow's alphabetical tables
+SUMMARY_METRICS = ("all/unseen-mean", "all/unseen-worst", "all/in-domain")
+TILE_SCHEMA = pa.schema(
+    [
+        ("tile_id", pa.string()),
+        ("scene", pa.string()),
+        ("iou", pa.float64()),  # headline of this tile alone; null where it has no labelled pixel of it
+        ("hits", pa.list_(pa.int64())),  # px per class
+        ("predicted", pa.list_(pa.int64())),
+        ("labelled", pa.list_(pa.int64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture of a tile: image, truth, prediction side by side; `file` is relative to the results."""
+
+    file: str
+    tile_id: str
+    iou: float
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """One recipe on one target.
+
+    Attributes:
+        key: digest of all that the numbers depend on.
+        manifest_digest: of the target's test split.
+        provenance: "synthetic", "publisher" or "own": the weaker of the training's and the target's.
+        confusion: K x K pixels, rows = label, columns = prediction.
+        tiles_sha256: of the file of the tiles' counts.
+        published, published_iou: CrossEarth's published score and its IoU per class as fractions; None where
+            unknown, and wherever the data is not the publisher's: the two are then not comparable.
+        seconds, network_seconds: wall time of the whole pass, and of the part spent in the network.
+    """
+
+    setting: str
+    source: str
+    target: str
+    gap: str
+    evidence: str
+    key: str
+    manifest_digest: str
+    provenance: str
+    published: float | None
+    published_iou: tuple[float, ...] | None
+    confusion: tuple[tuple[int, ...], ...]
+    tiles: int
+    tiles_sha256: str
+    scenes: int
+    ignored_pixels: int
+    seconds: float
+    network_seconds: float
+    worst: tuple[Panel, ...] = ()
+    best: tuple[Panel, ...] = ()
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the target is another domain than the one trained on."""
+        return self.source != self.target
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """All results of one trained model.
+
+    Attributes:
+        recipe_hash: identity of the training (digest of its inputs; of the weights for converted models).
+        selection: rule by which the weights were chosen ("last", "best-source", "released").
+        lineage: code version, git revision, machine, device, configurations: for reading, not for computing.
+    """
+
+    recipe: str
+    recipe_hash: str
+    seed: int | None
+    selection: str
+    class_set: str
+    classes: tuple[str, ...]
+    palette: tuple[str, ...]
+    headline: Headline
+    model_sha256: str
+    lineage: dict[str, Any]
+    settings: tuple[SettingResult, ...] = ()
+    folder: Path = field(default=Path(), compare=False)
+
+    def scores(self, result: SettingResult) -> Scores:
+        """The scores of one of this recipe's settings."""
+        return score(np.array(result.confusion, dtype=np.int64), self.headline)
+
+    def summary(self) -> dict[str, float]:
+        """Headline IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
+        of_kind: dict[bool, list[float | None]] = {True: [], False: []}
+        for each in self.settings:
+            of_kind[each.unseen].append(defined(self.scores(each).headline))
+        return summary_metrics(of_kind[True], of_kind[False])
+
+    def tile_table(self, result: SettingResult) -> pa.Table:
+        """Rows of `TILE_SCHEMA` of one of this recipe's settings.
+
+        Raises:
+            InputError: the file is gone, or is not the one that was written with these results.
+        """
+        path = self.folder / tile_file(result.target)
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != result.tiles_sha256:
+            raise InputError(
+                "not the counts of the tiles that were written with these results"
+                if content
+                else "the counts of the tiles are gone",
+                where=path,
+                next_step=f"crossearth evaluate {self.recipe}",
+            )
+        return pq.read_table(pa.BufferReader(content))
+
+    def tile_counts(self, result: SettingResult) -> Counts:
+        """(N, 3, K) pixels: hits, predicted, labelled of every tile, in the manifest's order."""
+        table = self.tile_table(result)
+        columns = [
+            table[name].combine_chunks().flatten().to_numpy().reshape(-1, len(self.classes))
+            for name in ("hits", "predicted", "labelled")
+        ]
+        return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of scores.csv: a class of a setting, or its headline ("mean"); fractions 0..1, None = blank."""
+
+    setting: str
+    source: str
+    target: str
+    gap: str
+    recipe: str
+    recipe_hash: str
+    seed: int | None
+    selection: str
+    class_name: str
+    iou: float | None
+    pixels: int
+    published: float | None
+    evidence: str
+    provenance: str
+
+
+def tile_file(target: str) -> str:
+    """Where the counts of a target's tiles stand in a results folder."""
+    return f"tiles/{target}.parquet"
+
+
+def summary_metrics(unseen: list[float | None], seen: list[float | None]) -> dict[str, float]:
+    """`SUMMARY_METRICS` of many headline scores; what an undefined score leaves undefined is left out."""
+    mean, worst, in_domain = SUMMARY_METRICS
+    values: dict[str, float] = {}
+    if unseen and (known := [score for score in unseen if score is not None]) == unseen:
+        values |= {mean: float(np.mean(known)), worst: min(known)}
+    if seen and (known := [score for score in seen if score is not None]) == seen:
+        values[in_domain] = float(np.mean(known))
+    return values
+
+
+def metric_name(*parts: str) -> str:
+    """A name that MLflow takes, as a path: "P(i)2V" becomes "P-i-2V"."""
+    return "/".join(map(mlflow_name, parts))
+
+
+def defined(value: float) -> float | None:
+    """NaN as None: JSON and CSV know blanks, not NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def weakest(provenances: Iterable[str]) -> str:
+    """Results are no more real than the least real of what they were made from."""
+    return min(provenances, key=PROVENANCES.index)
+
+
+def rows_of(result: RecipeResult) -> list[Row]:
+    """The rows of scores.csv for one recipe: per setting its headline, then its classes."""
+    rows = []
+    for setting in result.settings:
+        scores = result.scores(setting)
+        known = setting.published_iou or (None,) * len(result.classes)
+        headline = (HEADLINE_ROW, scores.headline, scores.pixels.sum(), setting.published)
+        per_class = zip(result.classes, scores.iou, scores.pixels, known, strict=True)
+        for class_name, iou, pixels, published in (headline, *per_class):
+            rows.append(
+                Row(
+                    setting=setting.setting,
+                    source=setting.source,
+                    target=setting.target,
+                    gap=setting.gap,
+                    recipe=result.recipe,
+                    recipe_hash=result.recipe_hash,
+                    seed=result.seed,
+                    selection=result.selection,
+                    class_name=class_name,
+                    iou=defined(iou),
+                    pixels=int(pixels),
+                    published=published,
+                    evidence=setting.evidence,
+                    provenance=setting.provenance,
+                )
+            )
+    return rows
+
+
+def write_table(path: Path, rows: Iterable[Row]) -> None:
+    """Writes scores.csv; floats keep every digit, so that they equal those in MLflow and on the page."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow("" if value is None else value for value in asdict(row).values())
+    write_text(path, text.getvalue())
+
+
+def write_tiles(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """Writes rows of `TILE_SCHEMA`; returns the file's SHA-256."""
+    table = pa.Table.from_pylist(list(rows), schema=TILE_SCHEMA)
+    with atomic_path(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+    return sha256_file(path)
+
+
+def write_results(result: RecipeResult) -> None:
+    """Writes details.json and scores.csv into the result's folder, details first."""
+    values = asdict(result)
+    del values["folder"]
+    write_sealed(result.folder / DETAILS, values)
+    write_table(result.folder / TABLE, rows_of(result))
+
+
+def read_picture(path: Path, next_step: str = "") -> Image.Image:
+    """A picture in RGB.
+
+    Raises:
+        InputError: it is gone or damaged; `next_step` brings it back.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # a PNG's checksum is a matter of syntax to Pillow
+        raise InputError(
+            "the picture is damaged" if path.is_file() else "the picture is gone",
+            where=path,
+            next_step=next_step,
+        ) from error
+
+
+def read_results(folder: Path) -> RecipeResult:
+    """Reads the results in `folder`.
+
+    Raises:
+        InputError: there are none, or they are damaged or of another version.
+    """
+    path = Path(folder) / DETAILS
+    if not path.is_file():
+        raise InputError("no results here", where=folder, next_step="crossearth evaluate RECIPE")
+    return load_config(RecipeResult, read_sealed(path) | {"folder": Path(folder)}, path)
+
+
+def find_results(folders: Sequence[Path]) -> list[RecipeResult]:
+    """The results in `folders`: each is a recipe's folder, or a folder of such.
+
+    Raises:
+        InputError: a folder is missing or holds no results.
+    """
+    found = []
+    for folder in folders:
+        places = (
+            [folder]
+            if (folder / DETAILS).is_file()
+            else sorted(path.parent for path in folder.glob(f"*/{DETAILS}"))
+        )
+        if not places:
+            raise InputError("no results here", where=folder, next_step="crossearth evaluate RECIPE")
+        found += [read_results(place) for place in places]
+    return found

@@ -1,0 +1,347 @@
+"""Scores one trained model on the test split of all its targets; what is scored already is left as it is."""
+
+import os
+import platform
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from crossearth.components.evaluate.predictions import FORMATS, picture_strip, prediction_writer
+from crossearth.components.evaluate.results import (
+    DETAILS,
+    Panel,
+    RecipeResult,
+    SettingResult,
+    defined,
+    metric_name,
+    read_picture,
+    read_results,
+    tile_file,
+    weakest,
+    write_results,
+    write_tiles,
+)
+from crossearth.components.evaluate.scoring import ScoredTile, TargetScores, score_target
+from crossearth.components.runtime.memory import enough_memory
+from crossearth.components.runtime.processes import choose_device, join_processes
+from crossearth.components.runtime.tracking import start_run
+from crossearth.components.runtime.version import git_revision, torch_version
+from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe, Setting
+from crossearth.data.common.config import listed
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import atomic_dir, code_version, digest
+from crossearth.data.tiles.manifest import Manifest, read_domain
+from crossearth.model.weights.checkpoint import load, read_meta
+
+PUBLISHED_METHOD = "CrossEarth"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a model is scored.
+
+    Attributes:
+        batch_size: sliding windows per forward pass, over as many tiles as that takes.
+        device: torch device, "auto" = the GPU if there is one.
+        readers: threads that read and hash tiles while the network works.
+        panels: how many best and how many worst tiles of a target are kept as pictures.
+        predictions: also write every tile's class ids: "png", or "geotiff" with its place on the ground.
+    """
+
+    batch_size: int = 8
+    device: str = "auto"
+    readers: int = 2
+    panels: int = 3
+    predictions: Literal["none", "png", "geotiff"] = "none"
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("readers", 1), ("panels", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: {getattr(self, name)} is too small", expected=f"at least {least}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target as this recipe sees it: `remap` turns the domain's class ids into the recipe's."""
+
+    manifest: Manifest
+    remap: tuple[int, ...]
+    key: str
+
+
+def evaluate(
+    recipe: Recipe,
+    catalog: Catalog,
+    domains_dir: Path,
+    model_dir: Path,
+    out_dir: Path,
+    config: EvaluateConfig | None = None,
+) -> Path:
+    """Scores the model in `model_dir` on all settings of `recipe`.
+
+    Under torchrun, every process takes its share of each target's tiles and the first one writes.
+
+    Args:
+        recipe: whose settings are scored.
+        catalog: has its class set and its targets.
+        domains_dir: ingested domains.
+        model_dir: a trained or converted model.
+        out_dir: the results' folder; results of the same inputs that stand there are kept.
+        config: defaults if None.
+
+    Returns:
+        `out_dir`, with `details.json`, `scores.csv`, `tiles/`, `panels/` and maybe `predictions/`.
+
+    Raises:
+        InputError: not a model; other classes than the recipe's; a target that was not ingested; tiles that
+            are gone or changed (listed); a target without a labelled pixel; another evaluation into
+            `out_dir` is running; out of memory.
+    """
+    config, out_dir = config or EvaluateConfig(), Path(out_dir)
+    class_set = catalog.class_sets[recipe.class_set]
+    meta = _meta(model_dir, recipe, class_set)
+    targets = {
+        setting.target: _target(catalog, class_set, domains_dir, setting.target, meta, config)
+        for setting in recipe.settings
+    }
+    result = _describe(recipe, class_set, meta, config, out_dir)
+    used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
+    lower = "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
+    with (
+        join_processes() as processes,
+        processes.alone(out_dir, f"an evaluation of {recipe.name}"),
+        enough_memory(f"recipe {recipe.name}", used, lower),
+    ):
+        scored = _scored_before(out_dir, config)
+        done = set(processes.share_first(list(scored)))  # the first process keeps what all went through
+        model = None
+        for setting in recipe.settings:
+            target = targets[setting.target]
+            if target.key not in done:
+                done.add(target.key)
+                model = model or load(model_dir, device=choose_device(config.device))
+                place = out_dir / "predictions" / setting.target
+                scores = score_target(
+                    model,
+                    target.manifest,
+                    target.remap,
+                    class_set.headline,
+                    processes,
+                    batch_size=config.batch_size,
+                    readers=config.readers,
+                    num_pictures=config.panels,
+                    on_prediction=prediction_writer(place, target.manifest, class_set, config.predictions),
+                )
+                if processes.is_first:
+                    scored[target.key] = _keep(out_dir, setting, target, scores, class_set)
+            if processes.is_first:
+                named = tuple(
+                    _name(scored[of.key], each, catalog, meta, of.manifest)
+                    for each in recipe.settings
+                    if (of := targets[each.target]).key in scored
+                )
+                result = replace(result, settings=named)
+                write_results(result)
+        if processes.is_first:
+            _track(result, meta)
+    return out_dir
+
+
+def _meta(model_dir: Path, recipe: Recipe, class_set: ClassSet) -> dict[str, Any]:
+    meta = read_meta(model_dir)
+    if tuple(meta["classes"]) != class_set.classes:
+        raise InputError(
+            f"a model of the classes {listed(meta['classes'])}",
+            where=model_dir,
+            expected=f"class set {class_set.name} of recipe {recipe.name}: {listed(class_set.classes)}",
+        )
+    return meta
+
+
+def _target(
+    catalog: Catalog,
+    class_set: ClassSet,
+    domains_dir: Path,
+    name: str,
+    meta: dict[str, Any],
+    config: EvaluateConfig,
+) -> Target:
+    manifest = read_domain(catalog, domains_dir, name, "test")
+    remap = catalog.remap(catalog.domain(name).class_set, class_set.name)
+    inputs = {
+        "weights": meta["sha256"],
+        "backbone": meta["backbone"],
+        "network": meta["network"],
+        "manifest": manifest.digest,
+        "remap": remap,
+        "headline": class_set.headline,
+        "palette": class_set.palette,
+        "config": asdict(replace(config, device="auto", readers=1)),
+        "code": code_version(),
+        "torch": torch_version(),
+    }
+    return Target(manifest, remap, digest(inputs))
+
+
+def _describe(
+    recipe: Recipe, class_set: ClassSet, meta: dict[str, Any], config: EvaluateConfig, out_dir: Path
+) -> RecipeResult:
+    device = choose_device(config.device)
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
+    if device.startswith("cuda"):
+        machine += f", {torch.cuda.get_device_name(device)}"
+    return RecipeResult(
+        recipe=recipe.name,
+        recipe_hash=meta.get("input_hash") or meta["sha256"],
+        seed=meta.get("seed"),
+        selection=meta.get("selection", "released"),
+        class_set=class_set.name,
+        classes=class_set.classes,
+        palette=class_set.palette,
+        headline=class_set.headline,
+        model_sha256=meta["sha256"],
+        lineage={
+            "code": code_version(),
+            "git_revision": git_revision(),
+            "torch": torch.__version__,
+            "machine": machine,
+            "threads": torch.get_num_threads(),
+            "device": device,
+            "evaluate": asdict(config),
+            "model": {key: value for key, value in meta.items() if key not in ("classes", "palette")},
+        },
+        folder=out_dir,
+    )
+
+
+def _scored_before(out_dir: Path, config: EvaluateConfig) -> dict[str, SettingResult]:
+    """Results in `out_dir` by key, where all of their files are there; a damaged one counts as none."""
+    scored: dict[str, SettingResult] = {}
+    with suppress(InputError):
+        before = read_results(out_dir)
+        for each in before.settings:
+            with suppress(InputError):
+                tiles = before.tile_table(each)["tile_id"].to_pylist()
+                for panel in (*each.worst, *each.best):
+                    read_picture(out_dir / panel.file)
+                place = out_dir / "predictions" / each.target
+                suffix, _ = FORMATS.get(config.predictions, ("", ""))
+                if not suffix or all((place / f"{tile}{suffix}").is_file() for tile in tiles):
+                    scored[each.key] = each
+    return scored
+
+
+def _keep(
+    out_dir: Path, setting: Setting, target: Target, scores: TargetScores, class_set: ClassSet
+) -> SettingResult:
+    """Writes a target's tiles and pictures; returns the rest of its results."""
+    rows = target.manifest.rows
+    tiles_sha256 = write_tiles(
+        out_dir / tile_file(setting.target),
+        [_tile_row(rows[tile.index], tile) for tile in scores.tiles],
+    )
+    panels: dict[str, tuple[Panel, ...]] = {}
+    with atomic_dir(out_dir / "panels" / setting.target) as folder:
+        for rank, pictures in (("worst", scores.worst), ("best", scores.best)):
+            kept = []
+            for number, picture in enumerate(pictures, 1):
+                name = f"{rank}-{number}.png"
+                picture_strip(picture, class_set).save(folder / name, optimize=False)
+                tile_id = rows[picture.tile.index]["tile_id"]
+                kept.append(Panel(f"panels/{setting.target}/{name}", tile_id, picture.tile.iou))
+            panels[rank] = tuple(kept)
+    return SettingResult(
+        setting=setting.abbr,
+        source=setting.source,
+        target=setting.target,
+        gap=setting.gap,
+        evidence=setting.evidence,
+        key=target.key,
+        manifest_digest=target.manifest.digest,
+        provenance=target.manifest.provenance,
+        published=None,
+        published_iou=None,
+        confusion=tuple(tuple(row) for row in scores.confusion.tolist()),
+        tiles=len(scores.tiles),
+        tiles_sha256=tiles_sha256,
+        scenes=len({row["scene"] for row in rows}),
+        ignored_pixels=sum(row["width"] * row["height"] for row in rows) - int(scores.confusion.sum()),
+        seconds=round(scores.seconds, 3),
+        network_seconds=round(scores.network_seconds, 3),
+        worst=panels["worst"],
+        best=panels["best"],
+    )
+
+
+def _name(
+    result: SettingResult, setting: Setting, catalog: Catalog, meta: dict[str, Any], manifest: Manifest
+) -> SettingResult:
+    """The numbers of a target under a setting's name, published scores only beside publishers' data."""
+    provenance = weakest([meta["provenance"], manifest.provenance])
+    published = None
+    if provenance == "publisher":
+        published = next(
+            (score for score in catalog.published(setting.abbr) if score.method == PUBLISHED_METHOD), None
+        )
+    return replace(
+        result,
+        setting=setting.abbr,
+        gap=setting.gap,
+        evidence=setting.evidence,
+        provenance=provenance,
+        published=published.miou / 100 if published else None,
+        published_iou=tuple(iou / 100 for iou in published.per_class_iou)
+        if published and published.per_class_iou
+        else None,
+    )
+
+
+def _tile_row(row: dict[str, Any], tile: ScoredTile) -> dict[str, Any]:
+    hits, predicted, labelled = tile.counts.tolist()
+    return {
+        "tile_id": row["tile_id"],
+        "scene": row["scene"],
+        "iou": defined(tile.iou),
+        "hits": hits,
+        "predicted": predicted,
+        "labelled": labelled,
+    }
+
+
+def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
+    """Logs the scores into the run of the recipe's training, which `input_hash` finds."""
+    metrics: dict[str, float] = {}
+    for setting in result.settings:
+        scores, target = result.scores(setting), setting.target
+        metrics |= {
+            metric_name("miou", target): scores.headline,
+            metric_name("accuracy", target): scores.accuracy,
+            metric_name("f1", target): scores.mean_f1,
+        }
+        per_class = zip(result.classes, scores.iou, strict=True)
+        metrics |= {metric_name("iou", target, name): iou for name, iou in per_class}
+    metrics |= result.summary()
+    tags = {
+        "recipe": result.recipe,
+        "settings": ", ".join(setting.setting for setting in result.settings),
+        "targets": ", ".join(setting.target for setting in result.settings),
+        "provenance": meta["provenance"],
+        "selection": result.selection,
+        "scored_with": str(result.lineage["git_revision"]),
+    }
+    told = [
+        f"| {each.setting} | {each.gap} | {100 * result.scores(each).headline:.1f} |"
+        for each in result.settings
+    ]
+    warning = []
+    if "synthetic" in {each.provenance for each in result.settings}:
+        warning = ["Synthetic miniatures: not comparable with published scores.", ""]
+    with start_run(result.recipe, key=result.recipe_hash, tags=tags) as run:
+        run.log_metrics(metrics)
+        run.describe("\n".join([*warning, "| setting | gap | mIoU % |", "| --- | --- | --- |", *told]))
+        for name in (DETAILS, "scores.csv"):
+            run.log_artifact(result.folder / name, "scores")
+        run.log_artifact(result.folder / "panels", "panels")

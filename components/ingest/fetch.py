@@ -1,0 +1,215 @@
+"""Fetch: downloads what publishers offer openly; says where to get the rest."""
+
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any, cast
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from crossearth.components.ingest.step import domains_named
+from crossearth.data.catalog.domains import Archive, Catalog, Dataset
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import fsync_dir, read_sealed, require_free, write_sealed
+
+CHUNK = 2**20
+TIMEOUT_S = 60
+PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
+# a connection that breaks is taken up again where it broke
+PAUSES_S = (1, 3, 9)
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """An archive that the user must fetch himself, because its publisher wants it so.
+
+    Attributes:
+        size_gb: of the file where published, else about that of the rasters in it; None = unknown.
+        folder: where ingest looks for it.
+    """
+
+    dataset: str
+    title: str
+    homepage: str
+    licence: str
+    file: str
+    size_gb: float | None
+    folder: Path
+
+
+def fetch(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[Path]:
+    """Downloads the openly offered archives of domains or datasets into `archives_dir/<dataset>`.
+
+    A file that is there and whole is not fetched again; one that was cut off is continued.
+
+    Returns:
+        The archives that are there now. `by_hand` lists the others.
+
+    Raises:
+        InputError: an unknown name; an address that does not answer; too little disk; a wrong checksum.
+    """
+    return [
+        _fetch(archive, Path(archives_dir) / dataset.name / archive.name)
+        for dataset in _datasets(names, catalog)
+        for archive in dataset.archives
+        if archive.url
+    ]
+
+
+def by_hand(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[ByHand]:
+    """The archives of domains or datasets that are not offered openly."""
+    return [
+        ByHand(
+            dataset.name,
+            dataset.title,
+            dataset.homepage,
+            dataset.licence,
+            archive.name,
+            archive.download_gb or archive.unpacked_gb,
+            Path(archives_dir) / dataset.name,
+        )
+        for dataset in _datasets(names, catalog)
+        for archive in dataset.archives
+        if not archive.url
+    ]
+
+
+def _datasets(names: Sequence[str], catalog: Catalog) -> list[Dataset]:
+    wanted = dict.fromkeys(domain.dataset for name in names for domain in domains_named(name, catalog))
+    return [catalog.dataset(name) for name in wanted]
+
+
+def _fetch(archive: Archive, path: Path) -> Path:
+    url = str(archive.url)
+    scheme = url.partition(":")[0].lower()
+    if scheme not in ("https", "http", "s3"):
+        raise InputError(f"address {url!r}", where=archive.name, expected="https://... or s3://...")
+    if path.is_file() and (archive.md5 is None or _md5(path) == archive.md5):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if scheme == "s3":
+        from crossearth.data.tiles.store import download
+
+        download(url, path)
+        _check(path, archive)
+        return path
+    partial = path.with_name(f".{path.name}.part")
+    _download(url, partial)
+    _check(partial, archive)
+    partial.replace(path)
+    _memo(partial).unlink(missing_ok=True)
+    fsync_dir(path.parent)
+    return path
+
+
+def _check(path: Path, archive: Archive) -> None:
+    if archive.md5 is not None and (found := _md5(path)) != archive.md5:
+        path.unlink()
+        raise InputError(
+            f"md5 {found}, not the publisher's {archive.md5}",
+            where=archive.name,
+            next_step="fetch it again; if that does not help, the publisher has changed the file",
+        )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _memo(partial: Path) -> Path:
+    """Beside a partial file: which version of the address's content it is a part of."""
+    return partial.with_name(partial.name + ".json")
+
+
+def _read_memo(partial: Path) -> dict[str, Any]:
+    """Empty where there is none to go by."""
+    try:
+        return read_sealed(_memo(partial)) if partial.exists() else {}
+    except (FileNotFoundError, InputError):
+        return {}
+
+
+def _download(url: str, partial: Path) -> None:
+    """Fetches `url` to `partial`, continuing what is there; a broken connection is taken up again."""
+    for pause in (*PAUSES_S, None):
+        try:
+            return _continue(url, partial)
+        except HTTPError as error:
+            if error.code == RANGE_NOT_SATISFIABLE:  # there is more here than there: begin again
+                partial.unlink()
+            elif error.code < 500 or pause is None:
+                raise InputError(f"the server says {error.code} {error.reason}", where=url) from error
+        except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+            if pause is None:
+                raise InputError(
+                    f"cannot download: {error}",
+                    where=url,
+                    next_step="run the command again, it goes on where it stopped",
+                ) from error
+        time.sleep(pause or 0)
+
+
+def _continue(url: str, partial: Path) -> None:
+    memo = _read_memo(partial)
+    start = partial.stat().st_size if memo.get("url") == url else 0
+    if start and start == memo.get("bytes"):
+        return
+    headers = {"User-Agent": "crossearth", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if memo.get("version"):
+            headers["If-Range"] = memo["version"]
+    with _open(url, headers) as answer:
+        if answer.status != PARTIAL_CONTENT:
+            start = 0
+        total = start + _length(answer, url)
+        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        require_free(partial.parent, total - start, url)
+        write_sealed(_memo(partial), {"url": url, "version": version, "bytes": total})
+        with partial.open("ab" if start else "wb") as file, _bar(partial.name, start, total) as advance:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+    if total and partial.stat().st_size < total:
+        raise ConnectionError(f"ended after {partial.stat().st_size} of {total} bytes")
+
+
+def _open(url: str, headers: dict[str, str]) -> HTTPResponse:
+    try:
+        request = Request(url, headers=headers)  # noqa: S310  (scheme is checked)
+        return cast(HTTPResponse, urlopen(request, timeout=TIMEOUT_S))  # noqa: S310
+    except ValueError as error:  # this one, or one that the server refers to
+        raise InputError(
+            f"not an address: {error}", where=url, next_step="correct `url` in the catalog"
+        ) from error
+
+
+def _length(answer: HTTPResponse, url: str) -> int:
+    """Bytes that the answer announces; 0 where it does not."""
+    said = answer.headers.get("Content-Length") or "0"
+    if not re.fullmatch(r"\d{1,18}", said):
+        raise InputError(
+            f"the server says Content-Length: {said}",
+            where=url,
+            expected="a number of bytes",
+            next_step="fetch the file by hand, or ask its publisher",
+        )
+    return int(said)
+
+
+@contextmanager
+def _bar(name: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(name, total=total or None, completed=done)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,257 @@
+"""One scene of a domain: checked, cut into tiles and stored."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import numpy as np
+from rasterio.crs import CRS
+from rasterio.io import DatasetReader
+
+from crossearth.components.ingest.sources import SceneSource
+from crossearth.data.catalog.domains import Catalog, Domain
+from crossearth.data.catalog.labels import Unknown
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import code_version, digest
+from crossearth.data.raster.ground import in_crs
+from crossearth.data.raster.names import stacking
+from crossearth.data.raster.pixel_area import pixel_side_m
+from crossearth.data.raster.reader import Raster, gdal, open_raster, refuse_palette
+from crossearth.data.raster.reading import Reading, bounds_of_bytes, is_tagged, raw_dtype
+from crossearth.data.tiles.scenes import Cutting, Grid, cut_scene
+
+LOSSY = ("JPEG", "JP2OpenJPEG")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker must know beside the scene: the domain, resolved.
+
+    Attributes:
+        first: the image whose type all others must have.
+    """
+
+    domain: Domain
+    cutting: Cutting
+    first: str
+    identity: str
+
+    @classmethod
+    def of(
+        cls,
+        domain: Domain,
+        catalog: Catalog,
+        tile_px: int | None,
+        unknown_labels: Unknown,
+        first: SceneSource,
+    ) -> "Plan":
+        """The domain's plan; `tile_px` overrides the catalog's under the rules "cut" and "fit".
+
+        Raises:
+            InputError: the first image is unreadable, or lacks a band.
+        """
+        classes = catalog.classes_of(domain)
+        rule = domain.tile.rule
+        px = domain.tile.px if tile_px is None or rule == "whole" else tile_px
+        with gdal(), open_raster(first.image) as image:
+            refuse_palette(image, domain.band_indexes)
+            _check_bands(domain, image)
+            dtype = raw_dtype(image, domain.band_indexes)
+        # what is not finite is no data anyway
+        nodata = domain.nodata if domain.nodata is not None and math.isfinite(domain.nodata) else None
+        fit_px = px if rule == "fit" else None
+        reading = Reading(domain.band_indexes, dtype, domain.value_range, nodata, fit_px=fit_px)
+        cutting = Cutting(px, rule, reading, len(classes), domain.unknown_labels or unknown_labels)
+        identity = digest([asdict(domain), asdict(cutting), classes, code_version()])
+        return cls(domain, cutting, str(first.image), identity)
+
+    def reading(self, rows: Sequence[Mapping[str, Any]]) -> Reading:
+        """How the domain was read, after all of its scenes gave `rows`."""
+        known = [row["gsd_m"] for row in rows if row["gsd_m"] > 0]
+        return replace(
+            self.cutting.reading,
+            gsd_m=median_low(known) if known else None,
+            largest_px=max(row["source_px"] for row in rows) if self.cutting.rule == "fit" else None,
+            tagged=any(row["tagged"] for row in rows),
+        )
+
+    def padding(self, rows: Sequence[Mapping[str, Any]]) -> "Plan":
+        """The plan for scenes smaller than most: a user's tiles are padded to `px`, or to what most have.
+
+        What a publisher ships stays as it is, and so do images without labels: their looks are what counts.
+
+        Args:
+            rows: of the manifest, for every tile of the domain.
+        """
+        if self.domain.own is None or self.domain.labels is None:
+            return self
+        usual = median_low(min(row["width"], row["height"]) for row in rows)
+        cutting = replace(self.cutting, least_px=min(self.cutting.px, usual))
+        return replace(self, cutting=cutting, identity=digest([self.identity, cutting.least_px]))
+
+
+def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, Any]]:
+    """Stores a scene below `work` and returns the manifest's rows of its tiles.
+
+    Beside the manifest's columns a row says what `Plan.reading` asks of all scenes: `source_px`, the longer
+    side of the image, and `tagged`.
+
+    Raises:
+        InputError: too few bands, values that are not 8 bit without a range, of another type than the first
+            image's or all beyond the range, a label of another size, elsewhere or compressed with loss, label
+            values outside the map.
+    """
+    domain, cutting = plan.domain, plan.cutting
+    image_path, label_path = source.stored("images"), source.stored("labels")
+    with gdal(), open_raster(source.image) as image:
+        refuse_palette(image, domain.band_indexes)
+        _check_image(plan, image)
+        gsd_m = _gsd_m(domain, image, cutting)
+        source_px = max(image.dataset.width, image.dataset.height)
+        tagged = is_tagged(image, domain.band_indexes)
+        if source.label is None:
+            tiles = cut_scene(image, work / image_path, cutting)
+        else:
+            spec = domain.label_spec(domain.scene_of(source.key))
+            with open_raster(source.label) as label:
+                _check_label(domain, image, label)
+                tiles = cut_scene(image, work / image_path, cutting, label, work / label_path, spec)
+    common = {
+        "scene": source.scene,
+        "split": source.split,
+        "image": image_path,
+        "label": label_path if source.label else "",
+        "gsd_m": gsd_m,
+        "bands": list(domain.bands),
+        "source_px": source_px,
+        "tagged": tagged,
+    }
+    return [{"tile_id": _tile_id(source.name, tile, cutting), **common, **tile} for tile in tiles]
+
+
+def _tile_id(name: str, tile: dict[str, Any], cutting: Cutting) -> str:
+    """`2_10_0_512_512_1024`: key, then left, top, right and bottom px; the key alone where it is one tile."""
+    if cutting.rule != "cut":
+        return name
+    left, top = tile["col_off"], tile["row_off"]
+    return f"{name}_{left}_{top}_{left + tile['width']}_{top + tile['height']}"
+
+
+def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
+    """Metres on the ground per stored px: the catalog's number, else the file's middle pixel's, else 0."""
+    source = image.dataset
+    shrink = source.width / Grid.of(source, cutting).width
+    side = domain.gsd_m or pixel_side_m(source.crs, source.transform, source.width, source.height)
+    # the last digits would be the processor's, and what is ingested has a digest
+    return round((side or 0) * shrink, 6)
+
+
+def _check_bands(domain: Domain, image: Raster) -> None:
+    source = image.dataset
+    wanted = domain.file_bands or max(domain.band_indexes)
+    enough = source.count >= wanted if domain.file_bands is None else source.count in (wanted, wanted + 1)
+    if not enough:
+        alone = source.count == 1 and Path(image.where).exists()
+        raise InputError(
+            f"an image of {source.count} bands",
+            where=image.where,
+            expected=f"{'at least ' if domain.file_bands is None else ''}{wanted}: {', '.join(domain.bands)}",
+            next_step="correct `bands` in the catalog file"
+            + (f"; of files of one band each make one: {stacking(Path(image.where))}" if alone else "")
+            if domain.own
+            else "fetch the publisher's file again",
+        )
+
+
+def _check_image(plan: Plan, image: Raster) -> None:
+    _check_bands(plan.domain, image)
+    reading = plan.cutting.reading
+    dtype = raw_dtype(image, reading.bands)
+    if reading.value_range is None and dtype != "uint8":
+        values = reading.sample(image)
+        low, high = (
+            (round(float(bound), 3) for bound in (values.min(), values.max())) if values.size else (0, 1)
+        )
+        raise InputError(
+            f"an image of {dtype}, values {low:g} to {high:g}",
+            where=image.where,
+            expected="8 bit",
+            next_step=f"say which values become black and white: value_range: [{low:g}, {high:g}]",
+        )
+    if reading.value_range is None and is_tagged(image, reading.bands):
+        low, high = bounds_of_bytes(image, reading.bands)
+        raise InputError(
+            "an image of 8 bits whose scale and offset tags make other values of them",
+            where=image.where,
+            expected="8 bit without these tags, or a range of what they make",
+            next_step=f"say which values become black and white: value_range: [{low:g}, {high:g}]",
+        )
+    if dtype != reading.dtype:
+        raise InputError(
+            f"an image of {dtype}, but {plan.first} is one of {reading.dtype}",
+            where=image.where,
+            expected="images of one type: a range means other values in another",
+            next_step="make them two domains, or convert one kind to the other's values",
+        )
+    reading.refuse_outside(image, "correct `value_range` in the catalog file")
+
+
+def _refuse_elsewhere(image: Raster, label: Raster) -> None:
+    """A label without a place on the ground is taken for the image's; one with a place has to be there.
+
+    A world file says no CRS: its numbers are taken for the other's, or for each other's.
+    """
+    ours, theirs = image.dataset, label.dataset
+    if any(each.transform.is_identity for each in (ours, theirs)):
+        return
+    apart = max(map(math.dist, _corners(ours, ours.crs), _corners(theirs, ours.crs)))
+    # half a pixel along both sides is what programs that mean its corner or its centre differ by
+    allowed = 0.501 * math.dist(ours.transform @ (0, 0), ours.transform @ (1, 1))
+    if not apart <= allowed:
+        raise InputError(
+            f"a label at {_place(label)}, for an image at {_place(image)}",
+            where=label.where,
+            expected=f"the place of {image.where}, to half a pixel",
+            next_step="pair the right files, or warp the label onto the image's grid",
+        )
+
+
+def _corners(dataset: DatasetReader, crs: CRS | None) -> list[tuple[float, ...]]:
+    """A raster's corners in `crs`, where both are known; not finite where there is no way from its own."""
+    ends = [dataset.transform @ (col, row) for col in (0, dataset.width) for row in (0, dataset.height)]
+    if crs is None or dataset.crs is None:
+        return ends
+    return [tuple(end) for end in in_crs(np.array(ends), dataset.crs, crs).tolist()]
+
+
+def _place(raster: Raster) -> str:
+    bounds = ", ".join(f"{bound:.10g}" for bound in raster.dataset.bounds)
+    crs = raster.dataset.crs
+    return f"{crs.to_string() if crs else 'no CRS'} ({bounds})"
+
+
+def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
+    ours, theirs = image.dataset, label.dataset
+    if (ours.width, ours.height) != (theirs.width, theirs.height):
+        raise InputError(
+            f"a label of {theirs.width} x {theirs.height} px for an image of {ours.width} x {ours.height} px",
+            where=label.where,
+            expected=f"the size of {image.where}",
+        )
+    if domain.own:  # nobody can mend what a publisher says
+        _refuse_elsewhere(image, label)
+    compression = theirs.compression.value if theirs.compression else ""
+    if (
+        domain.labels
+        and domain.labels.kind != "threshold"
+        and (theirs.driver in LOSSY or compression == "JPEG")
+    ):
+        raise InputError(
+            "a label compressed with loss (JPEG): its values near edges are not what was drawn",
+            where=label.where,
+            expected="PNG or GeoTIFF",
+            next_step="export the labels again without loss",
+        )

@@ -1,0 +1,193 @@
+"""What a pipeline needs before its first minute of compute: looked at first, with what to create."""
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crossearth.components.cli.terminal import data_dir
+from crossearth.components.runtime.doctor import Finding, examine
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.tracking import tracking_uri
+from crossearth.components.runtime.workspace import inputs
+from crossearth.data.common.errors import InputError
+
+# the oldest releases that take what a run asks of them
+PIPELINES, TRAINER = (2, 15), (2, 2)
+TRAINER_NAMESPACE, TRAINER_CONFIG = "kubeflow-system", "kubeflow-trainer-public"
+RUNTIME_KINDS = ("trainingruntimes", "clustertrainingruntimes")
+
+
+def check_prerequisites(
+    params: Params,
+    secrets: Mapping[str, Mapping[str, str]],
+    gpus: Mapping[str, int],
+    training_runtime: str,
+    namespace: str,
+) -> list[Finding]:
+    """Looks at secrets, MLflow, GPUs, the training runtime and the releases of Kubeflow's parts.
+
+    Outside a cluster at what there is of them.
+
+    Args:
+        secrets: Secret -> its keys -> the environment variables that they should have become.
+        gpus: resource name -> number that one step asks for.
+        training_runtime: name of the TrainingRuntime, "" = none is needed.
+        namespace: where it would live besides the cluster, "" = the pod's own.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: something is missing; the message lists all of it with what to create.
+    """
+    findings = [
+        *_secrets(secrets),
+        *examine(data_dir(), params.archives, tracking_uri()),
+        *(_cluster(gpus, training_runtime, namespace) if "KUBERNETES_SERVICE_HOST" in os.environ else []),
+    ]
+    missing = [finding for finding in findings if finding.verdict == "missing"]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(findings)} prerequisites are missing",
+            next_step="".join(f"\n  - {each.check}: {each.found}; {each.advice}" for each in missing),
+        )
+    return findings
+
+
+def look(**wanted: Any) -> None:
+    """Prints what `check_prerequisites` finds for the run in the working folder."""
+    for finding in check_prerequisites(inputs()[0], **wanted):
+        print(f"{finding.check}: {finding.verdict}: {finding.found}")
+
+
+def _secrets(secrets: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    findings = []
+    for name, variables in secrets.items():
+        absent = {key: variable for key, variable in variables.items() if not os.environ.get(variable)}
+        literals = " ".join(f"--from-literal={key}=..." for key in variables)
+        findings.append(
+            Finding(
+                f"secret {name}",
+                "missing" if absent else "fine",
+                f"no key {', '.join(absent)}" if absent else ", ".join(variables),
+                f"kubectl create secret generic {name} {literals}" if absent else "",
+            )
+        )
+    return findings
+
+
+def _cluster(gpus: Mapping[str, int], training_runtime: str, namespace: str) -> list[Finding]:
+    from kubernetes import client, config
+
+    config.load_incluster_config()
+    core = client.CoreV1Api()
+    findings = [_pipelines(core), *(_gpus(core, kind, number) for kind, number in gpus.items())]
+    if training_runtime:
+        findings.append(_trainer(core))
+        findings.append(_runtime(client.CustomObjectsApi(), training_runtime, namespace or _own_namespace()))
+    return findings
+
+
+def _pipelines(api: Any) -> Finding:
+    """The release is that of the launcher, which an init container puts into each pod."""
+    from kubernetes.client import ApiException
+
+    what = "Kubeflow Pipelines"
+    try:
+        # a host's name is cut off after 63 characters, which the pods of Argo pass
+        name = os.environ.get("KFP_POD_NAME") or socket.gethostname()
+        pod = api.read_namespaced_pod(name, _own_namespace())
+    except ApiException as error:
+        return Finding(what, "note", f"release unknown: {error.reason}", "see infra/kustomize/base/rbac.yaml")
+    names = [container.image.rpartition("/")[2] for container in pod.spec.init_containers or []]
+    launcher = next((each for each in names if "launcher" in each), "")
+    return _release(what, launcher.partition("@")[0].partition(":")[2], PIPELINES)
+
+
+def _trainer(api: Any) -> Finding:
+    from kubernetes.client import ApiException
+
+    what = "Kubeflow Trainer"
+    try:
+        found = api.read_namespaced_config_map(TRAINER_CONFIG, TRAINER_NAMESPACE).data or {}
+    except ApiException as error:
+        where = f"ConfigMap {TRAINER_CONFIG} in {TRAINER_NAMESPACE}"
+        return Finding(what, "note", f"release unknown: {where}: {error.reason}", "it must be 2.2 or newer")
+    return _release(what, found.get("kubeflow_trainer_version", ""), TRAINER)
+
+
+def _release(what: str, text: str, oldest: tuple[int, int]) -> Finding:
+    wanted = ".".join(map(str, oldest))
+    numbers = re.match(r"v?(\d+)\.(\d+)", text)
+    if not numbers:
+        found = f"release unknown: {text or 'not said'}"
+        return Finding(what, "note", found, f"it must be {wanted} or newer")
+    fine = tuple(map(int, numbers.groups())) >= oldest
+    return Finding(
+        what,
+        "fine" if fine else "missing",
+        text,
+        "" if fine else f"install {wanted} or newer, see infra/README.md",
+    )
+
+
+def _gpus(api: Any, kind: str, number: int) -> Finding:
+    from kubernetes.client import ApiException
+
+    try:
+        nodes = api.list_node().items
+    except ApiException as error:
+        return Finding(
+            f"GPUs ({kind})",
+            "note",
+            f"nodes cannot be listed: {error.reason}",
+            "see infra/kustomize/base/rbac.yaml",
+        )
+    most = max((int((node.status.allocatable or {}).get(kind, 0)) for node in nodes), default=0)
+    if most >= number:
+        return Finding(f"GPUs ({kind})", "fine", f"up to {most} on a node")
+    return Finding(
+        f"GPUs ({kind})",
+        "missing",
+        f"a step asks for {number}, no node has more than {most}",
+        "add a GPU node with its device plugin, or lower `gpus` in the values file",
+    )
+
+
+def _runtime(api: Any, name: str, namespace: str) -> Finding:
+    from kubernetes.client import ApiException
+
+    group = ("trainer.kubeflow.org", "v1alpha1")
+    forbidden = False
+    for kind in RUNTIME_KINDS:
+        try:
+            if kind.startswith("cluster"):
+                api.get_cluster_custom_object(*group, kind, name)
+            else:
+                api.get_namespaced_custom_object(*group, namespace, kind, name)
+            return Finding("training runtime", "fine", f"{kind}/{name}")
+        except ApiException as error:
+            if error.status not in (403, 404):
+                raise
+            forbidden |= error.status == 403
+    if forbidden:
+        return Finding(
+            "training runtime",
+            "note",
+            f"{name} cannot be looked up: forbidden",
+            "see infra/kustomize/base/rbac.yaml",
+        )
+    return Finding(
+        "training runtime",
+        "missing",
+        f"neither in namespace {namespace} nor in the cluster: {name}",
+        "install Kubeflow Trainer, name ../trainer under `components` of your overlay and apply it again",
+    )
+
+
+def _own_namespace() -> str:
+    path = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else "default"

@@ -1,0 +1,344 @@
+"""The MLflow model registry: versions, the aliases champion and challenger, and the story of their moves.
+
+Besides tracking.py (runs) and tracking_server.py this is the project's only file that talks to MLflow
+(mapper.py runs inside it).
+Every move of an alias is a tag of the registered model, `move.0001` and so on: what moved, who moved it, when
+and from which run.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from crossearth.components.evaluate.results import DETAILS, RecipeResult, read_results
+from crossearth.components.runtime.tracking import (
+    KEY_TAG,
+    SQLITE,
+    connect,
+    tracking_uri,
+    transferring,
+    user_name,
+)
+from crossearth.components.runtime.tracking_server import refusal
+from crossearth.data.common.errors import InputError
+from crossearth.data.raster.reading import BYTES
+from crossearth.model.weights.checkpoint import META_NAME, WEIGHTS_NAME, read_meta, trained_reading
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models.model import ModelInfo
+    from mlflow.tracking import MlflowClient
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+ROLLBACK = "rollback"
+MOVE_TAG = "move."
+EXAMPLE_PX = 32
+REQUIREMENTS = ("torch", "numpy", "rasterio", "mlflow")
+
+
+@dataclass(frozen=True)
+class Move:
+    """An alias went from one version to another; `old` or `new` is "" where it came from or went to none."""
+
+    alias: str
+    old: str
+    new: str
+    who: str
+    when: str
+    run: str
+    why: str
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Turns "the server is away" and "it refuses" into messages for the user."""
+    from google.protobuf.json_format import ParseError
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    away = (RequestException, ConnectionError, SQLAlchemyError, ParseError, _mlflow_exception())
+    no_address = (ValueError, ImportError)
+    try:
+        yield
+    except InputError:
+        raise
+    except (*away, *no_address) as error:
+        refused = refusal(error, tracking_uri())
+        if refused:
+            what, next_step = refused
+            raise InputError(
+                f"the model registry cannot be used: {what}", where=tracking_uri(), next_step=next_step
+            ) from error
+        raise InputError(
+            f"the model registry does not answer: {_first_line(error)}",
+            where=tracking_uri(),
+            next_step="start the server, or set MLFLOW_TRACKING_URI to one that runs; then try again",
+        ) from error
+
+
+class Registry:
+    """The registry at MLFLOW_TRACKING_URI.
+
+    Raises:
+        InputError: it does not answer; so does every method.
+    """
+
+    @_reaching()
+    def __init__(self) -> None:
+        self.client: MlflowClient = connect(tracking_uri())
+        self.client.search_registered_models(max_results=1)
+
+    @_reaching()
+    def find(self, name: str, identity: str) -> "ModelVersion | None":
+        """The version of a model that was made from these weights and scores."""
+        found = self.client.search_model_versions(f"name = '{name}' and tags.identity = '{identity}'")
+        return max(found, key=lambda each: int(each.version), default=None)
+
+    @_reaching()
+    def add(
+        self,
+        name: str,
+        run_id: str,
+        model_dir: Path,
+        backbone: Path | None,
+        result: RecipeResult,
+        card: str,
+        identity: str,
+    ) -> "ModelVersion":
+        """Registers a model as the next version of `name`, under the run of its training.
+
+        Args:
+            model_dir: folder with the weights and their description.
+            backbone: file of the shared backbone, None where the weights hold it.
+            result: the model's scores; they go into the version, for later comparisons.
+            card: the version's description.
+            identity: by which `find` finds it again.
+        """
+        with TemporaryDirectory() as temporary:
+            files = _files(Path(temporary), model_dir, backbone, result, card)
+            logged = _log_model(run_id, files)
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(
+                name, description=f"Maps of overhead imagery, recipe {result.recipe}"
+            )
+        return self.client.create_model_version(
+            name,
+            logged.model_uri,
+            run_id=run_id,
+            tags={
+                "identity": identity,
+                "recipe": result.recipe,
+                "selection": result.selection,
+                "provenance": ", ".join(sorted({each.provenance for each in result.settings})),
+                "weights": result.model_sha256,
+            },
+            description=card,
+            model_id=logged.model_id,
+        )
+
+    @_reaching()
+    def version(self, name: str, number: str) -> "ModelVersion":
+        """A version by its number."""
+        return self.client.get_model_version(name, number)
+
+    @_reaching()
+    def aliased(self, name: str, alias: str) -> "ModelVersion | None":
+        """The version that carries an alias, None where none does."""
+        try:
+            return self.client.get_model_version_by_alias(name, alias)
+        except Exception as error:
+            if getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                return None
+            raise
+
+    @_reaching()
+    def scores(self, made: "ModelVersion") -> RecipeResult | None:
+        """The scores that a version was registered with, None where it has none."""
+        from mlflow.artifacts import download_artifacts
+
+        with TemporaryDirectory() as temporary:
+            uri = f"models:/{made.name}/{made.version}/artifacts/{DETAILS}"
+            try:
+                download_artifacts(artifact_uri=uri, dst_path=temporary)
+            except (OSError, _mlflow_exception()):
+                self.client.search_registered_models(max_results=1)  # raises where the server is away
+                return None
+            (found,) = Path(temporary).rglob(DETAILS)
+            return read_results(found.parent)
+
+    @_reaching()
+    def move(self, name: str, alias: str, new: "ModelVersion | None", why: str) -> None:
+        """Points an alias at a version, or takes it away, and tags the model with the move."""
+        old = self.aliased(name, alias)
+        if (old and old.version) == (new and new.version):
+            return
+        if new is None:
+            self.client.delete_registered_model_alias(name, alias)
+        else:
+            self.client.set_registered_model_alias(name, alias, new.version)
+        move = Move(
+            alias=alias,
+            old=str(old.version) if old else "",
+            new=str(new.version) if new else "",
+            who=user_name(),
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            run=(new.run_id or "") if new else "",
+            why=why,
+        )
+        number = len(self.moves(name)) + 1
+        self.client.set_registered_model_tag(name, f"{MOVE_TAG}{number:04d}", json.dumps(asdict(move)))
+
+    @_reaching()
+    def moves(self, name: str) -> list[Move]:
+        """All moves of a model's aliases, oldest first."""
+        tags = self.client.get_registered_model(name).tags
+        return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(MOVE_TAG)]
+
+    @_reaching()
+    def run_of(self, key: str) -> str | None:
+        """Id of the run whose inputs' hash is `key`, None where there is none."""
+        experiments = [each.experiment_id for each in self.client.search_experiments()]
+        found = self.client.search_runs(experiments, filter_string=f"tags.{KEY_TAG} = '{key}'", max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+
+def _files(
+    folder: Path, model_dir: Path, backbone: Path | None, result: RecipeResult, card: str
+) -> dict[str, Path]:
+    """What a version consists of, by name; what is not there yet is made in `folder`."""
+    model = folder / "model"
+    model.mkdir()
+    for file in (WEIGHTS_NAME, META_NAME):
+        shutil.copyfile(model_dir / file, model / file)
+    written = folder / "MODEL_CARD.md"
+    written.write_text(card, encoding="utf-8")
+    shared = {} if backbone is None else {"backbone": backbone}
+    return {"model": model, "scores": result.folder / DETAILS, "card": written, **shared}
+
+
+def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(tracking_uri())
+    example = (trained_reading(read_meta(files["model"])) or BYTES).example(EXAMPLE_PX)
+    with transferring(), mlflow.start_run(run_id=run_id):
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("mapper.py")),
+            artifacts={key: str(path) for key, path in files.items()},
+            signature=ModelSignature(
+                Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
+            ),
+            input_example=pd.DataFrame({"scene": [example]}),
+            pip_requirements=[
+                f"crossearth=={version('crossearth')}",
+                *(f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS),
+            ],
+        )
+
+
+def champion_before(moves: Sequence[Move]) -> str | None:
+    """The version that was champion before the present one, seen through rollbacks; None if none was."""
+    line: list[str] = []
+    for move in moves:
+        if move.alias != CHAMPION:
+            continue
+        if len(line) > 1 and move.why == ROLLBACK and line[-2] == move.new:
+            line.pop()
+        else:
+            line.append(move.new)
+    return line[-2] if len(line) > 1 else None
+
+
+@contextmanager
+def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
+    """Brings a registered model here: an SQLite store's is read in place, any other is copied.
+
+    The copies are gone when the context ends.
+
+    Args:
+        uri: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN/model.
+
+    Yields:
+        The model's folder and the file of its shared backbone, None where the weights hold it.
+
+    Raises:
+        InputError: no such model, or the registry does not answer.
+    """
+    local = tracking_uri().startswith(SQLITE)
+    with nullcontext() if local else TemporaryDirectory() as copies:
+        yield _fetch(uri, copies)
+
+
+def registry_exists() -> bool:
+    """Whether there is one to look into: a server, or the file of an SQLite one, which MLflow would make."""
+    uri = tracking_uri()
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
+def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
+    if not registry_exists():
+        raise _no_model(uri, "there is no registry here")
+    with _reaching():
+        connect(tracking_uri())
+        import mlflow
+        from mlflow.artifacts import download_artifacts
+
+        mlflow.set_tracking_uri(tracking_uri())
+        try:
+            with transferring():
+                folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
+        except (_mlflow_exception(), OSError) as error:
+            raise _no_model(uri, _first_line(error)) from error
+    paths = _parts_of(folder)
+    if "model" not in paths:
+        raise InputError(
+            f"{uri} is a model of another kind", where=folder, expected="one that crossearth registered"
+        )
+    return paths["model"], paths.get("backbone")
+
+
+def _parts_of(folder: Path) -> dict[str, Path]:
+    """What the model in `folder` consists of, by name; nothing where it is a model of another kind."""
+    import yaml
+
+    try:
+        described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+        files = described["flavors"]["python_function"]["artifacts"]
+        paths = {key: folder / entry["path"] for key, entry in files.items()}
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return {}
+    within = folder.resolve()
+    return {key: path for key, path in paths.items() if path.resolve().is_relative_to(within)}
+
+
+def _no_model(uri: str, why: str) -> InputError:
+    return InputError(
+        f"no model at {uri}: {why}",
+        where=tracking_uri(),
+        expected="models:/crossearth-RECIPE@champion, or a version: models:/crossearth-RECIPE/1",
+        next_step="crossearth register, or set MLFLOW_TRACKING_URI to the store that has it",
+    )
+
+
+def _mlflow_exception() -> type[Exception]:
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,178 @@
+"""The benchmark's result: table, page and metrics, written as one folder and logged as one run."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossearth.components.evaluate.results import (
+    SUMMARY_METRICS,
+    RecipeResult,
+    find_results,
+    metric_name,
+    rows_of,
+    summary_metrics,
+    write_table,
+)
+from crossearth.components.report.compare import compare
+from crossearth.components.report.markdown import markdown
+from crossearth.components.report.page import page, picture
+from crossearth.components.report.summary import Summary, summarise
+from crossearth.components.runtime.tracking import start_run
+from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import atomic_dir, digest, read_sealed, write_json, write_text
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """How results are reported.
+
+    Attributes:
+        replicates: bootstrap replicates behind each interval.
+        worst_tiles: length of each setting's list of worst tiles.
+        require_all: refuse to report when a setting of the catalog has no result.
+    """
+
+    replicates: int = 1000
+    worst_tiles: int = 10
+    require_all: bool = False
+
+    def __post_init__(self) -> None:
+        if self.replicates < 100:
+            raise InputError(
+                f"replicates: {self.replicates} say nothing of an interval", expected="at least 100"
+            )
+        if self.worst_tiles < 0:
+            raise InputError(f"worst_tiles: {self.worst_tiles}", expected="0 or more")
+
+
+def report(
+    scores: Sequence[Path],
+    catalog: Catalog,
+    out_dir: Path,
+    config: ReportConfig | None = None,
+    *,
+    validation_dir: Path | None = None,
+    styles_dir: Path | None = None,
+    coverage_dir: Path | None = None,
+    against: Sequence[Path] = (),
+) -> Path:
+    """Writes `scores.csv`, `scores.md`, `metrics.json` and `index.html`; logs them as the benchmark's run.
+
+    Args:
+        scores: folders of results, or folders of such folders.
+        catalog: gives the table's order, the class names and the published scores.
+        out_dir: replaced as a whole.
+        config: defaults if None.
+        validation_dir: what `validate` wrote; its verdicts are shown, its Data Docs linked.
+        styles_dir: what `styles fit` wrote; its sheet is shown.
+        coverage_dir: what `styles coverage` wrote; how far the styles cover the unseen domains is shown.
+        against: folders of other results; the page compares them (A) with these (B).
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        InputError: no results; two results for one setting, rule and seed; a picture that is gone or damaged;
+            with `require_all`, missing settings.
+    """
+    config = config or ReportConfig()
+    results = find_results(scores)
+    summary = summarise(results, catalog, config.replicates)
+    if config.require_all and summary.missing:
+        raise InputError(
+            f"{len(summary.missing)} of {len(catalog.settings)} settings have no result: "
+            + ", ".join(setting.abbr for setting in summary.missing),
+            where=", ".join(map(str, scores)),
+            next_step="crossearth evaluate RECIPE, or report without require_all",
+        )
+    order = {line.setting: place for place, line in enumerate(summary.lines)}
+    rows = sorted((row for result in results for row in rows_of(result)), key=lambda row: order[row.setting])
+    with atomic_dir(out_dir) as folder:
+        write_table(folder / "scores.csv", rows)
+        write_json(folder / "metrics.json", _metrics(summary))
+        write_text(folder / "scores.md", markdown(summary))
+        text = page(
+            summary,
+            results,
+            catalog,
+            config.worst_tiles,
+            validation=_validation(validation_dir, Path(out_dir)),
+            styles=_styles(styles_dir, coverage_dir),
+            comparison=compare(against, scores, catalog) if against else None,
+        )
+        write_text(folder / "index.html", text)
+    _track(summary, results, Path(out_dir))
+    return Path(out_dir)
+
+
+def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
+    """What `validate` found, per domain; `docs` as seen from the page. Empty where it has not run."""
+    summary = _left(folder, "summary.json")
+    if folder is None or summary is None:
+        return []
+    return [
+        {
+            "domain": domain,
+            **found,
+            "failed": [check for check in found["checks"] if not check["passed"]],
+            "docs": Path(os.path.relpath(folder / found["docs"], out_dir)).as_posix(),
+        }
+        for domain, found in summary["domains"].items()
+    ]
+
+
+def _styles(folder: Path | None, coverage_dir: Path | None) -> dict[str, Any] | None:
+    """What `styles fit` found of the Earth's styles; None where it has not run."""
+    summary = _left(folder, "summary.json")
+    if folder is None or summary is None:
+        return None
+    sheet = folder / "sheet.png"
+    return {
+        "summary": summary,
+        "sheet": picture(sheet, "crossearth styles fit") if sheet.is_file() else None,
+        "coverage": _left(coverage_dir, "coverage.json"),
+    }
+
+
+def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
+    """What another step left in a JSON file, None where that step has not run.
+
+    Raises:
+        InputError: it is damaged, or not what the step wrote.
+    """
+    if folder is None or not (folder / name).is_file():
+        return None
+    return read_sealed(folder / name)
+
+
+def _metrics(summary: Summary) -> dict[str, float]:
+    """The table's numbers by name, for MLflow and for `dvc metrics`."""
+    metrics = {
+        metric_name("miou", line.setting): line.miou for line in summary.lines if line.miou is not None
+    }
+    metrics |= {metric_name("gap", mean.name): mean.miou for mean in summary.gaps if mean.miou is not None}
+    unseen = [line.miou for line in summary.lines if line.unseen]
+    return metrics | summary_metrics(unseen, [line.miou for line in summary.lines if not line.unseen])
+
+
+def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> None:
+    """Logs the report as a run of its own, the parent of the recipes' runs."""
+    keys = sorted({result.recipe_hash for result in results})
+    tags = {
+        "kind": "benchmark",
+        "settings": str(len(summary.lines)),
+        "missing": str(len(summary.missing)),
+        "selection": ", ".join(summary.selections),
+        "provenance": ", ".join(sorted({line.provenance for line in summary.lines})),
+    }
+    with start_run("benchmark", key=digest(keys), tags=tags) as run:
+        run.log_metrics(_metrics(summary))
+        run.describe((out_dir / "scores.md").read_text(encoding="utf-8"))
+        run.log_artifact(out_dir, "report")
+        targets = dict.fromkeys(line.target for line in summary.lines)
+        columns = [*SUMMARY_METRICS, *(metric_name("miou", target) for target in targets)]
+        run.save_view("crossearth-recipes", "Recipes by mIoU on unseen domains", columns, SUMMARY_METRICS[0])
+        run.adopt(keys)

@@ -1,0 +1,232 @@
+"""Results of many runs as one table: a line per setting, means per gap, the drop from seen to unseen domains.
+
+Legend: S seeds, R bootstrap replicates.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+
+from crossearth.components.evaluate.results import RecipeResult, SettingResult, defined, weakest
+from crossearth.data.catalog.domains import IN_DOMAIN, UNSEEN, Catalog, Setting
+from crossearth.data.common.errors import InputError
+from crossearth.model.scores import bootstrap, interval
+
+T = TypeVar("T")
+Run = tuple[RecipeResult, SettingResult]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A setting under one selection rule, over its seeds; scores are fractions 0..1, None where undefined.
+
+    Attributes:
+        runs: one per seed, by seed.
+        miou: mean of the seeds' headline scores.
+        deviation: their standard deviation (n - 1), None for a single seed.
+        low, high: 95 % bootstrap interval of `miou` over tiles.
+        iou: mean per class, None for a class that the target does not hold.
+    """
+
+    setting: str
+    source: str
+    target: str
+    gap: str
+    evidence: str
+    selection: str
+    provenance: str
+    class_set: str
+    runs: tuple[Run, ...]
+    miou: float | None
+    deviation: float | None
+    low: float | None
+    high: float | None
+    iou: tuple[float | None, ...]
+    published: float | None
+
+    @property
+    def unseen(self) -> bool:
+        return self.source != self.target
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        return tuple(recipe.seed for recipe, _ in self.runs)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean headline score of those `settings` of a group that have one."""
+
+    name: str
+    selection: str
+    settings: int
+    miou: float | None
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much a source's model loses on domains that it has not seen."""
+
+    source: str
+    class_set: str
+    selection: str
+    in_domain: float
+    unseen: float
+    targets: int
+
+    @property
+    def points(self) -> float:
+        """In-domain minus unseen, as a fraction."""
+        return self.in_domain - self.unseen
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that a report says in numbers.
+
+    Attributes:
+        lines: in the catalog's order.
+        gaps: mean per gap and selection rule.
+        overall: mean of the unseen and of the in-domain settings, per selection rule.
+        missing: settings of the catalog without a result.
+    """
+
+    lines: tuple[Line, ...]
+    gaps: tuple[Mean, ...]
+    overall: tuple[Mean, ...]
+    drops: tuple[Drop, ...]
+    missing: tuple[Setting, ...]
+
+    @property
+    def means(self) -> tuple[Mean, ...]:
+        """`overall`, then the gaps between domains."""
+        names = {mean.name for mean in self.overall}
+        return (*self.overall, *(mean for mean in self.gaps if mean.name not in names))
+
+    @property
+    def selections(self) -> tuple[str, ...]:
+        return _distinct(line.selection for line in self.lines)
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        return _distinct(seed for line in self.lines for seed in line.seeds)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any number was made from drawn data."""
+        return any(line.provenance == "synthetic" for line in self.lines)
+
+
+def summarise(results: Sequence[RecipeResult], catalog: Catalog, replicates: int) -> Summary:
+    """Puts results together.
+
+    Args:
+        results: any number of recipes, seeds and selection rules.
+        catalog: gives the order, and the settings that a full table would have.
+        replicates: bootstrap replicates per interval; 0 leaves the intervals out.
+
+    Raises:
+        InputError: two results for one setting, selection rule and seed; seeds of a setting that were scored
+            on different tiles.
+    """
+    grouped: dict[tuple[str, str], list[Run]] = {}
+    for result in results:
+        for each in result.settings:
+            grouped.setdefault((each.setting, result.selection), []).append((result, each))
+    order = {abbr: place for place, abbr in enumerate(catalog.settings)}
+    keys = sorted(grouped, key=lambda key: (order.get(key[0], len(order)), key))
+    lines = tuple(_line(grouped[key], replicates) for key in keys)
+    selections = _distinct(line.selection for line in lines)
+    scored = {line.setting for line in lines}
+    return Summary(
+        lines=lines,
+        gaps=tuple(
+            _mean(gap, selection, [line for line in lines if (line.gap, line.selection) == (gap, selection)])
+            for selection in selections
+            for gap in _distinct(line.gap for line in lines if line.selection == selection)
+        ),
+        overall=tuple(
+            _mean(name, selection, chosen)
+            for selection in selections
+            for name, unseen in ((UNSEEN, True), (IN_DOMAIN, False))
+            if (chosen := [line for line in lines if line.unseen is unseen and line.selection == selection])
+        ),
+        drops=tuple(_drops(lines)),
+        missing=tuple(setting for abbr, setting in catalog.settings.items() if abbr not in scored),
+    )
+
+
+def _distinct(values: Iterable[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _line(runs: list[Run], replicates: int) -> Line:
+    runs = sorted(runs, key=lambda run: (run[0].seed is not None, run[0].seed or 0))
+    recipe, first = runs[0]
+    for (one, _), (other, _) in pairwise(runs):
+        if one.seed == other.seed:
+            raise InputError(
+                f"two results for {first.setting} with selection {recipe.selection} and seed {one.seed}",
+                where=f"{one.folder} and {other.folder}",
+                next_step="report one of them, or set them side by side with `crossearth compare`",
+            )
+    if len({each.manifest_digest for _, each in runs}) > 1:
+        raise InputError(
+            f"the seeds of {first.setting} were scored on different tiles of {first.target}",
+            where=", ".join(str(each.folder) for each, _ in runs),
+            next_step="evaluate all of them on one ingested domain",
+        )
+    scores = [result.scores(each) for result, each in runs]
+    headlines = np.array([each.headline for each in scores])
+    provenance = weakest(each.provenance for _, each in runs)
+    low, high = float("nan"), float("nan")
+    if replicates:
+        low, high = interval(_resampled(runs, replicates).mean(axis=0))
+    return Line(
+        setting=first.setting,
+        source=first.source,
+        target=first.target,
+        gap=first.gap,
+        evidence=first.evidence,
+        selection=recipe.selection,
+        provenance=provenance,
+        class_set=recipe.class_set,
+        runs=tuple(runs),
+        miou=defined(headlines.mean()),
+        deviation=defined(headlines.std(ddof=1)) if len(runs) > 1 else None,
+        low=defined(low),
+        high=defined(high),
+        iou=tuple(defined(value) for value in np.mean([each.iou for each in scores], axis=0)),
+        published=first.published if provenance == "publisher" else None,
+    )
+
+
+def _resampled(runs: list[Run], replicates: int) -> np.ndarray:
+    tile_sets = [result.tile_counts(each) for result, each in runs]
+    # the tiles decide the draws: the interval of a setting does not hang on which others are in the report
+    rng = np.random.default_rng(int(runs[0][1].manifest_digest[:16], 16))
+    return bootstrap(tile_sets, runs[0][0].headline, replicates, rng)
+
+
+def _mean(name: str, selection: str, lines: Sequence[Line]) -> Mean:
+    values = [line.miou for line in lines if line.miou is not None]
+    return Mean(name, selection, len(values), float(np.mean(values)) if values else None)
+
+
+def _drops(lines: Sequence[Line]) -> Iterable[Drop]:
+    for seen in lines:
+        if seen.unseen or seen.miou is None:
+            continue
+        unseen = [
+            line.miou
+            for line in lines
+            if line.unseen
+            and line.miou is not None
+            and (line.source, line.class_set, line.selection) == (seen.source, seen.class_set, seen.selection)
+        ]
+        if unseen:
+            mean = float(np.mean(unseen))
+            yield Drop(seen.source, seen.class_set, seen.selection, seen.miou, mean, len(unseen))

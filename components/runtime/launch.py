@@ -1,0 +1,46 @@
+"""A step's command in this process, in one process a GPU, or on many nodes."""
+
+import re
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from crossearth.components.runtime.train_job import LONGEST_NAME, TrainJobConfig, run_train_job
+from crossearth.components.runtime.workspace import crossearth
+from crossearth.data.common.config import load_config
+from crossearth.data.common.files import digest
+
+
+def launch(arguments: Sequence[str], workspace: str, processes: int, job: dict[str, Any]) -> None:
+    """Runs `crossearth ARGUMENTS`; the working folder is the workspace.
+
+    Args:
+        processes: with more than one, torchrun starts so many here.
+        job: fields of TrainJobConfig; if there are any, a TrainJob does the work.
+
+    Raises:
+        InputError: what the command refuses; a wrong field of `job`.
+        RuntimeError: the command failed in torchrun or in the TrainJob.
+    """
+    if job:
+        config = load_config(TrainJobConfig, job, "trainer")
+        run_train_job(job_name(arguments, workspace, config), arguments, workspace, config)
+    elif processes > 1:
+        command = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "--no-python", "crossearth"]
+        with subprocess.Popen([*command, *arguments]) as torchrun:
+            try:
+                code = torchrun.wait()
+            except BaseException:
+                torchrun.terminate()  # its processes save what they have
+                raise
+        if code:
+            raise RuntimeError(f"torchrun crossearth {' '.join(arguments)} ended with exit code {code}")
+    else:
+        crossearth(*arguments)
+
+
+def job_name(arguments: Sequence[str], workspace: str, config: TrainJobConfig) -> str:
+    """A name that Kubernetes takes, another one for another workspace."""
+    tail = digest([workspace, arguments, config.pod])[:6]
+    words = re.sub("[^a-z0-9]+", "-", "-".join(["crossearth", *arguments]).lower())
+    return f"{words[: LONGEST_NAME - len(tail) - 1].strip('-')}-{tail}"

@@ -1,0 +1,28 @@
+"""Out of memory, said as what a user can change."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from crossearth.data.common.errors import InputError
+
+# beside torch's own exception: of the CPU's allocator, of CUDA's runtime, of its libraries
+OUT_OF_MEMORY = re.compile(r"an't allocate memory|out of memory|ALLOC_FAILED")
+
+
+@contextmanager
+def enough_memory(where: object, used: str, next_step: str) -> Iterator[None]:
+    """Where memory runs out within it, the error says what used it and what to change.
+
+    Args:
+        used: the device, and the numbers that memory grows with.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        ran_out = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not ran_out and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise InputError(f"out of memory on {used}", where=where, next_step=next_step) from error

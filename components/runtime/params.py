@@ -1,0 +1,150 @@
+"""params.yaml: the numbers of every step, as two presets in one file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crossearth.data.catalog.domains import Catalog, known_entry
+from crossearth.data.common.config import HomePath, load_config, merged, nearest, read_yaml
+from crossearth.data.common.errors import InputError
+
+MAX_SEED = 2**63 - 1  # torch takes no larger one
+Config = TypeVar("Config")
+STEPS = ("synthesize", "ingest", "validate", "styles", "stylize", "train", "evaluate", "report", "register")
+
+
+@dataclass(frozen=True)
+class DvcConfig:
+    """What `dvc repro` makes: a graph in a file cannot ask the catalog.
+
+    Attributes:
+        datasets: datasets with archives that are ingested.
+        own: domain of the user -> folder that holds its images and masks.
+        recipes: recipe that is trained and scored -> its source domain.
+    """
+
+    datasets: tuple[str, ...] = ()
+    own: dict[str, Path] = field(default_factory=dict)
+    recipes: dict[str, str] = field(default_factory=dict)
+
+    def check(self, catalog: Catalog) -> None:
+        """Holds the names against the catalog.
+
+        Raises:
+            InputError: a name that it does not have, or another source.
+        """
+        for name in self.datasets:
+            known_entry(catalog.datasets, name, "dataset", "params: dvc.datasets")
+        own = {name: domain for name, domain in catalog.domains.items() if domain.own}
+        for name in self.own:
+            known_entry(own, name, "domain of your own", "params: dvc.own")
+        for name, source in self.recipes.items():
+            recipe = known_entry(catalog.recipes(), name, "recipe", "params: dvc.recipes")
+            if source != recipe.source:
+                raise InputError(
+                    f"source {source!r}", where=f"params: dvc.recipes.{name}", expected=recipe.source
+                )
+
+
+@dataclass(frozen=True)
+class Params:
+    """The contents of params.yaml.
+
+    Attributes:
+        preset: which of the sections below `presets` is in force.
+        seed: seed of every random choice of every step.
+        archives: folder that holds one folder of publisher's archives per dataset.
+        corpus: folder below `archives` of the images whose styles are injected.
+        catalogs: further catalog files with the user's own domains and settings.
+        dvc: what the stages of dvc.yaml are made for.
+        presets: preset -> step -> values of that step's config dataclass; the step `recipes` holds
+            values of `train` for single recipes, merged with those at every level.
+    """
+
+    preset: str
+    presets: dict[str, dict[str, dict[str, Any]]]
+    seed: int = 0
+    archives: HomePath = Path("artifacts/archives")
+    corpus: str = "million-aid"
+    catalogs: tuple[HomePath, ...] = field(default=())
+    dvc: DvcConfig = field(default_factory=DvcConfig)
+
+    @property
+    def style_images(self) -> Path:
+        """Folder of the images whose styles are injected."""
+        return self.archives / self.corpus
+
+    def __post_init__(self) -> None:
+        if self.preset not in self.presets:
+            raise InputError(
+                f"preset: unknown preset {self.preset!r}", expected=nearest(self.preset, self.presets)
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InputError(f"seed: {self.seed}", expected=f"0 to {MAX_SEED}")
+        for preset, sections in self.presets.items():
+            for step, values in sections.items():
+                _refuse_seed(values, f"presets.{preset}.{step}")
+                if step not in (*STEPS, "recipes"):
+                    raise InputError(
+                        f"presets.{preset}: unknown step {step!r}",
+                        expected=nearest(step, (*STEPS, "recipes")),
+                    )
+            for recipe, overrides in sections.get("recipes", {}).items():
+                if not isinstance(overrides, Mapping):
+                    raise InputError(
+                        f"presets.{preset}.recipes.{recipe}: {overrides!r}", expected="values of `train`"
+                    )
+                _refuse_seed(overrides, f"presets.{preset}.recipes.{recipe}")
+
+    def values(self, step: str, recipe: str | None = None) -> dict[str, Any]:
+        """The plain values of a step in the preset in force; for `train`, with the overrides of `recipe`."""
+        return reduce(merged, self.layers(step, recipe).values(), {})
+
+    def layers(self, step: str, recipe: str | None = None) -> dict[str, Mapping[str, Any]]:
+        """What stands under which key of the preset in force: the step's, then recipes.NAME, which wins."""
+        sections = self.presets[self.preset]
+        layers: dict[str, Mapping[str, Any]] = {step: sections.get(step, {})}
+        if recipe:
+            layers[f"recipes.{recipe}"] = sections.get("recipes", {}).get(recipe, {})
+        return layers
+
+    def may_lack_classes(self, catalog: Catalog) -> list[str]:
+        """The domains every recipe of which has `allow_absent_classes`."""
+        recipes = catalog.recipes().values()
+        found = []
+        for domain in catalog.domains:
+            trained: list[str | None] = [recipe.name for recipe in recipes if recipe.source == domain]
+            if all(
+                self.values("train", name).get("allow_absent_classes") is True for name in trained or [None]
+            ):
+                found.append(domain)
+        return found
+
+    def config(self, kind: type[Config], step: str, recipe: str | None = None) -> Config:
+        """The config dataclass of a step; unknown keys and wrong values raise InputError naming them."""
+        where = f"params: presets.{self.preset}.{step}" + (f" + recipes.{recipe}" if recipe else "")
+        return load_config(kind, self.values(step, recipe), where)
+
+
+def _refuse_seed(values: Mapping[str, Any], where: str) -> None:
+    if "seed" in values:  # the top-level seed would silently replace it
+        raise InputError(
+            f"{where}.seed: {values['seed']!r}",
+            expected="one seed for all steps, `seed` at the top of the file",
+            next_step="move it there; `crossearth train --seed` trains with another one",
+        )
+
+
+def load_params(path: Path | None) -> Params:
+    """Reads params.yaml; with no path that of the working folder, or without one the dataclasses' defaults.
+
+    Raises:
+        InputError: unreadable file, unknown preset, step or key.
+    """
+    if path is None:
+        path = Path("params.yaml")
+        if not path.exists():
+            return Params(preset="paper", presets={"paper": {}})
+    return load_config(Params, read_yaml(path), path)

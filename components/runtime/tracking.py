@@ -1,0 +1,444 @@
+"""One MLflow run per recipe: curves, artifacts and tags, from a thread that never stops the training.
+
+Everything that is logged goes into a queue; a writer thread imports MLflow (a second that the caller does not
+wait for), finds or creates the run and sends the queue. A server that goes away is retried with growing
+pauses while the queue keeps what is logged; nothing that the server does raises in the caller.
+"""
+
+import base64
+import fcntl
+import getpass
+import json
+import logging
+import os
+import threading
+import time
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossearth.components.runtime.tracking_server import refusal
+from crossearth.data.common.errors import without_credentials
+from crossearth.data.common.files import partial_dir
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment
+    from mlflow.tracking import MlflowClient
+
+STORE = Path("artifacts/mlflow")
+SQLITE = "sqlite:///"
+# set in each pod by Kubeflow Pipelines' MLflow plugin: ours lie below its run, which is its own to end
+PARENT_RUN, EXPERIMENT = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"
+PARENT_TAG = "mlflow.parentRunId"
+KEY_TAG = "input_hash"
+PIPELINE_TAG = "pipeline_run"  # the pipeline's run that a run belongs to
+PIPELINE_RUN = Path("artifacts/run/id")  # in a pipeline's workspace: of the run that it is in now
+DESCRIPTION_LENGTH = 5000  # of a tag's value, the least that MLflow's stores take
+METRICS_PER_REQUEST = 1000  # MLflow's own limit of one batch
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+FLUSH_SECONDS = 20.0  # how long a closed run waits for a server that does not answer
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+ANSWER_SECONDS = "10"
+TRANSFER_SECONDS = "120"  # MLflow's own: before it answers, a server puts a whole model into its store
+UPLOAD_SECONDS = 900.0  # and for one that does: a model is large
+
+Operation = Callable[["MlflowClient", str], object]
+
+
+def tracking_uri() -> str:
+    """$MLFLOW_TRACKING_URI, else a SQLite file below ./artifacts/mlflow."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{STORE.resolve() / 'mlflow.db'}"
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the server at `uri`, whose requests fail within seconds where the server is away."""
+    # MLflow would itself retry for minutes inside one request, deaf to whoever wants to stop
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault(TIMEOUT, ANSWER_SECONDS)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    with _first_use(uri):
+        if uri.startswith(SQLITE):
+            _create_database(Path(uri.removeprefix(SQLITE)))
+        return MlflowClient(uri)
+
+
+@contextmanager
+def transferring() -> Iterator[None]:
+    """Within it a server may take longer to answer, unless the user's environment says how long."""
+    before = os.environ.get(TIMEOUT)
+    if before == ANSWER_SECONDS:
+        os.environ[TIMEOUT] = TRANSFER_SECONDS
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[TIMEOUT] = before
+
+
+class Run:
+    """A run that is being written; every method returns at once and none raises what the server does."""
+
+    def __init__(self, writer: "_Writer") -> None:
+        self._writer = writer
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Logs one point of several curves; values that are no finite number are left out."""
+        now = int(time.time() * 1000)
+        self._writer.metrics.extend(
+            (key, float(value), now, step) for key, value in values.items() if np.isfinite(value)
+        )
+        self._writer.wake()
+
+    def log_image(self, image_HW3: NDArray[np.uint8], name: str) -> None:
+        """Logs an image (H, W, 3), 0..255, as the artifact `name` (e.g. "panels/000100.png")."""
+        image = np.ascontiguousarray(image_HW3)
+        self._writer.do(lambda client, run_id: client.log_image(run_id, image, artifact_file=name))
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Logs a file, or a folder with all in it; it must stay unchanged until the run is closed."""
+        path = Path(path)
+        upload = "log_artifacts" if path.is_dir() else "log_artifact"
+
+        def send(client: "MlflowClient", run_id: str) -> None:
+            with transferring():
+                getattr(client, upload)(run_id, str(path), folder)
+
+        self._writer.do(send)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags; a later value of a key takes the place of an earlier one."""
+        values = dict(tags)
+        self._writer.do(
+            lambda client, run_id: [client.set_tag(run_id, key, value) for key, value in values.items()]
+        )
+
+    def describe(self, markdown: str) -> None:
+        """Sets the text that MLflow shows on the run's page, cut off at a line where it is too long."""
+        if len(markdown) > DESCRIPTION_LENGTH:
+            markdown = markdown[:DESCRIPTION_LENGTH].rpartition("\n")[0]
+        self.set_tags({"mlflow.note.content": markdown})
+
+    def save_view(self, key: str, name: str, columns: Sequence[str], order_by: str) -> None:
+        """Saves a view of the experiment's table of runs, which MLflow offers under Views.
+
+        Sorted by a metric, children stand in the table beside their parents.
+
+        Args:
+            key: identity of the view: saving it again replaces it.
+            columns: metrics to show, in this order.
+            order_by: the metric that sorts the table, highest first.
+        """
+        state = {
+            "searchFilter": "",
+            "orderByKey": f"metrics.`{order_by}`",
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": [f"metrics.`{column}`" for column in columns],
+            "runsHiddenMode": "FIRST_10_RUNS",
+        }
+        packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+        now = int(time.time() * 1000)
+        view = {"name": name, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
+
+        def save(client: "MlflowClient", run_id: str) -> None:
+            experiment_id = client.get_run(run_id).info.experiment_id
+            client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(view))
+
+        self._writer.do(save)
+
+    def end_as(self, status: str) -> None:
+        """What the run ends as if nothing is raised in it: FINISHED (as without this), FAILED or KILLED."""
+        self._writer.status = status
+
+    def adopt(self, keys: Sequence[str]) -> None:
+        """Makes the runs of this experiment whose `input_hash` is among `keys` children of this one."""
+
+        def tag_children(client: "MlflowClient", run_id: str) -> None:
+            experiment_id = client.get_run(run_id).info.experiment_id
+            for key in keys:
+                for child in client.search_runs([experiment_id], filter_string=f"tags.{KEY_TAG} = '{key}'"):
+                    client.set_tag(child.info.run_id, PARENT_TAG, run_id)
+
+        self._writer.do(tag_children)
+
+
+@contextmanager
+def start_run(
+    name: str,
+    *,
+    key: str,
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+    experiment: str = "crossearth",
+) -> Iterator[Run]:
+    """Opens the run whose tag `input_hash` is `key`, or creates it; closes it as FINISHED, FAILED or KILLED.
+
+    Args:
+        name: the run's name, that of the recipe.
+        key: identity of the run's inputs: a restarted training and a later evaluation find their run by it.
+        tags: set on the run, also on one that is found.
+        params: logged when the run is created.
+        experiment: created on first use; $MLFLOW_EXPERIMENT_ID goes before. With $MLFLOW_RUN_ID the run lies
+            below that one, which is left as it is.
+
+    Yields:
+        The run. On leaving, what is queued is sent; a warning says what a server that is away did not take.
+    """
+    writer = _Writer(name, experiment, key, dict(tags or {}), dict(params or {}))
+    writer.start()
+    try:
+        yield Run(writer)
+    except (KeyboardInterrupt, SystemExit):
+        writer.status = "KILLED"
+        raise
+    except BaseException:
+        writer.status = "FAILED"
+        raise
+    finally:
+        writer.close()
+
+
+def end_runs(pipeline_run: str, status: str, why: str, experiment: str = "crossearth") -> int:
+    """Ends the runs of a pipeline's run that are RUNNING still: whoever wrote them was killed.
+
+    Args:
+        pipeline_run: the tag `pipeline_run` of the runs, "" = of none.
+        status: FAILED or KILLED.
+        why: becomes their tag `failure`.
+
+    Returns:
+        Number of runs that were ended; none where the server does not answer.
+    """
+    if not pipeline_run:
+        return 0
+    try:
+        client = connect(tracking_uri())
+        found = _given_experiment(client) or client.get_experiment_by_name(experiment)
+        query = f"tags.{PIPELINE_TAG} = '{pipeline_run}' and attributes.status = 'RUNNING'"
+        runs = client.search_runs([found.experiment_id], query) if found else []
+        for run in runs:
+            client.set_tag(run.info.run_id, "failure", why[:DESCRIPTION_LENGTH])
+            client.set_terminated(run.info.run_id, status)
+        return len(runs)
+    except Exception as error:  # a server may fail in any way, and how the pipeline ended is told already
+        logging.getLogger(__name__).warning("runs stay RUNNING: %s", without_credentials(str(error)))
+        return 0
+
+
+class _Writer(threading.Thread):
+    """Sends the queues of one run in order, one request at a time, until it is closed and they are empty."""
+
+    def __init__(
+        self, name: str, experiment: str, key: str, tags: dict[str, str], params: dict[str, Any]
+    ) -> None:
+        super().__init__(name="mlflow-writer", daemon=True)
+        self.run_name, self.experiment, self.key, self.tags, self.params = name, experiment, key, tags, params
+        self.uri = tracking_uri()
+        self.pipeline_run = PIPELINE_RUN.read_text().strip() if PIPELINE_RUN.is_file() else ""
+        self.metrics: deque[tuple[str, float, int, int]] = deque()
+        self.operations: deque[Operation] = deque()
+        self.client: MlflowClient | None = None
+        self.run_id = ""
+        self.status = "FINISHED"
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._gave_up = threading.Event()
+        self._last_error = ""
+        self._refused = False
+        self._sending: deque[Any] = self.operations
+
+    def do(self, operation: Operation) -> None:
+        self.operations.append(operation)
+        self.wake()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def close(self) -> None:
+        status = self.status
+        self.do(lambda client, run_id: client.set_terminated(run_id, status))
+        self._closing.set()
+        began = time.monotonic()
+        while self.is_alive() and time.monotonic() - began < UPLOAD_SECONDS:
+            self.join(0.1)
+            if self._last_error and (self._refused or time.monotonic() - began > FLUSH_SECONDS):
+                break
+        if self.is_alive() or self.metrics or self.operations:
+            self._gave_up.set()
+            self.wake()
+            left = len(self.metrics) + len(self.operations)
+            warnings.warn(
+                without_credentials(
+                    f"MLflow at {self.uri} did not take {left} records of {self.run_name}: {self._last_error}"
+                ),
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def run(self) -> None:
+        failures = 0
+        while not self._gave_up.is_set():
+            self._wake.clear()
+            if self.client is not None and not self.metrics and not self.operations:
+                if self._closing.is_set():
+                    return
+                self._wake.wait(timeout=1.0)
+                continue
+            try:
+                self._send()
+                failures, self._last_error, self._refused = 0, "", False
+            except Exception as error:  # a server may fail in any way, and none may reach the training
+                self._last_error = (
+                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                )
+                if self.client is not None and _is_refusal(error):
+                    logging.getLogger(__name__).warning(
+                        "MLflow refused a record: %s", without_credentials(str(self._last_error))
+                    )
+                    self._sending.popleft()
+                    continue
+                refused = refusal(error, self.uri)
+                if refused:
+                    self._last_error = "; next: ".join(refused)
+                # a training goes on asking, for a server may be mended; no command waits for that in the end
+                self._refused = refused is not None
+                self._gave_up.wait(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
+                failures += 1
+
+    def _send(self) -> None:
+        """Sends the oldest of each queue and takes it off only when the server has it."""
+        if self.client is None:
+            self.client = self._open()
+        if self.metrics:
+            from mlflow.entities import Metric
+
+            self._sending = self.metrics
+            batch = [self.metrics[index] for index in range(min(len(self.metrics), METRICS_PER_REQUEST))]
+            self.client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+            for _ in batch:
+                self.metrics.popleft()
+        elif self.operations:
+            self._sending = self.operations
+            self.operations[0](self.client, self.run_id)
+            self.operations.popleft()
+
+    def _open(self) -> "MlflowClient":
+        """Connects, and finds the run by its key or creates it."""
+        client = connect(self.uri)
+        from mlflow.entities import Param, RunTag
+
+        with _first_use(self.uri):
+            experiment_id = _experiment(client, self.experiment, self.uri)
+        found = client.search_runs(
+            [experiment_id], filter_string=f"tags.{KEY_TAG} = '{self.key}'", max_results=1
+        )
+        tags = {**self.tags, KEY_TAG: self.key}
+        if self.pipeline_run:
+            tags[PIPELINE_TAG] = self.pipeline_run
+        if parent := os.environ.get(PARENT_RUN):
+            tags[PARENT_TAG] = parent
+        if found:
+            self.run_id = found[0].info.run_id
+            client.update_run(self.run_id, status="RUNNING")
+            client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        else:
+            origin = {
+                "mlflow.user": user_name(),
+                "mlflow.source.name": "crossearth",
+                "mlflow.source.type": "LOCAL",
+            }
+            created = client.create_run(experiment_id, run_name=self.run_name, tags={**origin, **tags})
+            self.run_id = created.info.run_id
+            client.log_batch(
+                self.run_id, params=[Param(key, str(value)) for key, value in self.params.items()]
+            )
+        return client
+
+
+@contextmanager
+def _first_use(uri: str) -> Iterator[None]:
+    """Two processes must not create the tables of one SQLite file at a time."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    folder = Path(uri.removeprefix(SQLITE)).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _create_database(path: Path) -> None:
+    """Makes MLflow's tables aside: it never mends a file in which a killed process made some of them."""
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with partial_dir(path) as folder:
+        new = Path(mkdtemp(dir=folder)) / path.name  # another each time: MLflow keeps one engine per address
+        SqlAlchemyStore(f"{SQLITE}{new}", _artifacts_beside(path)).engine.dispose()
+        new.replace(path)
+
+
+def _artifacts_beside(database: Path) -> str:
+    """Where MLflow itself would take the folder that the process happens to run in."""
+    return (database.resolve().parent / "artifacts").as_uri()
+
+
+def _given_experiment(client: "MlflowClient") -> "Experiment | None":
+    """The experiment of $MLFLOW_EXPERIMENT_ID; None without one, or where this server does not know it."""
+    from mlflow.exceptions import MlflowException
+
+    given = os.environ.get(EXPERIMENT)
+    try:
+        return client.get_experiment(given) if given else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        logging.getLogger(__name__).warning("no experiment %s here, as %s has it", given, EXPERIMENT)
+        return None
+
+
+def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
+    found = _given_experiment(client) or client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    beside = _artifacts_beside(Path(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None
+    # the kind decides which pages MLflow's UI opens with: runs and their charts, not traces of agents
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(name, artifact_location=beside, tags=tags))
+
+
+def user_name() -> str:
+    """Who runs this."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid {os.getuid()}"
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server understood a request and will refuse it again, as opposed to being away or busy."""
+    code = getattr(error, "error_code", "")
+    return code in {
+        "INVALID_PARAMETER_VALUE",
+        "BAD_REQUEST",
+        "RESOURCE_DOES_NOT_EXIST",
+        "PERMISSION_DENIED",
+    } or (isinstance(error, FileNotFoundError))

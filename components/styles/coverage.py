@@ -1,0 +1,210 @@
+"""Whether the Earth's styles do what they are for: do they reach the domains that training never sees?
+
+Everything is measured in the leading principal components of the Earth's styles that hold 95 % of their
+variance, each scaled to unit variance. With G(s, a) the Gaussian of the injected embeddings a e_earth + (1 -
+a) e of the tiles of domain s, a tile is covered by s if it lies where G has 99 % of its mass (Mahalanobis
+distance against the chi-squared quantile).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import sqrtm
+from scipy.spatial import KDTree
+from scipy.stats import chi2
+
+from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.files import write_sealed
+from crossearth.data.common.progress import shown
+from crossearth.data.style.earth import (
+    EarthStyles,
+    StyleConfig,
+    StyleEngine,
+    inject,
+    keyed_generator,
+    style_engine,
+)
+from crossearth.data.tiles.manifest import Manifest, is_ingested, read_image, read_manifest
+
+COVERAGE_FILE = "coverage.json"
+VARIANCE = 0.95
+MASS = 0.99
+SAMPLES = 300
+
+
+def style_coverage(
+    catalog: Catalog,
+    domains_dir: Path,
+    styles_path: Path,
+    out_dir: Path,
+    config: StyleConfig,
+    weights_dir: Path | None = None,
+    tiles: int = 64,
+) -> Path:
+    """Writes `out_dir/coverage.json` over all settings whose two domains are ingested.
+
+    Its `settings` hold, per setting: `covered_before` and `covered_after`, the share of the target's test
+    tiles covered by the source's training tiles alone (alpha 0) and with injection; `distance_before` and
+    `distance_after`, the Frechet distance between the Gaussians of source and target, before and after the
+    source is restyled; `nearest_before` and `nearest_after`, the mean distance from a target tile to the
+    nearest source tile. Its `scatter` holds points (x, y) of the first two components by group: samples of
+    the Earth, domains.
+
+    Args:
+        config: numbers of the injection.
+        tiles: at most so many evenly spaced tiles of a split are embedded.
+
+    Raises:
+        InputError: statistics absent or of another engine; a damaged manifest or tile.
+    """
+    earth = EarthStyles.load(styles_path, config.engine)
+    engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
+    probe = _Probe(_Space.of(earth), earth, engine, config, tiles)
+    found = _measure(catalog, domains_dir, probe)
+    groups = {
+        "Earth samples": probe.space.project(earth.sample(SAMPLES, keyed_generator("coverage"))),
+        **{f"{name} (source)": points for name, (points, _) in found.sources.items()},
+        **{f"{name} (target)": points for name, points in found.targets.items()},
+    }
+    path = out_dir / COVERAGE_FILE
+    write_sealed(
+        path,
+        {
+            "engine": config.engine,
+            "alpha": config.earth_share,
+            "styles_digest": earth.digest,
+            "components": len(probe.space.scale),
+            "tiles": tiles,
+            "settings": found.settings,
+            "missing": found.missing,
+            "scatter": {name: points[:, :2].round(3).tolist() for name, points in groups.items()},
+        },
+    )
+    return path
+
+
+@dataclass
+class _Found:
+    """Points of the domains, a source's as they are and restyled, and the numbers of the settings."""
+
+    sources: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=dict)
+    targets: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    settings: dict[str, dict[str, float]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+
+def _measure(catalog: Catalog, domains_dir: Path, probe: "_Probe") -> _Found:
+    found = _Found()
+    for setting in catalog.settings.values():
+        source_dir = catalog.domain_dir(domains_dir, setting.source)
+        target_dir = catalog.domain_dir(domains_dir, setting.target)
+        if not (is_ingested(source_dir, "train") and is_ingested(target_dir, "test")):
+            found.missing.append(setting.abbr)
+            continue
+        source, target = read_manifest(source_dir, "train"), read_manifest(target_dir, "test")
+        if setting.source not in found.sources:
+            found.sources[setting.source] = probe.points(source), probe.restyled_points(source)
+        if setting.target not in found.targets:
+            found.targets[setting.target] = probe.points(target)
+        found.settings[setting.abbr] = probe.space.compare(
+            *found.sources[setting.source], found.targets[setting.target], probe.config.earth_share
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Leading principal components of Earth's styles at unit variance: z = (e - mean) axes / scale."""
+
+    mean: NDArray[np.float64]
+    axes: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, earth: EarthStyles) -> "_Space":
+        variances, axes = np.linalg.eigh(earth.covariance.numpy())
+        order = np.argsort(variances)[::-1]
+        share = np.cumsum(variances[order]) / variances.sum()
+        leading = order[: max(2, int(np.searchsorted(share, VARIANCE)) + 1)]
+        return cls(earth.mean.numpy(), axes[:, leading], np.sqrt(variances[leading]))
+
+    def project(self, e_ND: torch.Tensor) -> NDArray[np.float64]:
+        return (e_ND.cpu().double().numpy() - self.mean) @ self.axes / self.scale
+
+    def compare(
+        self,
+        source: NDArray[np.float64],
+        restyled: NDArray[np.float64],
+        target: NDArray[np.float64],
+        alpha: float,
+    ) -> dict[str, float]:
+        """The numbers of one setting; all points (N, components)."""
+        return {
+            "covered_before": self._covered(source, target, 0.0),
+            "covered_after": self._covered(source, target, alpha),
+            "distance_before": _frechet(source, target),
+            "distance_after": _frechet(restyled, target),
+            "nearest_before": float(KDTree(source).query(target)[0].mean()),
+            "nearest_after": float(KDTree(restyled).query(target)[0].mean()),
+        }
+
+    def _covered(self, source: NDArray[np.float64], target: NDArray[np.float64], alpha: float) -> float:
+        # in this space the Earth's styles are N(0, I)
+        size = len(self.scale)
+        mean, covariance = _gaussian(source)
+        mixed = (1 - alpha) ** 2 * covariance + alpha**2 * np.eye(size)
+        off = target - (1 - alpha) * mean
+        squared = np.einsum("nd,nd->n", off, np.linalg.solve(mixed, off.T).T)
+        return float((squared <= chi2.ppf(MASS, size)).mean())
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Embeds tiles of a domain, as they are and restyled."""
+
+    space: _Space
+    earth: EarthStyles
+    engine: StyleEngine
+    config: StyleConfig
+    tiles: int
+
+    def points(self, manifest: Manifest) -> NDArray[np.float64]:
+        return np.concatenate(
+            [
+                self.space.project(self.engine.embed(self._tile(manifest, index)))
+                for index in self._chosen(manifest)
+            ]
+        )
+
+    def restyled_points(self, manifest: Manifest) -> NDArray[np.float64]:
+        points = []
+        for index in self._chosen(manifest):
+            generator = keyed_generator("coverage", manifest.domain, manifest.rows[index]["tile_id"])
+            injected = inject(self._tile(manifest, index), self.earth, self.engine, self.config, [generator])
+            points.append(self.space.project(self.engine.embed(injected.x_t)))
+        return np.concatenate(points)
+
+    def _chosen(self, manifest: Manifest) -> Iterable[int]:
+        chosen = np.unique(np.linspace(0, len(manifest) - 1, min(self.tiles, len(manifest))).astype(int))
+        return shown(chosen.tolist(), manifest.domain, len(chosen))
+
+    def _tile(self, manifest: Manifest, index: int) -> torch.Tensor:
+        return torch.from_numpy(read_image(manifest, index))[None].to(self.engine.device)
+
+
+def _gaussian(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and covariance; a little is added to its diagonal, since few tiles may span few dimensions."""
+    size = points.shape[1]
+    covariance = np.cov(points, rowvar=False) if len(points) > 1 else np.zeros((size, size))
+    return points.mean(axis=0), covariance + 1e-3 * np.eye(size)
+
+
+def _frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Root of |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2), of Gaussians fitted to points (N,D)."""
+    (mean_a, cov_a), (mean_b, cov_b) = _gaussian(a), _gaussian(b)
+    squared = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+    return float(np.sqrt(max(squared, 0.0)))

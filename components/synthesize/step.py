@@ -1,0 +1,62 @@
+"""Synthesize: miniature archives of the datasets, in the place of those that the user would download."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from crossearth.components.synthesize.packers import PACKERS, Counts, synthesize_dataset
+from crossearth.data.common.config import nearest
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import require_free
+from crossearth.data.common.progress import shown
+
+MIB = 2**20
+NEEDED_BYTES = {"mini": 80 * MIB, "full": 600 * MIB}
+
+
+@dataclass(frozen=True)
+class SynthesizeConfig:
+    """What is drawn.
+
+    Attributes:
+        counts: "mini" = some dozens of images per domain; "full" = as many as the publisher ships,
+            each of them 32 times smaller.
+        workers: processes, one dataset each.
+    """
+
+    counts: Counts = "mini"
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InputError(f"workers: {self.workers}", expected="at least 1")
+
+
+def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig, seed: int) -> list[Path]:
+    """Draws archives; the same datasets, config and seed give the same bytes.
+
+    Args:
+        datasets: names of the catalog's datasets.
+        out_dir: gets one folder per dataset.
+        seed: 0 or more.
+
+    Returns:
+        The folders.
+
+    Raises:
+        InputError: an unknown dataset, a folder that holds a publisher's files, or too little disk.
+    """
+    for name in datasets:
+        if name not in PACKERS:
+            raise InputError(f"dataset {name!r} is not drawn", expected=nearest(name, PACKERS))
+    if seed < 0:
+        raise InputError(f"seed: {seed}", expected="0 or more")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    require_free(out_dir, NEEDED_BYTES[config.counts], "drawing archives")
+    # the slowest first: the last worker to finish sets the time
+    order = sorted(dict.fromkeys(datasets), key=list(PACKERS).index, reverse=True)
+    task = partial(synthesize_dataset, out_dir=out_dir, seed=seed, counts=config.counts)
+    with ProcessPoolExecutor(min(config.workers, max(1, len(order)))) as pool:
+        return sorted(shown(pool.map(task, order), "draw archives", len(order)))

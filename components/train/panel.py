@@ -1,0 +1,31 @@
+"""What a training sees of one sample, side by side."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageColor
+
+from crossearth.data.catalog.domains import ClassSet
+from crossearth.data.catalog.labels import IGNORE
+from crossearth.data.tiles.dataset import Batch
+from crossearth.model.inference import predict_labels
+from crossearth.model.training.multitask import MultiTask
+
+
+def training_panel(multi_task: MultiTask, micro: Batch, class_set: ClassSet) -> NDArray[np.uint8]:
+    """Image, styled, masked, reconstruction, prediction and truth of the first sample, as far as there are.
+
+    Args:
+        multi_task: its network in evaluation mode.
+        micro: samples of the training, on any device.
+
+    Returns:
+        (H, W of all, 3) RGB.
+    """
+    device = next(multi_task.network.parameters()).device
+    image_13HW = micro["image"][:1].to(device)
+    pictures = multi_task.pictures(image_13HW, int(micro["position"][0]))
+    predicted_HW = predict_labels(multi_task.network, image_13HW)[0]
+    colours = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
+    colours[: len(class_set.palette)] = [ImageColor.getrgb(colour) for colour in class_set.palette]
+    shown = [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]
+    return np.concatenate([*shown, colours[predicted_HW.cpu()], colours[micro["label"][0]]], axis=1)

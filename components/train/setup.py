@@ -1,0 +1,347 @@
+"""What a training is made of: its numbers, and what its inputs resolve to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from crossearth.components.runtime.params import MAX_SEED
+from crossearth.components.runtime.version import torch_version
+from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
+from crossearth.data.catalog.labels import IGNORE
+from crossearth.data.common.config import listed, load_config
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import code_version, digest, sha256_file
+from crossearth.data.style.earth import EarthStyles, StyleConfig, style_engine
+from crossearth.data.tiles.augment import Augmentation
+from crossearth.data.tiles.dataset import TileDataset
+from crossearth.data.tiles.manifest import Manifest, held_out, read_domain
+from crossearth.model.crossearth import CrossEarth, NetworkConfig, build, large_config, tiny_config
+from crossearth.model.layers.backbone import fit_state
+from crossearth.model.training.multitask import (
+    BRANCHES,
+    Ablation,
+    Schedule,
+    Styler,
+    TaskConfig,
+)
+
+BACKBONE_CACHE = "backbones"
+# how a training is computed, not what it computes: these may change between a kill and the resume
+RUNTIME_FIELDS = (
+    "micro_batch",
+    "activation_checkpointing",
+    "compile",
+    "tasks.shared_pass",
+    "workers",
+    "backbones_dir",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "log_every",
+    "panels_every",
+)
+POSITIVE_FIELDS = (
+    "iterations",
+    "batch_size",
+    "micro_batch",
+    "schedule_iterations",
+    "validate_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "log_every",
+    "panels_every",
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Numbers of a training; the defaults are the method's at 512 px (method.md section 3).
+
+    At 1024 px the method has crop_px 1024, lr 6e-5 and schedule "warmup-poly".
+
+    Attributes:
+        network: "large" is the paper's, "tiny" one that a CPU trains from scratch.
+        sizes: changes of single sizes of it, by the names of `NetworkConfig`.
+        backbone: pretrained ViT, needed where it is frozen: a file, an address s3://bucket/key, or a name of
+            timm's hub.
+        backbones_dir: store a backbone there, once for all models, instead of inside each model's file.
+        ablation: "full" is the method; "rein" the segmentation loss alone; the others lie between.
+        iterations: optimiser steps.
+        batch_size: crops per optimiser step, over all processes.
+        micro_batch: crops per forward pass of one process, at most; gradients are accumulated. None = all.
+        crop_px: side of the training crops, pixels.
+        scale: least and largest short side of a resized tile, as a multiple of `crop_px`.
+        photometric: whether colours are distorted.
+        lr: base learning rate.
+        schedule: "poly" (power 0.9), or "warmup-poly".
+        schedule_iterations: iteration at which poly reaches 0; None = `iterations`.
+        warmup_iterations: of "warmup-poly".
+        weight_decay: of AdamW.
+        style: numbers of Earth-Style Injection.
+        tasks: numbers of the losses.
+        precision: "bfloat16" runs the network under autocast; losses and parameters stay float32.
+        activation_checkpointing: blocks are run again in the backward pass, not kept: less memory, more time.
+        compile: the backbone's blocks go through torch.compile.
+        workers: processes that read and augment; 0 = none beside the training.
+        held_out_share: least share of the source's tiles, by whole scenes, that are not trained on; 0 = none.
+        validate_every: iterations between scores on the held-out tiles.
+        selection: "last" iterate (the authors'), or "best-source": best headline score on the held-out tiles.
+        checkpoint_every: iterations between saved states, at most.
+        checkpoint_minutes: minutes between saved states, at most: a pod is gone a second after it is asked to
+            leave, and loses what it has not saved.
+        keep_checkpoints: how many of the last states are kept.
+        log_every: iterations whose mean is one point of a curve.
+        panels_every: iterations between sample pictures.
+        allow_absent_classes: whether a class of the class set may be absent from the source's tiles.
+        seed: of initial weights, order, augmentation, masks, styles and sampled points.
+    """
+
+    network: Literal["large", "tiny"] = "large"
+    sizes: dict[str, Any] = field(default_factory=dict)
+    backbone: str | None = None
+    backbones_dir: Path | None = None
+    ablation: Ablation = "full"
+    iterations: int = 30_000
+    batch_size: int = 1
+    micro_batch: int | None = None
+    crop_px: int = 512
+    scale: tuple[float, float] = (0.5, 2.0)
+    photometric: bool = True
+    lr: float = 1e-4
+    schedule: Schedule = "poly"
+    schedule_iterations: int | None = 40_000
+    warmup_iterations: int = 10_000
+    weight_decay: float = 0.05
+    style: StyleConfig = field(default_factory=StyleConfig)
+    tasks: TaskConfig = field(default_factory=TaskConfig)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    workers: int = 4
+    held_out_share: float = 0.0
+    validate_every: int = 1000
+    selection: Literal["last", "best-source"] = "last"
+    checkpoint_every: int = 1000
+    checkpoint_minutes: int = 10
+    keep_checkpoints: int = 2
+    log_every: int = 50
+    panels_every: int = 1000
+    allow_absent_classes: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "seed", "warmup_iterations", *POSITIVE_FIELDS):
+            value, least = getattr(self, name), int(name in POSITIVE_FIELDS)
+            if value is not None and value < least:
+                raise InputError(f"{name}: {value} is too small", expected=f"at least {least}")
+        if self.seed > MAX_SEED:
+            raise InputError(f"seed: {self.seed} is too large", expected=f"at most {MAX_SEED}")
+        if not 0 < self.lr <= 1 or not 0 <= self.weight_decay <= 1:
+            raise InputError(
+                f"lr {self.lr}, weight_decay {self.weight_decay}",
+                expected="0 < lr <= 1, 0 <= weight_decay <= 1",
+            )
+        if not 0 <= self.held_out_share < 1:
+            raise InputError(f"held_out_share: {self.held_out_share}", expected="a number in [0, 1)")
+        if self.selection == "best-source" and not self.held_out_share:
+            raise InputError("selection: best-source needs held-out tiles", expected="held_out_share > 0")
+        if self.schedule == "warmup-poly" and self.poly_end <= self.warmup_iterations:
+            raise InputError(
+                f"warmup_iterations: {self.warmup_iterations} leaves nothing of {self.poly_end} iterations"
+            )
+        if BRANCHES[self.ablation].mim and self.tasks.mask_block_px > self.crop_px:
+            raise InputError(
+                f"tasks.mask_block_px: {self.tasks.mask_block_px} is larger than a crop",
+                expected=f"at most crop_px, {self.crop_px}",
+            )
+        if BRANCHES[self.ablation].style and self.style.block_px > self.crop_px:
+            raise InputError(
+                f"style.block_px: {self.style.block_px} is larger than a crop",
+                expected=f"at most crop_px, {self.crop_px}",
+            )
+        Augmentation(self.crop_px, self.scale)
+
+    @property
+    def poly_end(self) -> int:
+        """Iteration at which the poly schedule reaches 0."""
+        return self.schedule_iterations or self.iterations
+
+    def network_config(self, num_classes: int) -> NetworkConfig:
+        """Sizes of the network, with the modules that the ablation needs.
+
+        Raises:
+            InputError: `sizes` has an unknown key or sizes that do not fit together.
+        """
+        base = (large_config if self.network == "large" else tiny_config)(num_classes, self.crop_px)
+        branches = BRANCHES[self.ablation]
+        own = {
+            "geospatial": branches.geospatial,
+            "masked_modelling": branches.mim,
+            "num_classes": num_classes,
+        }
+        config = load_config(NetworkConfig, asdict(base) | self.sizes | own, "sizes")
+        if branches.mim and config.image_px != self.crop_px:
+            raise InputError(
+                f"sizes.image_px: {config.image_px}, but the image token is as large as a crop",
+                expected=f"crop_px, {self.crop_px}",
+            )
+        return config
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training, resolved: everything that determines its weights."""
+
+    recipe: Recipe
+    class_set: ClassSet
+    config: TrainConfig
+    manifest: Manifest
+    remap: tuple[int, ...]
+    train_rows: list[int]
+    held_rows: list[int]
+    styler: Styler | None
+    network_config: NetworkConfig
+    backbone: Path | None
+    backbone_sha256: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a training to be resumed, each number under its own (dotted) name.
+
+        Not so what changes the last digits alone (`Processes.computing`): one `dvc repro` on two machines,
+        or a cache that they share, would train everything twice. The model's description has it.
+        """
+        values = flat(plain(asdict(self.config)))
+        chosen = {name: value for name, value in values.items() if name not in RUNTIME_FIELDS}
+        return {
+            **chosen,
+            "recipe": self.recipe.name,
+            "classes": list(self.class_set.classes),
+            "remap": list(self.remap),
+            "manifest": self.manifest.digest,
+            "styles": self.styler.earth.digest if self.styler else "",
+            "backbone": self.backbone_sha256,
+            "code": code_version(),
+            "torch": torch_version(),
+        }
+
+    @property
+    def input_hash(self) -> str:
+        """Identity of the run: of its inputs, the code and torch."""
+        return digest(self.identity)
+
+
+def prepare(
+    recipe: Recipe,
+    catalog: Catalog,
+    domains_dir: Path,
+    config: TrainConfig,
+    styles: Path | None = None,
+    style_weights_dir: Path | None = None,
+) -> Job:
+    """Resolves and checks the inputs of a training; see `train` for what is refused."""
+    source, class_set = catalog.domain(recipe.source), catalog.class_sets[recipe.class_set]
+    manifest = read_domain(catalog, domains_dir, source.name, "train")
+    remap = catalog.remap(source.class_set, class_set.name)
+    TileDataset(manifest, remap)
+    smallest_px = min(min(row["width"], row["height"]) for row in manifest.rows)
+    if config.crop_px > smallest_px:
+        raise InputError(
+            f"crop_px: {config.crop_px} is larger than the tiles of {source.name} ({smallest_px} px)",
+            where=manifest.root,
+            expected=f"at most {smallest_px}",
+        )
+    train_rows: list[int] = list(range(len(manifest)))
+    held_rows: list[int] = []
+    if config.held_out_share:
+        train_rows, held_rows = held_out(manifest, config.held_out_share)
+    _check_classes(manifest, train_rows, remap, class_set, config.allow_absent_classes)
+    styler = None
+    if BRANCHES[config.ablation].style:
+        if styles is None:
+            raise InputError(
+                f"ablation {config.ablation!r} needs Earth styles", next_step="run `crossearth styles fit`"
+            )
+        engine = style_engine(config.style.engine, style_weights_dir)
+        styler = Styler(engine, EarthStyles.load(styles, config.style.engine), config.style)
+    network_config = config.network_config(len(class_set.classes))
+    if network_config.frozen_backbone and config.backbone is None:
+        raise InputError(
+            "backbone: a frozen backbone needs pretrained weights",
+            where=f"recipe {recipe.name}",
+            next_step="set `backbone` to a DINOv2 ViT, or train it too: `sizes: {frozen_backbone: false}`",
+        )
+    backbone = _backbone(config, Path(domains_dir).parent / BACKBONE_CACHE)
+    return Job(
+        recipe,
+        class_set,
+        config,
+        manifest,
+        remap,
+        train_rows,
+        held_rows,
+        styler,
+        network_config,
+        backbone,
+        sha256_file(backbone) if backbone else "",
+    )
+
+
+def _backbone(config: TrainConfig, cache_dir: Path) -> Path | None:
+    if config.backbone is None:
+        return None
+    from crossearth.model.weights.release import fetch_backbone
+
+    return fetch_backbone(config.backbone, cache_dir)
+
+
+def _check_classes(
+    manifest: Manifest, rows: Sequence[int], remap: Sequence[int], class_set: ClassSet, allow_absent: bool
+) -> None:
+    pixels = np.zeros(IGNORE + 1, dtype=np.int64)
+    for index in rows:
+        np.add.at(pixels, list(remap), manifest.rows[index]["class_pixels"])
+    absent = [name for name, count in zip(class_set.classes, pixels, strict=False) if not count]
+    if absent and not allow_absent:
+        raise InputError(
+            f"no pixel of {listed(absent)} among the {len(rows)} training tiles of {manifest.domain}",
+            where=manifest.root,
+            expected=f"all classes of class set {class_set.name}",
+            next_step="set allow_absent_classes: true if that is meant; they will never be predicted",
+        )
+
+
+def make_network(job: Job) -> CrossEarth:
+    """The network at its first iteration: seeded, with the pretrained backbone where one is given."""
+    torch.manual_seed(job.config.seed)
+    network = build(job.network_config)
+    if job.backbone is not None:
+        from crossearth.model.weights.release import read_backbone
+
+        state = fit_state(read_backbone(job.backbone), network.backbone, job.backbone)
+        network.backbone.load_state_dict(state)
+    network.activation_checkpointing = job.config.activation_checkpointing
+    return network
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict) and value
+        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: paths as text, tuples as lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,239 @@
+"""Trains the model of one recipe: in one process or in many, resumable at any iteration, tracked."""
+
+import contextlib
+import csv
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from crossearth.components.runtime.memory import enough_memory
+from crossearth.components.runtime.processes import Processes, join_processes
+from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
+from crossearth.components.runtime.version import git_revision, torch_version
+from crossearth.components.train.loop import Training
+from crossearth.components.train.setup import Job, TrainConfig, flat, make_network, plain, prepare
+from crossearth.components.train.state import Checkpoints
+from crossearth.data.catalog.domains import Catalog, Recipe
+from crossearth.data.catalog.loader import STATES_SUFFIX
+from crossearth.data.common.errors import InputError, without_credentials
+from crossearth.data.common.files import atomic_path, code_version, digest, sha256_file
+from crossearth.model.weights import checkpoint
+
+CURVES_NAME = "curves.csv"
+MODEL_TAG = "model_sha256"  # a run that has it has all of the training
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    recipe: Recipe,
+    catalog: Catalog,
+    domains_dir: Path,
+    out_dir: Path,
+    config: TrainConfig | None = None,
+    styles: Path | None = None,
+    style_weights_dir: Path | None = None,
+) -> Path:
+    """Trains the model of `recipe` on its source's train split.
+
+    Under torchrun every process takes its share of each batch and the first one writes. An interrupted
+    training (SIGTERM, SIGINT, a crash) leaves its states in `<out_dir>.checkpoints`, from where the next call
+    goes on; they are removed when the model is written. A model of the same inputs in `out_dir` stays, and is
+    tracked where the server was away at its end.
+
+    Args:
+        recipe: source domain and class set.
+        catalog: has them.
+        domains_dir: ingested domains.
+        out_dir: the model's folder.
+        config: defaults if None.
+        styles: Earth statistics, needed by ablations with style.
+        style_weights_dir: folder of the style networks' weights, for engine "ghiasi".
+
+    Returns:
+        `out_dir`, with `model.safetensors`, `model.json` and `curves.csv`.
+
+    Raises:
+        InputError: source not ingested, empty, with tiles smaller than the crop or without some class;
+            backbone or styles absent or wrong; another training of this recipe is running; an unfinished one
+            with other inputs, code or torch; a loss that is not finite three times in a row (with the tiles),
+            weights that are not; out of memory; no space for checkpoints.
+        SystemExit: 143 after SIGTERM, 130 after SIGINT; the state was saved.
+    """
+    job = prepare(recipe, catalog, domains_dir, config or TrainConfig(), styles, style_weights_dir)
+    out_dir = Path(out_dir)
+    with (
+        join_processes() as processes,
+        processes.alone(out_dir, f"a training of {recipe.name}"),
+    ):
+        checkpoints = Checkpoints(
+            out_dir.with_name(f"{out_dir.name}{STATES_SUFFIX}"), job.config.keep_checkpoints, job.identity
+        )
+        if processes.share_first(processes.is_first and _is_done(out_dir, job)):
+            log.info("%s: trained already from the same inputs", out_dir)
+            if processes.is_first:
+                checkpoints.clear()
+                _send_again(out_dir, job)
+            return out_dir
+        with _memory(job, processes):
+            _run(job, processes, checkpoints, out_dir)
+        if processes.is_first:
+            checkpoints.clear()
+    return out_dir
+
+
+def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path) -> None:
+    network = make_network(job)
+    if processes.size > 1:
+        processes.refuse_differing(
+            {
+                "the code": code_version(),
+                "the version of torch": torch_version(),
+                "the configuration": digest(job.identity),
+                "the initial weights": checkpoint.state_digest(network.state_dict()),
+            }
+        )
+    training = Training(job, network, processes, checkpoints)
+    tracking = _tracking(job) if processes.is_first else contextlib.nullcontext()
+    with training.loading() as batches, tracking as run:
+        training.fit(batches, run)
+        if processes.is_first:
+            _write_model(out_dir, training)
+            if run is not None:
+                _log_model(run, out_dir, job)
+
+
+@contextlib.contextmanager
+def _memory(job: Job, processes: Processes) -> Iterator[None]:
+    """Where memory runs out within it, the error names the fields to change."""
+    config, where = job.config, f"recipe {job.recipe.name}"
+    used = (
+        f"{processes.device}: network {config.network}, crop_px {config.crop_px}, "
+        f"batch_size {config.batch_size}, micro_batch {config.micro_batch}, precision {config.precision}"
+    )
+    next_step = (
+        "lower micro_batch (the result stays the same), set activation_checkpointing: true "
+        "or tasks.shared_pass: false, or start anew with precision: bfloat16 or a lower crop_px"
+    )
+    with enough_memory(where, used, next_step):
+        try:
+            yield
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"one of {config.workers} workers was ended",
+                where=where,
+                next_step="if the system ran out of memory, lower workers (the result stays the same)",
+            ) from error
+
+
+def _is_done(out_dir: Path, job: Job) -> bool:
+    if not (out_dir / checkpoint.META_NAME).exists():
+        return False
+    try:
+        meta = checkpoint.read_meta(out_dir)
+    except InputError as error:
+        log.warning("trained anew, for the model that is here cannot be read: %s", error)
+        return False
+    return meta.get("input_hash") == job.input_hash and meta["sha256"] == sha256_file(
+        out_dir / checkpoint.WEIGHTS_NAME
+    )
+
+
+@contextlib.contextmanager
+def _tracking(job: Job) -> Iterator[Run]:
+    """The MLflow run."""
+    tags = {
+        "step": "train",
+        "recipe": job.recipe.name,
+        "settings": ", ".join(setting.abbr for setting in job.recipe.settings),
+        "git_revision": git_revision(),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "manifest_digests": f"{job.manifest.domain}/{job.manifest.split}: {job.manifest.digest}",
+        "seed": str(job.config.seed),
+        "selection": job.config.selection,
+        "provenance": job.manifest.provenance,
+    }
+    with start_run(job.recipe.name, key=job.input_hash, tags=tags, params=flat(asdict(job.config))) as run:
+        yield run
+
+
+def _log_model(run: Run, out_dir: Path, job: Job) -> None:
+    """Sends the model, and then the tags by which an evaluation finds the run and `_is_tracked` the model."""
+    run.log_artifact(out_dir, "model")
+    meta = checkpoint.read_meta(out_dir)
+    threads = ", ".join(
+        str(part["threads"]) for part in meta["computed"]
+    )  # of each part, where it was stopped
+    run.set_tags({KEY_TAG: job.input_hash, MODEL_TAG: meta["sha256"], "threads": threads})
+
+
+def _send_again(out_dir: Path, job: Job) -> None:
+    """Tracks a finished training whose end the server missed; points that it has are there twice then."""
+    try:
+        if _is_tracked(out_dir, job):
+            return
+        with (out_dir / CURVES_NAME).open(newline="", encoding="utf-8") as file:
+            points = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+        with _tracking(job) as run:
+            for point in points:
+                run.log_metrics(point, int(point["iteration"]))
+            _log_model(run, out_dir, job)
+    except Exception as error:  # tracking may fail in any way, and what is trained is trained
+        log.warning(
+            "%s: not tracked, the same command tries again: %s", out_dir, without_credentials(str(error))
+        )
+
+
+def _is_tracked(out_dir: Path, job: Job) -> bool:
+    """Whether the server has all of the training."""
+    client = connect(tracking_uri())
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    sha256 = checkpoint.read_meta(out_dir)["sha256"]
+    query = f"tags.{KEY_TAG} = '{job.input_hash}' and tags.{MODEL_TAG} = '{sha256}'"
+    return bool(client.search_runs(experiments, query, max_results=1))
+
+
+def _write_model(out_dir: Path, training: Training) -> None:
+    job = training.job
+    network, iteration = training.selected()
+    meta = {
+        "classes": list(job.class_set.classes),
+        "palette": list(job.class_set.palette),
+        "provenance": job.manifest.provenance,
+        "recipe": job.recipe.name,
+        "source": job.recipe.source,
+        "reading": asdict(job.manifest.reading),
+        "class_set": job.class_set.name,
+        "settings": [setting.abbr for setting in job.recipe.settings],
+        "selection": job.config.selection,
+        "iteration": iteration,
+        "skipped": training.skipped,
+        "held_out_score": training.best_score if job.held_rows else None,
+        "seed": job.config.seed,
+        "input_hash": job.input_hash,
+        "code": job.identity["code"],
+        "torch": job.identity["torch"],
+        "computed": training.computed,
+        "manifest": job.manifest.digest,
+        "styles": job.styler.earth.digest if job.styler else "",
+        "train": plain(asdict(job.config)),
+    }
+    with atomic_path(out_dir / CURVES_NAME) as partial:
+        partial.write_text(_table(training.curves), encoding="utf-8")
+    checkpoint.save(network, out_dir, meta, job.config.backbones_dir)
+
+
+def _table(points: Sequence[Mapping[str, float]]) -> str:
+    """CSV of the curves; a point without a value has an empty cell."""
+    columns = list(dict.fromkeys(name for point in points for name in point))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(points)
+    return text.getvalue()

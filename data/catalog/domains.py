@@ -1,0 +1,425 @@
+"""The domains, class sets and settings of the benchmark and of the user, as frozen dataclasses."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, Literal, TypeVar
+
+import re2
+
+from crossearth.data.catalog.labels import LabelSpec, Unknown
+from crossearth.data.common.config import nearest
+from crossearth.data.common.errors import InputError
+
+Split = Literal["train", "test"]
+Rule = Literal["cut", "whole", "fit"]
+Entry = TypeVar("Entry")
+
+DEFAULT_TEST_SHARE = 0.25
+# names of the means over all settings whose target the training has not seen, and has seen
+UNSEEN, IN_DOMAIN = "unseen domains", "in-domain"
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The classes that a network predicts.
+
+    Attributes:
+        classes: names in id order, ids 0..K-1; in binary sets the foreground is 1.
+        palette: one "#rrggbb" per class.
+        headline: "mean" = mIoU over the classes present; "foreground" = IoU of class 1 (binary sets).
+        maps: how others become this one: (other class set, class of ours per class of the other).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[str, ...]
+    headline: Literal["mean", "foreground"] = "mean"
+    maps: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that a publisher ships.
+
+    Attributes:
+        name: its name.
+        also: other names or patterns under which it is met.
+        download_gb: size of the file, where published.
+        unpacked_gb: about the size of the rasters in it.
+        url: where it may be downloaded openly; None: on the dataset's home page, by hand.
+        md5: of the file, where published.
+    """
+
+    name: str
+    also: tuple[str, ...] = ()
+    download_gb: float | None = None
+    unpacked_gb: float | None = None
+    url: str | None = None
+    md5: str | None = None
+
+    def __post_init__(self) -> None:
+        if not is_file_name(self.name):
+            raise InputError(f"name: {self.name!r} is no file's name", expected="a name without a folder")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """`name` and `also`."""
+        return (self.name, *self.also)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What one publisher ships: one or several domains. A user's domain is a dataset of its own."""
+
+    name: str
+    title: str
+    homepage: str = ""
+    licence: str = ""
+    archives: tuple[Archive, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How scenes become tiles.
+
+    Attributes:
+        px: side of a tile.
+        rule: "cut" = windows of px with step px, the last one shifted back inside; "whole" = the image as it
+            comes; "fit" = the whole image, resampled so that its longer side is px (its label: nearest px).
+    """
+
+    px: int
+    rule: Rule = "cut"
+
+    def __post_init__(self) -> None:
+        if self.px < 1:
+            raise InputError(f"px: {self.px}", expected="at least 1")
+
+
+def window_starts(side_px: int, crop_px: int, stride_px: int) -> list[int]:
+    """First pixels of the windows that cover a side; the last window is shifted back inside.
+
+    A side that is no longer than the crop has one window, at 0, as long as the side.
+    """
+    last = max(side_px - crop_px, 0)
+    return [min(start, last) for start in range(0, last + stride_px, stride_px)]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a split's files lie; patterns as data/catalog/catalog.yaml explains.
+
+    Attributes:
+        images: pattern of the images' paths.
+        labels: pattern of the labels' paths; None: no labels.
+        scenes: the scenes of this split where one pattern serves both; empty: all.
+        tiles: tiles that the paper has, at the publisher's sizes.
+    """
+
+    images: str
+    labels: str | None = None
+    scenes: tuple[str, ...] = ()
+    tiles: int | None = None
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """A user's folders and how they are split.
+
+    Attributes:
+        images: folder of images, searched recursively.
+        masks: folder of masks; None: no labels.
+        image_pattern, mask_pattern: which files in these folders, by their paths in them; `*` stands for
+            anything, folders too.
+        by: "block" = of the scenes in natural order, the last `test` share are the test split; "file" = as
+            `file` says; "train", "test" = all of them.
+        test: share of scenes, 0..1.
+        file: CSV (header, then one `id,train|test` a line) that names every image's split.
+    """
+
+    images: Path
+    masks: Path | None
+    by: Literal["block", "file", "train", "test"] = "block"
+    test: float = DEFAULT_TEST_SHARE
+    file: Path | None = None
+    image_pattern: str = "*"
+    mask_pattern: str = "*"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One sensor over one region: images of one kind, with labels.
+
+    Attributes:
+        dataset: whose files hold it; of a user's domain, its own name.
+        class_set: of its labels; None: it has none and serves as style source.
+        bands: names of the three bands in the order that the network sees. IRRG's first is near infrared.
+        band_indexes: where they stand in the file, from 1.
+        file_bands: bands that the file must have; None: any number that has `band_indexes`.
+        gsd_m: metres per px; None: unknown or mixed.
+        key: regular expression; its first group that matches is what image and label share. None: a user's
+            domain whose names share something by themselves.
+        scene: the same, searched in the key: the piece of ground, never in two splits.
+        labels: None where there are none.
+        unknown_labels: what becomes of label values outside the map; None: as ingest is configured.
+        lossy_labels: scenes whose published labels went through a lossy format.
+        value_range, nodata: as `Reading` has them.
+        train, test: files of a published domain's splits; None: it has no such split.
+        own: folders of a user's domain; None: a published one.
+    """
+
+    name: str
+    dataset: str
+    class_set: str | None
+    bands: tuple[str, str, str]
+    band_indexes: tuple[int, int, int]
+    file_bands: int | None
+    gsd_m: float | None
+    tile: Tiling
+    key: str | None
+    scene: str
+    labels: LabelSpec | None
+    unknown_labels: Unknown | None = None
+    lossy_labels: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
+    nodata: float | None = None
+    train: Files | None = None
+    test: Files | None = None
+    own: OwnFiles | None = None
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that it has."""
+        if self.own is None:
+            return tuple(split for split, files in (("train", self.train), ("test", self.test)) if files)  # type: ignore[misc]
+        return (self.own.by,) if self.own.by in ("train", "test") else ("train", "test")
+
+    def files(self, split: Split) -> Files:
+        """Files of a published split.
+
+        Raises:
+            InputError: the domain has no such split.
+        """
+        files = {"train": self.train, "test": self.test}[split]
+        if files is None:
+            raise InputError(f"domain {self.name} has no {split} split", expected=", ".join(self.splits))
+        return files
+
+    def key_of(self, path: str) -> str:
+        """What `key` finds in the path of an image or a label, else the file's name without suffix.
+
+        A publisher's files may lie any number of folders deep: of theirs, the name without suffix counts.
+
+        Args:
+            path: below the folder that is searched, with "/".
+        """
+        file = PurePosixPath(path)
+        seen = [file.stem] if self.own is None else [path, str(file.with_suffix(""))]
+        found = (_first_group(self.key or "(.+)", text) for text in seen)
+        return next(filter(None, found), file.stem)
+
+    def scene_of(self, key: str) -> str:
+        """The scene of a key."""
+        return _first_group(self.scene, key) or key
+
+    def label_spec(self, scene: str) -> LabelSpec | None:
+        """The label map for one scene."""
+        return self.labels.snapped() if self.labels and scene in self.lossy_labels else self.labels
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """A score that the paper gives, per cent as printed.
+
+    Attributes:
+        per_class_iou: in the class set's order; None: not published.
+        certainty: "printed" in a table, or "radar figure".
+    """
+
+    method: str
+    miou: float
+    per_class_iou: tuple[float, ...] | None
+    certainty: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the benchmark: trained on `source`, scored on the test split of `target`.
+
+    Attributes:
+        gap: what lies between the two, in a few words: settings of one gap have a mean of their own.
+    """
+
+    id: str
+    abbr: str
+    source: str
+    target: str
+    gap: str
+    class_set: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model to train: a source domain and a class set. Derived from the settings, never listed.
+
+    `name` is the source's name where the class set is the source's own, else "<source>-<class_set>".
+    """
+
+    name: str
+    source: str
+    class_set: str
+    settings: tuple[Setting, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything that is known of datasets, domains and settings, checked against each other."""
+
+    class_sets: dict[str, ClassSet]
+    datasets: dict[str, Dataset]
+    domains: dict[str, Domain]
+    settings: dict[str, Setting]
+    scores: dict[str, tuple[PublishedScore, ...]]
+
+    def domain(self, name: str) -> Domain:
+        """The domain of that name, or InputError with the nearest."""
+        return known_entry(self.domains, name, "domain")
+
+    def dataset(self, name: str) -> Dataset:
+        """The dataset of that name, or InputError with the nearest."""
+        return known_entry(self.datasets, name, "dataset")
+
+    def setting(self, abbr: str) -> Setting:
+        """The setting of that abbreviation, or InputError with the nearest."""
+        return known_entry(self.settings, abbr, "setting")
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of that name, or InputError with the nearest."""
+        return known_entry(self.recipes(), name, "recipe")
+
+    def recipes(self) -> dict[str, Recipe]:
+        """One recipe per (source, class set) that some setting needs, in the order of the settings."""
+        groups: dict[tuple[str, str], list[Setting]] = {}
+        for setting in self.settings.values():
+            groups.setdefault((setting.source, setting.class_set), []).append(setting)
+        recipes: dict[str, Recipe] = {}
+        for (source, class_set), settings in groups.items():
+            name = source if class_set == self.domain(source).class_set else f"{source}-{class_set}"
+            if plain_name(name) in map(plain_name, recipes):
+                raise InputError(
+                    f"two recipes of the name {name!r}", next_step="rename a domain or a class set"
+                )
+            recipes[name] = Recipe(name, source, class_set, tuple(settings))
+        return recipes
+
+    def domains_of(self, dataset: str) -> list[Domain]:
+        """The domains of a dataset."""
+        return [domain for domain in self.domains.values() if domain.dataset == dataset]
+
+    def classes_of(self, domain: Domain) -> tuple[str, ...]:
+        """Names of a domain's classes in id order; none where it has no labels."""
+        return self.class_sets[domain.class_set].classes if domain.class_set else ()
+
+    def domain_dir(self, domains_dir: Path, name: str) -> Path:
+        """The folder of an ingested domain, `domains_dir/<dataset>/<domain>`: one stage writes a dataset's.
+
+        Raises:
+            InputError: an unknown domain, or the dataset's folder is itself a domain's, as it once was where
+                their names are equal.
+        """
+        domain = self.domain(name)
+        dataset_dir = Path(domains_dir, domain.dataset)
+        _refuse_old_layout(dataset_dir)
+        return dataset_dir / domain.name
+
+    def remap(self, from_class_set: str | None, to_class_set: str) -> tuple[int, ...]:
+        """New id per old id; the identity where the class sets are one.
+
+        Args:
+            from_class_set: a domain's; None = it has no labels, which is refused.
+
+        Raises:
+            InputError: no labels, an unknown class set, or no map between the two.
+        """
+        if from_class_set is None:
+            raise InputError(f"a domain without labels has nothing of class set {to_class_set!r}")
+        ours = known_entry(self.class_sets, to_class_set, "class set")
+        theirs = known_entry(self.class_sets, from_class_set, "class set")
+        if ours == theirs:
+            return tuple(range(len(ours.classes)))
+        maps = dict(ours.maps)
+        if from_class_set not in maps:
+            raise InputError(
+                f"labels of class set {from_class_set!r} do not become those of {to_class_set!r}",
+                expected=f"{to_class_set} or a class set that it maps: {', '.join(maps) or 'none'}",
+                next_step=f"give {to_class_set} `maps: {{{from_class_set}: ...}}`, or choose another setting",
+            )
+        return tuple(ours.classes.index(name) for name in maps[from_class_set])
+
+    def published(self, abbr: str) -> list[PublishedScore]:
+        """The published scores of a setting, by method; empty where none are known."""
+        return list(self.scores.get(self.setting(abbr).abbr, ()))
+
+
+def _refuse_old_layout(dataset_dir: Path) -> None:
+    manifests = sorted(dataset_dir.glob("*.parquet"))
+    if manifests:
+        there = [path for each in manifests for path in (each, each.with_suffix("")) if path.exists()]
+        new = dataset_dir / dataset_dir.name
+        raise InputError(
+            "a domain in the layout of an earlier version",
+            where=dataset_dir,
+            expected=f"its files in {new}",
+            next_step=f"mkdir -p {shlex.quote(str(new))} && {shlex.join(['mv', *map(str, there), str(new)])}",
+        )
+
+
+def plain_name(name: str) -> str:
+    """What a disk that is blind to case, and MLflow, leave of a name: those of two entries must differ."""
+    return mlflow_name(name).casefold()
+
+
+def mlflow_name(name: str) -> str:
+    """A name that MLflow takes: "P(i)2V" becomes "P-i-2V"."""
+    return re.sub(r"[^\w\-. ]+", "-", name).strip("-")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of that name lies in the folder where it is put, and neither above it nor below."""
+    return PurePath(name).name == name and name not in ("", "..") and "\0" not in name
+
+
+def known_entry(known: Mapping[str, Entry], name: str, kind: str, where: object = "") -> Entry:
+    """The entry of a name.
+
+    Raises:
+        InputError: there is none; names the choices.
+    """
+    if name not in known:
+        raise InputError(
+            f"unknown {kind} {name!r}" if name else f"no {kind} given",
+            where=where,
+            expected=nearest(name, known),
+        )
+    return known[name]
+
+
+def compiled_pattern(pattern: str) -> Any:
+    """A catalog's regular expression, as RE2: no name makes it run for long.
+
+    Raises:
+        re2.error: it is none, or wants what takes exponential time (lookaround, references back).
+    """
+    options = re2.Options()
+    options.case_sensitive = options.log_errors = False
+    return re2.compile(pattern, options)
+
+
+def _first_group(pattern: str, text: str) -> str:
+    """What the first group that matches has matched; empty where none has."""
+    match = compiled_pattern(pattern).search(text)
+    return next(filter(None, match.groups()), "") if match else ""

@@ -1,0 +1,384 @@
+"""Publishers' archives: one index of the files in them, and safe reading of each.
+
+`index` lists what lies under a folder, looking into zip and tar archives as if they were folders: the member
+`top_potsdam_2_10_RGB.tif` of `2_Ortho_RGB.zip` has the path `2_Ortho_RGB/top_potsdam_2_10_RGB.tif`, and so
+has the file of a folder that somebody unpacked by hand. Members of a zip are read in place, straight into
+memory: nothing is unpacked. Tars and archives within archives have no random access and are unpacked to a
+scratch folder.
+
+Nothing in an archive is trusted: paths that leave it, links, sizes that cannot be true and unlimited totals
+are refused.
+"""
+
+import errno
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from crossearth.data.common.errors import InputError
+from crossearth.data.raster.names import is_raster, sidecar_names
+
+ZIP_SUFFIXES = (".zip",)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+UNREADABLE = {".rar": "unrar x", ".7z": "7z x"}
+PARTS = (".001", ".z01", ".part1.rar", ".tar.gz.aa", ".zip.part1")
+JUNK = ("__MACOSX", "Thumbs.db")
+BACKSLASH = "\\"
+MIB = 2**20
+CHUNK = 8 * MIB
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may claim.
+
+    Attributes:
+        member_bytes: largest single file; it is held in memory while it is read.
+        total_bytes: all files of one archive, unpacked.
+        ratio: unpacked size / archive size. Label rasters reach about 150, deflate itself ends at 1032.
+        ratio_from_bytes: unpacked size from which the ratio counts.
+        depth: archives within archives.
+    """
+
+    member_bytes: int = 8 * 1024 * MIB
+    total_bytes: int = 4 * 1024 * 1024 * MIB
+    ratio: float = 600.0
+    ratio_from_bytes: int = 256 * MIB
+    depth: int = 3
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a folder or an archive.
+
+    Attributes:
+        path: where it would lie if all archives were unpacked, below the indexed folder, with "/".
+        container: the archive file, or the file itself.
+        name: its name in the archive; empty for a plain file.
+        size: bytes when unpacked.
+        tag: changes when the content does (CRC, or time of change): tells a resumed run what it has done.
+        packed: whether it came in an archive, and so from strangers; it may be unpacked by now.
+        sidecars: the files beside a raster that are read with it: its place, its mask.
+    """
+
+    path: str
+    container: Path
+    name: str
+    size: int
+    tag: str
+    packed: bool = False
+    sidecars: tuple["Member", ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """File name without its last suffix."""
+        return PurePosixPath(self.path).stem
+
+    def __str__(self) -> str:
+        return f"{self.container}:{self.name}" if self.name else str(self.container)
+
+
+def stem_of(name: str) -> str:
+    """Name of an archive without its suffix, `.tar.gz` being one."""
+    for suffix in sorted((*ZIP_SUFFIXES, *TAR_SUFFIXES), key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file of this name is looked into."""
+    return name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES))
+
+
+def index(folder: Path, scratch: Path, limits: Limits | None = None) -> list[Member]:
+    """Lists every file under `folder`, archives looked into, sorted by path.
+
+    An archive beside a folder of the same name is taken as unpacked already and is not opened.
+
+    Args:
+        folder: where the user put the publisher's files.
+        scratch: where tars and inner archives are unpacked (created only if there are such).
+
+    Raises:
+        InputError: no such folder; an archive that is broken, truncated, encrypted or not to be trusted.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("no such folder", where=folder, next_step="put archives or folders of images there")
+    members = list(_index_folder(folder, "", scratch, limits or Limits(), 0))
+    by_name = {member.path.lower(): member for member in members}
+    return sorted((_with_sidecars(member, by_name) for member in members), key=lambda member: member.path)
+
+
+def _with_sidecars(member: Member, by_name: Mapping[str, Member]) -> Member:
+    if not is_raster(member.path, by_name.keys()):
+        return member
+    beside = sorted(sidecar_names(member.path) & by_name.keys())
+    return replace(member, sidecars=tuple(by_name[name] for name in beside)) if beside else member
+
+
+def refuse_unreadable(members: Sequence[Member]) -> None:
+    """Called when something is missing: names an archive of a kind that is not read, and the command for it.
+
+    Raises:
+        InputError: one of the members is a rar, a 7z or one part of a split archive.
+    """
+    for member in members:
+        file = PurePosixPath(member.path)
+        name = file.name.lower()
+        if name.endswith(PARTS):
+            raise InputError(
+                "one part of a split archive", where=member, next_step="unpack it in this folder: 7z x"
+            )
+        for suffix, command in UNREADABLE.items():
+            if name.endswith(suffix):
+                raise InputError(
+                    f"{suffix} archives are not read",
+                    where=member,
+                    next_step=f'mkdir "{file.stem}" && cd "{file.stem}" && {command} "../{file.name}"',
+                )
+
+
+def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, depth: int) -> Iterator[Member]:
+    for file in walk(folder):
+        path = prefix + file.relative_to(folder).as_posix()
+        if _is_junk(path):
+            continue
+        if not _is_utf8(str(file)):
+            name = os.fsencode(file).decode(errors="backslashreplace")
+            raise InputError(
+                "the path is not UTF-8, which GDAL and manifests need", where=name, next_step="rename it"
+            )
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise InputError(
+                f"cannot be read: {error.strerror}", where=file, next_step="a broken link? mend or remove it"
+            ) from error
+        if not is_archive(file.name):
+            yield Member(path, file, "", status.st_size, str(status.st_mtime_ns), packed=depth > 0)
+        elif not file.with_name(stem_of(file.name)).is_dir():
+            yield from _index_archive(file, stem_of(path), scratch, limits, depth)
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`; links to folders are followed, because users keep data on other disks."""
+    seen: set[Path] = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unlistable):
+        real = Path(place).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(place) / name for name in sorted(files))
+
+
+def _refuse_unlistable(error: OSError) -> None:
+    raise InputError(f"cannot list the folder: {error.strerror}", where=error.filename) from error
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_junk(path: str) -> bool:
+    return any(part in JUNK or part.startswith(".") for part in path.split("/"))
+
+
+def _index_archive(file: Path, prefix: str, scratch: Path, limits: Limits, depth: int) -> Iterator[Member]:
+    if depth >= limits.depth:
+        raise InputError(f"archives within archives, more than {limits.depth} deep", where=file)
+    if file.name.lower().endswith(TAR_SUFFIXES):
+        unpacked = scratch / prefix
+        _unpack_tar(file, unpacked, limits)
+        yield from _index_folder(unpacked, f"{prefix}/", scratch / "inner", limits, depth + 1)
+        return
+    for entry in zip_entries(file, limits):
+        # some tools of Windows write its own separator
+        path = f"{prefix}/{entry.filename.replace(BACKSLASH, '/')}"
+        if _is_junk(path):
+            continue
+        if is_archive(entry.filename):
+            inner = scratch / path
+            _unpack_entry(file, entry.filename, inner)
+            yield from _index_archive(inner, stem_of(path), scratch / "inner", limits, depth + 1)
+        else:
+            yield Member(path, file, entry.filename, entry.file_size, f"{entry.CRC:08x}", packed=True)
+
+
+def zip_entries(file: Path, limits: Limits) -> list[zipfile.ZipInfo]:
+    """The files of a zip, once its directory has been found honest.
+
+    Raises:
+        InputError: truncated or no zip; encrypted; an entry that is absolute, leaves the archive, is a link
+            or a device, or is too large; entries that overlap; a total or a ratio beyond `limits`.
+    """
+    with _Reading(file):
+        entries = [
+            entry for entry in _open_zip(file).infolist() if not entry.filename.endswith(("/", BACKSLASH))
+        ]
+    archive_bytes = file.stat().st_size
+    for entry in entries:
+        _refuse_path(file, entry.filename)
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise InputError(f"entry {entry.filename!r} is a link or a device", where=file)
+        if entry.flag_bits & 1:
+            raise InputError(
+                f"entry {entry.filename!r} is encrypted",
+                where=file,
+                next_step="unpack it with the password you were sent",
+            )
+        _refuse_size(file, entry.filename, entry.file_size, limits)
+    if sum(entry.compress_size for entry in entries) > archive_bytes:
+        raise InputError("its entries overlap: a zip bomb", where=file)
+    _refuse_total(file, sum(entry.file_size for entry in entries), archive_bytes, limits)
+    return entries
+
+
+def _refuse_path(file: Path, name: str) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if not parts.parts or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        raise InputError(
+            f"entry {name!r} leaves the archive", where=file, next_step="download it again from its publisher"
+        )
+    if not _is_utf8(name):
+        raise InputError(
+            f"entry {name!r} is not UTF-8", where=file, next_step="unpack the archive and rename the file"
+        )
+
+
+def _refuse_size(file: Path, name: str, size: int, limits: Limits) -> None:
+    if size > limits.member_bytes:
+        raise InputError(
+            f"entry {name!r} unpacks to {size / 2**30:.1f} GiB",
+            where=file,
+            expected=f"at most {limits.member_bytes / 2**30:.1f} GiB",
+        )
+
+
+def _refuse_total(file: Path, total: int, archive_bytes: int, limits: Limits) -> None:
+    if total > limits.total_bytes:
+        raise InputError(
+            f"unpacks to {total / 2**30:.0f} GiB",
+            where=file,
+            expected=f"at most {limits.total_bytes / 2**30:.0f} GiB",
+        )
+    if total > limits.ratio_from_bytes and total > limits.ratio * archive_bytes:
+        raise InputError(
+            f"unpacks to {total / max(archive_bytes, 1):.0f} times its size: a zip bomb",
+            where=file,
+            expected=f"at most {limits.ratio:.0f} times",
+        )
+
+
+def _unpack_entry(file: Path, name: str, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with _Reading(file), _open_zip(file).open(name) as source, to.open("wb") as target:
+        shutil.copyfileobj(source, target, CHUNK)
+
+
+class _Header(tarfile.TarInfo):
+    """An entry's header. A damaged one counts for tarfile as the end of the archive; here it is an error."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf == bytes(tarfile.BLOCKSIZE):
+                raise
+            raise tarfile.ReadError(f"no header and no end: {error}") from error
+
+
+def _unpack_tar(file: Path, to: Path, limits: Limits) -> None:
+    """Unpacks plain files only, counting bytes as they come: a compressed tar says its total nowhere."""
+    archive_bytes, total = file.stat().st_size, 0
+    with _Reading(file), tarfile.open(file, tarinfo=_Header) as archive:
+        for entry in archive:
+            if entry.isdir():
+                continue
+            _refuse_path(file, entry.name)
+            if not entry.isreg():
+                raise InputError(f"entry {entry.name!r} is a link or a device", where=file)
+            _refuse_size(file, entry.name, entry.size, limits)
+            total += entry.size
+            _refuse_total(file, total, archive_bytes, limits)
+            source = archive.extractfile(entry)
+            target = to / entry.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source is None or target.exists():
+                raise InputError(f"entry {entry.name!r} stands there twice", where=file)
+            with source, target.open("wb") as out:
+                shutil.copyfileobj(source, out, CHUNK)
+            os.utime(target, (entry.mtime, entry.mtime))  # the same file to a resumed run
+        # tarfile stops before the end of a compressed stream, where its checksum stands
+        while rest := archive.fileobj.read(CHUNK):
+            total += len(rest)
+            _refuse_total(file, total, archive_bytes, limits)
+
+
+class _Reading:
+    """Turns every way in which an archive can be broken into one error that names it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, InputError | MemoryError):
+            return
+        if isinstance(error, PermissionError):
+            raise InputError("no permission to read it", where=self.file) from error
+        # EINVAL is a seek to where an offset of the directory leads: before the file
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            return
+        if isinstance(error, NotImplementedError):
+            raise InputError(
+                f"compressed in a way that is not read ({error})",
+                where=self.file,
+                next_step="unpack it with `7z x`",
+            ) from error
+        raise InputError(
+            f"broken or truncated archive of {self.file.stat().st_size} bytes ({error})",
+            where=self.file,
+            next_step="download it again",
+        ) from error
+
+
+def _open_zip(file: Path) -> zipfile.ZipFile:
+    # a fork would share the file's offset, and a file may be replaced: neither may share a handle
+    return _zip_handle(os.getpid(), file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _zip_handle(process: int, file: Path, changed: int) -> zipfile.ZipFile:
+    """Kept open: reading the directory of 17 000 entries takes 0.1 s."""
+    return zipfile.ZipFile(file)
+
+
+def read(member: Member) -> bytes:
+    """The bytes of a member; of an archive's member, checked against its CRC.
+
+    Raises:
+        InputError: the archive is broken, or the file cannot be read.
+    """
+    with _Reading(member.container):
+        if not member.name:
+            return member.container.read_bytes()
+        return _open_zip(member.container).read(member.name)

@@ -1,0 +1,386 @@
+"""Raster files of publishers and users: how they are opened, read and found damaged.
+
+Ingest, predict and styles open every image and mask here, so that all of them see one place, one no-data
+value and one mask of a file, and refuse the same damage in the same words.
+"""
+
+import logging
+import os
+import re
+import shlex
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, cast
+from xml.etree import ElementTree
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader, MemoryFile
+from rasterio.session import DummySession
+
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import digest
+from crossearth.data.raster.archives import Member, read, walk
+from crossearth.data.raster.names import rasters_among
+
+# what comes from an archive or a store is opened as one of these, each whole in one file: other kinds, a VRT
+# above all, could point anywhere
+LONE_DRIVERS = ["GTiff", "PNG", "JPEG", "BMP", "JP2OpenJPEG", "WEBP", "GIF", "PNM"]
+LONE_KINDS = "GeoTIFF, PNG, JPEG, JPEG 2000, BMP, WebP, GIF or PNM"
+# what an .aux.xml of a stranger may say: its metadata could name another file as the image's overviews
+PAM_PLACE = {"SRS", "GeoTransform", "GCPList"}
+PAM_BAND = {"NoDataValue", "Offset", "Scale", "ColorInterp", "Description", "CategoryNames"}
+GDAL_CACHE_MB = 128
+THINNING_BYTES = 64 << 20
+OPTIONS: dict[str, Any] = {
+    # a file's .aux.xml is read; it would be written only with statistics, which nobody computes here
+    "GDAL_PAM_ENABLED": True,
+    # files beside it are looked for by name; to list its folder takes long where thousands lie in it
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
+    # the quick way to decode a PNG whole fills up what a cut one lacks, without a word
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,
+}
+
+
+# where AWS_ACCESS_KEY_ID is set, rasterio would make a boto3 session, 6 ms for each file
+SESSION = DummySession()
+Span = tuple[int, int]
+
+
+@contextmanager
+def gdal(**more: Any) -> Iterator[None]:
+    """GDAL as workers want it who each read one of many files: a small block cache and one thread."""
+    with rasterio.Env(SESSION, GDAL_CACHEMAX=GDAL_CACHE_MB, GDAL_NUM_THREADS=1, **OPTIONS, **more):
+        yield
+
+
+class Raster(NamedTuple):
+    """An open raster and how to name it to the user; its pixels are read by these methods.
+
+    Attributes:
+        said: what GDAL said when it was opened: of its header, and so not of its pixels when said again.
+    """
+
+    dataset: DatasetReader
+    where: str
+    said: frozenset[str] = frozenset()
+
+    def read(
+        self,
+        bands: Sequence[int],
+        window: tuple[Span, Span] | None = None,
+        out_shape: tuple[int, ...] | None = None,
+        resampling: Resampling = Resampling.nearest,
+        masked: bool = False,
+    ) -> NDArray[Any]:
+        """Reads bands as rasterio does, but never from overviews: those of a mask may be averaged.
+
+        Args:
+            bands: 1-based.
+            window: ((row start, row stop), (col start, col stop)); None = all.
+            out_shape: (bands, H, W), or (H, W); what is read becomes as large as this.
+            resampling: nearest takes the pixel in the middle, as of a palette always; GDAL does the others.
+
+        Returns:
+            (bands, H, W) of the file's dtype.
+
+        Raises:
+            InputError: damage, in GDAL's own words; also what it fills up and only warns about.
+        """
+        rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
+        size = (rows[1] - rows[0], cols[1] - cols[0])
+        if out_shape is None or tuple(out_shape[-2:]) == size:
+            with self._undamaged():
+                return cast("NDArray[Any]", self.dataset.read(bands, window=(rows, cols), masked=masked))
+        colours = {self.dataset.colorinterp[band - 1] for band in bands}
+        if resampling == Resampling.nearest or ColorInterp.palette in colours:
+            return self._thinned(partial(self.read, masked=masked), bands, rows, cols, out_shape[-2:])
+        how: dict[str, Any] = {"out_shape": (len(bands), *out_shape[-2:]), "resampling": resampling}
+        with self._without_overviews() as dataset, self._undamaged():
+            return cast("NDArray[Any]", dataset.read(bands, window=(rows, cols), masked=masked, **how))
+
+    def read_masks(
+        self,
+        bands: Sequence[int],
+        window: tuple[Span, Span] | None = None,
+        out_shape: tuple[int, ...] | None = None,
+    ) -> NDArray[np.uint8]:
+        """What the file says is valid: uint8 (bands, H, W), 0 where not. Raises as `read`.
+
+        Args:
+            out_shape: (bands, H, W), or (H, W); thinned to it, as `read` does to the nearest pixels.
+        """
+        if out_shape is not None:
+            rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
+            return self._thinned(self.read_masks, bands, rows, cols, out_shape[-2:])
+        with self._undamaged():
+            return cast("NDArray[np.uint8]", self.dataset.read_masks(bands, window=window))
+
+    def _thinned(
+        self,
+        read: Callable[..., NDArray[Any]],
+        bands: Sequence[int],
+        rows: Span,
+        cols: Span,
+        shape: tuple[int, ...],
+    ) -> NDArray[Any]:
+        """The pixels in the middle of the cells of a coarser grid, read in strips of bounded memory."""
+        taken_rows, taken_cols = (
+            _middles(span, cells) for span, cells in zip((rows, cols), shape, strict=True)
+        )
+        row_bytes = (cols[1] - cols[0]) * sum(
+            np.dtype(self.dataset.dtypes[band - 1]).itemsize for band in bands
+        )
+        at_once = max(1, int(THINNING_BYTES * len(taken_rows) / (row_bytes * (rows[1] - rows[0]))))
+        strips = []
+        for first in range(0, len(taken_rows), at_once):
+            taken = taken_rows[first : first + at_once]
+            top, bottom = int(taken[0]), int(taken[-1]) + 1
+            strip = read(bands, ((top, bottom), cols))
+            strips.append(strip[:, taken - top][:, :, taken_cols - cols[0]])
+        return (
+            np.ma.concatenate(strips, axis=1)
+            if np.ma.isMaskedArray(strips[0])
+            else np.concatenate(strips, axis=1)
+        )
+
+    @contextmanager
+    def _without_overviews(self) -> Iterator[DatasetReader]:
+        """The same raster, of which GDAL then reads every pixel when it resamples."""
+        with ExitStack() as stack:
+            stack.enter_context(rasterio.Env(SESSION, **OPTIONS))
+            if self.dataset.driver != "VRT":
+                yield stack.enter_context(
+                    rasterio.open(self.dataset.name, driver=self.dataset.driver, OVERVIEW_LEVEL="NONE")
+                )
+                return
+            # the files that a VRT is made of would still be read from their own overviews
+            memory = stack.enter_context(MemoryFile(ext=".tif"))
+            with self._undamaged():
+                rasterio.shutil.copy(self.dataset, memory.name, driver="GTiff", bigtiff="if_safer")
+            yield stack.enter_context(rasterio.open(memory.name))
+
+    @contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        """Makes an InputError of whatever GDAL complains about meanwhile.
+
+        It fills up much that is missing and only warns, or says it as an error and returns none.
+        """
+        cause: Exception | None = None
+        said: list[str] = []
+        try:
+            with rasterio.Env(SESSION, **OPTIONS), _hearing(said, silent=True):
+                yield
+        except (RasterioError, CPLE_BaseError) as error:
+            cause = error
+        said = [words for words in said if words not in self.said]
+        if cause is not None:
+            said.append(str(cause.__cause__ or cause))
+        if said:
+            raise InputError(
+                f"cannot read its pixels, truncated or damaged: {_words(said[0])}",
+                where=self.where,
+                next_step="fetch or export the file again",
+            ) from cause
+
+
+def refuse_palette(raster: Raster, bands: Sequence[int]) -> None:
+    """Refuses images whose values are places in a table of colours: taken for grey they would mean nothing.
+
+    Raises:
+        InputError: one of the bands has a palette; of one that does not exist this says nothing.
+    """
+    kinds = raster.dataset.colorinterp
+    if any(band <= len(kinds) and kinds[band - 1] == ColorInterp.palette for band in (1, *bands)):
+        raise InputError(
+            "an image of colour indexes (a palette)",
+            where=raster.where,
+            expected="its colours, a band each",
+            next_step="gdal_translate -expand rgb IN OUT.tif, and take bands 1, 2, 3 of that",
+        )
+
+
+def _middles(span: Span, cells: int) -> NDArray[np.int64]:
+    """Indexes of the pixels in the middle of `cells` equal parts of a span."""
+    start, stop = span
+    return start + np.floor((np.arange(cells) + 0.5) * (stop - start) / cells + 1e-10).astype(np.int64)
+
+
+def rasters_in(folder: Path) -> list[Path]:
+    """The images in a folder and in the folders below it, sorted; `rasters_among` says what is left out."""
+    names = sorted(file.relative_to(folder).as_posix() for file in walk(folder))
+    return [folder / name for name in rasters_among(names, lambda name: (folder / name).read_bytes())]
+
+
+@contextmanager
+def open_raster(source: Member | Path, own: bool = True) -> Iterator[Raster]:
+    """Opens a raster as every step does; an archive's member in memory, with its sidecars beside it.
+
+    Args:
+        own: whether the file is the user's own, which GDAL may open as whatever it is; one that came from a
+            store, and every member of an archive, is opened as one of `LONE_DRIVERS`.
+
+    Raises:
+        InputError: not a raster, complex numbers, shorter than its header says, or a broken archive.
+    """
+    where = str(source)
+    packed = isinstance(source, Member) and source.packed
+    with ExitStack() as stack:
+        stack.enter_context(rasterio.Env(SESSION, **OPTIONS))
+        said: list[str] = []
+        try:
+            if isinstance(source, Path):
+                path = str(source)
+            else:
+                path = stack.enter_context(_in_memory(source)) if packed else str(source.container)
+            drivers = LONE_DRIVERS if packed or not own else None
+            with _hearing(said):
+                dataset = stack.enter_context(DatasetReader(path, driver=drivers))
+        except RasterioError as error:
+            lone = packed or not own
+            raise InputError(
+                f"not an image that can be read: {_words(str(error))}",
+                where=where,
+                expected=f"{LONE_KINDS}: others are read from folders of your own only" if lone else "",
+                next_step="fetch the file again, or make it readable",
+            ) from error
+        except UnicodeEncodeError as error:
+            raise InputError(
+                "the path is not UTF-8, which GDAL needs",
+                where=os.fsencode(where).decode(errors="backslashreplace"),
+                next_step="rename it",
+            ) from error
+        _refuse_complex(dataset, where)
+        _refuse_short(dataset, where)
+        yield Raster(dataset, where, frozenset(said))
+
+
+@contextmanager
+def _in_memory(member: Member) -> Iterator[str]:
+    """Path of a member among GDAL's files in memory, its sidecars beside it as GDAL looks for them."""
+    folder = digest(str(member))[:16]
+    path = PurePosixPath(member.path)
+    name = path.stem + path.suffix.lower()
+    with ExitStack() as stack:
+        memory = stack.enter_context(MemoryFile(read(member), dirname=folder, filename=name))
+        for sidecar in member.sidecars:
+            # scene.tfw goes by the name without suffix, scene.tif.aux.xml by the whole
+            tail = sidecar.path[len(member.path) :].lower()
+            beside = name + tail if sidecar.path.lower() == member.path.lower() + tail else ""
+            beside = beside or path.stem + PurePosixPath(sidecar.path).suffix.lower()
+            content = read(sidecar)
+            if beside.endswith(".aux.xml"):
+                content = harmless(content, sidecar)
+            stack.enter_context(MemoryFile(content, dirname=folder, filename=beside))
+        yield memory.name
+
+
+def harmless(content: bytes, where: object) -> bytes:
+    """An .aux.xml with nothing in it that names other files.
+
+    Raises:
+        InputError: it is not XML.
+    """
+    try:
+        root = ElementTree.fromstring(content)  # noqa: S314  (expat stops entities that grow without bounds)
+    except ElementTree.ParseError as error:
+        raise InputError(
+            f"not XML: {error}", where=where, next_step="fetch the file again, or remove it"
+        ) from error
+    for child in list(root):
+        for part in list(child) if child.tag == "PAMRasterBand" else []:
+            if part.tag not in PAM_BAND:
+                child.remove(part)
+        if child.tag not in (*PAM_PLACE, "PAMRasterBand"):
+            root.remove(child)
+    return ElementTree.tostring(root)
+
+
+def _refuse_complex(dataset: DatasetReader, where: str) -> None:
+    if not any(dtype.startswith("complex") for dtype in dataset.dtypes):
+        return
+    path = Path(dataset.name)
+    amplitude = str(path.with_name(f"{path.stem}_amplitude.tif"))
+    copy = f"copy({f'DERIVED_SUBDATASET:AMPLITUDE:{path}'!r}, {amplitude!r}, driver='GTiff')"
+    command = f"python -c {shlex.quote(f'from rasterio.shutil import copy; {copy}')}"
+    if dataset.name.startswith("/vsimem/"):
+        command = "unpack the archive, and start again: the message then says how to make an amplitude"
+    raise InputError(
+        f"complex numbers ({dataset.dtypes[0]}), such as of a radar's single look complex",
+        where=where,
+        expected="real numbers, such as the amplitude",
+        next_step=command,
+    )
+
+
+def _refuse_short(dataset: DatasetReader, where: str) -> None:
+    """Refuses files that lack pixels of their header's, where GDAL would fill them up with zeros."""
+    promised, found = _promised_bytes(dataset), 0
+    if promised and (found := Path(dataset.name).stat().st_size) < promised:
+        raise InputError(
+            f"truncated: {found} bytes, and its header promises {promised}",
+            where=where,
+            next_step="fetch or export the file again",
+        )
+    for path in dataset.files[1:] if dataset.driver == "VRT" else ():
+        if Path(path).with_suffix(".hdr").exists() or Path(f"{path}.hdr").exists():
+            with rasterio.open(path) as part:
+                _refuse_short(part, path)
+
+
+def _promised_bytes(dataset: DatasetReader) -> int:
+    """Least size of the file by its header; 0 where GDAL itself tells that a part is missing."""
+    if dataset.driver == "PCIDSK":
+        with Path(dataset.name).open("rb") as file:
+            return 512 * int(file.read(32)[16:])
+    said = dataset.tags(ns="ENVI") if dataset.driver == "ENVI" else {}
+    if not said or said.get("file_compression", "0") != "0":
+        return 0
+    pixel_bytes = sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+    return int(said.get("header_offset", 0)) + dataset.width * dataset.height * pixel_bytes
+
+
+class _Ear(threading.local):
+    """What GDAL tells this thread by rasterio's loggers: warnings, and errors that it returns none for."""
+
+    said: list[str] | None = None
+    silent = False
+
+    def take(self, record: logging.LogRecord) -> bool:
+        """A logger's filter; lets pass what nobody listens to, as if it were not there."""
+        if self.said is not None and record.levelno >= logging.INFO:
+            self.said.append(str(record.args[-1] if isinstance(record.args, tuple) else record.msg))
+            if self.silent:
+                return False
+        return record.levelno >= logging.getLogger("rasterio").getEffectiveLevel()
+
+
+_EAR = _Ear()
+
+
+@contextmanager
+def _hearing(said: list[str], silent: bool = False) -> Iterator[None]:
+    """Adds to `said` what GDAL says meanwhile; if `silent`, nobody else hears it."""
+    for name in ("rasterio._err", "rasterio._env"):
+        logger = logging.getLogger(name)
+        logger.addFilter(_EAR.take)
+        if not logger.isEnabledFor(logging.INFO):
+            logger.setLevel(logging.INFO)
+    _EAR.said, _EAR.silent = said, silent
+    try:
+        yield
+    finally:
+        _EAR.said = None
+
+
+def _words(text: str) -> str:
+    """GDAL's words on one line, without its name for a file in memory."""
+    return " ".join(re.sub(r"'?/vsimem/\S+?'?[,:]? ", "", text).split())

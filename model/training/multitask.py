@@ -1,0 +1,376 @@
+"""One step of the multi-task training: views of a batch, losses, parameter groups, learning rate.
+
+Shape legend: B images, H W pixels, K classes, Q queries, S the side of a reconstruction.
+
+Every random choice is drawn per sample from (seed, position of the sample in the training), on the CPU. So a
+step does not depend on how its samples are spread over processes and micro-batches, and a resumed training
+needs no state of any generator.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crossearth.data.catalog.labels import IGNORE
+from crossearth.data.common.errors import InputError
+from crossearth.data.style.earth import (
+    EarthStyles,
+    StyleConfig,
+    StyleEngine,
+    block_mask,
+    inject,
+    keyed_generator,
+)
+from crossearth.model.crossearth import CrossEarth, Features
+from crossearth.model.training.losses import SegmentationLossConfig, segmentation_loss
+
+Ablation = Literal["rein", "+style", "+mim", "+style+mim", "full"]
+Schedule = Literal["poly", "warmup-poly"]
+POLY_POWER = 0.9
+WARMUP_START = 1e-6  # factor of the learning rate at the first iteration of the warm-up
+
+
+class Branches(NamedTuple):
+    """Which parts of the method a training uses, beside the segmentation loss.
+
+    style: Earth-Style Injection. mim: masked image modelling with the reconstruction head.
+    geospatial: extractor and injector.
+    """
+
+    style: bool
+    mim: bool
+    geospatial: bool
+
+
+BRANCHES: dict[Ablation, Branches] = {
+    "rein": Branches(style=False, mim=False, geospatial=False),
+    "+style": Branches(style=True, mim=False, geospatial=False),
+    "+mim": Branches(style=False, mim=True, geospatial=False),
+    "+style+mim": Branches(style=True, mim=True, geospatial=False),
+    "full": Branches(style=True, mim=True, geospatial=True),
+}
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Numbers of the multi-task loss (method.md section 3).
+
+    Attributes:
+        mask_ratio: expected share of blocks that are masked in x_m, 0..1.
+        mask_block_px: side of a mask block, pixels.
+        reconstruction_loss: over all pixels, in normalised space.
+        weight_seg, weight_mim, weight_delta: of L_seg, of the reconstruction terms, of |R(x_m) - R(x_s)|.
+        segmentation: numbers of L_seg.
+        shared_pass: whether x and x_m go through the backbone as one batch; apart, they need less memory.
+    """
+
+    mask_ratio: float = 0.7
+    mask_block_px: int = 64
+    reconstruction_loss: Literal["l1", "mse"] = "l1"
+    weight_seg: float = 1.0
+    weight_mim: float = 1.0
+    weight_delta: float = 1.0
+    segmentation: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
+    shared_pass: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_ratio <= 1:
+            raise InputError(
+                f"mask_ratio: {self.mask_ratio} is outside its range", expected="a number in [0, 1]"
+            )
+        if self.mask_block_px < 1:
+            raise InputError(f"mask_block_px: {self.mask_block_px} is no block", expected="at least 1 pixel")
+        for name in ("weight_seg", "weight_mim", "weight_delta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}: {getattr(self, name)}", expected="a finite number, at least 0")
+
+
+@dataclass(frozen=True)
+class Styler:
+    """What a styled step needs: the engine, the Earth statistics of its embeddings, and the numbers."""
+
+    engine: StyleEngine
+    earth: EarthStyles
+    config: StyleConfig
+
+
+class Normalisers(NamedTuple):
+    """What the terms of the segmentation loss are divided by, and the number of samples, of some batch.
+
+    Sums over the samples of an effective batch, so that parts of it can be computed apart.
+
+    masks: class instances. class_weight: sum of the class weights of all queries' targets. samples: images.
+    """
+
+    masks: float
+    class_weight: float
+    samples: float
+
+    @classmethod
+    def of(cls, label_BHW: Tensor, num_queries: int, no_object_weight: float) -> "Normalisers":
+        """Counts a batch's labels, uint8 with 255 = ignored."""
+        found = [min(num_queries, int((label_HW.unique() != IGNORE).sum())) for label_HW in label_BHW]
+        masks = sum(found)
+        rest = num_queries * len(found) - masks
+        return cls(masks, masks + rest * no_object_weight, len(found))
+
+
+@dataclass(frozen=True)
+class Views:
+    """The images that a step is computed on, in normalised space.
+
+    x: (B,3,H,W) as augmented. input: what is segmented: x_s where styled, x elsewhere.
+    masked: x_m, None without masked modelling. styled: bool (B,).
+    """
+
+    x: Tensor
+    input: Tensor
+    masked: Tensor | None
+    styled: Tensor
+
+
+class MultiTask(nn.Module):
+    """The loss of a batch; wraps the network so that DistributedDataParallel sees one forward pass.
+
+    Plain samples: L_seg(x) + rec(R(x_m), x).
+    Styled samples: L_seg(x_s) + rec(R(x_m), x) + rec(R(x_s), x) + |R(x_m) - R(x_s)|.
+    The terms are means over the effective batch. Which samples are styled is drawn per sample, so with one
+    sample a step it is the step that is styled.
+
+    Args:
+        network: with the modules that `branches` need.
+        branches: which parts are used.
+        config: numbers.
+        styler: needed where `branches.style`.
+        seed: of the training.
+    """
+
+    def __init__(
+        self, network: CrossEarth, branches: Branches, config: TaskConfig, styler: Styler | None, seed: int
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.branches, self.config, self.styler, self.seed = branches, config, styler, seed
+
+    def forward(
+        self, image_B3HW: Tensor, label_BHW: Tensor, positions: Sequence[int], whole: Normalisers
+    ) -> dict[str, Tensor]:
+        """The weighted terms of L; their sum is the batch's share in the loss of the effective batch.
+
+        Args:
+            image_B3HW: uint8, raw 0..255.
+            label_BHW: uint8 class ids, 255 = ignored.
+            positions: of the samples in the training; their random numbers hang on them.
+            whole: of the effective batch that this batch is a part of.
+
+        Returns:
+            scalars by name: "class", "mask", "dice"; with masked modelling "reconstruction"; with that
+            and style "consistency".
+        """
+        views = self.views(image_B3HW, positions)
+        seen, masked = self._features(views)
+        terms = self._segmentation(seen, label_BHW, positions, whole)
+        if masked is not None:
+            share = len(positions) / whole.samples
+            terms |= {name: share * term for name, term in self._modelling(seen, masked, views).items()}
+        return terms
+
+    def views(self, image_B3HW: Tensor, positions: Sequence[int], styled_B: Tensor | None = None) -> Views:
+        """Draws and makes the images of a step.
+
+        Args:
+            styled_B: bool, which samples are styled; None = drawn.
+        """
+        raw_B3HW = image_B3HW.float()
+        if styled_B is None:
+            styled_B = self._styled(positions)
+        input_B3HW = raw_B3HW
+        if self.styler is not None and styled_B.any():
+            chosen = styled_B.nonzero()[:, 0].to(raw_B3HW.device)
+            generators = [self._generator(positions[index], "style") for index in chosen.tolist()]
+            styler = self.styler
+            injected = inject(raw_B3HW[chosen], styler.earth, styler.engine, styler.config, generators)
+            input_B3HW = raw_B3HW.index_copy(0, chosen, injected.x_s)
+        x_B3HW = self.network.normalise(raw_B3HW)
+        masked_B3HW = self._mask(x_B3HW, positions) if self.branches.mim else None
+        return Views(x_B3HW, self.network.normalise(input_B3HW), masked_B3HW, styled_B.to(x_B3HW.device))
+
+    def _generator(self, position: int, purpose: str) -> torch.Generator:
+        return keyed_generator(self.seed, position, purpose)
+
+    def _styled(self, positions: Sequence[int]) -> Tensor:
+        if self.styler is None:
+            return torch.zeros(len(positions), dtype=torch.bool)
+        draws = [torch.rand((), generator=self._generator(position, "styled")) for position in positions]
+        return torch.stack(draws) < self.styler.config.probability
+
+    def _mask(self, x_B3HW: Tensor, positions: Sequence[int]) -> Tensor:
+        """x_m = m_x x + (1 - m_x) T."""
+        height, width = x_B3HW.shape[2:]
+        keep_B1HW = torch.stack(
+            [
+                block_mask(
+                    height,
+                    width,
+                    self.config.mask_block_px,
+                    self.config.mask_ratio,
+                    self._generator(position, "mask"),
+                )
+                for position in positions
+            ]
+        ).to(x_B3HW.device)
+        token_13HW = cast(Tensor, self.network.image_token)  # a network that is trained on masks has one
+        return torch.where(keep_B1HW, x_B3HW, token_13HW)
+
+    def _features(self, views: Views) -> tuple[Features, Features | None]:
+        """Of the segmented images, with the geospatial injection, and of the masked ones, without it."""
+        batch = len(views.input)
+        injected_B = torch.full((batch,), self.branches.geospatial, device=views.input.device)
+        if views.masked is None:
+            return self.network.extract(views.input, injected_B), None
+        if not self.config.shared_pass:
+            return self.network.extract(views.input, injected_B), self.network.extract(views.masked)
+        both = self.network.extract(
+            torch.cat([views.input, views.masked]),
+            torch.cat([injected_B, torch.zeros_like(injected_B)]),
+        )
+        return both.select(slice(batch)), both.select(slice(batch, None))
+
+    def _segmentation(
+        self, seen: Features, label_BHW: Tensor, positions: Sequence[int], whole: Normalisers
+    ) -> dict[str, Tensor]:
+        """L_seg by kind of term, summed over the prediction layers."""
+        predictions = self.network.decode(seen)
+        generators = [self._generator(position, "points") for position in positions]
+        layers = segmentation_loss(predictions, label_BHW, generators, self.config.segmentation)
+        num_queries = predictions[0].class_logits.shape[1]
+        own = Normalisers.of(label_BHW, num_queries, self.config.segmentation.weight_no_object)
+        mask_share = max(own.masks, 1) / max(whole.masks, 1)
+        shares = {
+            "class": ("loss_cls", own.class_weight / whole.class_weight),
+            "mask": ("loss_mask", mask_share),
+            "dice": ("loss_dice", mask_share),
+        }
+        return {
+            name: self.config.weight_seg * share * torch.stack(list(_ending(layers, ending))).sum()
+            for name, (ending, share) in shares.items()
+        }
+
+    def _modelling(self, seen: Features, masked: Features, views: Views) -> dict[str, Tensor]:
+        """L_MIM and L_delta, means over the batch."""
+        styled = views.styled.nonzero()[:, 0]
+        batch = len(views.x)
+        joined = _join(masked, seen.select(styled)) if len(styled) else masked
+        image_R3SS = self.network.reconstruct(joined).float()
+        from_masked_B3SS, from_styled_R3SS = image_R3SS[:batch], image_R3SS[batch:]
+        target_B3SS = resize(views.x, image_R3SS.shape[-1])
+        reconstruction = self._difference(from_masked_B3SS, target_B3SS).mean()
+        if self.styler is None:
+            return {"reconstruction": self.config.weight_mim * reconstruction}
+        reconstruction = reconstruction + (
+            self._difference(from_styled_R3SS, target_B3SS[styled]).flatten(1).mean(1).sum() / batch
+        )
+        apart_R = (from_masked_B3SS[styled] - from_styled_R3SS).abs().flatten(1).mean(1)
+        return {
+            "reconstruction": self.config.weight_mim * reconstruction,
+            "consistency": self.config.weight_delta * apart_R.sum() / batch,
+        }
+
+    @torch.no_grad()
+    def pictures(self, image_13HW: Tensor, position: int) -> list[Tensor]:
+        """What one sample looks like to the branches that are on, for people to look at.
+
+        Args:
+            image_13HW: uint8, raw 0..255.
+            position: of the sample; it is drawn as in training, but always styled.
+
+        Returns:
+            uint8 (3, H, W) each: the image, then styled, masked and reconstructed as far as the branches go.
+        """
+        views = self.views(image_13HW, [position], torch.tensor([self.branches.style]))
+        shown = [views.x]
+        if self.branches.style:
+            shown.append(views.input)
+        if views.masked is not None:
+            restored = self.network.reconstruct(self.network.extract(views.masked)).float()
+            shown += [views.masked, resize(restored, image_13HW.shape[-1])]
+        mean_311, std_311 = self.network.mean_3.view(3, 1, 1), self.network.std_3.view(3, 1, 1)
+        return [(each[0] * std_311 + mean_311).round().clamp(0, 255).to(torch.uint8) for each in shown]
+
+    def _difference(self, image: Tensor, target: Tensor) -> Tensor:
+        function = F.l1_loss if self.config.reconstruction_loss == "l1" else F.mse_loss
+        return function(image, target, reduction="none")
+
+
+def resize(x_B3HW: Tensor, side_px: int) -> Tensor:
+    """Images at the reconstruction's size (bilinear), (B, 3, S, S)."""
+    if x_B3HW.shape[2:] == (side_px, side_px):
+        return x_B3HW
+    return F.interpolate(x_B3HW, (side_px, side_px), mode="bilinear", align_corners=False)
+
+
+def _join(first: Features, second: Features) -> Features:
+    maps = tuple(torch.cat(pair) for pair in zip(first.maps, second.maps, strict=True))
+    return Features(maps, first.queries)
+
+
+def _ending(terms: dict[str, Tensor], ending: str) -> Iterator[Tensor]:
+    return (term for name, term in terms.items() if name.endswith(ending))
+
+
+def parameter_groups(network: CrossEarth, weight_decay: float) -> list[dict[str, object]]:
+    """AdamW's groups over the trained parameters: with weight decay, and without.
+
+    Without: norms, learned tokens, the Rein scale, the decoder's level embedding, the image token. The pixel
+    decoder's level embedding decays, as in the released optimiser.
+    """
+    trained = network.trained_parameters()
+    spared = _undecayed(network)
+    return [
+        {
+            "params": [value for name, value in trained.items() if name not in spared],
+            "weight_decay": weight_decay,
+        },
+        {"params": [value for name, value in trained.items() if name in spared], "weight_decay": 0.0},
+    ]
+
+
+UNDECAYED = {
+    "rein.scale",
+    "rein.tokens_a_LMR",
+    "rein.tokens_b_LRC",
+    "mask_decoder.level_embed_VC",
+    "image_token",
+    "backbone.vit.cls_token",
+    "backbone.vit.pos_embed",
+}
+
+
+def _undecayed(network: CrossEarth) -> set[str]:
+    norms = {
+        f"{path}.{name}"
+        for path, module in network.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    return norms | UNDECAYED
+
+
+def learning_rate(iteration: int, lr: float, schedule: Schedule, end: int, warmup: int) -> float:
+    """The learning rate of iteration 0, 1, ...
+
+    Args:
+        lr: the base.
+        schedule: "poly" falls from the first iteration; "warmup-poly" rises linearly first.
+        end: iteration at which a poly schedule reaches 0, whenever the training ends.
+        warmup: iterations of the linear rise.
+    """
+    start = warmup if schedule == "warmup-poly" else 0
+    if iteration < start:
+        return lr * (WARMUP_START + (1 - WARMUP_START) * iteration / start)
+    return float(lr * max(0.0, 1 - (iteration - start) / (end - start)) ** POLY_POWER)

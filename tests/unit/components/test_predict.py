@@ -1,0 +1,859 @@
+"""Mapping of scenes: windows, georeference, nodata, bit depths, refusals."""
+
+import io
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rasterio.rpc import RPC
+from rasterio.transform import Affine
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from crossearth.components.cli import model_commands
+from crossearth.components.cli.app import app, main
+from crossearth.components.pipeline_items import predict_scenes
+from crossearth.components.predict import maps, sliding, step
+from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.strips import Strip, open_scene, read_strips
+from crossearth.components.register import registry
+from crossearth.components.runtime.processes import choose_device
+from crossearth.data.common.errors import InputError, PartlyDoneError
+from crossearth.data.raster.reading import Reading, fit
+from crossearth.model.crossearth import CrossEarth, crossearth_tiny
+from crossearth.model.inference import slide_logits
+from crossearth.model.weights.checkpoint import save
+
+CLASSES = ["field", "road", "water"]
+PALETTE = ["#00ff00", "#808080", "#0000ff"]
+UTM = CRS.from_epsg(32633)
+HALF_METRE = Affine(0.5, 0, 400_000, 0, -0.5, 5_000_000)
+BYTES = Reading((1, 2, 3), "uint8")
+DEEP = Reading((4, 3, 2), "uint16", (0, 3000))
+FLOAT32 = PredictConfig(precision="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def network() -> CrossEarth:
+    torch.manual_seed(0)
+    return crossearth_tiny(num_classes=len(CLASSES), image_px=64).eval()
+
+
+@pytest.fixture(scope="module")
+def model(network: CrossEarth, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    meta = {"classes": CLASSES, "palette": PALETTE, "provenance": "own"}
+    return save(network, tmp_path_factory.mktemp("model"), meta)
+
+
+def pixels(height: int, width: int, bands: int = 3, dtype: str = "uint8", seed: int = 0) -> NDArray[Any]:
+    info = np.iinfo(dtype)
+    coarse = np.random.default_rng(seed).integers(
+        info.min, info.max, (bands, height // 8 + 1, width // 8 + 1)
+    )
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width].astype(dtype)
+
+
+def write(path: Path, values: NDArray[Any], alpha: NDArray[Any] | None = None, **profile: Any) -> Path:
+    bands = len(values) + (alpha is not None)
+    shape = {"height": values.shape[1], "width": values.shape[2], "count": bands, "dtype": values.dtype}
+    with rasterio.open(
+        path, "w", **({"driver": "GTiff", "crs": UTM, "transform": HALF_METRE} | shape | profile)
+    ) as out:
+        out.write(values, list(range(1, len(values) + 1)))
+        if alpha is not None:
+            out.write(alpha, bands)
+            out.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    return path
+
+
+def read(path: Path) -> NDArray[Any]:
+    with rasterio.open(path) as source:
+        return source.read()
+
+
+def slide(network: CrossEarth, image_3HW: NDArray[np.uint8]) -> Tensor:
+    config = network.config
+    _, height, width = image_3HW.shape
+    patch, crop = config.patch_px, config.crop_px
+    # a side below the crop is padded to whole patches, at least two of them
+    rows, columns = (side if side >= crop else max(2, -(-side // patch)) * patch for side in (height, width))
+    padded = np.pad(image_3HW, ((0, 0), (0, rows - height), (0, columns - width)), mode="edge")
+    with torch.inference_mode():
+        scores = slide_logits(network, torch.from_numpy(padded)[None], crop, config.stride_px, 1)[0]
+    return scores[:, :height, :width]
+
+
+@pytest.mark.parametrize(
+    "size", [(150, 211), (64, 64), (65, 64), (40, 200), (33, 47), (200, 45), (5, 3), (1, 90)]
+)
+def test_a_georeferenced_mosaic_equals_the_array(
+    tmp_path: Path, model: Path, network: CrossEarth, size: tuple[int, int]
+) -> None:
+    image = pixels(*size)
+    scene = write(tmp_path / "scene.tif", image)
+    [out] = predict([scene], model, tmp_path / "out" / "map.tif", FLOAT32)
+    with rasterio.open(out) as source:
+        assert source.crs == UTM
+        assert source.transform == HALF_METRE
+        assert source.nodata == 255
+        assert source.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert json.loads(source.tags()["CLASSES"]) == CLASSES
+        assert source.colormap(1)[1] == (128, 128, 128, 255)
+        ids = source.read(1)
+    assert np.array_equal(ids, slide(network, image).argmax(0).numpy())
+    report = json.loads((tmp_path / "out" / "map.json").read_text())
+    counts = np.bincount(ids.ravel(), minlength=len(CLASSES))
+    assert [entry["pixels"] for entry in report["classes"]] == counts.tolist()
+    areas = [entry["area_m2"] for entry in report["classes"]]
+    assert areas == pytest.approx((counts * 0.25 / 0.99972**2).tolist(), rel=1e-4)  # UTM's scale there
+    assert sum(entry["share"] for entry in report["classes"]) == pytest.approx(1)
+    assert report["notes"] == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_streamed_scores_are_those_of_the_sliding_window(network: CrossEarth, batch_size: int) -> None:
+    image = pixels(170, 230)
+    loaded = sliding.Loaded(network, torch.float32, CLASSES, PALETTE, {})
+    grid = maps.Grid(230, 170, None, Affine.identity())
+    tops, _ = sliding.starts(grid, network)
+    valid = np.ones((170, 230), bool)
+    strips = (Strip(image[:, top : top + 64], valid[top : top + 64]) for top in tops)
+    rows = [
+        (top, scores.clone())
+        for top, _, scores in sliding.scene_scores(loaded, strips, grid, batch_size, lambda: None)
+    ]
+    assert [top for top, _ in rows] == tops
+    scores = torch.cat([scores for _, scores in rows], dim=1)
+    torch.testing.assert_close(scores, slide(network, image), atol=1e-5, rtol=1e-5)
+
+
+def test_windows_of_a_constant_field_average_to_it() -> None:
+    class Constant(nn.Module):
+        config = SimpleNamespace(num_classes=2, patch_px=8, crop_px=32, stride_px=20)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.level = nn.Parameter(torch.tensor([0.25, 0.75]))
+
+        def forward(self, image_B3HW: Tensor) -> Tensor:
+            return self.level[None, :, None, None].expand(len(image_B3HW), 2, *image_B3HW.shape[2:])
+
+    grid = maps.Grid(99, 70, None, Affine.identity())
+    loaded = sliding.Loaded(Constant(), torch.float32, ["a", "b"], ["#000000", "#ffffff"], {})  # type: ignore[arg-type]
+    tops, _ = sliding.starts(grid, loaded.network)
+    strips = (Strip(np.zeros((3, 32, 99), np.uint8), np.ones((32, 99), bool)) for _ in tops)
+    for _, _, scores in sliding.scene_scores(loaded, strips, grid, 4, lambda: None):
+        assert torch.equal(scores[0].unique(), torch.tensor([0.25]))
+        assert torch.equal(scores[1].unique(), torch.tensor([0.75]))
+
+
+def test_nodata_stays_nodata_and_empty_windows_are_skipped(
+    tmp_path: Path, model: Path, network: CrossEarth
+) -> None:
+    image = np.maximum(pixels(200, 300), 1)
+    image[:, :, 150:] = 0
+    image[:, 20:30, 20:30] = 0
+    image[0, 60:70, 60:70] = 0  # one band alone at the nodata value is a colour, not a hole
+    scene = write(tmp_path / "scene.tif", image, nodata=0)
+    [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    expected = np.where((image == 0).all(0), 255, slide(network, image).argmax(0).numpy())
+    assert np.array_equal(read(out)[0], expected)
+    report = json.loads((tmp_path / "map.json").read_text())
+    assert report["nodata_pixels"] == 200 * 150 + 100
+    preview = read(tmp_path / "map.png")
+    assert (preview[3, :, 160:] == 0).all()
+    assert (preview[3, 100:, :150] == 255).all()
+
+
+def test_a_scene_of_nodata_alone_gives_a_map_of_nodata(tmp_path: Path, model: Path) -> None:
+    for dtype in ("uint8", "uint16"):
+        scene = write(tmp_path / f"{dtype}.tif", np.zeros((3, 80, 90), dtype), nodata=0)
+        [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+        assert (read(out) == 255).all()
+        assert json.loads((tmp_path / "map.json").read_text())["classes"][0]["share"] is None
+
+
+def test_alpha_is_no_band_and_hides_pixels(tmp_path: Path, model: Path, network: CrossEarth) -> None:
+    image = pixels(90, 100)
+    alpha = np.full((90, 100), 255, np.uint8)
+    alpha[:, :10] = 0
+    scene = write(tmp_path / "scene.tif", image, alpha=alpha)
+    [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    expected = slide(network, image).argmax(0).numpy()
+    expected[:, :10] = 255
+    assert np.array_equal(read(out)[0], expected)
+    assert open_scene(scene).reading.bands == (1, 2, 3)
+
+
+def test_bands_are_chosen_and_ordered(tmp_path: Path, model: Path, network: CrossEarth) -> None:
+    image = pixels(70, 80, bands=5)
+    scene = write(tmp_path / "scene.tif", image)
+    [out] = predict([scene], model, tmp_path / "map.tif", PredictConfig(bands=(5, 3, 2), precision="float32"))
+    assert np.array_equal(read(out)[0], slide(network, image[[4, 2, 1]]).argmax(0).numpy())
+    assert json.loads((tmp_path / "map.json").read_text())["bands"] == [5, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["uint16", "int16", "uint8", "int8", "uint32", "int32", "float32", "float64"]
+)
+def test_a_value_range_becomes_0_to_255(tmp_path: Path, model: Path, network: CrossEarth, dtype: str) -> None:
+    image = pixels(70, 80, dtype=dtype if dtype.endswith("8") else "int16").astype(dtype)
+    low, high = {"uint8": (100, 200), "int8": (-50, 90)}.get(dtype, (-500, 9000))
+    scene = write(tmp_path / "scene.tif", image)
+    [out] = predict(
+        [scene], model, tmp_path / "map.tif", PredictConfig(value_range=(low, high), precision="float32")
+    )
+    scaled = np.rint(np.clip((image.astype(float) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    assert np.array_equal(read(out)[0], slide(network, scaled).argmax(0).numpy())
+
+
+def test_the_range_of_16_bits_is_estimated_without_nodata_and_reported(tmp_path: Path, model: Path) -> None:
+    image = np.linspace(1000, 2000, 3 * 70 * 80).reshape(3, 70, 80).astype(np.uint16)
+    image[:, :30] = 65535
+    scene = write(tmp_path / "scene.tif", image, nodata=65535)
+    predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    low, high = json.loads((tmp_path / "map.json").read_text())["value_range"]
+    valid = image[image != 65535]
+    assert (low, high) == pytest.approx(tuple(np.percentile(valid, (2, 98))))
+
+
+def trained_on(network: CrossEarth, folder: Path, reading: Reading) -> Path:
+    """A model whose training files were read so."""
+    meta = {"classes": CLASSES, "palette": PALETTE, "provenance": "own", "reading": asdict(reading)}
+    return save(network, folder, meta)
+
+
+@pytest.fixture(scope="module")
+def deep_model(network: CrossEarth, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on bands 4, 3, 2 of files of 12 bits."""
+    return trained_on(network, tmp_path_factory.mktemp("deep"), DEEP)
+
+
+@pytest.mark.parametrize(
+    ("bands", "dtype", "given", "used"),
+    [
+        (5, "uint16", {}, ([4, 3, 2], "the model's", [0, 3000], "the model's")),
+        (5, "uint16", {"bands": (1, 2, 3)}, ([1, 2, 3], "as given", [0, 3000], "the model's")),
+        (5, "uint16", {"value_range": (5, 900)}, ([4, 3, 2], "the model's", [5, 900], "as given")),
+        (5, "uint8", {"value_range": (0, 200)}, ([4, 3, 2], "the model's", [0, 200], "as given")),
+        (5, "float32", {"value_range": (0, 3000)}, ([4, 3, 2], "the model's", [0, 3000], "as given")),
+    ],
+)
+def test_bands_and_range_are_the_models_unless_given(
+    bands: int,
+    dtype: str,
+    given: dict[str, Any],
+    used: tuple[Any, ...],
+    tmp_path: Path,
+    deep_model: Path,
+    model: Path,
+) -> None:
+    values = pixels(70, 80, bands, "uint8" if dtype == "uint8" else "uint16") % np.uint32(4000)
+    scene = write(tmp_path / "scene.tif", values.astype(dtype))
+    [out] = predict([scene], deep_model, tmp_path / "map.tif", replace(FLOAT32, **given))
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert tuple(report[key] for key in ("bands", "bands_from", "value_range", "value_range_from")) == used
+    told = {"bands": used[0], "value_range": used[2]}
+    [same] = predict([scene], model, tmp_path / "told.tif", replace(FLOAT32, **told))
+    assert np.array_equal(read(out), read(same))
+
+
+@pytest.mark.parametrize(
+    ("trained", "values", "profile", "words"),
+    [
+        (DEEP, pixels(70, 80, 3, "uint16"), {}, r"3 bands, asked for the model's 4, 3, 2\n.*\n.*--bands"),
+        (
+            DEEP,
+            pixels(70, 80, 4),
+            {},
+            r"values of uint8, but .* on uint16\n.*0 to 3000.*\n.*--value-range \d",
+        ),
+        (DEEP, pixels(70, 80, 4, "int16"), {}, "values of int16, but the model was trained on uint16"),
+        (BYTES, pixels(70, 80, 3, "uint16"), {}, r"uint16, .* on uint8\n.*as they are.*\n.*--value-range \d"),
+        (BYTES, pixels(70, 80), {"scales": (0.5,) * 3}, r"tags make other .*\n.*\n.*--value-range 0,127\.5"),
+        (
+            DEEP,
+            pixels(70, 80, 4, "uint16") // 20,
+            {"scales": (1e-4,) * 4},
+            "values 0.* 0 to 3000 leaves nothing",
+        ),
+        (DEEP, pixels(70, 80, 4, "uint16"), {"offsets": (-1e5,) * 4}, "values -99.*0 to 3000 leaves nothing"),
+        (DEEP, 9000 + pixels(70, 80, 4).astype("uint16"), {}, "values 9.*0 to 3000 leaves nothing"),
+        (
+            replace(BYTES, fit_px=40, largest_px=40),
+            pixels(70, 90),
+            {},
+            r"90 x 70 px.*\n.*2 times the largest of them, 40 px\n.*gdal_retile\.py -ps 40 40",
+        ),
+    ],
+)
+def test_a_scene_of_other_values_than_the_training_is_refused(
+    trained: Reading,
+    values: NDArray[Any],
+    profile: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+) -> None:
+    scene = write(tmp_path / "scene.tif", values)
+    with rasterio.open(scene, "r+") as file:
+        file.scales = profile.get("scales", file.scales)
+        file.offsets = profile.get("offsets", file.offsets)
+    with pytest.raises(InputError, match=words):
+        open_scene(scene, trained)
+
+
+def test_a_band_that_is_named_is_no_alpha(tmp_path: Path, network: CrossEarth) -> None:
+    """GDAL's defaults tag a fourth band of 8 bits as alpha: near infrared is 0 on water."""
+    image = pixels(70, 80, bands=4)
+    image[3, :30] = 0
+    scene = write(tmp_path / "scene.tif", image)
+    with rasterio.open(scene) as file:
+        assert file.colorinterp[3] == ColorInterp.alpha
+    infrared = trained_on(network, tmp_path / "model", Reading((4, 1, 2), "uint8"))
+    [out] = predict([scene], infrared, tmp_path / "map.tif", FLOAT32)
+    assert np.array_equal(read(out)[0], slide(network, image[[3, 0, 1]]).argmax(0).numpy())
+    colours = trained_on(network, tmp_path / "rgb", BYTES)
+    [out] = predict([scene], colours, tmp_path / "map.tif", FLOAT32)
+    assert np.array_equal(read(out)[0] == maps.NODATA, image[3] == 0)
+
+
+def test_the_catalogs_nodata_is_nodata_in_the_map(tmp_path: Path, network: CrossEarth) -> None:
+    image = np.maximum(pixels(70, 80), 1)
+    image[:, :30] = 0
+    image[1, 40:50] = 0
+    black = trained_on(network, tmp_path / "model", replace(BYTES, nodata=0))
+    [out] = predict([write(tmp_path / "scene.tif", image)], black, tmp_path / "map.tif", FLOAT32)
+    assert np.array_equal(read(out)[0] == maps.NODATA, (image == 0).all(0))
+
+
+@pytest.mark.parametrize(("gsd_m", "notes"), [(0.4, []), (None, []), (0.1, ["0.5 m", "0.1 m"])])
+def test_another_resolution_than_the_trainings_is_noted(
+    gsd_m: float | None, notes: list[str], tmp_path: Path, network: CrossEarth
+) -> None:
+    near = trained_on(network, tmp_path / "model", replace(BYTES, gsd_m=gsd_m))
+    [out] = predict([write(tmp_path / "scene.tif", pixels(64, 64))], near, tmp_path / "map.tif", FLOAT32)
+    found = " ".join(json.loads(out.with_suffix(".json").read_text())["notes"])
+    assert all(note in found for note in notes) and bool(found) == bool(notes)
+
+
+@pytest.mark.parametrize(("size", "fit_px"), [((240, 160), 120), ((41, 67), 101), ((64, 64), 64)])
+def test_a_model_of_fitted_tiles_maps_at_their_scale(
+    size: tuple[int, int], fit_px: int, tmp_path: Path, network: CrossEarth
+) -> None:
+    image = pixels(*size)
+    scene = write(tmp_path / "scene.tif", image)
+    fitting = trained_on(network, tmp_path / "model", replace(BYTES, fit_px=fit_px, largest_px=max(size)))
+    [out] = predict([scene], fitting, tmp_path / "map.tif", replace(FLOAT32, probabilities=True))
+    small = [max(1, round(side * fit_px / max(size))) for side in size]
+    seen, _ = fit(image, np.ones(size, bool), small[1], small[0])
+    labels = slide(network, seen).argmax(0).numpy()
+    nearest = [
+        ((np.arange(side) + 0.5) * less / side).astype(int) for side, less in zip(size, small, strict=True)
+    ]
+    with rasterio.open(out) as file:
+        assert np.array_equal(file.read(1), labels[np.ix_(*nearest)])
+        assert file.transform == HALF_METRE
+    with rasterio.open(tmp_path / "map.probabilities.tif") as file:
+        # equal shares in a byte are ties
+        assert np.mean(file.read().argmax(0) == labels[np.ix_(*nearest)]) > 0.9
+
+
+def test_the_command_says_what_it_read(
+    tmp_path: Path, deep_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(64, 64, 4, "uint16"))
+    model_commands.predict([scene], str(deep_model), tmp_path / "map.tif", device="cpu")
+    said = capsys.readouterr().out
+    assert "scene.tif: bands 4, 3, 2 (the model's), values 0 to 3000 (the model's)\n" in said
+
+
+def test_a_log_without_letters_for_a_name_ends_no_command(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = write(tmp_path / "Zürich.tif", pixels(64, 64))
+    maps_dir = tmp_path / "地図"
+    maps_dir.mkdir()
+    log = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", log)
+    command = ["crossearth", "predict", str(scene), str(scene), "--model", str(model), "--out", str(maps_dir)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    log.seek(0)
+    assert f"wrote {tmp_path}/\\u5730\\u56f3/Z\\xfcrich.tif" in log.read()
+
+
+def test_probabilities_are_shares_of_the_scores(tmp_path: Path, model: Path, network: CrossEarth) -> None:
+    image = np.maximum(pixels(100, 90), 1)
+    image[:, :5] = 0
+    scene = write(tmp_path / "scene.tif", image, nodata=0)
+    predict([scene], model, tmp_path / "map.tif", PredictConfig(probabilities=True, precision="float32"))
+    with rasterio.open(tmp_path / "map.probabilities.tif") as source:
+        assert source.descriptions == tuple(CLASSES)
+        assert source.crs == UTM
+        assert source.nodata == 255
+        stored = source.read()
+        shares = stored * source.scales[0]
+    scores = slide(network, image).numpy()
+    assert (stored[:, :5] == 255).all()
+    np.testing.assert_allclose(shares[:, 5:], (scores / scores.sum(0))[:, 5:], atol=0.5 / 254 + 1e-4)
+
+
+def test_probabilities_of_an_earlier_map_go_with_it(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(64, 64))
+    for probabilities in (True, False):
+        predict([scene], model, tmp_path / "map.tif", replace(FLOAT32, probabilities=probabilities))
+        assert (tmp_path / "map.probabilities.tif").exists() == probabilities
+
+
+@pytest.mark.parametrize(
+    ("place", "note"),
+    [
+        ({"crs": None, "transform": None}, "no CRS"),
+        ({"transform": None}, "no place on the Earth"),
+        ({"crs": CRS.from_wkt('LOCAL_CS["plan",UNIT["metre",1]]')}, "no place on the Earth"),
+        ({"transform": HALF_METRE @ Affine.rotation(30)}, "rotated"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_any_place_on_the_ground_works_and_the_report_says_what_is_unusual(
+    tmp_path: Path, model: Path, place: dict[str, Any], note: str
+) -> None:
+    placeless = place.get("transform", HALF_METRE) is None
+    with rasterio.Env(), pytest.warns() if placeless else nullcontext():
+        scene = write(tmp_path / "scene.tif", pixels(70, 80), **place)
+    [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    report = json.loads((tmp_path / "map.json").read_text())
+    assert any(note in line for line in report["notes"])
+    assert not any("geographic" in line for line in report["notes"])
+    if note == "rotated":
+        with rasterio.open(out) as source:
+            assert source.transform.almost_equals(place["transform"])
+        assert report["pixel_area_m2"] == pytest.approx(0.25, rel=1e-3)
+    else:
+        assert report["pixel_area_m2"] is None
+        assert report["classes"][0]["area_m2"] is None
+
+
+def test_areas_are_the_grounds_row_by_row(tmp_path: Path, model: Path) -> None:
+    """Two classes, one north, one south of 60 degrees: web Mercator says they are equally large."""
+    earth = 6_378_137
+    scene = write(
+        tmp_path / "scene.tif",
+        pixels(70, 80),
+        crs=CRS.from_epsg(3857),
+        transform=Affine(20_000, 0, 0, 0, -20_000, earth * math.asinh(math.tan(math.radians(60))) + 700_000),
+    )
+    grid = open_scene(scene).grid
+    tally = maps.Tally(grid)
+    for top in (0, 35):
+        tally.add(top, np.full((35, 80), int(top > 0), np.uint8))
+    north, south = tally.areas_m2[:2]
+    middle = [
+        math.degrees(math.atan(math.sinh(math.asinh(math.tan(math.radians(60))) + shift / earth)))
+        for shift in (350_000, -350_000)
+    ]
+    expected = [35 * 80 * 4e8 * math.cos(math.radians(latitude)) ** 2 for latitude in middle]
+    assert [north, south] == pytest.approx(expected, rel=0.01)
+    predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    report = json.loads((tmp_path / "map.json").read_text())
+    assert sum(entry["area_m2"] for entry in report["classes"]) == pytest.approx(north + south)
+    assert report["pixel_area_m2"] == pytest.approx((north + south) / (70 * 80))
+
+
+def test_a_crs_that_geotiff_cannot_tell_survives_into_the_map(tmp_path: Path, model: Path) -> None:
+    turned = CRS.from_string("+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10")
+    place = {"crs": turned, "transform": Affine(0.01, 0, 1, 0, -0.01, 2)}
+    scene = write(tmp_path / "scene.tif", pixels(70, 80), **place)
+    folder = tmp_path / "out"
+    [out] = predict([scene], model, folder / "map.tif", replace(FLOAT32, probabilities=True))
+    for raster in (out, folder / "map.probabilities.tif"):
+        with rasterio.open(raster) as source:
+            assert (source.crs, source.transform) == (turned, place["transform"])
+    assert json.loads((folder / "map.json").read_text())["pixel_area_m2"] > 1e5
+    assert not list(folder.glob("ids*"))
+    predict([write(tmp_path / "scene.tif", pixels(70, 80))], model, out, FLOAT32)
+    assert not list(folder.glob("map.probabilities*"))
+    with rasterio.open(out) as source:
+        assert source.crs == UTM
+
+
+def test_class_names_reach_gdal(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(70, 80))
+    [out] = predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    copy = tmp_path / "copy.png"
+    rasterio.shutil.copy(
+        out, copy, driver="PNG"
+    )  # PNG has no class names: GDAL writes those it knows beside it
+    assert "<Category>water</Category>" in copy.with_suffix(".png.aux.xml").read_text()
+
+
+def test_a_folder_of_scenes_and_several_scenes(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    write(folder / "a.tif", pixels(70, 80))
+    write(folder / "b.png", pixels(64, 64), driver="PNG", crs=None, transform=None)
+    (folder / "notes.txt").write_text("no scene")
+    other = write(tmp_path / "c.tif", pixels(70, 80))
+    out = tmp_path / "out"
+    assert predict([folder, other], model, out, FLOAT32) == [out / "a.tif", out / "b.tif", out / "c.tif"]
+    assert {path.suffix for path in out.iterdir()} == {".tif", ".xml", ".png", ".json"}
+
+
+def test_a_folder_may_be_called_as_a_map(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(64, 64))
+    out = tmp_path / "maps.tif"
+    out.mkdir()
+    assert predict([scene], model, out, FLOAT32) == [out / "scene.tif"]
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(100, 120))
+    for name in ("one", "two"):
+        predict([scene], model, tmp_path / name / "map.tif", PredictConfig(probabilities=True))
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_folders_are_searched_and_earlier_maps_in_them_are_no_scenes(tmp_path: Path, model: Path) -> None:
+    scenes, maps_in = tmp_path / "scenes", tmp_path / "scenes" / "maps"
+    (scenes / "deeper").mkdir(parents=True)
+    write(scenes / "a.tif", pixels(64, 64))
+    write(scenes / "deeper" / "b.jp2", pixels(64, 64), driver="JP2OpenJPEG")
+    write(scenes / "deeper" / "b-BROWSE.jpg", pixels(8, 8), driver="JPEG", crs=None, transform=None)
+    (scenes / "._a.tif").write_bytes(b"\0" * 99)
+    for _ in range(2):
+        written = predict([scenes], model, maps_in, PredictConfig(probabilities=True))
+        assert written == [maps_in / "a.tif", maps_in / "b.tif"]
+
+
+GCPS = [GroundControlPoint(row, col, 500_000 + col, 5_000_000 - row, 0) for row in (0, 64) for col in (0, 80)]
+ONES = [1.0] * 20
+RPCS = RPC(1, 1, 1, 1, ONES, ONES, 1, 1, 1, 1, ONES, ONES, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [({"gcps": GCPS, "crs": UTM}, "ground control points"), ({"rpcs": RPCS}, "an RPC model")],
+)
+def test_a_map_keeps_the_control_points_of_its_scene(
+    place: dict[str, Any], words: str, tmp_path: Path, model: Path
+) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(64, 80), **{"crs": None, "transform": None} | place)
+    command = ["predict", str(scene), "--model", str(model), "--out", str(tmp_path / "map.tif")]
+    result = CliRunner().invoke(app, command)
+    assert f"scene.tif: the scene is placed by {words} only" in result.output, result.output
+    with rasterio.open(scene) as before, rasterio.open(tmp_path / "map.tif") as after:
+        assert (after.gcps[1], after.rpcs) == (before.gcps[1], before.rpcs)
+        assert list(map(str, after.gcps[0])) == list(map(str, before.gcps[0]))
+        assert after.transform.is_identity
+
+
+def test_a_damaged_scene_is_refused_in_gdals_words(tmp_path: Path, model: Path) -> None:
+    raw = write(tmp_path / "raw.dat", pixels(64, 64), driver="ENVI")
+    raw.write_bytes(raw.read_bytes()[:6000])
+    jpeg = write(tmp_path / "scene.jpg", pixels(640, 640), driver="JPEG", crs=None, transform=None)
+    content = bytearray(jpeg.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 300] = np.random.default_rng(0).integers(0, 256, 300, np.uint8).tobytes()
+    jpeg.write_bytes(content)
+    for scene, words in ((raw, "truncated: 6000 bytes"), (jpeg, "libjpeg: Corrupt JPEG data")):
+        with pytest.raises(InputError, match=words):
+            predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    assert not (tmp_path / "map.tif").exists()
+
+
+def test_one_file_per_band_names_the_command(tmp_path: Path, model: Path) -> None:
+    for band in ("B02", "B03", "B04"):
+        write(tmp_path / f"S2_{band}.tif", pixels(64, 64, bands=1))
+    wanted = r"gdalbuildvrt -separate \S+S2_rgb\.vrt \S+S2_B04\.tif \S+S2_B03\.tif \S+S2_B02\.tif"
+    with pytest.raises(InputError, match=wanted):
+        predict([tmp_path / "S2_B03.tif"], model, tmp_path / "map.tif", FLOAT32)
+
+
+def test_a_range_is_not_estimated_from_overviews(tmp_path: Path) -> None:
+    values = np.zeros((3, 2048, 2048), np.uint16)
+    values[:, ::2, ::2] = 4000
+    write(tmp_path / "plain.tif", values)
+    rasterio.shutil.copy(
+        tmp_path / "plain.tif", tmp_path / "cog.tif", driver="COG", overview_resampling="AVERAGE"
+    )
+    ranges = [open_scene(tmp_path / name).reading.value_range for name in ("plain.tif", "cog.tif")]
+    assert ranges[0] == ranges[1]
+
+
+def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:
+    good = write(tmp_path / "good.tif", pixels(70, 80))
+    gray = write(tmp_path / "gray.tif", pixels(70, 80, bands=1))
+    waves = write(tmp_path / "waves.tif", np.zeros((3, 70, 80), np.complex64))
+    shares = write(tmp_path / "good.probabilities.tif", pixels(70, 80))
+    loud = write(tmp_path / "GOOD.TIF", pixels(70, 80))
+    picture = write(tmp_path / "picture.png", pixels(70, 80), driver="PNG", crs=None, transform=None)
+    text = tmp_path / "text.tif"
+    text.write_text("no raster")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    write(twin / "good.tif", pixels(70, 80))
+    before = sorted(tmp_path.rglob("*"))
+    out, folder = tmp_path / "map.tif", tmp_path / "maps"
+    cases: list[tuple[list[Path], Path, PredictConfig, str]] = [
+        ([gray], out, FLOAT32, "1 band, asked for three"),
+        ([waves, gray], folder, FLOAT32, "(?s)complex numbers.*1 band, asked for three"),
+        ([good], out, PredictConfig(bands=(1, 2, 7)), "3 bands, asked for band 7"),
+        ([waves], out, FLOAT32, "complex numbers"),
+        ([text], out, FLOAT32, "not an image that can be read"),
+        ([tmp_path / "absent.tif"], out, FLOAT32, "no such scene"),
+        ([empty], folder, FLOAT32, "no scene in the folder"),
+        ([], folder, FLOAT32, "no scene given"),
+        ([good, twin], folder, FLOAT32, "two scenes would give"),
+        ([good, shares], folder, FLOAT32, r"two scenes would give .*good\.probabilities\.tif"),
+        ([good, loud], folder, FLOAT32, "(?i)two scenes would give .*good.tif"),
+        ([good, gray], out, FLOAT32, "one map, but several scenes"),
+        ([good], tmp_path / "map.jpg", FLOAT32, "ends in .tif"),
+        ([good], good, FLOAT32, "would replace the scene"),
+        ([good], tmp_path, FLOAT32, "would replace the scene"),
+        ([picture], tmp_path / "picture.tif", FLOAT32, "would replace the scene"),
+        ([good], out, PredictConfig(backbone=tmp_path / "x"), "no shared backbone"),
+    ]
+    for scenes, target, config, message in cases:
+        with pytest.raises(InputError, match=message):
+            predict(scenes, model, target, config)
+    with pytest.raises(InputError, match="no such model"):
+        predict([good], tmp_path / "absent", out, FLOAT32)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_maps_of_an_earlier_run_are_replaced(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(70, 80), crs=None, transform=None)
+    out = tmp_path / "map.tif"
+    foreign = {
+        "map.tif": lambda path: write(path, pixels(70, 80)),
+        "map.json": lambda path: path.write_text('{"scene": "mine"}'),
+        "map.png": lambda path: path.write_bytes(b"a picture"),
+        "map.probabilities.tif": lambda path: path.write_bytes(b"a raster"),
+    }
+    for name, make in foreign.items():
+        make(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(InputError, match=f"{name}: it was not written by crossearth predict"):
+            predict([scene], model, out, FLOAT32)
+        assert (tmp_path / name).read_bytes() == before
+        (tmp_path / name).unlink()
+    for name in ("map.tif.ovr", "map.tif.msk"):
+        (tmp_path / name).write_bytes(b"of an earlier map")
+        with pytest.raises(InputError, match=f"{name}: GDAL would read it with the new map"):
+            predict([scene], model, out, FLOAT32)
+        (tmp_path / name).unlink()
+    predict([scene], model, out, FLOAT32)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    out.unlink()  # a kill before the last file, the map
+    predict([scene], model, out, FLOAT32)
+    with warnings.catch_warnings(action="error"):
+        predict([scene], model, out, FLOAT32)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bands": (1, 2)}, {"bands": (0, 1, 2)}, {"value_range": (5.0, 5.0)}, {"batch_size": 0}]
+)
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        PredictConfig(**wrong)
+
+
+def test_a_broken_scene_does_not_keep_the_others_from_being_mapped(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = [write(tmp_path / f"{name}.tif", pixels(300, 200), compress="deflate") for name in "abcd"]
+    scenes[0].write_text("no raster")
+    scenes[2].write_bytes(scenes[2].read_bytes()[: scenes[2].stat().st_size * 2 // 3])
+    out = tmp_path / "maps"
+    out.mkdir()
+    command = ["crossearth", "predict", *map(str, scenes), "--model", str(model), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    assert "2 of 4 scenes are not mapped" in said.err
+    assert f"{scenes[0]}: not an image" in said.err
+    assert f"{scenes[2]}: cannot read its pixels" in said.err
+    assert said.out.count("wrote") == 2
+    assert {path.name for path in out.glob("*.tif")} == {"b.tif", "d.tif"}
+    addresses = [str(scene) for scene in scenes[:2]]
+    with pytest.raises(PartlyDoneError, match="1 of 2 scenes are not mapped") as partly:
+        predict_scenes(addresses, str(model), str(tmp_path / "pod"), {"device": "cpu"})
+    assert partly.value.done == [tmp_path / "pod" / "b.tif"]
+
+
+def test_a_scene_cut_in_the_middle_leaves_no_map(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(300, 200), compress="deflate")
+    scene.write_bytes(scene.read_bytes()[: scene.stat().st_size * 2 // 3])
+    with pytest.raises(InputError, match=r"cannot read its pixels, .*: TIFFFillStrip"):
+        predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    assert sorted(tmp_path.iterdir()) == [scene]
+
+
+def test_an_interrupt_leaves_the_old_map_and_no_half_file(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(3000, 3000))
+    out = tmp_path / "out"
+    predict([write(tmp_path / "small.tif", pixels(64, 64))], model, out / "map.tif", FLOAT32)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    program = (
+        # a shell's background jobs ignore SIGINT, and so would this
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "import sys; from pathlib import Path; from crossearth.components.predict.step import predict;"
+        "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", program, str(scene), str(model), str(out / "map.tif")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while not list(out.glob(".map.*/ids.tif")):
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_full_disk_leaves_no_map(tmp_path: Path, model: Path) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(300, 400))
+    program = (
+        "import resource, sys; from pathlib import Path; from crossearth.components.predict.step import predict;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+        "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", program, str(scene), str(model), str(tmp_path / "map.tif")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "CannotWriteError" in done.stderr
+    assert "cannot write the map" in done.stderr
+    assert sorted(tmp_path.iterdir()) == [scene]
+
+
+def test_blocks_lost_on_the_way_to_the_disk_are_noticed(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = write(tmp_path / "scene.tif", pixels(70, 80))
+    monkeypatch.setattr(maps, "count_pixels", lambda _: np.zeros(256, np.int64))
+    with pytest.raises(InputError, match="not what was written"):
+        predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    assert sorted(tmp_path.iterdir()) == [scene]
+
+
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert sliding.choose_precision("auto", "cpu") is torch.float32
+    assert sliding.choose_precision("auto", "cuda:0") is torch.bfloat16
+    assert sliding.choose_precision("bfloat16", "cpu") is torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert sliding.choose_precision("auto", "cpu") is torch.bfloat16
+    assert sliding.choose_precision("float32", "cuda") is torch.float32
+
+
+def test_out_of_memory_names_what_to_change(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(CrossEarth, "forward", forward)
+    scene = write(tmp_path / "scene.tif", pixels(64, 64))
+    with pytest.raises(InputError, match=r"(?s)out of memory on cpu: batch_size 1.*lower --batch-size"):
+        predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    assert sorted(tmp_path.iterdir()) == [scene]
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+def test_an_absent_device_is_refused(device: str) -> None:
+    with pytest.raises(InputError, match=f"device: '{device}'"):
+        choose_device(device)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        None,
+        "[",
+        "flavors: {sklearn: {}}",
+        "flavors: {python_function: {artifacts: [model]}}",
+        "flavors: {python_function: {artifacts: {model: {path: ../../model}}}}",
+    ],
+)
+def test_a_registered_model_of_another_kind_is_refused(
+    described: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if described is not None:
+        (tmp_path / "MLmodel").write_text(described)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setattr(registry, "connect", lambda uri: None)
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda **_: str(tmp_path))
+    with (
+        pytest.raises(InputError, match="is a model of another kind"),
+        registry.fetch_model("models:/crossearth-town@champion"),
+    ):
+        pass
+
+
+def test_a_model_of_the_registry_is_fetched_with_its_backbone(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    used: list[tuple[Path, Path | None]] = []
+    shared = tmp_path / "backbone.safetensors"
+
+    @contextmanager
+    def fetch_model(uri: str) -> Iterator[tuple[Path, Path]]:
+        asked.append(uri)
+        yield model, shared
+
+    def run(scenes: list[Path], model: Path, out: Path, config: PredictConfig) -> list[Path]:
+        used.append((model, config.backbone))
+        return []
+
+    monkeypatch.setattr(registry, "fetch_model", fetch_model)
+    monkeypatch.setattr(step, "predict", run)
+    model_commands.predict(
+        [tmp_path / "scene.tif"], "models:/crossearth-potsdam-rgb@champion", tmp_path / "map.tif"
+    )
+    assert asked == ["models:/crossearth-potsdam-rgb@champion"]
+    assert used == [(model, shared)]
+
+
+def test_weights_stored_in_bfloat16_give_the_scores_of_autocast(model: Path, network: CrossEarth) -> None:
+    loaded = sliding.load_network(model, "bfloat16", "cpu")
+    assert loaded.network.backbone.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+    windows_B3HW = torch.from_numpy(pixels(64, 64))[None]
+    rounded_in_every_pass = sliding.Loaded(network, torch.bfloat16, CLASSES, PALETTE, {})
+    expected = sliding.window_scores(rounded_in_every_pass, windows_B3HW)
+    assert torch.equal(sliding.window_scores(loaded, windows_B3HW), expected)
+
+
+def test_strips_are_the_rows_of_the_scene(tmp_path: Path) -> None:
+    whole, tops = pixels(300, 70), [0, 43, 86, 129, 172, 215, 236]
+    scene = open_scene(write(tmp_path / "scene.tif", whole))
+    with read_strips(scene, tops, 64) as strips:
+        held = list(strips)
+    for top, strip in zip(tops, held, strict=True):
+        assert np.array_equal(strip.image, whole[:, top : top + 64])

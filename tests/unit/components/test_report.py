@@ -1,0 +1,339 @@
+"""The report's files: numbers, headings, what is missing, what is refused (the page: tests/browser)."""
+
+import csv
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from results_factory import write_benchmark, write_fake_results
+from rich.console import Console
+
+from crossearth.components.cli import app as cli
+from crossearth.components.cli import model_commands
+from crossearth.components.evaluate.results import COLUMNS, metric_name, read_results, write_results
+from crossearth.components.report import show, step
+from crossearth.components.report.show import benchmark, run
+from crossearth.components.report.step import ReportConfig, report
+from crossearth.components.report.summary import summarise
+from crossearth.components.runtime.palette import SAFE, safe_palette
+from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.errors import InputError
+
+CONFIG = ReportConfig(replicates=100)
+
+
+@pytest.fixture
+def no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_track", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
+    """Results of all recipes."""
+    folder = tmp_path_factory.mktemp("scores")
+    write_benchmark(folder, catalog)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "scores.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_settings_in_the_catalogs_order(
+    scores: Path, catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    folder = report([scores], catalog, tmp_path / "report", CONFIG)
+    table = rows(folder)
+    assert tuple(table[0]) == COLUMNS
+    assert list(dict.fromkeys(row["setting"] for row in table)) == list(catalog.settings)
+    markdown = (folder / "scores.md").read_text()
+    assert "Synthetic miniatures · selection: last" in markdown and "not comparable with" in markdown
+    assert "published |" not in markdown
+    for row in table:
+        if row["class"] == "mean":
+            assert f"| {100 * float(row['iou']):.1f} |" in markdown
+
+
+def test_equal_inputs_give_equal_bytes(
+    scores: Path, catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    one, other = (report([scores], catalog, tmp_path / name, CONFIG) for name in ("one", "other"))
+    for name in ("scores.csv", "scores.md", "index.html"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_partial_results_say_what_is_missing(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    write_benchmark(tmp_path / "scores", catalog, 2)
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert "## Not scored" in (folder / "scores.md").read_text()
+    assert "Trf2Tms" in (folder / "scores.md").read_text()
+    with pytest.raises(InputError, match=r"of 32 settings have no result: .*Trf2Tms"):
+        report([tmp_path / "scores"], catalog, tmp_path / "all", replace(CONFIG, require_all=True))
+    assert not (tmp_path / "all").exists()
+
+
+def test_absent_classes_are_blank(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("loveda-urban")
+    result = write_fake_results(tmp_path / "scores", catalog, recipe, absent=(4,))
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    row = next(row for row in rows(folder) if row["class"] == "barren")
+    assert (row["iou"], row["pixels"]) == ("", "0")
+    (setting,) = summarise([result], catalog, 100).lines
+    assert setting.iou[4] is None
+    present = [iou for iou in setting.iou if iou is not None]
+    assert setting.miou == pytest.approx(np.mean(present))
+
+
+def test_a_mean_counts_the_settings_that_are_in_it(catalog: Catalog, tmp_path: Path) -> None:
+    scored, other = (
+        write_fake_results(tmp_path / name, catalog, catalog.recipe(name))
+        for name in ("casid-sub", "casid-tem")
+    )
+    nothing = tuple((0,) * len(other.classes) for _ in other.classes)
+    blank = replace(other, settings=tuple(replace(each, confusion=nothing) for each in other.settings))
+    means, both = (summarise(results, catalog, 0).overall for results in ([scored], [scored, blank]))
+    assert both == means
+
+
+def test_seeds_give_mean_deviation_and_interval(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    results = [
+        write_fake_results(tmp_path / "scores" / f"seed{seed}", catalog, recipe, seed=seed)
+        for seed in (0, 1, 2)
+    ]
+    values = [result.scores(result.settings[0]).headline for result in results]
+    (line,) = summarise(results, catalog, 1000).lines
+    assert line.miou == pytest.approx(np.mean(values))
+    assert line.deviation == pytest.approx(np.std(values, ddof=1))
+    assert line.low is not None and line.high is not None and line.low < line.miou < line.high
+    assert line.seeds == (0, 1, 2)
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert len([row for row in rows(folder) if row["class"] == "mean"]) == 3
+    assert "seed: 0, 1, 2" in (folder / "scores.md").read_text()
+    accuracy = np.mean([result.scores(result.settings[0]).accuracy for result in results])
+    assert f'<td class="n wide">{100 * accuracy:.1f}</td>' in (folder / "index.html").read_text()
+
+
+def test_one_drawn_seed_makes_a_line_synthetic(catalog: Catalog, tmp_path: Path) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    results = [
+        write_fake_results(tmp_path / provenance, catalog, recipe, seed=seed, provenance=provenance)
+        for seed, provenance in enumerate(("publisher", "synthetic"))
+    ]
+    (line,) = summarise(results, catalog, 0).lines
+    assert line.provenance == "synthetic" and line.published is None
+
+
+def test_two_results_for_one_seed_are_refused(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    for name in ("one", "other"):
+        write_fake_results(tmp_path / "scores" / name, catalog, recipe)
+    with pytest.raises(InputError, match="two results for A2S"):
+        report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+
+
+def test_seeds_on_different_tiles_are_refused(catalog: Catalog, tmp_path: Path) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    one = write_fake_results(tmp_path / "one", catalog, recipe)
+    other = write_fake_results(tmp_path / "other", catalog, recipe, seed=1)
+    other = replace(other, settings=tuple(replace(each, manifest_digest="f" * 64) for each in other.settings))
+    with pytest.raises(InputError, match="different tiles"):
+        summarise([one, other], catalog, 0)
+
+
+def test_two_selection_rules_are_two_lines(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    for rule in ("last", "best-source"):
+        write_fake_results(tmp_path / "scores" / rule, catalog, recipe, selection=rule)
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    text = (folder / "scores.md").read_text()
+    assert "| A2S |" in text and "selection |" in text and "held-out scenes of the source" in text
+
+
+def test_the_publishers_data_stands_beside_published_scores(
+    catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    write_fake_results(tmp_path / "scores", catalog, catalog.recipe("potsdam-irrg"), provenance="publisher")
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    table = {(row["setting"], row["class"]): row for row in rows(folder)}
+    assert float(table["P(i)2V", "mean"]["published"]) == pytest.approx(0.675)
+    assert float(table["P(i)2V", "building"]["published"]) == pytest.approx(0.917)
+    assert table["P(i)2P(i)", "mean"]["published"] == ""
+    text = (folder / "scores.md").read_text()
+    assert "Real imagery" in text and "| 67.5 | table |" in text and "ynthetic" not in text
+
+
+def test_a_users_setting_comes_last(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    own = replace(recipe.settings[0], abbr="mine", id="mine")
+    write_fake_results(tmp_path / "scores", catalog, recipe)
+    result = read_results(tmp_path / "scores")
+    extra = replace(result.settings[0], setting=own.abbr)
+    write_results(replace(result, settings=(extra, *result.settings)))
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert list(dict.fromkeys(row["setting"] for row in rows(folder))) == ["A2S", "mine"]
+
+
+def test_names_from_outside_cannot_become_html(catalog: Catalog, tmp_path: Path, no_tracking: None) -> None:
+    recipe = catalog.recipe("whu-aerial")
+    result = write_fake_results(tmp_path / "scores", catalog, recipe)
+    evil = "<script>alert(1)</script>"
+    hostile = replace(result.settings[0], setting=evil, source=evil)
+    write_results(replace(result, settings=(hostile,), lineage={**result.lineage, "x": evil}))
+    text = (report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG) / "index.html").read_text()
+    assert evil not in text
+
+
+def test_the_command_line_refuses_partial_results_on_request(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tracking: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_benchmark(tmp_path / "seed0", catalog, 2)
+    write_benchmark(tmp_path / "seed1", catalog, 2, seed=1)
+    monkeypatch.setattr(sys, "argv", ["crossearth", "report", "seed0", "seed1", "--require-all"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2 and not (tmp_path / "artifacts").exists()
+    monkeypatch.setattr(sys, "argv", ["crossearth", "report", "seed0", "seed1", "--against", "seed1"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    text = (tmp_path / "artifacts" / "report" / "index.html").read_text()
+    assert "seed: 0, 1." in text and "Compared with other results" in text and "Not scored (" in text
+
+
+def test_no_results_and_damaged_results_are_named(catalog: Catalog, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no results here"):
+        report([tmp_path], catalog, tmp_path / "report", CONFIG)
+    write_fake_results(tmp_path / "scores" / "a", catalog, catalog.recipe("whu-aerial"))
+    details = tmp_path / "scores" / "a" / "details.json"
+    details.write_text(details.read_text()[:-40])
+    with pytest.raises(InputError, match=r"details\.json: not JSON"):
+        report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("swap", ["another recipe's", "another schema", "gone"])
+def test_counts_that_are_not_the_results_own_are_named(swap: str, catalog: Catalog, tmp_path: Path) -> None:
+    write_fake_results(tmp_path / "scores", catalog, catalog.recipe("whu-aerial"))
+    write_fake_results(tmp_path / "other", catalog, catalog.recipe("whu-aerial"), seed=1)
+    (table,) = (tmp_path / "scores" / "tiles").iterdir()
+    if swap == "another recipe's":
+        shutil.copy(tmp_path / "other" / "tiles" / table.name, table)
+    elif swap == "another schema":
+        pq.write_table(pa.table({"a": [1]}), table)
+    else:
+        table.unlink()
+    with pytest.raises(InputError, match=rf"{table.name}: .*counts of the tiles.*\n.*evaluate whu-aerial"):
+        report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("spoil", ["gone", "damaged", "no picture", "another checksum"])
+def test_a_picture_that_cannot_be_shown_is_named(spoil: str, catalog: Catalog, tmp_path: Path) -> None:
+    result = write_fake_results(tmp_path / "scores", catalog, catalog.recipe("whu-aerial"))
+    panel = tmp_path / "scores" / result.settings[0].worst[0].file
+    content = bytearray(panel.read_bytes())
+    panel.unlink()
+    if spoil == "damaged":
+        panel.write_bytes(content[: len(content) // 2])
+    elif spoil == "no picture":
+        panel.write_bytes(b"no picture")
+    elif spoil == "another checksum":
+        content[29] ^= 1  # of the header
+        panel.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{panel.name}: the picture is .*\n.*evaluate whu-aerial"):
+        report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    assert not (tmp_path / "report").exists()
+
+
+def test_what_another_program_left_for_the_report_is_named(
+    catalog: Catalog, tmp_path: Path, no_tracking: None
+) -> None:
+    write_fake_results(tmp_path / "scores" / "a", catalog, catalog.recipe("whu-aerial"))
+    (tmp_path / "styles").mkdir()
+    for content, words in (('{"count": 3}', "it was changed"), ("[]", "JSON of a list"), ("{", "not JSON")):
+        (tmp_path / "styles" / "summary.json").write_text(content)
+        with pytest.raises(InputError, match=rf"summary\.json: {words}"):
+            report(
+                [tmp_path / "scores"], catalog, tmp_path / "report", CONFIG, styles_dir=tmp_path / "styles"
+            )
+    assert not (tmp_path / "report").exists()
+
+
+def test_too_few_replicates_are_refused() -> None:
+    with pytest.raises(InputError, match="replicates"):
+        ReportConfig(replicates=10)
+
+
+def test_mlflow_csv_and_page_say_the_same(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from crossearth.components.runtime.tracking import start_run
+
+    uri = f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    results = write_benchmark(tmp_path / "scores", catalog, 2)
+    for result in results:
+        with start_run(result.recipe, key=result.recipe_hash):
+            pass
+    folder = report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
+    client = MlflowClient(uri)
+    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    parent = runs.pop("benchmark")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    page = (folder / "index.html").read_text()
+    charts = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+    drawn = {each["label"]: each["miou"] for each in charts}
+    for row in rows(folder):
+        if row["class"] == "mean":
+            assert parent.data.metrics[metric_name("miou", row["setting"])] == float(row["iou"])
+            assert drawn[row["setting"]] == float(row["iou"])
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
+    written = ("index.html", "metrics.json", "scores.csv", "scores.md")
+    assert artifacts == {f"report/{name}" for name in written}
+
+
+def test_terminal_tables(scores: Path, catalog: Catalog) -> None:
+    console = Console(width=160, record=True, file=StringIO())
+    console.print(benchmark([scores], catalog, 100))
+    console.print(run(read_results(scores / "potsdam-irrg")))
+    text = console.export_text()
+    assert all(abbr in text for abbr in catalog.settings)
+    assert "not comparable with published scores" in text and "low vegetation" in text
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://mlflow.example:5000", "runs:   https://mlflow.example:5000\n"),
+        ("sqlite:///mlflow.db", "runs:   mlflow ui --backend-store-uri sqlite:///mlflow.db\n"),
+    ],
+)
+def test_a_server_of_runs_is_not_started_twice(
+    uri: str, shown: str, scores: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(model_commands, "ARTIFACTS", scores.parent)
+    monkeypatch.setattr(show, "benchmark", lambda *_: "")
+    model_commands.show()
+    assert shown in capsys.readouterr().out
+
+
+def test_safe_colours_stay_near_a_class_sets_own(catalog: Catalog) -> None:
+    for class_set in catalog.class_sets.values():
+        colours = safe_palette(class_set.palette)
+        assert len(set(colours)) == len(class_set.classes) and set(colours) <= set(SAFE)
+    assert safe_palette(["#0000ff", "#00ff00", "#ff0000"]) == ("#0072b2", "#009e73", "#d55e00")
+    assert safe_palette(["#000000"] * 12) == ("#000000",) * 12

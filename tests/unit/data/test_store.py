@@ -1,0 +1,88 @@
+"""What a store says is not believed: its address, and the index that tells which files to fetch."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from domain_factory import write_domain
+
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import digest
+from crossearth.data.tiles import store
+from crossearth.data.tiles.store import FORMAT, StoreConfig, pull, push
+
+FILE = {"path": "train.parquet", "sha256": "0" * 64, "size": 1}
+INDEX = {"format": FORMAT, "domain": "town", "version": "v", "manifests": {"train": "d"}, "files": [FILE]}
+
+
+@pytest.mark.parametrize("url", ["", "s3://", "s3:///a", "http://a/b", "s3://[x", "s3://x]", "a/b"])
+def test_an_address_that_is_no_stores(url: str) -> None:
+    with pytest.raises(InputError, match="not a store"):
+        StoreConfig(url)
+
+
+def sealed(**changes: Any) -> bytes:
+    index = INDEX | changes
+    return json.dumps({**index, "digest": digest(index)}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        *((body, "not an index") for body in (b"", b"[]", b"5", b"{}", b"\xff", b"[" * 100_000)),
+        (sealed().replace(b"town", b"tower"), "its digest is another"),
+        (sealed(format="1"), "another version"),
+        (json.dumps({"format": FORMAT, "digest": digest({"format": FORMAT})}).encode(), "Field required"),
+        (sealed(files=5), "files"),
+        (sealed(files=[]), "without files"),
+        (sealed(files=[5]), "files.0"),
+        (sealed(files=[{"path": "a"}]), "files.0"),
+        (sealed(files=[FILE | {"path": 5}]), "files.0.path"),
+        (sealed(files=[FILE | {"size": "big"}]), "files.0.size"),
+        (sealed(files=[FILE | {"more": 1}]), "unknown key 'more'"),
+        *(
+            (sealed(files=[FILE | {"path": path}]), "leaves the domain's folder")
+            for path in ("../x", "/x", "a/../../x", "", ".", "a\0b")
+        ),
+    ],
+)
+def test_an_index_that_is_none_fetches_nothing(
+    body: bytes, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = SimpleNamespace(
+        get_object=lambda **_: {"Body": io.BytesIO(body)},
+        exceptions=SimpleNamespace(NoSuchKey=FileNotFoundError),
+    )
+    monkeypatch.setattr(store, "_client", lambda config: client)
+    with pytest.raises(InputError, match=problem) as caught:
+        pull("town", StoreConfig("s3://bucket/prefix"), tmp_path)
+    assert str(caught.value).startswith("s3://bucket/prefix/domains/town/latest.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_push_asks_for_the_domains_own_files_and_lists_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_domain(tmp_path / "town", "town", "road", tiles=2)
+    held: dict[str, int] = {}
+
+    def head_object(Bucket: str, Key: str) -> dict[str, int]:
+        if Key not in held:
+            raise ClientError({"Error": {"Code": "404"}}, "HeadObject")
+        return {"ContentLength": held[Key]}
+
+    client = SimpleNamespace(
+        head_object=head_object, put_object=lambda Key, Body, **_: held.update({Key: len(Body)})
+    )
+    monkeypatch.setattr(store, "_client", lambda config: client)
+    there = StoreConfig("s3://bucket/prefix")
+    first = push(tmp_path / "town", there)
+    assert (first.moved_files, first.kept_files) == (5, 0)
+    damaged = next(key for key in held if "/objects/" in key)
+    held[damaged] -= 1
+    again = push(tmp_path / "town", there)
+    assert (again.moved_files, again.kept_files) == (1, 4)
