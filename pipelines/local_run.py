@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from kfp import local
 
-from crossearth.components.cli.terminal import data_dir, style_weights_dir
+from crossearth.components.runtime.places import data_dir, style_weights_dir
 from crossearth.components.runtime.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import alone

@@ -17,7 +17,8 @@ from typing import Annotated
 import typer
 
 from crossearth.components.cli import data_commands, model_commands
-from crossearth.components.cli.terminal import AsJson, ParamsFile, data_dir, err, print_table
+from crossearth.components.cli.terminal import AsJson, ParamsFile, err, print_table
+from crossearth.components.runtime.places import data_dir
 
 app = typer.Typer(
     name="crossearth",

@@ -12,19 +12,16 @@ from typing import Annotated
 import typer
 
 from crossearth.components.cli.terminal import (
-    ARTIFACTS,
     AsJson,
     Catalogs,
     ParamsFile,
     ShardOption,
-    data_dir,
     done,
-    inputs,
     numbers,
     out,
     print_table,
-    style_weights_dir,
 )
+from crossearth.components.runtime.places import ARTIFACTS, data_dir, inputs, style_weights_dir
 
 app = typer.Typer()
 DomainsOrDatasets = Annotated[

@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crossearth.components.cli.terminal import (
-    ARTIFACTS,
     Catalogs,
     ParamsFile,
     done,
-    inputs,
     numbers,
     out,
     print_table,
     print_whole,
-    style_weights_dir,
 )
+from crossearth.components.runtime.places import ARTIFACTS, inputs, style_weights_dir
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -1,23 +1,16 @@
-"""What the commands share: their options, the inputs that these name, and what is printed."""
+"""What the commands share: their options, and what is printed."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from crossearth.components.runtime.params import Params
-    from crossearth.data.catalog.domains import Catalog
-
 out = Console()
 err = Console(stderr=True)
-
-ARTIFACTS = Path("artifacts")
 
 Catalogs = Annotated[
     list[Path] | None,
@@ -28,26 +21,6 @@ ParamsFile = Annotated[
 ]
 ShardOption = Annotated[str, typer.Option(help="Only shard I of N, as I/N, counted from 0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-def data_dir() -> Path:
-    """$CROSSEARTH_DATA, by default ./datasets."""
-    return Path(os.environ.get("CROSSEARTH_DATA", "datasets")).expanduser()
-
-
-def style_weights_dir() -> Path | None:
-    """$CROSSEARTH_STYLE_WEIGHTS: folder of the released style networks, for the engine `ghiasi`."""
-    folder = os.environ.get("CROSSEARTH_STYLE_WEIGHTS")
-    return Path(folder).expanduser() if folder else None
-
-
-def inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:
-    """The numbers, and the catalog with the files that the numbers and the command name."""
-    from crossearth.components.runtime.params import load_params
-    from crossearth.data.catalog.loader import load_catalog
-
-    params = load_params(params_file)
-    return params, load_catalog([*params.catalogs, *(catalogs or [])], data_dir())
 
 
 def done(written: Path | list[Path], next_step: str) -> None:

@@ -18,7 +18,7 @@ from crossearth.components.runtime.palette import safe_palette
 from crossearth.components.runtime.version import git_revision
 from crossearth.data.catalog.domains import Catalog
 
-TEMPLATE = "report_template.html"
+TEMPLATE = "template.html"
 PICTURE_QUALITY = 80
 
 
@@ -44,7 +44,9 @@ def page(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": per_cent, "short": lambda text: str(text)[:10]}
-    template = environment.from_string(files("crossearth.components").joinpath(TEMPLATE).read_text("utf-8"))
+    template = environment.from_string(
+        files("crossearth.components.report").joinpath(TEMPLATE).read_text("utf-8")
+    )
     gaps = list(dict.fromkeys(line.gap for line in summary.lines))
     return template.render(
         summary=summary,

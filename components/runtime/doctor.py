@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from crossearth.components.cli.terminal import style_weights_dir
+from crossearth.components.runtime.places import style_weights_dir
 from crossearth.data.common.errors import without_credentials
 
 Verdict = Literal["fine", "note", "missing"]

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from crossearth.components.cli import terminal
-from crossearth.components.cli.terminal import ARTIFACTS
+from crossearth.components.runtime import places
 from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import ARTIFACTS
 from crossearth.components.runtime.tracking import PIPELINE_RUN
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import parse_yaml
@@ -104,7 +104,7 @@ def _parse(text: str, kind: type, where: str) -> Any:
 
 def inputs() -> tuple[Params, Catalog]:
     """Params and catalog of the run in the working folder."""
-    return terminal.inputs(PARAMS, None)
+    return places.inputs(PARAMS, None)
 
 
 def identity() -> str:

@@ -250,6 +250,6 @@ def code_version() -> str:
 
     As they were when this process first asked: what is edited while it runs is not what it runs.
     """
-    root = Path(__file__).parent.parent
-    sources = sorted(path for folder in PACKAGE_DIRS for path in (root / folder).glob("*.py"))
+    root = Path(__file__).parents[2]
+    sources = sorted(path for folder in PACKAGE_DIRS for path in (root / folder).rglob("*.py"))
     return digest([(path.relative_to(root).as_posix(), sha256_file(path)) for path in sources])[:16]

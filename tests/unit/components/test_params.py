@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from crossearth.components.cli.terminal import data_dir, style_weights_dir
 from crossearth.components.plan.step import numbers
 from crossearth.components.runtime.params import load_params
+from crossearth.components.runtime.places import data_dir, style_weights_dir
 from crossearth.components.train.setup import RUNTIME_FIELDS, TrainConfig
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError

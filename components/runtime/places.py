@@ -1,0 +1,33 @@
+"""Where the inputs of a run lie, and what they say: the data folder, params.yaml, the catalogs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crossearth.components.runtime.params import Params
+    from crossearth.data.catalog.domains import Catalog
+
+ARTIFACTS = Path("artifacts")
+
+
+def data_dir() -> Path:
+    """$CROSSEARTH_DATA, by default ./datasets."""
+    return Path(os.environ.get("CROSSEARTH_DATA", "datasets")).expanduser()
+
+
+def style_weights_dir() -> Path | None:
+    """$CROSSEARTH_STYLE_WEIGHTS: folder of the released style networks, for the engine `ghiasi`."""
+    folder = os.environ.get("CROSSEARTH_STYLE_WEIGHTS")
+    return Path(folder).expanduser() if folder else None
+
+
+def inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:
+    """The numbers, and the catalog with the files that the numbers and the command name."""
+    from crossearth.components.runtime.params import load_params
+    from crossearth.data.catalog.loader import load_catalog
+
+    params = load_params(params_file)
+    return params, load_catalog([*params.catalogs, *(catalogs or [])], data_dir())
