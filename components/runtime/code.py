@@ -1,0 +1,88 @@
+"""Which code a step runs: the digest of the sources that it imports, and of no others.
+
+A step's digest is part of its identity, wherever that is asked: in dvc (through the plan's files), in
+Kubeflow's keys and in what a step takes for done already. So an edit makes stale what runs the edited code,
+and nothing else.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from crossearth.data.common.files import digest, sha256_file
+
+PACKAGE = "crossearth"
+ROOT = Path(__file__).parents[2]
+# these change nothing that a step writes: they tell people and MLflow of it, or stop it
+TELLING = {
+    f"{PACKAGE}.{name}"
+    for name in (
+        "components.runtime.code",
+        "components.runtime.interrupts",
+        "components.runtime.memory",
+        "components.runtime.tracking",
+        "components.runtime.version",
+        "components.train.panel",
+        "data.common.errors",
+        "data.common.progress",
+    )
+}
+
+
+def code_digest(*steps: str) -> str:
+    """Digest of the sources that steps run, 16 hex digits.
+
+    Args:
+        steps: names of folders in components/, each with a `step.py`; or modules of one, such as
+            `styles.coverage`.
+    """
+    modules = [f"{PACKAGE}.components.{step if '.' in step else f'{step}.step'}" for step in steps]
+    return digest([(path.relative_to(ROOT).as_posix(), _sha256(path)) for path in _sources(*modules)])[:16]
+
+
+@cache
+def _sources(*modules: str) -> list[Path]:
+    """Files of modules and of all that they import of ours, with the files beside them that they name."""
+    found: set[Path] = set()
+    todo = list(modules)
+    seen = {*TELLING}
+    while todo:
+        module = todo.pop()
+        path = _path(module)
+        if module in seen or path is None:
+            continue
+        seen.add(module)
+        tree = ast.parse(path.read_bytes())
+        found |= {path, *_named(tree, path)}
+        todo += _imported(tree)
+    return sorted(found)
+
+
+def _path(module: str) -> Path | None:
+    """The source of one of our modules; None where the name is not a module's."""
+    place = ROOT.joinpath(*module.split(".")[1:])
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """Our modules that a source imports, at its top or in a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith(f"{PACKAGE}."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _named(tree: ast.AST, path: Path) -> Iterator[Path]:
+    """Files beside a source that it names, such as a page's template."""
+    beside = {other.name: other for other in path.parent.iterdir() if other.is_file()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in beside:
+            yield beside[node.value]
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return sha256_file(path)
