@@ -1,8 +1,9 @@
 """CrossEarth from Python: `import crossearth` gives what most programs need, and loads it when it is used.
 
-`load_model(folder)` is the network with its weights (`model.weights.checkpoint.load`), `predict(scenes, model,
-out)` maps rasters (`components.predict.step.predict`), `load_catalog(files)` is the benchmark's catalog and yours
-(`data.catalog.loader.load_catalog`), and `__version__` the installed version.
+- `load_model(folder)`: the network with its weights, see `crossearth.model.weights.checkpoint.load`.
+- `predict(scenes, model, out)`: maps of rasters, see `crossearth.components.predict.step.predict`.
+- `load_catalog(files)`: the benchmark's catalog and yours, see `crossearth.data.catalog.loader.load_catalog`.
+- `__version__`: the installed version.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
 """Miniature archives of every dataset, drawn by code and packed as their publishers pack them.
 
 Archive names, folders, file names, label colours or ids, bit depth, file formats and georeference are the
-publishers'; only the pixels are not: they show `components/synthesize/world.py` through each domain's sensor. Readers get
-these archives as they get real ones, and nothing but PROVENANCE.json beside them says what they are.
+publishers'; only the pixels are not: they show the world of `world.py` through each domain's sensor. Readers
+get these archives as they get real ones, and nothing but PROVENANCE.json beside them says what they are.
 
 The raw label values below are the publishers' own and are not taken from the catalog: where the two differ,
 tests and ingest find it.

@@ -1,8 +1,9 @@
 """From files that others published to the network's state: released checkpoints and DINOv2 backbones."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from crossearth.model.crossearth import CrossEarth
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.weights.checkpoint import load_strictly, read_tensors
 from crossearth.model.weights.names import to_ours
-from crossearth.model.weights.pickles import StoredTensor, TorchFile
+from crossearth.model.weights.pickles import read_torch_file
 
 HUB = "https://huggingface.co"
 HUB_NAME = "vit_large_patch14_dinov2.lvd142m"
@@ -61,9 +62,9 @@ def read_released(path: Path) -> Released:
     Raises:
         InputError: not such a file, or it names anything but tensors and known containers.
     """
-    file = TorchFile(path)
-    groups = _groups(file)
-    place = _find(groups, CLASS_HEAD, file.path)
+    content = read_torch_file(path)
+    groups = _groups(content, path)
+    place = _find(groups, CLASS_HEAD, path)
     if place is None:
         names = [name for tensors in groups.values() for name in tensors]
         raise InputError(
@@ -84,9 +85,9 @@ def read_released(path: Path) -> Released:
     training = others | {name: tensor for name, tensor in own.items() if name not in inference}
     return Released(
         path=Path(path),
-        state={name: file.tensor(own[name]).float() for name in sorted(inference)},
-        training={name: file.tensor(training[name]) for name in sorted(training)},
-        meta=_plain(meta) if isinstance(meta := file.root.get("meta"), dict) else {},
+        state={name: own[name].float() for name in sorted(inference)},
+        training={name: training[name] for name in sorted(training)},
+        meta=_plain(meta) if isinstance(meta := content.get("meta"), dict) else {},
         under=_told(place),
         sha256=sha256_file(path),
     )
@@ -124,18 +125,22 @@ def _told(place: tuple[str, str]) -> str:
     return ": ".join(filter(None, place))
 
 
-def _groups(file: TorchFile) -> dict[str, dict[str, StoredTensor]]:
+def _groups(content: Any, path: Path) -> dict[str, dict[str, Tensor]]:
     """Tensors by their names, by the key of the file that they stand under; "" = the file itself."""
-    root = file.root if isinstance(file.root, dict) else {}
+    root = content if isinstance(content, dict) else {}
     groups = {
-        str(key): {str(name): value for name, value in held.items() if isinstance(value, StoredTensor)}
+        str(key): {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
         for key, held in {"": root, **root}.items()
         if isinstance(held, dict)
     }
     if not any(groups.values()):
         raise InputError(
-            "no parameters in it", where=file.path, expected="a state dict, or one under the key state_dict"
+            "no parameters in it", where=path, expected="a state dict, or one under the key state_dict"
         )
+    for name, tensor in chain.from_iterable(tensors.items() for tensors in groups.values()):
+        # a view may repeat its numbers without end, and the first copy of it takes the memory
+        if tensor.numel() > (held := tensor.untyped_storage().nbytes() // tensor.element_size()):
+            raise InputError(f"{name}: {tensor.numel()} numbers, of which the file holds {held}", where=path)
     return groups
 
 
@@ -186,18 +191,16 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         InputError: none of these, or no backbone in it.
     """
     if path.suffix == ".safetensors":
-        groups: dict[str, dict[str, Any]] = {"": dict(read_tensors(path))}
-        read: Callable[[Any], Tensor] = Tensor.detach
+        groups = {"": dict(read_tensors(path))}
     else:
-        file = TorchFile(path)
-        groups, read = _groups(file), file.tensor
+        groups = _groups(read_torch_file(path), path)
     place = _find(groups, PATCH_KERNEL, path)
     state = {}
     if place is not None:
         key, prefix = place
         prefix = prefix.removesuffix("vit.")
         state = {
-            name.removeprefix(prefix).removeprefix("vit."): read(tensor)
+            name.removeprefix(prefix).removeprefix("vit."): tensor
             for name, tensor in groups[key].items()
             if name.startswith(prefix) and not name.startswith(f"{prefix}reins.")
         }

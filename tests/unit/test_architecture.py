@@ -74,5 +74,7 @@ def test_rooms_are_at_most_two_levels_deep_and_all_of_them_are_packages() -> Non
 
 
 def test_the_init_of_a_step_is_empty() -> None:
-    inits = [path for path in SOURCES if path.name == "__init__.py" and len(path.parts) == 3 and path.parent != API]
+    inits = [
+        path for path in SOURCES if path.name == "__init__.py" and len(path.parts) == 3 and path.parent != API
+    ]
     assert not [path for path in inits if (ROOT / path).read_text()], "`crossearth --help` stays light"

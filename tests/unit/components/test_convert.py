@@ -26,7 +26,7 @@ from crossearth.data.common.files import sha256_file
 from crossearth.model.crossearth import NetworkConfig
 from crossearth.model.inference import slide_logits
 from crossearth.model.weights.checkpoint import load, read_meta
-from crossearth.model.weights.pickles import TorchFile
+from crossearth.model.weights.pickles import read_torch_file
 
 CLASSES = ("impervious", "building", "low vegetation", "tree", "car", "clutter")
 TRAINING = {"backbone.reins.high_extractor.conv1.weight": torch.ones(4), "auxiliary_head.w": torch.ones(3)}
@@ -152,8 +152,7 @@ def test_names_and_colours_of_a_class_set_win(recorded: Path) -> None:
 
 
 def test_without_words_of_its_own_the_class_set_must_be_given(recorded: Path, tmp_path: Path) -> None:
-    trained = TorchFile(recorded / "potsdam-source.pth")
-    state = {name: trained.tensor(stored) for name, stored in trained.root["state_dict"].items()}
+    state = read_torch_file(recorded / "potsdam-source.pth")["state_dict"]
     for meta in ({}, [1], {"dataset_meta": {"classes": list("abcdef"), "palette": [[999]] * 6}}):
         torch.save({"state_dict": state, "meta": meta}, recorded / "bare.pth")
         with pytest.raises(InputError, match="--class-set"):

@@ -739,7 +739,8 @@ def test_an_interrupt_leaves_the_old_map_and_no_half_file(tmp_path: Path, model:
 def test_a_full_disk_leaves_no_map(tmp_path: Path, model: Path) -> None:
     scene = write(tmp_path / "scene.tif", pixels(300, 400))
     program = (
-        "import resource, sys; from pathlib import Path; from crossearth.components.predict.step import predict;"
+        "import resource, sys; from pathlib import Path;"
+        "from crossearth.components.predict.step import predict;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
         "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]))"
     )

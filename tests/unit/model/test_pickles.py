@@ -4,8 +4,10 @@ import builtins
 import functools
 import os
 import pickle
+import resource
 import struct
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 from released import write_released
 
 from crossearth.data.common.errors import InputError
-from crossearth.model.weights.pickles import Inert, StoredTensor, TorchFile
+from crossearth.model.weights.pickles import Inert, read_torch_file
+from crossearth.model.weights.release import read_backbone
 
 STATE = {
     "a": torch.arange(12.0).reshape(3, 4),
@@ -41,20 +44,20 @@ def test_tensors_of_an_mmengine_checkpoint_are_read_and_the_rest_is_inert(
     tmp_path: Path, legacy: bool
 ) -> None:
     write_released(tmp_path / "released.pth", STATE, ("road", "tree"), legacy=legacy)
-    file = TorchFile(tmp_path / "released.pth")
-    assert file.root["state_dict"].keys() == STATE.keys()
+    root = read_torch_file(tmp_path / "released.pth")
+    assert root["state_dict"].keys() == STATE.keys()
     for name, tensor in STATE.items():
-        assert torch.equal(file.tensor(file.root["state_dict"][name]), tensor), name
-    assert file.root["meta"]["dataset_meta"]["classes"] == ("road", "tree")
-    assert type(file.root["message_hub"]["log_scalars"]["train/loss"]) is Inert
+        assert torch.equal(root["state_dict"][name], tensor), name
+    assert root["meta"]["dataset_meta"]["classes"] == ("road", "tree")
+    assert type(root["message_hub"]["log_scalars"]["train/loss"]) is Inert
 
 
 def test_parameters_and_views_of_one_storage_are_read(tmp_path: Path) -> None:
     whole = torch.arange(10.0)
     torch.save({"p": torch.nn.Parameter(whole), "tail": whole[6:]}, tmp_path / "x.pth")
-    file = TorchFile(tmp_path / "x.pth")
-    assert torch.equal(file.tensor(file.root["p"]), whole)
-    assert torch.equal(file.tensor(file.root["tail"]), whole[6:])
+    root = read_torch_file(tmp_path / "x.pth")
+    assert torch.equal(root["p"], whole)
+    assert torch.equal(root["tail"], whole[6:])
 
 
 def attacks(mark: Path) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def test_nothing_of_a_hostile_pickle_runs(tmp_path: Path, attack: str, depth: st
     path = tmp_path / "hostile.pth"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(InputError, match="the pickle asks for") as refused:
-        TorchFile(path)
+        read_torch_file(path)
     assert not mark.exists()
     assert str(path) in str(refused.value)
     # the test would be empty if the payload were harmless
@@ -114,6 +117,7 @@ def text(value: str) -> bytes:
 def archive(path: Path, index: bytes, compression: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
     with zipfile.ZipFile(path, "w", compression) as zipped:
         zipped.writestr("archive/data.pkl", index)
+        zipped.writestr("archive/version", "3\n")
         for name, content in members.items():
             zipped.writestr(f"archive/data/{name}", content)
     return path
@@ -125,23 +129,21 @@ FLOATS = STORAGE % word("torch.FloatStorage")
 TRICKS = {
     "a storage class that is a function": STORAGE % word("os.system"),
     "a storage class that is text": STORAGE % text("FloatStorage"),
-    "a storage class that is inert": STORAGE % word("torch.Size"),
+    "a storage class that is inert": STORAGE % word("numpy.ndarray"),
     "a storage that is called": word("torch.FloatStorage") + b"(" + text("touch ran") + b"tR",
     "an outside reference that is a file": text("../../secret") + b"Q",
     "a tensor of text": REBUILD % (text("storage"), b"K\x00", b"(K\x02t", b"(K\x01t"),
     "a tensor beyond its storage": REBUILD % (FLOATS, b"K\x03", b"(K\x02t", b"(K\x01t"),
     "a tensor before its storage": REBUILD % (FLOATS, b"J\xff\xff\xff\xff", b"(K\x02t", b"(K\x01t"),
-    "a tensor of one number, blown up": REBUILD % (FLOATS, b"K\x00", b"(J\xff\xff\xff\x7ft", b"(K\x00t"),
     "a state for a rebuilding class": word("torch._utils._rebuild_tensor_v2") + b"}" + text("x") + b"K\x01sb",
     "a state for a tensor": REBUILD % (FLOATS, b"K\x00", b"(K\x02t", b"(K\x01t")
     + b"}"
     + text("offset")
     + b"K\x09sb",
-    "a state for a storage": FLOATS + b"}" + text("count") + b"K\x7fsb",
-    "a state for the inert class": word("torch.Size")
+    "a state for the inert class": word("numpy.ndarray")
     + b"N}"
     + text("append")
-    + word("torch.Size")
+    + word("numpy.ndarray")
     + b"s\x86b",
     "a class to instantiate": b"(" + text("touch ran") + b"ios\nsystem\n",
     "a class with arguments": word("subprocess.Popen") + text("touch ran") + b"\x85\x81",
@@ -160,20 +162,29 @@ def test_no_trick_of_the_format_gets_through(
     monkeypatch.chdir(tmp_path)
     path = archive(tmp_path / "trick.pth", opcodes(TRICKS[trick]), **{"0": bytes(16)})
     with pytest.raises(InputError, match=r"trick\.pth"):
-        TorchFile(path)
+        read_torch_file(path)
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_one_number_blown_up_to_gigabytes_is_no_parameter(tmp_path: Path) -> None:
+    blown_up = REBUILD % (FLOATS, b"K\x00", b"(J\xff\xff\xff\x7ft", b"(K\x00t")
+    path = archive(
+        tmp_path / "x.pth", opcodes(b"}" + text("pos_embed") + blown_up + b"s"), **{"0": bytes(16)}
+    )
+    with pytest.raises(InputError, match="pos_embed: 2147483647 numbers, of which the file holds 4"):
+        read_backbone(path)
 
 
 def test_the_same_index_without_a_trick_is_read(tmp_path: Path) -> None:
     index = opcodes(REBUILD % (FLOATS, b"K\x01", b"(K\x03t", b"(K\x01t"))
-    file = TorchFile(archive(tmp_path / "x.pth", index, **{"0": struct.pack("<4f", 0, 1, 2, 3)}))
-    assert torch.equal(file.tensor(file.root), torch.tensor([1.0, 2.0, 3.0]))
+    path = archive(tmp_path / "x.pth", index, **{"0": struct.pack("<4f", 0, 1, 2, 3)})
+    assert torch.equal(read_torch_file(path), torch.tensor([1.0, 2.0, 3.0]))
 
 
 def test_inert_classes_stay_as_they_were(tmp_path: Path) -> None:
     before = dict(vars(Inert))
-    slot_state = word("torch.Size") + b")RN}" + text("append") + b"K\x01s\x86b"
-    assert type(TorchFile(archive(tmp_path / "x.pth", opcodes(slot_state))).root) is Inert
+    slot_state = word("numpy.ndarray") + b")RN}" + text("append") + b"K\x01s\x86b"
+    assert type(read_torch_file(archive(tmp_path / "x.pth", opcodes(slot_state)))) is Inert
     assert dict(vars(Inert)) == before
 
 
@@ -189,13 +200,13 @@ def test_inert_classes_stay_as_they_were(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        TorchFile(tmp_path / "x.pth")
+        read_torch_file(tmp_path / "x.pth")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.pth", tmp_path):
         with pytest.raises(InputError, match="cannot read"):
-            TorchFile(path)
+            read_torch_file(path)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +214,13 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_memo_far_ahead_takes_no_memory(tmp_path: Path, legacy: bool, put: bytes) -> None:
-    """CPython makes room for all memos before it: nine bytes took a gibibyte."""
+    """CPython's unpickler makes room for all memos before it: nine bytes would take a gibibyte."""
     path = tmp_path / "x.pth"
     path.write_bytes(opcodes(b"N" + put)) if legacy else archive(path, opcodes(b"N" + put))
-    with pytest.raises(InputError, match=r"memo \d+ within 3 bytes"):
-        TorchFile(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(InputError):
+        assert read_torch_file(path) is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -217,7 +230,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, legacy: bool) -> None:
     for length in range(0, len(whole), 97):
         (tmp_path / "cut.pth").write_bytes(whole[:length])
         with pytest.raises(InputError):
-            TorchFile(tmp_path / "cut.pth")
+            read_torch_file(tmp_path / "cut.pth")
 
 
 def test_a_flipped_bit_in_the_weights_is_found(tmp_path: Path) -> None:
@@ -225,17 +238,14 @@ def test_a_flipped_bit_in_the_weights_is_found(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "x.pth").read_bytes())
     content[content.index(struct.pack("<f", 1.0) * 50) + 40] ^= 1
     (tmp_path / "x.pth").write_bytes(content)
-    file = TorchFile(tmp_path / "x.pth")
     with pytest.raises(InputError, match="CRC"):
-        file.tensor(file.root["a"])
+        read_torch_file(tmp_path / "x.pth")
 
 
 def test_compressed_members_and_missing_storages_are_refused(tmp_path: Path) -> None:
     index = opcodes(REBUILD % (FLOATS, b"K\x00", b"(K\x04t", b"(K\x01t"))
     with pytest.raises(InputError, match="compressed"):
-        TorchFile(archive(tmp_path / "bomb.pth", index, zipfile.ZIP_DEFLATED, **{"0": bytes(16)}))
+        read_torch_file(archive(tmp_path / "bomb.pth", index, zipfile.ZIP_DEFLATED, **{"0": bytes(16)}))
     for members in ({}, {"0": bytes(8)}):
-        file = TorchFile(archive(tmp_path / "short.pth", index, **members))
-        assert isinstance(file.root, StoredTensor)
         with pytest.raises(InputError, match="PyTorch"):
-            file.tensor(file.root)
+            read_torch_file(archive(tmp_path / "short.pth", index, **members))
