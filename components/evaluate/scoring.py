@@ -27,7 +27,7 @@ from crossearth.data.common.prefetch import ahead
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels, window_starts
-from crossearth.model.metrics import confusion_matrix
+from crossearth.model.metrics import ConfusionMatrix
 from crossearth.model.scores import Counts, Headline, class_iou, headline_iou, outcome_counts
 
 Pixels = NDArray[np.uint8]
@@ -80,7 +80,7 @@ class TargetScores:
         seconds: wall time of the pass; network_seconds: the part spent in the network (first process).
     """
 
-    confusion: Counts
+    confusion: Counts = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     tiles: list[ScoredTile] = field(default_factory=list)
     worst: list[Picture] = field(default_factory=list)
     best: list[Picture] = field(default_factory=list)
@@ -116,8 +116,8 @@ def score_target(
     Raises:
         InputError: tiles that are gone or not the ones that were ingested (listed); no labelled pixel at all.
     """
-    num_classes = model.config.num_classes
-    found = TargetScores(np.zeros((num_classes, num_classes), dtype=np.int64))
+    confusion = ConfusionMatrix(model.config.num_classes).to(processes.device)
+    found = TargetScores()
     problems: list[str] = []
     table = remap_table(remap)
     batches = _batches(manifest, batch_size, model)[processes.rank :: processes.size]
@@ -131,13 +131,13 @@ def score_target(
         predicted_BHW = _predict(model, tiles, batch_size)
         found.network_seconds += time.perf_counter() - entered
         for tile, predicted_HW in zip(tiles, predicted_BHW, strict=True):
-            picture = _score(found, tile, predicted_HW, headline)
+            picture = _score(confusion, tile, predicted_HW, headline)
+            found.tiles.append(picture.tile)
             if on_prediction:
                 on_prediction(tile.index, picture.prediction)
             _keep_picture(found, picture, num_pictures)
     found.seconds = time.perf_counter() - started
-    confusion_KK = torch.from_numpy(found.confusion).to(processes.device)
-    found.confusion = processes.sum_tensor(confusion_KK).cpu().numpy()
+    found.confusion = confusion.compute().cpu().numpy()
     _merge(found, problems, processes, num_pictures)
     if problems:
         raise _changed(manifest, problems)
@@ -160,14 +160,11 @@ def _predict(model: CrossEarth, tiles: Sequence[Tile], batch_size: int) -> Tenso
     return predicted_BHW
 
 
-def _score(found: TargetScores, tile: Tile, predicted_HW: Tensor, headline: Headline) -> Picture:
-    """Adds a tile to what was found."""
+def _score(confusion: ConfusionMatrix, tile: Tile, predicted_HW: Tensor, headline: Headline) -> Picture:
+    """Adds a tile to the counts; gives its own."""
     label_HW = torch.from_numpy(tile.label).to(predicted_HW.device)
-    confusion_KK = confusion_matrix(predicted_HW, label_HW, len(found.confusion)).cpu().numpy()
-    found.confusion += confusion_KK
-    counts = outcome_counts(confusion_KK)
+    counts = outcome_counts(confusion(predicted_HW, label_HW).cpu().numpy())
     scored = ScoredTile(tile.index, counts, float(headline_iou(class_iou(counts), headline)))
-    found.tiles.append(scored)
     return Picture(scored, tile.image, tile.label, predicted_HW.cpu().numpy())
 
 

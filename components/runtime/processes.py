@@ -68,12 +68,6 @@ class Processes:
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
-    def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over all processes."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
     def share_first(self, value: Any) -> Any:
         """The first process's value, in every process."""
         box = [value]

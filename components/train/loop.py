@@ -35,7 +35,7 @@ from crossearth.data.tiles.dataset import Batch, TileDataset, TrainingStream
 from crossearth.data.tiles.readers import StuckError, reading
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
-from crossearth.model.metrics import confusion_matrix
+from crossearth.model.metrics import ConfusionMatrix
 from crossearth.model.scores import score
 from crossearth.model.training.multitask import BRANCHES, MultiTask, learning_rate, parameter_groups
 
@@ -328,14 +328,14 @@ class Training:
         """Scores the held-out tiles of the source, and keeps the parameters if they are the best so far."""
         self._refuse_nonfinite()
         tiles = TileDataset(self.job.manifest, self.job.remap, self.job.held_rows)
-        num_classes, device = self.network.config.num_classes, self.processes.device
-        confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        device = self.processes.device
+        confusion = ConfusionMatrix(self.network.config.num_classes).to(device)
         with self._predicting():
             for place in range(self.processes.rank, len(tiles), self.processes.size):
                 item = tiles[place]
                 predicted = predict_labels(self.network, item["image"][None].to(device), batch_size=8)
-                confusion += confusion_matrix(predicted[0], item["label"].to(device), num_classes)
-        counts = self.processes.sum_tensor(confusion).cpu().numpy()
+                confusion.update(predicted[0], item["label"].to(device))
+        counts = confusion.compute().cpu().numpy()
         found = float(np.nan_to_num(score(counts, self.job.class_set.headline).headline))
         self.curves.append({"iteration": self.iteration, "held_out_score": found})
         if run is not None:

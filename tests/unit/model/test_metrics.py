@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import crossearth.data.common.torchvision_ops  # noqa: F401
-from crossearth.model.metrics import confusion_matrix
+from crossearth.model.metrics import ConfusionMatrix, confusion_matrix
 from crossearth.model.scores import (
     bootstrap,
     class_iou,
@@ -71,6 +70,15 @@ def test_one_class_on_36_million_pixels_is_counted_exactly(class_id: int) -> Non
     assert counted[class_id, class_id] == 36_000_000 - 1
     assert counted[class_id, 1] == 1
     assert counted.sum() == 36_000_000
+
+
+def test_a_call_gives_the_batch_and_compute_gives_all_batches() -> None:
+    metric = ConfusionMatrix(3)
+    batches = [torch.tensor([0, 1, 2]), torch.tensor([2, 2, 255])]
+    own = [metric(torch.zeros_like(label), label) for label in batches]
+    assert [matrix[:, 0].tolist() for matrix in own] == [[1, 1, 1], [0, 0, 2]]
+    metric.update(torch.tensor([1]), torch.tensor([1]))
+    assert metric.compute().tolist() == [[1, 0, 0], [1, 1, 0], [3, 0, 0]]
 
 
 def test_ignored_pixels_alone_score_nothing() -> None:
