@@ -60,7 +60,7 @@ POSITIVE_FIELDS = (
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Numbers of a training; the defaults are the method's at 512 px (method.md section 3).
+    """Numbers of a training; the defaults are the method's at 512 px (docs/method.md, section 3).
 
     At 1024 px the method has crop_px 1024, lr 6e-5 and schedule "warmup-poly".
 

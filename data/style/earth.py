@@ -70,7 +70,7 @@ def style_engine(name: str, weights_dir: Path | None = None) -> StyleEngine:
 
 @dataclass(frozen=True)
 class StyleConfig:
-    """Numbers of Earth-Style Injection (method.md section 2).
+    """Numbers of Earth-Style Injection (docs/method.md, section 2).
 
     Attributes:
         engine: "spectral" needs no weights; "ghiasi" is the paper's, with the weights of Jackson et al.

@@ -13,7 +13,7 @@ SCALE_INIT = 0.001
 
 
 class Rein(nn.Module):
-    """Low-rank tokens per block; everything else is shared by all blocks (method.md section 1).
+    """Low-rank tokens per block; everything else is shared by all blocks (docs/method.md, section 1).
 
     Args:
         depth: number of blocks L.

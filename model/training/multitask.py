@@ -58,7 +58,7 @@ BRANCHES: dict[Ablation, Branches] = {
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Numbers of the multi-task loss (method.md section 3).
+    """Numbers of the multi-task loss (docs/method.md, section 3).
 
     Attributes:
         mask_ratio: expected share of blocks that are masked in x_m, 0..1.
