@@ -1,0 +1,87 @@
+"""Which step an edit makes stale: those that import the edited file, and no others."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crossearth.components.runtime import code
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ("data", "model", "components")
+DATA = {"ingest", "validate", "styles", "styles.coverage", "stylize", "train", "evaluate", "report"}
+STEPS = ("synthesize", *sorted(DATA))
+# one file of every folder whose code some step runs
+STALE = {
+    "data/common/config.py": {*STEPS},
+    "data/common/errors.py": set(),
+    "data/catalog/domains.py": {*DATA},
+    "data/catalog/catalog.yaml": set(),
+    "data/raster/archives.py": {"ingest", "styles", "stylize"},
+    "data/tiles/store.py": {"train"},
+    "data/tiles/augment.py": {"train"},
+    "data/style/spectral.py": {"styles", "styles.coverage", "stylize", "train"},
+    "model/crossearth.py": {"train", "evaluate"},
+    "model/layers/rein.py": {"train", "evaluate"},
+    "model/training/losses.py": {"train"},
+    "model/weights/checkpoint.py": {"train", "evaluate"},
+    "components/cli/data_commands.py": set(),
+    "components/convert/step.py": set(),
+    "components/evaluate/scoring.py": {"evaluate"},
+    "components/ingest/scene.py": {"ingest"},
+    "components/plan/step.py": set(),
+    "components/predict/maps.py": set(),
+    "components/register/promotion.py": set(),
+    "components/report/template.html": {"report"},
+    "components/report/page.py": {"report"},
+    "components/runtime/processes.py": {"train", "evaluate"},
+    "components/runtime/tracking.py": set(),
+    "components/styles/step.py": {"styles"},
+    "components/stylize/step.py": {"stylize"},
+    "components/synthesize/synthetic.yaml": {"synthesize"},
+    "components/train/loop.py": {"train"},
+    "components/validate/expectations.py": {"validate"},
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("tree")
+    for layer in LAYERS:
+        shutil.copytree(ROOT / layer, folder / layer, ignore=shutil.ignore_patterns("__pycache__"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code, "ROOT", folder)
+        code._sources.cache_clear()
+        yield folder
+    code._sources.cache_clear()
+    code._sha256.cache_clear()
+
+
+def digests() -> dict[str, str]:
+    code._sha256.cache_clear()
+    return {step: code.code_digest(step) for step in STEPS}
+
+
+@pytest.fixture(scope="module")
+def before(tree: Path) -> dict[str, str]:
+    return digests()
+
+
+@pytest.mark.parametrize("edited", STALE)
+def test_an_edit_makes_stale_what_runs_the_edited_code(
+    edited: str, tree: Path, before: dict[str, str]
+) -> None:
+    path = tree / edited
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n# edited\n")
+    after = digests()
+    path.write_bytes(whole)
+    assert {step for step in STEPS if after[step] != before[step]} == STALE[edited]
+
+
+def test_every_folder_is_edited_once() -> None:
+    folders = {path.parent for layer in LAYERS for path in (ROOT / layer).rglob("*.py")}
+    rooms = {folder.relative_to(ROOT).as_posix() for folder in folders} - {*LAYERS}
+    edited = {str(Path(name).parent) for name in STALE}
+    assert rooms - edited <= {"components/api", "components/prerequisites"}
