@@ -27,6 +27,8 @@ class ConfusionMatrix(Metric):
         self.num_classes = num_classes
         zeros_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("counts", zeros_KK, dist_reduce_fx="sum")
+        # of many processes one may get no batch, of which torchmetrics would warn
+        self.update(zeros_KK[0, :0], zeros_KK[0, :0])
 
     def update(self, predicted: Tensor, label: Tensor) -> None:
         self.counts += confusion_matrix(predicted, label, self.num_classes)
