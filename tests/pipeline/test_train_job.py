@@ -314,7 +314,8 @@ def test_a_pipeline_that_is_stopped_leaves_no_job(cluster: Cluster, tmp_path: Pa
 
 def test_nodes_leave_when_nobody_follows_them(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from crossearth.components.runtime import train_job as job;"
+        "import sys, time; from pathlib import Path;"
+        "from crossearth.components.runtime import train_job as job;"
         "job.threading.Thread(target=job._leave_without, args=(Path(sys.argv[1]), 5.0), daemon=True).start();"
         "time.sleep(60)"
     )

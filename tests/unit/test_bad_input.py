@@ -247,7 +247,7 @@ CASES = {
         entry(labels={0: "background", "#ffffff": "road"}), SETTINGS, ("kinds",)
     ),
     "catalog: one raw value twice": Case(
-        entry(labels={"#aabbcc": "background", "#AABBCC": "road"}), SETTINGS, ("two are one raw value",)
+        entry(labels={"#aabbcc": "background", "#AABBCC": "road"}), SETTINGS, ("they are one raw value",)
     ),
     "catalog: no labels for masks": Case(entry(labels=None), SETTINGS, ("`masks` and `labels` go together",)),
     "catalog: no images": Case(entry(images=None), SETTINGS, ("town",)),

@@ -128,7 +128,9 @@ def test_the_pace_is_that_of_the_steps_alone(run: Train, monkeypatch: pytest.Mon
             next(clock)
         return training_panel(*given)
 
-    monkeypatch.setattr(training_loop, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(
+        training_loop, "time", SimpleNamespace(perf_counter=lambda: next(clock), monotonic=lambda: 0.0)
+    )
     monkeypatch.setattr(training_loop, "training_panel", panel)
     run()
     client, found = only_run()

@@ -135,7 +135,7 @@ def test_a_domain_is_added_to_those_validated_before(
     # what has changed since, for the worse, or is gone, is not taken for validated
     root = domains / "city" / "city"
     rows = [without_roads(row) for row in read_manifest(root, "train").rows]
-    write_manifest(root, "city", "train", ("background", "road"), "own", rows)
+    write_manifest(root, "city", "train", ("background", "road"), "own", Reading((1, 2, 3), "uint8"), rows)
     validate(known, domains, out, config, [NAME])
     assert "city no longer passes" in caplog.text
     assert not {"digests/city.json", f"recipes/{NAME}.json"} & results(out).keys()
@@ -397,7 +397,7 @@ def test_neighbours_share_no_ground_and_neither_does_padding(crs: str, tmp_path:
     save(tmp_path / "images" / "scene_5.tif", draw(5)[0][:, :, :20], **place)
     save(tmp_path / "masks" / "scene_5.png", draw(5)[1][:, :20])
     known = ingested(tmp_path)
-    assert read_manifest(tmp_path / "domains" / NAME, "train").rows[-1]["width"] == 48
+    assert read_manifest(tmp_path / "domains" / NAME / NAME, "train").rows[-1]["width"] == 48
     out = validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig())
     assert json.loads((out / "summary.json").read_text())["domains"][NAME]["shared_ground"] == []
 

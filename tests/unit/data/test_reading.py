@@ -234,7 +234,7 @@ def test_a_manifest_knows_how_its_files_were_read(tmp_path: Path) -> None:
         tile={"px": 32, "rule": "fit"},
     )
     assert manifest.reading == Reading(
-        (4, 1, 2), "int16", (-10, 3000), -1, gsd_m=1.0, fit_px=32, largest_px=64
+        (4, 1, 2), "int16", (-10, 3000), -1, gsd_m=0.999908, fit_px=32, largest_px=64
     )
 
 
