@@ -9,7 +9,7 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
-from crossearth.components import kfp_components as steps
+from crossearth.components.pods import components as steps
 from crossearth.components.runtime.params import Params, load_params
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.config import load_config, read_yaml

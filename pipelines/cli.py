@@ -192,7 +192,7 @@ def submit(
 
 
 def _watch(host: str, run_id: str, token_file: Path | None) -> None:
-    from crossearth.components.finish.state import FINISHED
+    from crossearth.components.pods.state import FINISHED
     from crossearth.pipelines.api import Api
     from crossearth.pipelines.watch import story, watch
 
@@ -209,7 +209,7 @@ def _tell(text: str) -> None:
 @pipeline_app.command("list")
 def list_(host: Host, namespace: Namespace = None, token_file: TokenFile = None, number: int = 20) -> None:
     """List the latest runs on a cluster, those that failed with the reason."""
-    from crossearth.components.finish.state import FAILED, KILLED, read_run
+    from crossearth.components.pods.state import FAILED, KILLED, read_run
     from crossearth.pipelines.api import Api
     from crossearth.pipelines.watch import SHOWN, read
 

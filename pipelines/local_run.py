@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 from kfp import local
 
+from crossearth.components.pods.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.components.runtime.places import data_dir, style_weights_dir
-from crossearth.components.runtime.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import alone
 from crossearth.pipelines.benchmark import Inputs

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from kfp import dsl, kubernetes
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from crossearth.components.runtime.train_job import SECRETS
+from crossearth.components.pods.train_job import SECRETS
 from crossearth.data.common.config import load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError, without_credentials
 

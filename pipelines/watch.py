@@ -8,8 +8,8 @@ from itertools import groupby
 
 from rich.console import Console
 
-from crossearth.components.finish.reason import LOGS_READ, Reason, explain
-from crossearth.components.finish.state import (
+from crossearth.components.pods.reason import LOGS_READ, Reason, explain
+from crossearth.components.pods.state import (
     CACHED,
     ENDED,
     FAILED,

@@ -61,7 +61,7 @@ def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """Puts the test into a pod of a cluster; gives what MLflow is told there: `tags` and `status`."""
     import kubernetes
 
-    from crossearth.components.finish import step as finish
+    from crossearth.components.pods import finish
 
     told = SimpleNamespace(tags={}, status="", ended=[])
 

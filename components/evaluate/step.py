@@ -25,6 +25,7 @@ from crossearth.components.evaluate.results import (
     write_tiles,
 )
 from crossearth.components.evaluate.scoring import ScoredTile, TargetScores, score_target
+from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.processes import choose_device, join_processes
 from crossearth.components.runtime.tracking import start_run
@@ -32,7 +33,7 @@ from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe, Setting
 from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, code_version, digest
+from crossearth.data.common.files import atomic_dir, digest
 from crossearth.data.tiles.manifest import Manifest, read_domain
 from crossearth.model.weights.checkpoint import load, read_meta
 
@@ -180,7 +181,7 @@ def _target(
         "headline": class_set.headline,
         "palette": class_set.palette,
         "config": asdict(replace(config, device="auto", readers=1)),
-        "code": code_version(),
+        "code": code_digest("evaluate"),
         "torch": torch_version(),
     }
     return Target(manifest, remap, digest(inputs))
@@ -204,7 +205,7 @@ def _describe(
         headline=class_set.headline,
         model_sha256=meta["sha256"],
         lineage={
-            "code": code_version(),
+            "code": code_digest("evaluate"),
             "git_revision": git_revision(),
             "torch": torch.__version__,
             "machine": machine,

@@ -12,10 +12,11 @@ from rasterio.crs import CRS
 from rasterio.io import DatasetReader
 
 from crossearth.components.ingest.sources import SceneSource
+from crossearth.components.runtime.code import code_digest
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.catalog.labels import Unknown
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import code_version, digest
+from crossearth.data.common.files import digest
 from crossearth.data.raster.ground import in_crs
 from crossearth.data.raster.names import stacking
 from crossearth.data.raster.pixel_area import pixel_side_m
@@ -65,7 +66,7 @@ class Plan:
         fit_px = px if rule == "fit" else None
         reading = Reading(domain.band_indexes, dtype, domain.value_range, nodata, fit_px=fit_px)
         cutting = Cutting(px, rule, reading, len(classes), domain.unknown_labels or unknown_labels)
-        identity = digest([asdict(domain), asdict(cutting), classes, code_version()])
+        identity = digest([asdict(domain), asdict(cutting), classes, code_digest("ingest")])
         return cls(domain, cutting, str(first.image), identity)
 
     def reading(self, rows: Sequence[Mapping[str, Any]]) -> Reading:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crossearth.components.plan.configs import check
+from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Params
 from crossearth.components.train.setup import TrainConfig, flat, plain
 from crossearth.data.catalog.domains import Catalog
@@ -18,25 +19,38 @@ from crossearth.data.common.files import atomic_dir, write_json
 def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
     """Writes what the steps hang on under `out_dir`.
 
-    That is `ingest/<dataset>.json`, `validate.json`, `train/<recipe>.json` and `evaluate/<recipe>.json`.
+    That is `ingest/<dataset>.json`, `train/<recipe>.json`, `evaluate/<recipe>.json` and a file for each other
+    step; each with the digest of the code that its step runs.
 
     Raises:
         InputError: a wrong number of any step.
     """
     check(params, catalog)
     with atomic_dir(out_dir) as folder:
-        write_json(folder / "validate.json", {"may_lack_classes": params.may_lack_classes(catalog)})
+        for step in ("synthesize", "styles", "stylize", "report"):
+            _write(folder / f"{step}.json", step, {step: params.values(step)})
+        style = params.values("train").get("style", {})
+        _write(folder / "coverage.json", "styles.coverage", {"style": style})
+        lacking = params.may_lack_classes(catalog)
+        _write(
+            folder / "validate.json",
+            "validate",
+            {"validate": params.values("validate"), "may_lack_classes": lacking},
+        )
         for dataset in catalog.datasets.values():
             domains = [
                 asdict(domain) for domain in catalog.domains.values() if domain.dataset == dataset.name
             ]
-            write_json(
-                folder / "ingest" / f"{dataset.name}.json", {"dataset": asdict(dataset), "domains": domains}
+            _write(
+                folder / "ingest" / f"{dataset.name}.json",
+                "ingest",
+                {"dataset": asdict(dataset), "domains": domains, "ingest": params.values("ingest")},
             )
         for recipe in catalog.recipes().values():
             source, class_set = catalog.domain(recipe.source), catalog.class_sets[recipe.class_set]
-            write_json(
+            _write(
                 folder / "train" / f"{recipe.name}.json",
+                "train",
                 {
                     "source": source.name,
                     "class_set": asdict(class_set),
@@ -44,8 +58,9 @@ def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
                     "train": params.values("train", recipe.name),
                 },
             )
-            write_json(
+            _write(
                 folder / "evaluate" / f"{recipe.name}.json",
+                "evaluate",
                 {
                     "settings": [asdict(setting) for setting in recipe.settings],
                     "class_set": asdict(class_set),
@@ -59,6 +74,10 @@ def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
                 },
             )
     return out_dir
+
+
+def _write(path: Path, step: str, values: dict[str, Any]) -> None:
+    write_json(path, {**values, "code": code_digest(step)})
 
 
 def numbers(params: Params, recipe: str) -> list[tuple[str, Any, str]]:

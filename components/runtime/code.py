@@ -22,6 +22,7 @@ TELLING = {
         "components.runtime.interrupts",
         "components.runtime.memory",
         "components.runtime.tracking",
+        "components.runtime.tracking_server",
         "components.runtime.version",
         "components.train.panel",
         "data.common.errors",
@@ -30,22 +31,24 @@ TELLING = {
 }
 
 
-def code_digest(*steps: str) -> str:
-    """Digest of the sources that steps run, 16 hex digits.
+@cache
+def code_digest(step: str) -> str:
+    """Digest of the sources that a step runs, 16 hex digits.
+
+    As they were when this process first asked: what is edited while it runs is not what it runs.
 
     Args:
-        steps: names of folders in components/, each with a `step.py`; or modules of one, such as
-            `styles.coverage`.
+        step: name of a folder in components/ with a `step.py`, or a module of one, such as `styles.coverage`.
     """
-    modules = [f"{PACKAGE}.components.{step if '.' in step else f'{step}.step'}" for step in steps]
-    return digest([(path.relative_to(ROOT).as_posix(), _sha256(path)) for path in _sources(*modules)])[:16]
+    module = f"{PACKAGE}.components.{step if '.' in step else f'{step}.step'}"
+    return digest([(path.relative_to(ROOT).as_posix(), sha256_file(path)) for path in _sources(module)])[:16]
 
 
 @cache
-def _sources(*modules: str) -> list[Path]:
-    """Files of modules and of all that they import of ours, with the files beside them that they name."""
+def _sources(module: str) -> list[Path]:
+    """Files of a module and of all that it imports of ours, with the files beside them that these name."""
     found: set[Path] = set()
-    todo = list(modules)
+    todo = [module]
     seen = {*TELLING}
     while todo:
         module = todo.pop()
@@ -81,8 +84,3 @@ def _named(tree: ast.AST, path: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in beside:
             yield beside[node.value]
-
-
-@cache
-def _sha256(path: Path) -> str:
-    return sha256_file(path)

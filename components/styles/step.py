@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from crossearth.components.runtime.code import code_digest
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
     alone,
     atomic_dir,
-    code_version,
     digest,
     partial_dir,
     write_sealed,
@@ -112,7 +112,7 @@ def fit_styles(
     with partial_dir(out_dir.with_name(f"{out_dir.name}.{shard}")) as scratch:
         members = list_images(images_dir, scratch)
         listing = [(member.path, member.size, member.tag) for member in members]
-        identity = digest([listing, asdict(config), code_version()])
+        identity = digest([listing, asdict(config), code_digest("styles")])
         if is_done(out_dir / SUMMARY_FILE, identity):
             return out_dir
         work = out_dir.with_name(f".{out_dir.name}.{identity[:16]}")

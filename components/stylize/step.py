@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import alone, atomic_path, code_version, digest, replace_dir, write_sealed
+from crossearth.data.common.files import alone, atomic_path, digest, replace_dir, write_sealed
 from crossearth.data.common.prefetch import ahead
 from crossearth.data.common.progress import shown
 from crossearth.data.common.shards import WHOLE, Shard, is_done
@@ -110,7 +111,7 @@ def stylize(
         "engine": earth.engine,
         "styles_digest": earth.digest,
         "config": {name: value for name, value in asdict(config).items() if name != "workers"},
-        "code": code_version(),
+        "code": code_digest("stylize"),
     }
     identity = origin["identity"] = digest(origin)
     target = Path(out_dir) / domain

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import MAX_SEED
 from crossearth.components.runtime.version import torch_version
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.config import listed, load_config
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import code_version, digest, sha256_file
+from crossearth.data.common.files import digest, sha256_file
 from crossearth.data.style.earth import EarthStyles, StyleConfig, style_engine
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import TileDataset
@@ -226,7 +227,7 @@ class Job:
             "manifest": self.manifest.digest,
             "styles": self.styler.earth.digest if self.styler else "",
             "backbone": self.backbone_sha256,
-            "code": code_version(),
+            "code": code_digest("train"),
             "torch": torch_version(),
         }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.processes import Processes, join_processes
 from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
@@ -18,10 +19,9 @@ from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.components.train.loop import Training
 from crossearth.components.train.setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.train.state import Checkpoints
-from crossearth.data.catalog.domains import Catalog, Recipe
-from crossearth.data.catalog.loader import STATES_SUFFIX
+from crossearth.data.catalog.domains import STATES_SUFFIX, Catalog, Recipe
 from crossearth.data.common.errors import InputError, without_credentials
-from crossearth.data.common.files import atomic_path, code_version, digest, sha256_file
+from crossearth.data.common.files import atomic_path, digest, sha256_file
 from crossearth.model.weights import checkpoint
 
 CURVES_NAME = "curves.csv"
@@ -92,7 +92,7 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
     if processes.size > 1:
         processes.refuse_differing(
             {
-                "the code": code_version(),
+                "the code": code_digest("train"),
                 "the version of torch": torch_version(),
                 "the configuration": digest(job.identity),
                 "the initial weights": checkpoint.state_digest(network.state_dict()),

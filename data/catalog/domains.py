@@ -18,6 +18,7 @@ Rule = Literal["cut", "whole", "fit"]
 Entry = TypeVar("Entry")
 
 DEFAULT_TEST_SHARE = 0.25
+STATES_SUFFIX = ".checkpoints"  # of the folder beside a model in which its training keeps its states
 # names of the means over all settings whose target the training has not seen, and has seen
 UNSEEN, IN_DOMAIN = "unseen domains", "in-domain"
 

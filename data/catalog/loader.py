@@ -18,6 +18,7 @@ from crossearth.data.catalog.colours import distinct_colours
 from crossearth.data.catalog.domains import (
     DEFAULT_TEST_SHARE,
     IN_DOMAIN,
+    STATES_SUFFIX,
     UNSEEN,
     Archive,
     Catalog,
@@ -44,7 +45,6 @@ MAX_CLASSES = 250
 MAX_GAP = 40
 # names become folders, MLflow tags and URLs
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
-STATES_SUFFIX = ".checkpoints"
 
 
 def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Catalog:

@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +21,6 @@ from crossearth.data.common.errors import InputError
 
 PATIENCE_S = 60.0  # a pod that was told to leave saves what it has, while the next one is there already
 AGAIN = "bring the file back, or make it again"
-PACKAGE_DIRS = ("data", "model", "components", "pipelines")
 
 log = logging.getLogger(__name__)
 
@@ -242,14 +240,3 @@ def digest(value: Any) -> str:
     """Hex SHA-256 of a JSON value in canonical form: a run's identity is the digest of its inputs."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-@cache
-def code_version() -> str:
-    """Digest of the installed package's sources: part of every run's identity.
-
-    As they were when this process first asked: what is edited while it runs is not what it runs.
-    """
-    root = Path(__file__).parents[2]
-    sources = sorted(path for folder in PACKAGE_DIRS for path in (root / folder).rglob("*.py"))
-    return digest([(path.relative_to(root).as_posix(), sha256_file(path)) for path in sources])[:16]

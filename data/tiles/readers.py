@@ -125,6 +125,7 @@ def _end(readers: list[BaseProcess]) -> None:
             del running[cast(int, sentinel)]
     for reader in running.values():
         reader.kill()
+        reader.join(1.0)  # not for ever: a disk that answers no more holds it
 
 
 _own_stream: TrainingStream  # of a reader

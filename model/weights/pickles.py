@@ -8,6 +8,7 @@ content. Any other word is refused by name, so nothing of the file's choosing is
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ class PlainDict:
         return {}
 
 
-KNOWN = [(Inert, word) for word in INERT] + [(PlainDict, word) for word in DICTIONARIES]
+KNOWN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    *((Inert, word) for word in INERT),
+    *((PlainDict, word) for word in DICTIONARIES),
+]
 
 
 def read_torch_file(path: Path) -> Any:

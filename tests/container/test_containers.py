@@ -14,8 +14,8 @@ from docker import from_env
 from graphs import PARAMS, RECIPES, run_pipeline
 from services import docker
 
-from crossearth.components.runtime import train_job
-from crossearth.components.runtime.train_job import TrainJobConfig, TrainJobError, run_train_job
+from crossearth.components.pods import train_job
+from crossearth.components.pods.train_job import TrainJobConfig, TrainJobError, run_train_job
 from crossearth.pipelines.local_run import run_container
 
 RECIPE = RECIPES[0]
@@ -38,7 +38,7 @@ def test_the_image_runs_as_nobody_special_on_a_read_only_root(image: str) -> Non
 
 
 def test_the_image_holds_the_code_of_this_checkout(image: str) -> None:
-    program = "from crossearth.data.common.files import code_version; print(code_version())"
+    program = "from crossearth.components.runtime.code import code_digest; print(code_digest('train'))"
     here = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert in_image(image, "python", "-c", program).stdout == here
 

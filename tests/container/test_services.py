@@ -11,11 +11,11 @@ from kfp.dsl import Metrics
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from crossearth.components import kfp_components as steps
 from crossearth.components.evaluate.results import metric_name
-from crossearth.components.pipeline_items import count_tiles
+from crossearth.components.pods import components as steps
+from crossearth.components.pods import workspace
+from crossearth.components.pods.items import count_tiles
 from crossearth.components.register.registry import CHAMPION
-from crossearth.components.runtime import workspace
 from crossearth.data.common.files import sha256_file
 from crossearth.data.tiles.store import StoreConfig, pull
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from cluster import NAMESPACE, recorded, serving
 
-from crossearth.components.finish import step as finish
+from crossearth.components.pods import finish
 from crossearth.pipelines.api import Api
 from crossearth.pipelines.watch import read, story
 

@@ -16,10 +16,10 @@ import yaml
 from graphs import CANARY, RECIPES, ROOT, call, run_pipeline
 from mlflow.tracking import MlflowClient
 
-from crossearth.components import kfp_components as steps
-from crossearth.components import pipeline_items
-from crossearth.components.pipeline_items import fetch_archives
-from crossearth.components.runtime import workspace
+from crossearth.components.pods import components as steps
+from crossearth.components.pods import items as pipeline_items
+from crossearth.components.pods import workspace
+from crossearth.components.pods.items import fetch_archives
 from crossearth.data.common.errors import InputError
 
 

@@ -25,8 +25,8 @@ from kubeflow.trainer import KubernetesBackendConfig, LocalProcessBackendConfig,
 from kubernetes.client import Configuration
 from manifest_schema import INFRA, check
 
-from crossearth.components.runtime import train_job
-from crossearth.components.runtime.train_job import (
+from crossearth.components.pods import train_job
+from crossearth.components.pods.train_job import (
     SECRETS,
     TrainJobConfig,
     TrainJobError,
@@ -288,8 +288,8 @@ STEP = """
 import sys
 from kubeflow.trainer import KubernetesBackendConfig, TrainerClient
 from kubernetes.client import Configuration
-from crossearth.components.runtime.train_job import TrainJobConfig, run_train_job
-from crossearth.components.runtime.workspace import step
+from crossearth.components.pods.train_job import TrainJobConfig, run_train_job
+from crossearth.components.pods.workspace import step
 host, workspace = sys.argv[1:]
 backend = KubernetesBackendConfig(namespace="crossearth", client_configuration=Configuration(host=host))
 config = TrainJobConfig(image="crossearth", nodes=2, runtime="crossearth-torch")
@@ -315,7 +315,7 @@ def test_a_pipeline_that_is_stopped_leaves_no_job(cluster: Cluster, tmp_path: Pa
 def test_nodes_leave_when_nobody_follows_them(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path;"
-        "from crossearth.components.runtime import train_job as job;"
+        "from crossearth.components.pods import train_job as job;"
         "job.threading.Thread(target=job._leave_without, args=(Path(sys.argv[1]), 5.0), daemon=True).start();"
         "time.sleep(60)"
     )

@@ -11,7 +11,7 @@ from own_domain import draw, save
 from results_factory import write_benchmark
 
 from crossearth.components.cli import app as cli
-from crossearth.components.pipeline_items import fetch_archives
+from crossearth.components.pods.items import fetch_archives
 from crossearth.components.runtime.doctor import examine
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError, without_credentials
@@ -59,7 +59,7 @@ def test_an_examination_shows_no_password(address: str, tmp_path: Path) -> None:
 
 
 CRASHES = {
-    "a step": "from crossearth.components.runtime.workspace import step\nwith step('.', 'train'): ",
+    "a step": "from crossearth.components.pods.workspace import step\nwith step('.', 'train'): ",
     "the command line": "import sys; from crossearth.components.cli import app as cli\n"
     "cli.app.command('crash')(lambda: fail())\nsys.argv[1:] = ['crash']\ncli.main()",
 }

@@ -34,10 +34,10 @@ def picture(seed: int, side: int = 64) -> Image.Image:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_code_version() -> Iterator[None]:
+def one_code() -> Iterator[None]:
     """An edit of the sources while tests run must not change the identity of a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crossearth.components.styles.step.code_version", lambda: "tested")
+        patch.setattr("crossearth.components.styles.step.code_digest", lambda _: "tested")
         yield
 
 

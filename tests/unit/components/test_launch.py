@@ -21,7 +21,7 @@ while :; do sleep 0.1; done
 """
 POD = """
 import signal, sys
-from crossearth.components.runtime.launch import launch
+from crossearth.components.pods.launch import launch
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 launch(["train", "town"], ".", 2, {})
 """

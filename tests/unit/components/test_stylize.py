@@ -44,7 +44,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(step, "start_run", start_run)
     # an edit of the sources while tests run must not change the identity of a run
-    monkeypatch.setattr(step, "code_version", lambda: "tested")
+    monkeypatch.setattr(step, "code_digest", lambda _: "tested")
     return logged
 
 

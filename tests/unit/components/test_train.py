@@ -24,7 +24,10 @@ from earth_styles import write_styles
 from safetensors import safe_open
 from torch import Tensor
 
+from crossearth.components.runtime import code
+from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.interrupts import EXIT_CODES
+from crossearth.components.runtime.version import torch_version
 from crossearth.components.train import loop as training_loop
 from crossearth.components.train import setup as training_setup
 from crossearth.components.train import state as training_state
@@ -35,7 +38,7 @@ from crossearth.components.train.step import train
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common import files
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import alone, code_version, sha256_file
+from crossearth.data.common.files import alone, sha256_file
 from crossearth.data.raster.reading import Reading
 from crossearth.data.style.earth import StyleConfig
 from crossearth.data.tiles.augment import Augmentation
@@ -249,7 +252,7 @@ def test_another_config_does_not_go_on_with_the_states_of_this_one(
     run(micro_batch=2, activation_checkpointing=True, tasks=apart)  # how it is computed may change
 
 
-@pytest.mark.parametrize("name", ["code_version", "torch_version"])
+@pytest.mark.parametrize("name", ["code_digest", "torch_version"])
 def test_another_code_or_torch_does_not_go_on_with_the_states_of_this_one(
     name: str, run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,11 +260,11 @@ def test_another_code_or_torch_does_not_go_on_with_the_states_of_this_one(
     stop_at(4, monkeypatch)
     with pytest.raises(RuntimeError, match="killed"):
         run()
-    now = getattr(training_setup, name)()
+    now = code_digest("train") if name == "code_digest" else torch_version()
     with monkeypatch.context() as changed, pytest.raises(InputError) as refused:
-        changed.setattr(training_setup, name, lambda: "other")
+        changed.setattr(training_setup, name, lambda *_: "other")
         run()
-    key = name.removesuffix("_version")
+    key = name.partition("_")[0]
     assert f"differ in {key}: '{now}' there, 'other' now" in str(refused.value)
     assert ("git abc1234" in str(refused.value)) is (key == "code")
     folder = tmp_path / "model.checkpoints"
@@ -269,15 +272,15 @@ def test_another_code_or_torch_does_not_go_on_with_the_states_of_this_one(
     meta = read_meta(run())  # as it was: goes on
     assert meta[key] == now
     with monkeypatch.context() as changed:
-        changed.setattr(training_setup, name, lambda: "other")
+        changed.setattr(training_setup, name, lambda *_: "other")
         assert read_meta(run())["input_hash"] != meta["input_hash"]
 
 
 def test_code_that_is_edited_while_a_training_runs_is_not_the_models(
     run: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, sha256 = code_version(), sha256_file
-    monkeypatch.setattr(files, "sha256_file", lambda path: "edited" if path.suffix == ".py" else sha256(path))
+    before, sha256 = code_digest("train"), sha256_file
+    monkeypatch.setattr(code, "sha256_file", lambda path: "edited" if path.suffix == ".py" else sha256(path))
     assert read_meta(run(iterations=1))["code"] == before
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from crossearth.components.runtime import workspace
+from crossearth.components.pods import workspace
 from crossearth.data.common import progress
 from crossearth.data.common.progress import LogLine, shown
 

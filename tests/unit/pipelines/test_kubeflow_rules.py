@@ -10,11 +10,11 @@ import yaml
 from google.protobuf import json_format
 from kubeflow_rules import GRAPH, broken, cached, count_pods, too_long, train_job_name
 
-from crossearth.components import pipeline_items
 from crossearth.components.plan.step import plan
-from crossearth.components.runtime.launch import job_name
+from crossearth.components.pods import items as pipeline_items
+from crossearth.components.pods.launch import job_name
+from crossearth.components.pods.train_job import TrainJobConfig
 from crossearth.components.runtime.params import load_params
-from crossearth.components.runtime.train_job import TrainJobConfig
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
 from crossearth.pipelines.benchmark import read_inputs

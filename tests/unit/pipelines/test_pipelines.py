@@ -24,18 +24,17 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from own_domain import draw, save
 from typer.testing import CliRunner
 
-from crossearth.components import kfp_components as steps
-from crossearth.components import pipeline_items
 from crossearth.components.plan.step import plan
-from crossearth.components.prerequisites import step as prerequisites
-from crossearth.components.prerequisites.step import check_prerequisites
-from crossearth.components.runtime import workspace
+from crossearth.components.pods import components as steps
+from crossearth.components.pods import items as pipeline_items
+from crossearth.components.pods import prerequisites, workspace
+from crossearth.components.pods.prerequisites import check_prerequisites
+from crossearth.components.pods.train_job import TrainJobConfig
 from crossearth.components.runtime.params import Params, load_params
-from crossearth.components.runtime.train_job import TrainJobConfig
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError, print_uncaught
-from crossearth.data.common.files import digest
+from crossearth.data.common.files import digest, write_json
 from crossearth.data.raster.reader import open_raster
 from crossearth.pipelines import submit as kubeflow
 from crossearth.pipelines.benchmark import read_inputs
@@ -360,8 +359,10 @@ def test_a_steps_key_changes_with_its_numbers_and_with_the_catalogs(
     other = next(name for name in KEYED.values() if name != section)
     elsewhere = {**params.presets, "mini": {**mini, other: {"a": 1}}}
 
-    def key(given: Params = params, code: str = "code") -> str:
-        return pipeline_items.digest_of_step(given, section, code)
+    def key(given: Params = params, workspace: str = "one") -> str:
+        for each in KEYED.values():  # as the step `plan` does, which refuses such numbers
+            write_json(pipeline_items.PLAN / f"{each}.json", given.values(each))
+        return pipeline_items.digest_of_step(given, section, workspace)
 
     before = key()
     assert key(replace(params, presets=changed)) != before

@@ -12,10 +12,9 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 from typer.testing import CliRunner
 
-from crossearth.components.finish import step as finish
-from crossearth.components.finish.reason import explain
-from crossearth.components.finish.state import FAILED, KILLED, RUNNING, read_run
-from crossearth.components.runtime import workspace
+from crossearth.components.pods import finish, workspace
+from crossearth.components.pods.reason import explain
+from crossearth.components.pods.state import FAILED, KILLED, RUNNING, read_run
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.common.errors import InputError
 from crossearth.pipelines import watch as watching

@@ -32,7 +32,7 @@ def plan(
 ) -> list[dict]:
     """Looks for what the run needs, then resolves catalog and params into one item per dataset and recipe.
 
-    Each item has the digest of its inputs, the code in the image and the workspace's identity among them: in
+    Each item has the digest of its inputs, the code of its step and the workspace's identity among them: in
     another workspace nothing comes from the cache.
 
     Args:
@@ -54,16 +54,15 @@ def plan(
     import json
     from pathlib import Path
 
-    from crossearth.components.pipeline_items import (
-        PLAN,
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import (
         archives_needed,
         dataset_items,
         digest_of_step,
         recipe_items,
     )
-    from crossearth.components.prerequisites.step import look
-    from crossearth.components.runtime import workspace as shared
-    from crossearth.data.common.files import code_version, digest
+    from crossearth.components.pods.prerequisites import look
+    from crossearth.data.common.files import digest
 
     shared.enter(workspace)
     shared.begin(params, catalogs)
@@ -71,20 +70,19 @@ def plan(
         look(**wanted)
         shared.crossearth("plan")
         numbers, catalog = shared.inputs()
-        code = digest([code_version(), shared.identity()])
-        datasets = dataset_items(catalog, numbers, recipes, versions, code)
+        identity = shared.identity()
+        datasets = dataset_items(catalog, numbers, recipes, versions, identity)
         needed = archives_needed(catalog, numbers, datasets, recipes, stylize_shards)
         Path(archives).write_text(json.dumps(needed))
         drawn = needed and "synthesize" in numbers.presets[numbers.preset]
-        Path(items).write_text(json.dumps(recipe_items(catalog, numbers, recipes, code)))
-        Path(synthesize).write_text(digest_of_step(numbers, "synthesize", code) if drawn else "")
-        classes = (PLAN / "validate.json").read_text()
-        validation = digest([digest_of_step(numbers, "validate", code), classes])
+        Path(items).write_text(json.dumps(recipe_items(catalog, numbers, recipes, identity)))
+        Path(synthesize).write_text(digest_of_step(numbers, "synthesize", identity) if drawn else "")
+        validation = digest_of_step(numbers, "validate", identity)
         Path(validate).write_text(validation)
         styled = numbers.corpus in needed
-        Path(styles).write_text(digest_of_step(numbers, "styles", code) if styled else "")
-        Path(stylize).write_text(digest_of_step(numbers, "stylize", code))
-        Path(report).write_text(digest([validation, digest_of_step(numbers, "report", code)]))
+        Path(styles).write_text(digest_of_step(numbers, "styles", identity) if styled else "")
+        Path(stylize).write_text(digest_of_step(numbers, "stylize", identity))
+        Path(report).write_text(digest([validation, digest_of_step(numbers, "report", identity)]))
         return datasets
 
 
@@ -100,8 +98,8 @@ def archives(workspace: str, key: str, repository: str, revision: str, path: str
     Returns:
         What stands for the archives in the cache: the digest of drawn ones; the revision, or names and sizes.
     """
-    from crossearth.components.pipeline_items import draw_archives, fetch_archives
-    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import draw_archives, fetch_archives
 
     with shared.step(workspace, "archives"):
         folder = shared.inputs()[0].archives
@@ -117,8 +115,8 @@ def ingest(workspace: str, item: dict, archives: str, store: str, metrics: Outpu
     Returns:
         Digest of the manifests, and so of every tile.
     """
-    from crossearth.components.pipeline_items import count_tiles, pull_domains, push_domains
-    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import count_tiles, pull_domains, push_domains
 
     with shared.step(workspace, "ingest", item["name"]):
         if item["versions"]:
@@ -159,8 +157,8 @@ def validate(
     import shutil
     from pathlib import Path
 
-    from crossearth.components.pipeline_items import expect_datasets, with_digests
-    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import expect_datasets, with_digests
 
     with shared.step(workspace, "validate"):
         expect_datasets(items, datasets)
@@ -184,8 +182,8 @@ def shards(workspace: str, recipes: list, number: int, key: str) -> list[dict]:
     Returns:
         One item per source domain and shard.
     """
-    from crossearth.components.pipeline_items import stylize_items
-    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import stylize_items
 
     with shared.step(workspace, "shards"):
         return stylize_items(recipes, number, key)
@@ -198,7 +196,7 @@ def styles(workspace: str, archives: str, key: str) -> str:
     Returns:
         Digest of the statistics; empty without a key: nothing is restyled.
     """
-    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.pods import workspace as shared
 
     with shared.step(workspace, "styles"):
         if not key:
@@ -214,8 +212,8 @@ def stylize(workspace: str, item: dict) -> str:
     Returns:
         The shard.
     """
-    from crossearth.components.pipeline_items import expect_tiles
-    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import expect_tiles
 
     with shared.step(workspace, "stylize", item["name"]):
         expect_tiles(item)
@@ -235,9 +233,9 @@ def train(workspace: str, item: dict, processes: int, job: dict, metrics: Output
     Returns:
         Hash of the weights.
     """
-    from crossearth.components.pipeline_items import expect_tiles
-    from crossearth.components.runtime import workspace as shared
-    from crossearth.components.runtime.launch import launch
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import expect_tiles
+    from crossearth.components.pods.launch import launch
     from crossearth.model.weights.checkpoint import read_meta
 
     with shared.step(workspace, "train", item["name"]):
@@ -269,9 +267,9 @@ def evaluate(
     import numpy as np
 
     from crossearth.components.evaluate.results import read_results
-    from crossearth.components.pipeline_items import expect_tiles
-    from crossearth.components.runtime import workspace as shared
-    from crossearth.components.runtime.launch import launch
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import expect_tiles
+    from crossearth.components.pods.launch import launch
     from crossearth.model.weights.checkpoint import read_meta
 
     with shared.step(workspace, "evaluate", item["name"]):
@@ -316,8 +314,8 @@ def report(
     import shutil
     from pathlib import Path
 
-    from crossearth.components import pipeline_items
-    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.pods import items as pipeline_items
+    from crossearth.components.pods import workspace as shared
 
     with shared.step(workspace, "report"):
         if coverage:
@@ -350,9 +348,9 @@ def scenes(workspace: str, params: str, catalogs: str, wanted: dict, source: str
     Returns:
         At most `shards` items of about equal length: name and digest of a list that lies in the workspace.
     """
-    from crossearth.components.pipeline_items import deal_scenes
-    from crossearth.components.prerequisites.step import look
-    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import deal_scenes
+    from crossearth.components.pods.prerequisites import look
 
     shared.enter(workspace)
     shared.begin(params, catalogs)
@@ -368,8 +366,8 @@ def predict(workspace: str, item: dict, model: str, out: str, config: dict, metr
     Returns:
         The folder of the maps: their names are those of the scenes.
     """
-    from crossearth.components.pipeline_items import predict_scenes, read_shard
-    from crossearth.components.runtime import workspace as shared
+    from crossearth.components.pods import workspace as shared
+    from crossearth.components.pods.items import predict_scenes, read_shard
 
     with shared.step(workspace, "predict", item["name"]):
         maps = predict_scenes(read_shard(item), model, out, config)
@@ -380,7 +378,7 @@ def predict(workspace: str, item: dict, model: str, out: str, config: dict, metr
 @component
 def finish(workspace: str, pipeline: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """Runs whatever happened, and needs nothing that may have failed: tells MLflow how it ended and why."""
-    from crossearth.components.finish.step import finish_pipeline
+    from crossearth.components.pods.finish import finish_pipeline
 
     finish_pipeline(
         workspace,

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crossearth.components.finish.reason import Reason, explain
-from crossearth.components.finish.state import (
+from crossearth.components.pods import workspace as shared
+from crossearth.components.pods.reason import Reason, explain
+from crossearth.components.pods.state import (
     ENDED,
     FAILED,
     FINISHED,
@@ -19,7 +20,6 @@ from crossearth.components.finish.state import (
     nodes_of,
     read_run,
 )
-from crossearth.components.runtime import workspace as shared
 from crossearth.components.runtime.tracking import end_runs, start_run
 from crossearth.data.common.errors import InputError, without_credentials
 from crossearth.data.common.files import digest

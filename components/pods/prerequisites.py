@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crossearth.components.pods.workspace import inputs
 from crossearth.components.runtime.doctor import Finding, examine
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import data_dir
 from crossearth.components.runtime.tracking import tracking_uri
-from crossearth.components.runtime.workspace import inputs
 from crossearth.data.common.errors import InputError
 
 # the oldest releases that take what a run asks of them

@@ -16,11 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
-from crossearth.components.predict.step import PredictConfig, predict, refuse_clashes
-from crossearth.components.register.promotion import RegisterConfig
-from crossearth.components.register.step import register
-from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.workspace import (
+from crossearth.components.pods.workspace import (
     ARTIFACTS,
     RUN,
     content_digest,
@@ -29,6 +25,10 @@ from crossearth.components.runtime.workspace import (
     holds,
     inputs,
 )
+from crossearth.components.predict.step import PredictConfig, predict, refuse_clashes
+from crossearth.components.register.promotion import RegisterConfig
+from crossearth.components.register.step import register
+from crossearth.components.runtime.params import Params
 from crossearth.components.train.setup import TrainConfig
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import load_config
@@ -56,8 +56,8 @@ LOST = re.compile(
 MLFLOW_RETRIES = "5"  # of a request to the registry, half a minute in all
 
 
-def recipe_items(catalog: Catalog, params: Params, names: Sequence[str], code: str) -> list[Item]:
-    """One item per recipe: name, source, settings, digest of its plan, of the seed and of the code.
+def recipe_items(catalog: Catalog, params: Params, names: Sequence[str], identity: str) -> list[Item]:
+    """One item per recipe: name, source, settings, digest of its plan, of the seed and of the workspace.
 
     Raises:
         InputError: no recipe, or one that the catalog does not derive.
@@ -69,15 +69,15 @@ def recipe_items(catalog: Catalog, params: Params, names: Sequence[str], code: s
             "name": recipe.name,
             "source": recipe.source,
             "settings": [setting.abbr for setting in recipe.settings],
-            "train_key": digest([_plan("train", recipe.name), params.seed, code]),
-            "evaluate_key": digest([_plan("evaluate", recipe.name), code]),
+            "train_key": digest([_plan("train", recipe.name), params.seed, identity]),
+            "evaluate_key": digest([_plan("evaluate", recipe.name), identity]),
         }
         for recipe in map(catalog.recipe, dict.fromkeys(names))
     ]
 
 
 def dataset_items(
-    catalog: Catalog, params: Params, recipes: Sequence[str], versions: dict[str, str], code: str
+    catalog: Catalog, params: Params, recipes: Sequence[str], versions: dict[str, str], identity: str
 ) -> list[Item]:
     """One item per dataset that the recipes train on or are scored on.
 
@@ -117,7 +117,12 @@ def dataset_items(
                 "domains": sorted(pulled) or domains,
                 "versions": pulled,
                 "key": digest(
-                    [_plan("ingest", dataset), params.values("ingest"), _own_files(catalog, domains), code]
+                    [
+                        _plan("ingest", dataset),
+                        params.values("ingest"),
+                        _own_files(catalog, domains),
+                        identity,
+                    ]
                 ),
             }
         )
@@ -150,10 +155,10 @@ def _own_files(catalog: Catalog, domains: Sequence[str]) -> list[Any]:
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
-def digest_of_step(params: Params, step: str, code: str) -> str:
-    """Digest of a step's numbers, of the seed, of the user's catalogs and of the code."""
+def digest_of_step(params: Params, step: str, identity: str) -> str:
+    """Digest of a step's plan, of the seed, of the user's catalogs and of the workspace."""
     catalogs = [sha256_file(path) for path in params.catalogs]
-    return digest([step, params.values(step), params.seed, catalogs, code])
+    return digest([sha256_file(PLAN / f"{step}.json"), params.seed, catalogs, identity])
 
 
 def with_digests(item: Item, styles: str) -> Item:

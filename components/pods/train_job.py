@@ -148,7 +148,7 @@ def run_train_job(
 
 def _node() -> None:
     """What torchrun starts on every node; Kubeflow's SDK ships this source alone, hence the import in it."""
-    from crossearth.components.runtime.train_job import work
+    from crossearth.components.pods.train_job import work
 
     work()
 

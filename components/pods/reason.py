@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from crossearth.components.finish.state import CACHED, FAILED, KILLED, START, RunState, Step, is_step
+from crossearth.components.pods.state import CACHED, FAILED, KILLED, START, RunState, Step, is_step
 from crossearth.data.common.errors import without_credentials
 
 Log = Callable[[str], str | None]  # node of a pod -> its log, None = gone

@@ -5,8 +5,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from crossearth.components.runtime.train_job import LONGEST_NAME, TrainJobConfig, run_train_job
-from crossearth.components.runtime.workspace import crossearth
+from crossearth.components.pods.train_job import LONGEST_NAME, TrainJobConfig, run_train_job
+from crossearth.components.pods.workspace import crossearth
 from crossearth.data.common.config import load_config
 from crossearth.data.common.files import digest
 
