@@ -368,7 +368,7 @@ def test_a_steps_key_changes_with_its_numbers_and_with_the_catalogs(
     assert key(replace(params, presets=changed)) != before
     assert key(replace(params, presets=elsewhere)) == before
     assert key(replace(params, seed=1)) != before
-    assert key(code="other code") != before
+    assert key(workspace="another") != before
     Path("own.yaml").write_text("{settings: {}}")
     assert key() != before
 
