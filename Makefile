@@ -40,6 +40,7 @@ test: install
 lint: install
 	mkdir -p .mypy_root/crossearth
 	for layer in data model components pipelines; do ln -sfn ../../$$layer .mypy_root/crossearth/$$layer; done
+	ln -sfn ../../components/api/__init__.py .mypy_root/crossearth/__init__.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p crossearth

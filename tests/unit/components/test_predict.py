@@ -3,12 +3,13 @@
 import io
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -858,3 +859,17 @@ def test_strips_are_the_rows_of_the_scene(tmp_path: Path) -> None:
         held = list(strips)
     for top, strip in zip(tops, held, strict=True):
         assert np.array_equal(strip.image, whole[:, top : top + 64])
+
+
+def test_the_readmes_lines_of_python(
+    readme: Callable[[str], list[str]], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, tmp_path / "artifacts/models/potsdam-rgb")
+    write(tmp_path / "scene.tif", pixels(70, 80))
+    (lines,) = readme("python")
+    found: dict[str, Any] = {}
+    exec(lines, found)
+    assert maps.is_map(Path("map.tif"))
+    assert isinstance(found["network"], CrossEarth) and not found["network"].training
+    assert "building" in found["classes"]
