@@ -46,7 +46,7 @@ lint: install
 	$(BIN)/mypy -p crossearth
 
 docs: install
-	PDOC_ALLOW_EXEC=1 $(BIN)/pdoc -d google -o artifacts/docs $(addprefix crossearth.,data model components pipelines)
+	PDOC_ALLOW_EXEC=1 $(BIN)/pdoc -d google -o artifacts/docs $(addprefix crossearth.,data model components pipelines) '!crossearth.components.api'
 
 clean:
 	rm -rf artifacts .mypy_root
