@@ -21,7 +21,7 @@ def test_every_module_has_its_page(tmp_path: Path) -> None:
         path.relative_to(checkout) for layer in LAYERS for path in (checkout / layer).rglob("[!_]*.py")
     }
     written = {path.relative_to(pages / "crossearth") for path in pages.glob("crossearth/**/*.html")}
-    # a page of every folder, too; components/api is `import crossearth`, whose names have pages where they live
+    # of every folder, too; components/api is `import crossearth`, whose names have pages where they live
     folders = {module.parent for module in modules}
     assert written == {page.with_suffix(".html") for page in modules | folders}
     losses = (pages / "crossearth/model/training/losses.html").read_text()
