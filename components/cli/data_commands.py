@@ -104,7 +104,10 @@ def plan(
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
-    """Resolve catalog and params into one file per dataset and recipe (DVC hangs its stages on them)."""
+    """Resolve catalog and params into one file per dataset and recipe (DVC hangs its stages on them).
+
+    The number of threads (OMP_NUM_THREADS) is no part of them: it changes the last digits of the weights.
+    """
     from crossearth.components.plan.step import numbers
     from crossearth.components.plan.step import plan as run
 

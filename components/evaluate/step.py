@@ -110,7 +110,11 @@ def evaluate(
     }
     result = _describe(recipe, class_set, meta, config, out_dir)
     used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
-    lower = "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
+    lower = (
+        "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
+        if config.batch_size > 1
+        else "use a machine or a device with more memory"
+    )
     with (
         join_processes() as processes,
         processes.alone(out_dir, f"an evaluation of {recipe.name}"),

@@ -116,10 +116,14 @@ def _memory(job: Job, processes: Processes) -> Iterator[None]:
         f"{processes.device}: network {config.network}, crop_px {config.crop_px}, "
         f"batch_size {config.batch_size}, micro_batch {config.micro_batch}, precision {config.precision}"
     )
-    next_step = (
-        "lower micro_batch (the result stays the same), set activation_checkpointing: true "
-        "or tasks.shared_pass: false, or start anew with precision: bfloat16 or a lower crop_px"
-    )
+    same = {
+        "micro_batch: 1": config.micro_batch != 1 and config.batch_size > processes.size,
+        "activation_checkpointing: true": not config.activation_checkpointing,
+        "tasks.shared_pass: false": config.tasks.shared_pass,
+    }
+    left = ", ".join(name for name, helps in same.items() if helps)
+    anew = "a lower crop_px" if config.precision == "bfloat16" else "precision: bfloat16 or a lower crop_px"
+    next_step = (f"set {left} (the result stays the same), or " if left else "") + f"start anew with {anew}"
     with enough_memory(where, used, next_step):
         try:
             yield

@@ -418,6 +418,13 @@ def test_out_of_memory_names_the_fields_to_change(run: Train, monkeypatch: pytes
         run()
 
 
+def test_what_is_set_already_is_not_advised(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MultiTask, "forward", mock.Mock(side_effect=torch.OutOfMemoryError("no memory")))
+    apart = replace(NUMBERS["tasks"], shared_pass=False)
+    with pytest.raises(InputError, match=r"next: start anew with a lower crop_px$"):
+        run(micro_batch=1, activation_checkpointing=True, precision="bfloat16", tasks=apart)
+
+
 def test_memory_may_run_out_after_the_loss(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("no memory")
@@ -447,7 +454,7 @@ def test_memory_may_run_out_before_the_first_step(
 
     owner = {"build": training_setup, "to": torch.nn.Module, "AdamW": torch.optim}[place]
     monkeypatch.setattr(owner, place, full)
-    with pytest.raises(InputError, match=r"(?s)loveda-urban: out of memory on cpu: .*lower micro_batch"):
+    with pytest.raises(InputError, match=r"(?s)loveda-urban: out of memory on cpu: .*set micro_batch: 1"):
         run()
 
 
