@@ -57,8 +57,7 @@ def alone(path: Path, doing: str = "") -> Iterator[None]:
             file.truncate(0)
             if doing:
                 with suppress(OSError):  # a full disk takes no words
-                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                    file.flush()
+                    os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             try:
                 yield
             finally:

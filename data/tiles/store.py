@@ -137,6 +137,8 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
     paths = sorted(path for path in domain_dir.rglob("*") if path.is_file())
     # a ThreadPool: leaving it waits for no request, so a user who stops does not wait for a server that hangs
     with _speaking_to(config) as client, ThreadPool(config.parallel) as pool:
+        # some servers make a bucket of whatever name is written to
+        client.list_objects_v2(Bucket=config.bucket, MaxKeys=1)
         files = list(shown(pool.imap(lambda path: _describe(domain_dir, path), paths), "hash", len(paths)))
         distinct = list({file.sha256: file for file in files}.values())
         # each asked for by its name: a store holds many domains, and all of it would be listed otherwise

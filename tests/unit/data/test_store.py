@@ -76,7 +76,9 @@ def test_a_push_asks_for_the_domains_own_files_and_lists_nothing(
         return {"ContentLength": held[Key]}
 
     client = SimpleNamespace(
-        head_object=head_object, put_object=lambda Key, Body, **_: held.update({Key: len(Body)})
+        head_object=head_object,
+        list_objects_v2=lambda Bucket, MaxKeys: {},
+        put_object=lambda Key, Body, **_: held.update({Key: len(Body)}),
     )
     monkeypatch.setattr(store, "_client", lambda config: client)
     there = StoreConfig("s3://bucket/prefix")
