@@ -186,6 +186,5 @@ def test_wrong_arguments_are_refused(more: tuple[str, ...], words: str, tmp_path
 
 
 def test_dvc_and_the_graph_know_the_same_recipes(with_kubeflow: Path) -> None:
-    variables = yaml.safe_load((ROOT / "dvc.yaml").read_text())["vars"]
-    assert set(RECIPES) <= set(next(each["recipes"] for each in variables if "recipes" in each))
+    assert set(RECIPES) <= set(yaml.safe_load((ROOT / "params.yaml").read_text())["dvc"]["recipes"])
     assert {path.name for path in (with_kubeflow / "artifacts/models").iterdir()} >= set(RECIPES)
