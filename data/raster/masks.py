@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 
 from crossearth.data.catalog.labels import LabelSpec, Unknown
@@ -56,8 +56,7 @@ def _read(label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int]) -
     source = label.dataset
     bands, alpha = _bands(label, spec)
     _refuse_tags(label, bands)
-    how = {"window": window, "resampling": Resampling.nearest}
-    planes = label.read(bands, out_shape=(len(bands), *shape), **how)
+    planes = label.read(bands, window, (len(bands), *shape))
     masked = np.zeros(shape, bool)
     # a mask of the file's own, inside it or beside it: alpha and nodata are asked for themselves
     if MaskFlags.per_dataset in (flags := source.mask_flag_enums[bands[0] - 1]) and not {
@@ -66,7 +65,7 @@ def _read(label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int]) -
     } & set(flags):
         masked |= label.read_masks(bands[:1], window, (1, *shape))[0] == 0
     if alpha:
-        masked |= label.read([alpha], out_shape=(1, *shape), **how)[0] == 0
+        masked |= label.read([alpha], window, (1, *shape))[0] == 0
     nodata = np.all(
         [_is_nodata(plane, source.nodatavals[band - 1]) for plane, band in zip(planes, bands, strict=True)],
         axis=0,

@@ -11,7 +11,6 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 from xml.etree import ElementTree
@@ -21,7 +20,7 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.session import DummySession
@@ -78,16 +77,13 @@ class Raster(NamedTuple):
         bands: Sequence[int],
         window: tuple[Span, Span] | None = None,
         out_shape: tuple[int, ...] | None = None,
-        resampling: Resampling = Resampling.nearest,
-        masked: bool = False,
     ) -> NDArray[Any]:
         """Reads bands as rasterio does, but never from overviews: those of a mask may be averaged.
 
         Args:
             bands: 1-based.
             window: ((row start, row stop), (col start, col stop)); None = all.
-            out_shape: (bands, H, W), or (H, W); what is read becomes as large as this.
-            resampling: nearest takes the pixel in the middle, as of a palette always; GDAL does the others.
+            out_shape: (bands, H, W), or (H, W); of each of so many cells the pixel in the middle.
 
         Returns:
             (bands, H, W) of the file's dtype.
@@ -99,13 +95,8 @@ class Raster(NamedTuple):
         size = (rows[1] - rows[0], cols[1] - cols[0])
         if out_shape is None or tuple(out_shape[-2:]) == size:
             with self._undamaged():
-                return cast("NDArray[Any]", self.dataset.read(bands, window=(rows, cols), masked=masked))
-        colours = {self.dataset.colorinterp[band - 1] for band in bands}
-        if resampling == Resampling.nearest or ColorInterp.palette in colours:
-            return self._thinned(partial(self.read, masked=masked), bands, rows, cols, out_shape[-2:])
-        how: dict[str, Any] = {"out_shape": (len(bands), *out_shape[-2:]), "resampling": resampling}
-        with self._without_overviews() as dataset, self._undamaged():
-            return cast("NDArray[Any]", dataset.read(bands, window=(rows, cols), masked=masked, **how))
+                return cast("NDArray[Any]", self.dataset.read(bands, window=(rows, cols)))
+        return self._thinned(self.read, bands, rows, cols, out_shape[-2:])
 
     def read_masks(
         self,
@@ -116,7 +107,7 @@ class Raster(NamedTuple):
         """What the file says is valid: uint8 (bands, H, W), 0 where not. Raises as `read`.
 
         Args:
-            out_shape: (bands, H, W), or (H, W); thinned to it, as `read` does to the nearest pixels.
+            out_shape: as of `read`.
         """
         if out_shape is not None:
             rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
@@ -146,27 +137,7 @@ class Raster(NamedTuple):
             top, bottom = int(taken[0]), int(taken[-1]) + 1
             strip = read(bands, ((top, bottom), cols))
             strips.append(strip[:, taken - top][:, :, taken_cols - cols[0]])
-        return (
-            np.ma.concatenate(strips, axis=1)
-            if np.ma.isMaskedArray(strips[0])
-            else np.concatenate(strips, axis=1)
-        )
-
-    @contextmanager
-    def _without_overviews(self) -> Iterator[DatasetReader]:
-        """The same raster, of which GDAL then reads every pixel when it resamples."""
-        with ExitStack() as stack:
-            stack.enter_context(rasterio.Env(SESSION, **OPTIONS))
-            if self.dataset.driver != "VRT":
-                yield stack.enter_context(
-                    rasterio.open(self.dataset.name, driver=self.dataset.driver, OVERVIEW_LEVEL="NONE")
-                )
-                return
-            # the files that a VRT is made of would still be read from their own overviews
-            memory = stack.enter_context(MemoryFile(ext=".tif"))
-            with self._undamaged():
-                rasterio.shutil.copy(self.dataset, memory.name, driver="GTiff", bigtiff="if_safer")
-            yield stack.enter_context(rasterio.open(memory.name))
+        return np.concatenate(strips, axis=1)
 
     @contextmanager
     def _undamaged(self) -> Iterator[None]:
