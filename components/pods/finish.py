@@ -17,7 +17,6 @@ from crossearth.components.pods.state import (
     KILLED,
     UNKNOWN,
     RunState,
-    nodes_of,
     read_run,
 )
 from crossearth.components.runtime.tracking import end_runs, start_run
@@ -100,7 +99,7 @@ def _look(workflow: str, notes: Sequence[dict[str, str]]) -> tuple[RunState, lis
     try:
         cluster = _Cluster()
         record = cluster.workflow(workflow)
-        run, reasons = explain(read_run(None, record), lambda pod: cluster.log(record, pod), notes)
+        run, reasons = explain(read_run(None, record), lambda step: cluster.log(step.pod), notes)
     except Exception as error:  # another release's record may look otherwise, and MLflow is told all the same
         words = without_credentials(str(error) or type(error).__name__)
         print(f"Argo's record of the run cannot be read: {words}", flush=True)
@@ -142,13 +141,8 @@ class _Cluster:
         )
         return dict(found)
 
-    def log(self, workflow: dict[str, Any], node_id: str) -> str | None:
-        """The log of a node's pod; None where it is gone or may not be read."""
-        name = workflow["metadata"]["name"]
-        node = nodes_of(workflow).get(node_id)
-        if node is None:
-            return None
-        pod = f"{name}-{node['templateName']}-{node_id.removeprefix(f'{name}-')}"
+    def log(self, pod: str) -> str | None:
+        """The log of a pod; None where it is gone or may not be read."""
         with suppress(InputError):
             return str(
                 self._ask(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from crossearth.components.pods.state import CACHED, FAILED, KILLED, START, RunState, Step, is_step
 from crossearth.data.common.errors import without_credentials
 
-Log = Callable[[str], str | None]  # node of a pod -> its log, None = gone
+Log = Callable[[Step], str | None]  # of a step's last pod; None = gone
 
 LOGS_READ = 16  # of one run: a loop over many items mostly fails for one reason
 TAIL = 12
@@ -64,7 +64,7 @@ def explain(
     """Finds the reasons of the steps that failed.
 
     Args:
-        log: reads a pod's log.
+        log: reads the log of a step's last pod.
         notes: what failed steps wrote into the workspace: step, item, message.
         most: logs to read.
 
@@ -79,8 +79,8 @@ def explain(
         if step.state != FAILED:
             steps.append(step)
             continue
-        read = bool(step.pod) and most > 0
-        text = log(step.pod) if read else None
+        read = bool(step.node) and most > 0
+        text = log(step) if read else None
         text = without_credentials(text) if text is not None else None
         most -= 1
         step = _told(step, text or "")
