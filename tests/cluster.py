@@ -14,6 +14,7 @@ from typing import Any
 
 Json = dict[str, Any]
 NAMESPACE = "kubeflow"
+OWN_POD = "the-exit-handlers-pod"
 GONE = {"error_message": "BadRequestError: Failed to read logs"}
 
 
@@ -60,7 +61,7 @@ class Cluster:
         if found := re.search(r"/namespaces/(\w+)/workflows/([^/?]+)$", path):
             known = self.workflow and found.groups() == (NAMESPACE, self.workflow["metadata"]["name"])
             return (200, self.workflow) if known else (404, {})
-        if re.search(r"/namespaces/\w+/pods/[^/]+$", path) and self.workflow:
+        if path.endswith(f"/namespaces/{NAMESPACE}/pods/{OWN_POD}") and self.workflow:
             return 200, {
                 "metadata": {"labels": {"workflows.argoproj.io/workflow": self.workflow["metadata"]["name"]}}
             }

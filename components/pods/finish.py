@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from crossearth.components.pods import own_pod
 from crossearth.components.pods import workspace as shared
 from crossearth.components.pods.reason import Reason, explain
 from crossearth.components.pods.state import (
@@ -23,7 +23,6 @@ from crossearth.components.runtime.tracking import end_runs, start_run
 from crossearth.data.common.errors import InputError, without_credentials
 from crossearth.data.common.files import digest
 
-NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 WORKFLOWS = ("argoproj.io", "v1alpha1")
 WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
 TRIES, BACKOFF = 6, 1.0  # to reach an API that is away or busy: half a minute
@@ -122,7 +121,7 @@ class _Cluster:
         configuration.retries = Retry(TRIES, backoff_factor=BACKOFF, status_forcelist=(500, 502, 503, 504))
         connection = client.ApiClient(configuration)
         self.pods, self.objects = client.CoreV1Api(connection), client.CustomObjectsApi(connection)
-        self.namespace = NAMESPACE.read_text(encoding="utf-8").strip()
+        self.namespace = own_pod.namespace()
 
     def workflow(self, name: str) -> dict[str, Any]:
         """The run's Workflow.
@@ -132,7 +131,7 @@ class _Cluster:
         """
         if not name:
             pod = self._ask(
-                "get pods", lambda: self.pods.read_namespaced_pod(os.uname().nodename, self.namespace)
+                "get pods", lambda: self.pods.read_namespaced_pod(own_pod.name(), self.namespace)
             )
             name = (pod.metadata.labels or {}).get(WORKFLOW_LABEL, "")
         found = self._ask(

@@ -2,11 +2,10 @@
 
 import os
 import re
-import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from crossearth.components.pods import own_pod
 from crossearth.components.pods.workspace import inputs
 from crossearth.components.runtime.doctor import Finding, examine
 from crossearth.components.runtime.params import Params
@@ -87,7 +86,7 @@ def _cluster(gpus: Mapping[str, int], training_runtime: str, namespace: str) -> 
     findings = [_pipelines(core), *(_gpus(core, kind, number) for kind, number in gpus.items())]
     if training_runtime:
         findings.append(_trainer(core))
-        findings.append(_runtime(client.CustomObjectsApi(), training_runtime, namespace or _own_namespace()))
+        findings.append(_runtime(client.CustomObjectsApi(), training_runtime, namespace or own_pod.namespace()))
     return findings
 
 
@@ -97,9 +96,7 @@ def _pipelines(api: Any) -> Finding:
 
     what = "Kubeflow Pipelines"
     try:
-        # a host's name is cut off after 63 characters, which the pods of Argo pass
-        name = os.environ.get("KFP_POD_NAME") or socket.gethostname()
-        pod = api.read_namespaced_pod(name, _own_namespace())
+        pod = api.read_namespaced_pod(own_pod.name(), own_pod.namespace())
     except ApiException as error:
         return Finding(what, "note", f"release unknown: {error.reason}", "see infra/kustomize/base/rbac.yaml")
     names = [container.image.rpartition("/")[2] for container in pod.spec.init_containers or []]
@@ -186,8 +183,3 @@ def _runtime(api: Any, name: str, namespace: str) -> Finding:
         f"neither in namespace {namespace} nor in the cluster: {name}",
         "install Kubeflow Trainer, name ../trainer under `components` of your overlay and apply it again",
     )
-
-
-def _own_namespace() -> str:
-    path = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else "default"
