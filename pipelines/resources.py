@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ UNCACHED_STEPS = frozenset({"plan", "archives", "report", "scenes", "predict", "
 
 THREADS = ("OMP_NUM_THREADS", "GDAL_NUM_THREADS")
 LONGEST_STEP_S = 7 * 24 * 3600  # a step without a timeout is tried again until then
+LEAVE_S = 600  # what a step has to take a TrainJob away whose time is up
 
 # the quantities of Kubernetes that kfp takes
 _CORES = re.compile(r"(\d*\.)?\d+m?")
@@ -174,14 +175,12 @@ class Trainer:
         runtime: the (Cluster)TrainingRuntime to train on.
         namespace: namespace of the TrainJob; none = the pipeline's own.
         schedule_timeout_s: seconds after which a TrainJob is given up whose pods do not all run.
-        timeout_s: seconds after which a TrainJob that has not ended is stopped.
     """
 
     nodes: PositiveInt = 1
     runtime: str = "torch-distributed"
     namespace: str | None = None
     schedule_timeout_s: PositiveInt = 1800
-    timeout_s: PositiveInt = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ class Values:
             "pod": {key: value for key, value in pod.items() if value},
             "mounts": mounts,
             "schedule_timeout_s": self.trainer.schedule_timeout_s,
-            "timeout_s": self.trainer.timeout_s,
+            "timeout_s": self.trainer.schedule_timeout_s + (wanted.timeout_s or LONGEST_STEP_S),
         }
 
     def _volumes(self, wanted: Resources) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -313,8 +312,10 @@ def load_values(path: Path) -> Values:
 
 def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
     """Gives a task its image, resources, volumes, secrets, retries and cache setting."""
-    # beside a TrainJob the step's own pod only follows it
-    wanted = values.default if step == "train" and values.trainer.nodes > 1 else values.resources(step)
+    wanted = values.resources(step)
+    if step == "train" and (job := values.train_job()):
+        # the step's own pod only follows the TrainJob
+        wanted = replace(values.default, timeout_s=job["timeout_s"] + LEAVE_S)
     task.set_container_image(values.image)
     task.set_display_name(step)
     if wanted.cpu:
@@ -330,17 +331,10 @@ def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask
             num_retries=values.retry.attempts,
             backoff_duration=f"{values.retry.backoff_s}s",
             backoff_factor=values.retry.factor,
-            backoff_max_duration=f"{values.retry.window_s(_longest(step, wanted, values))}s",
+            backoff_max_duration=f"{values.retry.window_s(wanted.timeout_s or LONGEST_STEP_S)}s",
         )
     _place_on_kubernetes(task, wanted, values)
     return task
-
-
-def _longest(step: str, wanted: Resources, values: Values) -> int:
-    """Seconds that one try of a step may take."""
-    if step == "train" and values.trainer.nodes > 1:
-        return values.trainer.schedule_timeout_s + values.trainer.timeout_s
-    return wanted.timeout_s or LONGEST_STEP_S
 
 
 def _place_on_kubernetes(task: dsl.PipelineTask, wanted: Resources, values: Values) -> None:

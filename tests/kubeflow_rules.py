@@ -168,6 +168,21 @@ def retries(documents: Documents) -> list[str]:
     return findings
 
 
+def train_jobs(documents: Documents) -> list[str]:
+    """A TrainJob ends before the step that follows it is stopped, and takes it away."""
+    pods = _pods(documents)
+    findings = []
+    for name, task in _tasks(documents[0]):
+        for source in task.get("inputs", {}).get("parameters", {}).values():
+            job = source.get("runtimeValue", {}).get("constant")
+            if not (isinstance(job, dict) and "schedule_timeout_s" in job):
+                continue
+            stopped = int(pods[_step(documents, task)].get("activeDeadlineSeconds", 0))
+            if not job["schedule_timeout_s"] < job["timeout_s"] < stopped:
+                findings.append(f"{name}: a TrainJob of {job['timeout_s']:g} s, its step of {stopped} s")
+    return findings
+
+
 def handler(documents: Documents) -> list[str]:
     """The exit handler needs neither another task's result nor a workspace that can be written."""
     findings = []
@@ -258,6 +273,7 @@ GRAPH: dict[str, Rule] = {
     "threads": threads,
     "addresses": addresses,
     "retries": retries,
+    "train-jobs": train_jobs,
     "handler": handler,
     "one-of": one_of,
     "keyed": keyed,

@@ -130,9 +130,7 @@ class _Cluster:
             InputError: it may not be read, or the API does not answer.
         """
         if not name:
-            pod = self._ask(
-                "get pods", lambda: self.pods.read_namespaced_pod(own_pod.name(), self.namespace)
-            )
+            pod = self._ask("get pods", lambda: self.pods.read_namespaced_pod(own_pod.name(), self.namespace))
             name = (pod.metadata.labels or {}).get(WORKFLOW_LABEL, "")
         found = self._ask(
             "get workflows",

@@ -8,7 +8,7 @@ NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def name() -> str:
-    """The pod's name, from Kubeflow: the host's is cut off after 63 characters, which the pods of Argo pass."""
+    """The pod's name, from Kubeflow: the host's ends after 63 characters, which the pods of Argo pass."""
     return os.environ.get("KFP_POD_NAME") or socket.gethostname()
 
 

@@ -86,7 +86,8 @@ def _cluster(gpus: Mapping[str, int], training_runtime: str, namespace: str) -> 
     findings = [_pipelines(core), *(_gpus(core, kind, number) for kind, number in gpus.items())]
     if training_runtime:
         findings.append(_trainer(core))
-        findings.append(_runtime(client.CustomObjectsApi(), training_runtime, namespace or own_pod.namespace()))
+        where = namespace or own_pod.namespace()
+        findings.append(_runtime(client.CustomObjectsApi(), training_runtime, where))
     return findings
 
 
