@@ -309,6 +309,13 @@ def one_namespace(manifests: Documents) -> list[str]:
     return findings + ([f"namespaces {sorted(map(str, spaces))}"] if len(spaces) > 1 else [])
 
 
+def cluster_wide(manifests: Documents) -> list[str]:
+    """What lies outside of a Profile is not its owner's to make, and has one name for all Profiles."""
+    if {"kubeflow"} == {each["metadata"].get("namespace", "kubeflow") for each in manifests}:
+        return []
+    return [_name(each) for each in manifests if each["kind"].startswith("Cluster")]
+
+
 def plain_addresses(manifests: Documents) -> list[str]:
     """Services are called by short names."""
     return [_name(each) for each in manifests if re.search(r"\.svc\b", json.dumps(each))]
@@ -392,6 +399,7 @@ def runtimes(manifests: Documents) -> list[str]:
 
 MANIFESTS: dict[str, Rule] = {
     "namespace": one_namespace,
+    "cluster": cluster_wide,
     "addresses": plain_addresses,
     "rights": rights,
     "sidecars": sidecars,

@@ -16,6 +16,7 @@ from crossearth.data.common.errors import InputError
 # the oldest releases that take what a run asks of them
 PIPELINES, TRAINER = (2, 15), (2, 2)
 TRAINER_NAMESPACE, TRAINER_CONFIG = "kubeflow-system", "kubeflow-trainer-public"
+RIGHTS = "see `What the account may do` in infra/README.md"
 RUNTIME_KINDS = ("trainingruntimes", "clustertrainingruntimes")
 
 
@@ -99,7 +100,7 @@ def _pipelines(api: Any) -> Finding:
     try:
         pod = api.read_namespaced_pod(own_pod.name(), own_pod.namespace())
     except ApiException as error:
-        return Finding(what, "note", f"release unknown: {error.reason}", "see infra/kustomize/base/rbac.yaml")
+        return Finding(what, "note", f"release unknown: {error.reason}", RIGHTS)
     names = [container.image.rpartition("/")[2] for container in pod.spec.init_containers or []]
     launcher = next((each for each in names if "launcher" in each), "")
     return _release(what, launcher.partition("@")[0].partition(":")[2], PIPELINES)
@@ -142,7 +143,7 @@ def _gpus(api: Any, kind: str, number: int) -> Finding:
             f"GPUs ({kind})",
             "note",
             f"nodes cannot be listed: {error.reason}",
-            "see infra/kustomize/base/rbac.yaml",
+            RIGHTS,
         )
     most = max((int((node.status.allocatable or {}).get(kind, 0)) for node in nodes), default=0)
     if most >= number:
@@ -176,7 +177,7 @@ def _runtime(api: Any, name: str, namespace: str) -> Finding:
             "training runtime",
             "note",
             f"{name} cannot be looked up: forbidden",
-            "see infra/kustomize/base/rbac.yaml",
+            RIGHTS,
         )
     return Finding(
         "training runtime",

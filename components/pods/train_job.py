@@ -299,10 +299,15 @@ def _runtime(client: "TrainerClient", name: str) -> Any:
     try:
         return client.get_runtime(name)
     except (RuntimeError, ValueError) as error:
+        hidden = getattr(error.__cause__, "status", None) == HTTPStatus.FORBIDDEN
         raise InputError(
-            f"the cluster has no training runtime {name!r}",
+            f"this account may not read the training runtime {name!r}, or there is none"
+            if hidden
+            else f"the cluster has no training runtime {name!r}",
             where="values: trainer.runtime",
-            next_step="kubectl get clustertrainingruntimes,trainingruntimes; see infra/kustomize/trainer",
+            next_step="see `What the account may do` in infra/README.md"
+            if hidden
+            else "kubectl get clustertrainingruntimes,trainingruntimes; see infra/kustomize/trainer",
         ) from error
 
 

@@ -147,6 +147,11 @@ RUNTIME["spec"] = {"template": {"spec": {"replicatedJobs": [ALIEN]}}}  # type: i
             "'other'",
         ),
         (
+            "cluster",
+            lambda all_: all_.append({**NAMESPACE, "kind": "ClusterRole", "rules": []}),
+            "ClusterRole/crossearth",
+        ),
+        (
             "addresses",
             lambda all_: next(filter(_kind("Deployment"), all_))["spec"].update(x="http://a.kubeflow.svc:1"),
             "Deployment/crossearth-mlflow",

@@ -97,7 +97,7 @@ class Api(BaseHTTPRequestHandler):
         elif path.endswith("/events"):
             self.answer(200, {"items": [EVENT], "metadata": {}})
         else:
-            self.answer(404, {"message": "not found"})
+            self.answer(403 if self.server.hidden else 404, {"message": "not found"})
 
     def do_POST(self) -> None:
         assert not self.server.leaving, "Kubeflow Trainer would take the old JobSet's state for the new job's"
@@ -159,6 +159,7 @@ class Cluster(ThreadingHTTPServer):
         self.created: list[Any] = []
         self.looks = 0
         self.away = 0
+        self.hidden = False  # whether what lies outside of the namespace may not be read
         self.leaving = 0  # looks at a job that is deleted until its pods have ended
 
     def seen(self, job: Any) -> Any:
@@ -398,6 +399,9 @@ def test_an_absent_runtime_is_said_before_anything_is_created(
     train: Callable[..., None], cluster: Cluster
 ) -> None:
     with pytest.raises(InputError, match="no training runtime 'other'"):
+        train(TrainJobConfig(**{**vars(CONFIG), "runtime": "other"}))
+    cluster.hidden = True
+    with pytest.raises(InputError, match="may not read the training runtime 'other'"):
         train(TrainJobConfig(**{**vars(CONFIG), "runtime": "other"}))
     assert not cluster.created
 
