@@ -16,6 +16,7 @@ OVERLAYS = "infra/kustomize/standalone (infra/kustomize/profile in a Profile)"
 NO_ACCOUNT = re.compile(r'service account (\S+?)/(\S+?): serviceaccounts? "[^"]+" not found')
 FORBIDDEN = re.compile(r'(?:\w+ "([^"]*)" is forbidden: )?User "([^"]+)" cannot (\w+) resource "([^"]+)"')
 ENDED_FROM_OUTSIDE = re.compile(r"exit (?:status|code) 143")
+TOO_SLOW = re.compile(r"active on the node longer than the specified deadline|DeadlineExceeded")
 UNWRITABLE = re.compile(r"(\S+): user (\d+) may not write here")
 OUT_OF_MEMORY = re.compile(r"OOMKilled|exit status 137|exit code 137")
 REFUSED = re.compile(
@@ -138,6 +139,11 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
             f"raise steps.{step.name}.memory in the values file and submit again: "
             "what is finished comes from the cache",
         )
+    if TOO_SLOW.search(step.message):
+        return (
+            f"stopped after its time, steps.{step.name}.timeout_s of the values file",
+            "give it more and submit again: a training goes on at its last checkpoint",
+        )
     if found := UNWRITABLE.search(words or text):
         return (
             f"the workspace's claim is not prepared: user {found[2]} may not write to {found[1]}",
@@ -158,7 +164,10 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
     if uncaught := list(UNCAUGHT.finditer(log or "")):
         return f"{uncaught[-1][1]}: {uncaught[-1][2]}", ""
     if "argument list too long" in text:
-        return "its item is longer than one argument may be (128 KiB)", "give more shards: --set shards=N"
+        return (
+            "what it is given is longer than one argument may be (128 KiB)",
+            "submit fewer recipes, or smaller catalogs, at a time",
+        )
     fatal = [found[1] for found in FATAL.finditer(log or "")]
     if fatal and not WITHOUT_WORDS.match(fatal[-1]):
         who = "Kubeflow's driver refused it" if step.by_driver else "Kubeflow's launcher"

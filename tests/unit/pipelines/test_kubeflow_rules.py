@@ -84,7 +84,7 @@ def test_no_item_of_the_benchmark_is_longer_than_an_argument(
     recipes = list(catalog.recipes())
     items = pipeline_items.recipe_items(catalog, params, recipes, "code")
     # all of them travel to `validate` in one argument
-    assert not too_long(items, pipeline_items.dataset_items(catalog, params, recipes, {}, "code"))
+    assert not too_long([items, pipeline_items.dataset_items(catalog, params, recipes, {}, "code")])
     scenes = [f"s3://bucket/{number:038d}.tif" for number in range(100_000)]
     monkeypatch.setattr(pipeline_items, "list_objects", lambda _: scenes)
     shards = pipeline_items.deal_scenes("s3://bucket/", 1)

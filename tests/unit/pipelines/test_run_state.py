@@ -96,7 +96,13 @@ LAUNCHER = "F1130 01:00:00.000001      1 main.go:59] failed to execute component
             "exec /argoexec: argument list too long",
             None,
             "longer than one argument may be",
-            "give more shards",
+            "submit fewer recipes",
+        ),
+        (
+            "Pod was active on the node longer than the specified deadline",
+            "error: interrupted\n",
+            "stopped after its time, steps.train.timeout_s",
+            "give it more",
         ),
     ],
 )
