@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from crossearth.components.pods import own_pod
@@ -15,7 +16,8 @@ from crossearth.data.common.errors import InputError
 
 # the oldest releases that take what a run asks of them
 PIPELINES, TRAINER = (2, 15), (2, 2)
-TRAINER_NAMESPACE, TRAINER_CONFIG = "kubeflow-system", "kubeflow-trainer-public"
+TRAINER_CONFIG = "kubeflow-trainer-public"
+TRAINER_NAMESPACES = ("kubeflow-system", "kubeflow")  # by itself; as a part of Kubeflow's platform
 RIGHTS = "see `What the account may do` in infra/README.md"
 RUNTIME_KINDS = ("trainingruntimes", "clustertrainingruntimes")
 
@@ -110,12 +112,12 @@ def _trainer(api: Any) -> Finding:
     from kubernetes.client import ApiException
 
     what = "Kubeflow Trainer"
-    try:
-        found = api.read_namespaced_config_map(TRAINER_CONFIG, TRAINER_NAMESPACE).data or {}
-    except ApiException as error:
-        where = f"ConfigMap {TRAINER_CONFIG} in {TRAINER_NAMESPACE}"
-        return Finding(what, "note", f"release unknown: {where}: {error.reason}", "it must be 2.2 or newer")
-    return _release(what, found.get("kubeflow_trainer_version", ""), TRAINER)
+    for namespace in TRAINER_NAMESPACES:
+        with suppress(ApiException):
+            found = api.read_namespaced_config_map(TRAINER_CONFIG, namespace).data or {}
+            return _release(what, found.get("kubeflow_trainer_version", ""), TRAINER)
+    where = f"no ConfigMap {TRAINER_CONFIG} to be read in {' or '.join(TRAINER_NAMESPACES)}"
+    return _release(what, where, TRAINER)
 
 
 def _release(what: str, text: str, oldest: tuple[int, int]) -> Finding:
