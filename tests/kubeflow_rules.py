@@ -21,6 +21,22 @@ TRIGGER = "ALL_UPSTREAM_TASKS_COMPLETED"
 POD_SUFFIX, DNS_LABEL = "-node-0-{}-abcde", 63
 OURS = "crossearth-"  # what the labels of our pods begin with: the namespace is shared with Kubeflow's
 SIDECAR = "sidecar.istio.io/inject"
+# what PodSecurity `baseline` lets a container add
+CAPABILITIES = {
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+}
 # (API group, resource, verb): what each is for is said in infra/README.md
 RIGHTS = {
     ("", "configmaps", "get"),
@@ -347,6 +363,21 @@ def sidecars(manifests: Documents) -> list[str]:
     ]
 
 
+def pod_security(manifests: Documents) -> list[str]:
+    """Namespaces of Kubeflow Pipelines 2.16 and of its platform's Profiles enforce PodSecurity `baseline`."""
+    findings = []
+    for name, template in _templates(manifests):
+        pod = template["spec"]
+        findings += [f"{name}: {key}" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
+        findings += [f"{name}: hostPath" for volume in pod.get("volumes", []) if "hostPath" in volume]
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            context = container.get("securityContext", {})
+            added = set(context.get("capabilities", {}).get("add", [])) - CAPABILITIES
+            findings += [f"{name}: capability {capability}" for capability in sorted(added)]
+            findings += [f"{name}: privileged"] if context.get("privileged") else []
+    return findings
+
+
 def selectors(manifests: Documents) -> list[str]:
     """Policies and Services select our pods alone: notebooks and artifact proxies live beside them."""
     findings = []
@@ -403,6 +434,7 @@ MANIFESTS: dict[str, Rule] = {
     "addresses": plain_addresses,
     "rights": rights,
     "sidecars": sidecars,
+    "pod-security": pod_security,
     "selectors": selectors,
     "kinds": foreign_kinds,
     "claim": prepared,

@@ -24,9 +24,7 @@ REFUSED = re.compile(
 )
 UNCAUGHT = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Exit|Interrupt|Warning)): (.+)$", re.M)
 FATAL = re.compile(r"^F\d{4} .*?\] (.*)$", re.M)
-NOT_HERE = re.compile(
-    r"artifacts/.*(no such|nothing here|not ingested|no archives)|not what this run's earlier step"
-)
+NOT_HERE = re.compile(r"artifacts/.*(no such|nothing here|not ingested|no archives)")
 WITHOUT_WORDS = re.compile(
     r"^main: Error \(exit code \d+\)$|^failed to execute component: exit status \d+$|^$"
 )
