@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kfp import dsl, kubernetes
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from crossearth.components.pods.train_job import SECRETS
 from crossearth.data.common.config import load_config, merged, nearest, read_yaml
@@ -144,7 +144,7 @@ class Retry:
 
     attempts: NonNegativeInt = 3
     backoff_s: PositiveInt = 15
-    factor: PositiveFloat = 2.0
+    factor: PositiveInt = 2  # Argo cannot read another number
 
     def window_s(self, longest_s: int) -> int:
         """Seconds from the first try's start in which all tries and pauses fit; Argo starts none after it.
@@ -153,7 +153,7 @@ class Retry:
             longest_s: what one try may take.
         """
         pauses = sum(self.backoff_s * self.factor**attempt for attempt in range(self.attempts))
-        return math.ceil((self.attempts + 1) * longest_s + pauses)
+        return (self.attempts + 1) * longest_s + pauses
 
 
 @dataclass(frozen=True)
@@ -330,7 +330,7 @@ def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask
         task.set_retry(
             num_retries=values.retry.attempts,
             backoff_duration=f"{values.retry.backoff_s}s",
-            backoff_factor=values.retry.factor,
+            backoff_factor=float(values.retry.factor),
             backoff_max_duration=f"{values.retry.window_s(wanted.timeout_s or LONGEST_STEP_S)}s",
         )
     _place_on_kubernetes(task, wanted, values)

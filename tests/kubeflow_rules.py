@@ -171,7 +171,7 @@ def addresses(documents: Documents) -> list[str]:
 
 
 def retries(documents: Documents) -> list[str]:
-    """Argo tries nothing again once this window from the first try's start is over."""
+    """Argo tries nothing again once the window from the first try's start is over, nor by a factor of 1.5."""
     pods = _pods(documents)
     findings = []
     for name, task in _tasks(documents[0]):
@@ -179,6 +179,9 @@ def retries(documents: Documents) -> list[str]:
         if tries := policy.get("maxRetryCount", 0):
             longest = int(pods[_step(documents, task)].get("activeDeadlineSeconds", WEEK_S))
             window = float(policy["backoffMaxDuration"].removesuffix("s"))
+            factor = float(policy.get("backoffFactor", 2))
+            if factor != int(factor):  # it reads a whole number
+                findings.append(f"{name}: a factor of {factor}")
             if window < (int(tries) + 1) * longest:
                 findings.append(f"{name}: {tries} further tries of up to {longest} s within {window:g} s")
     return findings

@@ -198,6 +198,11 @@ DAMAGES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     ),
     ("addresses", lambda s, p: _container(s)["env"].append(FOREIGN), "http://mlflow.crossearth.svc:5000"),
     ("retries", lambda s, p: p["exec-list"].update(activeDeadlineSeconds="101"), "tries of up to 101"),
+    (
+        "retries",
+        lambda s, p: s["root"]["dag"]["tasks"]["list"]["retryPolicy"].update(backoffFactor=1.5),
+        "list: a factor of 1.5",
+    ),
     ("retries", lambda s, p: p["exec-list"].clear(), "2 further tries of up to 604800 s within 300"),
     (
         "train-jobs",

@@ -569,6 +569,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_runs
         ("image: x\nsteps: {train: {memory: 1.5Gi}}", "number of bytes"),
         ("image: x\nsteps: {train: {memory: 500m}}", "number of bytes"),
         ("image: x\nsteps: {train: {cpu: 2Gi}}", "number of cores"),
+        ("image: x\nretry: {factor: 1.5}", "retry.factor"),
         ("image: x\nsteps: {train: {tolerations: [{kee: a}]}}", "key"),
         ("image: x\nenvironment: {AWS_SECRET_ACCESS_KEY: abc}", "looks like a secret"),
         ("image: x\nenvironment: {DB_PASSWD: abc}", "looks like a secret"),
