@@ -2,6 +2,7 @@
 
 import json
 import os
+from base64 import b64decode
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ HEALTH = "/apis/v2beta1/healthz"
 LOGIN = f"put a token into ${TOKEN} or a file for --token-file, or the session's cookie into ${COOKIE}"
 EXPIRED = f"the token is wrong or has expired: {LOGIN}"
 TIMEOUT_S = 30.0
+LOG_ARTIFACT = "main-logs"  # as Argo calls the log that it archives
 
 
 class UnreachableError(InputError):
@@ -106,24 +108,40 @@ class Api:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run as the server knows it."""
-        return self._json(f"/apis/v2beta1/runs/{quote(run_id, safe='')}")
+        return self._json(f"/apis/v2beta1/runs/{_part(run_id)}")
 
     def stop(self, run_id: str) -> None:
         """Stops a run."""
-        self._json(f"/apis/v2beta1/runs/{quote(run_id, safe='')}:terminate", b"")
+        self._json(f"/apis/v2beta1/runs/{_part(run_id)}:terminate", b"")
 
     def workflow(self, run_id: str) -> dict[str, Any] | None:
         """Argo's record of a run, which only the older API hands out; None where the server does not."""
         try:
-            answer = self._json(f"/apis/v1beta1/runs/{quote(run_id, safe='')}")
+            answer = self._json(f"/apis/v1beta1/runs/{_part(run_id)}")
             record = json.loads((answer.get("pipeline_runtime") or {})["workflow_manifest"])
         except (LookupError, TypeError, ValueError):  # InputError is a ValueError
             return None
         return record if isinstance(record, dict) else None
 
-    def log(self, run_id: str, pod: str) -> str | None:
-        """The log of a run's pod; None where neither the pod nor an archived log can be read."""
-        path = f"/apis/v1alpha1/runs/{quote(run_id, safe='')}/nodes/{quote(pod, safe='')}/log"
+    def log(self, run_id: str, node: str, pod: str) -> str | None:
+        """The log of a run's pod; None where it is gone.
+
+        Args:
+            node: Argo's id of it, by which Kubeflow finds the log in the object store once the pod has ended.
+            pod: its name, by which Kubeflow finds the pod as long as it is there; "" = not known.
+        """
+        nodes = f"runs/{_part(run_id)}/nodes"
+        live = self._text(f"/apis/v1alpha1/{nodes}/{_part(pod)}/log") if pod else None
+        if live is not None:
+            return live
+        path = f"/apis/v2beta1/{nodes}/{_part(node)}/artifacts/{LOG_ARTIFACT}:read"
+        try:
+            return str(b64decode(json.loads(self._text(path) or "")["data"]), errors="replace")
+        except (LookupError, TypeError, ValueError):
+            return None
+
+    def _text(self, path: str) -> str | None:
+        """What is answered; None where the server has not got it."""
         try:
             with self._open(path) as answer:
                 text = str(answer.read(), errors="replace")
@@ -179,6 +197,11 @@ class Api:
         request = Request(self.host.rstrip("/") + path, data=body, headers=headers)  # noqa: S310
         answer: HTTPResponse = build_opener(_NoRedirect).open(request, timeout=timeout)
         return answer
+
+
+def _part(text: str) -> str:
+    """A part of an address."""
+    return quote(text, safe="")
 
 
 def _read_token(path: Path) -> str:

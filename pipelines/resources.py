@@ -2,12 +2,12 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from kfp import dsl, kubernetes
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from crossearth.components.pods.train_job import SECRETS
 from crossearth.data.common.config import load_config, merged, nearest, read_yaml
@@ -35,6 +35,7 @@ UNCACHED_STEPS = frozenset({"plan", "archives", "report", "scenes", "predict", "
 
 THREADS = ("OMP_NUM_THREADS", "GDAL_NUM_THREADS")
 LONGEST_STEP_S = 7 * 24 * 3600  # a step without a timeout is tried again until then
+LEAVE_S = 600  # what a step has to take a TrainJob away whose time is up
 
 # the quantities of Kubernetes that kfp takes
 _CORES = re.compile(r"(\d*\.)?\d+m?")
@@ -143,7 +144,7 @@ class Retry:
 
     attempts: NonNegativeInt = 3
     backoff_s: PositiveInt = 15
-    factor: PositiveFloat = 2.0
+    factor: PositiveInt = 2  # Argo cannot read another number
 
     def window_s(self, longest_s: int) -> int:
         """Seconds from the first try's start in which all tries and pauses fit; Argo starts none after it.
@@ -152,7 +153,7 @@ class Retry:
             longest_s: what one try may take.
         """
         pauses = sum(self.backoff_s * self.factor**attempt for attempt in range(self.attempts))
-        return math.ceil((self.attempts + 1) * longest_s + pauses)
+        return (self.attempts + 1) * longest_s + pauses
 
 
 @dataclass(frozen=True)
@@ -174,14 +175,12 @@ class Trainer:
         runtime: the (Cluster)TrainingRuntime to train on.
         namespace: namespace of the TrainJob; none = the pipeline's own.
         schedule_timeout_s: seconds after which a TrainJob is given up whose pods do not all run.
-        timeout_s: seconds after which a TrainJob that has not ended is stopped.
     """
 
     nodes: PositiveInt = 1
     runtime: str = "torch-distributed"
     namespace: str | None = None
     schedule_timeout_s: PositiveInt = 1800
-    timeout_s: PositiveInt = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ class Values:
             "pod": {key: value for key, value in pod.items() if value},
             "mounts": mounts,
             "schedule_timeout_s": self.trainer.schedule_timeout_s,
-            "timeout_s": self.trainer.timeout_s,
+            "timeout_s": self.trainer.schedule_timeout_s + (wanted.timeout_s or LONGEST_STEP_S),
         }
 
     def _volumes(self, wanted: Resources) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -313,8 +312,10 @@ def load_values(path: Path) -> Values:
 
 def configure_pod(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
     """Gives a task its image, resources, volumes, secrets, retries and cache setting."""
-    # beside a TrainJob the step's own pod only follows it
-    wanted = values.default if step == "train" and values.trainer.nodes > 1 else values.resources(step)
+    wanted = values.resources(step)
+    if step == "train" and (job := values.train_job()):
+        # the step's own pod only follows the TrainJob
+        wanted = replace(values.default, timeout_s=job["timeout_s"] + LEAVE_S)
     task.set_container_image(values.image)
     task.set_display_name(step)
     if wanted.cpu:
@@ -329,18 +330,11 @@ def configure_pod(task: dsl.PipelineTask, step: str, values: Values) -> dsl.Pipe
         task.set_retry(
             num_retries=values.retry.attempts,
             backoff_duration=f"{values.retry.backoff_s}s",
-            backoff_factor=values.retry.factor,
-            backoff_max_duration=f"{values.retry.window_s(_longest(step, wanted, values))}s",
+            backoff_factor=float(values.retry.factor),
+            backoff_max_duration=f"{values.retry.window_s(wanted.timeout_s or LONGEST_STEP_S)}s",
         )
     _place_on_kubernetes(task, wanted, values)
     return task
-
-
-def _longest(step: str, wanted: Resources, values: Values) -> int:
-    """Seconds that one try of a step may take."""
-    if step == "train" and values.trainer.nodes > 1:
-        return values.trainer.schedule_timeout_s + values.trainer.timeout_s
-    return wanted.timeout_s or LONGEST_STEP_S
 
 
 def _place_on_kubernetes(task: dsl.PipelineTask, wanted: Resources, values: Values) -> None:

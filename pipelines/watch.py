@@ -48,13 +48,13 @@ def read(api: Api, run_id: str, most: int = LOGS_READ) -> tuple[RunState, list[R
     run = read_run(api.run(run_id), api.workflow(run_id))
     if run.state == FAILED and not run.complete and _stopped(api, run_id, run):
         run = replace(run, state=KILLED, stopped=True)
-    return explain(run, lambda pod: api.log(run_id, pod), most=most)
+    return explain(run, lambda step: api.log(run_id, step.node, step.pod), most=most)
 
 
 def _stopped(api: Api, run_id: str, run: RunState) -> bool:
     """Whether the exit handler, which has read Argo's record, says that a person stopped the run."""
-    pods = [step.pod for step in run.steps if step.name == "finish" and step.pod]
-    return any('"pipeline_state": "KILLED"' in (api.log(run_id, pod) or "") for pod in pods)
+    ends = [step for step in run.steps if step.name == "finish" and step.node]
+    return any('"pipeline_state": "KILLED"' in (api.log(run_id, step.node, step.pod) or "") for step in ends)
 
 
 def watch(api: Api, run_id: str, console: Console, poll_s: float = 10.0) -> tuple[RunState, list[Reason]]:

@@ -14,6 +14,8 @@ from typing import Any
 
 Json = dict[str, Any]
 NAMESPACE = "kubeflow"
+OWN_POD = "the-exit-handlers-pod"
+GONE = {"error_message": "BadRequestError: Failed to read logs"}
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Cluster:
         workflow: Argo's record of it.
         older_api: whether Kubeflow hands the record out.
         logs: last part of a node's id -> its log.
+        archived: whether the pods are gone and Argo has put their logs into the object store.
         refusals: beginning of a path -> HTTP statuses that are answered first, one after the other.
     """
 
@@ -32,6 +35,7 @@ class Cluster:
     workflow: Json | None = None
     older_api: bool = True
     logs: dict[str, str] = field(default_factory=dict)
+    archived: bool = False
     refusals: dict[str, list[int]] = field(default_factory=dict)
     posts: list[str] = field(default_factory=list)
 
@@ -43,22 +47,35 @@ class Cluster:
             return 200, {"multi_user": False}
         if path.startswith("/apis/v2beta1/runs?"):
             return 200, {"runs": [self.run]}
+        if found := re.search(r"/nodes/[\w-]+?-(\d+)/artifacts/main-logs:read$", path):
+            text = self.logs.get(found[1]) if self.archived else None
+            data = base64.b64encode((text or "").encode()).decode()
+            return (404, GONE) if text is None else (200, {"data": data})
         if path.startswith("/apis/v2beta1/runs/"):
             return 200, self.run
         if path.startswith("/apis/v1beta1/runs/") and self.older_api and self.workflow:
             return 200, {"pipeline_runtime": {"workflow_manifest": json.dumps(self.workflow)}}
-        if found := re.search(r"/nodes/[^/]+?(-?\d+)/log$|/pods/[^/]+?(-?\d+)/log\?", path):
-            number = (found[1] or found[2]).lstrip("-")
-            gone = {"error_message": "BadRequestError: Failed to read logs"}
-            return (200, self.logs[number]) if number in self.logs else (500 if found[1] else 404, gone)
+        if found := re.search(r"/(?:nodes|pods)/([^/]+)/log(?:\?|$)", path):
+            text = None if self.archived else self.logs.get(self._pods().get(found[1], ""))
+            return (200, text) if text is not None else (404 if "/pods/" in path else 500, GONE)
         if found := re.search(r"/namespaces/(\w+)/workflows/([^/?]+)$", path):
             known = self.workflow and found.groups() == (NAMESPACE, self.workflow["metadata"]["name"])
             return (200, self.workflow) if known else (404, {})
-        if re.search(r"/namespaces/\w+/pods/[^/]+$", path) and self.workflow:
+        if path.endswith(f"/namespaces/{NAMESPACE}/pods/{OWN_POD}") and self.workflow:
             return 200, {
                 "metadata": {"labels": {"workflows.argoproj.io/workflow": self.workflow["metadata"]["name"]}}
             }
         return 404, {"error": "not found"}
+
+    def _pods(self) -> dict[str, str]:
+        """Names of the pods -> the last part of their nodes' ids."""
+        if not self.workflow:
+            return {}
+        status, name = self.workflow["status"], self.workflow["metadata"]["name"]
+        packed = status.get("compressedNodes")
+        nodes = json.loads(gzip.decompress(base64.b64decode(packed))) if packed else status["nodes"]
+        numbers = {id_: id_.rpartition("-")[2] for id_ in nodes}
+        return {f"{name}-{nodes[id_]['templateName']}-{number}": number for id_, number in numbers.items()}
 
 
 class _Handler(BaseHTTPRequestHandler):

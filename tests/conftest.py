@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cluster import NAMESPACE, Cluster, serving
+from cluster import NAMESPACE, OWN_POD, Cluster, serving
 from graphs import PARAMS, RECIPES, ROOT, run_dvc, run_pipeline
 
 from crossearth.data.catalog.domains import Catalog
@@ -61,7 +61,7 @@ def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """Puts the test into a pod of a cluster; gives what MLflow is told there: `tags` and `status`."""
     import kubernetes
 
-    from crossearth.components.pods import finish
+    from crossearth.components.pods import finish, own_pod
 
     told = SimpleNamespace(tags={}, status="", ended=[])
 
@@ -73,7 +73,8 @@ def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         )
 
     (tmp_path / "namespace").write_text(NAMESPACE)
-    monkeypatch.setattr(finish, "NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr(own_pod, "NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setenv("KFP_POD_NAME", OWN_POD)
     monkeypatch.setattr(finish, "BACKOFF", 0.0)
     monkeypatch.setattr(finish, "start_run", start_run)
     monkeypatch.setattr(finish, "end_runs", lambda *ended: told.ended.append(ended) or 0)

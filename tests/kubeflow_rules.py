@@ -21,6 +21,22 @@ TRIGGER = "ALL_UPSTREAM_TASKS_COMPLETED"
 POD_SUFFIX, DNS_LABEL = "-node-0-{}-abcde", 63
 OURS = "crossearth-"  # what the labels of our pods begin with: the namespace is shared with Kubeflow's
 SIDECAR = "sidecar.istio.io/inject"
+# what PodSecurity `baseline` lets a container add
+CAPABILITIES = {
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+}
 # (API group, resource, verb): what each is for is said in infra/README.md
 RIGHTS = {
     ("", "configmaps", "get"),
@@ -155,7 +171,7 @@ def addresses(documents: Documents) -> list[str]:
 
 
 def retries(documents: Documents) -> list[str]:
-    """Argo tries nothing again once this window from the first try's start is over."""
+    """Argo tries nothing again once the window from the first try's start is over, nor by a factor of 1.5."""
     pods = _pods(documents)
     findings = []
     for name, task in _tasks(documents[0]):
@@ -163,8 +179,26 @@ def retries(documents: Documents) -> list[str]:
         if tries := policy.get("maxRetryCount", 0):
             longest = int(pods[_step(documents, task)].get("activeDeadlineSeconds", WEEK_S))
             window = float(policy["backoffMaxDuration"].removesuffix("s"))
+            factor = float(policy.get("backoffFactor", 2))
+            if factor != int(factor):  # it reads a whole number
+                findings.append(f"{name}: a factor of {factor}")
             if window < (int(tries) + 1) * longest:
                 findings.append(f"{name}: {tries} further tries of up to {longest} s within {window:g} s")
+    return findings
+
+
+def train_jobs(documents: Documents) -> list[str]:
+    """A TrainJob ends before the step that follows it is stopped, and takes it away."""
+    pods = _pods(documents)
+    findings = []
+    for name, task in _tasks(documents[0]):
+        for source in task.get("inputs", {}).get("parameters", {}).values():
+            job = source.get("runtimeValue", {}).get("constant")
+            if not (isinstance(job, dict) and "schedule_timeout_s" in job):
+                continue
+            stopped = int(pods[_step(documents, task)].get("activeDeadlineSeconds", 0))
+            if not job["schedule_timeout_s"] < job["timeout_s"] < stopped:
+                findings.append(f"{name}: a TrainJob of {job['timeout_s']:g} s, its step of {stopped} s")
     return findings
 
 
@@ -258,6 +292,7 @@ GRAPH: dict[str, Rule] = {
     "threads": threads,
     "addresses": addresses,
     "retries": retries,
+    "train-jobs": train_jobs,
     "handler": handler,
     "one-of": one_of,
     "keyed": keyed,
@@ -293,6 +328,13 @@ def one_namespace(manifests: Documents) -> list[str]:
     return findings + ([f"namespaces {sorted(map(str, spaces))}"] if len(spaces) > 1 else [])
 
 
+def cluster_wide(manifests: Documents) -> list[str]:
+    """What lies outside of a Profile is not its owner's to make, and has one name for all Profiles."""
+    if {"kubeflow"} == {each["metadata"].get("namespace", "kubeflow") for each in manifests}:
+        return []
+    return [_name(each) for each in manifests if each["kind"].startswith("Cluster")]
+
+
 def plain_addresses(manifests: Documents) -> list[str]:
     """Services are called by short names."""
     return [_name(each) for each in manifests if re.search(r"\.svc\b", json.dumps(each))]
@@ -322,6 +364,21 @@ def sidecars(manifests: Documents) -> list[str]:
         for name, template in _templates(manifests)
         if template.get("metadata", {}).get("labels", {}).get(SIDECAR) != "false"
     ]
+
+
+def pod_security(manifests: Documents) -> list[str]:
+    """Namespaces of Kubeflow Pipelines 2.16 and of its platform's Profiles enforce PodSecurity `baseline`."""
+    findings = []
+    for name, template in _templates(manifests):
+        pod = template["spec"]
+        findings += [f"{name}: {key}" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
+        findings += [f"{name}: hostPath" for volume in pod.get("volumes", []) if "hostPath" in volume]
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            context = container.get("securityContext", {})
+            added = set(context.get("capabilities", {}).get("add", [])) - CAPABILITIES
+            findings += [f"{name}: capability {capability}" for capability in sorted(added)]
+            findings += [f"{name}: privileged"] if context.get("privileged") else []
+    return findings
 
 
 def selectors(manifests: Documents) -> list[str]:
@@ -376,9 +433,11 @@ def runtimes(manifests: Documents) -> list[str]:
 
 MANIFESTS: dict[str, Rule] = {
     "namespace": one_namespace,
+    "cluster": cluster_wide,
     "addresses": plain_addresses,
     "rights": rights,
     "sidecars": sidecars,
+    "pod-security": pod_security,
     "selectors": selectors,
     "kinds": foreign_kinds,
     "claim": prepared,

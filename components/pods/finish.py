@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from crossearth.components.pods import own_pod
 from crossearth.components.pods import workspace as shared
 from crossearth.components.pods.reason import Reason, explain
 from crossearth.components.pods.state import (
@@ -17,14 +17,12 @@ from crossearth.components.pods.state import (
     KILLED,
     UNKNOWN,
     RunState,
-    nodes_of,
     read_run,
 )
 from crossearth.components.runtime.tracking import end_runs, start_run
 from crossearth.data.common.errors import InputError, without_credentials
 from crossearth.data.common.files import digest
 
-NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 WORKFLOWS = ("argoproj.io", "v1alpha1")
 WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
 TRIES, BACKOFF = 6, 1.0  # to reach an API that is away or busy: half a minute
@@ -100,7 +98,7 @@ def _look(workflow: str, notes: Sequence[dict[str, str]]) -> tuple[RunState, lis
     try:
         cluster = _Cluster()
         record = cluster.workflow(workflow)
-        run, reasons = explain(read_run(None, record), lambda pod: cluster.log(record, pod), notes)
+        run, reasons = explain(read_run(None, record), lambda step: cluster.log(step.pod), notes)
     except Exception as error:  # another release's record may look otherwise, and MLflow is told all the same
         words = without_credentials(str(error) or type(error).__name__)
         print(f"Argo's record of the run cannot be read: {words}", flush=True)
@@ -123,7 +121,7 @@ class _Cluster:
         configuration.retries = Retry(TRIES, backoff_factor=BACKOFF, status_forcelist=(500, 502, 503, 504))
         connection = client.ApiClient(configuration)
         self.pods, self.objects = client.CoreV1Api(connection), client.CustomObjectsApi(connection)
-        self.namespace = NAMESPACE.read_text(encoding="utf-8").strip()
+        self.namespace = own_pod.namespace()
 
     def workflow(self, name: str) -> dict[str, Any]:
         """The run's Workflow.
@@ -132,9 +130,7 @@ class _Cluster:
             InputError: it may not be read, or the API does not answer.
         """
         if not name:
-            pod = self._ask(
-                "get pods", lambda: self.pods.read_namespaced_pod(os.uname().nodename, self.namespace)
-            )
+            pod = self._ask("get pods", lambda: self.pods.read_namespaced_pod(own_pod.name(), self.namespace))
             name = (pod.metadata.labels or {}).get(WORKFLOW_LABEL, "")
         found = self._ask(
             "get workflows",
@@ -142,13 +138,8 @@ class _Cluster:
         )
         return dict(found)
 
-    def log(self, workflow: dict[str, Any], node_id: str) -> str | None:
-        """The log of a node's pod; None where it is gone or may not be read."""
-        name = workflow["metadata"]["name"]
-        node = nodes_of(workflow).get(node_id)
-        if node is None:
-            return None
-        pod = f"{name}-{node['templateName']}-{node_id.removeprefix(f'{name}-')}"
+    def log(self, pod: str) -> str | None:
+        """The log of a pod; None where it is gone or may not be read."""
         with suppress(InputError):
             return str(
                 self._ask(

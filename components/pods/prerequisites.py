@@ -2,11 +2,11 @@
 
 import os
 import re
-import socket
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
+from crossearth.components.pods import own_pod
 from crossearth.components.pods.workspace import inputs
 from crossearth.components.runtime.doctor import Finding, examine
 from crossearth.components.runtime.params import Params
@@ -16,7 +16,9 @@ from crossearth.data.common.errors import InputError
 
 # the oldest releases that take what a run asks of them
 PIPELINES, TRAINER = (2, 15), (2, 2)
-TRAINER_NAMESPACE, TRAINER_CONFIG = "kubeflow-system", "kubeflow-trainer-public"
+TRAINER_CONFIG = "kubeflow-trainer-public"
+TRAINER_NAMESPACES = ("kubeflow-system", "kubeflow")  # by itself; as a part of Kubeflow's platform
+RIGHTS = "see `What the account may do` in infra/README.md"
 RUNTIME_KINDS = ("trainingruntimes", "clustertrainingruntimes")
 
 
@@ -87,7 +89,8 @@ def _cluster(gpus: Mapping[str, int], training_runtime: str, namespace: str) -> 
     findings = [_pipelines(core), *(_gpus(core, kind, number) for kind, number in gpus.items())]
     if training_runtime:
         findings.append(_trainer(core))
-        findings.append(_runtime(client.CustomObjectsApi(), training_runtime, namespace or _own_namespace()))
+        where = namespace or own_pod.namespace()
+        findings.append(_runtime(client.CustomObjectsApi(), training_runtime, where))
     return findings
 
 
@@ -97,11 +100,9 @@ def _pipelines(api: Any) -> Finding:
 
     what = "Kubeflow Pipelines"
     try:
-        # a host's name is cut off after 63 characters, which the pods of Argo pass
-        name = os.environ.get("KFP_POD_NAME") or socket.gethostname()
-        pod = api.read_namespaced_pod(name, _own_namespace())
+        pod = api.read_namespaced_pod(own_pod.name(), own_pod.namespace())
     except ApiException as error:
-        return Finding(what, "note", f"release unknown: {error.reason}", "see infra/kustomize/base/rbac.yaml")
+        return Finding(what, "note", f"release unknown: {error.reason}", RIGHTS)
     names = [container.image.rpartition("/")[2] for container in pod.spec.init_containers or []]
     launcher = next((each for each in names if "launcher" in each), "")
     return _release(what, launcher.partition("@")[0].partition(":")[2], PIPELINES)
@@ -111,12 +112,12 @@ def _trainer(api: Any) -> Finding:
     from kubernetes.client import ApiException
 
     what = "Kubeflow Trainer"
-    try:
-        found = api.read_namespaced_config_map(TRAINER_CONFIG, TRAINER_NAMESPACE).data or {}
-    except ApiException as error:
-        where = f"ConfigMap {TRAINER_CONFIG} in {TRAINER_NAMESPACE}"
-        return Finding(what, "note", f"release unknown: {where}: {error.reason}", "it must be 2.2 or newer")
-    return _release(what, found.get("kubeflow_trainer_version", ""), TRAINER)
+    for namespace in TRAINER_NAMESPACES:
+        with suppress(ApiException):
+            found = api.read_namespaced_config_map(TRAINER_CONFIG, namespace).data or {}
+            return _release(what, found.get("kubeflow_trainer_version", ""), TRAINER)
+    where = f"no ConfigMap {TRAINER_CONFIG} to be read in {' or '.join(TRAINER_NAMESPACES)}"
+    return _release(what, where, TRAINER)
 
 
 def _release(what: str, text: str, oldest: tuple[int, int]) -> Finding:
@@ -144,7 +145,7 @@ def _gpus(api: Any, kind: str, number: int) -> Finding:
             f"GPUs ({kind})",
             "note",
             f"nodes cannot be listed: {error.reason}",
-            "see infra/kustomize/base/rbac.yaml",
+            RIGHTS,
         )
     most = max((int((node.status.allocatable or {}).get(kind, 0)) for node in nodes), default=0)
     if most >= number:
@@ -178,7 +179,7 @@ def _runtime(api: Any, name: str, namespace: str) -> Finding:
             "training runtime",
             "note",
             f"{name} cannot be looked up: forbidden",
-            "see infra/kustomize/base/rbac.yaml",
+            RIGHTS,
         )
     return Finding(
         "training runtime",
@@ -186,8 +187,3 @@ def _runtime(api: Any, name: str, namespace: str) -> Finding:
         f"neither in namespace {namespace} nor in the cluster: {name}",
         "install Kubeflow Trainer, name ../trainer under `components` of your overlay and apply it again",
     )
-
-
-def _own_namespace() -> str:
-    path = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else "default"

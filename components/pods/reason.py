@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from crossearth.components.pods.state import CACHED, FAILED, KILLED, START, RunState, Step, is_step
 from crossearth.data.common.errors import without_credentials
 
-Log = Callable[[str], str | None]  # node of a pod -> its log, None = gone
+Log = Callable[[Step], str | None]  # of a step's last pod; None = gone
 
 LOGS_READ = 16  # of one run: a loop over many items mostly fails for one reason
 TAIL = 12
@@ -16,6 +16,7 @@ OVERLAYS = "infra/kustomize/standalone (infra/kustomize/profile in a Profile)"
 NO_ACCOUNT = re.compile(r'service account (\S+?)/(\S+?): serviceaccounts? "[^"]+" not found')
 FORBIDDEN = re.compile(r'(?:\w+ "([^"]*)" is forbidden: )?User "([^"]+)" cannot (\w+) resource "([^"]+)"')
 ENDED_FROM_OUTSIDE = re.compile(r"exit (?:status|code) 143")
+TOO_SLOW = re.compile(r"active on the node longer than the specified deadline|DeadlineExceeded")
 UNWRITABLE = re.compile(r"(\S+): user (\d+) may not write here")
 OUT_OF_MEMORY = re.compile(r"OOMKilled|exit status 137|exit code 137")
 REFUSED = re.compile(
@@ -23,9 +24,7 @@ REFUSED = re.compile(
 )
 UNCAUGHT = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Exit|Interrupt|Warning)): (.+)$", re.M)
 FATAL = re.compile(r"^F\d{4} .*?\] (.*)$", re.M)
-NOT_HERE = re.compile(
-    r"artifacts/.*(no such|nothing here|not ingested|no archives)|not what this run's earlier step"
-)
+NOT_HERE = re.compile(r"artifacts/.*(no such|nothing here|not ingested|no archives)")
 WITHOUT_WORDS = re.compile(
     r"^main: Error \(exit code \d+\)$|^failed to execute component: exit status \d+$|^$"
 )
@@ -64,7 +63,7 @@ def explain(
     """Finds the reasons of the steps that failed.
 
     Args:
-        log: reads a pod's log.
+        log: reads the log of a step's last pod.
         notes: what failed steps wrote into the workspace: step, item, message.
         most: logs to read.
 
@@ -79,8 +78,8 @@ def explain(
         if step.state != FAILED:
             steps.append(step)
             continue
-        read = bool(step.pod) and most > 0
-        text = log(step.pod) if read else None
+        read = bool(step.node) and most > 0
+        text = log(step) if read else None
         text = without_credentials(text) if text is not None else None
         most -= 1
         step = _told(step, text or "")
@@ -138,6 +137,11 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
             f"raise steps.{step.name}.memory in the values file and submit again: "
             "what is finished comes from the cache",
         )
+    if TOO_SLOW.search(step.message):
+        return (
+            f"stopped after its time, steps.{step.name}.timeout_s of the values file",
+            "give it more and submit again: a training goes on at its last checkpoint",
+        )
     if found := UNWRITABLE.search(words or text):
         return (
             f"the workspace's claim is not prepared: user {found[2]} may not write to {found[1]}",
@@ -158,7 +162,10 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
     if uncaught := list(UNCAUGHT.finditer(log or "")):
         return f"{uncaught[-1][1]}: {uncaught[-1][2]}", ""
     if "argument list too long" in text:
-        return "its item is longer than one argument may be (128 KiB)", "give more shards: --set shards=N"
+        return (
+            "what it is given is longer than one argument may be (128 KiB)",
+            "submit fewer recipes, or smaller catalogs, at a time",
+        )
     fatal = [found[1] for found in FATAL.finditer(log or "")]
     if fatal and not WITHOUT_WORDS.match(fatal[-1]):
         who = "Kubeflow's driver refused it" if step.by_driver else "Kubeflow's launcher"

@@ -2,7 +2,7 @@
 
 A Workflow has a node for each pod and several around it: `for-loop-4(0).iteration-iterations(0:0)(0).
 iteration-item(0).train(0).executor(0)` is the first try of the step `train` of a loop's first item. What a
-person knows are the steps, so the nodes are read into these; why one of them failed is in `run_reason.py`.
+person knows are the steps, so the nodes are read into these; why one of them failed is in `reason.py`.
 """
 
 import base64
@@ -42,6 +42,7 @@ API_STATES = {
 }
 ENDED = (FINISHED, FAILED, KILLED)
 
+POD_NAMES = "workflows.argoproj.io/pod-name-format"  # of a Workflow
 ATTEMPT = re.compile(r"\(\d+\)(?=\.|$)")
 ITERATION = re.compile(r"^(.*)\.iteration-iterations\((\d+):\d+\)")
 # of the graph around the steps; what bears another name with a driver of its own is a step
@@ -66,7 +67,8 @@ class Step:
         index: of its item in the loop.
         item: name of the item, "" = not known.
         began, ended: of all tries together.
-        pod: node of the last pod that there was, "" = none.
+        node: Argo's id of the last pod that there was, "" = none.
+        pod: the name of that pod, "" = not known.
         tries: pods that ran the step's own code.
         message: Argo's about the last pod that failed; of a step that goes on, what holds it up.
         limit: the pod's memory, as in Kubernetes, "" = not known.
@@ -80,6 +82,7 @@ class Step:
     item: str = ""
     began: datetime | None = None
     ended: datetime | None = None
+    node: str = ""
     pod: str = ""
     tries: int = 0
     message: str = ""
@@ -169,6 +172,14 @@ def nodes_of(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return dict(status.get("nodes") or {})
 
 
+def pod_name(workflow: Mapping[str, Any], node: Mapping[str, Any]) -> str:
+    """The name of a node's pod: Argo puts the template between the Workflow's name and the node's number."""
+    metadata = workflow["metadata"]
+    if (metadata.get("annotations") or {}).get(POD_NAMES) == "v1":  # a controller set up to do so
+        return str(node["id"])
+    return f"{metadata['name']}-{node['templateName']}-{node['id'].rpartition('-')[2]}"
+
+
 def _from_nodes(workflow: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]]) -> RunState:
     by_path: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for node in sorted(nodes.values(), key=lambda node: node.get("startedAt") or ""):
@@ -177,7 +188,11 @@ def _from_nodes(workflow: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]]
     steps = [
         step
         for path in paths
-        if (step := _step(path, by_path.get(f"{path}-driver", []), by_path.get(f"{path}.executor", [])))
+        if (
+            step := _step(
+                workflow, path, by_path.get(f"{path}-driver", []), by_path.get(f"{path}.executor", [])
+            )
+        )
     ]
     status, metadata = workflow.get("status") or {}, workflow.get("metadata") or {}
     spec = workflow.get("spec") or {}
@@ -220,7 +235,9 @@ def _phase(tries: Iterable[Mapping[str, Any]]) -> str:
     return PHASES.get((over or tries)[-1].get("phase") or "Pending", UNKNOWN)
 
 
-def _step(path: str, drivers: list[dict[str, Any]], executors: list[dict[str, Any]]) -> Step | None:
+def _step(
+    workflow: Mapping[str, Any], path: str, drivers: list[dict[str, Any]], executors: list[dict[str, Any]]
+) -> Step | None:
     name = path.rpartition(".")[2]
     inside = ITERATION.match(path)
     around = not is_step(name)
@@ -251,7 +268,8 @@ def _step(path: str, drivers: list[dict[str, Any]], executors: list[dict[str, An
         item=item,
         began=_time((ran or times)[0].get("startedAt")),
         ended=_time(times[-1].get("finishedAt")) if state not in (RUNNING, PENDING) else None,
-        pod=pods[-1]["id"] if pods else "",
+        node=pods[-1]["id"] if pods else "",
+        pod=pod_name(workflow, pods[-1]) if pods else "",
         tries=len(ran),
         message=message,
         limit=limit,
@@ -310,8 +328,8 @@ def _loops(by_path: Mapping[str, list[dict[str, Any]]], steps: Iterable[Step]) -
 def _from_tasks(tasks: list[dict[str, Any]]) -> RunState:
     """What the API says without Argo's record: steps and pods by name and time, neither items nor messages.
 
-    The API gives a node's children by id and no node's own: a pod is known as a child of the task over its
-    tries, which begins and ends with the step that it belongs to.
+    The API gives a node's children by id (its `pod_name` is no pod's name) and no node's own: a pod is known
+    as a child of the task over its tries, which begins and ends with the step that it belongs to.
     """
     named = [task for task in tasks if task.get("display_name")]
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -363,7 +381,7 @@ def _task_step(name: str, task: Mapping[str, Any], pods: list[str], by_driver: b
         API_STATES.get(task.get("state") or "", UNKNOWN),
         began=_time(task.get("start_time")),
         ended=_time(task.get("end_time")),
-        pod=pods[-1] if pods else "",
+        node=pods[-1] if pods else "",
         tries=len(pods),
         message=(task.get("error") or {}).get("message") or "",
         by_driver=by_driver,

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -50,7 +51,7 @@ class TrainJobConfig:
         mounts: where the volumes are mounted, as in a container's `volumeMounts`.
         packages: Python packages that a node installs first; the image has all that training needs.
         schedule_timeout_s: seconds until all pods must run.
-        timeout_s: seconds until the job must have ended.
+        timeout_s: seconds until the job must have ended, from when it is made.
     """
 
     image: str
@@ -67,8 +68,9 @@ class TrainJobConfig:
     timeout_s: float = 7 * 24 * 3600
 
 
-# what Kubeflow Pipelines' MLflow plugin gives the step's pod and no pod of a TrainJob
-FROM_PLUGIN = ("MLFLOW_TRACKING_URI", PARENT_RUN, EXPERIMENT)
+# what Kubeflow Pipelines' MLflow plugin gives the step's pod and no pod of a TrainJob; its server goes before
+# that of the values file, in the step's pod too
+FROM_PLUGIN = ("MLFLOW_TRACKING_URI", "MLFLOW_WORKSPACE", "MLFLOW_TRACKING_AUTH", PARENT_RUN, EXPERIMENT)
 
 
 class TrainJobError(RuntimeError):
@@ -105,8 +107,8 @@ def run_train_job(
     client = client or TrainerClient(KubernetesBackendConfig(namespace=config.namespace))
     options: list[Any] = [Name(name)]
     environment = {
-        **{name: os.environ[name] for name in FROM_PLUGIN if name in os.environ},
         **config.environment,
+        **{name: os.environ[name] for name in FROM_PLUGIN if name in os.environ},
         "CROSSEARTH_WORKSPACE": workspace,
         "CROSSEARTH_ARGUMENTS": json.dumps(list(arguments)),
     }
@@ -133,7 +135,8 @@ def run_train_job(
         torchrun = f"torchrun --nproc-per-node={config.processes} "
         command = (part.replace("torchrun ", torchrun) for part in runtime.trainer.command)
         runtime.trainer.set_command(tuple(command))
-    _delete_leftover(client, name)
+    _delete(client, name)
+    _expect_gone(client, name, config.schedule_timeout_s)
     try:
         if lease:
             lease.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +144,7 @@ def run_train_job(
         client.train(runtime=runtime, trainer=trainer, options=options)
         follow(client, name, config.schedule_timeout_s, config.timeout_s, lease=lease)
     finally:
-        _delete_leftover(client, name)
+        _delete(client, name)
         if lease:
             lease.unlink(missing_ok=True)
 
@@ -296,22 +299,66 @@ def _runtime(client: "TrainerClient", name: str) -> Any:
     try:
         return client.get_runtime(name)
     except (RuntimeError, ValueError) as error:
+        hidden = getattr(error.__cause__, "status", None) == HTTPStatus.FORBIDDEN
         raise InputError(
-            f"the cluster has no training runtime {name!r}",
+            f"this account may not read the training runtime {name!r}, or there is none"
+            if hidden
+            else f"the cluster has no training runtime {name!r}",
             where="values: trainer.runtime",
-            next_step="kubectl get clustertrainingruntimes,trainingruntimes; see infra/kustomize/trainer",
+            next_step="see `What the account may do` in infra/README.md"
+            if hidden
+            else "kubectl get clustertrainingruntimes,trainingruntimes; see infra/kustomize/trainer",
         ) from error
 
 
-def _delete_leftover(client: "TrainerClient", name: str) -> None:
+def _delete(client: "TrainerClient", name: str) -> None:
+    """Takes a job away, if there is one: it stays as long as one of its pods does."""
+    from kubernetes.client import ApiException
+
     # not by a list of the namespace's jobs: one that is broken, whoever's, breaks the list
+    if not hasattr(client.backend, "custom_api"):
+        with suppress(ValueError):  # no such job
+            client.delete_job(name)
+        return
     try:
-        client.delete_job(name)
-    except ValueError:  # of a local backend: no such job
-        pass
-    except RuntimeError as error:
-        if getattr(error.__cause__, "status", None) != HTTPStatus.NOT_FOUND:
+        # the SDK has no word for it: by its own a job is gone at once, and its pods some time later
+        client.backend.custom_api.delete_namespaced_custom_object(
+            *_address(client, name), propagation_policy="Foreground"
+        )
+    except ApiException as error:
+        if error.status != HTTPStatus.NOT_FOUND:
             raise
+
+
+def _expect_gone(client: "TrainerClient", name: str, seconds: float) -> None:
+    """Waits for the end of what an earlier try left: Kubeflow Trainer takes a JobSet of that name for ours.
+
+    Raises:
+        TrainJobError: it is still there after `seconds`.
+    """
+    from kubernetes.client import ApiException
+
+    if not hasattr(client.backend, "custom_api"):
+        return
+    began = time.monotonic()
+    while True:
+        try:
+            client.backend.custom_api.get_namespaced_custom_object(*_address(client, name))
+        except ApiException as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return
+            if error.status < HTTPStatus.INTERNAL_SERVER_ERROR:  # else the server restarts
+                raise
+        if time.monotonic() - began > seconds:
+            raise TrainJobError(f"TrainJob {name}: pods of an earlier try have not ended in {seconds:.0f} s")
+        time.sleep(POLL_SECONDS)
+
+
+def _address(client: "TrainerClient", name: str) -> tuple[str, str, str, str, str]:
+    from kubeflow.trainer.constants import constants
+
+    where = client.backend.namespace
+    return constants.GROUP, constants.VERSION, where, constants.TRAINJOB_PLURAL, name
 
 
 def _copy_log(client: "TrainerClient", name: str, log: TextIO) -> None:

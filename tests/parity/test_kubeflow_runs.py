@@ -1,5 +1,6 @@
 """Runs recorded from a real control plane, each answered with what a person must be told."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from cluster import NAMESPACE, recorded, serving
 
 from crossearth.components.pods import finish
+from crossearth.components.pods.state import nodes_of, pod_name
 from crossearth.pipelines.api import Api
 from crossearth.pipelines.watch import read, story
 
@@ -87,7 +89,7 @@ LIMIT = {"exec-train": {"container": {"resources": {"resourceMemoryLimit": "300M
 @pytest.mark.parametrize("name", TOLD)
 def test_a_recorded_run_is_answered(name: str, by_record: bool, kubeflow_dir: Path) -> None:
     cluster = recorded(kubeflow_dir, name)
-    cluster.older_api = by_record
+    cluster.older_api, cluster.archived = by_record, not by_record
     cluster.run["pipeline_spec"] = {"deploymentSpec": {"executors": LIMIT}}
     with serving(cluster) as host:
         told = story(*read(Api(host), cluster.run["run_id"]))
@@ -98,6 +100,28 @@ def test_a_recorded_run_is_answered(name: str, by_record: bool, kubeflow_dir: Pa
     assert "iteration" not in told
     if "ingest casid" in told:
         assert told.count("no such folder\n") == 2  # the reason, and the log of one pod
+
+
+@pytest.mark.parametrize("by_record", [True, False], ids=["record", "api"])
+def test_the_log_of_a_pod_that_is_deleted_is_read_from_the_object_store(
+    by_record: bool, kubeflow_dir: Path
+) -> None:
+    cluster = recorded(kubeflow_dir, "wrong-type")
+    cluster.older_api, cluster.archived = by_record, True
+    with serving(cluster) as host:
+        assert "type mismatch: expect STRUCT, got string" in story(*read(Api(host), cluster.run["run_id"]))
+
+
+def test_the_names_of_pods_are_those_under_which_argo_archived_their_logs(kubeflow_dir: Path) -> None:
+    archived = 0
+    for path in kubeflow_dir.glob("*.workflow.json"):
+        workflow = json.loads(path.read_text())
+        for node in nodes_of(workflow).values():
+            for artifact in (node.get("outputs") or {}).get("artifacts") or []:
+                if node["type"] == "Pod" and artifact["name"] == "main-logs":
+                    archived += 1
+                    assert artifact["s3"]["key"].split("/")[-2] == pod_name(workflow, node)
+    assert archived > 100
 
 
 def test_every_recorded_run_is_in_the_table(kubeflow_dir: Path) -> None:

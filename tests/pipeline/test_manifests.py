@@ -147,6 +147,11 @@ RUNTIME["spec"] = {"template": {"spec": {"replicatedJobs": [ALIEN]}}}  # type: i
             "'other'",
         ),
         (
+            "cluster",
+            lambda all_: all_.append({**NAMESPACE, "kind": "ClusterRole", "rules": []}),
+            "ClusterRole/crossearth",
+        ),
+        (
             "addresses",
             lambda all_: next(filter(_kind("Deployment"), all_))["spec"].update(x="http://a.kubeflow.svc:1"),
             "Deployment/crossearth-mlflow",
@@ -165,6 +170,20 @@ RUNTIME["spec"] = {"template": {"spec": {"replicatedJobs": [ALIEN]}}}  # type: i
             "sidecars",
             lambda all_: next(filter(_job("crossearth-bucket"), all_))["spec"]["template"].pop("metadata"),
             "Job/crossearth-bucket",
+        ),
+        (
+            "pod-security",
+            lambda all_: next(filter(_job("crossearth-workspace"), all_))["spec"]["template"]["spec"][
+                "containers"
+            ][0]["securityContext"]["capabilities"]["add"].append("SYS_ADMIN"),
+            "Job/crossearth-workspace: capability SYS_ADMIN",
+        ),
+        (
+            "pod-security",
+            lambda all_: next(filter(_kind("Deployment"), all_))["spec"]["template"]["spec"].update(
+                hostNetwork=True, volumes=[{"name": "v", "hostPath": {"path": "/"}}]
+            ),
+            "Deployment/crossearth-mlflow: hostPath",
         ),
         ("selectors", lambda all_: all_.append({**POLICY, "apiVersion": "v1"}), "selects every pod"),
         (

@@ -76,6 +76,10 @@ class Api(BaseHTTPRequestHandler):
                 self.server.away -= 1
                 self.answer(503, {"message": "restarting"})
                 return
+            if self.server.leaving:
+                self.server.leaving -= 1
+                job = self.server.jobs[match[1]] if self.server.leaving else self.server.jobs.pop(match[1])
+                return self.answer(200, job)
             job = self.server.jobs.get(match[1])
             self.answer(200, self.server.seen(job)) if job else self.answer(404, {"message": "not found"})
         elif path.endswith("/trainjobs"):
@@ -93,9 +97,10 @@ class Api(BaseHTTPRequestHandler):
         elif path.endswith("/events"):
             self.answer(200, {"items": [EVENT], "metadata": {}})
         else:
-            self.answer(404, {"message": "not found"})
+            self.answer(403 if self.server.hidden else 404, {"message": "not found"})
 
     def do_POST(self) -> None:
+        assert not self.server.leaving, "Kubeflow Trainer would take the old JobSet's state for the new job's"
         job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         check(job)
         # what the schema does not say and Kubeflow Trainer's webhook does
@@ -107,8 +112,12 @@ class Api(BaseHTTPRequestHandler):
         self.answer(201, job)
 
     def do_DELETE(self) -> None:
-        gone = self.server.jobs.pop(self.path.split("?")[0].rsplit("/", 1)[1], None)
-        self.answer(200 if gone else 404, {})
+        name = self.path.split("?")[0].rsplit("/", 1)[1]
+        there = name in self.server.jobs
+        if self.server.leaving and "propagationPolicy=Foreground" in self.path:
+            return self.answer(200, {})  # as long as its pods are there
+        self.server.jobs.pop(name, None)
+        self.answer(200 if there else 404, {})
 
     def answer(self, code: int, body: Any, kind: str = "application/json") -> None:
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
@@ -150,6 +159,8 @@ class Cluster(ThreadingHTTPServer):
         self.created: list[Any] = []
         self.dhashes = 0
         self.away = 0
+        self.hidden = False  # whether what lies outside of the namespace may not be read
+        self.leaving = 0  # looks at a job that is deleted until its pods have ended
 
     def seen(self, job: Any) -> Any:
         self.dhashes += 1
@@ -216,12 +227,14 @@ def test_a_train_job_is_created_followed_and_taken_away(
 ) -> None:
     for variable in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(variable, f"the plugin's {variable}")
-    train()
+    # the server of the plugin's runs goes before that of the values file
+    train(TrainJobConfig(**{**vars(CONFIG), "environment": {"MLFLOW_TRACKING_URI": "http://ours:5000"}}))
     (job,) = cluster.created
     trainer = job["spec"]["trainer"]
     given = {each["name"]: each["value"] for each in trainer["env"]}
     assert given["MLFLOW_RUN_ID"] == "the plugin's MLFLOW_RUN_ID"
     assert given["MLFLOW_EXPERIMENT_ID"] == "the plugin's MLFLOW_EXPERIMENT_ID"
+    assert given["MLFLOW_TRACKING_URI"] == "the plugin's MLFLOW_TRACKING_URI"
     assert job["spec"]["runtimeRef"]["name"] == "crossearth-torch"
     assert (trainer["numNodes"], trainer["image"]) == (2, "crossearth")
     assert trainer["resourcesPerNode"]["requests"] == {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": 1}
@@ -372,16 +385,23 @@ def test_a_leftover_of_a_killed_try_is_replaced(train: Callable[..., None], clus
         },
         "spec": {"runtimeRef": {"name": "crossearth-torch"}},
     }
-    cluster.jobs["crossearth-train-x"] = leftover
+    cluster.jobs["crossearth-train-x"], cluster.leaving = leftover, 3
     train()
     assert len(cluster.created) == 1
     assert not cluster.jobs
+    cluster.jobs["crossearth-train-x"], cluster.leaving = leftover, 1000
+    with pytest.raises(TrainJobError, match="pods of an earlier try have not ended in 0 s"):
+        train(TrainJobConfig(**{**vars(CONFIG), "schedule_timeout_s": 0.1}))
+    assert len(cluster.created) == 1
 
 
 def test_an_absent_runtime_is_said_before_anything_is_created(
     train: Callable[..., None], cluster: Cluster
 ) -> None:
     with pytest.raises(InputError, match="no training runtime 'other'"):
+        train(TrainJobConfig(**{**vars(CONFIG), "runtime": "other"}))
+    cluster.hidden = True
+    with pytest.raises(InputError, match="may not read the training runtime 'other'"):
         train(TrainJobConfig(**{**vars(CONFIG), "runtime": "other"}))
     assert not cluster.created
 

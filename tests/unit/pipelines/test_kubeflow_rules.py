@@ -84,7 +84,7 @@ def test_no_item_of_the_benchmark_is_longer_than_an_argument(
     recipes = list(catalog.recipes())
     items = pipeline_items.recipe_items(catalog, params, recipes, "code")
     # all of them travel to `validate` in one argument
-    assert not too_long(items, pipeline_items.dataset_items(catalog, params, recipes, {}, "code"))
+    assert not too_long([items, pipeline_items.dataset_items(catalog, params, recipes, {}, "code")])
     scenes = [f"s3://bucket/{number:038d}.tif" for number in range(100_000)]
     monkeypatch.setattr(pipeline_items, "list_objects", lambda _: scenes)
     shards = pipeline_items.deal_scenes("s3://bucket/", 1)
@@ -198,7 +198,19 @@ DAMAGES: list[tuple[str, Callable[[Any, Any], Any], str]] = [
     ),
     ("addresses", lambda s, p: _container(s)["env"].append(FOREIGN), "http://mlflow.crossearth.svc:5000"),
     ("retries", lambda s, p: p["exec-list"].update(activeDeadlineSeconds="101"), "tries of up to 101"),
+    (
+        "retries",
+        lambda s, p: s["root"]["dag"]["tasks"]["list"]["retryPolicy"].update(backoffFactor=1.5),
+        "list: a factor of 1.5",
+    ),
     ("retries", lambda s, p: p["exec-list"].clear(), "2 further tries of up to 604800 s within 300"),
+    (
+        "train-jobs",
+        lambda s, p: _list(s).update(
+            job={"runtimeValue": {"constant": {"schedule_timeout_s": 10.0, "timeout_s": 100.0}}}
+        ),
+        "list: a TrainJob of 100 s, its step of 100 s",
+    ),
     ("handler", lambda s, p: _container(s).update(command=["shared.enter(workspace)"]), "enters the"),
     (
         "handler",
@@ -229,6 +241,11 @@ def test_a_rule_finds_what_it_is_for(rule: str, damage: Callable[[Any, Any], Any
 
 def test_every_rule_is_seen_to_find_something() -> None:
     assert {rule for rule, _, _ in DAMAGES} == set(GRAPH)
+
+
+def test_a_train_job_has_the_time_of_a_training_and_that_of_its_scheduling() -> None:
+    assert VALUES["many nodes"].train_job()["timeout_s"] == 1800 + 259200
+    assert VALUES["many nodes without GPUs"].train_job()["timeout_s"] == 1800 + 7 * 24 * 3600
 
 
 # cores, GPUs -> threads of a process

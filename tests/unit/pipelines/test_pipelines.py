@@ -569,6 +569,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_runs
         ("image: x\nsteps: {train: {memory: 1.5Gi}}", "number of bytes"),
         ("image: x\nsteps: {train: {memory: 500m}}", "number of bytes"),
         ("image: x\nsteps: {train: {cpu: 2Gi}}", "number of cores"),
+        ("image: x\nretry: {factor: 1.5}", "retry.factor"),
         ("image: x\nsteps: {train: {tolerations: [{kee: a}]}}", "key"),
         ("image: x\nenvironment: {AWS_SECRET_ACCESS_KEY: abc}", "looks like a secret"),
         ("image: x\nenvironment: {DB_PASSWD: abc}", "looks like a secret"),
@@ -653,6 +654,7 @@ class Kubernetes(BaseHTTPRequestHandler):
     absent = 404
     launcher = "ghcr.io/kubeflow/kfp-launcher:2.17.0"
     trainer: str | None = "v2.3.0"
+    trainers = "kubeflow"  # namespace of Trainer
 
     def do_GET(self) -> None:
         body: Any = {"items": [{"status": {"allocatable": each}} for each in ({}, {"nvidia.com/gpu": "2"})]}
@@ -661,8 +663,9 @@ class Kubernetes(BaseHTTPRequestHandler):
             body = {
                 "spec": {"containers": containers, "initContainers": [{"name": "k", "image": self.launcher}]}
             }
-        elif self.path.endswith("/namespaces/kubeflow-system/configmaps/kubeflow-trainer-public"):
-            body = {"data": {"kubeflow_trainer_version": self.trainer}} if self.trainer else None
+        elif "/configmaps/" in self.path:
+            here = self.path.endswith(f"/namespaces/{self.trainers}/configmaps/kubeflow-trainer-public")
+            body = {"data": {"kubeflow_trainer_version": self.trainer}} if here and self.trainer else None
         if "trainingruntimes" in self.path:
             body = {} if self.path.endswith("/clustertrainingruntimes/torch-distributed") else None
         data = json.dumps(body).encode()
@@ -704,6 +707,7 @@ def test_a_cluster_without_enough_gpus_or_the_runtime_is_said_with_what_to_do(in
     assert "neither in namespace crossearth nor in the cluster: other; install Kubeflow Trainer" in message
 
 
+@pytest.mark.parametrize("trainers", ["kubeflow-system", "kubeflow"])
 @pytest.mark.parametrize(
     ("launcher", "trainer", "verdicts"),
     [
@@ -718,11 +722,13 @@ def test_releases_that_are_too_old_are_said_with_what_to_install(
     launcher: str,
     trainer: str | None,
     verdicts: tuple[str, str],
+    trainers: str,
     in_cluster: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Kubernetes, "launcher", launcher)
     monkeypatch.setattr(Kubernetes, "trainer", trainer)
+    monkeypatch.setattr(Kubernetes, "trainers", trainers)
     findings = prerequisites._cluster({}, "torch-distributed", "crossearth")
     found = {each.check: each for each in findings}
     assert (found["Kubeflow Pipelines"].verdict, found["Kubeflow Trainer"].verdict) == verdicts

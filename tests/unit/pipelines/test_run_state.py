@@ -96,7 +96,13 @@ LAUNCHER = "F1130 01:00:00.000001      1 main.go:59] failed to execute component
             "exec /argoexec: argument list too long",
             None,
             "longer than one argument may be",
-            "give more shards",
+            "submit fewer recipes",
+        ),
+        (
+            "Pod was active on the node longer than the specified deadline",
+            "error: interrupted\n",
+            "stopped after its time, steps.train.timeout_s",
+            "give it more",
         ),
     ],
 )
@@ -126,7 +132,7 @@ def test_equal_failures_are_one_reason_and_a_password_is_in_none() -> None:
         for pod, name in zip(pods, items, strict=True)
     }
     record = read_run(None, workflow([node("", "Failed", "DAG"), *pods]))
-    run, (reason, rest) = explain(record, logs.__getitem__, most=2)
+    run, (reason, rest) = explain(record, lambda step: logs[step.node], most=2)
     assert str(reason) == "ingest a, b: s3://***@x/NAME: no data here"
     assert "secret" not in story(run, [reason])
     assert str(rest).startswith("ingest c: failed for a reason that is not known")
@@ -194,6 +200,8 @@ def test_why_and_list_say_the_reason_with_the_end_of_the_log(cluster: tuple[Clus
     assert "train town: town: no tiles" in why.output
     assert "  | error: town: no tiles" in why.output
     assert "train town: town: no tiles" in " ".join(typed("list", "--host", host).output.split())
+    served.archived = True  # an hour after a run's end its pods are deleted
+    assert "  | error: town: no tiles" in typed("why", "r-1", "--host", host).output
     served.logs.clear()
     assert "the log is gone" in typed("why", "r-1", "--host", host).output
     served.run["state_history"] = [{"state": "CANCELING"}]
@@ -206,7 +214,7 @@ def test_without_a_record_the_exit_handlers_log_says_that_a_person_stopped_the_r
     cluster: tuple[Cluster, str],
 ) -> None:
     served, host = cluster
-    served.older_api = False
+    served.older_api, served.archived = False, True
     moments = {"start_time": "2026-11-30T02:00:00Z", "end_time": "2026-11-30T02:01:00Z"}
     ended = [("train", "FAILED", 1), ("finish", "SUCCEEDED", 2)]
     served.run["run_details"] = {
