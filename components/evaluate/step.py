@@ -27,6 +27,8 @@ from crossearth.components.evaluate.results import (
 from crossearth.components.evaluate.scoring import ScoredTile, TargetScores, score_target
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.memory import enough_memory
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import DOMAINS, MODELS, SCORES
 from crossearth.components.runtime.processes import choose_device, join_processes
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.runtime.version import git_revision, torch_version
@@ -71,6 +73,13 @@ class Target:
     manifest: Manifest
     remap: tuple[int, ...]
     key: str
+
+
+def run(params: Params, catalog: Catalog, name: str, model: Path | None = None) -> Path:
+    """Scores the recipe `name` in the working folder: its own model, or another one."""
+    recipe = catalog.recipe(name)
+    config, model_dir = params.config(EvaluateConfig, "evaluate"), model or MODELS / recipe.name
+    return evaluate(recipe, catalog, DOMAINS, model_dir, SCORES / recipe.name, config)
 
 
 def evaluate(

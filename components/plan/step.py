@@ -11,9 +11,15 @@ from typing import Any
 from crossearth.components.plan.configs import check
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import PLAN
 from crossearth.components.train.setup import TrainConfig, flat, plain
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.files import atomic_dir, write_json
+
+
+def run(params: Params, catalog: Catalog) -> Path:
+    """Plans in the working folder."""
+    return plan(catalog, params, PLAN)
 
 
 def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from crossearth.components.ingest.preview import EXPERIMENT
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import DOMAINS, VALIDATION
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.validate.expectations import Check, validate_manifests
 from crossearth.components.validate.validation import PAIRS_SHOWN, ValidateConfig, shared_ground, twins
@@ -23,6 +25,12 @@ log = logging.getLogger(__name__)
 
 DOCS, SUMMARY = "docs", "summary.json"
 PLACES_SHOWN = 5
+
+
+def run(params: Params, catalog: Catalog, names: Sequence[str] = ()) -> Path:
+    """Validates the working folder's domains: all, or some besides those that were validated before."""
+    config = params.config(ValidateConfig, "validate")
+    return validate(catalog, DOMAINS, VALIDATION, config, names, params.may_lack_classes(catalog))
 
 
 def validate(

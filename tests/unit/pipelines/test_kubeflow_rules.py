@@ -10,10 +10,11 @@ import yaml
 from google.protobuf import json_format
 from kubeflow_rules import GRAPH, broken, cached, count_pods, too_long, train_job_name
 
+from crossearth.components.plan import items as plan_items
 from crossearth.components.plan.step import plan
-from crossearth.components.pods import items as pipeline_items
 from crossearth.components.pods.launch import job_name
 from crossearth.components.pods.train_job import TrainJobConfig
+from crossearth.components.predict import scenes
 from crossearth.components.runtime.params import load_params
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
@@ -82,22 +83,22 @@ def test_no_item_of_the_benchmark_is_longer_than_an_argument(
     monkeypatch.chdir(tmp_path)
     plan(catalog, params, Path("artifacts/plan"))
     recipes = list(catalog.recipes())
-    items = pipeline_items.recipe_items(catalog, params, recipes, "code")
+    items = plan_items.recipe_items(catalog, params, recipes, "code")
     # all of them travel to `validate` in one argument
-    assert not too_long(items, pipeline_items.dataset_items(catalog, params, recipes, {}, "code"))
-    scenes = [f"s3://bucket/{number:038d}.tif" for number in range(100_000)]
-    monkeypatch.setattr(pipeline_items, "list_objects", lambda _: scenes)
-    shards = pipeline_items.deal_scenes("s3://bucket/", 1)
+    assert not too_long(items, plan_items.dataset_items(catalog, params, recipes, {}, "code"))
+    listed = [f"s3://bucket/{number:038d}.tif" for number in range(100_000)]
+    monkeypatch.setattr(scenes, "list_objects", lambda _: listed)
+    shards = scenes.deal_scenes("s3://bucket/", 1)
     # kfp hands the list of all items on, then each by itself
-    assert pipeline_items.read_shard(shards[0]) == scenes
+    assert scenes.read_shard(shards[0]) == listed
     with pytest.raises(InputError, match=r"step scenes made"):
-        pipeline_items.read_shard(shards[0] | {"digest": "another run's"})
-    many = pipeline_items.deal_scenes("s3://bucket/", 500)
+        scenes.read_shard(shards[0] | {"digest": "another run's"})
+    many = scenes.deal_scenes("s3://bucket/", 500)
     # kfp hands the list of all items on, then each by itself
     assert not too_long(many, *many, *shards)
     Path(many[1]["list"]).unlink()
     with pytest.raises(InputError, match=r"(?s)step scenes made is gone.*submit again"):
-        pipeline_items.read_shard(many[1])
+        scenes.read_shard(many[1])
 
 
 def test_jobset_takes_the_name_of_every_training() -> None:
