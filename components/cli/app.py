@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 from crossearth.components.cli import data_commands, model_commands
-from crossearth.components.cli.terminal import AsJson, ParamsFile, err, print_table
-from crossearth.components.runtime.places import data_dir
+from crossearth.components.cli.terminal import AsJson, Catalogs, ParamsFile, done, err, print_table
+from crossearth.components.runtime.places import data_dir, inputs
 from crossearth.components.runtime.shell import quieten, refusals
+from crossearth.components.steps import STEPS, Step, load
 
 app = typer.Typer(
     name="crossearth",
@@ -25,6 +26,21 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app)
 app.add_typer(model_commands.app)
+GROUPS = {"": app, "styles": data_commands.styles_app}
+
+
+def _add_command(step: Step) -> None:
+    """The command of a step without options of its own, from its row."""
+    group, _, name = (step.command or step.name).rpartition(" ")
+
+    @GROUPS[group].command(name, help=step.about)
+    def command(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+        done(load(step.function)(*inputs(params_file, catalog)), step.next_step)
+
+
+for row in STEPS.values():
+    if row.about:
+        _add_command(row)
 
 
 def _version(wanted: bool) -> None:

@@ -253,14 +253,6 @@ def styles_fit(
     done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
 
 
-@styles_app.command("coverage")
-def styles_coverage(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
-    """Measure, per setting, how far the injected styles cover the unseen domain."""
-    from crossearth.components.styles.coverage import run
-
-    done(run(*inputs(params_file, catalog)), "crossearth report shows it")
-
-
 @styles_app.command("show")
 def styles_show(
     image: Annotated[Path, typer.Argument(help="Any image file.")],

@@ -6,13 +6,13 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
+from crossearth.components.steps import SECTIONS
 from crossearth.data.catalog.domains import Catalog, known_entry
 from crossearth.data.common.config import HomePath, load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError
 
 MAX_SEED = 2**63 - 1  # torch takes no larger one
 Config = TypeVar("Config")
-STEPS = ("synthesize", "ingest", "validate", "styles", "stylize", "train", "evaluate", "report", "register")
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Params:
         for preset, sections in self.presets.items():
             for step, values in sections.items():
                 _refuse_seed(values, f"presets.{preset}.{step}")
-                if step not in (*STEPS, "recipes"):
+                if step not in (*SECTIONS, "recipes"):
                     raise InputError(
                         f"presets.{preset}: unknown step {step!r}",
-                        expected=nearest(step, (*STEPS, "recipes")),
+                        expected=nearest(step, (*SECTIONS, "recipes")),
                     )
             for recipe, overrides in sections.get("recipes", {}).items():
                 if not isinstance(overrides, Mapping):

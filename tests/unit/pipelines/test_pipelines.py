@@ -34,6 +34,7 @@ from crossearth.components.pods.train_job import TrainJobConfig
 from crossearth.components.predict import scenes
 from crossearth.components.runtime.params import Params, load_params
 from crossearth.components.runtime.places import PLAN
+from crossearth.components.steps import PODS, STEPS
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError, print_uncaught
@@ -46,9 +47,6 @@ from crossearth.pipelines.graphs import PIPELINES, arguments, build, compile_pip
 from crossearth.pipelines.local_run import run_local
 from crossearth.pipelines.resources import (
     LOCAL,
-    NETWORK_STEPS,
-    STEPS,
-    UNCACHED_STEPS,
     Resources,
     Trainer,
     Values,
@@ -144,7 +142,7 @@ def test_steps_are_the_stages_of_dvc(executors: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", sorted(PIPELINES))
 def test_every_step_has_a_place_in_the_values_file(name: str, graphs: dict[str, list[Any]]) -> None:
     spec = graphs[name][0]
-    assert {each.removeprefix("exec-") for each in spec["deploymentSpec"]["executors"]} <= set(STEPS)
+    assert {each.removeprefix("exec-") for each in spec["deploymentSpec"]["executors"]} <= set(PODS)
 
 
 def test_recipes_datasets_and_settings_are_those_of_dvc_and_of_the_catalog(
@@ -464,13 +462,13 @@ def test_pods_follow_the_values_file(pods: dict[str, Any], executors: dict[str, 
 
 
 def test_retries_and_caching_follow_what_a_step_touches(tasks: dict[str, Any], values: Values) -> None:
-    for step in set(STEPS) & set(tasks):
+    for step in set(PODS) & set(tasks):
         task = tasks[step]
-        assert task.caching_options.enable_cache == (step not in UNCACHED_STEPS), step
-        assert task.retry_policy.max_retry_count == (values.retry.attempts if step in NETWORK_STEPS else 0), (
+        assert task.caching_options.enable_cache == STEPS[step].cached, step
+        assert task.retry_policy.max_retry_count == (values.retry.attempts if STEPS[step].network else 0), (
             step
         )
-        if step in NETWORK_STEPS:
+        if STEPS[step].network:
             assert task.retry_policy.backoff_duration.seconds == values.retry.backoff_s
             assert task.retry_policy.backoff_factor == values.retry.factor
 
