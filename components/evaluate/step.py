@@ -37,6 +37,7 @@ from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest
 from crossearth.data.tiles.manifest import Manifest, read_domain
+from crossearth.model.scores import OTHER_SCORES
 from crossearth.model.weights.checkpoint import load, read_meta
 
 PUBLISHED_METHOD = "CrossEarth"
@@ -330,11 +331,9 @@ def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
     metrics: dict[str, float] = {}
     for setting in result.settings:
         scores, target = result.scores(setting), setting.target
-        metrics |= {
-            metric_name("miou", target): scores.headline,
-            metric_name("accuracy", target): scores.accuracy,
-            metric_name("f1", target): scores.mean_f1,
-        }
+        metrics[metric_name("miou", target)] = scores.headline
+        others = {name: getattr(scores, value) for name, (value, _) in OTHER_SCORES.items()}
+        metrics |= {metric_name(name, target): value for name, value in others.items()}
         per_class = zip(result.classes, scores.iou, strict=True)
         metrics |= {metric_name("iou", target, name): iou for name, iou in per_class}
     metrics |= result.summary()

@@ -22,30 +22,26 @@ class DvcConfig:
     Attributes:
         datasets: datasets with archives that are ingested.
         own: domain of the user -> folder that holds its images and masks.
-        recipes: recipe that is trained and scored -> its source domain.
+        recipes: recipes that are trained and scored.
     """
 
     datasets: tuple[str, ...] = ()
     own: dict[str, Path] = field(default_factory=dict)
-    recipes: dict[str, str] = field(default_factory=dict)
+    recipes: tuple[str, ...] = ()
 
     def check(self, catalog: Catalog) -> None:
         """Holds the names against the catalog.
 
         Raises:
-            InputError: a name that it does not have, or another source.
+            InputError: a name that it does not have.
         """
         for name in self.datasets:
             known_entry(catalog.datasets, name, "dataset", "params: dvc.datasets")
         own = {name: domain for name, domain in catalog.domains.items() if domain.own}
         for name in self.own:
             known_entry(own, name, "domain of your own", "params: dvc.own")
-        for name, source in self.recipes.items():
-            recipe = known_entry(catalog.recipes(), name, "recipe", "params: dvc.recipes")
-            if source != recipe.source:
-                raise InputError(
-                    f"source {source!r}", where=f"params: dvc.recipes.{name}", expected=recipe.source
-                )
+        for name in self.recipes:
+            known_entry(catalog.recipes(), name, "recipe", "params: dvc.recipes")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def validate(
 
     Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, tiles that both splits
     share, each domain's page of the Data Docs), and of the domains that pass what later stages hang on:
-    `digests/<domain>.json`, the digest of what is trained on, and `recipes/<recipe>.json`, the digests of
+    `digests/<domain>.json`, the digest of what is trained on, `sources/<recipe>.json`, the same of a recipe's
+    source, and `recipes/<recipe>.json`, the digests of
     what a recipe is scored on. The summary is logged to MLflow.
 
     Args:
@@ -170,10 +171,12 @@ def _write_digests(catalog: Catalog, manifests: dict[str, list[Manifest]], folde
         for splits in manifests.values()
         for manifest in splits
     }
-    for (domain, split), found in digest_of.items():
+    for (domain, split), manifest_digest in digest_of.items():
         if split == "train":
-            write_json(folder / "digests" / f"{domain}.json", {"train": found})
+            write_json(folder / "digests" / f"{domain}.json", {"train": manifest_digest})
     for recipe in catalog.recipes().values():
+        if found := digest_of.get((recipe.source, "train")):
+            write_json(folder / "sources" / f"{recipe.name}.json", {"train": found})
         targets = {setting.target for setting in recipe.settings}
         scored = {target: digest_of[target, "test"] for target in targets if (target, "test") in digest_of}
         if scored:

@@ -150,12 +150,13 @@ def test_recipes_datasets_and_settings_are_those_of_dvc_and_of_the_catalog(
 ) -> None:
     catalog, params = load_catalog(), load_params(ROOT / "params.yaml")
     recipes = documents[0]["root"]["inputDefinitions"]["parameters"]["recipes"]["defaultValue"]
-    sources = params.dvc.recipes
-    assert set(recipes) == set(sources) == set(catalog.recipes())
+    assert set(recipes) == set(params.dvc.recipes) == set(catalog.recipes())
     monkeypatch.chdir(tmp_path)
     plan(catalog, params, Path("artifacts/plan"))
     items = plan_items.recipe_items(catalog, params, recipes, "code")
-    assert {item["name"]: item["source"] for item in items} == sources
+    assert {item["name"]: item["source"] for item in items} == {
+        name: recipe.source for name, recipe in catalog.recipes().items()
+    }
     assert {abbr for item in items for abbr in item["settings"]} == set(catalog.settings)
     datasets = plan_items.dataset_items(catalog, params, recipes, {}, "code")
     assert {item["name"] for item in datasets} == set(params.dvc.datasets)
