@@ -16,8 +16,8 @@ class Step:
 
     Attributes:
         name: of the folder, of dvc's stage, of the section in params.yaml and of Kubeflow's component.
-        function: "module:function" below `components`, which the command line and the pod call with the
-            params and the catalog; "" = a part of another step, that a pod does by itself.
+        function: "module:function" below `components`, which the command line and the pod call: a `run` with
+            params and catalog, where it needs any; "" = a part of a pipeline that no step has.
         config: "module:class" below `components`: of its section in params.yaml; "" = it has none.
         planned: what `plan` writes a file for, that dvc's stage and Kubeflow's keys hang on: the step once,
             or each dataset or recipe; "" = none.
