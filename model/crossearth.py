@@ -165,6 +165,10 @@ def tiny_config(num_classes: int, image_px: int = 128, **changes: Any) -> Networ
     return replace(config, **changes)
 
 
+# by the name that `train.network` in params.yaml gives
+SIZES: dict[str, Callable[[int, int], NetworkConfig]] = {"large": large_config, "tiny": tiny_config}
+
+
 @dataclass(frozen=True)
 class Features:
     """What the backbone gives: the tapped maps (B, C, h, w), not yet rescaled, and the queries (Q, D)."""

@@ -39,6 +39,10 @@ class Scores:
     mean_f1: float
 
 
+# of a whole target, beside the primary metric: name in MLflow -> (field of `Scores`, heading of its column)
+OTHER_SCORES = {"accuracy": ("accuracy", "accuracy"), "f1": ("mean_f1", "F1")}
+
+
 def outcome_counts(confusion_KK: Counts) -> Counts:
     """Hits, predicted and labelled pixels per class, which add up over tiles as the IoU does not.
 

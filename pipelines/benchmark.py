@@ -9,8 +9,17 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
-from crossearth.components.pods import components as steps
+from crossearth.components.evaluate.component import evaluate
+from crossearth.components.ingest.component import ingest
+from crossearth.components.plan.component import plan
+from crossearth.components.pods.component import finish
+from crossearth.components.report.component import report
 from crossearth.components.runtime.params import Params, load_params
+from crossearth.components.styles.component import styles
+from crossearth.components.stylize.component import shards, stylize
+from crossearth.components.synthesize.component import archives
+from crossearth.components.train.component import train
+from crossearth.components.validate.component import validate
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.config import load_config, read_yaml
 from crossearth.data.common.errors import InputError
@@ -162,7 +171,7 @@ class Prepared:
 
 def finish_task(workspace: Any, values: Values) -> dsl.PipelineTask:
     """The exit handler's task."""
-    task = steps.finish(workspace=workspace, pipeline=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+    task = finish(workspace=workspace, pipeline=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
     return configure_pod(task, "finish", values)
 
 
@@ -185,7 +194,7 @@ def prepare(
         stylize_shards: 0 = the graph has neither the loop nor what deals out: Kubeflow never ends a loop
             over nothing.
     """
-    planned = steps.plan(
+    planned = plan(
         workspace=workspace,
         params=params,
         catalogs=catalogs,
@@ -196,7 +205,7 @@ def prepare(
     )
     configure_pod(planned, "plan", values)
     repository, revision, path = dvc
-    archives = steps.archives(
+    brought = archives(
         workspace=workspace,
         key=planned.outputs["synthesize"],
         repository=repository,
@@ -204,14 +213,14 @@ def prepare(
         path=path,
         needed=planned.outputs["archives"],
     )
-    configure_pod(archives, "archives", values)
+    configure_pod(brought, "archives", values)
     datasets = planned.outputs["Output"]
     with dsl.ParallelFor(datasets, name="datasets", parallelism=values.parallel.ingest) as dataset:
-        ingested = steps.ingest(workspace=workspace, item=dataset, archives=archives.output, store=store)
+        ingested = ingest(workspace=workspace, item=dataset, archives=brought.output, store=store)
         configure_pod(ingested, "ingest", values)
-    fitted = steps.styles(workspace=workspace, archives=archives.output, key=planned.outputs["styles"])
+    fitted = styles(workspace=workspace, archives=brought.output, key=planned.outputs["styles"])
     configure_pod(fitted, "styles", values)
-    validated = steps.validate(
+    validated = validate(
         workspace=workspace,
         items=datasets,
         datasets=dsl.Collected(ingested.outputs["Output"]),
@@ -222,14 +231,14 @@ def prepare(
     configure_pod(validated, "validate", values)
     items = validated.outputs["Output"]
     if stylize_shards:
-        dealt = steps.shards(
+        dealt = shards(
             workspace=workspace, recipes=items, number=stylize_shards, key=planned.outputs["stylize"]
         )
         configure_pod(dealt, "shards", values)
         with dsl.ParallelFor(
             dealt.output, name="stylize-shards", parallelism=values.parallel.stylize
         ) as shard:
-            configure_pod(steps.stylize(workspace=workspace, item=shard), "stylize", values)
+            configure_pod(stylize(workspace=workspace, item=shard), "stylize", values)
     return Prepared(items, validated.outputs["coverage"], planned.outputs["report"])
 
 
@@ -247,21 +256,21 @@ def wanted(values: Values, trains: bool = True) -> dict[str, Any]:
 def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, values: Values) -> None:
     """The loop over the recipes, the report and the registry."""
     with dsl.ParallelFor(prepared.recipes, name="recipes", parallelism=values.parallel.recipes) as recipe:
-        trained = steps.train(
+        trained = train(
             workspace=workspace,
             item=recipe,
             processes=values.processes("train"),
             job=values.train_job(),
         )
         configure_pod(trained, "train", values)
-        scored = steps.evaluate(
+        scored = evaluate(
             workspace=workspace,
             item=recipe,
             model=trained.outputs["Output"],
             processes=values.processes("evaluate"),
         )
         configure_pod(scored, "evaluate", values)
-    reported = steps.report(
+    reported = report(
         workspace=workspace,
         recipes=prepared.recipes,
         scores=dsl.Collected(scored.outputs["Output"]),

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
-from crossearth.components.pods import components as steps
+from crossearth.components.predict import component as steps
 from crossearth.pipelines.benchmark import Inputs, finish_task, wanted
 from crossearth.pipelines.resources import Values, configure_pod
 

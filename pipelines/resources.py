@@ -10,28 +10,9 @@ from kfp import dsl, kubernetes
 from pydantic import NonNegativeInt, PositiveInt
 
 from crossearth.components.pods.train_job import SECRETS
+from crossearth.components.steps import PODS, STEPS
 from crossearth.data.common.config import load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError, without_credentials
-
-STEPS = (
-    "plan",
-    "archives",
-    "ingest",
-    "validate",
-    "shards",
-    "styles",
-    "stylize",
-    "train",
-    "evaluate",
-    "report",
-    "scenes",
-    "predict",
-    "finish",
-)
-# the steps that talk to a server beyond the workspace, or take long: another try after a lost pod is worth it
-NETWORK_STEPS = frozenset({"archives", "ingest", "train", "report", "scenes", "predict", "finish"})
-# the steps whose result depends on a server, the cluster or what lies under an address, not on inputs alone
-UNCACHED_STEPS = frozenset({"plan", "archives", "report", "scenes", "predict", "finish"})
 
 THREADS = ("OMP_NUM_THREADS", "GDAL_NUM_THREADS")
 LONGEST_STEP_S = 7 * 24 * 3600  # a step without a timeout is tried again until then
@@ -136,7 +117,7 @@ class Secret:
 
 @dataclass(frozen=True)
 class Retry:
-    """Further tries of the steps in `NETWORK_STEPS` whose pod was lost, after growing pauses.
+    """Further tries of the steps that need the network whose pod was lost, after growing pauses.
 
     A step that ends with an error or is killed for memory is not tried again by Kubeflow Pipelines 2.17:
     Argo's policy there is OnError, which means the pod and not what runs in it.
@@ -212,8 +193,8 @@ class Values:
                 expected="for example registry.example/crossearth@sha256:...",
             )
         for step in self.steps:
-            if step not in STEPS:
-                raise InputError(f"steps: unknown step {step!r}", expected=nearest(step, STEPS))
+            if step not in PODS:
+                raise InputError(f"steps: unknown step {step!r}", expected=nearest(step, PODS))
         for name, value in self.environment.items():
             telling = re.search(r"SECRET|PASSW|TOKEN|CREDENTIAL|COOKIE|(^|_)KEY", name, re.IGNORECASE)
             if telling or without_credentials(value) != value:
@@ -325,8 +306,8 @@ def configure_pod(task: dsl.PipelineTask, step: str, values: Values) -> dsl.Pipe
         task.set_accelerator_type(wanted.gpu_type).set_accelerator_limit(wanted.gpus)
     for name, value in sorted((wanted.threads() | values.environment).items()):
         task.set_env_variable(name, value)
-    task.set_caching_options(step not in UNCACHED_STEPS)
-    if step in NETWORK_STEPS and values.retry.attempts:
+    task.set_caching_options(STEPS[step].cached)
+    if STEPS[step].network and values.retry.attempts:
         task.set_retry(
             num_retries=values.retry.attempts,
             backoff_duration=f"{values.retry.backoff_s}s",

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import shlex
 import signal
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from crossearth.components.cli import data_commands, model_commands
-from crossearth.components.cli.terminal import AsJson, ParamsFile, err, print_table
-from crossearth.components.runtime.places import data_dir
+from crossearth.components.cli.terminal import AsJson, Catalogs, ParamsFile, done, err, print_table
+from crossearth.components.runtime.places import data_dir, inputs
+from crossearth.components.runtime.shell import quieten, refusals
+from crossearth.components.steps import STEPS, Step, load
 
 app = typer.Typer(
     name="crossearth",
@@ -29,6 +26,21 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app)
 app.add_typer(model_commands.app)
+GROUPS = {"": app, "styles": data_commands.styles_app}
+
+
+def _add_command(step: Step) -> None:
+    """The command of a step without options of its own, from its row."""
+    group, _, name = (step.command or step.name).rpartition(" ")
+
+    @GROUPS[group].command(name, help=step.about)
+    def command(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
+        done(load(step.function)(*inputs(params_file, catalog)), step.next_step)
+
+
+for row in STEPS.values():
+    if row.about:
+        _add_command(row)
 
 
 def _version(wanted: bool) -> None:
@@ -46,8 +58,7 @@ def _root(
         typer.Option("--version", callback=_version, is_eager=True, help="Version, revision, checkout."),
     ] = False,
 ) -> None:
-    # of rasterio: much of the imagery is PNG and JPEG that has no place on the ground, and that is no news
-    warnings.filterwarnings("ignore", message="Dataset has no geotransform")
+    quieten()
 
 
 @app.command()
@@ -67,35 +78,6 @@ def doctor(params_file: ParamsFile = None, as_json: AsJson = False) -> None:
         print_table("crossearth doctor", ["check", "verdict", "found", "what to do"], rows)
     if any(finding.verdict == "missing" for finding in findings):
         raise typer.Exit(1)
-
-
-# what a disk, its owner or what lies on it refuses, and what may be done
-REFUSALS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some disk, then run the command again"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
-    **dict.fromkeys(
-        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
-        "a file lies where a folder should, or a folder where a file should: move it away",
-    ),
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """Around a command: what a disk or its owner refuses becomes InputError."""
-    from crossearth.data.common.errors import InputError
-
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
-        raise InputError(
-            error.strerror or str(error),
-            where=error.filename2 or error.filename or Path.cwd(),
-            next_step=REFUSALS[error.errno],
-        ) from error
 
 
 def main() -> None:

@@ -21,7 +21,14 @@ from crossearth.components.cli.terminal import (
     parse_numbers,
     print_table,
 )
-from crossearth.components.runtime.places import ARTIFACTS, data_dir, inputs, style_weights_dir
+from crossearth.components.runtime.places import (
+    DOMAINS,
+    EARTH_STYLES,
+    PREVIEWS,
+    data_dir,
+    inputs,
+    style_weights_dir,
+)
 
 app = typer.Typer()
 DomainsOrDatasets = Annotated[
@@ -108,8 +115,7 @@ def plan(
 
     The number of threads (OMP_NUM_THREADS) is no part of them: it changes the last digits of the weights.
     """
-    from crossearth.components.plan.step import parameters
-    from crossearth.components.plan.step import plan as run
+    from crossearth.components.plan.step import parameters, run
 
     params, loaded = inputs(params_file, catalog)
     for recipe in [loaded.recipe(name).name for name in names or ()]:
@@ -117,7 +123,7 @@ def plan(
         print_table(f"{recipe}, preset {params.preset}", ["number", "value", "from"], rows)
     if names:
         return
-    done(run(loaded, params, ARTIFACTS / "plan"), "")
+    done(run(params, loaded), "")
 
 
 @app.command()
@@ -126,13 +132,10 @@ def synthesize(
     params_file: ParamsFile = None,
 ) -> None:
     """Draw miniature archives of the datasets, packed as their publishers pack them."""
-    from crossearth.components.synthesize.step import PACKERS, SynthesizeConfig
-    from crossearth.components.synthesize.step import synthesize as run
+    from crossearth.components.synthesize.step import run
 
     params, _ = inputs(params_file, None)
-    config = params.config(SynthesizeConfig, "synthesize")
-    # a user's own datasets stand in the catalog too, and nobody can draw them
-    done(run(datasets or list(PACKERS), params.archives, config, params.seed), "crossearth ingest DATASET")
+    done(run(params, datasets or ()), "crossearth ingest DATASET")
 
 
 @app.command()
@@ -164,17 +167,9 @@ def ingest(
     catalog: Catalogs = None,
 ) -> None:
     """Cut archives or your own folders into checked tiles with a manifest."""
-    from crossearth.components.ingest.preview import log_preview
-    from crossearth.components.ingest.step import IngestConfig
-    from crossearth.components.ingest.step import ingest as run
+    from crossearth.components.ingest.step import run
 
-    params, loaded = inputs(params_file, catalog)
-    config = params.config(IngestConfig, "ingest")
-    written = run(names, loaded, params.archives, ARTIFACTS / "domains", config)
-    sheets = [
-        log_preview(folder.name, loaded, ARTIFACTS / "domains", ARTIFACTS / "previews") for folder in written
-    ]
-    done([*written, *sheets], "look at the sheets, then crossearth validate")
+    done(run(*inputs(params_file, catalog), names), "look at the sheets, then crossearth validate")
 
 
 @app.command()
@@ -187,13 +182,9 @@ def validate(
     catalog: Catalogs = None,
 ) -> None:
     """Hold every manifest against the catalog; stops the pipeline where labels or splits are wrong."""
-    from crossearth.components.validate.step import validate as run
-    from crossearth.components.validate.validation import ValidateConfig
+    from crossearth.components.validate.step import run
 
-    params, loaded = inputs(params_file, catalog)
-    config = params.config(ValidateConfig, "validate")
-    may_lack = params.may_lack_classes(loaded)
-    written = run(loaded, ARTIFACTS / "domains", ARTIFACTS / "validation", config, names or (), may_lack)
+    written = run(*inputs(params_file, catalog), names or ())
     done(written, f"open {written / 'docs' / 'index.html'}, or crossearth train RECIPE")
 
 
@@ -206,7 +197,7 @@ def preview(
     from crossearth.components.ingest.preview import preview as run
 
     _, loaded = inputs(None, catalog)
-    done(run(domain, loaded, ARTIFACTS / "domains", ARTIFACTS / "previews"), "")
+    done(run(domain, loaded, DOMAINS, PREVIEWS), "")
 
 
 @app.command()
@@ -221,7 +212,7 @@ def push(
 
     _, loaded = inputs(None, catalog)
     for name in names:
-        out.print(run(loaded.domain_dir(ARTIFACTS / "domains", name), StoreConfig(store)))
+        out.print(run(loaded.domain_dir(DOMAINS, name), StoreConfig(store)))
 
 
 @app.command()
@@ -237,7 +228,7 @@ def pull(
 
     _, loaded = inputs(None, catalog)
     for name in names:
-        domain_dir = loaded.domain_dir(ARTIFACTS / "domains", name)
+        domain_dir = loaded.domain_dir(DOMAINS, name)
         out.print(run(name, StoreConfig(store), domain_dir.parent, version))
 
 
@@ -255,37 +246,11 @@ def styles_fit(
     shard: ShardOption = "0/1",
 ) -> None:
     """Fit the Earth's styles: mean and covariance of style embeddings over a corpus of images."""
-    from crossearth.components.styles.step import StylesConfig, fit_styles
-    from crossearth.data.common.config import load_config
-    from crossearth.data.common.shards import Shard
+    from crossearth.components.styles.step import run
 
     params, _ = inputs(params_file, None)
-    config = params.config(StylesConfig, "styles")
-    if value_range is not None:
-        given = {**params.values("styles"), "value_range": parse_numbers("--value-range", value_range)}
-        config = load_config(StylesConfig, given, "styles fit")
-    images = images or params.style_images
-    written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir(), Shard.parse(shard))
+    written = run(params, images, parse_numbers("--value-range", value_range), shard)
     done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
-
-
-@styles_app.command("coverage")
-def styles_coverage(params_file: ParamsFile = None, catalog: Catalogs = None) -> None:
-    """Measure, per setting, how far the injected styles cover the unseen domain."""
-    from crossearth.components.styles.coverage import style_coverage
-    from crossearth.components.styles.step import STYLES_FILE
-    from crossearth.components.train.setup import TrainConfig
-
-    params, loaded = inputs(params_file, catalog)
-    written = style_coverage(
-        loaded,
-        ARTIFACTS / "domains",
-        ARTIFACTS / "styles" / STYLES_FILE,
-        ARTIFACTS / "coverage",
-        params.config(TrainConfig, "train").style,
-        style_weights_dir(),
-    )
-    done(written, "crossearth report shows it")
 
 
 @styles_app.command("show")
@@ -296,12 +261,11 @@ def styles_show(
 ) -> None:
     """Draw an image, restyled versions of it, the masks and what is injected."""
     from crossearth.components.styles.sheet import show_image
-    from crossearth.components.styles.step import STYLES_FILE
     from crossearth.components.stylize.step import StylizeConfig
 
     params, _ = inputs(params_file, None)
     config = params.config(StylizeConfig, "stylize").style
-    done(show_image(image, ARTIFACTS / "styles" / STYLES_FILE, sheet, config, style_weights_dir()), "")
+    done(show_image(image, EARTH_STYLES, sheet, config, style_weights_dir()), "")
 
 
 @app.command()
@@ -312,25 +276,7 @@ def stylize(
     shard: ShardOption = "0/1",
 ) -> None:
     """Write restyled counterparts of a domain's training tiles as a dataset of its own."""
-    from dataclasses import replace
-
-    from crossearth.components.styles.step import STYLES_FILE
-    from crossearth.components.stylize.step import StylizeConfig
-    from crossearth.components.stylize.step import stylize as run
-    from crossearth.data.common.shards import Shard
+    from crossearth.components.stylize.step import run
 
     params, loaded = inputs(params_file, catalog)
-    config = replace(params.config(StylizeConfig, "stylize"), seed=params.seed)
-    written = [
-        run(
-            name,
-            loaded.domain_dir(ARTIFACTS / "domains", name).parent,
-            ARTIFACTS / "styles" / STYLES_FILE,
-            ARTIFACTS / "stylized",
-            config,
-            style_weights_dir(),
-            Shard.parse(shard),
-        )
-        for name in names
-    ]
-    done(written, "look at sheet.png in it")
+    done([run(params, loaded, name, shard) for name in names], "look at sheet.png in it")

@@ -20,7 +20,7 @@ from crossearth.components.cli.terminal import (
     print_table,
     print_whole,
 )
-from crossearth.components.runtime.places import ARTIFACTS, inputs, style_weights_dir
+from crossearth.components.runtime.places import REGISTRY, REPORT, SCORES, inputs
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -36,28 +36,15 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
 ) -> None:
     """Train the model of a recipe; the same command goes on after an interruption."""
-    from crossearth.data.catalog.domains import Recipe
-
     params, loaded = inputs(params_file, catalog)
-    recipes: list[Recipe] = [loaded.recipe(name) for name in names]
+    recipes = [loaded.recipe(name) for name in names]
 
-    from dataclasses import replace
+    from crossearth.components.train.step import config_of, run
 
-    from crossearth.components.styles.step import STYLES_FILE
-    from crossearth.components.train.setup import TrainConfig
-    from crossearth.components.train.step import train as run
-
-    configs = [params.config(TrainConfig, "train", recipe.name) for recipe in recipes]
-    for recipe, config in zip(recipes, configs, strict=True):
-        written = run(
-            recipe,
-            loaded,
-            ARTIFACTS / "domains",
-            ARTIFACTS / "models" / recipe.name,
-            replace(config, seed=params.seed if seed is None else seed),
-            ARTIFACTS / "styles" / STYLES_FILE,
-            style_weights_dir(),
-        )
+    for recipe in recipes:  # a wrong number of the last is refused before the first is trained
+        config_of(params, recipe, seed)
+    for recipe in recipes:
+        written = run(params, loaded, recipe.name, seed)
         if os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone writes
             done(written, f"crossearth evaluate {recipe.name}")
 
@@ -76,15 +63,10 @@ def evaluate(
     params, loaded = inputs(params_file, catalog)
     recipes = [loaded.recipe(name) for name in names]
 
-    from crossearth.components.evaluate.step import EvaluateConfig
-    from crossearth.components.evaluate.step import evaluate as run
+    from crossearth.components.evaluate.step import run
 
-    config = params.config(EvaluateConfig, "evaluate")
     for recipe in recipes:
-        model_dir = model or ARTIFACTS / "models" / recipe.name
-        written = run(
-            recipe, loaded, ARTIFACTS / "domains", model_dir, ARTIFACTS / "scores" / recipe.name, config
-        )
+        written = run(params, loaded, recipe.name, model)
         if os.environ.get("RANK", "0") == "0":
             done(written, "crossearth report")
 
@@ -106,23 +88,9 @@ def report(
     catalog: Catalogs = None,
 ) -> None:
     """Write scores.csv, scores.md and the self-contained page."""
-    from dataclasses import replace
+    from crossearth.components.report.step import run
 
-    from crossearth.components.report.step import ReportConfig
-    from crossearth.components.report.step import report as run
-
-    params, loaded = inputs(params_file, catalog)
-    config = params.config(ReportConfig, "report")
-    written = run(
-        scores or [ARTIFACTS / "scores"],
-        loaded,
-        ARTIFACTS / "report",
-        replace(config, require_all=require_all or config.require_all),
-        validation_dir=ARTIFACTS / "validation",
-        styles_dir=ARTIFACTS / "styles",
-        coverage_dir=ARTIFACTS / "coverage",
-        against=against or (),
-    )
+    written = run(*inputs(params_file, catalog), scores or (), against or (), require_all)
     done(written, f"open {written / 'index.html'}")
 
 
@@ -138,21 +106,12 @@ def register(
 ) -> None:
     """Put models into the registry; the rule decides which become champions."""
     params, loaded = inputs(params_file, catalog)
-    scored = [name for name in loaded.recipes() if (ARTIFACTS / "scores" / name).is_dir()]
-    recipes = [loaded.recipe(name) for name in names or scored]
+    for name in names or ():
+        loaded.recipe(name)
 
-    from crossearth.components.register.promotion import RegisterConfig
-    from crossearth.components.register.step import register as run
-    from crossearth.data.common.errors import InputError
+    from crossearth.components.register.step import run
 
-    if not recipes:
-        raise InputError(
-            "no scored recipes here", where=ARTIFACTS / "scores", next_step="crossearth evaluate"
-        )
-    config = params.config(RegisterConfig, "register")
-    outcomes = run(
-        recipes, loaded, ARTIFACTS / "models", ARTIFACTS / "scores", ARTIFACTS / "registry", config, model
-    )
+    outcomes = run(params, loaded, names or (), model)
     print_table(
         "model registry",
         ["model", "version", "champion"],
@@ -176,7 +135,7 @@ def register(
                 ],
             )
     done(
-        ARTIFACTS / "registry",
+        REGISTRY,
         f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion ...",
     )
 
@@ -211,11 +170,11 @@ def show(
 
     _, loaded = inputs(None, catalog)
     if recipe:
-        print_whole(tables.run(read_results(ARTIFACTS / "scores" / loaded.recipe(recipe).name)))
+        print_whole(tables.run(read_results(SCORES / loaded.recipe(recipe).name)))
         return
-    print_whole(tables.benchmark([ARTIFACTS / "scores"], loaded))
-    if (ARTIFACTS / "report" / "index.html").exists():
-        out.print(f"report: open {ARTIFACTS / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
+    print_whole(tables.benchmark([SCORES], loaded))
+    if (REPORT / "index.html").exists():
+        out.print(f"report: open {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
     address = without_credentials(tracking_uri())
     runs = address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
     out.print(f"runs:   {runs}", highlight=False, soft_wrap=True)

@@ -27,6 +27,8 @@ from crossearth.components.evaluate.results import (
 from crossearth.components.evaluate.scoring import ScoredTile, TargetScores, score_target
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.memory import enough_memory
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import DOMAINS, MODELS, SCORES
 from crossearth.components.runtime.processes import choose_device, join_processes
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.runtime.version import git_revision, torch_version
@@ -35,6 +37,7 @@ from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest
 from crossearth.data.tiles.manifest import Manifest, read_domain
+from crossearth.model.scores import OTHER_SCORES
 from crossearth.model.weights.checkpoint import load, read_meta
 
 PUBLISHED_METHOD = "CrossEarth"
@@ -71,6 +74,13 @@ class Target:
     manifest: Manifest
     remap: tuple[int, ...]
     key: str
+
+
+def run(params: Params, catalog: Catalog, name: str, model: Path | None = None) -> Path:
+    """Scores the recipe `name` in the working folder: its own model, or another one."""
+    recipe = catalog.recipe(name)
+    config, model_dir = params.config(EvaluateConfig, "evaluate"), model or MODELS / recipe.name
+    return evaluate(recipe, catalog, DOMAINS, model_dir, SCORES / recipe.name, config)
 
 
 def evaluate(
@@ -321,11 +331,9 @@ def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
     metrics: dict[str, float] = {}
     for setting in result.settings:
         scores, target = result.scores(setting), setting.target
-        metrics |= {
-            metric_name("miou", target): scores.primary_metric,
-            metric_name("accuracy", target): scores.accuracy,
-            metric_name("f1", target): scores.mean_f1,
-        }
+        metrics[metric_name("miou", target)] = scores.primary_metric
+        others = {name: getattr(scores, value) for name, (value, _) in OTHER_SCORES.items()}
+        metrics |= {metric_name(name, target): value for name, value in others.items()}
         per_class = zip(result.classes, scores.iou, strict=True)
         metrics |= {metric_name("iou", target, name): iou for name, iou in per_class}
     metrics |= result.summary()

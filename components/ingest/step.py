@@ -24,8 +24,11 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, cast, get_args
 
+from crossearth.components.ingest.preview import log_preview
 from crossearth.components.ingest.scene import Plan, ingest_scene
 from crossearth.components.ingest.sources import SceneSource, find_scenes
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import DOMAINS, PREVIEWS
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.catalog.labels import Unknown
 from crossearth.data.common.config import nearest
@@ -66,6 +69,13 @@ class IngestConfig:
             raise InputError(f"workers: {self.workers}", expected="at least 1")
         if self.tile_px is not None and self.tile_px < 16:
             raise InputError(f"tile_px: {self.tile_px}", expected="at least 16")
+
+
+def run(params: Params, catalog: Catalog, names: Sequence[str]) -> list[Path]:
+    """Ingests domains or datasets into the working folder; gives their folders, then their sheets."""
+    config = params.config(IngestConfig, "ingest")
+    written = ingest(names, catalog, params.archives, DOMAINS, config)
+    return [*written, *(log_preview(folder.name, catalog, DOMAINS, PREVIEWS) for folder in written)]
 
 
 def ingest(

@@ -4,6 +4,7 @@ DVC hangs each stage on its own file, so that editing one setting, one domain or
 re-runs what depends on it and nothing else.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,16 @@ from typing import Any
 from crossearth.components.plan.configs import check
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import PLAN
+from crossearth.components.steps import STEPS, Step
 from crossearth.components.train.setup import TrainConfig, flat, plain
-from crossearth.data.catalog.domains import Catalog
+from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common.files import atomic_dir, write_json
+
+
+def run(params: Params, catalog: Catalog) -> Path:
+    """Plans in the working folder."""
+    return plan(catalog, params, PLAN)
 
 
 def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
@@ -27,57 +35,59 @@ def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
     """
     check(params, catalog)
     with atomic_dir(out_dir) as folder:
-        for step in ("synthesize", "styles", "stylize", "report"):
-            _write(folder / f"{step}.json", step, {step: params.values(step)})
-        style = params.values("train").get("style", {})
-        _write(folder / "coverage.json", "styles.coverage", {"style": style})
-        lacking = params.may_lack_classes(catalog)
-        _write(
-            folder / "validate.json",
-            "validate",
-            {"validate": params.values("validate"), "may_lack_classes": lacking},
-        )
+        for step in STEPS.values():
+            for path, inputs in _inputs(step, catalog, params):
+                write_json(folder / path, {**inputs, "code": code_digest(step.module)})
+    return out_dir
+
+
+def _inputs(step: Step, catalog: Catalog, params: Params) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Files of a step's plan, with what of catalog and params the step depends on."""
+    values = {step.name: params.values(step.name)} if step.config else {}
+    if step.planned == "once":
+        yield f"{step.name}.json", {**values, **_besides(step.name, catalog, params)}
+    elif step.planned == "dataset":
         for dataset in catalog.datasets.values():
             domains = [
                 asdict(domain) for domain in catalog.domains.values() if domain.dataset == dataset.name
             ]
-            _write(
-                folder / "ingest" / f"{dataset.name}.json",
-                "ingest",
-                {"dataset": asdict(dataset), "domains": domains, "ingest": params.values("ingest")},
+            yield (
+                f"{step.name}/{dataset.name}.json",
+                {"dataset": asdict(dataset), "domains": domains, **values},
             )
+    elif step.planned == "recipe":
         for recipe in catalog.recipes().values():
-            source, class_set = catalog.domain(recipe.source), catalog.class_sets[recipe.class_set]
-            _write(
-                folder / "train" / f"{recipe.name}.json",
-                "train",
-                {
-                    "source": source.name,
-                    "class_set": asdict(class_set),
-                    "remap": catalog.remap(source.class_set, class_set.name),
-                    "train": params.values("train", recipe.name),
-                },
-            )
-            _write(
-                folder / "evaluate" / f"{recipe.name}.json",
-                "evaluate",
-                {
-                    "settings": [asdict(setting) for setting in recipe.settings],
-                    "class_set": asdict(class_set),
-                    "remaps": {
-                        setting.target: catalog.remap(
-                            catalog.domain(setting.target).class_set, class_set.name
-                        )
-                        for setting in recipe.settings
-                    },
-                    "evaluate": params.values("evaluate"),
-                },
-            )
-    return out_dir
+            inputs = _of_training if step.name == "train" else _of_scores
+            yield f"{step.name}/{recipe.name}.json", {**values, **inputs(recipe, catalog, params)}
 
 
-def _write(path: Path, step: str, values: dict[str, Any]) -> None:
-    write_json(path, {**values, "code": code_digest(step)})
+def _besides(step: str, catalog: Catalog, params: Params) -> dict[str, Any]:
+    """What a step depends on that does not stand in its own section."""
+    if step == "validate":
+        return {"may_lack_classes": params.may_lack_classes(catalog)}
+    if step == "coverage":
+        return {"style": params.values("train").get("style", {})}
+    return {}
+
+
+def _of_training(recipe: Recipe, catalog: Catalog, params: Params) -> dict[str, Any]:
+    source, class_set = catalog.domain(recipe.source), catalog.class_sets[recipe.class_set]
+    return {
+        "source": source.name,
+        "class_set": asdict(class_set),
+        "remap": catalog.remap(source.class_set, class_set.name),
+        "train": params.values("train", recipe.name),
+    }
+
+
+def _of_scores(recipe: Recipe, catalog: Catalog, _: Params) -> dict[str, Any]:
+    class_set = catalog.class_sets[recipe.class_set]
+    targets = [catalog.domain(setting.target) for setting in recipe.settings]
+    return {
+        "settings": [asdict(setting) for setting in recipe.settings],
+        "class_set": asdict(class_set),
+        "remaps": {target.name: catalog.remap(target.class_set, class_set.name) for target in targets},
+    }
 
 
 def parameters(params: Params, recipe: str) -> list[tuple[str, Any, str]]:

@@ -1,25 +1,28 @@
-"""A step's command in this process, in one process a GPU, or on many nodes."""
+"""A step in this process, in one process a GPU, or on many nodes."""
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crossearth.components.pods.train_job import LONGEST_NAME, TrainJobConfig, run_train_job
-from crossearth.components.pods.workspace import crossearth
 from crossearth.data.common.config import load_config
 from crossearth.data.common.files import digest
 
 
-def launch(arguments: Sequence[str], workspace: str, processes: int, job: dict[str, Any]) -> None:
-    """Runs `crossearth ARGUMENTS`; the working folder is the workspace.
+def launch(
+    run: Callable[[], object], arguments: Sequence[str], workspace: str, processes: int, job: dict[str, Any]
+) -> None:
+    """Runs a step; the working folder is the workspace.
 
     Args:
+        run: the step's function, called where one process does the work.
+        arguments: of `crossearth`, which calls the same function: torchrun and TrainJobs start commands.
         processes: with more than one, torchrun starts so many here.
         job: fields of TrainJobConfig; if there are any, a TrainJob does the work.
 
     Raises:
-        InputError: what the command refuses; a wrong field of `job`.
+        InputError: what the step refuses; a wrong field of `job`.
         RuntimeError: the command failed in torchrun or in the TrainJob.
     """
     if job:
@@ -36,7 +39,7 @@ def launch(arguments: Sequence[str], workspace: str, processes: int, job: dict[s
         if code:
             raise RuntimeError(f"torchrun crossearth {' '.join(arguments)} ended with exit code {code}")
     else:
-        crossearth(*arguments)
+        run()
 
 
 def job_name(arguments: Sequence[str], workspace: str, config: TrainJobConfig) -> str:

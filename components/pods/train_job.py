@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -158,8 +159,7 @@ def _node() -> None:
 
 def work(secrets: Path = SECRETS) -> None:
     """A node's part of the job: its command in the workspace, with the secrets as variables."""
-    from crossearth.components.cli.app import main
-
+    (script,) = entry_points(group="console_scripts", name="crossearth")
     for file in secrets.glob("*/*"):
         if file.is_file():
             os.environ[file.name] = file.read_text(encoding="utf-8").strip()
@@ -169,7 +169,7 @@ def work(secrets: Path = SECRETS) -> None:
     sys.argv = ["crossearth", *json.loads(os.environ["CROSSEARTH_ARGUMENTS"])]
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     print(f"process {rank} of {size} $", *sys.argv, flush=True)
-    main()
+    script.load()()
 
 
 def _leave_without(lease: Path, seconds: float) -> None:

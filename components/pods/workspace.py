@@ -1,7 +1,7 @@
 """The folder that all pods of a pipeline share, and one step's stay in it.
 
 It looks like a checkout in which `dvc repro` runs: `params.yaml` at the top, results below `artifacts/`.
-A step enters it and gives the command line that dvc.yaml gives: the same paths, results and identities.
+A step enters it and calls the function that dvc.yaml's command calls: the same paths, results and identities.
 
     params.yaml                                   what this run was started with, as JSON (which is YAML)
     artifacts/run/catalog-*.yaml                  the user's catalogs
@@ -26,6 +26,7 @@ from uuid import uuid4
 from crossearth.components.runtime import places
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import ARTIFACTS
+from crossearth.components.runtime.shell import quieten, refusals
 from crossearth.components.runtime.tracking import PIPELINE_RUN
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import parse_yaml
@@ -47,6 +48,7 @@ def enter(workspace: str) -> None:
         InputError: it is not there, this user may not write into it, or it is a checkout.
     """
     sys.excepthook = print_uncaught  # what fails from here on ends the pod
+    quieten()
     # kfp's executor makes every library talk: botocore says at each request where its keys are from
     for talker in ("botocore", "boto3", "s3transfer", "urllib3"):
         logging.getLogger(talker).setLevel(logging.WARNING)
@@ -117,22 +119,6 @@ def identity() -> str:
     return str(read_json(IDENTITY)["id"])
 
 
-def crossearth(*arguments: str) -> None:
-    """Runs one command of the command line in this process, as dvc.yaml would.
-
-    Raises:
-        InputError: whatever the command refuses.
-        RuntimeError: the command ended with another exit code than 0.
-    """
-    from crossearth.components.cli.app import app, refusals
-
-    print("$ crossearth", *arguments, flush=True)
-    with refusals():
-        code = app(list(arguments), standalone_mode=False)
-    if isinstance(code, int) and code:
-        raise RuntimeError(f"crossearth {' '.join(arguments)} ended with exit code {code}")
-
-
 @contextmanager
 def step(workspace: str, name: str, item: str = "") -> Iterator[None]:
     """Enters the workspace; leaves a note in it if the body fails, and takes away that of an earlier try."""
@@ -141,7 +127,8 @@ def step(workspace: str, name: str, item: str = "") -> Iterator[None]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     note = FAILURES / f"{re.sub(r'[^A-Za-z0-9._-]', '_', f'{name}-{item}' if item else name)}.json"
     try:
-        yield
+        with refusals():
+            yield
     except BaseException as error:
         story = {
             "step": name,
@@ -152,7 +139,6 @@ def step(workspace: str, name: str, item: str = "") -> Iterator[None]:
         }
         with suppress(OSError):  # a full disk takes no note: the pod's log has the error too
             write_json(note, story)
-        sys.excepthook = print_uncaught  # a command has put typer's there
         raise
     note.unlink(missing_ok=True)
 

@@ -16,6 +16,8 @@ from crossearth.components.register.registry import (
     champion_before,
     registry_exists,
 )
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import MODELS, REGISTRY, SCORES
 from crossearth.components.runtime.tracking import start_run, tracking_uri
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common.errors import InputError
@@ -43,6 +45,22 @@ class Outcome:
     champion: str
     promoted: bool
     checks: tuple[Check, ...]
+
+
+def run(
+    params: Params, catalog: Catalog, names: Sequence[str] = (), model: Path | None = None
+) -> list[Outcome]:
+    """Registers recipes of the working folder, by default all that are scored.
+
+    Raises:
+        InputError: as `register`; none is scored.
+    """
+    scored = [name for name in catalog.recipes() if (SCORES / name).is_dir()]
+    recipes = [catalog.recipe(name) for name in names or scored]
+    if not recipes:
+        raise InputError("no scored recipes here", where=SCORES, next_step="crossearth evaluate")
+    config = params.config(RegisterConfig, "register")
+    return register(recipes, catalog, MODELS, SCORES, REGISTRY, config, model)
 
 
 def register(

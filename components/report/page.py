@@ -17,6 +17,7 @@ from crossearth.components.report.summary import Drop, Line, Summary
 from crossearth.components.runtime.palette import safe_palette
 from crossearth.components.runtime.version import git_revision
 from crossearth.data.catalog.domains import Catalog
+from crossearth.model.scores import OTHER_SCORES
 
 TEMPLATE = "template.html"
 PICTURE_QUALITY = 80
@@ -60,6 +61,7 @@ def page(
         styles=styles,
         comparison=comparison,
         revision=git_revision(),
+        others=[title for _, title in OTHER_SCORES.values()],
         plotly=files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8"),
     )
 
@@ -82,8 +84,10 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int) -> 
         "colours": safe_palette(recipe.palette),
         "pixels": [int(pixels) for pixels in scores.pixels],
         "f1": [nan_to_none(value) for value in scores.f1],
-        "accuracy": nan_to_none(float(np.mean([each.accuracy for each in of_seed]))),
-        "mean_f1": nan_to_none(float(np.mean([each.mean_f1 for each in of_seed]))),
+        "others": [
+            nan_to_none(float(np.mean([getattr(each, name) for each in of_seed])))
+            for name, _ in OTHER_SCORES.values()
+        ],
         "worst_tiles": ranked[:worst_tiles],
         "pictures": [
             {"rank": rank, "panel": panel}

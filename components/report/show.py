@@ -12,6 +12,7 @@ from crossearth.components.report.compare import Comparison, Difference
 from crossearth.components.report.markdown import heading, per_cent
 from crossearth.components.report.summary import summarise
 from crossearth.data.catalog.domains import Catalog
+from crossearth.model.scores import OTHER_SCORES
 
 BAR_CELLS = 20
 
@@ -68,18 +69,15 @@ def benchmark(scores: Sequence[Path], catalog: Catalog, replicates: int = 300) -
 
 def run(result: RecipeResult) -> RenderableType:
     """One recipe's results: per setting the scores and the IoU of every class, and where they come from."""
-    table = _table(
-        ["setting", "target"], ["mIoU %", "accuracy %", "F1 %", *result.classes, "tiles", "tiles/s"], []
-    )
+    others = [f"{title} %" for _, title in OTHER_SCORES.values()]
+    table = _table(["setting", "target"], ["mIoU %", *others, *result.classes, "tiles", "tiles/s"], [])
     for each in result.settings:
         scores = result.scores(each)
+        of_target = [scores.primary_metric, *(getattr(scores, name) for name, _ in OTHER_SCORES.values())]
         table.add_row(
             each.setting,
             each.target,
-            *(
-                per_cent(nan_to_none(value))
-                for value in (scores.primary_metric, scores.accuracy, scores.mean_f1)
-            ),
+            *(per_cent(nan_to_none(value)) for value in of_target),
             *(per_cent(nan_to_none(value)) for value in scores.iou),
             str(each.tiles),
             f"{each.tiles / each.seconds:.1f}" if each.seconds else "",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from crossearth.components.report.compare import compare
 from crossearth.components.report.markdown import markdown
 from crossearth.components.report.page import page, picture
 from crossearth.components.report.summary import Summary, summarise
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import COVERAGE, REPORT, SCORES, STYLES, VALIDATION
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
@@ -46,6 +48,27 @@ class ReportConfig:
             )
         if self.worst_tiles < 0:
             raise InputError(f"worst_tiles: {self.worst_tiles}", expected="0 or more")
+
+
+def run(
+    params: Params,
+    catalog: Catalog,
+    scores: Sequence[Path] = (),
+    against: Sequence[Path] = (),
+    require_all: bool = False,
+) -> Path:
+    """Reports in the working folder: its own scores, or those of other folders."""
+    config = params.config(ReportConfig, "report")
+    return report(
+        scores or [SCORES],
+        catalog,
+        REPORT,
+        replace(config, require_all=require_all or config.require_all),
+        validation_dir=VALIDATION,
+        styles_dir=STYLES,
+        coverage_dir=COVERAGE,
+        against=against,
+    )
 
 
 def report(

@@ -14,13 +14,17 @@ from crossearth.data.common.files import digest, sha256_file
 
 PACKAGE = "crossearth"
 ROOT = Path(__file__).parents[2]
-# these change nothing that a step writes: they tell people and MLflow of it, or stop it
+# these change nothing that a step writes: they tell people and MLflow of it, stop it, or find its section of
+# params.yaml and its folders, which are inputs of their own
 TELLING = {
     f"{PACKAGE}.{name}"
     for name in (
+        "components.ingest.preview",
         "components.runtime.code",
         "components.runtime.interrupts",
         "components.runtime.memory",
+        "components.runtime.params",
+        "components.runtime.places",
         "components.runtime.tracking",
         "components.runtime.tracking_server",
         "components.runtime.version",

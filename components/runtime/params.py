@@ -6,13 +6,13 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
+from crossearth.components.steps import SECTIONS
 from crossearth.data.catalog.domains import Catalog, known_entry
 from crossearth.data.common.config import HomePath, load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError
 
 MAX_SEED = 2**63 - 1  # torch takes no larger one
 Config = TypeVar("Config")
-STEPS = ("synthesize", "ingest", "validate", "styles", "stylize", "train", "evaluate", "report", "register")
 
 
 @dataclass(frozen=True)
@@ -22,30 +22,26 @@ class DvcConfig:
     Attributes:
         datasets: datasets with archives that are ingested.
         own: domain of the user -> folder that holds its images and masks.
-        recipes: recipe that is trained and scored -> its source domain.
+        recipes: recipes that are trained and scored.
     """
 
     datasets: tuple[str, ...] = ()
     own: dict[str, Path] = field(default_factory=dict)
-    recipes: dict[str, str] = field(default_factory=dict)
+    recipes: tuple[str, ...] = ()
 
     def check(self, catalog: Catalog) -> None:
         """Holds the names against the catalog.
 
         Raises:
-            InputError: a name that it does not have, or another source.
+            InputError: a name that it does not have.
         """
         for name in self.datasets:
             known_entry(catalog.datasets, name, "dataset", "params: dvc.datasets")
         own = {name: domain for name, domain in catalog.domains.items() if domain.own}
         for name in self.own:
             known_entry(own, name, "domain of your own", "params: dvc.own")
-        for name, source in self.recipes.items():
-            recipe = known_entry(catalog.recipes(), name, "recipe", "params: dvc.recipes")
-            if source != recipe.source:
-                raise InputError(
-                    f"source {source!r}", where=f"params: dvc.recipes.{name}", expected=recipe.source
-                )
+        for name in self.recipes:
+            known_entry(catalog.recipes(), name, "recipe", "params: dvc.recipes")
 
 
 @dataclass(frozen=True)
@@ -86,10 +82,10 @@ class Params:
         for preset, sections in self.presets.items():
             for step, values in sections.items():
                 _refuse_seed(values, f"presets.{preset}.{step}")
-                if step not in (*STEPS, "recipes"):
+                if step not in (*SECTIONS, "recipes"):
                     raise InputError(
                         f"presets.{preset}: unknown step {step!r}",
-                        expected=nearest(step, (*STEPS, "recipes")),
+                        expected=nearest(step, (*SECTIONS, "recipes")),
                     )
             for recipe, overrides in sections.get("recipes", {}).items():
                 if not isinstance(overrides, Mapping):

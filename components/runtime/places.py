@@ -1,4 +1,4 @@
-"""Where the inputs of a run lie, and what they say: the data folder, params.yaml, the catalogs."""
+"""Where inputs and results of a run lie, and what its inputs say: params.yaml and the catalogs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from crossearth.data.catalog.domains import Catalog
 
 ARTIFACTS = Path("artifacts")
+COVERAGE = ARTIFACTS / "coverage"
+DOMAINS = ARTIFACTS / "domains"
+MODELS = ARTIFACTS / "models"
+PLAN = ARTIFACTS / "plan"
+PREVIEWS = ARTIFACTS / "previews"
+REGISTRY = ARTIFACTS / "registry"
+REPORT = ARTIFACTS / "report"
+SCORES = ARTIFACTS / "scores"
+STYLES = ARTIFACTS / "styles"
+EARTH_STYLES = STYLES / "earth.safetensors"
+STYLIZED = ARTIFACTS / "stylized"
+VALIDATION = ARTIFACTS / "validation"
 
 
 def data_dir() -> Path:

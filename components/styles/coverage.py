@@ -17,7 +17,10 @@ from scipy.linalg import sqrtm
 from scipy.spatial import KDTree
 from scipy.stats import chi2
 
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import COVERAGE, DOMAINS, EARTH_STYLES, style_weights_dir
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.config import load_config
 from crossearth.data.common.files import write_checksummed
 from crossearth.data.common.progress import progress_bar
 from crossearth.data.style.earth import (
@@ -34,6 +37,12 @@ COVERAGE_FILE = "coverage.json"
 VARIANCE = 0.95
 MASS = 0.99
 SAMPLES = 300
+
+
+def run(params: Params, catalog: Catalog) -> Path:
+    """Measures in the working folder, with the styles that training injects."""
+    config = load_config(StyleConfig, params.values("train").get("style", {}), "params: train.style")
+    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, config, style_weights_dir())
 
 
 def style_coverage(

@@ -18,7 +18,10 @@ import numpy as np
 import torch
 
 from crossearth.components.runtime.code import code_digest
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import EARTH_STYLES, STYLES, style_weights_dir
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
+from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
     atomic_dir,
@@ -43,7 +46,7 @@ from crossearth.data.style.earth import (
 
 log = logging.getLogger(__name__)
 
-STYLES_FILE = "earth.safetensors"
+STYLES_FILE = EARTH_STYLES.name
 SUMMARY_FILE = "summary.json"
 SHEET_FILE = "sheet.png"
 SHEET_IMAGES = 4
@@ -84,6 +87,21 @@ class StylesConfig:
     def side_px(self) -> int:
         """`image_px`, or the engine's default."""
         return self.image_px or (256 if self.engine == "ghiasi" else 512)
+
+
+def run(
+    params: Params,
+    images: Path | None = None,
+    value_range: Sequence[float] | None = None,
+    shard: str = "0/1",
+) -> Path:
+    """Fits styles in the working folder: to the images that `params` names, or to others."""
+    config = params.config(StylesConfig, "styles")
+    if value_range is not None:
+        given = {**params.values("styles"), "value_range": value_range}
+        config = load_config(StylesConfig, given, "styles fit")
+    images = images or params.style_images
+    return fit_styles(images, STYLES, config, style_weights_dir(), Shard.parse(shard))
 
 
 def fit_styles(

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from crossearth.components.runtime.code import code_digest
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, STYLIZED, style_weights_dir
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
+from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, digest, file_lock, replace_dir, write_checksummed
 from crossearth.data.common.prefetch import prefetch
@@ -74,6 +77,13 @@ class _Styled(NamedTuple):
 
     tile: int
     images: NDArray[np.uint8] | None
+
+
+def run(params: Params, catalog: Catalog, name: str, shard: str = "0/1") -> Path:
+    """Restyles the domain `name` of the working folder, or one shard of it."""
+    config = replace(params.config(StylizeConfig, "stylize"), seed=params.seed)
+    domains_dir, part = catalog.domain_dir(DOMAINS, name).parent, Shard.parse(shard)
+    return stylize(name, domains_dir, EARTH_STYLES, STYLIZED, config, style_weights_dir(), part)
 
 
 def stylize(

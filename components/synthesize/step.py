@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from crossearth.components.runtime.params import Params
 from crossearth.components.synthesize.packers import PACKERS, Counts, synthesize_dataset
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
@@ -32,6 +33,12 @@ class SynthesizeConfig:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise InputError(f"workers: {self.workers}", expected="at least 1")
+
+
+def run(params: Params, datasets: Sequence[str] = ()) -> list[Path]:
+    """Makes archives where those of `params` lie: of some datasets, or of all that there is a packer for."""
+    config = params.config(SynthesizeConfig, "synthesize")
+    return synthesize(datasets or list(PACKERS), params.archives, config, params.seed)
 
 
 def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig, seed: int) -> list[Path]:

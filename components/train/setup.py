@@ -13,14 +13,14 @@ from crossearth.components.runtime.params import MAX_SEED
 from crossearth.components.runtime.version import torch_version
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
 from crossearth.data.catalog.labels import IGNORE
-from crossearth.data.common.config import listed, load_config
+from crossearth.data.common.config import listed, load_config, nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, sha256_file
 from crossearth.data.style.earth import EarthStyles, StyleConfig, style_engine
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import TileDataset
 from crossearth.data.tiles.manifest import Manifest, held_out, read_domain
-from crossearth.model.crossearth import CrossEarth, NetworkConfig, build, large_config, tiny_config
+from crossearth.model.crossearth import SIZES, CrossEarth, NetworkConfig, build
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.training.multitask import (
     BRANCHES,
@@ -66,7 +66,7 @@ class TrainConfig:
     At 1024 px the method has crop_px 1024, lr 6e-5 and schedule "warmup-poly".
 
     Attributes:
-        network: "large" is the paper's, "tiny" one that a CPU trains from scratch.
+        network: a name of `SIZES`; "large" is the paper's, "tiny" one that a CPU trains from scratch.
         sizes: changes of single sizes of it, by the names of `NetworkConfig`.
         backbone: pretrained ViT, needed where it is frozen: a file, an address s3://bucket/key, or a name of
             timm's hub.
@@ -102,7 +102,7 @@ class TrainConfig:
         seed: of initial weights, order, augmentation, masks, styles and sampled points.
     """
 
-    network: Literal["large", "tiny"] = "large"
+    network: str = "large"
     sizes: dict[str, Any] = field(default_factory=dict)
     backbone: str | None = None
     backbones_dir: Path | None = None
@@ -136,6 +136,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.network not in SIZES:
+            raise InputError(f"network: unknown size {self.network!r}", expected=nearest(self.network, SIZES))
         for name in ("workers", "seed", "warmup_iterations", *POSITIVE_FIELDS):
             value, least = getattr(self, name), int(name in POSITIVE_FIELDS)
             if value is not None and value < least:
@@ -178,7 +180,7 @@ class TrainConfig:
         Raises:
             InputError: `sizes` has an unknown key or sizes that do not fit together.
         """
-        base = (large_config if self.network == "large" else tiny_config)(num_classes, self.crop_px)
+        base = SIZES[self.network](num_classes, self.crop_px)
         branches = BRANCHES[self.ablation]
         own = {
             "geospatial": branches.geospatial,

@@ -6,13 +6,15 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.memory import enough_memory
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, MODELS, style_weights_dir
 from crossearth.components.runtime.processes import Processes, join_processes
 from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
 from crossearth.components.runtime.version import git_revision, torch_version
@@ -28,6 +30,19 @@ CURVES_NAME = "curves.csv"
 MODEL_TAG = "model_sha256"  # a run that has it has all of the training
 
 log = logging.getLogger(__name__)
+
+
+def config_of(params: Params, recipe: Recipe, seed: int | None = None) -> TrainConfig:
+    """The numbers of a recipe's training, with the seed of all steps or another one."""
+    config = params.config(TrainConfig, "train", recipe.name)
+    return replace(config, seed=params.seed if seed is None else seed)
+
+
+def run(params: Params, catalog: Catalog, name: str, seed: int | None = None) -> Path:
+    """Trains the recipe `name` in the working folder."""
+    recipe = catalog.recipe(name)
+    config, out_dir = config_of(params, recipe, seed), MODELS / recipe.name
+    return train(recipe, catalog, DOMAINS, out_dir, config, EARTH_STYLES, style_weights_dir())
 
 
 def train(

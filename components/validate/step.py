@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from crossearth.components.ingest.preview import EXPERIMENT
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import DOMAINS, VALIDATION
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.validate.expectations import Check, validate_manifests
 from crossearth.components.validate.validation import (
@@ -30,6 +32,12 @@ DOCS, SUMMARY = "docs", "summary.json"
 PLACES_SHOWN = 5
 
 
+def run(params: Params, catalog: Catalog, names: Sequence[str] = ()) -> Path:
+    """Validates the working folder's domains: all, or some besides those that were validated before."""
+    config = params.config(ValidateConfig, "validate")
+    return validate(catalog, DOMAINS, VALIDATION, config, names, params.may_lack_classes(catalog))
+
+
 def validate(
     catalog: Catalog,
     domains_dir: Path,
@@ -42,7 +50,8 @@ def validate(
 
     Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, tiles that both splits
     share, each domain's page of the Data Docs), and of the domains that pass what later stages hang on:
-    `digests/<domain>.json`, the digest of what is trained on, and `recipes/<recipe>.json`, the digests of
+    `digests/<domain>.json`, the digest of what is trained on, `sources/<recipe>.json`, the same of a recipe's
+    source, and `recipes/<recipe>.json`, the digests of
     what a recipe is scored on. The summary is logged to MLflow.
 
     Args:
@@ -167,10 +176,12 @@ def _write_digests(catalog: Catalog, manifests: dict[str, list[Manifest]], folde
         for splits in manifests.values()
         for manifest in splits
     }
-    for (domain, split), found in digest_of.items():
+    for (domain, split), manifest_digest in digest_of.items():
         if split == "train":
-            write_json(folder / "digests" / f"{domain}.json", {"train": found})
+            write_json(folder / "digests" / f"{domain}.json", {"train": manifest_digest})
     for recipe in catalog.recipes().values():
+        if found := digest_of.get((recipe.source, "train")):
+            write_json(folder / "sources" / f"{recipe.name}.json", {"train": found})
         targets = {setting.target for setting in recipe.settings}
         scored = {target: digest_of[target, "test"] for target in targets if (target, "test") in digest_of}
         if scored:

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from crossearth.components.evaluate.results import metric_name
-from crossearth.components.pods import components as steps
+from crossearth.components.ingest.component import ingest
 from crossearth.components.pods import workspace
 from crossearth.components.pods.items import count_tiles
 from crossearth.components.register.registry import CHAMPION
@@ -84,9 +84,7 @@ def test_ingested_domains_are_in_the_object_store_and_their_version_takes_the_pl
     monkeypatch.chdir(tmp_path)
     workspace.begin((scored / "params.yaml").read_text(), "[]")
     item = {"name": "deepglobe", "domains": ["deepglobe"], "versions": {"deepglobe": version}}
-    steps.ingest.python_func(
-        workspace=str(tmp_path), item=item, archives="", store=store.url, metrics=Metrics()
-    )
+    ingest.python_func(workspace=str(tmp_path), item=item, archives="", store=store.url, metrics=Metrics())
     assert count_tiles(["deepglobe"]) == ingested
 
 

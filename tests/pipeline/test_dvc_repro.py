@@ -9,7 +9,7 @@ from graphs import call
 from own_domain import NAME, own_domain
 from training_folder import NUMBERS
 
-from crossearth.components.runtime.params import STEPS
+from crossearth.components.steps import SECTIONS
 
 RECIPES = ("deepglobe", "loveda-urban")
 
@@ -66,8 +66,8 @@ def test_own_domains_and_recipes_have_stages_also_in_a_copy_without_git(
         "archives": "datasets",
         "corpus": f"{NAME}/images",
         "catalogs": [f"datasets/{NAME}/{file}.yaml" for file in ("catalog", "settings")],
-        "dvc": {"datasets": [], "own": {NAME: f"datasets/{NAME}"}, "recipes": {NAME: NAME}},
-        "presets": {"own": {step: {} for step in STEPS} | {"train": train}},
+        "dvc": {"datasets": [], "own": {NAME: f"datasets/{NAME}"}, "recipes": [NAME]},
+        "presets": {"own": {step: {} for step in SECTIONS} | {"train": train}},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (needed,) = re.findall(r"`(dvc config [^`]+)`", (folder / "README.md").read_text())

@@ -16,10 +16,15 @@ import yaml
 from graphs import CANARY, RECIPES, ROOT, call, run_pipeline
 from mlflow.tracking import MlflowClient
 
-from crossearth.components.pods import components as steps
+from crossearth.components.evaluate.component import evaluate
+from crossearth.components.plan import items as plan_items
 from crossearth.components.pods import items as pipeline_items
 from crossearth.components.pods import workspace
-from crossearth.components.pods.items import fetch_archives
+from crossearth.components.pods.archives import fetch_archives
+from crossearth.components.report.component import report
+from crossearth.components.stylize.component import stylize
+from crossearth.components.train.component import train
+from crossearth.components.validate.component import validate
 from crossearth.data.common.errors import InputError
 
 
@@ -84,24 +89,24 @@ def test_a_step_refuses_what_another_run_has_left_in_the_workspace(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     workspace.enter(str(with_kubeflow))
     params, catalog = workspace.inputs()
-    (dataset, *_) = pipeline_items.dataset_items(catalog, params, RECIPES[:1], {}, "code")
+    (dataset, *_) = plan_items.dataset_items(catalog, params, RECIPES[:1], {}, "code")
     styles = workspace.content_digest(workspace.ARTIFACTS / "styles")
-    (planned,) = pipeline_items.recipe_items(catalog, params, RECIPES[:1], "code")
+    (planned,) = plan_items.recipe_items(catalog, params, RECIPES[:1], "code")
     recipe = pipeline_items.with_digests(planned, styles)
     coverage = workspace.content_digest(workspace.ARTIFACTS / "coverage")
     other = recipe | {"tiles": "other"}
     (shard,) = pipeline_items.stylize_items([recipe], 1, "key")
     stale: list[tuple[Any, dict[str, Any]]] = [
-        (steps.validate, {"items": [dataset], "datasets": ["other"]}),
-        (steps.validate, {"items": [], "datasets": [], "styles": "other"}),
-        (steps.stylize, {"item": shard | {"tiles": "other"}}),
-        (steps.stylize, {"item": shard | {"styles": "other"}}),
-        (steps.train, {"item": other}),
-        (steps.train, {"item": recipe | {"styles": "other"}}),
-        (steps.evaluate, {"item": other}),
-        (steps.evaluate, {"item": recipe, "model": "other"}),
-        (steps.report, {"recipes": [recipe], "coverage": "other"}),
-        (steps.report, {"recipes": [recipe], "coverage": coverage, "scores": ["other"]}),
+        (validate, {"items": [dataset], "datasets": ["other"]}),
+        (validate, {"items": [], "datasets": [], "styles": "other"}),
+        (stylize, {"item": shard | {"tiles": "other"}}),
+        (stylize, {"item": shard | {"styles": "other"}}),
+        (train, {"item": other}),
+        (train, {"item": recipe | {"styles": "other"}}),
+        (evaluate, {"item": other}),
+        (evaluate, {"item": recipe, "model": "other"}),
+        (report, {"recipes": [recipe], "coverage": "other"}),
+        (report, {"recipes": [recipe], "coverage": coverage, "scores": ["other"]}),
     ]
 
     def refused(step: Any, given: dict[str, Any], words: str) -> None:
@@ -114,7 +119,7 @@ def test_a_step_refuses_what_another_run_has_left_in_the_workspace(
     moved = tmp_path / "styles"
     (workspace.ARTIFACTS / "styles").rename(moved)
     gone = r"(?s)what this run's step styles made is gone.*--no-cache, which runs styles"
-    refused(steps.stylize, {"item": shard}, gone)
+    refused(stylize, {"item": shard}, gone)
     shutil.move(moved, workspace.ARTIFACTS / "styles")
     shutil.rmtree(workspace.FAILURES)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from crossearth.components.steps import STEPS, load
+
 ROOT = Path(__file__).parents[2]
 LAYERS = ["data", "model", "components", "pipelines"]
 OWNERS = {
@@ -71,6 +73,27 @@ def test_rooms_are_at_most_two_levels_deep_and_all_of_them_are_packages() -> Non
     # an editable install hides a package that is missing from this list, a wheel does not
     named = {".".join(("crossearth", *folder.parts)) for folder in folders - {API}}
     assert {*project["tool"]["setuptools"]["packages"]} == {"crossearth", *named}
+
+
+def test_a_step_is_a_folder_and_a_row() -> None:
+    folders = {path.parent.name for path in SOURCES if path.name == "step.py"}
+    named = {step.module.removesuffix(".step") for step in STEPS.values() if step.module.endswith(".step")}
+    assert folders == named
+    for step in STEPS.values():
+        for place in filter(None, (step.function, step.config)):
+            assert callable(load(place)), place
+
+
+def test_imports_lead_from_the_graphs_to_the_work_of_every_step() -> None:
+    graphs = {path for path in SOURCES if path.parts[0] == "pipelines"}
+    components = {path for path in SOURCES if path.name == "component.py"}
+    called = {MODULES[name] for graph in graphs for name in imports(graph) & MODULES.keys()}
+    assert components <= called
+    work = {MODULES[name] for path in components for name in imports(path) & MODULES.keys()}
+    of_room = {MODULES[name] for path in work for name in imports(path) & MODULES.keys()}
+    wanted = {MODULES[f"crossearth.components.{step.module}"] for step in STEPS.values() if step.function}
+    # a command of its own, in no pipeline
+    assert wanted - work - of_room == {Path("components/convert/step.py")}
 
 
 def test_the_init_of_a_step_is_empty() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossearth.components.runtime import code
+from crossearth.components.steps import STEPS as ROWS
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("data", "model", "components")
@@ -14,7 +15,7 @@ DATA = {"ingest", "validate", "styles", "styles.coverage", "stylize", "train", "
 STEPS = ("synthesize", *sorted(DATA))
 # one file of every folder whose code some step runs
 STALE = {
-    "data/common/config.py": {*STEPS} - {"styles"},
+    "data/common/config.py": {*STEPS},
     "data/common/errors.py": set(),
     "data/catalog/domains.py": {*DATA} - {"styles"},
     "data/catalog/catalog.yaml": set(),
@@ -35,11 +36,13 @@ STALE = {
     "components/register/promotion.py": set(),
     "components/report/template.html": {"report"},
     "components/report/page.py": {"report"},
+    "components/runtime/params.py": set(),
     "components/runtime/processes.py": {"train", "evaluate"},
     "components/runtime/tracking.py": set(),
     "components/styles/step.py": {"styles"},
     "components/stylize/step.py": {"stylize"},
     "components/synthesize/synthetic.yaml": {"synthesize"},
+    "components/train/component.py": set(),
     "components/train/loop.py": {"train"},
     "components/validate/expectations.py": {"validate"},
 }
@@ -58,9 +61,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     code.code_digest.cache_clear()
 
 
+PLANNED = {step.name: step.module for step in ROWS.values() if step.planned}
+
+
 def digests() -> dict[str, str]:
     code.code_digest.cache_clear()
-    return {step: code.code_digest(step) for step in STEPS}
+    return {step: code.code_digest(step) for step in {*STEPS, *PLANNED.values()}}
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +86,20 @@ def test_an_edit_makes_stale_what_runs_the_edited_code(
     assert {step for step in STEPS if after[step] != before[step]} == STALE[edited]
 
 
+@pytest.mark.parametrize("name", [name for name, module in PLANNED.items() if module == f"{name}.step"])
+def test_an_edit_of_a_steps_own_file_makes_stale_this_step_alone(
+    name: str, tree: Path, before: dict[str, str]
+) -> None:
+    path = tree / "components" / name / "step.py"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n# edited\n")
+    after = digests()
+    path.write_bytes(whole)
+    assert {step for step, module in PLANNED.items() if after[module] != before[module]} == {name}
+
+
 def test_every_folder_is_edited_once() -> None:
     folders = {path.parent for layer in LAYERS for path in (ROOT / layer).rglob("*.py")}
     rooms = {folder.relative_to(ROOT).as_posix() for folder in folders} - {*LAYERS}
-    edited = {str(Path(name).parent) for name in STALE}
+    edited = {str(Path(name).parent) for name in STALE} | {f"components/{name}" for name in PLANNED}
     assert rooms - edited <= {"components/api", "components/pods"}

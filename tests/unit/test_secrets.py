@@ -11,7 +11,7 @@ from own_domain import draw, save
 from results_factory import write_benchmark
 
 from crossearth.components.cli import app as cli
-from crossearth.components.pods.items import fetch_archives
+from crossearth.components.pods.archives import fetch_archives
 from crossearth.components.runtime.doctor import examine
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError, without_credentials

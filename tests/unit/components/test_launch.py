@@ -23,7 +23,7 @@ POD = """
 import signal, sys
 from crossearth.components.pods.launch import launch
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-launch(["train", "town"], ".", 2, {})
+launch(print, ["train", "town"], ".", 2, {})
 """
 
 

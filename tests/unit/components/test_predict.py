@@ -31,8 +31,8 @@ from typer.testing import CliRunner
 
 from crossearth.components.cli import model_commands
 from crossearth.components.cli.app import app, main
-from crossearth.components.pods.items import predict_scenes
 from crossearth.components.predict import maps, sliding, step
+from crossearth.components.predict.scenes import predict_scenes
 from crossearth.components.predict.step import PredictConfig, predict
 from crossearth.components.predict.strips import Strip, open_scene, read_strips
 from crossearth.components.register import registry

@@ -325,7 +325,7 @@ def test_a_server_of_runs_is_not_started_twice(
     uri: str, shown: str, scores: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(model_commands, "ARTIFACTS", scores.parent)
+    monkeypatch.setattr(model_commands, "SCORES", scores)
     monkeypatch.setattr(show, "benchmark", lambda *_: "")
     model_commands.show()
     assert shown in capsys.readouterr().out

@@ -24,13 +24,17 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from own_domain import draw, save
 from typer.testing import CliRunner
 
+from crossearth.components.plan import component as planning
+from crossearth.components.plan import items as plan_items
 from crossearth.components.plan.step import plan
-from crossearth.components.pods import components as steps
-from crossearth.components.pods import items as pipeline_items
+from crossearth.components.pods import archives as pod_archives
 from crossearth.components.pods import prerequisites, workspace
 from crossearth.components.pods.prerequisites import check_prerequisites
 from crossearth.components.pods.train_job import TrainJobConfig
+from crossearth.components.predict import scenes
 from crossearth.components.runtime.params import Params, load_params
+from crossearth.components.runtime.places import PLAN
+from crossearth.components.steps import PODS, STEPS
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError, print_uncaught
@@ -43,9 +47,6 @@ from crossearth.pipelines.graphs import PIPELINES, arguments, build, compile_pip
 from crossearth.pipelines.local_run import run_local
 from crossearth.pipelines.resources import (
     LOCAL,
-    NETWORK_STEPS,
-    STEPS,
-    UNCACHED_STEPS,
     Resources,
     Trainer,
     Values,
@@ -57,10 +58,9 @@ ROOT = Path(__file__).parents[3]
 KUBEFLOW_ONLY = {
     "shards": "deals out what stylize does",
     "stylize": "a dataset of its own, no part of the table",
+    "archives": "synthesizes them, or brings those that lie there for dvc",
     "finish": "dvc ends by itself",
 }
-# dvc's stage -> the step that does the same and more: a pod has seconds of overhead
-WITHIN = {"synthesize": "archives", "coverage": "validate"}
 CANARY = "canary-4f9c2"
 
 
@@ -133,7 +133,7 @@ def test_compiling_gives_the_same_bytes_without_secrets_or_paths_of_this_machine
 def test_steps_are_the_stages_of_dvc(executors: dict[str, Any]) -> None:
     stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
     # one component ingests archives and own folders
-    shown = {WITHIN.get(stage, stage) for stage in stages - {"ingest-own"}}
+    shown = {stage for stage in stages - {"ingest-own"} if STEPS[stage].own_pod}
     assert set(executors) - set(KUBEFLOW_ONLY) == shown
     assert set(KUBEFLOW_ONLY) <= set(executors)
 
@@ -141,7 +141,7 @@ def test_steps_are_the_stages_of_dvc(executors: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", sorted(PIPELINES))
 def test_every_step_has_a_place_in_the_values_file(name: str, graphs: dict[str, list[Any]]) -> None:
     spec = graphs[name][0]
-    assert {each.removeprefix("exec-") for each in spec["deploymentSpec"]["executors"]} <= set(STEPS)
+    assert {each.removeprefix("exec-") for each in spec["deploymentSpec"]["executors"]} <= set(PODS)
 
 
 def test_recipes_datasets_and_settings_are_those_of_dvc_and_of_the_catalog(
@@ -149,14 +149,15 @@ def test_recipes_datasets_and_settings_are_those_of_dvc_and_of_the_catalog(
 ) -> None:
     catalog, params = load_catalog(), load_params(ROOT / "params.yaml")
     recipes = documents[0]["root"]["inputDefinitions"]["parameters"]["recipes"]["defaultValue"]
-    sources = params.dvc.recipes
-    assert set(recipes) == set(sources) == set(catalog.recipes())
+    assert set(recipes) == set(params.dvc.recipes) == set(catalog.recipes())
     monkeypatch.chdir(tmp_path)
     plan(catalog, params, Path("artifacts/plan"))
-    items = pipeline_items.recipe_items(catalog, params, recipes, "code")
-    assert {item["name"]: item["source"] for item in items} == sources
+    items = plan_items.recipe_items(catalog, params, recipes, "code")
+    assert {item["name"]: item["source"] for item in items} == {
+        name: recipe.source for name, recipe in catalog.recipes().items()
+    }
     assert {abbr for item in items for abbr in item["settings"]} == set(catalog.settings)
-    datasets = pipeline_items.dataset_items(catalog, params, recipes, {}, "code")
+    datasets = plan_items.dataset_items(catalog, params, recipes, {}, "code")
     assert {item["name"] for item in datasets} == set(params.dvc.datasets)
 
 
@@ -166,14 +167,14 @@ def test_a_recipe_needs_the_datasets_of_its_source_and_targets_only(
     catalog, params = load_catalog(), load_params(ROOT / "params.yaml")
     monkeypatch.chdir(tmp_path)
     plan(catalog, params, Path("artifacts/plan"))
-    items = pipeline_items.dataset_items(catalog, params, ["deepglobe"], {}, "code")
+    items = plan_items.dataset_items(catalog, params, ["deepglobe"], {}, "code")
     assert [item["name"] for item in items] == ["deepglobe", "massachusetts"]
-    pulled = pipeline_items.dataset_items(catalog, params, ["deepglobe"], {"massachusetts": "a" * 64}, "code")
+    pulled = plan_items.dataset_items(catalog, params, ["deepglobe"], {"massachusetts": "a" * 64}, "code")
     assert pulled[1]["versions"] == {"massachusetts": "a" * 64}
     with pytest.raises(InputError, match="massachusets"):
-        pipeline_items.dataset_items(catalog, params, ["deepglobe"], {"massachusets": "a"}, "code")
+        plan_items.dataset_items(catalog, params, ["deepglobe"], {"massachusets": "a"}, "code")
     with pytest.raises(InputError, match=r"(?s)massachusetts: latest moves on.*`crossearth push`"):
-        pipeline_items.dataset_items(catalog, params, ["deepglobe"], {"massachusetts": "latest"}, "code")
+        plan_items.dataset_items(catalog, params, ["deepglobe"], {"massachusetts": "latest"}, "code")
 
 
 OWN = """
@@ -196,7 +197,7 @@ def test_new_images_of_ones_own_are_another_input_of_ingest(
     plan(catalog, params, Path("artifacts/plan"))
 
     def keys() -> dict[str, str]:
-        items = pipeline_items.dataset_items(catalog, params, ["town"], {}, "code")
+        items = plan_items.dataset_items(catalog, params, ["town"], {}, "code")
         return {item["name"]: item["key"] for item in items}
 
     before = keys()
@@ -218,8 +219,8 @@ def test_archives_are_wanted_where_something_reads_them(
     plan(catalog, params, Path("artifacts/plan"))
 
     def needed(recipe: str, shards: int = 0, **versions: str) -> list[str]:
-        datasets = pipeline_items.dataset_items(catalog, params, [recipe], versions, "code")
-        return pipeline_items.archives_needed(catalog, params, datasets, [recipe], shards)
+        datasets = plan_items.dataset_items(catalog, params, [recipe], versions, "code")
+        return plan_items.archives_needed(catalog, params, datasets, [recipe], shards)
 
     assert needed("town") == []
     assert needed("town", shards=2) == ["million-aid"]
@@ -227,9 +228,9 @@ def test_archives_are_wanted_where_something_reads_them(
     assert needed("deepglobe") == ["deepglobe", "massachusetts", "million-aid"]
     assert needed("deepglobe", deepglobe="a") == ["massachusetts", "million-aid"]
     nowhere = tmp_path / "archives"
-    assert pipeline_items.fetch_archives(nowhere, "", "", "", []) == digest([])
+    assert pod_archives.fetch_archives(nowhere, "", "", "", []) == digest([])
     with pytest.raises(InputError, match="no archives of whu"):
-        pipeline_items.fetch_archives(nowhere, "", "", "", ["whu"])
+        pod_archives.fetch_archives(nowhere, "", "", "", ["whu"])
 
 
 def test_scenes_of_one_name_in_two_folders_are_not_mapped_over_each_other(tmp_path: Path) -> None:
@@ -237,12 +238,12 @@ def test_scenes_of_one_name_in_two_folders_are_not_mapped_over_each_other(tmp_pa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=r"2024/scene.tif: two scenes would give .*one and .*2023/scene.tif"):
-        pipeline_items.deal_scenes(str(tmp_path), 2)
+        scenes.deal_scenes(str(tmp_path), 2)
     (tmp_path / "2024/scene.tif").replace(tmp_path / "2024/other.probabilities.png")
     with pytest.raises(InputError, match=r"two scenes would give other\.probabilities\.tif"):
-        pipeline_items.deal_scenes(str(tmp_path), 2)
+        scenes.deal_scenes(str(tmp_path), 2)
     (tmp_path / "2024/other.probabilities.png").unlink()
-    assert len(pipeline_items.deal_scenes(str(tmp_path), 2)) == 2
+    assert len(scenes.deal_scenes(str(tmp_path), 2)) == 2
 
 
 @pytest.fixture
@@ -262,9 +263,9 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(local(url), path)
 
-    monkeypatch.setattr(pipeline_items, "list_objects", list_objects)
-    monkeypatch.setattr(pipeline_items, "download", download)
-    monkeypatch.setattr(pipeline_items, "SCENES", tmp_path / "here")
+    monkeypatch.setattr(scenes, "list_objects", list_objects)
+    monkeypatch.setattr(scenes, "download", download)
+    monkeypatch.setattr(scenes, "SCENES", tmp_path / "here")
     return folder
 
 
@@ -275,19 +276,19 @@ def test_scenes_of_a_store_are_those_of_a_folder(bucket: Path) -> None:
         (bucket / name).parent.mkdir(parents=True, exist_ok=True)
         (bucket / name).touch()
     (bucket / "in/m.json").write_text(report)
-    (item,) = pipeline_items.deal_scenes("s3://bucket/in", 1)
-    assert pipeline_items.read_shard(item) == ["s3://bucket/in/a.tif", "s3://bucket/in/deep/b.jp2"]
-    (local,) = pipeline_items.deal_scenes(str(bucket / "in"), 1)
-    assert pipeline_items.read_shard(local) == [str(bucket / "in/a.tif"), str(bucket / "in/deep/b.jp2")]
+    (item,) = scenes.deal_scenes("s3://bucket/in", 1)
+    assert scenes.read_shard(item) == ["s3://bucket/in/a.tif", "s3://bucket/in/deep/b.jp2"]
+    (local,) = scenes.deal_scenes(str(bucket / "in"), 1)
+    assert scenes.read_shard(local) == [str(bucket / "in/a.tif"), str(bucket / "in/deep/b.jp2")]
 
 
 def test_a_pointer_in_a_store_is_refused(bucket: Path) -> None:
     save(bucket / "own.tif", draw(0)[0])
     rasterio.shutil.copy(bucket / "own.tif", bucket / "scene.vrt", driver="VRT")
     with pytest.raises(InputError, match=r"s3://bucket/scene\.vrt: a raster of a kind that may point"):
-        pipeline_items.deal_scenes("s3://bucket/", 1)
+        scenes.deal_scenes("s3://bucket/", 1)
     (bucket / "scene.vrt").rename(bucket / "scene.tif")
-    here = pipeline_items.fetch_scene("s3://bucket/scene.tif")
+    here = scenes.fetch_scene("s3://bucket/scene.tif")
     with pytest.raises(InputError, match=r"scene\.tif: not an image"), open_raster(here, own=False):
         pass
 
@@ -300,7 +301,7 @@ def test_a_scene_of_a_store_comes_with_its_place(bucket: Path) -> None:
         "<MDI key='OVERVIEW_FILE'>/etc/passwd</MDI></Metadata></PAMDataset>"
     )
     (bucket / "a" / "scene.txt").touch()
-    here = pipeline_items.fetch_scene("s3://bucket/a/scene.tif")
+    here = scenes.fetch_scene("s3://bucket/a/scene.tif")
     assert sorted(path.name for path in here.parent.iterdir()) == [
         "scene.tfw",
         "scene.tif",
@@ -320,7 +321,7 @@ def test_an_item_changes_with_what_its_step_depends_on(
 
     def keys(params: Any, code: str = "code") -> list[tuple[str, str]]:
         plan(catalog, params, Path("artifacts/plan"))
-        items = pipeline_items.recipe_items(catalog, params, names, code)
+        items = plan_items.recipe_items(catalog, params, names, code)
         return [(item["train_key"], item["evaluate_key"]) for item in items]
 
     before = keys(params)
@@ -361,8 +362,8 @@ def test_a_steps_key_changes_with_its_numbers_and_with_the_catalogs(
 
     def key(given: Params = params, workspace: str = "one") -> str:
         for each in KEYED.values():  # as the step `plan` does, which refuses such numbers
-            write_json(pipeline_items.PLAN / f"{each}.json", given.values(each))
-        return pipeline_items.digest_of_step(given, section, workspace)
+            write_json(PLAN / f"{each}.json", given.values(each))
+        return plan_items.digest_of_step(given, section, workspace)
 
     before = key()
     assert key(replace(params, presets=changed)) != before
@@ -385,7 +386,7 @@ def test_keys_change_with_what_is_validated_and_with_the_workspace(
 
     def keys(numbers: dict[str, Any]) -> dict[str, str]:
         params["presets"]["mini"]["validate"] = numbers
-        datasets = steps.plan.python_func(
+        datasets = planning.plan.python_func(
             workspace=str(tmp_path),
             params=json.dumps(params),
             catalogs="[]",
@@ -461,13 +462,13 @@ def test_pods_follow_the_values_file(pods: dict[str, Any], executors: dict[str, 
 
 
 def test_retries_and_caching_follow_what_a_step_touches(tasks: dict[str, Any], values: Values) -> None:
-    for step in set(STEPS) & set(tasks):
+    for step in set(PODS) & set(tasks):
         task = tasks[step]
-        assert task.caching_options.enable_cache == (step not in UNCACHED_STEPS), step
-        assert task.retry_policy.max_retry_count == (values.retry.attempts if step in NETWORK_STEPS else 0), (
+        assert task.caching_options.enable_cache == STEPS[step].cached, step
+        assert task.retry_policy.max_retry_count == (values.retry.attempts if STEPS[step].network else 0), (
             step
         )
-        if step in NETWORK_STEPS:
+        if STEPS[step].network:
             assert task.retry_policy.backoff_duration.seconds == values.retry.backoff_s
             assert task.retry_policy.backoff_factor == values.retry.factor
 
@@ -816,9 +817,9 @@ def test_archives_are_fetched_again_where_the_connection_was_lost(
         return subprocess.CompletedProcess(command, 1, "", said)
 
     monkeypatch.setattr(subprocess, "run", get)
-    monkeypatch.setattr(pipeline_items, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(pod_archives, "PAUSES_S", (0.0, 0.0))
     with pytest.raises(InputError, match=said[-8:]):
-        pipeline_items.fetch_archives(
+        pod_archives.fetch_archives(
             tmp_path / "archives", "https://git.example/a", "main", "archives", ["whu"]
         )
     assert len(calls) == tries
@@ -830,19 +831,18 @@ def test_archives_are_drawn_again_where_they_are_not_what_was_drawn(
     monkeypatch.chdir(tmp_path)
     archives, drawn = Path("archives"), []
 
-    def draw(command: str) -> None:
-        drawn.append(command)
+    def draw() -> None:
+        drawn.append("again")
         archives.mkdir(exist_ok=True)
         (archives / "a.zip").write_text("drawn")
 
-    monkeypatch.setattr(pipeline_items, "crossearth", draw)
-    first = pipeline_items.draw_archives(archives, "key")
-    assert (pipeline_items.draw_archives(archives, "key"), len(drawn)) == (first, 1)
-    pipeline_items.draw_archives(archives, "other key")
+    first = pod_archives.draw_archives(draw, archives, "key")
+    assert (pod_archives.draw_archives(draw, archives, "key"), len(drawn)) == (first, 1)
+    pod_archives.draw_archives(draw, archives, "other key")
     (archives / "a.zip").write_text("another's")
-    assert (pipeline_items.draw_archives(archives, "other key"), len(drawn)) == (first, 3)
+    assert (pod_archives.draw_archives(draw, archives, "other key"), len(drawn)) == (first, 3)
     (archives / "a.zip").unlink()
-    assert (pipeline_items.draw_archives(archives, "other key"), len(drawn)) == (first, 4)
+    assert (pod_archives.draw_archives(draw, archives, "other key"), len(drawn)) == (first, 4)
 
 
 def test_inference_has_nothing_to_stylize() -> None:

@@ -1,0 +1,26 @@
+"""Registers a pipeline's models and tells what the rule decided."""
+
+import os
+from collections.abc import Sequence
+
+from crossearth.components.register.step import run
+from crossearth.components.runtime.params import Params
+from crossearth.data.catalog.domains import Catalog
+
+MLFLOW_RETRIES = "5"  # of a request to the registry, half a minute in all
+
+
+def decide_all(params: Params, catalog: Catalog, names: Sequence[str]) -> tuple[list[str], str]:
+    """Registers the models of recipes.
+
+    Returns:
+        The recipes whose model was promoted, and a table of the decisions, as Markdown.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
+    outcomes = run(params, catalog, names)
+    lines = ["| recipe | version | promoted | champion | refused by |", "|---|---|---|---|---|"]
+    for each in outcomes:
+        refused = "; ".join(check.question for check in each.checks if not check.holds)
+        promoted = "yes" if each.promoted else "no"
+        lines.append(f"| {each.recipe} | {each.version} | {promoted} | {each.champion} | {refused} |")
+    return [each.recipe for each in outcomes if each.promoted], "\n".join(lines) + "\n"
