@@ -6,7 +6,6 @@ continued by the same command and ends in the same bytes. Wrong input leaves not
 """
 
 import errno
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, Any, cast, get_args
+from typing import Any, cast, get_args
 
 from crossearth.components.ingest.scene import Plan, ingest_scene
 from crossearth.components.ingest.sources import SceneSource, find_scenes
@@ -30,7 +29,15 @@ from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.catalog.labels import Unknown
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import digest, read_json, replace_dir, require_free, sha256_file, unsealed
+from crossearth.data.common.files import (
+    alone,
+    digest,
+    read_json,
+    replace_dir,
+    require_free,
+    sha256_file,
+    unsealed,
+)
 from crossearth.data.common.progress import shown
 from crossearth.data.raster.reader import gdal, open_raster
 from crossearth.data.tiles.manifest import Provenance, write_manifest
@@ -39,7 +46,7 @@ from crossearth.data.tiles.scenes import Grid
 log = logging.getLogger(__name__)
 
 PROVENANCE_FILE = "PROVENANCE.json"
-WORK, LOCK, JOURNAL, UNPACKED = ".ingest", "lock", "journal.jsonl", "unpacked"
+WORK, JOURNAL, UNPACKED = ".ingest", "journal.jsonl", "unpacked"
 STORED_SHARE = 0.8  # of an image's raw bytes, label included: measured 0.5 to 0.75
 SPARE_BYTES = 64 * 2**20
 # tasks of a worker in one go: small images would be held up by the queue, large ones by each other
@@ -109,7 +116,7 @@ def ingest_domain(
     target = catalog.domain_dir(domains_dir, domain.name)
     root = Path(archives_dir) / domain.dataset
     origin = provenance(domain, root)
-    with _workshop(Path(domains_dir) / WORK / domain.name) as work:
+    with _workshop(Path(domains_dir), domain.name) as work:
         sources = find_scenes(domain, root, work / UNPACKED)
         plan = Plan.of(domain, catalog, config.tile_px, config.unknown_labels, sources[0])
         rows = _ingest_scenes(plan, sources, work, config.workers)
@@ -121,8 +128,6 @@ def ingest_domain(
         _tidy(work, rows)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(work, target)
-    with suppress(OSError):  # another domain may be at work there
-        work.parent.rmdir()
     return target
 
 
@@ -144,37 +149,30 @@ def provenance(domain: Domain, root: Path) -> Provenance:
 
 
 @contextmanager
-def _workshop(work: Path) -> Iterator[Path]:
+def _workshop(domains_dir: Path, name: str) -> Iterator[Path]:
     """The hidden folder in which a domain grows; a killed process leaves it, wrong input does not."""
+    work = domains_dir / WORK / name
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        with (work / LOCK).open("w") as lock:
-            _take(lock, work)
+        domains_dir.mkdir(parents=True, exist_ok=True)
+        with alone(domains_dir / name, f"an ingest of {name}"):
             try:
+                work.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(work / UNPACKED, ignore_errors=True)
                 yield work
             except (InputError, OSError):
                 shutil.rmtree(work, ignore_errors=True)
-                with suppress(OSError):
-                    work.parent.rmdir()
                 raise
+            finally:
+                with suppress(OSError):  # a killed process left something, or another domain is at work there
+                    work.parent.rmdir()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise InputError(
             f"cannot write: {error.strerror or error}",
-            where=error.filename or work.parent.parent,
+            where=error.filename or domains_dir,
             next_step="free some disk, then run the command again"
             if full
             else "choose a folder that you may write to",
-        ) from error
-
-
-def _take(lock: IO[str], work: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(
-            f"another ingest of {work.name} is running", where=work, next_step="wait for it"
         ) from error
 
 
