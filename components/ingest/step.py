@@ -8,18 +8,11 @@ continued by the same command and ends in the same bytes. Wrong input leaves not
 import errno
 import json
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -38,6 +31,7 @@ from crossearth.data.common.files import (
     sha256_file,
     unsealed,
 )
+from crossearth.data.common.pool import PoolError, process_pool
 from crossearth.data.common.progress import shown
 from crossearth.data.raster.reader import gdal, open_raster
 from crossearth.data.tiles.manifest import Provenance, write_manifest
@@ -159,6 +153,8 @@ def _workshop(domains_dir: Path, name: str) -> Iterator[Path]:
                 work.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(work / UNPACKED, ignore_errors=True)
                 yield work
+            except PoolError:
+                raise  # the next run goes on where this one stopped
             except (InputError, OSError):
                 shutil.rmtree(work, ignore_errors=True)
                 raise
@@ -259,28 +255,9 @@ def _map(
         return
     small = sum(source.image.size for source in sources) < SMALL_SCENE_BYTES * len(sources)
     at_once = max(1, min(SMALL_SCENES_AT_ONCE, len(sources) // (2 * workers))) if small else 1
-    with ProcessPoolExecutor(min(workers, len(sources)), initializer=_start_worker) as pool:
-        try:
-            yield from progress(zip(sources, pool.map(function, sources, chunksize=at_once), strict=True))
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"a worker of ingest {name} was killed, most likely for memory: run it again with workers=1; "
-                "it goes on where it stopped"
-            ) from error
-
-
-def _start_worker() -> None:
-    """A worker ends with its parent, however that ends: an orphan would keep the lock, and memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
+    fewer = "set ingest.workers to 1 in params.yaml"
+    with process_pool(min(workers, len(sources)), f"ingest {name}", fewer) as pool:
+        yield from progress(zip(sources, pool.map(function, sources, chunksize=at_once), strict=True))
 
 
 def _refuse_small_disk(plan: Plan, sources: Sequence[SceneSource], work: Path) -> None:

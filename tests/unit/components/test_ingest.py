@@ -624,11 +624,11 @@ def test_a_target_that_cannot_be_written(town: Path) -> None:
 def test_two_ingests_at_once(town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (town / "domains").mkdir()
     monkeypatch.setattr(files, "PATIENCE_S", 0.0)
-    with files.alone(town / "domains" / NAME, "this"):
-        with pytest.raises(
-            InputError, match=f"an ingest of town is running already: process {os.getpid()} on"
-        ):
-            run(town)
+    with (
+        files.alone(town / "domains" / NAME, "this"),
+        pytest.raises(InputError, match=f"an ingest of town is running already: process {os.getpid()} on"),
+    ):
+        run(town)
     assert not list((town / "domains").iterdir())
 
 
