@@ -6,23 +6,15 @@ continued by the same command and ends in the same bytes. Wrong input leaves not
 """
 
 import errno
-import fcntl
 import json
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, Any, cast, get_args
+from typing import Any, cast, get_args
 
 from crossearth.components.ingest.preview import log_preview
 from crossearth.components.ingest.scene import Plan, ingest_scene
@@ -33,7 +25,16 @@ from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.catalog.labels import Unknown
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import digest, read_json, replace_dir, require_free, sha256_file, verified
+from crossearth.data.common.files import (
+    digest,
+    file_lock,
+    read_json,
+    replace_dir,
+    require_free,
+    sha256_file,
+    verified,
+)
+from crossearth.data.common.pool import PoolError, process_pool
 from crossearth.data.common.progress import progress_bar
 from crossearth.data.raster.reader import gdal, open_raster
 from crossearth.data.tiles.manifest import Provenance, write_manifest
@@ -42,7 +43,7 @@ from crossearth.data.tiles.scenes import Grid
 log = logging.getLogger(__name__)
 
 PROVENANCE_FILE = "PROVENANCE.json"
-WORK, LOCK, JOURNAL, UNPACKED = ".ingest", "lock", "journal.jsonl", "unpacked"
+WORK, JOURNAL, UNPACKED = ".ingest", "journal.jsonl", "unpacked"
 STORED_SHARE = 0.8  # of an image's raw bytes, label included: measured 0.5 to 0.75
 SPARE_BYTES = 64 * 2**20
 # tasks of a worker in one go: small images would be held up by the queue, large ones by each other
@@ -119,7 +120,7 @@ def ingest_domain(
     target = catalog.domain_dir(domains_dir, domain.name)
     root = Path(archives_dir) / domain.dataset
     origin = provenance(domain, root)
-    with _workshop(Path(domains_dir) / WORK / domain.name) as work:
+    with _workshop(Path(domains_dir), domain.name) as work:
         sources = find_scenes(domain, root, work / UNPACKED)
         plan = Plan.of(domain, catalog, config.tile_px, config.unknown_labels, sources[0])
         rows = _ingest_scenes(plan, sources, work, config.workers)
@@ -131,8 +132,6 @@ def ingest_domain(
         _tidy(work, rows)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_dir(work, target)
-    with suppress(OSError):  # another domain may be at work there
-        work.parent.rmdir()
     return target
 
 
@@ -154,37 +153,32 @@ def provenance(domain: Domain, root: Path) -> Provenance:
 
 
 @contextmanager
-def _workshop(work: Path) -> Iterator[Path]:
+def _workshop(domains_dir: Path, name: str) -> Iterator[Path]:
     """The hidden folder in which a domain grows; a killed process leaves it, wrong input does not."""
+    work = domains_dir / WORK / name
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        with (work / LOCK).open("w") as lock:
-            _take(lock, work)
+        domains_dir.mkdir(parents=True, exist_ok=True)
+        with file_lock(domains_dir / name, f"an ingest of {name}"):
             try:
+                work.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(work / UNPACKED, ignore_errors=True)
                 yield work
+            except PoolError:
+                raise  # the next run goes on where this one stopped
             except (InputError, OSError):
                 shutil.rmtree(work, ignore_errors=True)
-                with suppress(OSError):
-                    work.parent.rmdir()
                 raise
+            finally:
+                with suppress(OSError):  # a killed process left something, or another domain is at work there
+                    work.parent.rmdir()
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise InputError(
             f"cannot write: {error.strerror or error}",
-            where=error.filename or work.parent.parent,
+            where=error.filename or domains_dir,
             next_step="free some disk, then run the command again"
             if full
             else "choose a folder that you may write to",
-        ) from error
-
-
-def _take(lock: IO[str], work: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(
-            f"another ingest of {work.name} is running", where=work, next_step="wait for it"
         ) from error
 
 
@@ -271,28 +265,9 @@ def _map(
         return
     small = sum(source.image.size for source in sources) < SMALL_SCENE_BYTES * len(sources)
     at_once = max(1, min(SMALL_SCENES_AT_ONCE, len(sources) // (2 * workers))) if small else 1
-    with ProcessPoolExecutor(min(workers, len(sources)), initializer=_start_worker) as pool:
-        try:
-            yield from progress(zip(sources, pool.map(function, sources, chunksize=at_once), strict=True))
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"a worker of ingest {name} was killed, most likely for memory: run it again with workers=1; "
-                "it goes on where it stopped"
-            ) from error
-
-
-def _start_worker() -> None:
-    """A worker ends with its parent, however that ends: an orphan would keep the lock, and memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
+    fewer = "set ingest.workers to 1 in params.yaml"
+    with process_pool(min(workers, len(sources)), f"ingest {name}", fewer) as pool:
+        yield from progress(zip(sources, pool.map(function, sources, chunksize=at_once), strict=True))
 
 
 def _refuse_small_disk(plan: Plan, sources: Sequence[SceneSource], work: Path) -> None:

@@ -1,7 +1,6 @@
 """Synthesize: miniature archives of the datasets, in the place of those that the user would download."""
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from crossearth.components.synthesize.packers import PACKERS, Counts, synthesize
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import require_free
+from crossearth.data.common.pool import process_pool
 from crossearth.data.common.progress import progress_bar
 
 MIB = 2**20
@@ -24,7 +24,7 @@ class SynthesizeConfig:
     Attributes:
         counts: "mini" = some dozens of images per domain; "full" = as many as the publisher ships,
             each of them 32 times smaller.
-        workers: processes, one dataset each.
+        workers: processes, one dataset each. With 1 everything happens in this process.
     """
 
     counts: Counts = "mini"
@@ -65,5 +65,8 @@ def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig,
     # the slowest first: the last worker to finish sets the time
     order = sorted(dict.fromkeys(datasets), key=list(PACKERS).index, reverse=True)
     task = partial(synthesize_dataset, out_dir=out_dir, seed=seed, counts=config.counts)
-    with ProcessPoolExecutor(min(config.workers, max(1, len(order)))) as pool:
+    workers = min(config.workers, len(order))
+    if workers < 2:
+        return sorted(progress_bar(map(task, order), "draw archives", len(order)))
+    with process_pool(workers, "draw archives", "set synthesize.workers to 1 in params.yaml") as pool:
         return sorted(progress_bar(pool.map(task, order), "draw archives", len(order)))

@@ -55,9 +55,8 @@ def file_lock(path: Path, doing: str = "") -> Iterator[None]:
             if not _is_open(lock, file):
                 continue  # the other process removed what this one waited for
             file.truncate(0)
-            if doing:
-                with suppress(OSError):  # a full disk takes no words
-                    os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            with suppress(OSError):  # a full disk takes no words
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             try:
                 yield
             finally:
@@ -67,12 +66,13 @@ def file_lock(path: Path, doing: str = "") -> Iterator[None]:
 
 def _wait(lock: IO[str], path: Path, doing: str, patience: float) -> None:
     """Takes the lock that another process has."""
+    lock.seek(0)
+    who = lock.read() or "another process"
     if not doing:
-        log.warning("%s: waiting for another process that writes it", path)
+        log.warning("%s: waiting for %s, which writes it", path, who)
         fcntl.flock(lock, fcntl.LOCK_EX)
         return
-    lock.seek(0)
-    other = f"{doing} is running already: {lock.read() or 'another process'}"
+    other = f"{doing} is running already: {who}"
     log.warning("%s: %s; waiting up to %.0f s for its end", path, other, patience - time.monotonic())
     while True:
         try:

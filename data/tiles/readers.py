@@ -4,10 +4,7 @@ What they read comes through pipes: tensors in shared memory would want a large 
 short names in TMPDIR; a reader that lacks them would leave the training waiting.
 """
 
-import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,12 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crossearth.data.common.errors import InputError
+from crossearth.data.common.pool import start_processes
 from crossearth.data.tiles.dataset import Batch, TrainingStream
 
 AHEAD = 4  # batches under way a reader
 PATIENCE_S = 5.0  # for a batch of a training that was told to stop, and for readers at the end
-SEMAPHORES = "/dev/shm"  # noqa: S108, where Linux keeps them
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -52,33 +48,18 @@ def reading(
         stopped: whether the training was told to stop: then a batch is waited for `PATIENCE_S` seconds.
 
     Raises:
-        InputError: from a batch, what a reader refuses; no process can be started.
+        InputError: from a batch, what a reader refuses.
+        PoolError: no process can be started.
         BrokenProcessPool: from a batch, a reader was ended.
         StuckError: from a batch, it did not come and `stopped`.
     """
     if not workers:
         yield (_tensors(_read(each, stream)) for each in positions)
         return
-    try:
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_reader, (stream,))
-    except OSError as error:
-        raise InputError(
-            f"cannot start {workers} readers: {error.strerror}",
-            where=SEMAPHORES,
-            expected="a folder that may be written to, with room for a few semaphores",
-            next_step="give the container such a one (--shm-size), or set train.workers to 0 in params.yaml",
-        ) from error
-    before = multiprocessing.active_children()
+    fewer = "set train.workers to 0 in params.yaml"
+    pool, readers = start_processes(workers, fewer, _start_reader, (stream,))
     left = iter(positions)
-    try:
-        waiting = deque(pool.submit(_read, each) for each in islice(left, AHEAD * workers))
-    except OSError as error:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise InputError(
-            f"cannot start {workers} readers: {error.strerror}",
-            next_step="lower train.workers in params.yaml",
-        ) from error
-    readers = [each for each in multiprocessing.active_children() if each not in before]
+    waiting = deque(pool.submit(_read, each) for each in islice(left, AHEAD * workers))
     try:
         yield _in_order(pool, waiting, left, stopped)
     except BrokenProcessPool:
@@ -138,15 +119,6 @@ def _start_reader(stream: TrainingStream) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    """A reader ends with the training, however that ends."""
-    wait([sentinel])
-    os._exit(1)
 
 
 def _read(positions: list[int], stream: TrainingStream | None = None) -> Arrays:

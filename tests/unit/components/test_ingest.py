@@ -26,6 +26,7 @@ from crossearth.components.ingest.sources import SceneSource
 from crossearth.components.ingest.step import IngestConfig, domains_named, ingest
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common import files
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label, read_manifest
@@ -620,14 +621,15 @@ def test_a_target_that_cannot_be_written(town: Path) -> None:
         run(town)
 
 
-def test_two_ingests_at_once(town: Path) -> None:
-    work = town / "domains" / ".ingest" / NAME
-    work.mkdir(parents=True)
-    with (work / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another ingest of town is running"):
-            run(town)
-    assert (work / "lock").exists()
+def test_two_ingests_at_once(town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (town / "domains").mkdir()
+    monkeypatch.setattr(files, "PATIENCE_S", 0.0)
+    with (
+        files.alone(town / "domains" / NAME, "this"),
+        pytest.raises(InputError, match=f"an ingest of town is running already: process {os.getpid()} on"),
+    ):
+        run(town)
+    assert not list((town / "domains").iterdir())
 
 
 @pytest.mark.parametrize("values", [{"workers": 0}, {"tile_px": 8}])
@@ -647,8 +649,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
     pytest.fail("workers outlive their parent")
 
 
-def lock_is_free(work: Path) -> bool:
-    with (work / "lock").open() as lock:
+def lock_is_free(domains_dir: Path) -> bool:
+    with (domains_dir / f".{NAME}.lock").open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -672,7 +674,7 @@ def test_a_killed_ingest_goes_on_where_it_stopped(tmp_path: Path) -> None:
         time.sleep(0.005)
     process.kill()
     process.wait()
-    wait_for(lambda: lock_is_free(journal.parent))
+    wait_for(lambda: lock_is_free(tmp_path / "domains"))
     assert journal.exists(), "it was done before it could be killed"
     done = len(journal.read_text().splitlines())
     assert 0 < done < 60

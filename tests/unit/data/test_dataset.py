@@ -133,7 +133,7 @@ def test_a_reader_that_gives_nothing_does_not_keep_a_training_that_was_stopped(
 def test_readers_without_a_place_for_semaphores(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     name = staticmethod(lambda: "/no/such/folder")
     monkeypatch.setattr(synchronize.SemLock, "_make_name", name)
-    said = r"(?s)/dev/shm: cannot start 1 readers: .*train\.workers to 0"
+    said = r"(?s)/dev/shm: cannot start 1 processes: .*train\.workers to 0"
     with pytest.raises(InputError, match=said), reading(stream_of(manifest), [[0]], 1):
         pass
 

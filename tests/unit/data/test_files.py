@@ -77,18 +77,18 @@ def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from crossearth.data.common.files import file_lock
-with file_lock(Path(sys.argv[1]), "a training of town"):
+from crossearth.data.common.files import alone
+with alone(Path(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     input()
 """
 
 
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+@pytest.fixture(params=["a training of town"])
+def holder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator["subprocess.Popen[str]"]:
     """Another process that does something at tmp_path/town until it gets a line."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "town")]
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "town"), request.param]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout and process.stdout.readline() == "held\n"
         yield process
@@ -109,11 +109,14 @@ def test_a_second_process_that_would_do_the_same_is_refused_and_told_which_does_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("holder", "doing"), [("a training of town", "a training of town"), ("", "")], indirect=["holder"]
+)
 def test_a_process_that_is_about_to_end_is_waited_for(
-    tmp_path: Path, holder: "subprocess.Popen[str]", caplog: pytest.LogCaptureFixture
+    tmp_path: Path, holder: "subprocess.Popen[str]", doing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     threading.Timer(0.3, lambda: holder.communicate("\n")).start()
-    with file_lock(tmp_path / "town", "a training of town"):
+    with file_lock(tmp_path / "town", doing):
         assert holder.wait() == 0
     assert f"process {holder.pid} on" in caplog.text
 
