@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -109,9 +109,10 @@ def ingest_domain(
     target = catalog.domain_dir(domains_dir, domain.name)
     root = Path(archives_dir) / domain.dataset
     origin = provenance(domain, root)
+    domain = replace(domain, unknown_labels=domain.unknown_labels or config.unknown_labels)
     with _workshop(Path(domains_dir) / WORK / domain.name) as work:
         sources = find_scenes(domain, root, work / UNPACKED)
-        plan = Plan.of(domain, catalog, config.tile_px, config.unknown_labels, sources[0])
+        plan = Plan.of(domain, catalog, config.tile_px, sources[0])
         rows = _ingest_scenes(plan, sources, work, config.workers)
         rows = _pad_small(plan.padding(rows), sources, rows, work, config.workers)
         for split in domain.splits:

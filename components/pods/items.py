@@ -34,6 +34,7 @@ from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError, without_credentials
 from crossearth.data.common.files import digest, read_json, replace_dir, sha256_file, write_json
+from crossearth.data.raster.archives import on_the_disk
 from crossearth.data.raster.names import LONE_SUFFIXES, RASTER_SUFFIXES, rasters_among, sidecar_names
 from crossearth.data.raster.reader import LONE_KINDS, harmless, rasters_in
 from crossearth.data.tiles.manifest import read_manifest
@@ -150,7 +151,8 @@ def archives_needed(
 def _own_files(catalog: Catalog, domains: Sequence[str]) -> list[Any]:
     """What the cache takes for the content of the users' own images and masks: no archive holds them."""
     owned = [own for name in domains if (own := catalog.domain(name).own)]
-    roots = [root for own in owned for root in (own.images, own.masks, own.file) if root]
+    # a file's name stands for those beside it that belong to it; a place in an archive for the archive
+    roots = dict.fromkeys(root for own in owned for place in own.places for root in on_the_disk(place))
     files = [path for root in roots for path in sorted([root, *root.rglob("*")]) if path.is_file()]
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
