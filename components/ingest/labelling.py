@@ -151,8 +151,8 @@ def _of_polygons(
             f"{domain.name}: all {outside} polygons lie outside of every image",
             where=source,
             expected="polygons where images are",
-            next_step="compare the coordinates of both; `crs` beside `polygons` says what theirs are in, where "
-            "the file says a wrong one",
+            next_step="compare the coordinates of both; where the file says a wrong CRS, `crs` beside "
+            "`polygons` says the right one",
         )
     if outside:
         log.warning("%s: %d polygons of %s lie outside of every image", domain.name, outside, source)

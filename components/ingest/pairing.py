@@ -58,9 +58,12 @@ def _starred(pattern: str, path: str) -> str:
 
 
 def apart(
-    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]
+    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member], others: str
 ) -> tuple[list[Member], list[Member]]:
     """Images that are no masks and masks that are no images: what the narrower of both rules means counts.
+
+    Args:
+        others: what lies beside them, for the message.
 
     Raises:
         InputError: neither is narrower.
@@ -76,7 +79,8 @@ def apart(
         likely = suggested([image.path for image in images], [mask.path for mask in masks])
         raise InputError(
             f"{domain.name}: {len(shared)} files are both images and masks: "
-            + some(sorted(image_at[path].path for path in shared)),
+            + some(sorted(image_at[path].path for path in shared))
+            + others,
             where=own.images,
             expected="`images` and `masks` that match different files, or `pairs`",
             next_step=f'say which are which, e.g. pairs: "{likely or "{}_sat.jpg -> {}_mask.png"}"',
@@ -97,10 +101,13 @@ def suggested(images: Sequence[str], masks: Sequence[str]) -> Pairs | None:
     same = {*images} == {*masks}
     choices: Counter[Pairs] = Counter()
     for image in images[:SAMPLED]:
-        likeness = {mask: _likeness(image, mask) for mask in masks if mask != image}
-        best = max(likeness.values(), default=0)
-        alike = [mask for mask, value in likeness.items() if value == best > 0]
-        choices.update(filter(None, (_pattern(PurePosixPath(image), PurePosixPath(mask)) for mask in alike)))
+        paired = [
+            (_likeness(image, mask), pairs)
+            for mask in masks
+            if mask != image and (pairs := _pattern(PurePosixPath(image), PurePosixPath(mask)))
+        ]
+        best = max((likeness for likeness, _ in paired), default=0)
+        choices.update(pairs for likeness, pairs in paired if likeness == best)
     for pairs in sorted(choices, key=lambda each: (-choices[each], "label" not in each.mask.lower())):
         theirs = {pairs.key(path, "mask").lower() for path in masks} - {""}
         ours = [pairs.key(path, "image").lower() for path in images if not (same and pairs.key(path, "mask"))]

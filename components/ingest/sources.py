@@ -125,7 +125,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
     if own.pairs is not None:
         files = [each for each in files if own.pairs.key(each.path, "mask")]
         found = [each for each in found if own.pairs.key(each.path, "image")]
-    found, files = apart(domain, own, found, files)
+    found, files = apart(domain, own, found, files, told(lying) if len(found) == len(files) else "")
     if not found:
         refuse_unreadable(members)
         raise InputError(
@@ -138,12 +138,16 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
     key_of = keys_of(domain, own, found, files)
     images = _by_key(domain, key_of, found, ())
     labels = _labels(domain, own, images, files, key_of, lying, scratch) if masks else None
+    counted = images
+    if labels is not None and own.unlabelled == "skip":
+        counted = {key: image for key, image in images.items() if key in labels}
+    split_of = split_images(domain, own, images, counted)
+    images = {key: image for key, image in images.items() if key in split_of}
     if labels is not None:
         images = _labelled(domain, own, images, labels, files, lying)
-    split_of = split_images(domain, own, images)
     sources: list[SceneSource] = []
     for split in domain.splits:
-        of_split = {key: image for key, image in images.items() if split_of.get(key) == split}
+        of_split = {key: image for key, image in images.items() if split_of[key] == split}
         sources += _pair(domain, key_of, split, of_split, labels, prefix="")
     return sources
 
@@ -209,7 +213,9 @@ def _labelled(
             f"{domain.name}: {len(lacking)} of {len(images)} images have no label: {named}"
             + ("" if files else told(lying)),
             where=own.masks.place if own.masks else "",
-            expected=f"labels of the images' names; that of {images[lacking[0]]} is {lacking[0]!r}{theirs}",
+            expected="in the one file of labels something for every image"
+            if own.masks and (own.masks.form == "coco" or is_one_file(own.masks))
+            else f"labels of the images' names; that of {images[lacking[0]]} is {lacking[0]!r}{theirs}",
             next_step=unpaired(own, list(images.values()), files),
         )
     if own.unlabelled == "skip":

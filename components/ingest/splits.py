@@ -23,8 +23,14 @@ WORDS = {
 }
 
 
-def split_images(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:
+def split_images(
+    domain: Domain, own: OwnFiles, images: Mapping[str, Member], counted: Mapping[str, Member]
+) -> dict[str, Split]:
     """Split of a user's images by key; those that a published split leaves out are in none.
+
+    Args:
+        images: all of them.
+        counted: those of which a share is taken, or which a list of all must name.
 
     Raises:
         InputError: a published split that is none of train and test alone; a list that names other images; a
@@ -46,14 +52,14 @@ def split_images(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) ->
     elif published is not None and own.by in ("block", "train", "test"):
         log.warning("%s: `split` is said, and so the split that was published is not used", domain.name)
     if own.by == "file":
-        return _by_file(domain, own, images)
+        return _by_file(domain, own, images, counted)
     if own.by == "folder":
         return _once(domain, _by_folder(domain, own, images))
     if own.by == "lists":
         return _once(domain, _by_lists(domain, own, images))
     if own.by in ("train", "test"):
         return dict.fromkeys(images, "train" if own.by == "train" else "test")
-    scenes = sorted({domain.scene_of(key) for key in images}, key=natural)
+    scenes = sorted({domain.scene_of(key) for key in counted}, key=natural)
     if len(scenes) < 2:
         raise InputError(
             f"{domain.name}: one scene cannot be split into train and test",
@@ -62,7 +68,7 @@ def split_images(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) ->
         )
     held = min(len(scenes) - 1, max(1, round(own.test * len(scenes))))
     tested = set(scenes[-held:])
-    return {key: "test" if domain.scene_of(key) in tested else "train" for key in images}
+    return {key: "test" if domain.scene_of(key) in tested else "train" for key in counted}
 
 
 def _published(own: OwnFiles, images: Mapping[str, Member]) -> OwnFiles | None:
@@ -187,7 +193,9 @@ def _text(file: Path) -> str:
         raise InputError(f"cannot read the split file: {error}", where=file) from error
 
 
-def _by_file(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:
+def _by_file(
+    domain: Domain, own: OwnFiles, images: Mapping[str, Member], counted: Mapping[str, Member]
+) -> dict[str, Split]:
     assert own.file is not None  # noqa: S101  (OwnFiles: by "file" has one)
     text = _text(own.file)
     header = text.lstrip().partition("\n")[0]
@@ -213,7 +221,7 @@ def _by_file(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dic
             raise InputError(f"line {number}: scene {scene!r} is in both splits", where=own.file)
         split_of[key] = split
     for what, odd in (
-        ("images that the split file does not name", set(images) - set(split_of)),
+        ("images that the split file does not name", set(counted) - set(split_of)),
         ("names in the split file without an image", set(split_of) - set(images)),
     ):
         if odd:

@@ -44,6 +44,8 @@ def open_labels(
         else:
             page = masks.number if masks and form == "page" else None
             raster = stack.enter_context(open_raster(source.files[0], page=page))
+            if form == "cvat":
+                spec = spec.of_colours(json.loads(source.part), source.where, unknown)
             yield RasterLabels(raster, spec, unknown), [raster]
 
 

@@ -13,7 +13,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError as ProjError
 from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
-from shapely import STRtree, box
+from shapely import STRtree, box, length
 
 from crossearth.data.annotations.documents import parse_json
 from crossearth.data.annotations.shapes import Shape
@@ -95,23 +95,27 @@ def shapes(masks: Masks, source: LabelSource, image: Raster) -> list[Shape]:
     frame = _meeting(source, layer["name"], masks.attribute, bounds)
     frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty]
     if odd := sorted({*frame.geom_type} - {"Polygon", "MultiPolygon"}):
-        raise InputError(
-            f"shapes that are no polygons: {listed(odd)}",
-            where=source,
-            expected="polygons",
-            next_step="give lines and points a width (Buffer, in QGIS) and export them again",
-        )
+        raise _no_polygons(source, odd)
     geometry = frame.geometry
     if crs is not None and not crs.equals(
         ours := CRS.from_wkt(image.dataset.crs.to_wkt()), ignore_axis_order=True
     ):
         step = (bounds[2] - bounds[0]) / image.dataset.width * STEP_PX
-        step = max(step, float(geometry.length.sum()) / MAX_POINTS)
+        step = max(step, float(length(geometry.values).sum()) / MAX_POINTS)
         geometry = geometry.set_crs(crs, allow_override=True).segmentize(step).to_crs(ours)
     a, b, c, d, e, f = (~image.dataset.transform)[:6]
     geometry = geometry.affine_transform([a, b, d, e, c, f])
     labels = map(_name, frame[masks.attribute]) if masks.attribute else [WITHOUT_ATTRIBUTE] * len(frame)
     return [Shape(name, area) for name, area in zip(labels, geometry, strict=True)]
+
+
+def _no_polygons(source: LabelSource, kinds: Sequence[str]) -> InputError:
+    return InputError(
+        f"shapes that are no polygons: {listed(kinds)}",
+        where=source,
+        expected="polygons",
+        next_step="give lines and points a width (Buffer, in QGIS) and export them again",
+    )
 
 
 def meeting(masks: Masks, source: LabelSource, images: Sequence[Member]) -> tuple[int, list[Member]]:
@@ -151,6 +155,8 @@ def _layer(masks: Masks, source: LabelSource) -> dict[str, Any]:
     if name not in found:
         raise InputError(f"no layer {name!r}", where=source, expected=nearest(name, found))
     layer = found[name]
+    if "Line" in layer["kind"] or "Point" in layer["kind"]:
+        raise _no_polygons(source, [layer["kind"]])
     if masks.attribute is not None and masks.attribute not in layer["fields"]:
         raise InputError(
             f"no attribute {masks.attribute!r}",
@@ -183,6 +189,7 @@ def _layers(path: Path, tag: str, where: str) -> dict[str, dict[str, Any]]:
         name: {
             "name": name,
             "crs": info["crs"],
+            "kind": str(info["geometry_type"]),
             "fields": [str(field) for field in info["fields"]],
             "features": int(info["features"]),
         }

@@ -16,15 +16,15 @@ from crossearth.data.raster.reader import middles
 
 
 class Bitmap(NamedTuple):
-    """Px of a shape that has no outline: `mask_HW` lies with its first px at (`left`, `top`)."""
+    """Px of a shape that has no outline: `mask` (H, W) lies with its first px at (`left`, `top`)."""
 
     left: int
     top: int
-    mask_HW: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        height, width = self.mask_HW.shape
+        height, width = self.mask.shape
         return self.left, self.top, self.left + width, self.top + height
 
 
@@ -102,7 +102,7 @@ def _meets(bounds: Sequence[float], window: Sequence[float]) -> bool:
 def _stamp(ids: NDArray[np.uint8], id: int, area: Bitmap, left: int, top: int) -> None:
     height, width = ids.shape
     first_row, first_col = max(area.top - top, 0), max(area.left - left, 0)
-    mask_HW = area.mask_HW[max(top - area.top, 0) :, max(left - area.left, 0) :]
-    mask_HW = mask_HW[: max(height - first_row, 0), : max(width - first_col, 0)]
-    rows, cols = mask_HW.shape
-    ids[first_row : first_row + rows, first_col : first_col + cols][mask_HW] = id
+    mask = area.mask[max(top - area.top, 0) :, max(left - area.left, 0) :]
+    mask = mask[: max(height - first_row, 0), : max(width - first_col, 0)]
+    rows, cols = mask.shape
+    ids[first_row : first_row + rows, first_col : first_col + cols][mask] = id

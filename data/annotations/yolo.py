@@ -25,7 +25,7 @@ def is_label(member: Member) -> bool:
     return member.path.rpartition("/")[2].lower() not in NOT_LABELS
 
 
-def read_names(member: Member) -> dict[int, str]:
+def read_names(member: Member) -> dict[str, str]:
     """The names of the classes, by number, that YOLO's data.yaml (or a list, a name a line) holds.
 
     Raises:
@@ -33,7 +33,8 @@ def read_names(member: Member) -> dict[int, str]:
     """
     text = _text(member)
     if member.path.lower().endswith(".txt"):
-        return dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return {str(number): name for number, name in enumerate(lines)}
     found: Any = parse_yaml(text, member)
     names = found.get("names") if isinstance(found, Mapping) else None
     if isinstance(names, list):
@@ -42,10 +43,10 @@ def read_names(member: Member) -> dict[int, str]:
         raise InputError(
             f"names: {shown(names)}", where=member, expected="names: [a, b], or names: {0: a, 1: b}"
         )
-    return {number: str(name) for number, name in names.items()}
+    return {str(number): str(name) for number, name in names.items()}
 
 
-def shapes(source: LabelSource, image: Raster, names: Mapping[int, str] | None) -> list[Shape]:
+def shapes(source: LabelSource, image: Raster, names: Mapping[str, str] | None) -> list[Shape]:
     """The shapes of one image; without names a shape's name is its number.
 
     Raises:
@@ -61,7 +62,7 @@ def shapes(source: LabelSource, image: Raster, names: Mapping[int, str] | None) 
         if len(words) == BOX:
             raise InputError("a box", where=where, expected="shapes: boxes alone say of no pixel what it is")
         try:
-            kind, values = int(words[0]), [float(word) for word in words[1:]]
+            kind, values = str(int(words[0])), [float(word) for word in words[1:]]
         except ValueError as error:
             raise InputError(
                 f"{line[:60]!r}", where=where, expected="a class's number, then x y x y ... from 0 to 1"
@@ -77,7 +78,7 @@ def shapes(source: LabelSource, image: Raster, names: Mapping[int, str] | None) 
             raise InputError(
                 f"class {kind} has no name", where=where, expected=f"one of {shown(dict(names))}"
             )
-        found.append(Shape(str(kind) if names is None else names[kind], outline(ring * size)))
+        found.append(Shape(kind if names is None else names[kind], outline(ring * size)))
     return found
 
 

@@ -221,8 +221,8 @@ class OwnFiles:
         pairs: how an image and its mask are named; None: they share what the stars of their patterns mean.
         unlabelled: what becomes of images without a label: an error, left out, or all of them `outside`.
         by: "block" = of the scenes in natural order, the last `test` share are the test split; "file" = as
-            `file` says; "folder" = by a folder in the images' paths; "lists" = by lists of names; "found" = as
-            a publisher's folders or lists say where there are some, else "block"; "train", "test" = all.
+            `file` says; "folder" = by a folder in the images' paths; "lists" = by lists of names; "found" =
+            as a publisher's folders or lists say if there are some, else "block"; "train", "test" = all.
         test: share of scenes, 0..1.
         file: CSV (header, then one `id,train|test` a line) that names every image's split.
         train_from, test_from: names of folders, or files of lists.

@@ -6,7 +6,7 @@ A label map, as catalogs write it, has one raw value per key and a class name or
     {"#ffffff": road, "#000000": ignore}                RGB colours
     {"<128": background, ">=128": road}                 one band, two sides of a threshold
     {"band 1": background, "band roads": road}          one band per class, by place from 1 or by name
-    {Gebaeude: building, Strasse: road}                 names, where labels are shapes or come with a table of names
+    {Gebaeude: building, Strasse: road}                 names: labels are shapes, or have a table
 
 Several raw values may mean one class.
 """
@@ -45,8 +45,8 @@ class LabelSpec:
         classes: names in id order.
         kind: what `table` keys are.
         table: (raw, id) pairs; raw is a value, a colour packed as 0xRRGGBB, the least value of a threshold's
-            side, a band (its place from 1, or its name in lower case), or a name as `plain_label` leaves it. id
-            is a class id or IGNORE.
+            side, a band (its place from 1, or its name in lower case), or a name as `plain_label` leaves it.
+            id is a class id or IGNORE.
         snap: colours only; channels count as 0 or 255, whichever is nearer. For publishers' labels that went
             through a lossy format.
     """

@@ -105,8 +105,8 @@ def index(place: Path, scratch: Path, limits: Limits | None = None) -> list[Memb
     An archive beside a folder of the same name is taken as unpacked already and is not opened.
 
     Args:
-        place: a folder; an archive, or a folder or file in one, whose suffix may be left out; or a file, which
-            stands for all files beside it that differ in the suffix alone.
+        place: a folder; an archive (whose suffix may be left out), or a folder or a file in one; or a file,
+            which stands for all files beside it that differ in the suffix alone.
         scratch: where tars and inner archives are unpacked (created only if there are such).
 
     Returns:
@@ -138,24 +138,30 @@ def on_the_disk(place: Path) -> list[Path]:
 def _within_archive(place: Path, scratch: Path, limits: Limits) -> list[Member]:
     """The files at a place in an archive."""
     for archive in _archives_at(place):
-        root = f"{stem_of(archive.name)}/"
-        inner = place.relative_to(archive.parent).as_posix().removeprefix(archive.name)
-        inner = inner.removeprefix(root.rstrip("/")).lstrip("/")
-        found = []
-        for member in _index_archive(archive, root.rstrip("/"), scratch, limits, 0):
-            path = member.path.removeprefix(root)
-            folder = f"{inner}/" if inner else ""
-            if path.startswith(folder):
-                found.append(replace(member, path=path.removeprefix(folder)))
-            elif "." in inner and path.rpartition(".")[0] == inner.rpartition(".")[0]:
-                found.append(replace(member, path=PurePosixPath(path).name))
-        if found:
-            return found
+        stem = stem_of(archive.name)
+        members = [
+            replace(member, path=member.path.removeprefix(f"{stem}/"))
+            for member in _index_archive(archive, stem, scratch, limits, 0)
+        ]
+        inner = PurePosixPath(*place.parts[len(archive.parent.parts) + 1 :])
+        # many an archive holds one folder of its own name
+        for within in (inner, stem / inner):
+            if found := [below for member in members for below in _below(member, within)]:
+                return found
     raise InputError(
         "no such file or folder" if place.suffix else "no such folder",
         where=place,
         next_step="put archives or folders of images there",
     )
+
+
+def _below(member: Member, place: PurePosixPath) -> Iterator[Member]:
+    """A member whose path is below a place, or differs from it in the suffix alone."""
+    path = PurePosixPath(member.path)
+    if path.is_relative_to(place) and path != place:
+        yield replace(member, path=str(path.relative_to(place)))
+    elif place.suffix and path.with_suffix("") == place.with_suffix(""):
+        yield replace(member, path=path.name)
 
 
 def _archives_at(place: Path) -> Iterator[Path]:
