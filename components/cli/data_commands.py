@@ -6,6 +6,7 @@ Only the standard library, typer and rich are imported here; each command import
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from crossearth.components.cli.terminal import (
     ParamsFile,
     ShardOption,
     done,
+    given,
     numbers,
     out,
     print_table,
@@ -154,27 +156,36 @@ def fetch(
         print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
     written = run(names, loaded, archives)
     where = f", with `archives: {archives}` in params.yaml" if rows or written else ""
-    done(written, f"crossearth ingest {' '.join(names)}{where}")
+    done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}{where}")
 
 
 @app.command()
 def ingest(
     names: DomainsOrDatasets,
+    check: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ingest nothing: draw this many images, each with its labels on top."),
+    ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
     """Cut archives or your own folders into checked tiles with a manifest."""
+    from crossearth.components.ingest.check import check_labels
     from crossearth.components.ingest.preview import log_preview
     from crossearth.components.ingest.step import IngestConfig
     from crossearth.components.ingest.step import ingest as run
 
     params, loaded = inputs(params_file, catalog)
     config = params.config(IngestConfig, "ingest")
+    if check is not None:
+        drawn = check_labels(names, loaded, params.archives, ARTIFACTS / "previews", config, check)
+        done(drawn, f"look at them, then crossearth ingest {shlex.join(names)}{given(catalog, params_file)}")
+        return
     written = run(names, loaded, params.archives, ARTIFACTS / "domains", config)
     sheets = [
         log_preview(folder.name, loaded, ARTIFACTS / "domains", ARTIFACTS / "previews") for folder in written
     ]
-    done([*written, *sheets], "look at the sheets, then crossearth validate")
+    done([*written, *sheets], f"look at the sheets, then crossearth validate{given(catalog, params_file)}")
 
 
 @app.command()
@@ -194,7 +205,9 @@ def validate(
     config = params.config(ValidateConfig, "validate")
     may_lack = params.may_lack_classes(loaded)
     written = run(loaded, ARTIFACTS / "domains", ARTIFACTS / "validation", config, names or (), may_lack)
-    done(written, f"open {written / 'docs' / 'index.html'}, or crossearth train RECIPE")
+    own = [recipe.name for recipe in loaded.recipes().values() if loaded.domain(recipe.source).own]
+    train = f"crossearth train {shlex.join(own) if own else 'RECIPE'}{given(catalog, params_file)}"
+    done(written, f"open {written / 'docs' / 'index.html'}, or {train}")
 
 
 @app.command()
@@ -262,8 +275,8 @@ def styles_fit(
     params, _ = inputs(params_file, None)
     config = params.config(StylesConfig, "styles")
     if value_range is not None:
-        given = {**params.values("styles"), "value_range": numbers("--value-range", value_range)}
-        config = load_config(StylesConfig, given, "styles fit")
+        values = {**params.values("styles"), "value_range": numbers("--value-range", value_range)}
+        config = load_config(StylesConfig, values, "styles fit")
     images = images or params.style_images
     written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir(), Shard.parse(shard))
     done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")

@@ -15,6 +15,7 @@ from crossearth.components.cli.terminal import (
     Catalogs,
     ParamsFile,
     done,
+    given,
     numbers,
     out,
     print_table,
@@ -59,7 +60,7 @@ def train(
             style_weights_dir(),
         )
         if os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone writes
-            done(written, f"crossearth evaluate {recipe.name}")
+            done(written, f"crossearth evaluate {recipe.name}{given(catalog, params_file)}")
 
 
 @app.command()
@@ -86,7 +87,7 @@ def evaluate(
             recipe, loaded, ARTIFACTS / "domains", model_dir, ARTIFACTS / "scores" / recipe.name, config
         )
         if os.environ.get("RANK", "0") == "0":
-            done(written, "crossearth report")
+            done(written, f"crossearth report{given(catalog, params_file)}")
 
 
 @app.command()
@@ -303,7 +304,7 @@ def predict(
         from crossearth.components.register.registry import fetch_model
 
         found = fetch_model(model)
-    given = {
+    options = {
         "bands": numbers("--bands", bands),
         "value_range": numbers("--value-range", value_range),
         "precision": precision,
@@ -312,7 +313,7 @@ def predict(
         "probabilities": probabilities,
     }
     with found as (folder, shared):
-        config = load_config(PredictConfig, given | {"backbone": backbone or shared}, "predict")
+        config = load_config(PredictConfig, options | {"backbone": backbone or shared}, "predict")
         try:
             written, broken = run(scenes, folder, maps, config), None
         except PartlyDoneError as error:
