@@ -6,6 +6,7 @@ Only the standard library, typer and rich are imported here; each command import
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from crossearth.components.cli.terminal import (
     ParamsFile,
     ShardOption,
     done,
+    given,
     out,
     parse_numbers,
     print_table,
@@ -157,19 +159,32 @@ def fetch(
         print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
     written = run(names, loaded, archives)
     where = f", with `archives: {archives}` in params.yaml" if rows or written else ""
-    done(written, f"crossearth ingest {' '.join(names)}{where}")
+    done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}{where}")
 
 
 @app.command()
 def ingest(
     names: DomainsOrDatasets,
+    check: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ingest nothing: draw this many images, each with its labels on top."),
+    ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
     """Cut archives or your own folders into checked tiles with a manifest."""
     from crossearth.components.ingest.step import run
 
-    done(run(*inputs(params_file, catalog), names), "look at the sheets, then crossearth validate")
+
+    params, loaded = inputs(params_file, catalog)
+    if check is not None:
+        from crossearth.components.ingest.check import run as check_labels
+
+        written = check_labels(params, loaded, names, check)
+        done(written, f"look at them, then crossearth ingest {shlex.join(names)}{given(catalog, params_file)}")
+        return
+    written = run(params, loaded, names)
+    done(written, f"look at the sheets, then crossearth validate{given(catalog, params_file)}")
 
 
 @app.command()
@@ -184,8 +199,11 @@ def validate(
     """Hold every manifest against the catalog; stops the pipeline where labels or splits are wrong."""
     from crossearth.components.validate.step import run
 
-    written = run(*inputs(params_file, catalog), names or ())
-    done(written, f"open {written / 'docs' / 'index.html'}, or crossearth train RECIPE")
+    params, loaded = inputs(params_file, catalog)
+    written = run(params, loaded, names or ())
+    own = [recipe.name for recipe in loaded.recipes().values() if loaded.domain(recipe.source).own]
+    train = f"crossearth train {shlex.join(own) if own else 'RECIPE'}{given(catalog, params_file)}"
+    done(written, f"open {written / 'docs' / 'index.html'}, or {train}")
 
 
 @app.command()

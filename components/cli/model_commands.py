@@ -15,6 +15,7 @@ from crossearth.components.cli.terminal import (
     Catalogs,
     ParamsFile,
     done,
+    given,
     out,
     parse_numbers,
     print_table,
@@ -46,7 +47,7 @@ def train(
     for recipe in recipes:
         written = run(params, loaded, recipe.name, seed)
         if os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone writes
-            done(written, f"crossearth evaluate {recipe.name}")
+            done(written, f"crossearth evaluate {recipe.name}{given(catalog, params_file)}")
 
 
 @app.command()
@@ -68,7 +69,7 @@ def evaluate(
     for recipe in recipes:
         written = run(params, loaded, recipe.name, model)
         if os.environ.get("RANK", "0") == "0":
-            done(written, "crossearth report")
+            done(written, f"crossearth report{given(catalog, params_file)}")
 
 
 @app.command()
@@ -262,7 +263,7 @@ def predict(
         from crossearth.components.register.registry import fetch_model
 
         found = fetch_model(model)
-    given = {
+    options = {
         "bands": parse_numbers("--bands", bands),
         "value_range": parse_numbers("--value-range", value_range),
         "precision": precision,
@@ -271,7 +272,7 @@ def predict(
         "probabilities": probabilities,
     }
     with found as (folder, shared):
-        config = load_config(PredictConfig, given | {"backbone": backbone or shared}, "predict")
+        config = load_config(PredictConfig, options | {"backbone": backbone or shared}, "predict")
         try:
             written, broken = run(scenes, folder, maps, config), None
         except PartlyDoneError as error:

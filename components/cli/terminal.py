@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,13 @@ def done(written: Path | list[Path], next_step: str) -> None:
         out.print(line, highlight=False, soft_wrap=True)
     if next_step:
         out.print(f"next: {next_step}", highlight=False, soft_wrap=True)
+
+
+def given(catalogs: list[Path] | None, params_file: Path | None = None) -> str:
+    """The options of a command that the next one needs, too, as they are typed."""
+    words = [word for path in catalogs or () for word in ("--catalog", str(path))]
+    words += ["--params", str(params_file)] if params_file else []
+    return f" {shlex.join(words)}" if words else ""
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:

@@ -1,5 +1,6 @@
 """Preview: a sheet on which a person sees whether labels lie where they should."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def _split_strip(manifest: Manifest, class_set: ClassSet | None) -> Image.Image:
         strip.paste(_fit(image_HW3, Image.Resampling.BILINEAR), (left, 2 * LINE_PX))
         if class_set is not None:
             label_HW = read_label(manifest, index)
-            over = _overlay(image_HW3, label_HW, class_set)
+            over = overlay(image_HW3, label_HW, class_set)
             strip.paste(_fit(over, Image.Resampling.NEAREST), (left, 2 * LINE_PX + cell))
     return strip
 
@@ -93,40 +94,53 @@ def _fit(image_HW3: NDArray[np.uint8], how: Image.Resampling) -> Image.Image:
     return Image.fromarray(image_HW3).resize((width, height), how)
 
 
-def _colours(class_set: ClassSet) -> NDArray[np.uint8]:
+def class_colours(class_set: ClassSet) -> NDArray[np.uint8]:
+    """Colour (256, 3) of every id."""
     table = np.empty((IGNORE + 1, 3), np.uint8)
     table[:] = IGNORED_COLOUR
     table[: len(class_set.classes)] = [ImageColor.getrgb(colour)[:3] for colour in class_set.palette]
     return table
 
 
-def _overlay(
+def overlay(
     image_HW3: NDArray[np.uint8], label_HW: NDArray[np.uint8], class_set: ClassSet
 ) -> NDArray[np.uint8]:
+    """A grey image under the colours of its labels.
+
+    Args:
+        image_HW3: the three bands.
+        label_HW: ids.
+    """
     grey_HW1 = image_HW3.mean(axis=2, keepdims=True)
-    mixed = (1 - LABEL_WEIGHT) * grey_HW1 + LABEL_WEIGHT * _colours(class_set)[label_HW]
+    mixed = (1 - LABEL_WEIGHT) * grey_HW1 + LABEL_WEIGHT * class_colours(class_set)[label_HW]
     return np.rint(mixed).astype(np.uint8)
 
 
 def _legend(manifests: list[Manifest], class_set: ClassSet) -> Image.Image:
     """One line per class, and one for ignored pixels: colour, id, name, share of pixels per split."""
-    names = [*class_set.classes, "ignored"]
-    colours = [*_colours(class_set)[: len(class_set.classes)].tolist(), list(IGNORED_COLOUR)]
     fractions = [_fractions(manifest) for manifest in manifests]
-    legend = Image.new(
-        "RGB", (GAP_PX + (SIDE_PX + GAP_PX) * TILES_PER_SPLIT, LINE_PX * len(names) + GAP_PX), PAPER
-    )
-    pen, font = ImageDraw.Draw(legend), ImageFont.load_default(14)
-    for line, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        top = line * LINE_PX
-        pen.rectangle((GAP_PX, top + 3, GAP_PX + 28, top + LINE_PX - 3), tuple(colour), INK)
-        number = IGNORE if line == len(names) - 1 else line
-        parts = ", ".join(
+    parts = [
+        ", ".join(
             f"{manifest.split} {share[line]:.1%}"
             for manifest, share in zip(manifests, fractions, strict=True)
         )
-        pen.text((GAP_PX + 40, top + 3), f"{number}  {name}  ({parts})", INK, font)
-    return legend
+        for line in range(len(class_set.classes) + 1)
+    ]
+    return legend(class_set, parts, GAP_PX + (SIDE_PX + GAP_PX) * TILES_PER_SPLIT)
+
+
+def legend(class_set: ClassSet, parts: Sequence[str], width: int) -> Image.Image:
+    """A line per class and one for ignored pixels: colour, id, name, and in brackets its part of `parts`."""
+    names = [*class_set.classes, "ignored"]
+    colours = [*class_colours(class_set)[: len(class_set.classes)].tolist(), list(IGNORED_COLOUR)]
+    drawn = Image.new("RGB", (width, LINE_PX * len(names) + GAP_PX), PAPER)
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(14)
+    for line, (name, colour, part) in enumerate(zip(names, colours, parts, strict=True)):
+        top = line * LINE_PX
+        pen.rectangle((GAP_PX, top + 3, GAP_PX + 28, top + LINE_PX - 3), tuple(colour), INK)
+        number = IGNORE if line == len(names) - 1 else line
+        pen.text((GAP_PX + 40, top + 3), f"{number}  {name}  ({part})", INK, font)
+    return drawn
 
 
 def _fractions(manifest: Manifest) -> NDArray[np.float64]:

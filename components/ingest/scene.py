@@ -13,8 +13,8 @@ from rasterio.io import DatasetReader
 
 from crossearth.components.ingest.sources import SceneSource
 from crossearth.components.runtime.code import code_digest
+from crossearth.data.annotations.opening import open_labels
 from crossearth.data.catalog.domains import Catalog, Domain
-from crossearth.data.catalog.labels import Unknown
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.ground import in_crs
@@ -41,14 +41,7 @@ class Plan:
     identity: str
 
     @classmethod
-    def of(
-        cls,
-        domain: Domain,
-        catalog: Catalog,
-        tile_px: int | None,
-        unknown_labels: Unknown,
-        first: SceneSource,
-    ) -> "Plan":
+    def of(cls, domain: Domain, catalog: Catalog, tile_px: int | None, first: SceneSource) -> "Plan":
         """The domain's plan; `tile_px` overrides the catalog's under the rules "cut" and "fit".
 
         Raises:
@@ -64,8 +57,12 @@ class Plan:
         # what is not finite is no data anyway
         nodata = domain.nodata if domain.nodata is not None and math.isfinite(domain.nodata) else None
         fit_px = px if rule == "fit" else None
-        reading = Reading(domain.band_indexes, dtype, domain.value_range, nodata, fit_px=fit_px)
-        cutting = Cutting(px, rule, reading, len(classes), domain.unknown_labels or unknown_labels)
+        masks = domain.own.masks if domain.own else None
+        label_band = masks.number if masks and masks.form == "band" else None
+        reading = Reading(
+            domain.band_indexes, dtype, domain.value_range, nodata, fit_px=fit_px, label_band=label_band
+        )
+        cutting = Cutting(px, rule, reading, len(classes))
         identity = digest([asdict(domain), asdict(cutting), classes, code_digest("ingest")])
         return cls(domain, cutting, str(first.image), identity)
 
@@ -117,9 +114,12 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
             tiles = cut_scene(image, work / image_path, cutting)
         else:
             spec = domain.label_spec(domain.scene_of(source.key))
-            with open_raster(source.label) as label:
-                _check_label(domain, image, label)
-                tiles = cut_scene(image, work / image_path, cutting, label, work / label_path, spec)
+            masks, unknown = domain.own.masks if domain.own else None, domain.unknown_labels or "error"
+            assert spec is not None  # noqa: S101  (labels have a map)
+            with open_labels(source.label, masks, spec, unknown, image) as (labels, rasters):
+                for label in rasters:
+                    _check_label(domain, image, label)
+                tiles = cut_scene(image, work / image_path, cutting, labels, work / label_path)
     common = {
         "scene": source.scene,
         "split": source.split,

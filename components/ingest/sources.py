@@ -1,33 +1,40 @@
 """Finds the scenes of a domain among files and archives, and pairs images with labels."""
 
-import csv
 import fnmatch
 import logging
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-import re2
-
-from crossearth.data.catalog.domains import Domain, OwnFiles, Split, compiled_pattern, is_file_name
+from crossearth.components.ingest.labelling import (
+    by_key,
+    class_of,
+    image_folder,
+    is_one_file,
+    label_files,
+    of_images,
+    rasters,
+)
+from crossearth.components.ingest.pairing import apart, keys_of, some, stars, unpaired
+from crossearth.components.ingest.splits import split_images
+from crossearth.data.annotations.recognise import told
+from crossearth.data.annotations.source import LabelSource
+from crossearth.data.catalog.domains import Domain, OwnFiles, Split, is_file_name
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
-from crossearth.data.raster.archives import Member, index, read, refuse_unreadable
-from crossearth.data.raster.names import RASTER_SUFFIXES, rasters_among
+from crossearth.data.raster.archives import Member, index, refuse_unreadable
+from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.tiles.manifest import natural
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5
 MAX_NAME_BYTES = 200  # file systems allow 255, and tiles' names are longer
 
 
 @dataclass(frozen=True)
 class SceneSource:
-    """One raster of a publisher with its label.
+    """One image with its labels.
 
     Attributes:
         key: what image and label share; unique in the split. It may have slashes.
@@ -39,7 +46,7 @@ class SceneSource:
     key: str
     scene: str
     image: Member
-    label: Member | None
+    label: LabelSource | None
 
     @property
     def name(self) -> str:
@@ -53,11 +60,8 @@ class SceneSource:
     @property
     def identity(self) -> str:
         """Changes when one of its files does."""
-        files = (self.image, self.label) if self.label else (self.image,)
-        parts = [part for file in files for part in (file, *file.sidecars)]
-        return digest(
-            [self.split, self.key, self.scene, [(part.path, part.size, part.tag) for part in parts]]
-        )
+        label = self.label.identity if self.label else ""
+        return digest([self.split, self.key, self.scene, LabelSource.of(self.image).identity, label])
 
 
 def find_scenes(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
@@ -90,17 +94,18 @@ def _published(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
         missing = [scene for scene in files.scenes if scene.lower() not in found]
         if missing or not images:
             refuse_unreadable(members)
-            lacking = f"scenes {_some(missing)}" if missing else "all images"
+            lacking = f"scenes {some(missing)}" if missing else "all images"
             raise InputError(
                 f"{domain.name}: of the {split} split there is no file for {lacking}",
                 where=root,
                 expected=f"{files.images!r}, in the publisher's archives or unpacked; "
-                f"here is {_some(sorted({member.path.split('/')[0] for member in members})) or 'nothing'}",
+                f"here is {some(sorted({member.path.split('/')[0] for member in members})) or 'nothing'}",
                 next_step=f"crossearth fetch {domain.name}",
             )
         labels = None
         if files.labels is not None:
-            labels = _by_key(domain, key_of, _matching(members, files.labels), files.scenes)
+            found_labels = _by_key(domain, key_of, _matching(members, files.labels), files.scenes)
+            labels = {key: LabelSource.of(member) for key, member in found_labels.items()}
         # without a list of scenes a split is a folder, and equal names in two folders mean nothing
         prefix = "" if files.scenes else f"{split}/"
         sources += _pair(domain, key_of, split, images, labels, prefix)
@@ -109,111 +114,121 @@ def _published(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
 
 def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
     members = index(own.images, scratch / "images")
-    found = _chosen(members, own.image_pattern)
-    masks = None
-    if own.masks is not None:
-        beside = members if own.masks == own.images else index(own.masks, scratch / "masks")
-        masks = _chosen(beside, own.mask_pattern)
-        found, masks = _apart(domain, own, found, masks)
+    masks, lying = own.masks, list[Member]()
+    if masks is not None and not is_one_file(masks):
+        lying = members if masks.place == own.images else index(masks.place, scratch / "masks")
+    pattern = stars(own.image_pattern)
+    found = [member for member in rasters(members) if pattern.search(member.path)]
+    files = label_files(masks, lying) if masks else []
+    if masks and masks.form == "imagefolder":
+        _, files = image_folder(masks, lying)
+    if own.pairs is not None:
+        files = [each for each in files if own.pairs.key(each.path, "mask")]
+        found = [each for each in found if own.pairs.key(each.path, "image")]
+    found, files = apart(domain, own, found, files, told(lying) if len(found) == len(files) else "")
     if not found:
         refuse_unreadable(members)
         raise InputError(
-            f"{domain.name}: no images in this folder",
+            f"{domain.name}: no images in this folder{told(members)}",
             where=own.images / own.image_pattern.removesuffix("*"),
-            expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
+            expected=f"files that end in {', '.join(RASTER_SUFFIXES)}"
+            + (f", named as in {own.pairs.image}" if own.pairs else ""),
             next_step="correct `images` in the catalog file, or put images there",
         )
-    key_of = _keys(domain, own, found, masks or ())
+    key_of = keys_of(domain, own, found, files)
     images = _by_key(domain, key_of, found, ())
-    labels = None if masks is None else _by_key(domain, key_of, masks, ())
-    split_of = _split(domain, own, images)
+    labels = _labels(domain, own, images, files, key_of, lying, scratch) if masks else None
+    counted = images
+    if labels is not None and own.unlabelled == "skip":
+        counted = {key: image for key, image in images.items() if key in labels}
+    split_of = split_images(domain, own, images, counted)
+    images = {key: image for key, image in images.items() if key in split_of}
+    if labels is not None:
+        images = _labelled(domain, own, images, labels, files, lying)
     sources: list[SceneSource] = []
     for split in domain.splits:
         of_split = {key: image for key, image in images.items() if split_of[key] == split}
         sources += _pair(domain, key_of, split, of_split, labels, prefix="")
-    for key in sorted(set(labels or ()) - set(images), key=natural):
-        log.warning("%s: mask %s has no image and is left out", domain.name, labels and labels[key])
     return sources
 
 
-def _chosen(members: Sequence[Member], pattern: str) -> list[Member]:
-    """The rasters whose paths a user's pattern matches."""
-    stars = _stars(pattern)
-    return [member for member in _rasters(members) if stars.search(member.path)]
+def _labels(
+    domain: Domain,
+    own: OwnFiles,
+    images: Mapping[str, Member],
+    files: Sequence[Member],
+    key_of: Callable[[Member], str],
+    lying: Sequence[Member],
+    scratch: Path,
+) -> dict[str, LabelSource]:
+    """The labels by the keys of their images.
+
+    Args:
+        files: those of one image each.
+        lying: all files at the labels' place.
+    """
+    masks, spec = own.masks, domain.labels
+    assert masks is not None and spec is not None  # noqa: S101  (the loader sees to it)
+    if masks.form in ("coco", "imagefolder", "band", "page") or is_one_file(masks):
+        unknown = domain.unknown_labels or "error"
+        return of_images(domain, masks, spec, unknown, images, lying, scratch / "masks")
+    if masks.form == "class_folders":
+        grouped: dict[str, list[Member]] = {}
+        for file in files:
+            grouped.setdefault(
+                key_of(file).lower().removeprefix(f"{class_of(masks, file).lower()}/"), []
+            ).append(file)
+    else:
+        grouped = {key: [file] for key, file in _by_key(domain, key_of, files, ()).items()}
+    for key in sorted(set(grouped) - set(images), key=natural):
+        log.warning("%s: mask %s has no image and is left out", domain.name, grouped[key][0])
+    return by_key(masks, {key: grouped[key] for key in grouped if key in images}, lying, scratch / "masks")
 
 
-def _stars(pattern: str) -> Any:
-    """The regular expression of a pattern in which `*` stands for anything, folders too."""
-    return compiled_pattern("(?s)^" + "(.*)".join(map(re2.escape, pattern.split("*"))) + "$")
-
-
-def _apart(
-    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]
-) -> tuple[list[Member], list[Member]]:
-    """Images that are no masks and masks that are no images: what the narrower of both rules means counts.
+def _labelled(
+    domain: Domain,
+    own: OwnFiles,
+    images: Mapping[str, Member],
+    labels: dict[str, LabelSource],
+    files: Sequence[Member],
+    lying: Sequence[Member],
+) -> dict[str, Member]:
+    """The images that stay; adds to `labels` those of images that are `outside` as a whole.
 
     Raises:
-        InputError: neither is narrower.
+        InputError: images without a label, unless the domain says what becomes of them.
     """
-    roots = {"images": own.images.resolve(), "masks": (own.masks or own.images).resolve()}
-    image_at = {roots["images"] / image.path: image for image in images}
-    mask_at = {roots["masks"] / mask.path: mask for mask in masks}
-    shared = image_at.keys() & mask_at.keys()
-    if shared and len(shared) == len(mask_at) < len(image_at):
-        return [image for path, image in image_at.items() if path not in shared], list(masks)
-    if shared and len(shared) == len(image_at) < len(mask_at):
-        return list(images), [mask for path, mask in mask_at.items() if path not in shared]
-    if shared:
-        folder = roots["images"].name
+    lacking = sorted(set(images) - set(labels), key=natural)
+    if not lacking:
+        return dict(images)
+    named = some([str(images[key]) for key in lacking])
+    if own.unlabelled == "error" or len(lacking) == len(images):
+        others = [
+            file
+            for file in files
+            if file.path not in {part.path for each in labels.values() for part in each.files}
+        ]
+        theirs = f", a label that is left over is {others[0]}" if others else ""
         raise InputError(
-            f"{domain.name}: {len(shared)} files are both images and masks: "
-            + _some(sorted(path.relative_to(roots["images"]).as_posix() for path in shared)),
-            where=own.images,
-            expected="`images` and `masks` that match different files",
-            next_step=f"say which are which, e.g. images: {folder}/*_sat.jpg, masks: {folder}/*_mask.png",
+            f"{domain.name}: {len(lacking)} of {len(images)} images have no label: {named}"
+            + ("" if files else told(lying)),
+            where=own.masks.place if own.masks else "",
+            expected="in the one file of labels something for every image"
+            if own.masks and (own.masks.form == "coco" or is_one_file(own.masks))
+            else f"labels of the images' names; that of {images[lacking[0]]} is {lacking[0]!r}{theirs}",
+            next_step=unpaired(own, list(images.values()), files),
         )
-    return list(images), list(masks)
-
-
-def _keys(
-    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]
-) -> Callable[[Member], str]:
-    """What gives the key of a user's image or mask.
-
-    Without a `key` in the catalog it is what the stars of the patterns stand for: of that only the last name,
-    unless two images or two masks have the same.
-    """
-    if domain.key is not None:
-        return lambda member: domain.key_of(member.path)
-    starred = [
-        {member: _starred(pattern, member.path) for member in files}
-        for pattern, files in ((own.image_pattern, images), (own.mask_pattern, masks))
-    ]
-    key_of = starred[0] | starred[1]
-    if all(len({_last(key) for key in keys.values()}) == len(keys) for keys in starred):
-        return lambda member: PurePosixPath(key_of[member]).name
-    return key_of.__getitem__
-
-
-def _starred(pattern: str, path: str) -> str:
-    """`berlin/0` of `berlin/images/0.tif` under `*/images/*`."""
-    stem = str(PurePosixPath(path).with_suffix(""))
-    match = _stars(str(PurePosixPath(pattern).with_suffix(""))).search(stem)
-    return "/".join(filter(None, match.groups())) if match else stem
-
-
-def _last(key: str) -> str:
-    return PurePosixPath(key).name.lower()
+    if own.unlabelled == "skip":
+        log.warning("%s: %d images without a label are left out: %s", domain.name, len(lacking), named)
+        return {key: image for key, image in images.items() if key in labels}
+    log.warning("%s: %d images have no label and are all `outside`: %s", domain.name, len(lacking), named)
+    labels |= {key: LabelSource(f"{own.masks.place if own.masks else ''}: {key}") for key in lacking}
+    return dict(images)
 
 
 def _matching(members: Sequence[Member], pattern: str) -> list[Member]:
     # a pattern that starts with "*" may match at the top as well: paths are rooted for it
     return [member for member in members if fnmatch.fnmatchcase(f"/{member.path}".lower(), pattern.lower())]
-
-
-def _rasters(members: Sequence[Member]) -> list[Member]:
-    by_path = {member.path: member for member in members}
-    return [by_path[path] for path in rasters_among(list(by_path), lambda path: read(by_path[path]))]
 
 
 def _by_key(
@@ -232,7 +247,9 @@ def _by_key(
         if other is not member:
             raise InputError(
                 f"{domain.name}: two files of the name {key!r}: {other} and {member}",
-                next_step="remove one, or give the domain a `key` that tells them apart",
+                next_step="say which are meant, e.g. images: FOLDER/*.tif"
+                if domain.own
+                else "move one of them away",
             )
         found[key] = member
     return found
@@ -247,21 +264,16 @@ def _pair(
     key_of: Callable[[Member], str],
     split: Split,
     images: Mapping[str, Member],
-    labels: Mapping[str, Member] | None,
+    labels: Mapping[str, LabelSource] | None,
     prefix: str,
 ) -> list[SceneSource]:
     keys = sorted(images, key=natural)
     if labels is not None and (unlabelled := [key for key in keys if key not in labels]):
-        theirs = next(
-            (f", that of {label} {key!r}" for key, label in labels.items() if key not in images), ""
-        )
         raise InputError(
             f"{domain.name}: {len(unlabelled)} of {len(keys)} images of the {split} split have no label: "
-            + _some([str(images[key]) for key in unlabelled]),
-            where=domain.own.masks if domain.own else "",
-            expected="labels of the images' names, or a `key` that finds what their paths share; "
-            f"the key of {images[unlabelled[0]]} is {unlabelled[0]!r}{theirs}",
-            next_step="add the labels, or remove the images",
+            + some([str(images[key]) for key in unlabelled]),
+            expected=f"a label of the name {unlabelled[0]!r}",
+            next_step=f"crossearth fetch {domain.name}",
         )
     if odd := [
         key for key in keys if not is_file_name(_file_name(key)) or len(key.encode()) > MAX_NAME_BYTES
@@ -270,7 +282,7 @@ def _pair(
             f"{domain.name}: {odd[0]!r} cannot be the name of a file",
             where=images[odd[0]],
             expected=f"at most {MAX_NAME_BYTES} bytes",
-            next_step="give the domain a `key` that finds a part of the path, or rename the file",
+            next_step="rename the file",
         )
     return [
         SceneSource(
@@ -282,90 +294,3 @@ def _pair(
         )
         for key in keys
     ]
-
-
-def _split(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:
-    """Split of every key of a user's domain."""
-    if own.by == "file":
-        return _split_by_file(domain, own, images)
-    if own.by != "block":
-        return dict.fromkeys(images, own.by)
-    scenes = sorted({domain.scene_of(key) for key in images}, key=natural)
-    if len(scenes) < 2:
-        raise InputError(
-            f"{domain.name}: one scene cannot be split into train and test",
-            where=own.images,
-            next_step="say `split: train` or `split: test`, or cut the image into several files",
-        )
-    held = min(len(scenes) - 1, max(1, round(own.test * len(scenes))))
-    tested = set(scenes[-held:])
-    return {key: "test" if domain.scene_of(key) in tested else "train" for key in images}
-
-
-def _split_by_file(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:
-    assert own.file is not None  # noqa: S101  (OwnFiles: by "file" has one)
-    try:
-        # what Excel calls Unicode text is UTF-16 with tabs, and its CSV has semicolons in much of the world
-        content = own.file.read_bytes()
-        text = content.decode("utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig")
-        header = text.lstrip().partition("\n")[0]
-        between = next((mark for mark in ",;\t" if mark in header), ",")
-        lines = [line for line in csv.reader(StringIO(text, newline=""), delimiter=between) if line][1:]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the split file: {error}", where=own.file) from error
-    keys_of: dict[str, set[str]] = {}
-    for key, image in images.items():
-        for name in _names(image.path) | {key}:
-            keys_of.setdefault(name, set()).add(key)
-    split_of: dict[str, Split] = {}
-    split_of_scene: dict[str, Split] = {}
-    for number, line in enumerate(lines, 2):
-        named = len(line) == 2 and PurePosixPath(line[0].strip().replace("\\", "/")).name
-        if not named or line[1].strip() not in ("train", "test"):
-            raise InputError(
-                f"line {number}: {','.join(line)!r}", where=own.file, expected="id,train or id,test"
-            )
-        key = _key_of_line(domain, own, line[0], number, keys_of)
-        split: Split = "train" if line[1].strip() == "train" else "test"
-        scene = domain.scene_of(key)
-        if split_of_scene.setdefault(scene, split) != split:
-            raise InputError(f"line {number}: scene {scene!r} is in both splits", where=own.file)
-        split_of[key] = split
-    for what, odd in (
-        ("images that the split file does not name", set(images) - set(split_of)),
-        ("names in the split file without an image", set(split_of) - set(images)),
-    ):
-        if odd:
-            raise InputError(f"{len(odd)} {what}: {_some(sorted(odd, key=natural))}", where=own.file)
-    return split_of
-
-
-def _key_of_line(
-    domain: Domain, own: OwnFiles, text: str, number: int, keys_of: Mapping[str, set[str]]
-) -> str:
-    """The key that a line of the split file means: by an image's key, path or name, the suffix aside."""
-    name = text.strip().replace("\\", "/")
-    parts = PurePosixPath(name.lower()).parts
-    for first in range(len(parts)):
-        below = PurePosixPath(*parts[first:])
-        keys = keys_of.get(str(below)) or keys_of.get(str(below.with_suffix(""))) or set()
-        if len(keys) > 1:
-            raise InputError(
-                f"line {number}: {name!r} may be {_some(sorted(keys, key=natural))}",
-                where=own.file,
-                expected="one of them",
-            )
-        if keys:
-            return next(iter(keys))
-    return domain.key_of(name).lower()
-
-
-def _names(path: str) -> set[str]:
-    """A path and its last name, both with the suffix and without it, in lower case."""
-    file = PurePosixPath(path.lower())
-    return {str(file), str(file.with_suffix("")), file.name, file.stem}
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -120,9 +120,10 @@ def ingest_domain(
     target = catalog.domain_dir(domains_dir, domain.name)
     root = Path(archives_dir) / domain.dataset
     origin = provenance(domain, root)
+    domain = replace(domain, unknown_labels=domain.unknown_labels or config.unknown_labels)
     with _workshop(Path(domains_dir), domain.name) as work:
         sources = find_scenes(domain, root, work / UNPACKED)
-        plan = Plan.of(domain, catalog, config.tile_px, config.unknown_labels, sources[0])
+        plan = Plan.of(domain, catalog, config.tile_px, sources[0])
         rows = _ingest_scenes(plan, sources, work, config.workers)
         rows = _pad_small(plan.padding(rows), sources, rows, work, config.workers)
         for split in domain.splits:

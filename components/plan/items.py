@@ -13,6 +13,7 @@ from crossearth.components.train.setup import TrainConfig
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, sha256_file
+from crossearth.data.raster.archives import on_the_disk
 from crossearth.model.training.multitask import BRANCHES
 
 Item = dict[str, Any]
@@ -118,7 +119,8 @@ def digest_of_step(params: Params, step: str, identity: str) -> str:
 def _own_files(catalog: Catalog, domains: Sequence[str]) -> list[Any]:
     """What the cache takes for the content of the users' own images and masks: no archive holds them."""
     owned = [own for name in domains if (own := catalog.domain(name).own)]
-    roots = [root for own in owned for root in (own.images, own.masks, own.file) if root]
+    # a file's name stands for those beside it that belong to it; a place in an archive for the archive
+    roots = dict.fromkeys(root for own in owned for place in own.places for root in on_the_disk(place))
     files = [path for root in roots for path in sorted([root, *root.rglob("*")]) if path.is_file()]
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 

@@ -15,9 +15,25 @@ from crossearth.data.common.errors import InputError
 
 Split = Literal["train", "test"]
 Rule = Literal["cut", "whole", "fit"]
+# how labels lie on the disk; data/README.md has a line for each
+Form = Literal[
+    "files",
+    "polygons",
+    "coco",
+    "yolo",
+    "labelme",
+    "cvat",
+    "class_folders",
+    "imagefolder",
+    "band",
+    "page",
+]
+Unlabelled = Literal["error", "skip", "outside"]
+SplitRule = Literal["found", "block", "file", "folder", "lists", "train", "test"]
 Entry = TypeVar("Entry")
 
 DEFAULT_TEST_SHARE = 0.25
+VOC_LISTS = Path("ImageSets", "Segmentation")  # where Pascal VOC has its splits, beside the images' folder
 STATES_SUFFIX = ".checkpoints"  # of the folder beside a model in which its training keeps its states
 # names of the means over all settings whose target the training has not seen, and has seen
 UNSEEN, IN_DOMAIN = "unseen domains", "in-domain"
@@ -127,27 +143,109 @@ class Files:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """Where a user's labels lie, and in which form.
+
+    Attributes:
+        form: "files" = a raster an image; "band" and "page" = in the image's own file; "class_folders" = a
+            raster an image and class; the others as the tools of these names write them.
+        place: folder, or file.
+        pattern: which files in the folder, by their paths in it; `*` stands for anything, folders too.
+        number: the band or the page, from 1.
+        attribute: of polygons: the one that holds the class; None = all are of the class "polygon".
+        layer: of a file of several.
+        crs: of polygons whose file says none or a wrong one.
+        all_touched: whether shapes take every px that they touch; else those whose middle they cover.
+        names: YOLO's file that has the classes' names; None = labels are numbers.
+        column: of an image folder's table: the one that names masks; None = the only one.
+        outside: id of the px that no shape covers.
+        order: ids from the lowest to the topmost, where shapes overlap; None: as they stand in the file.
+    """
+
+    form: Form
+    place: Path
+    pattern: str = "*"
+    number: int | None = None
+    attribute: str | None = None
+    layer: str | None = None
+    crs: str | None = None
+    all_touched: bool = False
+    names: Path | None = None
+    column: str | None = None
+    outside: int | None = None
+    order: tuple[int, ...] | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether labels are names, and no raw values of a raster."""
+        return self.form in ("polygons", "coco", "yolo", "labelme", "cvat", "class_folders")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How the paths of an image and its mask are alike.
+
+    Attributes:
+        image, mask: what a path ends in; `{}` stands for what both share, `*` for anything within a name.
+    """
+
+    image: str
+    mask: str
+
+    def key(self, path: str, of: Literal["image", "mask"]) -> str:
+        """What stands for `{}` in a path, with the folders before it; empty where the path is another's."""
+        match = _braces(self.image if of == "image" else self.mask).search(path)
+        if match is None:
+            return ""
+        folder, *names = match.groups()
+        return "/".join(filter(None, [folder, "_".join(names)]))
+
+    def __str__(self) -> str:
+        return f"{self.image} -> {self.mask}"
+
+
+def _braces(pattern: str) -> Any:
+    """The regular expression of a pattern of `Pairs`."""
+    names = ["[^/]*".join(re2.escape(part) for part in piece.split("*")) for piece in pattern.split("{}")]
+    return compiled_pattern("(?s)^(?:(.*)/)?" + "([^/]+)".join(names) + "$")
+
+
+@dataclass(frozen=True)
 class OwnFiles:
-    """A user's folders and how they are split.
+    """A user's files and how they are split.
 
     Attributes:
         images: folder of images, searched recursively.
-        masks: folder of masks; None: no labels.
-        image_pattern, mask_pattern: which files in these folders, by their paths in them; `*` stands for
-            anything, folders too.
+        masks: the labels; None: none.
+        image_pattern: which files in the folder, by their paths in it; `*` stands for anything, folders too.
+        pairs: how an image and its mask are named; None: they share what the stars of their patterns mean.
+        unlabelled: what becomes of images without a label: an error, left out, or all of them `outside`.
         by: "block" = of the scenes in natural order, the last `test` share are the test split; "file" = as
-            `file` says; "train", "test" = all of them.
+            `file` says; "folder" = by a folder in the images' paths; "lists" = by lists of names; "found" =
+            as a publisher's folders or lists say if there are some, else "block"; "train", "test" = all.
         test: share of scenes, 0..1.
         file: CSV (header, then one `id,train|test` a line) that names every image's split.
+        train_from, test_from: names of folders, or files of lists.
     """
 
     images: Path
-    masks: Path | None
-    by: Literal["block", "file", "train", "test"] = "block"
+    masks: Masks | None
+    image_pattern: str = "*"
+    pairs: Pairs | None = None
+    unlabelled: Unlabelled = "error"
+    by: SplitRule = "found"
     test: float = DEFAULT_TEST_SHARE
     file: Path | None = None
-    image_pattern: str = "*"
-    mask_pattern: str = "*"
+    train_from: tuple[str, ...] = ()
+    test_from: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The files and folders that the domain is made of."""
+        named = (self.masks.place, self.masks.names) if self.masks else ()
+        lists = map(Path, (*self.train_from, *self.test_from)) if self.by == "lists" else ()
+        published = self.images.parent / VOC_LISTS if self.by == "found" else None
+        return tuple(path for path in (self.images, *named, self.file, *lists, published) if path)
 
 
 @dataclass(frozen=True)
@@ -161,8 +259,8 @@ class Domain:
         band_indexes: where they stand in the file, from 1.
         file_bands: bands that the file must have; None: any number that has `band_indexes`.
         gsd_m: metres per px; None: unknown or mixed.
-        key: regular expression; its first group that matches is what image and label share. None: a user's
-            domain whose names share something by themselves.
+        key: of a published domain: regular expression; its first group that matches is what image and label
+            share. None: the file's name without suffix.
         scene: the same, searched in the key: the piece of ground, never in two splits.
         labels: None where there are none.
         unknown_labels: what becomes of label values outside the map; None: as ingest is configured.
@@ -210,17 +308,12 @@ class Domain:
         return files
 
     def key_of(self, path: str) -> str:
-        """What `key` finds in the path of an image or a label, else the file's name without suffix.
+        """What `key` finds in the name of an image or a label without suffix, else all of that.
 
-        A publisher's files may lie any number of folders deep: of theirs, the name without suffix counts.
-
-        Args:
-            path: below the folder that is searched, with "/".
+        The files of a publisher may lie any number of folders deep.
         """
-        file = PurePosixPath(path)
-        seen = [file.stem] if self.own is None else [path, str(file.with_suffix(""))]
-        found = (_first_group(self.key or "(.+)", text) for text in seen)
-        return next(filter(None, found), file.stem)
+        stem = PurePosixPath(path).stem
+        return _first_group(self.key or "(.+)", stem) or stem
 
     def scene_of(self, key: str) -> str:
         """The scene of a key."""

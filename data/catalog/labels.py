@@ -6,6 +6,7 @@ A label map, as catalogs write it, has one raw value per key and a class name or
     {"#ffffff": road, "#000000": ignore}                RGB colours
     {"<128": background, ">=128": road}                 one band, two sides of a threshold
     {"band 1": background, "band roads": road}          one band per class, by place from 1 or by name
+    {Gebaeude: building, Strasse: road}                 names: labels are shapes, or have a table
 
 Several raw values may mean one class.
 """
@@ -30,7 +31,7 @@ IGNORE_NAME = "ignore"
 MIN_VALUE, MAX_VALUE = -(2**63), 2**64 - 1
 ROWS_AT_ONCE = 512
 
-Kind = Literal["value", "colour", "threshold", "band"]
+Kind = Literal["value", "colour", "threshold", "band", "name"]
 Unknown = Literal["error", "ignore"]
 Raw = int | float | str
 Table = tuple[tuple[Raw, int], ...]
@@ -44,7 +45,8 @@ class LabelSpec:
         classes: names in id order.
         kind: what `table` keys are.
         table: (raw, id) pairs; raw is a value, a colour packed as 0xRRGGBB, the least value of a threshold's
-            side, or a band: its place from 1, or its name in lower case. id is a class id or IGNORE.
+            side, a band (its place from 1, or its name in lower case), or a name as `plain_label` leaves it.
+            id is a class id or IGNORE.
         snap: colours only; channels count as 0 or 255, whichever is nearer. For publishers' labels that went
             through a lossy format.
     """
@@ -92,6 +94,52 @@ class LabelSpec:
             ids[(ids == UNKNOWN) & nodata_HW] = IGNORE
         self._settle_unknown(ids, planes, where, unknown)
         return ids
+
+    def ids_of(
+        self, counts: Mapping[str, int], where: object, unknown: Unknown = "error", what: str = "shapes"
+    ) -> dict[str, int]:
+        """Class id (or IGNORE) of every name that a file has.
+
+        Args:
+            counts: name -> how many `what` have it.
+            unknown: what becomes of names that the map lacks: an error, or ignore.
+
+        Raises:
+            InputError: names that are not in the map, with the number of each.
+        """
+        known = dict(self.table)
+        lacking = [name for name in counts if plain_label(name) not in known]
+        if lacking and unknown == "error":
+            examples = ", ".join(f"{name!r} ({counts[name]} {what})" for name in lacking[:5])
+            rest = len(lacking) - 5
+            classes = listed([*self.classes, IGNORE_NAME])
+            raise InputError(
+                f"classes that nobody named: {examples}" + (f" and {rest} more" if rest > 0 else ""),
+                where=where,
+                expected=nearest(lacking[0], map(str, known)),
+                next_step=f"add them to the domain's `labels` in its catalog file, e.g. "
+                f"labels: {{{lacking[0]}: CLASS}}, where CLASS is one of {classes}; "
+                "or say there `unknown_labels: ignore`",
+            )
+        return {name: known.get(plain_label(name), IGNORE) for name in counts}
+
+    def of_colours(self, colours: Mapping[str, str], where: object, unknown: Unknown) -> "LabelSpec":
+        """This map of names, for rasters in which every name has a colour.
+
+        Args:
+            colours: name -> "#rrggbb".
+
+        Raises:
+            InputError: names that are not in the map; no colours, or one of two names.
+        """
+        ids = self.ids_of(dict.fromkeys(colours, 1), where, unknown, "colours")
+        names = {**dict(enumerate(self.classes)), IGNORE: IGNORE_NAME}
+        twice = [name for name, count in Counter(colours.values()).items() if count > 1]
+        if twice:
+            raise InputError(f"two names of the colour {twice[0]}", where=where)
+        return parse_labels(
+            {colour: names[ids[name]] for name, colour in colours.items()}, self.classes, where
+        )
 
     def encode(self, ids: NDArray[np.uint8]) -> NDArray[Any]:
         """A raw raster that decodes to `ids`: what a publisher would ship.
@@ -199,19 +247,8 @@ def parse_labels(values: Mapping[Any, Any], classes: Sequence[str], where: objec
         InputError: an empty map, an unknown class, keys of different kinds, two keys of one raw value, a
             colour or value out of range, a threshold whose two sides do not meet.
     """
-    if not isinstance(values, Mapping) or not values:
-        raise InputError(
-            f"labels are not a map: {shown(values)}",
-            where=where,
-            expected="raw value -> class, e.g. {0: background, 255: road}",
-        )
-    ids = {name: index for index, name in enumerate(classes)} | {IGNORE_NAME: IGNORE}
-    for raw, name in values.items():
-        if not isinstance(name, str) or name not in ids:
-            raise InputError(
-                f"unknown class {name!r} for raw value {raw!r}", where=where, expected=nearest(str(name), ids)
-            )
-    parsed = [(_parse_key(raw, where), ids[name]) for raw, name in values.items()]
+    ids = _ids(values, classes, where)
+    parsed = [(_parse_key(raw, where), target) for raw, target in zip(values, ids, strict=True)]
     kinds = {kind for (kind, _), _ in parsed}
     if len(kinds) != 1:
         raise InputError(f"label keys of several kinds: {', '.join(sorted(kinds))}", where=where)
@@ -219,10 +256,27 @@ def parse_labels(values: Mapping[Any, Any], classes: Sequence[str], where: objec
     kind: Kind = kinds.pop()
     if kind == "threshold":
         _check_sides(values, table, where)
-    if twice := [raw for raw, count in Counter(raw for raw, _ in table).items() if count > 1]:
-        keys = [key for key, (raw, _) in zip(values, table, strict=True) if raw == twice[0]]
-        raise InputError(f"label keys {listed(map(repr, keys))}: they are one raw value", where=where)
+    _refuse_twice(values, table, where)
     return LabelSpec(tuple(classes), kind, table)
+
+
+def parse_names(values: Mapping[Any, Any] | None, classes: Sequence[str], where: object) -> LabelSpec:
+    """Reads a label map whose keys are names; without one, every name is its class's.
+
+    Raises:
+        InputError: an empty map, an unknown class, two keys that are one name.
+    """
+    if values is None:
+        values = {name: name for name in (*classes, IGNORE_NAME)}
+    ids = _ids(values, classes, where)
+    table = tuple((plain_label(str(raw)), target) for raw, target in zip(values, ids, strict=True))
+    _refuse_twice(values, table, where)
+    return LabelSpec(tuple(classes), "name", table)
+
+
+def plain_label(name: str) -> str:
+    """What of a name counts: neither case nor what stands between its words."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def remap_table(remap: Sequence[int]) -> NDArray[np.uint8]:
@@ -234,6 +288,38 @@ def remap_table(remap: Sequence[int]) -> NDArray[np.uint8]:
     table = np.full(256, IGNORE, np.uint8)
     table[: len(remap)] = remap
     return table
+
+
+def _ids(values: Any, classes: Sequence[str], where: object) -> list[int]:
+    """Id of each value of a label map."""
+    if not isinstance(values, Mapping) or not values:
+        raise InputError(
+            f"labels are not a map: {shown(values)}",
+            where=where,
+            expected="raw value -> class, e.g. {0: background, 255: road}",
+        )
+    return [class_id(name, classes, where, f" for raw value {raw!r}") for raw, name in values.items()]
+
+
+def class_id(name: Any, classes: Sequence[str], where: object, of: str = "") -> int:
+    """Id of a class, IGNORE of `ignore`.
+
+    Args:
+        of: whose class it is, for the message.
+
+    Raises:
+        InputError: there is no such class.
+    """
+    ids = {each: index for index, each in enumerate(classes)} | {IGNORE_NAME: IGNORE}
+    if not isinstance(name, str) or name not in ids:
+        raise InputError(f"unknown class {name!r}{of}", where=where, expected=nearest(str(name), ids))
+    return ids[name]
+
+
+def _refuse_twice(values: Mapping[Any, Any], table: Table, where: object) -> None:
+    if twice := [raw for raw, count in Counter(raw for raw, _ in table).items() if count > 1]:
+        keys = [key for key, (raw, _) in zip(values, table, strict=True) if raw == twice[0]]
+        raise InputError(f"label keys {listed(map(repr, keys))}: they are one raw value", where=where)
 
 
 def _parse_key(raw: Any, where: object) -> tuple[Kind, Raw]:

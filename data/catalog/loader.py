@@ -26,15 +26,27 @@ from crossearth.data.catalog.domains import (
     Dataset,
     Domain,
     Files,
+    Form,
+    Masks,
     OwnFiles,
+    Pairs,
     PublishedScore,
     Setting,
     Tiling,
+    Unlabelled,
     compiled_pattern,
     known_entry,
     plain_name,
 )
-from crossearth.data.catalog.labels import IGNORE_NAME, LabelSpec, Unknown, parse_labels
+from crossearth.data.catalog.labels import (
+    IGNORE,
+    IGNORE_NAME,
+    LabelSpec,
+    Unknown,
+    class_id,
+    parse_labels,
+    parse_names,
+)
 from crossearth.data.common.config import listed, load_config, nearest, read_yaml, shown
 from crossearth.data.common.errors import InputError
 
@@ -43,6 +55,19 @@ DEFAULT_DATA_DIR = Path("datasets")
 DEFAULT_TILE_PX = 512
 MAX_CLASSES = 250
 MAX_GAP = 40
+# keys of `masks` that say its form, and what else may stand beside each
+SHAPES = ("outside", "order", "all_touched")
+FORMS: dict[Form, tuple[str, ...]] = {
+    "polygons": (*SHAPES, "attribute", "layer", "crs"),
+    "coco": SHAPES,
+    "yolo": (*SHAPES, "names"),
+    "labelme": SHAPES,
+    "cvat": (),
+    "class_folders": ("outside", "order"),
+    "imagefolder": ("column",),
+    "band": (),
+    "page": (),
+}
 # names become folders, MLflow tags and URLs
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
 
@@ -109,9 +134,51 @@ class _DatasetEntry:
 
 
 @dataclass(frozen=True)
-class _SplitEntry:
-    by: Literal["block"] = "block"
+class _BlockEntry:
+    by: Literal["block"]
     test: float = DEFAULT_TEST_SHARE
+
+
+@dataclass(frozen=True)
+class _FolderEntry:
+    by: Literal["folder"]
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _ListsEntry:
+    by: Literal["lists"]
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+SPLITS: dict[str, type[_BlockEntry | _FolderEntry | _ListsEntry]] = {
+    "block": _BlockEntry,
+    "folder": _FolderEntry,
+    "lists": _ListsEntry,
+}
+
+
+@dataclass(frozen=True)
+class _MasksEntry:
+    polygons: str | None = None
+    coco: str | None = None
+    yolo: str | None = None
+    labelme: str | None = None
+    cvat: str | None = None
+    class_folders: str | None = None
+    imagefolder: str | None = None
+    band: int | None = None
+    page: int | None = None
+    attribute: str | None = None
+    layer: str | None = None
+    crs: str | None = None
+    all_touched: bool = False
+    names: str | None = None
+    column: str | None = None
+    outside: str | None = None
+    order: tuple[str, ...] | Literal["file"] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +196,9 @@ class _DomainEntry:
     train: Files | None = None
     test: Files | None = None
     images: str | None = None
-    masks: str | None = None
+    masks: str | dict[str, Any] | None = None
+    pairs: str | None = None
+    unlabelled: Unlabelled | None = None
     split: Any = None
     value_range: tuple[float, float] | None = None
     nodata: float | None = None
@@ -246,14 +315,14 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
         if pattern is not None:
             _check_pattern(pattern, f"{where}: {name_of}")
     bands, indexes = _read_bands(entry.bands, f"{where}: bands")
-    own = _read_own(entry, place) if entry.images is not None else None
+    own = _read_own(catalog, entry, place) if entry.images is not None else None
     if own is None:
         _check_published(catalog, entry, where)
     if plain_name(name) in {plain_name(each) for each in catalog.datasets if each != entry.dataset}:
         raise InputError(f"{name!r} is the name of a dataset", where=where, next_step="rename the domain")
     if own is not None:
         catalog.datasets[name] = Dataset(name, name)
-    labels = _read_labels(catalog, entry, where)
+    labels = _read_labels(catalog, entry, own, where)
     if entry.unknown_labels is not None and labels is None:
         raise InputError("unknown_labels: there are no labels", where=where)
     if entry.lossy_labels and (labels is None or labels.kind != "colour"):
@@ -291,8 +360,9 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
 
 def _check_published(catalog: Catalog, entry: _DomainEntry, where: str) -> None:
     known_entry(catalog.datasets, entry.dataset or "", "dataset", f"{where}: dataset")
-    if entry.masks is not None or entry.split is not None:
-        raise InputError("`masks` and `split` go with `images`", where=where)
+    for name in ("masks", "split", "pairs", "unlabelled"):
+        if getattr(entry, name) is not None:
+            raise InputError(f"`{name}` goes with `images`", where=where)
     both = [files for files in (entry.train, entry.test) if files]
     if len(both) > 1 and (shared := set.intersection(*(set(files.scenes) for files in both))):
         raise InputError(f"scenes in both splits: {listed(sorted(shared))}", where=where)
@@ -300,36 +370,139 @@ def _check_published(catalog: Catalog, entry: _DomainEntry, where: str) -> None:
         raise InputError("a label map without label files, or label files without a map", where=where)
 
 
-def _read_own(entry: _DomainEntry, place: _Place) -> OwnFiles:
+def _read_own(catalog: Catalog, entry: _DomainEntry, place: _Place) -> OwnFiles:
     if entry.dataset is not None:
         raise InputError("`dataset` goes with `train` and `test`", where=place.where)
-    if (entry.masks is None) != (entry.labels is None):
-        raise InputError("`masks` and `labels` go together", where=place.where)
+    if entry.key is not None:
+        raise InputError(
+            f"key: {shown(entry.key)}",
+            where=place.where,
+            expected="`pairs`, which says how the names of an image and its mask are alike",
+            next_step='write e.g. pairs: "{}_sat.jpg -> {}_mask.png", where {} is what both share',
+        )
+    if entry.masks is None and (lone := [name for name in ("pairs", "unlabelled") if getattr(entry, name)]):
+        raise InputError(f"`{lone[0]}` goes with `masks`", where=place.where)
     images, image_pattern = _folder_and_pattern(place, str(entry.images))
-    masks, mask_pattern = _folder_and_pattern(place, entry.masks or "")
+    masks = _read_masks(catalog, entry, images, place)
+    if masks is None and entry.labels is not None:
+        raise InputError("`masks` and `labels` go together", where=place.where)
     own = OwnFiles(
         images,
-        None if entry.masks is None else masks,
-        image_pattern=image_pattern,
-        mask_pattern=mask_pattern,
+        masks,
+        image_pattern,
+        None if entry.pairs is None else _read_pairs(entry.pairs, f"{place.where}: pairs"),
+        entry.unlabelled or "error",
     )
-    if entry.split is None:
-        return own
-    if isinstance(entry.split, Mapping):
-        rule = load_config(_SplitEntry, entry.split, f"{place.where}: split")
-        if not 0 < rule.test < 1:
+    if own.unlabelled == "outside" and (masks is None or masks.outside is None):
+        raise InputError(
+            "unlabelled: outside", where=place.where, expected="error or skip: these masks know no `outside`"
+        )
+    return _with_split(own, entry.split, place)
+
+
+def _read_masks(catalog: Catalog, entry: _DomainEntry, images: Path, place: _Place) -> Masks | None:
+    if entry.masks is None:
+        return None
+    if isinstance(entry.masks, str):
+        folder, pattern = _folder_and_pattern(place, entry.masks)
+        return Masks("files", folder, pattern)
+    where = f"{place.where}: masks"
+    found = load_config(_MasksEntry, entry.masks, where)
+    forms = [form for form in FORMS if form in entry.masks]
+    if len(forms) != 1:
+        raise InputError(
+            f"says {' and '.join(forms) or 'no form'}", where=where, expected=f"one of {', '.join(FORMS)}"
+        )
+    form = forms[0]
+    for name in entry.masks:
+        if name != form and name not in FORMS[form]:
             raise InputError(
-                f"split.test: {rule.test}", where=place.where, expected="a share between 0 and 1"
+                f"`{name}` does not go with `{form}`", where=where, expected=listed(FORMS[form]) or "nothing"
             )
-        return replace(own, by=rule.by, test=rule.test)
-    if entry.split in ("train", "test"):
-        return replace(own, by=entry.split)
-    if isinstance(entry.split, str):
-        return replace(own, by="file", file=place.path(entry.split))
+    value = getattr(found, form)
+    if value is None or (isinstance(value, int) and value < 1):
+        raise InputError(f"{form}: {value}", where=where, expected="a place, or a number from 1")
+    folder, pattern = (images, "*") if isinstance(value, int) else _folder_and_pattern(place, value)
+    masks = Masks(
+        form,
+        folder,
+        pattern,
+        value if isinstance(value, int) else None,
+        found.attribute,
+        found.layer,
+        found.crs,
+        found.all_touched,
+        place.path(found.names) if found.names else None,
+        found.column,
+    )
+    return (
+        _with_overlaps(masks, found, _class_set(catalog, entry, place.where))
+        if "outside" in FORMS[form]
+        else masks
+    )
+
+
+def _with_overlaps(masks: Masks, entry: _MasksEntry, class_set: ClassSet) -> Masks:
+    """The labels with what lies outside of all shapes, and which lies on top."""
+    classes = class_set.classes
+    where = f"class set {class_set.name}"
+    if entry.outside is None:
+        raise InputError(
+            f"masks: {masks.form}: nothing says what lies outside of all shapes",
+            where=where,
+            expected=f"outside: one of {listed([*classes, IGNORE_NAME])}",
+            next_step=f"write e.g. masks: {{{masks.form}: ..., outside: {classes[0]}}}",
+        )
+    named: tuple[int, ...] | None = None
+    if entry.order != "file":
+        given = [class_id(name, classes, f"{where}: masks: order") for name in entry.order or ()]
+        if twice := [id for id, count in Counter(given).items() if count > 1]:
+            raise InputError(
+                f"masks: order: {entry.order[given.index(twice[0])]!r} stands twice", where=where
+            )
+        named = (*(id for id in (*range(len(classes)), IGNORE) if id not in given), *given)
+    return replace(masks, outside=class_id(entry.outside, classes, f"{where}: masks: outside"), order=named)
+
+
+def _read_pairs(text: str, where: str) -> Pairs:
+    image, arrow, mask = (part.strip() for part in text.partition("->"))
+    if not arrow or image.count("{}") != mask.count("{}") or "{}" not in image or image == mask:
+        raise InputError(
+            shown(text),
+            where=where,
+            expected='"IMAGE -> MASK" with as many {} on both sides, e.g. "{}.png -> {}_mask.png"',
+        )
+    return Pairs(image, mask)
+
+
+def _with_split(own: OwnFiles, split: Any, place: _Place) -> OwnFiles:
+    where = f"{place.where}: split"
+    if split is None:
+        return own
+    if isinstance(split, Mapping):
+        kind = known_entry(SPLITS, str(split.get("by", "block")), "rule", where)
+        rule = load_config(kind, {"by": "block", **split}, where)
+        if isinstance(rule, _BlockEntry):
+            if not 0 < rule.test < 1:
+                raise InputError(
+                    f"split.test: {rule.test}", where=place.where, expected="a share between 0 and 1"
+                )
+            return replace(own, by=rule.by, test=rule.test)
+        if not rule.train or not rule.test or {*rule.train} & {*rule.test}:
+            raise InputError(shown(dict(split)), where=where, expected="other names for train than for test")
+        sides = [rule.train, rule.test]
+        if isinstance(rule, _ListsEntry):
+            sides = [tuple(str(place.path(name)) for name in names) for names in sides]
+        return replace(own, by=rule.by, train_from=sides[0], test_from=sides[1])
+    if split in ("train", "test"):
+        return replace(own, by=split)
+    if isinstance(split, str):
+        return replace(own, by="file", file=place.path(split))
     raise InputError(
-        f"split: {entry.split!r}",
-        where=place.where,
-        expected="{by: block, test: 0.25}, train, test, or a CSV file",
+        f"{split!r}",
+        where=where,
+        expected="{by: block, test: 0.25}, {by: folder, train: [train], test: [val]}, {by: lists, train: "
+        "[train.txt], test: [val.txt]}, train, test, or a CSV file",
     )
 
 
@@ -340,15 +513,29 @@ def _folder_and_pattern(place: _Place, text: str) -> tuple[Path, str]:
     return place.path(str(PurePosixPath(*fixed))), "/".join(parts[len(fixed) :]) or "*"
 
 
-def _read_labels(catalog: Catalog, entry: _DomainEntry, where: str) -> LabelSpec | None:
-    if entry.labels is None:
+def _class_set(catalog: Catalog, entry: _DomainEntry, where: str) -> ClassSet:
+    return known_entry(catalog.class_sets, entry.class_set or "", "class set", f"{where}: class_set")
+
+
+def _read_labels(catalog: Catalog, entry: _DomainEntry, own: OwnFiles | None, where: str) -> LabelSpec | None:
+    named = bool(own and own.masks and own.masks.named)
+    if entry.labels is None and not named:
+        if own and own.masks:
+            raise InputError(
+                "`masks` and `labels` go together",
+                where=where,
+                next_step="say what the masks' values mean, e.g. labels: {0: background, 255: road}; "
+                "`crossearth init FOLDER` finds them",
+            )
         if entry.class_set is not None:
             raise InputError(
                 "class_set: there are no labels", where=where, next_step="give `labels`, or drop `class_set`"
             )
         return None
-    class_set = known_entry(catalog.class_sets, entry.class_set or "", "class set", f"{where}: class_set")
-    return parse_labels(entry.labels, class_set.classes, f"{where}: labels")
+    classes = _class_set(catalog, entry, where).classes
+    if named:
+        return parse_names(entry.labels, classes, f"{where}: labels")
+    return parse_labels(entry.labels or {}, classes, f"{where}: labels")
 
 
 def _read_bands(bands: Any, where: str) -> tuple[tuple[str, str, str], tuple[int, int, int]]:

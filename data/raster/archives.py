@@ -1,6 +1,6 @@
 """Publishers' archives: one index of the files in them, and safe reading of each.
 
-`index` lists what lies under a folder, looking into zip and tar archives as if they were folders: the member
+`index` lists what lies at a place, looking into zip and tar archives as if they were folders: the member
 `top_potsdam_2_10_RGB.tif` of `2_Ortho_RGB.zip` has the path `2_Ortho_RGB/top_potsdam_2_10_RGB.tif`, and so
 has the file of a folder that somebody unpacked by hand. Members of a zip are read in place, straight into
 memory: nothing is unpacked. Tars and archives within archives have no random access and are unpacked to a
@@ -11,6 +11,7 @@ are refused.
 """
 
 import errno
+import glob
 import os
 import shutil
 import stat
@@ -98,24 +99,101 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES))
 
 
-def index(folder: Path, scratch: Path, limits: Limits | None = None) -> list[Member]:
-    """Lists every file under `folder`, archives looked into, sorted by path.
+def index(place: Path, scratch: Path, limits: Limits | None = None) -> list[Member]:
+    """Lists every file at a place, archives looked into, sorted by path.
 
     An archive beside a folder of the same name is taken as unpacked already and is not opened.
 
     Args:
-        folder: where the user put the publisher's files.
+        place: a folder; an archive (whose suffix may be left out), or a folder or a file in one; or a file,
+            which stands for all files beside it that differ in the suffix alone.
         scratch: where tars and inner archives are unpacked (created only if there are such).
 
+    Returns:
+        Paths are below `place`, or, of a file, below its folder.
+
     Raises:
-        InputError: no such folder; an archive that is broken, truncated, encrypted or not to be trusted.
+        InputError: nothing is there; an archive that is broken, truncated, encrypted or not to be trusted.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError("no such folder", where=folder, next_step="put archives or folders of images there")
-    members = list(_index_folder(folder, "", scratch, limits or Limits(), 0))
+    place, limits = Path(place), limits or Limits()
+    if place.is_dir():
+        members = list(_index_folder(place, "", scratch, limits, 0))
+    elif place.is_file() and not is_archive(place.name):
+        members = [_plain(file, file.name) for file in on_the_disk(place) if file.is_file()]
+    else:
+        members = _within_archive(place, scratch, limits)
     by_name = {member.path.lower(): member for member in members}
     return sorted((_with_sidecars(member, by_name) for member in members), key=lambda member: member.path)
+
+
+def on_the_disk(place: Path) -> list[Path]:
+    """The files and folders that `index` would read at a place."""
+    if place.is_dir():
+        return [place]
+    if place.is_file() and not is_archive(place.name):
+        return sorted(place.parent.glob(f"{glob.escape(place.stem)}.*"))
+    return list(_archives_at(place))
+
+
+def _within_archive(place: Path, scratch: Path, limits: Limits) -> list[Member]:
+    """The files at a place in an archive."""
+    for archive in _archives_at(place):
+        stem = stem_of(archive.name)
+        members = [
+            replace(member, path=member.path.removeprefix(f"{stem}/"))
+            for member in _index_archive(archive, stem, scratch, limits, 0)
+        ]
+        inner = PurePosixPath(*place.parts[len(archive.parent.parts) + 1 :])
+        # many an archive holds one folder of its own name
+        for within in (inner, stem / inner):
+            if found := [below for member in members for below in _below(member, within)]:
+                return found
+    raise InputError(
+        "no such file or folder" if place.suffix else "no such folder",
+        where=place,
+        next_step="put archives or folders of images there",
+    )
+
+
+def _below(member: Member, place: PurePosixPath) -> Iterator[Member]:
+    """A member whose path is below a place, or differs from it in the suffix alone."""
+    path = PurePosixPath(member.path)
+    if path.is_relative_to(place) and path != place:
+        yield replace(member, path=str(path.relative_to(place)))
+    elif place.suffix and path.with_suffix("") == place.with_suffix(""):
+        yield replace(member, path=path.name)
+
+
+def _archives_at(place: Path) -> Iterator[Path]:
+    """Archives that stand for a folder on the way to a place that is not there."""
+    for part in (place, *place.parents):
+        if part.is_dir():
+            return
+        if part.is_file() and is_archive(part.name):
+            yield part
+        for suffix in (*ZIP_SUFFIXES, *TAR_SUFFIXES):
+            if (archive := part.with_name(f"{part.name}{suffix}")).is_file():
+                yield archive
+
+
+def _plain(file: Path, path: str, packed: bool = False) -> Member:
+    """A file outside of archives.
+
+    Raises:
+        InputError: it cannot be looked at, or has a name that GDAL cannot take.
+    """
+    if not _is_utf8(str(file)):
+        name = os.fsencode(file).decode(errors="backslashreplace")
+        raise InputError(
+            "the path is not UTF-8, which GDAL and manifests need", where=name, next_step="rename it"
+        )
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}", where=file, next_step="a broken link? mend or remove it"
+        ) from error
+    return Member(path, file, "", status.st_size, str(status.st_mtime_ns), packed)
 
 
 def _with_sidecars(member: Member, by_name: Mapping[str, Member]) -> Member:
@@ -152,19 +230,9 @@ def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, dept
         path = prefix + file.relative_to(folder).as_posix()
         if _is_junk(path):
             continue
-        if not _is_utf8(str(file)):
-            name = os.fsencode(file).decode(errors="backslashreplace")
-            raise InputError(
-                "the path is not UTF-8, which GDAL and manifests need", where=name, next_step="rename it"
-            )
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise InputError(
-                f"cannot be read: {error.strerror}", where=file, next_step="a broken link? mend or remove it"
-            ) from error
+        member = _plain(file, path, packed=depth > 0)
         if not is_archive(file.name):
-            yield Member(path, file, "", status.st_size, str(status.st_mtime_ns), packed=depth > 0)
+            yield member
         elif not file.with_name(stem_of(file.name)).is_dir():
             yield from _index_archive(file, stem_of(path), scratch, limits, depth)
 

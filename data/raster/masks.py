@@ -4,42 +4,112 @@ What the file says of its own pixels counts: transparent and masked ones are ign
 nodata value where the label map does not name it.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 
-from crossearth.data.catalog.labels import LabelSpec, Unknown
+from crossearth.data.catalog.labels import IGNORE, LabelSpec, Unknown
 from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reader import Raster
 
 
+class Labels(Protocol):
+    """The labels of one image, in whatever form they lie there."""
+
+    def read(self, window: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """Class ids of a window of the image.
+
+        Args:
+            window: as rasterio takes it; None = all.
+            shape: (H, W) of the result; another one than the window's takes the nearest pixels.
+
+        Returns:
+            uint8 (H, W): class ids, 255 = ignored.
+
+        Raises:
+            InputError: values outside the map; damage.
+        """
+
+
+@dataclass(frozen=True)
+class RasterLabels:
+    """Labels that are a raster.
+
+    Attributes:
+        spec: what its values mean.
+        unknown: what becomes of values outside the map.
+        band: the only one that counts, from 1; None = as `spec` says.
+    """
+
+    raster: Raster
+    spec: LabelSpec
+    unknown: Unknown
+    band: int | None = None
+
+    def read(self, window: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """Class ids, as `Labels` has it."""
+        return read_ids(self.raster, self.spec, self.unknown, window, shape, self.band)
+
+
+@dataclass(frozen=True)
+class ClassLayers:
+    """Labels that are a raster a class: px above 0 have it.
+
+    Attributes:
+        layers: (class id, raster), from the lowest to the topmost.
+        outside: id of px that no layer has.
+    """
+
+    layers: Sequence[tuple[int, Raster]]
+    outside: int
+
+    def read(self, window: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """Class ids, as `Labels` has it; where a raster of the lot masks px, these are ignored."""
+        ids = np.full(shape, self.outside, np.uint8)
+        masked = np.zeros(shape, bool)
+        above_zero = LabelSpec(("", ""), "threshold", ((0, 0), (1, 1)))
+        for id, raster in self.layers:
+            has = read_ids(raster, above_zero, "error", window, shape)
+            ids[has == 1] = id
+            masked |= has == IGNORE
+        ids[masked] = IGNORE
+        return ids
+
+
 def read_ids(
-    label: Raster, spec: LabelSpec, unknown: Unknown, window: Any, shape: tuple[int, int]
+    label: Raster,
+    spec: LabelSpec,
+    unknown: Unknown,
+    window: Any,
+    shape: tuple[int, int],
+    band: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Class ids of a window of a label raster.
+    """Class ids of a window of a label raster; see `Labels.read`.
 
     Args:
         unknown: what becomes of values outside the map.
-        window: as rasterio takes it; None = all.
-        shape: (H, W) of the result; another one than the window's takes the nearest pixels.
-
-    Returns:
-        uint8 (H, W): class ids, 255 = ignored.
+        band: the only one that counts, whatever it is tagged as.
 
     Raises:
         InputError: values outside the map, with their pixels in the whole file; bands, types or tags that
             cannot be this map's; damaged pixels.
     """
-    found = _read(label, spec, window, shape)
+    if band is not None and band > label.dataset.count:
+        raise InputError(
+            f"a file of {label.dataset.count} bands", where=label.where, expected=f"labels in band {band}"
+        )
+    found = _read(label, spec, window, shape, band)
     try:
         return spec.decode(found.planes, label.where, unknown, found.masked, found.nodata)
     except InputError:
         # the message counts pixels: say how many there are in the scene, not in this strip
-        found = _read(label, spec, None, label.dataset.shape)
+        found = _read(label, spec, None, label.dataset.shape, band)
         spec.decode(found.planes, label.where, unknown, found.masked, found.nodata)
         raise
 
@@ -52,9 +122,9 @@ class _Found(NamedTuple):
     nodata: NDArray[np.bool_]
 
 
-def _read(label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int]) -> _Found:
+def _read(label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int], band: int | None) -> _Found:
     source = label.dataset
-    bands, alpha = _bands(label, spec)
+    bands, alpha = _bands(label, spec) if band is None else ([band], None)
     _refuse_tags(label, bands)
     planes = label.read(bands, window, (len(bands), *shape))
     masked = np.zeros(shape, bool)

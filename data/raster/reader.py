@@ -125,7 +125,7 @@ class Raster(NamedTuple):
     ) -> NDArray[Any]:
         """The pixels in the middle of the cells of a coarser grid, read in strips of bounded memory."""
         taken_rows, taken_cols = (
-            _middles(span, cells) for span, cells in zip((rows, cols), shape, strict=True)
+            middles(span, cells) for span, cells in zip((rows, cols), shape, strict=True)
         )
         row_bytes = (cols[1] - cols[0]) * sum(
             np.dtype(self.dataset.dtypes[band - 1]).itemsize for band in bands
@@ -179,7 +179,7 @@ def refuse_palette(raster: Raster, bands: Sequence[int]) -> None:
         )
 
 
-def _middles(span: Span, cells: int) -> NDArray[np.int64]:
+def middles(span: Span, cells: int) -> NDArray[np.int64]:
     """Indexes of the pixels in the middle of `cells` equal parts of a span."""
     start, stop = span
     return start + np.floor((np.arange(cells) + 0.5) * (stop - start) / cells + 1e-10).astype(np.int64)
@@ -192,10 +192,11 @@ def rasters_in(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def open_raster(source: Member | Path, own: bool = True) -> Iterator[Raster]:
+def open_raster(source: Member | Path, own: bool = True, page: int | None = None) -> Iterator[Raster]:
     """Opens a raster as every step does; an archive's member in memory, with its sidecars beside it.
 
     Args:
+        page: of a TIFF of several, from 1; None = the first.
         own: whether the file is the user's own, which GDAL may open as whatever it is; one that came from a
             store, and every member of an archive, is opened as one of `LONE_DRIVERS`.
 
@@ -213,6 +214,8 @@ def open_raster(source: Member | Path, own: bool = True) -> Iterator[Raster]:
             else:
                 path = stack.enter_context(_in_memory(source)) if packed else str(source.container)
             drivers = LONE_DRIVERS if packed or not own else None
+            if page is not None:
+                path, where = f"GTIFF_DIR:{page}:{path}", f"{where}: page {page}"
             with _hearing(said):
                 dataset = stack.enter_context(DatasetReader(path, driver=drivers))
         except RasterioError as error:

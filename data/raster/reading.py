@@ -36,6 +36,7 @@ class Reading:
         fit_px: images are resampled so that their longer side is this; None = they are not.
         largest_px: longer side of the largest image that was fitted so.
         tagged: whether scale and offset tags changed values.
+        label_band: a band that holds labels: it is no transparency, whatever it is tagged as.
     """
 
     bands: tuple[int, int, int]
@@ -46,6 +47,7 @@ class Reading:
     fit_px: int | None = None
     largest_px: int | None = None
     tagged: bool = False
+    label_band: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.bands) < 1:
@@ -89,7 +91,7 @@ class Reading:
     def read(self, raster: Raster, window: Any = None) -> tuple[Bytes, Mask]:
         """What the network sees of a raster, or of a window of it; see `to_bytes`."""
         raw_3HW = raster.read(self.bands, window=window)
-        return self.to_bytes(raw_3HW, _seen(raster, self.bands, window=window), *tags(raster, self.bands))
+        return self.to_bytes(raw_3HW, self._seen(raster, window=window), *tags(raster, self.bands))
 
     def sample(self, raster: Raster) -> NDArray[np.float64]:
         """Valid values (3, N) of a thinned reading, as the tags make them."""
@@ -97,7 +99,7 @@ class Reading:
         shrink = max(1.0, max(source.width, source.height) / SAMPLE_PX)
         size = tuple(max(1, round(side / shrink)) for side in (source.height, source.width))
         raw_3HW = raster.read(self.bands, out_shape=(3, *size))
-        valid_HW = self._valid(raw_3HW, _seen(raster, self.bands, out_shape=size))
+        valid_HW = self._valid(raw_3HW, self._seen(raster, out_shape=size))
         return _physical(raw_3HW[:, valid_HW], *tags(raster, self.bands))
 
     def of_array(self, raw_3HW: NDArray[Any]) -> tuple[Bytes, Mask]:
@@ -174,6 +176,21 @@ class Reading:
                 next_step=next_step,
             )
 
+    def _seen(self, raster: Raster, **options: Any) -> Mask | Literal[True]:
+        """(H, W), false where the file masks all of the bands. An alpha band that is read is no mask."""
+        source = raster.dataset
+        alpha = [band for band, is_for in enumerate(source.colorinterp, 1) if is_for == ColorInterp.alpha]
+        seen: Mask | Literal[True] = True
+        flags = [source.mask_flag_enums[band - 1] for band in self.bands]
+        by_labels = self.label_band is not None and any(MaskFlags.alpha in each for each in flags)
+        if not by_labels and not any(MaskFlags.all_valid in each for each in flags):
+            seen = raster.read_masks(self.bands, **options).max(axis=0) > 0
+        if alpha and alpha[-1] not in (*self.bands, self.label_band):
+            # asked for itself: GDAL takes it for a mask in files of two or four bands only
+            opaque = raster.read(alpha[-1:], **options)[0] > 0
+            seen = opaque if seen is True else seen & opaque
+        return seen
+
     def _valid(self, raw_3HW: NDArray[Any], seen_HW: Mask | Literal[True]) -> Mask:
         valid_HW = np.full(raw_3HW.shape[1:], seen_HW)
         if self.nodata is not None:
@@ -245,20 +262,6 @@ def fit(image_3HW: Bytes, valid_HW: Mask, width: int, height: int) -> tuple[Byte
     fitted = np.rint(np.clip(planes, 0, 255)).astype(np.uint8)
     fitted[:, ~valid] = 0
     return fitted, valid
-
-
-def _seen(raster: Raster, bands: Sequence[int], **options: Any) -> Mask | Literal[True]:
-    """(H, W), false where the file masks all of the bands. An alpha band that is one of them is no mask."""
-    source = raster.dataset
-    alpha = [band for band, is_for in enumerate(source.colorinterp, 1) if is_for == ColorInterp.alpha]
-    seen: Mask | Literal[True] = True
-    if not any(MaskFlags.all_valid in source.mask_flag_enums[band - 1] for band in bands):
-        seen = raster.read_masks(bands, **options).max(axis=0) > 0
-    if alpha and alpha[-1] not in bands:
-        # asked for itself: GDAL takes it for a mask in files of two or four bands only
-        opaque = raster.read(alpha[-1:], **options)[0] > 0
-        seen = opaque if seen is True else seen & opaque
-    return seen
 
 
 def _levels(values: NDArray[Any], scale: float, offset: float, low: float, high: float) -> Bytes:

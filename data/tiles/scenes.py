@@ -21,9 +21,9 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 
 from crossearth.data.catalog.domains import Rule, window_starts
-from crossearth.data.catalog.labels import IGNORE, LabelSpec, Unknown
+from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.masks import read_ids
+from crossearth.data.raster.masks import Labels
 from crossearth.data.raster.reader import Raster
 from crossearth.data.raster.reading import Reading, fit, fitted_size
 
@@ -112,7 +112,6 @@ class Cutting:
             longer side is `px`, images bilinearly, labels by nearest neighbour.
         reading: how its values are read; px that it does not count as valid are ignored in labels.
         num_classes: classes of the domain's class set.
-        unknown_labels: what becomes of label values outside the map.
         least_px: shorter sides of a scene are padded to it, at the right and at the bottom: black, ignored.
     """
 
@@ -120,7 +119,6 @@ class Cutting:
     rule: Rule
     reading: Reading
     num_classes: int
-    unknown_labels: Unknown
     least_px: int = 0
 
 
@@ -150,9 +148,8 @@ def cut_scene(
     image: Raster,
     image_path: Path,
     cutting: Cutting,
-    label: Raster | None = None,
+    labels: Labels | None = None,
     label_path: Path | None = None,
-    spec: LabelSpec | None = None,
 ) -> list[dict[str, Any]]:
     """Stores a scene and describes its tiles in one pass over its pixels, a row of tiles at a time.
 
@@ -160,7 +157,7 @@ def cut_scene(
     scene is; rules "whole" and "fit" hold the scene.
 
     Args:
-        label, label_path, spec: the label raster, where its ids go and what its values mean; all or none.
+        labels, label_path: the image's labels and where their ids go; both or none.
 
     Returns:
         Per window the manifest's columns that the pixels and the window decide.
@@ -178,11 +175,11 @@ def cut_scene(
         if grid != seen:
             stored.update_tags(**{SEEN_PX: f"{seen.width} {seen.height}"})
         stored_label = label_path and stack.enter_context(scene_writer(label_path, grid, 1))
-        strip = _Strip.empty(grid.width, label is not None)
+        strip = _Strip.empty(grid.width, labels is not None)
         for top in window_starts(grid.height, height, height):
             rows_here = Window(0, strip.bottom, grid.width, top + height - strip.bottom)
             rows_seen = Window(0, rows_here.row_off, seen.width, min(rows_here.height, seen.height))
-            fresh = _read_strip(image, label, spec, rows_seen, cutting).padded(rows_here)
+            fresh = _read_strip(image, labels, rows_seen, cutting).padded(rows_here)
             stored.write(fresh.image, window=rows_here.slices())
             if stored_label and fresh.label is not None:
                 stored_label.write(fresh.label, 1, window=rows_here.slices())
@@ -248,9 +245,7 @@ class _Strip:
         }
 
 
-def _read_strip(
-    image: Raster, label: Raster | None, spec: LabelSpec | None, rows: Window, cutting: Cutting
-) -> _Strip:
+def _read_strip(image: Raster, labels: Labels | None, rows: Window, cutting: Cutting) -> _Strip:
     """Reads `rows` of the stored grid; rule "fit" knows one strip, and it is all of the source."""
     window = None if cutting.rule == "fit" else rows.slices()
     shape = (rows.height, rows.width)
@@ -258,8 +253,8 @@ def _read_strip(
     if cutting.rule == "fit":
         values, valid = fit(values, valid, rows.width, rows.height)
     ids = None
-    if label is not None and spec is not None:
-        ids = read_ids(label, spec, cutting.unknown_labels, window, shape)
+    if labels is not None:
+        ids = labels.read(window, shape)
         ids[~valid] = IGNORE
     return _Strip(rows.row_off, values, ids, ~valid)
 

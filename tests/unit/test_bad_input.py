@@ -261,9 +261,9 @@ CASES = {
     "catalog: band 0": Case(entry(bands=[0, 1, 2]), SETTINGS, ("bands", "from 1")),
     "catalog: range upside down": Case(entry(value_range=[9, 1]), SETTINGS, ("value_range", "lo < hi")),
     "catalog: nodata in words": Case(entry(nodata="black"), SETTINGS, ("nodata", "black")),
-    "catalog: pattern": Case(entry(key="(("), SETTINGS, ("key", "((")),
+    "catalog: pattern": Case(entry(scene="(("), SETTINGS, ("scene", "((")),
     "catalog: a pattern that looks ahead": Case(
-        entry(key="(a+)+(?=b)"), SETTINGS, ("key", "neither lookaround")
+        entry(scene="(a+)+(?=b)"), SETTINGS, ("scene", "neither lookaround")
     ),
     "catalog: a name that is a path": Case(
         beside(domains={"../town": {"images": "images"}}), SETTINGS, ("../town", "letters")

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 from domain_factory import write_domain
 from own_domain import NAME, draw, own_domain, save
 from PIL import Image
@@ -13,6 +15,7 @@ from released import write_released
 from results_factory import write_benchmark
 
 from crossearth.components.convert import step as convert
+from crossearth.components.ingest.preview import GAP_PX, LINE_PX
 from crossearth.data.catalog.domains import Catalog
 from crossearth.model.crossearth import build, tiny_config
 from crossearth.model.weights.names import to_released
@@ -52,6 +55,37 @@ def test_two_sets_of_results_are_compared(typed: Typed, catalog: Catalog, tmp_pa
     write_benchmark(tmp_path / "worse", catalog, 1, skill=0.3)
     write_benchmark(tmp_path / "better", catalog, 1, skill=0.8)
     assert "B better" in typed("crossearth compare worse better")
+
+
+def test_the_next_line_can_be_pasted_for_own_data(typed: Typed, tmp_path: Path) -> None:
+    own_domain(tmp_path)
+    settings = {"Own": {"source": NAME, "target": NAME, "gap": "in-domain"}}
+    domains = yaml.safe_load((tmp_path / "catalog.yaml").read_text())
+    (tmp_path / "my catalog.yaml").write_text(yaml.safe_dump(domains | {"settings": settings}))
+    printed = typed(f"crossearth ingest {NAME} --catalog 'my catalog.yaml'")
+    following = printed.partition("look at the sheets, then ")[2]
+    assert following.strip() == "crossearth validate --catalog 'my catalog.yaml'"
+    assert f"or crossearth train {NAME} --catalog 'my catalog.yaml'" in typed(following)
+    params = {"preset": "mine", "presets": {"mine": {}}, "catalogs": ["my catalog.yaml"]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert f"or crossearth train {NAME}\n" in typed("crossearth validate")
+
+
+def test_labels_are_looked_at_before_anything_is_ingested(typed: Typed, tmp_path: Path) -> None:
+    own_domain(tmp_path)
+    printed = typed(f"crossearth ingest {NAME} --check 3 --catalog catalog.yaml")
+    assert f"next: look at them, then crossearth ingest {NAME} --catalog catalog.yaml" in printed
+    drawn = sorted((tmp_path / "artifacts/previews" / f"{NAME}-check").iterdir())
+    assert [path.name for path in drawn] == ["test_scene_7.png", "train_scene_0.png", "train_scene_4.png"]
+    assert not (tmp_path / "artifacts/domains").exists()
+    with Image.open(drawn[1]) as picture:
+        image, labelled = (
+            np.asarray(picture)[LINE_PX:][:256, left : left + 256] for left in (GAP_PX, 256 + 2 * GAP_PX)
+        )
+    scene, mask = draw(0)
+    assert (image[::4, ::4].transpose(2, 0, 1) == scene).all()
+    road = labelled[::4, ::4].astype(int)[mask == 1]
+    assert (road[:, 0] - road[:, 2] > 100).all(), "the road's yellow lies on the road"
 
 
 def test_an_ingested_domain_is_previewed(typed: Typed, tmp_path: Path) -> None:

@@ -136,15 +136,20 @@ def test_names_may_differ_in_case_and_masks_in_suffix(town: Path) -> None:
     assert len(manifests(run(town))[0]) == 24
 
 
-def test_a_key_finds_what_names_share(town: Path) -> None:
+def test_pairs_say_how_names_are_alike(town: Path) -> None:
     for path in (town / "masks").iterdir():
         path.rename(path.with_name(f"mask_{path.stem.split('_')[1]}.png"))
-    assert len(manifests(run(town, key=r"_(\d+)$"))[0]) == 24
+    assert len(manifests(run(town, pairs="scene_{}.tif -> mask_{}.png"))[0]) == 24
 
 
 def test_tiles_of_one_scene_stay_in_one_split(town: Path) -> None:
     train, test = manifests(
-        run(town, key=r"_(\d+)$", scene=r"^([0-3]|[4-7])", tile={"px": 64, "rule": "whole"})
+        run(
+            town,
+            pairs="scene_{}.tif -> scene_{}.png",
+            scene=r"^([0-3]|[4-7])",
+            tile={"px": 64, "rule": "whole"},
+        )
     )
     assert not {entry["scene"] for entry in train.rows} & {entry["scene"] for entry in test.rows}
 
@@ -393,7 +398,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "image without a mask": (
         lambda town: (town / "masks" / "scene_3.png").unlink(),
         {},
-        r"1 of 6 images of the train split have no label: .*scene_3\.tif",
+        r"1 of 8 images have no label: .*scene_3\.tif",
     ),
     "sizes differ": (
         lambda town: save(town / "masks" / "scene_3.png", draw(3, 60)[1]),
@@ -509,7 +514,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "one name twice": (
         copy_deeper,
         {},
-        r"1 of 7 images .* have no label: .*more/SCENE_3\.tif\n.*is 'more/scene_3'",
+        r"1 of 9 images have no label: .*more/SCENE_3\.tif\n.*is 'more/scene_3'",
     ),
     "one scene": (
         lambda town: [path.unlink() for path in (town / "images").glob("*[1-7].tif")],

@@ -202,7 +202,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, str], str]] = {
     ),
     "flat, masks named alone": (
         "flat/1_sat.jpg flat/1_mask.png flat/2_sat.jpg flat/2_mask.png",
-        {"images": "flat", "masks": "flat/*_mask.png", "key": r"^(\d+)_"},
+        {"images": "flat", "masks": "flat/*_mask.png", "pairs": "{}_sat.jpg -> {}_mask.png"},
         "1 2",
     ),
     "images below the masks' folder": (
@@ -210,10 +210,24 @@ LAYOUTS: dict[str, tuple[str, dict[str, str], str]] = {
         {"images": "masks/sat"},
         "a b",
     ),
-    "a key that sees folders": (
+    "cities as folders and as names": (
         "images/berlin/x0.tif images/lima/x0.tif masks/of berlin.png masks/of lima.png",
-        {"key": r"^(\w+)/x0\.tif$|^of (\w+)\.png$"},
+        {"images": "images/*/x0.tif", "masks": "masks/of *.png"},
         "berlin lima",
+    ),
+    **{
+        f"pairs of {masks}": (
+            f"flat/0{image}.png flat/0{mask}.png flat/10{image}.png flat/10{mask}.png flat/notes.docx",
+            {"images": "flat", "masks": "flat", "pairs": f"{{}}{image}.png -> {{}}{mask}.png"},
+            "0 10",
+        )
+        for image, mask in (("", "_mask"), ("", "-mask"), ("_leftImg8bit", "_gtFine_labelIds"))
+        for masks in [mask]
+    },
+    "pairs with what differs": (
+        "images/a_1_sat_20200101.tif images/a_2_sat_20210101.tif masks/gt_1.png masks/gt_2.png",
+        {"pairs": "a_{}_sat_*.tif -> gt_{}.png"},
+        "1 2",
     ),
 }
 
@@ -249,19 +263,18 @@ def test_every_image_finds_its_own_mask(case: str, tmp_path: Path) -> None:
         (
             "flat/1.jpg flat/1.png",
             {"images": "flat", "masks": "flat"},
-            "2 files are both images and masks: 1.jpg, 1.png",
+            r'2 files are both images and masks: 1.jpg, 1.png\n.*\n.*pairs: "{}.jpg -> {}.png"',
         ),
         ("images/a/b_c.tif images/a_b/c.tif images/x/c.tif masks/1.png", {}, "two files of the name 'a_b/c'"),
-        ("images/a_1.tif images/b_1.tif masks/a.png", {"key": r"_(\d)"}, "two files of the name '1'"),
         (
             "images/a.tif images/b.tif masks/a_lab.png",
             {},
-            "the key of .*/a.tif is 'a', that of .*/a_lab.png 'a_lab'",
+            "that of .*/a.tif is 'a', a label that is left over is .*/a_lab.png",
         ),
         (f"images/{'x' * 210}.tif masks/{'x' * 210}.png", {"split": "train"}, "cannot be the name of a file"),
         (
             "images/a...tif masks/a...png",
-            {"split": "train", "key": r"a(\.\.)"},
+            {"split": "train", "pairs": "a{}.tif -> a{}.png"},
             "'..' cannot be the name of a file",
         ),
         ("images/a.tif masks/a.png", {"images": "images/*.jpg"}, "no images in this folder"),

@@ -16,6 +16,7 @@ from crossearth.data.catalog.colours import distinct_colours
 from crossearth.data.catalog.domains import (
     Catalog,
     ClassSet,
+    Masks,
     OwnFiles,
     PublishedScore,
     Recipe,
@@ -191,7 +192,7 @@ def test_a_users_folders_become_a_domain_a_dataset_and_recipes(write: Write, tmp
     )
     catalog = load_catalog([path], tmp_path)
     town = catalog.domain("town")
-    assert town.own == OwnFiles(tmp_path / "town/images", tmp_path / "town/masks", "block", 0.25)
+    assert town.own == OwnFiles(tmp_path / "town/images", Masks("files", tmp_path / "town/masks"))
     assert (town.dataset, town.band_indexes, town.value_range) == ("town", (4, 3, 2), (0.0, 4095.0))
     assert town.splits == ("train", "test")
     assert town.tile == Tiling(512, "cut")
@@ -308,8 +309,11 @@ BROKEN = {
     "setting in capitals": ({"settings": {"d2m": TOWN}}, "settings.d2m: a second entry .*almost: 'D2M'"),
     "setting in other signs": ({"settings": {"P[i]2V": TOWN}}, r"a second entry .*almost: 'P\(i\)2V'"),
     "name of a training's states": ({"domains": {"a.checkpoints": OWN}}, "keeps its states in"),
-    "regex": ({"domains": {"town": OWN | {"key": "(a"}}}, "no regular expression"),
-    "lookahead": ({"domains": {"town": OWN | {"key": "(a)(?=b)"}}}, "neither lookaround nor references back"),
+    "regex": ({"domains": {"town": OWN | {"scene": "(a"}}}, "no regular expression"),
+    "lookahead": (
+        {"domains": {"town": OWN | {"scene": "(a)(?=b)"}}},
+        "neither lookaround nor references back",
+    ),
     "group": ({"domains": {"town": OWN | {"scene": "a+"}}}, "'a\\+' has no group"),
     "lossy": ({"domains": {"town": OWN | {"lossy_labels": ["a"]}}}, "only colours can be snapped"),
     "known domain": ({"domains": {"deepglobe": OWN}}, "a second entry of the name 'deepglobe'"),

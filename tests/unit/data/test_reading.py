@@ -91,7 +91,7 @@ def test_ingest_stores_what_predict_shows_the_network(case: tuple[Image, Reading
         with rasterio.open(folder / "a.tif", "r+") as file:
             file.scales, file.offsets = tags["scales"], tags["offsets"]
         with gdal(), rasterio.open(folder / "a.tif") as file:
-            cutting = Cutting(16, "cut", reading, 0, "error")
+            cutting = Cutting(16, "cut", reading, 0)
             cut_scene(Raster(file, "a.tif"), folder / "stored.tif", cutting)
         stored = read_window(folder / "stored.tif", Window(0, 0, SIDE, SIDE))
         image, valid = predicted(folder / "a.tif", reading)

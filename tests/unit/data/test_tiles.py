@@ -16,6 +16,7 @@ from rasterio.transform import from_origin
 from crossearth.data.catalog.domains import window_starts
 from crossearth.data.catalog.labels import IGNORE, parse_labels
 from crossearth.data.common.errors import InputError
+from crossearth.data.raster.masks import RasterLabels
 from crossearth.data.raster.reader import Raster, gdal
 from crossearth.data.raster.reading import Reading
 from crossearth.data.tiles.scenes import Cutting, Window, cut_scene, dhash, read_window, windows
@@ -30,9 +31,7 @@ def cutting(px: int = 64, rule: Any = "cut", **changes: Any) -> Cutting:
     names = {field.name for field in fields(Reading)}
     how |= {name: value for name, value in changes.items() if name in names}
     other = {name: value for name, value in changes.items() if name not in names}
-    return Cutting(
-        **{"num_classes": 3, "unknown_labels": "error", **other}, px=px, rule=rule, reading=Reading(**how)
-    )
+    return Cutting(**{"num_classes": 3, **other}, px=px, rule=rule, reading=Reading(**how))
 
 
 def save(path: Path, array: NDArray[Any], **options: Any) -> Path:
@@ -45,11 +44,12 @@ def save(path: Path, array: NDArray[Any], **options: Any) -> Path:
     return path
 
 
-def cut(folder: Path, image: Path, label: Path, how: Cutting, spec: Any = SPEC) -> list[dict[str, Any]]:
+def cut(
+    folder: Path, image: Path, label: Path, how: Cutting, spec: Any = SPEC, unknown: Any = "error"
+) -> list[dict[str, Any]]:
     with rasterio.open(image) as one, rasterio.open(label) as two:
-        return cut_scene(
-            Raster(one, str(image)), folder / "i.tif", how, Raster(two, str(label)), folder / "l.tif", spec
-        )
+        labels = RasterLabels(Raster(two, str(label)), spec, unknown)
+        return cut_scene(Raster(one, str(image)), folder / "i.tif", how, labels, folder / "l.tif")
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_unknown_labels_are_counted_over_the_scene(tmp_path: Path, scene: Any) -
     source, source_label = save(tmp_path / "a.tif", image), save(tmp_path / "b.tif", label)
     with pytest.raises(InputError, match=r"b\.tif: 130 of 31500 label pixels .* 77 \(130 px\)"):
         cut(tmp_path, source, source_label, cutting())
-    rows = cut(tmp_path, source, source_label, cutting(rule="whole", unknown_labels="ignore"))
+    rows = cut(tmp_path, source, source_label, cutting(rule="whole"), unknown="ignore")
     assert rows[0]["ignored_pixels"] == int(np.isin(label, (9, 77)).sum())
 
 

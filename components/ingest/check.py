@@ -1,0 +1,108 @@
+"""Pictures of some images with their labels on top, before anything is ingested."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from crossearth.components.ingest.preview import GAP_PX, INK, LINE_PX, PAPER, legend, overlay
+from crossearth.components.ingest.scene import Plan, ingest_scene
+from crossearth.components.ingest.sources import SceneSource, find_scenes
+from crossearth.components.ingest.step import IngestConfig, domains_named
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import PREVIEWS
+from crossearth.data.catalog.domains import Catalog, ClassSet, Domain
+from crossearth.data.catalog.labels import IGNORE
+from crossearth.data.common.files import atomic_dir
+
+SIDE_PX = 768
+LEAST_PX = 256
+
+
+def run(params: Params, catalog: Catalog, names: Sequence[str], number: int) -> list[Path]:
+    """Draws some images of domains or datasets of the working folder; gives the pictures."""
+    config = params.config(IngestConfig, "ingest")
+    return check_labels(names, catalog, params.archives, PREVIEWS, config, number)
+
+
+def check_labels(
+    names: Sequence[str],
+    catalog: Catalog,
+    archives_dir: Path,
+    out_dir: Path,
+    config: IngestConfig,
+    number: int,
+) -> list[Path]:
+    """Draws `number` images of each domain, at equal steps through its scenes, with their labels beside them.
+
+    They are read as ingest reads them, so that what it refuses is refused here.
+
+    Args:
+        names: domains or datasets.
+        out_dir: gets a folder `<domain>-check` of each, with one PNG an image.
+
+    Raises:
+        InputError: as ingest.
+    """
+    domains = [domain for name in names for domain in domains_named(name, catalog)]
+    return [
+        path
+        for domain in domains
+        for path in _check_domain(domain, catalog, archives_dir, out_dir, config, number)
+    ]
+
+
+def _check_domain(
+    domain: Domain, catalog: Catalog, archives_dir: Path, out_dir: Path, config: IngestConfig, number: int
+) -> list[Path]:
+    domain = replace(domain, unknown_labels=domain.unknown_labels or config.unknown_labels)
+    class_set = catalog.class_sets[domain.class_set] if domain.class_set else None
+    target = Path(out_dir) / f"{domain.name}-check"
+    with TemporaryDirectory() as work, atomic_dir(target) as folder:
+        sources = find_scenes(domain, Path(archives_dir) / domain.dataset, Path(work) / "unpacked")
+        plan = Plan.of(domain, catalog, config.tile_px, sources[0])
+        steps = np.linspace(0, len(sources) - 1, min(number, len(sources)))
+        for source in [sources[round(step)] for step in steps]:
+            ingest_scene(plan, Path(work), source)
+            _draw(Path(work), source, class_set).save(folder / f"{source.split}_{source.name}.png")
+    return sorted(target.iterdir())
+
+
+def _draw(work: Path, source: SceneSource, class_set: ClassSet | None) -> Image.Image:
+    image_HW3 = _read(work / source.stored("images")).transpose(1, 2, 0)
+    pictures = [image_HW3]
+    below: Image.Image | None = None
+    scale = max(1, -(-LEAST_PX // max(image_HW3.shape[:2])))
+    width = 3 * GAP_PX + 2 * scale * image_HW3.shape[1]
+    if class_set is not None:
+        label_HW = _read(work / source.stored("labels"))[0]
+        pictures.append(overlay(image_HW3, label_HW, class_set))
+        counts = np.bincount(label_HW.ravel(), minlength=IGNORE + 1) / label_HW.size
+        shares = [*counts[: len(class_set.classes)], counts[IGNORE]]
+        below = legend(class_set, [f"{share:.1%}" for share in shares], width)
+    height = LINE_PX + scale * image_HW3.shape[0] + GAP_PX
+    sheet = Image.new("RGB", (width, height + (below.height if below else 0)), PAPER)
+    ImageDraw.Draw(sheet).text(
+        (GAP_PX, 4), f"{source.split}: {source.image}", INK, ImageFont.load_default(14)
+    )
+    for column, picture in enumerate(pictures):
+        drawn = Image.fromarray(picture).resize(
+            (scale * picture.shape[1], scale * picture.shape[0]), Image.Resampling.NEAREST
+        )
+        sheet.paste(drawn, (GAP_PX + column * (drawn.width + GAP_PX), LINE_PX))
+    if below is not None:
+        sheet.paste(below, (0, height))
+    return sheet
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    """A stored scene (bands, H, W), thinned to at most SIDE_PX."""
+    with rasterio.open(path, driver="GTiff") as scene:
+        shrink = max(1.0, max(scene.width, scene.height) / SIDE_PX)
+        size = (max(1, round(scene.height / shrink)), max(1, round(scene.width / shrink)))
+        return np.asarray(scene.read(out_shape=(scene.count, *size)), np.uint8)

@@ -1,0 +1,198 @@
+"""Which label belongs to which image, by their paths."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import re2
+
+from crossearth.data.catalog.domains import Domain, OwnFiles, Pairs, compiled_pattern
+from crossearth.data.common.errors import InputError
+from crossearth.data.raster.archives import Member
+
+SHOWN = 5
+SAMPLED = 20  # images whose names are looked at
+LOSSY = (".jpg", ".jpeg")
+# words by which people tell masks from images
+MASK_WORDS = re.compile(r"mask|label|annot|truth|target|seg|lbl|gt", re.IGNORECASE)
+Kind = Literal["image", "mask"]
+
+
+def keys_of(
+    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]
+) -> Callable[[Member], str]:
+    """What gives the key of a user's image or mask: what the two have in common.
+
+    It is what the stars of their patterns stand for, or the braces of `pairs`: of that only the last name,
+    unless two images or two masks have the same.
+    """
+    mask_pattern = own.masks.pattern if own.masks else "*"
+    if own.pairs is not None:
+        found = [
+            {member: own.pairs.key(member.path, of) for member in members}
+            for of, members in (("image", images), ("mask", masks))  # type: ignore[misc]
+        ]
+    else:
+        found = [
+            {member: _starred(pattern, member.path) for member in members}
+            for pattern, members in ((own.image_pattern, images), (mask_pattern, masks))
+        ]
+    key_of = found[0] | found[1]
+    if all(len({PurePosixPath(key).name.lower() for key in keys.values()}) == len(keys) for keys in found):
+        return lambda member: PurePosixPath(key_of[member]).name
+    return key_of.__getitem__
+
+
+def stars(pattern: str) -> Any:
+    """The regular expression of a pattern in which `*` stands for anything, folders too."""
+    return compiled_pattern("(?s)^" + "(.*)".join(map(re2.escape, pattern.split("*"))) + "$")
+
+
+def _starred(pattern: str, path: str) -> str:
+    """`berlin/0` of `berlin/images/0.tif` under `*/images/*`."""
+    stem = str(PurePosixPath(path).with_suffix(""))
+    match = stars(str(PurePosixPath(pattern).with_suffix(""))).search(stem)
+    return "/".join(filter(None, match.groups())) if match else stem
+
+
+def apart(
+    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member], others: str
+) -> tuple[list[Member], list[Member]]:
+    """Images that are no masks and masks that are no images: what the narrower of both rules means counts.
+
+    Args:
+        others: what lies beside them, for the message.
+
+    Raises:
+        InputError: neither is narrower.
+    """
+    image_at = {_place(image): image for image in images}
+    mask_at = {_place(mask): mask for mask in masks}
+    shared = image_at.keys() & mask_at.keys()
+    if shared and len(shared) == len(mask_at) < len(image_at):
+        return [image for path, image in image_at.items() if path not in shared], list(masks)
+    if shared and len(shared) == len(image_at) < len(mask_at):
+        return list(images), [mask for path, mask in mask_at.items() if path not in shared]
+    if shared:
+        likely = suggested([image.path for image in images], [mask.path for mask in masks])
+        raise InputError(
+            f"{domain.name}: {len(shared)} files are both images and masks: "
+            + some(sorted(image_at[path].path for path in shared))
+            + others,
+            where=own.images,
+            expected="`images` and `masks` that match different files, or `pairs`",
+            next_step=f'say which are which, e.g. pairs: "{likely or "{}_sat.jpg -> {}_mask.png"}"',
+        )
+    return list(images), list(masks)
+
+
+def _place(member: Member) -> str:
+    return f"{member.container.resolve()}:{member.name}"
+
+
+def suggested(images: Sequence[str], masks: Sequence[str]) -> Pairs | None:
+    """The pattern that gives every image one mask, if their names show one.
+
+    Args:
+        images, masks: paths; the same ones where it is not known which are which.
+    """
+    same = {*images} == {*masks}
+    choices: Counter[Pairs] = Counter()
+    for image in images[:SAMPLED]:
+        paired = [
+            (_likeness(image, mask), pairs)
+            for mask in masks
+            if mask != image and (pairs := _pattern(PurePosixPath(image), PurePosixPath(mask)))
+        ]
+        best = max((likeness for likeness, _ in paired), default=0)
+        choices.update(pairs for likeness, pairs in paired if likeness == best)
+    for pairs in sorted(choices, key=lambda each: (-choices[each], "label" not in each.mask.lower())):
+        theirs = {pairs.key(path, "mask").lower() for path in masks} - {""}
+        ours = [pairs.key(path, "image").lower() for path in images if not (same and pairs.key(path, "mask"))]
+        if ours and len({*ours}) == len(ours) and {*ours} <= theirs:
+            return pairs
+    return None
+
+
+def _likeness(one: str, other: str) -> int:
+    """How many letters two files' names share at their beginning or at their end."""
+    stems = PurePosixPath(one).stem, PurePosixPath(other).stem
+    return max(_common(*stems), _common(stems[0][::-1], stems[1][::-1]))
+
+
+def _common(one: str, other: str) -> int:
+    return next(
+        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def _pattern(image: PurePosixPath, mask: PurePosixPath) -> Pairs | None:
+    """How one image's name becomes one mask's, if the mask's has a word that masks have."""
+    ours, theirs = image.stem, mask.stem
+    ahead, behind = _common(ours, theirs), _common(ours[::-1], theirs[::-1])
+    # the sign between words belongs to what differs: {}_mask and not {}mask
+    if ahead < max(len(ours), len(theirs)):
+        ahead = len(ours[:ahead].rstrip("_-. "))
+    if behind < max(len(ours), len(theirs)):
+        behind = len(ours[len(ours) - behind :].lstrip("_-. "))
+    if ahead >= behind:
+        ends = ours[ahead:], theirs[ahead:]
+        pairs = Pairs(f"{{}}{ends[0]}{image.suffix}", f"{{}}{ends[1]}{mask.suffix}")
+    else:
+        ends = ours[: len(ours) - behind], theirs[: len(theirs) - behind]
+        pairs = Pairs(f"{ends[0]}{{}}{image.suffix}", f"{ends[1]}{{}}{mask.suffix}")
+    by_word = MASK_WORDS.search(ends[1]) is not None and MASK_WORDS.search(ends[0]) is None
+    by_suffix = ends == ("", "") and image.suffix != mask.suffix and mask.suffix.lower() not in LOSSY
+    return pairs if max(ahead, behind) and (by_word or by_suffix) else None
+
+
+class ImageNames:
+    """Images by the names that lists and tables give them: key, path or name, with the suffix or without."""
+
+    def __init__(self, images: Mapping[str, Member]) -> None:
+        self._keys: dict[str, set[str]] = {}
+        for key, image in images.items():
+            file = PurePosixPath(image.path.lower())
+            for name in {key, str(file), str(file.with_suffix("")), file.name, file.stem}:
+                self._keys.setdefault(name, set()).add(key)
+
+    def find(self, text: str) -> set[str]:
+        """Keys of the images that a name may mean: of a path, those that agree with most of it."""
+        parts = PurePosixPath(text.strip().replace("\\", "/").lower()).parts
+        for first in range(len(parts)):
+            below = PurePosixPath(*parts[first:])
+            if keys := self._keys.get(str(below)) or self._keys.get(str(below.with_suffix(""))):
+                return keys
+        return set()
+
+    def one(self, text: str, where: object) -> str | None:
+        """The key of the image that a name means; None where there is none.
+
+        Raises:
+            InputError: it may mean several.
+        """
+        keys = self.find(text)
+        if len(keys) > 1:
+            raise InputError(
+                f"{text.strip()!r} may be {some(sorted(keys))}", where=where, expected="one of them"
+            )
+        return next(iter(keys), None)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def unpaired(own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]) -> str:
+    """What to do about images without a mask."""
+    pairs = suggested([image.path for image in images], [mask.path for mask in masks])
+    if pairs is not None and own.pairs is None:
+        return f'give the domain the line\n    pairs: "{pairs}"'
+    skip = "`unlabelled: skip` in the catalog file leaves such images out"
+    if own.masks is not None and own.masks.outside is not None:
+        skip += ", `unlabelled: outside` takes them for images that no shape covers"
+    return f"add the labels, or say so: {skip}"

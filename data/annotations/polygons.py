@@ -1,0 +1,298 @@
+"""Polygons of a geographic information system, in the coordinates of the ground."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyogrio
+from pyogrio.errors import CRSError, DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
+from pyproj import CRS
+from pyproj.exceptions import CRSError as ProjError
+from rasterio.errors import RasterioError
+from rasterio.warp import transform_bounds
+from shapely import STRtree, box, length
+
+from crossearth.data.annotations.documents import parse_json
+from crossearth.data.annotations.shapes import Shape
+from crossearth.data.annotations.source import LabelSource
+from crossearth.data.catalog.domains import Masks
+from crossearth.data.common.config import listed, nearest
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import digest
+from crossearth.data.raster.archives import Member, read
+from crossearth.data.raster.reader import Raster, gdal, open_raster
+
+# by its first bytes GDAL would open anything, and some kinds point to other files
+SIGNATURES = {
+    ".geojson": (b"{", b"\xef\xbb\xbf{"),
+    ".json": (b"{", b"\xef\xbb\xbf{"),
+    ".gpkg": (b"SQLite format 3\0",),
+    ".shp": (b"\0\0\x27\x0a",),
+    ".fgb": (b"fgb\x03",),
+}
+INDEXED = (".gpkg", ".fgb", ".shp")  # a part of these is read without the rest
+WITHOUT_ATTRIBUTE = "polygon"
+# straight lines of one CRS are curves of another: a point every so many px
+STEP_PX = 32
+MAX_POINTS = 1_000_000
+ERRORS = (CRSError, DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError)
+
+
+def parts(member: Member, beside: Sequence[Member]) -> tuple[Member, ...]:
+    """A file of polygons and those that belong to it."""
+    path = PurePosixPath(member.path)
+    if path.suffix.lower() != ".shp":
+        return (member,)
+    stem = str(path.with_suffix("")).lower()
+    others = [
+        each
+        for each in beside
+        if each is not member and each.path.lower().rpartition(".")[0] in (stem, f"{stem}.shp")
+    ]
+    return (member, *others)
+
+
+def on_disk(files: Sequence[Member], folder: Path) -> tuple[Member, ...]:
+    """The parts of a file, those from an archive unpacked below `folder`."""
+    placed = []
+    folder = folder / digest(str(files[0]))[:16]
+    for member in files:
+        if member.name:
+            place = folder / PurePosixPath(member.path).name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(read(member))
+            member = Member(member.path, place, "", member.size, member.tag, packed=True)
+        placed.append(member)
+    return tuple(placed)
+
+
+def names(masks: Masks, source: LabelSource) -> dict[str, int]:
+    """How many polygons of a file have which name.
+
+    Raises:
+        InputError: the file cannot be read, lacks the attribute, has several layers and none was named, or
+            holds other things than polygons.
+    """
+    layer = _layer(masks, source)
+    if masks.attribute is None:
+        return {WITHOUT_ATTRIBUTE: layer["features"]}
+    frame = _frame(source, layer["name"], masks.attribute, read_geometry=False)
+    return dict(Counter(map(_name, frame[masks.attribute])))
+
+
+def shapes(masks: Masks, source: LabelSource, image: Raster) -> list[Shape]:
+    """The polygons that meet an image, in its px.
+
+    Raises:
+        InputError: as `names`; a place that is known of one of the two alone.
+    """
+    layer = _layer(masks, source)
+    crs = _crs(masks, source, layer["crs"], image)
+    bounds = _bounds(source, image, crs)
+    frame = _meeting(source, layer["name"], masks.attribute, bounds)
+    frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty]
+    if odd := sorted({*frame.geom_type} - {"Polygon", "MultiPolygon"}):
+        raise _no_polygons(source, odd)
+    geometry = frame.geometry
+    if crs is not None and not crs.equals(
+        ours := CRS.from_wkt(image.dataset.crs.to_wkt()), ignore_axis_order=True
+    ):
+        step = (bounds[2] - bounds[0]) / image.dataset.width * STEP_PX
+        step = max(step, float(length(geometry.values).sum()) / MAX_POINTS)
+        geometry = geometry.set_crs(crs, allow_override=True).segmentize(step).to_crs(ours)
+    a, b, c, d, e, f = (~image.dataset.transform)[:6]
+    geometry = geometry.affine_transform([a, b, d, e, c, f])
+    labels = map(_name, frame[masks.attribute]) if masks.attribute else [WITHOUT_ATTRIBUTE] * len(frame)
+    return [Shape(name, area) for name, area in zip(labels, geometry, strict=True)]
+
+
+def _no_polygons(source: LabelSource, kinds: Sequence[str]) -> InputError:
+    return InputError(
+        f"shapes that are no polygons: {listed(kinds)}",
+        where=source,
+        expected="polygons",
+        next_step="give lines and points a width (Buffer, in QGIS) and export them again",
+    )
+
+
+def meeting(masks: Masks, source: LabelSource, images: Sequence[Member]) -> tuple[int, list[Member]]:
+    """How many polygons meet none of the images, and the images that some meet.
+
+    Raises:
+        InputError: as `shapes`.
+    """
+    layer = _layer(masks, source)
+    try:
+        _, sides = pyogrio.read_bounds(_path(source), layer=layer["name"])
+    except ERRORS as error:
+        raise _unreadable(_path(source), source.where, error) from error
+    tree = STRtree(box(*sides))
+    met: set[int] = set()
+    covered = []
+    for member in images:
+        with gdal(), open_raster(member) as image:
+            bounds = _bounds(source, image, _crs(masks, source, layer["crs"], image))
+        if len(here := tree.query(box(*bounds))):
+            covered.append(member)
+            met.update(here.tolist())
+    return sides.shape[1] - len(met), covered
+
+
+def _path(source: LabelSource) -> Path:
+    return source.files[0].container
+
+
+def _layer(masks: Masks, source: LabelSource) -> dict[str, Any]:
+    """Name, CRS, bounds and number of features of the layer that is meant."""
+    path = _path(source)
+    found = _layers(path, source.files[0].tag, source.where)
+    if masks.layer is None and len(found) > 1:
+        raise InputError(f"{len(found)} layers", where=source, expected=f"`layer`: one of {listed(found)}")
+    name = masks.layer or next(iter(found), "")
+    if name not in found:
+        raise InputError(f"no layer {name!r}", where=source, expected=nearest(name, found))
+    layer = found[name]
+    if "Line" in layer["kind"] or "Point" in layer["kind"]:
+        raise _no_polygons(source, [layer["kind"]])
+    if masks.attribute is not None and masks.attribute not in layer["fields"]:
+        raise InputError(
+            f"no attribute {masks.attribute!r}",
+            where=source,
+            expected=nearest(masks.attribute, layer["fields"]),
+        )
+    return layer
+
+
+@lru_cache(maxsize=8)
+def _layers(path: Path, tag: str, where: str) -> dict[str, dict[str, Any]]:
+    """The layers that have shapes."""
+    suffix = path.suffix.lower()
+    with path.open("rb") as file:
+        head = file.read(64).lstrip() if suffix in (".geojson", ".json") else file.read(64)
+    if not head.startswith(SIGNATURES[suffix]):
+        if suffix in (".geojson", ".json"):
+            parse_json(path.read_bytes(), where)
+        raise InputError(
+            f"not what {suffix} files are",
+            where=where,
+            expected="GeoJSON, GeoPackage, shapefile or FlatGeobuf",
+        )
+    try:
+        with_shapes = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        infos = {name: pyogrio.read_info(path, layer=name, force_feature_count=True) for name in with_shapes}
+    except ERRORS as error:
+        raise _unreadable(path, where, error) from error
+    return {
+        name: {
+            "name": name,
+            "crs": info["crs"],
+            "kind": str(info["geometry_type"]),
+            "fields": [str(field) for field in info["fields"]],
+            "features": int(info["features"]),
+        }
+        for name, info in infos.items()
+    }
+
+
+def _unreadable(path: Path, where: str, error: Exception) -> InputError:
+    if path.suffix.lower() in (".geojson", ".json"):
+        parse_json(path.read_bytes(), where)  # knows the line and the column
+    return InputError(
+        f"cannot be read: {error}",
+        where=where,
+        expected="GeoJSON, GeoPackage, shapefile (.shp, .shx and .dbf) or FlatGeobuf, of polygons",
+        next_step="export the file again",
+    )
+
+
+def _frame(source: LabelSource, layer: str, attribute: str | None, **options: Any) -> Any:
+    path = _path(source)
+    try:
+        return pyogrio.read_dataframe(
+            path, layer=layer, columns=[attribute] if attribute else [], force_2d=True, **options
+        )
+    except ERRORS as error:
+        raise _unreadable(path, source.where, error) from error
+
+
+@lru_cache(maxsize=1)
+def _whole(source: LabelSource, layer: str, attribute: str | None) -> Any:
+    return _frame(source, layer, attribute)
+
+
+def _meeting(source: LabelSource, layer: str, attribute: str | None, bounds: Sequence[float]) -> Any:
+    """The features whose bounds meet others, in the file's order."""
+    if _path(source).suffix.lower() in INDEXED:
+        return _frame(source, layer, attribute, bbox=tuple(bounds))
+    frame = _whole(source, layer, attribute)
+    left, bottom, right, top = bounds
+    theirs = frame.geometry.bounds
+    return frame[
+        (theirs.minx <= right) & (theirs.maxx >= left) & (theirs.miny <= top) & (theirs.maxy >= bottom)
+    ]
+
+
+def _crs(masks: Masks, source: LabelSource, said: str | None, image: Raster) -> CRS | None:
+    """The polygons' CRS; None where neither they nor the image have one."""
+    dataset = image.dataset
+    if dataset.transform.is_identity:
+        raise InputError(
+            "an image without a place on the ground, for polygons that have one",
+            where=image.where,
+            expected="a georeference: in the file, in a world file, or in an .aux.xml",
+        )
+    if masks.crs is None and (said is None) != (dataset.crs is None):
+        lacking, other = (source.where, image.where) if said is None else (image.where, source.where)
+        known = said or dataset.crs.to_string()
+        raise InputError(
+            "no CRS",
+            where=lacking,
+            expected=f"one, as {other} has: {known[:60]}",
+            next_step="say it in the catalog file, e.g. masks: {polygons: ..., crs: "
+            + f"{dataset.crs.to_string()}}}"
+            if said is None
+            else "gdal_edit.py -a_srs EPSG:... FILE",
+        )
+    if dataset.crs is None:
+        return None
+    try:
+        return CRS.from_user_input(masks.crs or said)
+    except ProjError as error:
+        raise InputError(
+            f"crs: {masks.crs or said!r} is none: {error}", where=source, expected="e.g. EPSG:32633"
+        ) from error
+
+
+def _bounds(source: LabelSource, image: Raster, crs: CRS | None) -> tuple[float, float, float, float]:
+    """What an image covers, in the polygons' coordinates, and a px more."""
+    dataset = image.dataset
+    left, bottom, right, top = dataset.bounds
+    left, right, bottom, top = min(left, right), max(left, right), min(bottom, top), max(bottom, top)
+    corners = [dataset.transform @ (x, y) for x in (-1, dataset.width + 1) for y in (-1, dataset.height + 1)]
+    xs, ys = zip(*corners, strict=True)
+    bounds = min(*xs, left), min(*ys, bottom), max(*xs, right), max(*ys, top)
+    if crs is None:
+        return bounds
+    try:
+        found = transform_bounds(dataset.crs, crs.to_wkt(), *bounds, densify_pts=21)
+    except RasterioError as error:
+        raise InputError(
+            f"no way from the image's CRS to the polygons': {error}", where=image.where, expected=str(source)
+        ) from error
+    if not all(map(math.isfinite, found)):
+        raise InputError(
+            "no place in the polygons' CRS", where=image.where, expected=f"one that {source} covers"
+        )
+    return found
+
+
+def _name(value: Any) -> str:
+    """An attribute's value as a name: 3.0 is "3", and nothing is ""."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)

@@ -1,0 +1,116 @@
+"""What a file is that is no image, and how a domain's `masks` would name it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from crossearth.data.annotations.cvat import LABELMAP
+from crossearth.data.annotations.imagefolder import TABLES
+from crossearth.data.annotations.source import VECTOR_SUFFIXES
+from crossearth.data.catalog.domains import Form
+from crossearth.data.common.errors import InputError
+from crossearth.data.raster.archives import Member, read
+
+OTHER_VECTOR = (".kml", ".kmz", ".gml", ".dxf", ".gdb")
+CONTAINERS = (
+    ".h5",
+    ".hdf5",
+    ".nc",
+    ".mat",
+    ".npz",
+    ".npy",
+    ".tfrecord",
+    ".tfrecords",
+    ".parquet",
+    ".lmdb",
+    ".zarr",
+)
+YOLO_TABLES = ("data.yaml", "dataset.yaml", "data.yml")
+MAX_BYTES = 512 * 2**20
+FILES_READ = 5
+
+
+class Recognised(NamedTuple):
+    """A kind of labels among files.
+
+    Attributes:
+        form: as a domain's `masks` names it; None: it is not read.
+        what: what a person calls it.
+        files: the files that are such.
+    """
+
+    form: Form | None
+    what: str
+    files: tuple[Member, ...]
+
+
+def recognise(members: Sequence[Member]) -> list[Recognised]:
+    """The kinds of labels, and of containers of images, among files that are no images."""
+    found: dict[tuple[Form | None, str], list[Member]] = {}
+    jsons = 0
+    for member in members:
+        name = PurePosixPath(member.path).name.lower()
+        kind: tuple[Form | None, str] | None = None
+        if name.endswith(VECTOR_SUFFIXES) and not name.endswith(".json"):
+            kind = "polygons", "polygons"
+        elif name.endswith(OTHER_VECTOR):
+            kind = None, "polygons of a kind that is not read (export them as GeoPackage)"
+        elif name in TABLES:
+            kind = "imagefolder", "an image folder of Hugging Face"
+        elif name == LABELMAP:
+            kind = "cvat", "CVAT's segmentation masks"
+        elif name in YOLO_TABLES:
+            kind = "yolo", "a dataset of YOLO"
+        elif name.endswith(".json") and jsons < FILES_READ:
+            jsons += 1
+            kind = _of_json(member)
+        elif name.endswith(CONTAINERS):
+            kind = None, "a container of many images (export them as GeoTIFF or PNG)"
+        if kind is not None:
+            found.setdefault(kind, []).append(member)
+    return [Recognised(form, what, tuple(files)) for (form, what), files in found.items()]
+
+
+def told(members: Sequence[Member]) -> str:
+    """What lies there instead of images, for a message; empty where nothing is recognised."""
+    lines = []
+    for form, what, files in recognise(members):
+        line = f"\n  here: {files[0]}: {what}"
+        if form is not None:
+            line += (
+                f"; write\n    {entry(form, str(files[0].container if not files[0].name else files[0].path))}"
+            )
+        lines.append(line)
+    return "".join(lines)
+
+
+def entry(form: Form, place: str) -> str:
+    """The line of a catalog file for labels of a form."""
+    folder = str(PurePosixPath(place).parent)
+    return {
+        "polygons": f"masks: {{polygons: {place}, attribute: NAME, outside: background}}",
+        "coco": f"masks: {{coco: {place}, outside: background}}",
+        "labelme": f"masks: {{labelme: {folder}, outside: background}}",
+        "yolo": f"masks: {{yolo: {folder}/labels, names: {place}, outside: background}}",
+        "cvat": f"masks: {{cvat: {folder}}}",
+        "imagefolder": f"masks: {{imagefolder: {folder}}}",
+    }[form]
+
+
+def _of_json(member: Member) -> tuple[Form | None, str] | None:
+    if member.size > MAX_BYTES:
+        return None
+    try:
+        found = json.loads(read(member).decode("utf-8-sig"))
+    except (ValueError, RecursionError, InputError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    if found.keys() >= {"images", "annotations", "categories"}:
+        return "coco", "a COCO file"
+    if "shapes" in found and "imagePath" in found:
+        return "labelme", "labelme's shapes"
+    if found.get("type") == "FeatureCollection":
+        return "polygons", "polygons"
+    return None

@@ -1,0 +1,108 @@
+"""Labels that were drawn as shapes: they become class ids on an image's grid, a window at a time."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio import Affine
+from rasterio.features import rasterize
+from shapely import Polygon
+from shapely.geometry.base import BaseGeometry
+
+from crossearth.data.raster.reader import middles
+
+
+class Bitmap(NamedTuple):
+    """Px of a shape that has no outline: `mask` (H, W) lies with its first px at (`left`, `top`)."""
+
+    left: int
+    top: int
+    mask: NDArray[np.bool_]
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        height, width = self.mask.shape
+        return self.left, self.top, self.left + width, self.top + height
+
+
+class Shape(NamedTuple):
+    """A name, and the area that has it: in px of the image, x to the right and y down from its corner."""
+
+    name: str
+    area: BaseGeometry | Bitmap
+
+
+def outline(points_N2: NDArray[np.float64]) -> BaseGeometry:
+    """The polygon of a ring of at least 3 points."""
+    return Polygon(points_N2)
+
+
+@dataclass(frozen=True)
+class DrawnLabels:
+    """Labels of one image as shapes, from the lowest to the topmost.
+
+    Attributes:
+        where: how to name them to the user.
+        width, height: of the image, px.
+        shapes: (class id, area).
+        outside: id of px that no shape covers.
+        all_touched: whether outlines take every px that they touch, else those whose middle they cover.
+    """
+
+    where: str
+    width: int
+    height: int
+    shapes: tuple[tuple[int, BaseGeometry | Bitmap], ...]
+    outside: int
+    all_touched: bool = False
+
+    def read(self, window: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """Class ids, as `Labels` has it."""
+        (top, bottom), (left, right) = window or ((0, self.height), (0, self.width))
+        ids = np.full((bottom - top, right - left), self.outside, np.uint8)
+        here = [each for each in self.shapes if _meets(each[1].bounds, (left, top, right, bottom))]
+        for drawn, run in groupby(here, key=lambda each: not isinstance(each[1], Bitmap)):
+            if drawn:
+                rasterize(
+                    [(area, id) for id, area in run],
+                    out=ids,
+                    transform=Affine.translation(left, top),
+                    all_touched=self.all_touched,
+                )
+                continue
+            for id, area in run:
+                _stamp(ids, id, area, left, top)  # type: ignore[arg-type]
+        if ids.shape == shape:
+            return ids
+        rows, cols = (middles((0, side), cells) for side, cells in zip(ids.shape, shape, strict=True))
+        return ids[rows][:, cols]
+
+
+def in_order(
+    shapes: Iterable[tuple[int, BaseGeometry | Bitmap]], order: Sequence[int] | None
+) -> tuple[tuple[int, BaseGeometry | Bitmap], ...]:
+    """Shapes from the lowest to the topmost; of one class, and without an order, as they come."""
+    there = tuple(each for each in shapes if isinstance(each[1], Bitmap) or not each[1].is_empty)
+    return there if order is None else tuple(sorted(there, key=lambda each: order.index(each[0])))
+
+
+def _meets(bounds: Sequence[float], window: Sequence[float]) -> bool:
+    # px that a shape only touches count where all_touched is said
+    return (
+        bounds[0] <= window[2]
+        and bounds[2] >= window[0]
+        and bounds[1] <= window[3]
+        and bounds[3] >= window[1]
+    )
+
+
+def _stamp(ids: NDArray[np.uint8], id: int, area: Bitmap, left: int, top: int) -> None:
+    height, width = ids.shape
+    first_row, first_col = max(area.top - top, 0), max(area.left - left, 0)
+    mask = area.mask[max(top - area.top, 0) :, max(left - area.left, 0) :]
+    mask = mask[: max(height - first_row, 0), : max(width - first_col, 0)]
+    rows, cols = mask.shape
+    ids[first_row : first_row + rows, first_col : first_col + cols][mask] = id

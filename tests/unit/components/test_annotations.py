@@ -1,0 +1,942 @@
+"""Labels in the layouts in which the tools write that people label with."""
+
+import base64
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+from own_domain import save
+from PIL import Image
+from pycocotools import mask as run_lengths
+from rasterio.transform import from_origin
+from shapely import LineString, Polygon, box
+
+from crossearth.components.ingest import step
+from crossearth.components.ingest.pairing import suggested
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.components.pods.items import _own_files
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.errors import InputError
+from crossearth.data.tiles.manifest import read_label, read_manifest
+
+SIDE = 16
+LEFT, TOP, PX = 300_000.0, 5_000_000.0, 0.5
+UTM = {"crs": "EPSG:32633", "transform": from_origin(LEFT, TOP, PX, PX)}
+CLASSES = ("background", "building", "road")
+BUILDING, ROAD = (2, 3, 8, 9), (6, 6, 12, 14)  # left, top, right, bottom in px; they overlap
+LEFT_OUT = "left out"
+
+
+def drawn(*areas: tuple[int, tuple[int, int, int, int]], outside: int = 0) -> NDArray[np.uint8]:
+    """Ids of boxes, the later ones on top."""
+    ids = np.full((SIDE, SIDE), outside, np.uint8)
+    for id, (left, top, right, bottom) in areas:
+        ids[top:bottom, left:right] = id
+    return ids
+
+
+BOTH = drawn((1, BUILDING), (2, ROAD))
+
+
+def ring(area: tuple[int, int, int, int]) -> list[list[float]]:
+    left, top, right, bottom = map(float, area)
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+def on_ground(area: tuple[int, int, int, int], image: int = 0) -> Polygon:
+    left, top, right, bottom = area
+    shift = LEFT + image * 1000
+    return box(shift + left * PX, TOP - bottom * PX, shift + right * PX, TOP - top * PX)
+
+
+def images(folder: Path, *names: str, **options: Any) -> None:
+    for number, name in enumerate(names or ("images/a1.tif", "images/a2.tif")):
+        rng = np.random.default_rng(number)
+        place = {**UTM, "transform": from_origin(LEFT + number * 1000, TOP, PX, PX)}
+        place = options or (place if name.endswith(".tif") else {})
+        save(folder / name, rng.integers(0, 256, (3, SIDE, SIDE)).astype(np.uint8), **place)
+
+
+def write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def layer(
+    path: Path, features: list[tuple[Any, Any]], crs: str | None = "EPSG:32633", **options: Any
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names, shapes = zip(*features, strict=True)
+    frame = geopandas.GeoDataFrame({"landuse": names}, geometry=list(shapes), crs=crs)
+    frame.to_file(path, **options)
+
+
+def run(folder: Path, **entry: Any) -> dict[str, NDArray[np.uint8]]:
+    """Ingests the domain `town` of `folder`; its labels by the names of their tiles."""
+    values = {
+        "images": "images",
+        "class_set": "town",
+        "tile": {"px": 16, "rule": "whole"},
+        "split": "train",
+        **entry,
+    }
+    file = folder / "catalog.yaml"
+    values = {key: value for key, value in values.items() if value is not None}
+    sections = {"class_sets": {"town": {"classes": list(CLASSES)}}, "domains": {"town": values}}
+    file.write_text(yaml.safe_dump(sections))
+    catalog = load_catalog([file], folder)
+    (path,) = ingest(["town"], catalog, folder, folder / "domains", IngestConfig(workers=1))
+    found = {}
+    for split in catalog.domain("town").splits:
+        manifest = read_manifest(path, split)
+        found |= {
+            f"{row['split']}/{row['tile_id']}": read_label(manifest, at)
+            for at, row in enumerate(manifest.rows)
+        }
+    return {name.removeprefix("train/"): label for name, label in found.items()}
+
+
+# --- every form, in the layout of its tool: image a1 has a building under a road
+
+
+SHAPES = [("Building", BUILDING), ("road", ROAD)]
+
+
+def polygons(folder: Path, name: str, per_image: bool = False, **options: Any) -> None:
+    images(folder)
+    if per_image:
+        for number in range(2):
+            shapes = [(kind, on_ground(area, number)) for kind, area in SHAPES]
+            layer(folder / name.replace("*", f"a{number + 1}"), shapes, **options)
+    else:
+        layer(
+            folder / name, [(kind, on_ground(area, n)) for n in range(2) for kind, area in SHAPES], **options
+        )
+
+
+def in_degrees(folder: Path) -> None:
+    polygons(folder, "labels.gpkg")
+    frame = geopandas.read_file(folder / "labels.gpkg").to_crs("EPSG:4326")
+    (folder / "labels.gpkg").unlink()
+    frame.to_file(folder / "labels.geojson")
+
+
+def zipped(folder: Path) -> None:
+    polygons(folder, "data/labels.shp")
+    with zipfile.ZipFile(folder / "data.zip", "w") as archive:
+        for path in sorted((folder / "data").iterdir()):
+            archive.write(path, f"data/{path.name}")
+            path.unlink()
+    (folder / "data").rmdir()
+
+
+def coco(as_run_lengths: str = "") -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        images(folder, "images/a1.png", "images/a2.png")
+        write(folder / "annotations.json", coco_file(as_run_lengths))
+
+    return make
+
+
+def coco_file(as_run_lengths: str = "") -> dict[str, Any]:
+    def segmentation(area: tuple[int, int, int, int]) -> Any:
+        if not as_run_lengths:
+            return [[value for point in ring(area) for value in point]]
+        packed = run_lengths.encode(np.asfortranarray(drawn((1, area))))
+        if as_run_lengths == "packed":
+            return {"size": [SIDE, SIDE], "counts": packed["counts"].decode()}
+        flat = drawn((1, area)).T.ravel()
+        edges = np.flatnonzero(np.diff(flat)) + 1
+        return {"size": [SIDE, SIDE], "counts": np.diff([0, *edges, flat.size]).tolist()}
+
+    return {
+        "info": {},
+        "images": [
+            {"id": number, "file_name": f"a{number}.png", "width": SIDE, "height": SIDE} for number in (1, 2)
+        ],
+        "categories": [{"id": 3, "name": "Building"}, {"id": 7, "name": "road"}],
+        "annotations": [
+            {
+                "id": 10 * image + category,
+                "image_id": image,
+                "category_id": category,
+                "segmentation": segmentation(area),
+                "iscrowd": 0,
+            }
+            for image in (1, 2)
+            for category, area in ((3, BUILDING), (7, ROAD))
+        ],
+    }
+
+
+def yolo_lines() -> str:
+    return "\n".join(
+        f"{kind} " + " ".join(f"{value / SIDE:.6f}" for point in ring(area) for value in point)
+        for kind, area in ((0, BUILDING), (1, ROAD))
+    )
+
+
+def yolo(folder: Path) -> None:
+    images(folder, "images/train/a1.jpg", "images/train/a2.jpg")
+    for number in (1, 2):
+        write(folder / f"labels/train/a{number}.txt", yolo_lines())
+    write(folder / "data.yaml", "path: .\ntrain: images/train\nnames: {0: building, 1: road}\n")
+    write(folder / "labels/train.cache", b"\0")
+
+
+def labelme_file(name: str, **changes: Any) -> dict[str, Any]:
+    mask = io.BytesIO()
+    left, top, right, bottom = ROAD
+    Image.fromarray(np.full((bottom - top, right - left), 255, np.uint8)).save(mask, "PNG")
+    return {
+        "version": "5.5.0",
+        "shapes": [
+            {"label": "building", "points": [[2, 3], [8, 9]], "shape_type": "rectangle", "mask": None},
+            {
+                "label": "Road",
+                "points": [[left, top], [right - 1, bottom - 1]],
+                "shape_type": "mask",
+                "mask": base64.b64encode(mask.getvalue()).decode(),
+            },
+        ],
+        "imagePath": name,
+        "imageData": None,
+        "imageHeight": SIDE,
+        "imageWidth": SIDE,
+        **changes,
+    }
+
+
+def labelme(folder: Path) -> None:
+    images(folder, "images/a1.png", "images/a2.png")
+    for number in (1, 2):
+        write(folder / f"images/a{number}.json", labelme_file(f"a{number}.png"))
+
+
+def colours(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.array([[0, 0, 0], [250, 50, 83], [50, 183, 250]], np.uint8)[ids].transpose(2, 0, 1)
+
+
+def cvat(folder: Path) -> None:
+    """The export as it is downloaded: a zip."""
+    images(folder, "images/a1.png", "images/a2.png")
+    names = []
+    for number in (1, 2):
+        for kind in ("SegmentationClass", "SegmentationObject"):
+            save(folder / f"{kind}/a{number}.png", colours(BOTH))
+            names.append(f"{kind}/a{number}.png")
+    write(
+        folder / "labelmap.txt",
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\nbuilding:250,50,83::\nroad:50,183,250::\n",
+    )
+    write(folder / "ImageSets/Segmentation/default.txt", "a1\na2\n")
+    with zipfile.ZipFile(folder / "export.zip", "w") as archive:
+        for name in [*names, "labelmap.txt", "ImageSets/Segmentation/default.txt"]:
+            archive.write(folder / name, name)
+            (folder / name).unlink()
+
+
+def class_folders(folder: Path) -> None:
+    images(folder)
+    for number in (1, 2):
+        save(folder / f"masks/building/a{number}.png", drawn((255, BUILDING)))
+        save(folder / f"masks/road/a{number}.png", drawn((1, ROAD)))
+
+
+def image_folder(folder: Path) -> None:
+    images(folder, "hf/train/a1.png", "hf/train/a2.png")
+    lines = []
+    for number in (1, 2):
+        save(folder / f"hf/train/masks/{number}.png", BOTH)
+        lines.append(json.dumps({"file_name": f"a{number}.png", "mask_file_name": f"masks/{number}.png"}))
+    write(folder / "hf/train/metadata.jsonl", "\n".join(lines))
+
+
+def fourth_band(folder: Path) -> None:
+    for number in (1, 2):
+        image = np.random.default_rng(number).integers(0, 256, (3, SIDE, SIDE)).astype(np.uint8)
+        # as GDAL tags a fourth band unless it is told otherwise
+        save(
+            folder / f"images/a{number}.tif",
+            np.concatenate([image, BOTH[None]]),
+            photometric="RGB",
+            alpha="yes",
+        )
+
+
+def second_page(folder: Path) -> None:
+    for number in (1, 2):
+        image = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+        path = folder / f"images/a{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path, save_all=True, append_images=[Image.fromarray(BOTH)])
+
+
+def one_folder(folder: Path) -> None:
+    for number in (1, 2):
+        images(folder, f"flat/a{number}.png")
+        save(folder / f"flat/a{number}_mask.png", BOTH)
+
+
+VALUES = {0: "background", 1: "building", 2: "road"}
+OUTSIDE = {"outside": "background"}
+LANDUSE = {"attribute": "landuse", **OUTSIDE}
+FORMS: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
+    "GeoPackage": (lambda f: polygons(f, "labels.gpkg"), {"masks": {"polygons": "labels.gpkg", **LANDUSE}}),
+    "shapefile": (lambda f: polygons(f, "v/labels.shp"), {"masks": {"polygons": "v/labels.shp", **LANDUSE}}),
+    "FlatGeobuf": (lambda f: polygons(f, "labels.fgb"), {"masks": {"polygons": "labels.fgb", **LANDUSE}}),
+    "GeoJSON in degrees": (in_degrees, {"masks": {"polygons": "labels.geojson", **LANDUSE}}),
+    "shapefile in a zip": (zipped, {"masks": {"polygons": "data/labels.shp", **LANDUSE}}),
+    "a GeoJSON an image": (
+        lambda f: polygons(f, "v/*.geojson", True),
+        {"masks": {"polygons": "v", **LANDUSE}},
+    ),
+    "a shapefile an image": (
+        lambda f: polygons(f, "images/*.shp", True),
+        {"masks": {"polygons": "images", **LANDUSE}},
+    ),
+    "COCO, polygons": (coco(), {"masks": {"coco": "annotations.json", **OUTSIDE}}),
+    "COCO, run lengths": (coco("plain"), {"masks": {"coco": "annotations.json", **OUTSIDE}}),
+    "COCO, packed run lengths": (coco("packed"), {"masks": {"coco": "annotations.json", **OUTSIDE}}),
+    "YOLO": (yolo, {"masks": {"yolo": "labels", "names": "data.yaml", **OUTSIDE}}),
+    "YOLO by numbers": (yolo, {"masks": {"yolo": "labels", **OUTSIDE}, "labels": {0: "building", 1: "road"}}),
+    "labelme": (labelme, {"masks": {"labelme": "images", **OUTSIDE}}),
+    "CVAT": (cvat, {"masks": {"cvat": "export.zip"}}),
+    "a folder a class": (class_folders, {"masks": {"class_folders": "masks", **OUTSIDE}}),
+    "Hugging Face": (image_folder, {"images": "hf", "masks": {"imagefolder": "hf"}, "labels": VALUES}),
+    "fourth band": (fourth_band, {"masks": {"band": 4}, "labels": VALUES}),
+    "second page": (second_page, {"masks": {"page": 2}, "labels": VALUES}),
+    "one folder": (
+        one_folder,
+        {"images": "flat", "masks": "flat", "pairs": "{}.png -> {}_mask.png", "labels": VALUES},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_labels(form: str, tmp_path: Path) -> None:
+    make, entry = FORMS[form]
+    make(tmp_path)
+    found = run(tmp_path, **entry)
+    assert list(found) == ["a1", "a2"]
+    for label in found.values():
+        np.testing.assert_array_equal(label, BOTH)
+
+
+# --- what lies on top, and what lies outside
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [
+        ({}, drawn((1, BUILDING), (2, ROAD))),
+        ({"order": ["road", "building"]}, drawn((2, ROAD), (1, BUILDING))),
+        ({"order": "file"}, drawn((2, ROAD), (1, BUILDING))),
+        ({"outside": "ignore"}, drawn((1, BUILDING), (2, ROAD), outside=255)),
+        ({"all_touched": True}, drawn((1, (1, 3, 9, 10)), (2, (5, 6, 13, 15)))),
+    ],
+)
+def test_overlaps_and_outside_are_as_said(
+    masks: dict[str, Any], expected: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    images(tmp_path)
+    grown = {
+        name: shape.buffer(0.01 * PX, join_style="mitre")
+        for name, shape in (("road", on_ground(ROAD)), ("building", on_ground(BUILDING)))
+    }
+    if "all_touched" in masks:  # a hundredth of a px beyond
+        expected = drawn((1, (1, 2, 9, 10)), (2, (5, 5, 13, 15)))
+    layer(tmp_path / "labels.gpkg", [*grown.items(), ("road", on_ground(ROAD, 1))])
+    found = run(tmp_path, masks={"polygons": "labels.gpkg", **LANDUSE, **masks})
+    np.testing.assert_array_equal(found["a1"], expected)
+
+
+def test_a_class_may_be_ignored_and_names_may_be_others(tmp_path: Path) -> None:
+    images(tmp_path)
+    layer(
+        tmp_path / "labels.gpkg",
+        [("Haus", on_ground(BUILDING)), (None, on_ground(ROAD)), ("Haus", on_ground(ROAD, 1))],
+    )
+    masks = {"polygons": "labels.gpkg", **LANDUSE}
+    found = run(tmp_path, masks=masks, labels={"Haus": "building", "": "ignore"})
+    np.testing.assert_array_equal(found["a1"], drawn((1, BUILDING), (255, ROAD)))
+    found = run(tmp_path, masks=masks, labels={"Haus": "building"}, unknown_labels="ignore")
+    np.testing.assert_array_equal(found["a1"], drawn((1, BUILDING), (255, ROAD)))
+
+
+def test_tiles_and_fitted_images_have_their_part_of_the_shapes(tmp_path: Path) -> None:
+    polygons(tmp_path, "labels.gpkg")
+    masks = {"polygons": "labels.gpkg", **LANDUSE}
+    tiles = run(tmp_path, masks=masks, tile={"px": 8, "rule": "cut"})
+    assert len(tiles) == 8
+    np.testing.assert_array_equal(tiles["a1_8_0_16_8"], BOTH[:8, 8:])
+    fitted = run(tmp_path, masks=masks, tile={"px": 8, "rule": "fit"})
+    np.testing.assert_array_equal(fitted["a1"], BOTH[1::2, 1::2])
+
+
+# --- images without a label
+
+
+def test_images_without_a_label_are_what_the_domain_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images(tmp_path, "images/a1.png", "images/a2.png", "images/a3.png")
+    write(tmp_path / "labels/a1.txt", yolo_lines())
+    write(tmp_path / "labels/a2.txt", "")  # labelled, and there is nothing
+    entry = {"masks": {"yolo": "labels", **OUTSIDE}, "labels": {0: "building", 1: "road"}}
+    with pytest.raises(InputError, match=r"1 of 3 images have no label: .*a3\.png") as error:
+        run(tmp_path, **entry)
+    assert "`unlabelled: skip`" in str(error.value) and "`unlabelled: outside`" in str(error.value)
+    with caplog.at_level(logging.WARNING):
+        assert [*run(tmp_path, **entry, unlabelled="skip")] == ["a1", "a2"]
+        found = run(tmp_path, **entry, unlabelled="outside")
+    assert [label.any() for label in found.values()] == [True, False, False]
+    assert "left out" in caplog.text and "are all `outside`" in caplog.text
+
+
+def test_an_image_that_a_coco_file_lists_without_shapes_is_outside(tmp_path: Path) -> None:
+    coco()(tmp_path)
+    content = coco_file()
+    content["annotations"] = content["annotations"][:2]
+    write(tmp_path / "annotations.json", content)
+    found = run(tmp_path, masks={"coco": "annotations.json", **OUTSIDE})
+    assert [label.any() for label in found.values()] == [True, False]
+
+
+def test_polygons_outside_of_every_image_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images(tmp_path)
+    layer(
+        tmp_path / "labels.gpkg",
+        [("road", on_ground(ROAD)), ("road", on_ground(ROAD, 5)), ("building", on_ground(BUILDING, 6))],
+    )
+    masks = {"polygons": "labels.gpkg", **LANDUSE}
+    with caplog.at_level(logging.WARNING):
+        assert [*run(tmp_path, masks=masks, unlabelled="skip")] == ["a1"]
+    assert "2 polygons of" in caplog.text and "lie outside of every image" in caplog.text
+
+
+# --- wrong input of each form
+
+
+def edited(make: Callable[[Path], object], path: str, change: Callable[[str], str]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        make(folder)
+        text = (folder / path).read_text()
+        assert change(text) != text
+        (folder / path).write_text(change(text))
+
+    return edit
+
+
+def changed_coco(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        coco()(folder)
+        content = coco_file()
+        change(content)
+        write(folder / "annotations.json", content)
+
+    return edit
+
+
+def without_crs(of: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        polygons(folder, "v/labels.shp")
+        if of == "polygons":
+            (folder / "v/labels.prj").unlink()
+        else:
+            images(folder, "images/a1.tif", transform=UTM["transform"])
+
+    return make
+
+
+def elsewhere(folder: Path) -> None:
+    images(folder)
+    layer(folder / "labels.gpkg", [("road", on_ground(ROAD, 5))])
+
+
+def lines(folder: Path) -> None:
+    images(folder)
+    layer(folder / "labels.gpkg", [("road", LineString([(LEFT, TOP), (LEFT + 9, TOP - 9)]))])
+
+
+def two_layers(folder: Path) -> None:
+    polygons(folder, "labels.gpkg", layer="roofs")
+    layer(folder / "labels.gpkg", [("road", on_ground(ROAD))], layer="roads")
+
+
+def metres_as_degrees(folder: Path) -> None:
+    """GeoJSON without a CRS is in degrees, whatever its numbers are."""
+    images(folder)
+    collection = {
+        "type": "Feature",
+        "properties": {"landuse": "road"},
+        "geometry": on_ground(ROAD).__geo_interface__,
+    }
+    write(folder / "labels.geojson", {"type": "FeatureCollection", "features": [collection]})
+
+
+COCO = {"masks": {"coco": "annotations.json", **OUTSIDE}}
+GPKG = {"masks": {"polygons": "labels.gpkg", **LANDUSE}}
+SHP = {"masks": {"polygons": "v/labels.shp", **LANDUSE}}
+GEOJSON = {"masks": {"polygons": "labels.geojson", **LANDUSE}}
+YOLO = {"masks": {"yolo": "labels", "names": "data.yaml", **OUTSIDE}}
+LABELME = {"masks": {"labelme": "images", **OUTSIDE}}
+ONE_MORE = "images/a1.json"
+WRONG: dict[str, tuple[Callable[[Path], object], Mapping[str, Any], str]] = {
+    "polygons: a class that nobody named": (
+        lambda f: polygons(f, "labels.gpkg"),
+        {**GPKG, "labels": {"road": "road"}},
+        r"labels\.gpkg: classes that nobody named: 'Building' \(2 polygons\)",
+    ),
+    "polygons: all elsewhere": (elsewhere, GPKG, "all 1 polygons lie outside of every image"),
+    "polygons: metres taken for degrees": (metres_as_degrees, GEOJSON, "outside of every image"),
+    "polygons without a CRS": (without_crs("polygons"), SHP, r"labels\.shp: no CRS\n.*\n.*crs: EPSG:32633"),
+    "image without a CRS": (without_crs("image"), SHP, r"a1\.tif: no CRS"),
+    "image without a place": (
+        lambda f: polygons(f, "labels.gpkg") or images(f, "images/a3.png"),
+        GPKG,
+        r"a3\.png: an image without a place",
+    ),
+    "polygons: no such attribute": (
+        lambda f: polygons(f, "labels.gpkg"),
+        {"masks": {"polygons": "labels.gpkg", "attribute": "landus", **OUTSIDE}},
+        "no attribute 'landus'\n  expected: 'landuse'",
+    ),
+    "polygons that are lines": (lines, GPKG, r"labels\.gpkg: shapes that are no polygons: LineString"),
+    "polygons: two layers": (two_layers, GPKG, "2 layers\n.*roads"),
+    "polygons: broken JSON": (
+        edited(in_degrees, "labels.geojson", lambda text: text[:-20]),
+        GEOJSON,
+        r"labels\.geojson: line \d+, column \d+: not JSON",
+    ),
+    "polygons: another kind inside": (
+        lambda f: images(f) or write(f / "labels.gpkg", "<OGRVRTDataSource></OGRVRTDataSource>"),
+        GPKG,
+        r"labels\.gpkg: not what \.gpkg files are",
+    ),
+    "polygons: half a shapefile": (
+        lambda f: (
+            polygons(f, "v/labels.shp") or (f / "v/labels.shx").unlink() or (f / "v/labels.dbf").unlink()
+        ),
+        SHP,
+        r"labels\.shp: (cannot be read|no attribute)",
+    ),
+    "polygons: no such file": (images, GPKG, r"labels\.gpkg: no such file"),
+    "polygons without a class": (
+        lambda f: polygons(f, "labels.gpkg"),
+        {"masks": {"polygons": "labels.gpkg", **OUTSIDE}},
+        "classes that nobody named: 'polygon'",
+    ),
+    "COCO: a class that nobody named": (
+        changed_coco(lambda c: c["categories"][0].update(name="roof")),
+        COCO,
+        r"annotations\.json: classes that nobody named: 'roof' \(2 shapes\)",
+    ),
+    "COCO: broken JSON": (
+        edited(coco(), "annotations.json", lambda text: text.replace('"categories":', '"categories"', 1)),
+        COCO,
+        r"annotations\.json: line 1, column \d+: not JSON",
+    ),
+    "COCO: no list": (changed_coco(lambda c: c.pop("images")), COCO, r"annotations\.json: images: None"),
+    "COCO: boxes": (
+        changed_coco(lambda c: c["annotations"][3].update(segmentation=[], bbox=[1, 1, 3, 3])),
+        COCO,
+        r"annotations\[3\]: segmentation: \[\]\n.*boxes",
+    ),
+    "COCO: two points": (
+        changed_coco(lambda c: c["annotations"][1].update(segmentation=[[1, 1, 2, 2]])),
+        COCO,
+        r"annotations\[1\]: segmentation: 2 points",
+    ),
+    "COCO: run lengths of another size": (
+        changed_coco(lambda c: c["annotations"][1].update(segmentation={"size": [9, 9], "counts": [81]})),
+        COCO,
+        r"annotations\[1\]: segmentation: size: \[9, 9\]\n.*\[16, 16\]",
+    ),
+    "COCO: run lengths beyond the image": (
+        changed_coco(
+            lambda c: c["annotations"][1].update(segmentation={"size": [16, 16], "counts": [1, 2_000_000]})
+        ),
+        COCO,
+        r"annotations\[1\]: segmentation: no run lengths",
+    ),
+    "COCO: run lengths of nonsense": (
+        changed_coco(
+            lambda c: c["annotations"][1].update(segmentation={"size": [16, 16], "counts": "oooooooo" * 9})
+        ),
+        COCO,
+        r"annotations\[1\]: segmentation: no run lengths",
+    ),
+    "COCO: another size": (
+        changed_coco(lambda c: c["images"][1].update(width=32, height=32)),
+        COCO,
+        r"labels of 32 x 32 px for an image of 16 x 16 px",
+    ),
+    "COCO: other images": (
+        changed_coco(lambda c: [each.update(file_name=f"b{each['id']}.png") for each in c["images"]]),
+        COCO,
+        r"no image that a COCO file names: b1\.png, b2\.png",
+    ),
+    "COCO: an image that is not listed": (
+        changed_coco(lambda c: (c["images"].pop(), c.update(annotations=c["annotations"][:2]))),
+        COCO,
+        r"1 of 2 images have no label: .*a2\.png",
+    ),
+    "YOLO: a class that nobody named": (
+        edited(yolo, "data.yaml", lambda text: text.replace("building", "roof")),
+        YOLO,
+        r"a1\.txt: classes that nobody named: 'roof' \(1 shapes\)",
+    ),
+    "YOLO: a class without a name": (
+        edited(yolo, "labels/train/a2.txt", lambda text: text.replace("1 ", "5 ", 1)),
+        YOLO,
+        r"a2\.txt: line 2: class 5 has no name",
+    ),
+    "YOLO: boxes": (
+        edited(yolo, "labels/train/a2.txt", lambda text: "0 0.5 0.5 0.2 0.2"),
+        YOLO,
+        r"a2\.txt: line 1: a box",
+    ),
+    "YOLO: px": (
+        edited(yolo, "labels/train/a2.txt", lambda text: "0 5 5 9 9 5 9"),
+        YOLO,
+        r"a2\.txt: line 1: a point at 5 or 9",
+    ),
+    "YOLO: words": (edited(yolo, "labels/train/a2.txt", lambda text: "road 1 2"), YOLO, r"a2\.txt: line 1"),
+    "YOLO: no names": (
+        edited(yolo, "data.yaml", lambda text: "names: 3"),
+        YOLO,
+        r"data\.yaml: names: 3",
+    ),
+    "labelme: a class that nobody named": (
+        edited(labelme, ONE_MORE, lambda text: text.replace('"building"', '"shed"')),
+        LABELME,
+        r"a1\.json: classes that nobody named: 'shed' \(1 shapes\)",
+    ),
+    "labelme: broken JSON": (
+        edited(labelme, ONE_MORE, lambda text: text[:40]),
+        LABELME,
+        r"a1\.json: line 1, column \d+: not JSON",
+    ),
+    "labelme: a line": (
+        edited(labelme, ONE_MORE, lambda text: text.replace("rectangle", "linestrip")),
+        LABELME,
+        r"a1\.json: shapes\[0\]: a linestrip",
+    ),
+    "labelme: another size": (
+        edited(labelme, ONE_MORE, lambda text: text.replace(": 16", ": 64")),
+        LABELME,
+        "labels of 64 x 64 px",
+    ),
+    "CVAT: a class that nobody named": (
+        cvat,
+        {"masks": {"cvat": "export.zip"}, "labels": {"background": "background", "building": "building"}},
+        "classes that nobody named: 'road'",
+    ),
+    "CVAT without its table": (
+        lambda f: images(f, "images/a1.png") or save(f / "x/SegmentationClass/a1.png", colours(BOTH)),
+        {"masks": {"cvat": "x"}},
+        r"no labelmap\.txt",
+    ),
+    "class folders: a class that nobody named": (
+        lambda f: class_folders(f) or save(f / "masks/shed/a1.png", drawn((1, ROAD))),
+        {"masks": {"class_folders": "masks", **OUTSIDE}},
+        "classes that nobody named: 'shed'",
+    ),
+    "image folder: a mask that is not there": (
+        edited(image_folder, "hf/train/metadata.jsonl", lambda text: text.replace("masks/2", "masks/3")),
+        {"images": "hf", "masks": {"imagefolder": "hf"}, "labels": VALUES},
+        r"metadata\.jsonl: no mask 'train/masks/3\.png'",
+    ),
+    "image folder: a mask elsewhere": (
+        edited(image_folder, "hf/train/metadata.jsonl", lambda text: text.replace("masks/2", "../masks/3")),
+        {"images": "hf", "masks": {"imagefolder": "hf"}, "labels": VALUES},
+        "'../masks/3.png' is no file below its folder",
+    ),
+    "image folder: broken JSON": (
+        edited(image_folder, "hf/train/metadata.jsonl", lambda text: text[:-3]),
+        {"images": "hf", "masks": {"imagefolder": "hf"}, "labels": VALUES},
+        r"metadata\.jsonl: line 2: line 1, column \d+: not JSON",
+    ),
+    "no such band": (
+        fourth_band,
+        {"masks": {"band": 5}, "labels": VALUES},
+        r"a1\.tif: a file of 4 bands\n  expected: labels in band 5",
+    ),
+    "no such page": (second_page, {"masks": {"page": 3}, "labels": VALUES}, "page 3: not an image"),
+    "nothing says what is outside": (
+        images,
+        {"masks": {"labelme": "images"}},
+        r"labelme: nothing says what lies outside of all shapes\n  expected: outside: one of background",
+    ),
+    "two forms": (images, {"masks": {"coco": "a.json", "yolo": "b"}}, "says coco and yolo"),
+    "an option of another form": (
+        images,
+        {"masks": {"coco": "a.json", "attribute": "x", **OUTSIDE}},
+        "`attribute` does not go with `coco`",
+    ),
+    "a form misspelt": (images, {"masks": {"polygon": "a.json"}}, "unknown key 'polygon'\n.*'polygons'"),
+    "an order of other classes": (
+        images,
+        {"masks": {"coco": "a.json", **OUTSIDE, "order": ["raod"]}},
+        "unknown class 'raod'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_labels_are_one_clear_error_and_leave_nothing(case: str, tmp_path: Path) -> None:
+    make, entry, words = WRONG[case]
+    make(tmp_path)
+    with pytest.raises(InputError, match=words):
+        run(tmp_path, **entry)
+    assert not (tmp_path / "domains").exists() or not list((tmp_path / "domains").rglob("*"))
+
+
+# --- published splits
+
+
+def values(folder: Path, *names: str) -> None:
+    """Images and masks in folders that differ in the words `images` and `masks`."""
+    for number, name in enumerate(names):
+        images(folder, f"{name}.png")
+        save(
+            folder / f"{name.replace('images', 'masks').replace('JPEGImages', 'Seg')}.png",
+            BOTH if number else BOTH * 0,
+        )
+
+
+MASKS = {"masks": "masks", "labels": VALUES, "split": None}
+CITIES = {"images": "data/*/images/*", "masks": "data/*/masks/*", "labels": VALUES, "split": None}
+
+
+@pytest.mark.parametrize(
+    ("names", "entry", "splits"),
+    [
+        ("images/train/a images/train/b images/test/a", MASKS, "train/train_a train/train_b test/test_a"),
+        ("images/train/a images/val/b", MASKS, "train/a test/b"),
+        ("data/train/images/a data/validation/images/b", CITIES, "train/a test/b"),
+        (
+            "images/train/a images/val/b images/test/c",
+            {**MASKS, "split": {"by": "folder", "train": ["train"], "test": ["test"]}},
+            "train/a test/c",
+        ),
+        (
+            "images/fold1/a images/fold2/b images/fold3/c",
+            {**MASKS, "split": {"by": "folder", "train": ["fold1", "fold2"], "test": ["fold3"]}},
+            "train/a train/b test/c",
+        ),
+        ("images/train/a images/train/b", MASKS, "train/a test/b"),  # nothing was published of the other
+        ("images/train/a images/test/b", {**MASKS, "split": "train"}, "train/a train/b"),
+    ],
+)
+def test_a_published_split_is_used(
+    names: str, entry: dict[str, Any], splits: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values(tmp_path, *names.split())
+    assert {name if "/" in name else f"train/{name}" for name in run(tmp_path, **entry)} == {*splits.split()}
+    if entry["split"] == "train":
+        assert "the split that was published is not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "entry", "words"),
+    [
+        (
+            "images/train/a images/val/b images/test/c",
+            MASKS,
+            r"published split of train, val, test\n.*\n.*{by: folder, train: \[train\], test: \[test\]}",
+        ),
+        (
+            "images/train/a images/test/b images/c",
+            MASKS,
+            "a published split of train, test, and images outside",
+        ),
+        ("images/test/a images/test/b", MASKS, "split: test"),
+        (
+            "images/train/a images/test/b",
+            {**MASKS, "split": {"by": "folder", "train": ["trian"], "test": ["test"]}},
+            r"no images below trian\n  expected: folders of the train split: test, train",
+        ),
+        ("images/a images/b", {**MASKS, "split": {"by": "foldr"}}, "unknown rule 'foldr'\n.*'folder'"),
+        (
+            "images/a images/b",
+            {**MASKS, "split": {"by": "folder", "train": ["x"], "test": ["x"]}},
+            "other names for train than for test",
+        ),
+    ],
+)
+def test_a_published_split_that_is_not_clear_is_refused(
+    names: str, entry: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    values(tmp_path, *names.split())
+    with pytest.raises(InputError, match=words):
+        run(tmp_path, **entry)
+
+
+def voc(folder: Path, **lists: str) -> dict[str, Any]:
+    """Pascal VOC: many images, of which some have masks, and lists of those."""
+    images(folder, *(f"VOC/JPEGImages/{name}.jpg" for name in ("a1", "a2", "a3", "a4")))
+    for name in ("a1", "a2"):
+        save(folder / f"VOC/SegmentationClass/{name}.png", BOTH)
+    for name, text in lists.items():
+        write(folder / f"VOC/ImageSets/Segmentation/{name}.txt", text)
+    return {"images": "VOC/JPEGImages", "masks": "VOC/SegmentationClass", "labels": VALUES, "split": None}
+
+
+def test_lists_of_pascal_voc_are_the_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    entry = voc(tmp_path, train="a1\na3\n", val="a2\n", trainval="a1\na2\na3\n")
+    with pytest.raises(InputError, match=r"1 of 3 images have no label: .*a3\.jpg"):
+        run(tmp_path, **entry)
+    assert [*run(tmp_path, **entry, unlabelled="skip")] == ["a1", "test/a2"]
+    assert "split as published: train.txt is train, val.txt is test" in caplog.text
+    assert "1 images are in no split and left out: a4" in caplog.text
+    write(tmp_path / "VOC/ImageSets/Segmentation/train.txt", "a1\na9\n")
+    with pytest.raises(InputError, match=r"train\.txt: line 2: 'a9' is no image's name"):
+        run(tmp_path, **entry)
+    lists = {"by": "lists", "train": ["mine.txt"], "test": ["theirs.txt"]}
+    write(tmp_path / "mine.txt", "SegmentationClass/a2.png")
+    write(tmp_path / "theirs.txt", "\nA1.jpg\n")
+    assert [*run(tmp_path, **(entry | {"split": lists}))] == ["a2", "test/a1"]
+
+
+# --- resume, archives, identity
+
+
+def test_an_edited_annotation_makes_its_image_stale_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco()(tmp_path)
+    identities: list[dict[str, str]] = []
+    find = step.find_scenes
+
+    def spied(*arguments: Any) -> Any:
+        found = find(*arguments)
+        identities.append({source.key: source.identity for source in found})
+        return found
+
+    monkeypatch.setattr(step, "find_scenes", spied)
+    entry = {"masks": {"coco": "annotations.json", **OUTSIDE}}
+    run(tmp_path, **entry)
+    content = coco_file()
+    content["annotations"][0]["segmentation"][0][0] += 1
+    write(tmp_path / "annotations.json", content)
+    run(tmp_path, **entry)
+    before, after = identities
+    assert before["a1"] != after["a1"] and before["a2"] == after["a2"]
+
+
+@pytest.mark.parametrize(
+    ("form", "path"),
+    [
+        ("GeoPackage", "labels.gpkg"),
+        ("shapefile", "v/labels.dbf"),
+        ("YOLO", "data.yaml"),
+        ("YOLO", "labels/train/a1.txt"),
+        ("labelme", "images/a1.json"),
+        ("COCO, polygons", "annotations.json"),
+        ("Hugging Face", "hf/train/metadata.jsonl"),
+    ],
+)
+def test_kubeflows_key_of_own_files_holds_those_of_the_labels(form: str, path: str, tmp_path: Path) -> None:
+    make, entry = FORMS[form]
+    make(tmp_path)
+    run(tmp_path, **entry)
+    catalog = load_catalog([tmp_path / "catalog.yaml"], tmp_path)
+    before = _own_files(catalog, ["town"])
+    os.utime(tmp_path / path, (1, 1))
+    assert _own_files(catalog, ["town"]) != before
+
+
+def test_all_of_it_may_lie_in_one_archive(tmp_path: Path) -> None:
+    yolo(tmp_path)
+    with zipfile.ZipFile(tmp_path / "town.zip", "w") as archive:
+        for path in [*(tmp_path / "images").rglob("*.*"), *(tmp_path / "labels").rglob("*.txt")]:
+            archive.write(path, f"town/{path.relative_to(tmp_path)}")
+        archive.write(tmp_path / "data.yaml", "town/data.yaml")
+    masks = {"yolo": "town/labels", "names": "town/data.yaml", **OUTSIDE}
+    found = run(tmp_path, images="town/images", masks=masks)
+    np.testing.assert_array_equal(found["a2"], BOTH)
+
+
+def test_a_fourth_band_of_labels_hides_no_pixel(tmp_path: Path) -> None:
+    fourth_band(tmp_path)
+    run(tmp_path, masks={"band": 4}, labels=VALUES)
+    manifest = read_manifest(tmp_path / "domains/town/town", "train")
+    assert {row["ignored_pixels"] for row in manifest.rows} == {0}
+    assert {row["nodata_share"] for row in manifest.rows} == {0.0}
+    assert manifest.reading.label_band == 4
+
+
+# --- messages
+
+
+@pytest.mark.parametrize(
+    ("form", "what", "line"),
+    [
+        ("GeoPackage", "polygons", "masks: {polygons: .*labels.gpkg, attribute: NAME, outside: background}"),
+        ("COCO, polygons", "a COCO file", "masks: {coco: .*annotations.json, outside: background}"),
+        ("labelme", "labelme's shapes", "masks: {labelme: .*images, outside: background}"),
+        ("YOLO", "a dataset of YOLO", "masks: {yolo: .*labels, names: .*data.yaml, outside: background}"),
+        ("Hugging Face", "an image folder of Hugging Face", "masks: {imagefolder: .*train}"),
+    ],
+)
+def test_what_lies_there_instead_of_masks_is_named_with_the_words_for_it(
+    form: str, what: str, line: str, tmp_path: Path
+) -> None:
+    FORMS[form][0](tmp_path)
+    for path in [*tmp_path.rglob("*.png"), *tmp_path.rglob("*.tif"), *tmp_path.rglob("*.jpg")]:
+        path.unlink()
+    images(tmp_path, "pictures/a1.png", "pictures/a2.png")
+    with pytest.raises(InputError, match=f"here: .*: {what}; write\n    {line}"):
+        run(tmp_path, images="pictures", masks=".", labels=VALUES)
+
+
+def test_a_container_of_images_is_named(tmp_path: Path) -> None:
+    for name in ("x.h5", "data.yaml.bak", "notes.docx", "labels.cache", "x.npy"):
+        write(tmp_path / f"images/{name}", b"\x89HDF")
+    with pytest.raises(
+        InputError, match=r"no images in this folder\n  here: .*x\.h5: a container of many images"
+    ):
+        run(tmp_path, class_set=None)
+
+
+def test_the_message_of_names_that_differ_has_the_line_that_pairs_them(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        images(tmp_path, f"images/t_{number}_sat.png")
+        save(tmp_path / f"masks/t_{number}-label.png", BOTH)
+    with pytest.raises(InputError) as error:
+        run(tmp_path, masks="masks", labels=VALUES)
+    line = next(line.strip() for line in str(error.value).splitlines() if line.strip().startswith("pairs:"))
+    assert len(run(tmp_path, masks="masks", labels=VALUES, **yaml.safe_load(line))) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        ("0.png 0_mask.png 1.png 1_mask.png 10.png 10_mask.png", "{}.png -> {}_mask.png"),
+        ("0.jpg 0-gt.png 1.jpg 1-gt.png", "{}.jpg -> {}-gt.png"),
+        ("a_1_leftImg8bit.png a_1_gtFine_labelIds.png", "{}_leftImg8bit.png -> {}_gtFine_labelIds.png"),
+        ("img_1.tif label_1.tif img_2.tif label_2.tif", "img_{}.tif -> label_{}.tif"),
+        ("1.jpg 1.png 2.jpg 2.png", "{}.jpg -> {}.png"),
+        ("1.jpg 2.jpg 3.jpg", None),
+        ("1_a.png 1_b.png", None),
+    ],
+)
+def test_names_show_how_they_pair(names: str, pairs: str | None) -> None:
+    found = suggested(names.split(), names.split())
+    assert (None if found is None else str(found)) == pairs
