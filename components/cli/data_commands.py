@@ -181,7 +181,8 @@ def ingest(
         from crossearth.components.ingest.check import run as check_labels
 
         written = check_labels(params, loaded, names, check)
-        done(written, f"look at them, then crossearth ingest {shlex.join(names)}{given(catalog, params_file)}")
+        again = f"crossearth ingest {shlex.join(names)}{given(catalog, params_file)}"
+        done(written, f"look at them, then {again}")
         return
     written = run(params, loaded, names)
     done(written, f"look at the sheets, then crossearth validate{given(catalog, params_file)}")
