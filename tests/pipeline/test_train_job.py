@@ -164,10 +164,10 @@ class Cluster(ThreadingHTTPServer):
         self.jobs: dict[str, Any] = {}
         self.created: list[Any] = []
         self.looks = 0
-        self.killed = "OOMKilled"  # why a node's container failed
         self.away = 0
         self.hidden = False  # whether what lies outside of the namespace may not be read
         self.leaving = 0  # looks at a job that is deleted until its pods have ended
+        self.killed = "OOMKilled"  # why a node's container failed
 
     def seen(self, job: Any) -> Any:
         self.looks += 1
@@ -279,7 +279,7 @@ def test_a_node_that_is_killed_for_memory_is_named_with_its_limit(
         TrainJobError, match=r"pod node-0-1 was killed for memory \(OOMKilled\) at its limit of 4Gi\n"
     ):
         train()
-    cluster.killed, cluster.looks = "Error", 0
+    cluster.killed = "Error"
     with pytest.raises(TrainJobError, match=r"failed; pod node-0-1: Error \(exit code 137\)\n"):
         train()
 
