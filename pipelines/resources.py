@@ -310,7 +310,7 @@ def load_values(path: Path) -> Values:
     return load_config(Values, values, path)
 
 
-def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
+def configure_pod(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
     """Gives a task its image, resources, volumes, secrets, retries and cache setting."""
     wanted = values.resources(step)
     if step == "train" and (job := values.train_job()):
