@@ -19,6 +19,7 @@ ENDED_FROM_OUTSIDE = re.compile(r"exit (?:status|code) 143")
 TOO_SLOW = re.compile(r"active on the node longer than the specified deadline|DeadlineExceeded")
 UNWRITABLE = re.compile(r"(\S+): user (\d+) may not write here")
 OUT_OF_MEMORY = re.compile(r"OOMKilled|exit status 137|exit code 137")
+OF_A_NODE = re.compile(r"pod \S+ was killed for memory \(OOMKilled\) at its limit of ([^\s;]+)")
 REFUSED = re.compile(
     r"^(?:.*InputError: |error: )(.+(?:\n  (?:expected|next): .*(?:\n(?:    |  -).*)*)*)", re.M
 )
@@ -131,7 +132,10 @@ def _reason(run: RunState, step: Step, log: str | None, words: str | None) -> tu
             f"kubectl apply -k {OVERLAYS} grants it; or add `{verb}` on `{resource}` to the account's Role",
         )
     if OUT_OF_MEMORY.search(text):
-        limit = f" of {step.limit}" if step.limit else ", which this record does not name"
+        # beside a TrainJob the step's own pod only follows it
+        node = OF_A_NODE.search(f"{words}\n{text}")
+        limit = node[1] if node else step.limit
+        limit = f" of {limit}" if limit else ", which this record does not name"
         return (
             f"killed for memory (OOMKilled) at its limit{limit}",
             f"raise steps.{step.name}.memory in the values file and submit again: "

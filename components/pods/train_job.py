@@ -259,9 +259,11 @@ def follow(
     else:
         reader.join(timeout=30)
     if job.status == FAILED:
-        alone = f"; it was {waiting}" if waiting and not complete else ""
+        ends = filter(None, (_end(client, step.pod_name) for step in job.steps if step.status == FAILED))
+        why = [f"it was {waiting}"] if waiting and not complete else list(ends)
         raise TrainJobError(
-            f"TrainJob {name} failed{alone}\n{_last_lines(client, name)}\n{_events(client, name)}"
+            f"{'; '.join([f'TrainJob {name} failed', *why])}\n"
+            f"{_last_lines(client, name)}\n{_events(client, name)}"
         )
 
 
@@ -279,20 +281,41 @@ def _waiting(client: "TrainerClient", job: Any) -> str:
 
 def _why_late(client: "TrainerClient", pod: str) -> str:
     """The scheduler's word on a pod, or that of the node it waits on; "" where nothing is known."""
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
     # the SDK has no events of a scheduler: it wants a time in them that schedulers leave out
-    if not hasattr(client.backend, "core_api"):
+    found = _pod(client, pod)
+    if found is None:
         return ""
-    try:
-        status = client.backend.core_api.read_namespaced_pod(pod, client.backend.namespace).status
-    except (ApiException, HTTPError):
-        return ""
+    status = found.status
     said = [each.message for each in status.conditions or [] if each.type == "PodScheduled" and each.message]
     waits = [each.state.waiting for each in status.container_statuses or [] if each.state.waiting]
     said += [f"{each.reason} {each.message or ''}".strip() for each in waits]
     return said[0] if said else ""
+
+
+def _end(client: "TrainerClient", pod: str) -> str:
+    """How a pod ended that failed, which no log says of one that was killed for memory; "" = not known."""
+    found = _pod(client, pod)
+    for each in (found.status.container_statuses or []) if found else []:
+        if each.name == NODE and (ended := each.state.terminated):
+            if ended.reason == "OOMKilled":
+                container = next(one for one in found.spec.containers if one.name == NODE)
+                limit = (container.resources.limits or {}).get("memory") if container.resources else None
+                return f"pod {pod} was killed for memory (OOMKilled) at its limit of {limit or 'its node'}"
+            return f"pod {pod}: {ended.reason} (exit code {ended.exit_code})"
+    return f"pod {pod}: {found.status.message}" if found and found.status.message else ""
+
+
+def _pod(client: "TrainerClient", name: str) -> Any:
+    """A pod as Kubernetes has it; None where it, or Kubernetes, is not there."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    if not hasattr(client.backend, "core_api"):
+        return None
+    try:
+        return client.backend.core_api.read_namespaced_pod(name, client.backend.namespace)
+    except (ApiException, HTTPError):
+        return None
 
 
 def _runtime(client: "TrainerClient", name: str) -> Any:

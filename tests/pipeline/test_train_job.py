@@ -148,6 +148,12 @@ LATE = {
 }
 
 
+def killed(reason: str) -> Any:
+    ended = {"reason": reason, "exitCode": 137}
+    ready = {"ready": False, "restartCount": 0, "image": "crossearth", "imageID": ""}
+    return {"name": "node", "state": {"terminated": ended}, **ready}
+
+
 class Cluster(ThreadingHTTPServer):
     """A cluster on which every TrainJob ends as `end` says, after it was looked at a few times."""
 
@@ -161,6 +167,7 @@ class Cluster(ThreadingHTTPServer):
         self.away = 0
         self.hidden = False  # whether what lies outside of the namespace may not be read
         self.leaving = 0  # looks at a job that is deleted until its pods have ended
+        self.killed = "OOMKilled"  # why a node's container failed
 
     def seen(self, job: Any) -> Any:
         self.looks += 1
@@ -186,9 +193,18 @@ class Cluster(ThreadingHTTPServer):
                         "batch.kubernetes.io/job-completion-index": str(index),
                     },
                 },
-                "spec": {"containers": [{"name": "node", "image": "crossearth"}]},
+                "spec": {
+                    "containers": [
+                        {
+                            "name": "node",
+                            "image": "crossearth",
+                            "resources": {"limits": {"cpu": "2", "memory": "4Gi"}},
+                        }
+                    ]
+                },
                 "status": {
                     "phase": phase,
+                    "containerStatuses": [killed(self.killed)] if phase == "Failed" else [],
                     "conditions": [LATE] if phase == "Pending" else [],
                 },
             }
@@ -253,6 +269,19 @@ def test_a_failed_job_is_a_failure_with_its_last_lines(train: Callable[..., None
     with pytest.raises(TrainJobError, match=r"(?s)failed.*out of tiles"):
         train()
     assert not cluster.jobs
+
+
+def test_a_node_that_is_killed_for_memory_is_named_with_its_limit(
+    train: Callable[..., None], cluster: Cluster
+) -> None:
+    cluster.end, cluster.phases = "Failed", ["Running", "Failed"]
+    with pytest.raises(
+        TrainJobError, match=r"pod node-0-1 was killed for memory \(OOMKilled\) at its limit of 4Gi\n"
+    ):
+        train()
+    cluster.killed = "Error"
+    with pytest.raises(TrainJobError, match=r"failed; pod node-0-1: Error \(exit code 137\)\n"):
+        train()
 
 
 def test_a_job_that_is_never_scheduled_ends_with_the_words_of_the_events(

@@ -81,6 +81,13 @@ LAUNCHER = "F1130 01:00:00.000001      1 main.go:59] failed to execute component
             "killed for memory (OOMKilled) at its limit of 300Mi",
             "raise",
         ),
+        (
+            BROKEN,
+            "TrainJobError: TrainJob t failed; pod t-node-0-1-abcde was killed for memory (OOMKilled) at its "
+            f"limit of 64Gi; pod t-node-0-0-abcde: Error (exit code 1)\n{LAUNCHER}exit status 1",
+            "killed for memory (OOMKilled) at its limit of 64Gi",
+            "raise steps.train.memory",
+        ),
         (BROKEN, f"{LAUNCHER}exit status 143", "ended from outside (SIGTERM)", "submit again"),
         (BROKEN, f"{LAUNCHER}failed to upload: access denied", "Kubeflow's launcher: failed to upload", ""),
         (
