@@ -202,8 +202,8 @@ domains:
     tile: {px: 48, rule: cut}
     labels: {0: background, 1: road}
     key: (\\d+)_
-    train: {images: "*train/*_sat.png", labels: "*train/*_gt.png", tiles: 6}
-    test: {images: "*test/*_sat.png", labels: "*test/*_gt.png", tiles: 2}
+    train: {images: "*train/*_sat.png", labels: "*train/*_gt.png"}
+    test: {images: "*test/*_sat.png", labels: "*test/*_gt.png"}
 """
 
 
