@@ -141,6 +141,19 @@ def synthesize(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of images and labels, searched with all in it.")],
+) -> None:
+    """Look at your own images and labels; write a catalog and a params.yaml that fit them."""
+    from crossearth.components.init.step import init as run
+
+    written = run(folder, data_dir(), Path())
+    for line in written.lines:
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
+    done(written.files, f"crossearth ingest {written.name} --check 8{written.options}")
+
+
+@app.command()
 def fetch(
     names: DomainsOrDatasets,
     catalog: Catalogs = None,

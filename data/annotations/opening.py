@@ -49,20 +49,30 @@ def open_labels(
             yield RasterLabels(raster, spec, unknown), [raster]
 
 
-def _drawn(source: LabelSource, masks: Masks, spec: LabelSpec, unknown: Unknown, image: Raster) -> Labels:
-    # these libraries take a second to import, and most labels are rasters
-    from crossearth.data.annotations import coco, labelme, polygons, shapes, yolo
+def named_shapes(source: LabelSource, masks: Masks, image: Raster) -> list[Any]:
+    """The shapes (`Shape`) of an image, of the forms that have them.
 
-    found: list[Any] = []
-    if source.files or source.part:  # else it is an image that is `outside` as a whole
-        if masks.form == "polygons":
-            found = polygons.shapes(masks, source, image)
-        elif masks.form == "coco":
-            found = coco.shapes(source, image)
-        elif masks.form == "labelme":
-            found = labelme.shapes(source, image)
-        else:
-            found = yolo.shapes(source, image, json.loads(source.part))
+    Raises:
+        InputError: as `open_labels`.
+    """
+    # these libraries take a second to import, and most labels are rasters
+    from crossearth.data.annotations import coco, labelme, polygons, yolo
+
+    if not source.files and not source.part:  # an image that is `outside` as a whole
+        return []
+    if masks.form == "polygons":
+        return polygons.shapes(masks, source, image)
+    if masks.form == "coco":
+        return coco.shapes(source, image)
+    if masks.form == "labelme":
+        return labelme.shapes(source, image)
+    return yolo.shapes(source, image, json.loads(source.part))
+
+
+def _drawn(source: LabelSource, masks: Masks, spec: LabelSpec, unknown: Unknown, image: Raster) -> Labels:
+    from crossearth.data.annotations import shapes
+
+    found = named_shapes(source, masks, image)
     counts = {name: sum(each.name == name for each in found) for name in {each.name for each in found}}
     id_of = spec.ids_of(counts, source.where, unknown)
     drawn = shapes.in_order(((id_of[each.name], each.area) for each in found), masks.order)

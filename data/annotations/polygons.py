@@ -69,6 +69,23 @@ def on_disk(files: Sequence[Member], folder: Path) -> tuple[Member, ...]:
     return tuple(placed)
 
 
+def attributes(source: LabelSource) -> dict[str, int]:
+    """The attributes of the first layer, and how many different values each has.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path, tag = _path(source), source.files[0].tag
+    layer = next(iter(_layers(path, tag, source.where).values()), None)
+    if layer is None:
+        return {}
+    try:
+        frame = pyogrio.read_dataframe(path, layer=layer["name"], read_geometry=False)
+    except ERRORS as error:
+        raise _unreadable(path, source.where, error) from error
+    return {str(name): int(frame[name].astype(str).nunique()) for name in frame.columns}
+
+
 def names(masks: Masks, source: LabelSource) -> dict[str, int]:
     """How many polygons of a file have which name.
 

@@ -1,6 +1,7 @@
 """What a file is that is no image, and how a domain's `masks` would name it."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -29,6 +30,7 @@ CONTAINERS = (
 YOLO_TABLES = ("data.yaml", "dataset.yaml", "data.yml")
 MAX_BYTES = 512 * 2**20
 FILES_READ = 5
+YOLO_BYTES = 2**20
 
 
 class Recognised(NamedTuple):
@@ -62,6 +64,8 @@ def recognise(members: Sequence[Member]) -> list[Recognised]:
             kind = "cvat", "CVAT's segmentation masks"
         elif name in YOLO_TABLES:
             kind = "yolo", "a dataset of YOLO"
+        elif _is_yolo(member):
+            kind = "yolo", "labels of YOLO"
         elif name.endswith(".json") and jsons < FILES_READ:
             jsons += 1
             kind = _of_json(member)
@@ -96,6 +100,15 @@ def entry(form: Form, place: str) -> str:
         "cvat": f"masks: {{cvat: {folder}}}",
         "imagefolder": f"masks: {{imagefolder: {folder}}}",
     }[form]
+
+
+def _is_yolo(member: Member) -> bool:
+    """Whether a text file beside images holds shapes of YOLO, by its folder and its first line."""
+    parts = member.path.lower().split("/")
+    if not parts[-1].endswith(".txt") or "labels" not in parts[:-1] or member.size > YOLO_BYTES:
+        return False
+    words = read(member).decode("utf-8", "replace").partition("\n")[0].split()
+    return len(words) > 6 and all(re.fullmatch(r"-?[\d.eE+-]+", word) for word in words)
 
 
 def _of_json(member: Member) -> tuple[Form | None, str] | None:

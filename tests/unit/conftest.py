@@ -29,13 +29,34 @@ def typed(
     """Types a command in the test's folder, where it must succeed; gives what it prints."""
 
     def run(command: str) -> str:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("CROSSEARTH_DATA", str(tmp_path))
-        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
-        with pytest.raises(SystemExit) as stop:
-            main()
-        printed = capsys.readouterr()
-        assert (stop.value.code or 0) == 0, printed.out + printed.err
-        return printed.out
+        code, printed, errors = _type(command, tmp_path, monkeypatch, capsys)
+        assert code == 0, printed + errors
+        return printed
 
     return run
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
+    """Types a command in the test's folder that must be refused; gives the message."""
+
+    def run(command: str) -> str:
+        code, printed, errors = _type(command, tmp_path, monkeypatch, capsys)
+        assert code == 2, printed + errors
+        return errors
+
+    return run
+
+
+def _type(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CROSSEARTH_DATA", str(folder))
+    monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    printed = capsys.readouterr()
+    return int(stop.value.code or 0), printed.out, printed.err

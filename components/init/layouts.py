@@ -1,0 +1,227 @@
+"""How images and labels may lie in a folder: the entries of a catalog file that are worth trying."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from crossearth.components.ingest.labelling import rasters
+from crossearth.components.ingest.pairing import MASK_WORDS, suggested
+from crossearth.components.ingest.splits import WORDS
+from crossearth.data.annotations import cvat, polygons
+from crossearth.data.annotations.recognise import Recognised, recognise
+from crossearth.data.annotations.source import LabelSource
+from crossearth.data.common.errors import InputError
+from crossearth.data.raster.archives import Member
+from crossearth.data.raster.reader import gdal, open_raster
+
+Entry = dict[str, Any]
+CLASS_WORDS = ("class", "type", "label", "landuse", "category", "kind", "name", "code")
+MAX_NAMES = 100
+OUTSIDE = "background"
+FEW = 32  # values of a band of labels, at most
+
+
+class Layouts:
+    """The folder, its files, and what they may be.
+
+    Attributes:
+        root: as a catalog file writes the folder.
+    """
+
+    def __init__(self, root: str, members: Sequence[Member]) -> None:
+        self.root = root
+        self.members = members
+        self.rasters = rasters(members)
+        self.kinds = recognise(members)
+
+    def entries(self) -> Iterator[Entry]:
+        """Domains to try, the likeliest first; `masks` that are absent mean images alone."""
+        for kind in self.kinds:
+            yield from self._labels_of(kind)
+        yield from self._folders()
+        yield from self._flat()
+        yield from self._class_folders()
+        yield from self._within()
+        yield {"images": self.root}
+
+    def split(self) -> dict[str, Any] | None:
+        """The split that folders' names show, where it takes a choice: what is held for tests is tested."""
+        parts = {part for each in self.rasters for part in PurePosixPath(each.path).parts[:-1]}
+        of_word: dict[str, list[str]] = {}
+        for part in sorted(parts):
+            if part.lower() in WORDS:
+                of_word.setdefault(WORDS[part.lower()], []).append(part)
+        if of_word.keys() == {"train", "val", "test"}:
+            return {"by": "folder", "train": of_word["train"], "test": of_word["test"]}
+        return None
+
+    def at(self, *parts: str) -> str:
+        """A place below the folder, as a catalog file writes it."""
+        return str(PurePosixPath(self.root, *parts))
+
+    def _images(self) -> str:
+        """The folder of the images, where labels are no rasters."""
+        folders = Counter(PurePosixPath(each.path).parts[0] for each in self.rasters if "/" in each.path)
+        named = [name for name in folders if name.lower() in IMAGE_FOLDERS]
+        return self.at(named[0]) if len(named) == 1 and len(folders) > 1 else self.root
+
+    def _labels_of(self, kind: Recognised) -> Iterator[Entry]:
+        """Entries for labels that are no rasters, or have a table."""
+        first, images = kind.files[0].path, self._images()
+        folder = str(PurePosixPath(first).parent)
+        if kind.form == "polygons":
+            for masks in self._polygons(kind.files):
+                yield {"images": images, "masks": masks}
+        elif kind.form == "coco":
+            names = {PurePosixPath(each.path).name for each in kind.files}
+            pattern = f"*{names.pop()}" if len(names) == 1 else f"{_common_folder(kind.files)}/*.json"
+            place = self.at(first if len(kind.files) == 1 else pattern)
+            yield {"images": images, "masks": {"coco": place, "outside": OUTSIDE}}
+        elif kind.form == "labelme":
+            place = self.at(_common_folder(kind.files))
+            yield {"images": images, "masks": {"labelme": place, "outside": OUTSIDE}}
+        elif kind.form == "yolo":
+            yield from self._yolo(kind)
+        elif kind.form == "cvat":
+            yield {"images": images, "masks": {"cvat": self.at(folder)}}
+        elif kind.form == "imagefolder":
+            yield {"images": self.root, "masks": {"imagefolder": self.root}}
+
+    def _yolo(self, kind: Recognised) -> Iterator[Entry]:
+        """`labels/train` beside `images/train`, or `train/labels` beside `train/images`."""
+        tables = [each.path for each in kind.files if not each.path.endswith(".txt")]
+        names = {"names": self.at(tables[0])} if tables else {}
+        texts = [each.path for each in self.members if each.path.lower().endswith(".txt")]
+        for at in sorted(
+            {path.split("/").index("labels") for path in texts if "labels" in path.split("/")[:-1]}
+        ):
+            ahead = {path.split("/")[0] for path in texts if "labels" in path.split("/")[:-1]}
+            before = [*ahead] if at == 1 and len(ahead) == 1 else ["*"] * at
+            places = {
+                word: self.at(*before, word, *(["*"] if "*" in before else []))
+                for word in ("images", "labels")
+            }
+            yield {
+                "images": places["images"],
+                "masks": {"yolo": places["labels"], **names, "outside": OUTSIDE},
+            }
+        yield {"images": self.root, "masks": {"yolo": self.root, **names, "outside": OUTSIDE}}
+
+    def _polygons(self, files: Sequence[Member]) -> Iterator[Entry]:
+        """One file for all images, or one an image, with each attribute that may hold the class."""
+        place = files[0].path if len(files) == 1 else _common_folder(files)
+        for attribute in _attributes(files[0], self.members):
+            named = {"attribute": attribute} if attribute else {}
+            yield {"polygons": self.at(place), **named, "outside": OUTSIDE}
+
+    def _folders(self) -> Iterator[Entry]:
+        """Folders whose names say which holds images and which masks."""
+        found: dict[str, list[tuple[str, ...]]] = {"images": [], "masks": []}
+        for each in self.rasters:
+            parts = PurePosixPath(each.path).parts[:-1]
+            for at in reversed(range(len(parts))):
+                kind = _kind_of_folder(parts[at])
+                if kind:
+                    found[kind].append((*("*" for _ in parts[:at]), parts[at]))
+                    break
+        ours, theirs = ({*each} for each in (found["images"], found["masks"]))
+        for mask in sorted(theirs):
+            for image in sorted(ours):
+                if len(image) == len(mask):
+                    yield {"images": self._pattern(image), "masks": self._pattern(mask)}
+                    yield from self._paired(self._pattern(image), image, self._pattern(mask), mask)
+
+    def _paired(
+        self, images: str, image: tuple[str, ...], masks: str, mask: tuple[str, ...]
+    ) -> Iterator[Entry]:
+        """Folders in which names differ, with the pattern that pairs them."""
+        paths = [
+            [each.path for each in self.rasters if folder[-1] in PurePosixPath(each.path).parts[:-1]]
+            for folder in (image, mask)
+        ]
+        if pairs := suggested(*paths):
+            yield {"images": images, "masks": masks, "pairs": str(pairs)}
+
+    def _pattern(self, parts: tuple[str, ...]) -> str:
+        return self.at(*parts, *(["*"] if len(parts) > 1 else []))
+
+    def _flat(self) -> Iterator[Entry]:
+        """Images and masks in one folder, told apart by their names."""
+        paths = [each.path for each in self.rasters]
+        if pairs := suggested(paths, paths):
+            yield {"images": self.root, "masks": self.root, "pairs": str(pairs)}
+
+    def _class_folders(self) -> Iterator[Entry]:
+        """A folder of images, and folders of masks that are named after classes."""
+        by_folder: dict[str, set[str]] = {}
+        for each in self.rasters:
+            folder = str(PurePosixPath(each.path).parent)
+            by_folder.setdefault(folder, set()).add(PurePosixPath(each.path).stem.lower())
+        images = [name for name in by_folder if PurePosixPath(name).name.lower() in IMAGE_FOLDERS]
+        for image in images:
+            classes = [name for name in by_folder if name != image and by_folder[name] <= by_folder[image]]
+            parents = {str(PurePosixPath(name).parent) for name in classes}
+            if classes and len(parents) == 1:
+                yield {
+                    "images": self.at(image),
+                    "masks": {"class_folders": self.at(parents.pop()), "outside": OUTSIDE},
+                }
+
+    def _within(self) -> Iterator[Entry]:
+        """Labels as the last band, or the second page, of the images' own files."""
+        first = self.rasters[0]
+        with gdal(), open_raster(first) as image:
+            bands = image.dataset.count
+            if len(image.dataset.subdatasets) == 2:
+                yield {"images": self.root, "masks": {"page": 2}}
+            if bands < 4:
+                return
+            kinds = [len(np.unique(image.read([band]))) for band in (1, bands)]
+        if kinds[1] <= FEW < kinds[0]:
+            yield {"images": self.root, "masks": {"band": bands}}
+
+
+IMAGE_FOLDERS = (
+    *("images", "image", "imgs", "img", "sat", "satellite", "rgb", "ortho", "tiles", "jpegimages", "scenes"),
+    *("input", "inputs", "source", "leftimg8bit", "pictures", "photos", "img_dir", "x"),
+)
+
+
+def _kind_of_folder(name: str) -> str | None:
+    if name.lower() in IMAGE_FOLDERS:
+        return "images"
+    if (
+        name == cvat.MASKS
+        or (MASK_WORDS.search(name) and name != "SegmentationObject")
+        or name.lower() == "y"
+    ):
+        return "masks"
+    return None
+
+
+def _common_folder(files: Sequence[Member]) -> str:
+    """The folder below which all of them lie."""
+    parents = [PurePosixPath(each.path).parent.parts for each in files]
+    shared = []
+    for parts in zip(*parents, strict=False):
+        if len({*parts}) > 1:
+            break
+        shared.append(parts[0])
+    return str(PurePosixPath(*shared))
+
+
+def _attributes(member: Member, members: Sequence[Member]) -> list[str | None]:
+    """The attributes of polygons that may hold their class, the likeliest first, and none."""
+    try:
+        with TemporaryDirectory() as scratch:
+            files = polygons.on_disk(polygons.parts(member, members), Path(scratch))
+            found = polygons.attributes(LabelSource(str(member), files))
+    except InputError:
+        return [None]
+    few = [name for name, count in found.items() if 1 < count <= MAX_NAMES]
+    likely = [name for word in CLASS_WORDS for name in few if word in name.lower()]
+    return [*dict.fromkeys([*likely]), None]

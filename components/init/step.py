@@ -1,0 +1,250 @@
+"""Init: looks at a folder of images and labels and writes the catalog and the numbers that fit them."""
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from crossearth.components.ingest.pairing import some
+from crossearth.components.ingest.scene import Plan, ingest_scene
+from crossearth.components.ingest.sources import SceneSource, find_scenes
+from crossearth.components.init.facts import ImageFacts, Raw, class_shares, image_facts, raw_values
+from crossearth.components.init.layouts import Entry, Layouts
+from crossearth.components.init.text import Class, catalog_text, params_text
+from crossearth.components.runtime.params import load_params
+from crossearth.components.train.setup import TrainConfig
+from crossearth.data.annotations.recognise import told
+from crossearth.data.catalog.labels import IGNORE, IGNORE_NAME, plain_label
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import atomic_path
+from crossearth.data.raster.archives import index
+
+PARAMS = Path("params.yaml")
+SMALL_PX = 1024  # images up to this size are tiles as they are
+STUB = ("background", "foreground")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What init wrote and found.
+
+    Attributes:
+        files: the catalog, and params.yaml unless one was there.
+        name: the domain's.
+        recipe: whether it can be trained on: it has labels and both splits.
+        lines: what was found, for the terminal.
+        options: what the next commands need beside the domain's name.
+    """
+
+    files: list[Path]
+    name: str
+    recipe: bool
+    lines: list[str]
+    options: str
+
+
+def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
+    """Writes `out_dir/<name>.yaml`, and `out_dir/params.yaml` where there is none.
+
+    Args:
+        folder: of images and labels, in one of the layouts that data/README.md lists.
+        data_dir: where relative paths of a catalog start; a folder elsewhere is named in full.
+
+    Raises:
+        InputError: no images; labels that fit no layout; files of these names that are there already; what
+            ingest would refuse.
+    """
+    folder = Path(folder)
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "mine"
+    path, params = Path(out_dir) / f"{name}.yaml", Path(out_dir) / PARAMS
+    if path.exists():
+        raise InputError(
+            "is there already", where=path, next_step=f"mv {path} {path}.old, or rename the folder"
+        )
+    with TemporaryDirectory() as scratch:
+        layouts = Layouts(_root(folder, Path(data_dir)), index(folder, Path(scratch)))
+        if not layouts.rasters:
+            raise InputError(f"no images in this folder{told(layouts.members)}", where=folder)
+        tried = _Trial(name, Path(data_dir), Path(scratch))
+        entry, sources = tried.first(layouts)
+        facts = image_facts(sources)
+        entry |= _reading(facts)
+        classes = _classes(raw_values(masks, sources)) if (masks := _masks(tried, entry)) else []
+        domain = tried.load(entry, classes).domain(name)
+        shares = class_shares(domain, sources) if classes else {}
+        classes = [replace(each, share=shares.get(each.id, 0.0)) for each in classes]
+        tried.ingest_one(entry, classes, sources)
+    splits = Counter(source.split for source in sources)
+    recipe = bool(classes) and len(splits) == 2
+    lines = _lines(facts, entry, classes, splits, _alone(layouts, sources))
+    text = catalog_text(name, folder, entry, classes, lines, recipe)
+    files = [path]
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    options = ""
+    if params.exists():
+        known = {each.resolve() for each in load_params(params).catalogs}
+        options = "" if path.resolve() in known else f" --catalog {shlex.quote(str(path))}"
+    else:
+        with atomic_path(params) as partial:
+            partial.write_text(params_text(path.name, facts, entry), encoding="utf-8")
+        load_params(params).config(TrainConfig, "train")
+        files.append(params)
+    return Written(files, name, recipe, lines, options)
+
+
+def _root(folder: Path, data_dir: Path) -> str:
+    try:
+        return folder.resolve().relative_to(data_dir.resolve()).as_posix()
+    except ValueError:
+        return folder.resolve().as_posix()
+
+
+class _Trial:
+    """Catalogs that are tried before one is written."""
+
+    def __init__(self, name: str, data_dir: Path, scratch: Path) -> None:
+        self.name, self.data_dir, self.scratch = name, data_dir, scratch
+
+    def load(self, entry: Entry, classes: Sequence[Class]) -> Any:
+        """The catalog of an entry; without classes, one that takes any label."""
+        path = self.scratch / "catalog.yaml"
+        text = catalog_text(self.name, Path(), entry, classes, [], False)
+        path.write_text(text, encoding="utf-8")
+        return load_catalog([path], self.data_dir)
+
+    def first(self, layouts: Layouts) -> tuple[Entry, list[SceneSource]]:
+        """The first layout that gives images, with their labels if there are any.
+
+        Raises:
+            InputError: that of the likeliest, where labels are there and none fits.
+        """
+        errors: list[InputError] = []
+        for entry in layouts.entries():
+            if "masks" not in entry and errors:
+                break
+            stub = {**entry, "unknown_labels": "ignore"} if "masks" in entry else entry
+            for more in _variants(entry, layouts):
+                try:
+                    domain = self.load({**stub, **more}, []).domain(self.name)
+                    return {**entry, **more}, find_scenes(domain, Path(), self.scratch / "unpacked")
+                except InputError as error:
+                    errors.append(error)
+        raise errors[0]
+
+    def ingest_one(self, entry: Entry, classes: Sequence[Class], sources: Sequence[SceneSource]) -> None:
+        """Ingests one scene for nothing: what ingest refuses is refused before anything is written."""
+        catalog = self.load(entry, classes)
+        plan = Plan.of(catalog.domain(self.name), catalog, None, sources[0])
+        ingest_scene(plan, self.scratch / "work", sources[0])
+
+
+def _variants(entry: Entry, layouts: Layouts) -> list[dict[str, Any]]:
+    """What a layout may need besides: a choice among published splits, one split, images left out."""
+    split = layouts.split()
+    splits: list[dict[str, Any]] = [{}, *([{"split": split}] if split else []), {"split": "train"}]
+    skips: list[dict[str, Any]] = [{}, {"unlabelled": "skip"}] if "masks" in entry else [{}]
+    return [{**one, **other} for other in skips for one in splits]
+
+
+def _masks(tried: _Trial, entry: Entry) -> Any:
+    if "masks" not in entry:
+        return None
+    own = tried.load({**entry, "unknown_labels": "ignore"}, []).domain(tried.name).own
+    return own.masks
+
+
+def _reading(facts: ImageFacts) -> dict[str, Any]:
+    """How the images are read and cut."""
+    found: dict[str, Any] = {}
+    least = min(facts.bands)
+    if least < 3:
+        found["bands"] = [1, least, least] if least == 2 else [1, 1, 1]
+    if facts.value_range is not None:
+        found["value_range"] = list(facts.value_range)
+    small = facts.largest_px <= SMALL_PX
+    found["tile"] = {"px": facts.largest_px if small else 512, "rule": "whole" if small else "cut"}
+    return found
+
+
+def _classes(raw: Mapping[Raw, int]) -> list[Class]:
+    """A class for each value, colour or name; of two values the greater is the foreground."""
+    values = sorted(raw, key=lambda value: (isinstance(value, str), value))
+    names: dict[Raw, str] = {}
+    if len(values) <= 2 and all(_is_value(value) for value in values):
+        names = dict(zip(values, STUB, strict=False))
+        if len(values) == 1 and values[0] != 0:
+            names = {values[0]: STUB[1]}
+    elif all(isinstance(value, int) for value in values):
+        names = {
+            value: STUB[0] if value == 0 else f"class_{value}".replace("-", "minus_") for value in values
+        }
+        if values[-1] == 255 and int(values[-2]) < 250:
+            names[255] = IGNORE_NAME
+    elif all(re.fullmatch("#[0-9a-f]{6}", str(value)) for value in values):
+        names = {value: STUB[0] if value == "#000000" else f"class_{str(value)[1:]}" for value in values}
+    else:
+        names = {value: plain_label(str(value)) or "unnamed" for value in values}
+    found = dict.fromkeys([STUB[0], *(name for name in names.values() if name != IGNORE_NAME)])
+    if len(found) < 2:
+        found |= {STUB[1]: None}
+    ids = {name: id for id, name in enumerate(found)} | {IGNORE_NAME: IGNORE}
+    classes = [Class(ids[name], name, value) for value, name in names.items()]
+    return classes + [Class(ids[name], name, None) for name in found if name not in names.values()]
+
+
+def _is_value(value: Raw) -> bool:
+    return isinstance(value, int) or str(value)[0] in "<>#"
+
+
+def _lines(
+    facts: ImageFacts,
+    entry: Entry,
+    classes: Sequence[Class],
+    splits: Mapping[str, int],
+    alone: Sequence[str],
+) -> list[str]:
+    """What was found, in words."""
+
+    def listed(counts: Mapping[Any, int], shown: Any = str) -> str:
+        most = sorted(counts, key=lambda value: (-counts[value], str(value)))
+        words = [shown(value) + (f" ({counts[value]})" if len(most) > 1 else "") for value in most[:4]]
+        return ", ".join(words) + (f" and {len(most) - 4} more" if len(most) > 4 else "")
+
+    lines = [
+        f"images: {facts.number}, {listed(facts.formats)}"
+        + (f"; {facts.looked_at} of them were opened" if facts.looked_at < facts.number else ""),
+        f"sizes: {listed(facts.sizes, lambda size: f'{size[0]} x {size[1]} px')}",
+        f"bands: {listed(facts.bands)}; type: {listed(facts.dtypes)}",
+        f"CRS: {listed(facts.crs)}" + (f"; {facts.gsd_m:.3g} m a px" if facts.gsd_m else ""),
+        "split: " + ", ".join(f"{number} {split}" for split, number in splits.items()),
+    ]
+    masks = entry.get("masks")
+    if masks is None:
+        lines.append("labels: none were found: these images may give styles")
+    else:
+        form = "a raster an image" if isinstance(masks, str) else next(iter(masks))
+        lines.append(f"labels: {form}")
+        lines += [
+            f"  {each.raw!r}: {each.name}, {each.share:.1%} of the pixels"
+            for each in classes
+            if each.raw is not None
+        ]
+    if alone:
+        lines.append(f"left out, of a name that nothing pairs with: {some(alone)}")
+    return lines
+
+
+def _alone(layouts: Layouts, sources: Sequence[SceneSource]) -> list[str]:
+    """Rasters that are neither an image of the domain nor a label of one."""
+    used = {
+        str(file)
+        for source in sources
+        for file in (source.image, *(source.label.files if source.label else ()))
+    }
+    return [each.path for each in layouts.rasters if str(each) not in used]

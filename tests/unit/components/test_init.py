@@ -1,0 +1,137 @@
+"""A folder of one's own becomes a catalog and numbers that work at once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from labelled_folders import FORMS, SIDE, voc
+from own_domain import draw, own_domain, save
+
+Typed = Callable[[str], str]
+
+
+def started(typed: Typed, folder: Path) -> tuple[dict[str, Any], str]:
+    """The domain that `init` writes for `town`, once its own `next:` line and ingest went well."""
+    printed = typed("crossearth init town")
+    following = printed.partition("next: ")[2].strip()
+    assert following == "crossearth ingest town --check 8"
+    typed(following)
+    typed("crossearth ingest town")
+    (folder / "artifacts").rename(folder / "kept")
+    entry: dict[str, Any] = yaml.safe_load((folder / "town.yaml").read_text())["domains"]["town"]
+    return entry, printed
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_labels_is_recognised(form: str, typed: Typed, tmp_path: Path) -> None:
+    make, wanted = FORMS[form]
+    make(tmp_path / "town")
+    typed("crossearth init town")
+    entry = yaml.safe_load((tmp_path / "town.yaml").read_text())["domains"]["town"]
+    if isinstance(wanted["masks"], dict):
+        assert entry["masks"].keys() == wanted["masks"].keys()
+    assert {*entry["labels"].values()} >= {"building", "road"} or len(entry["labels"]) == 3
+
+
+def test_images_and_masks_are_described(typed: Typed, tmp_path: Path) -> None:
+    own_domain(tmp_path / "town")
+    (tmp_path / "town/masks/scene_3.png").unlink()
+    (tmp_path / "town/catalog.yaml").unlink()
+    entry, printed = started(typed, tmp_path)
+    assert entry["images"] == "town/images" and entry["masks"] == "town/masks"
+    assert entry["tile"] == {"px": 64, "rule": "whole"} and entry["unlabelled"] == "skip"
+    assert entry["labels"] == {0: "background", 1: "foreground"}
+    for words in (
+        "images: 7, GTiff",
+        "sizes: 64 x 64 px",
+        "bands: 3; type: uint8",
+        "CRS: none",
+        "5 train, 2 test",
+    ):
+        assert words in printed
+    share = np.mean([draw(number)[1] for number in range(8) if number != 3])
+    assert f"1: foreground, {share:.1%} of the pixels" in printed
+    assert "scene_3" in printed
+
+
+def test_it_trains_at_once(typed: Typed, tmp_path: Path) -> None:
+    own_domain(tmp_path / "town")
+    typed("crossearth init town")
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["presets"]["small"]["train"] |= {"iterations": 1, "batch_size": 1}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    typed("crossearth ingest town")
+    assert "next: " in typed("crossearth validate")
+    assert "next: crossearth evaluate town\n" in typed("crossearth train town")
+
+
+def test_numbers_that_are_not_bytes_get_a_range(typed: Typed, tmp_path: Path) -> None:
+    for number in range(4):
+        image, mask = draw(number)
+        save(tmp_path / f"town/img/{number}.tif", image[:1].astype(np.uint16) * 20)
+        save(tmp_path / f"town/gt/{number}.tif", np.where(mask, 255, np.uint8(3)))
+    entry, _ = started(typed, tmp_path)
+    assert entry["bands"] == [1, 1, 1]
+    low, high = entry["value_range"]
+    assert 750 < low < 900 and 3900 < high < 4500
+    assert entry["labels"] == {3: "background", 255: "foreground"}
+
+
+def test_lists_of_pascal_voc_and_colours(typed: Typed, tmp_path: Path) -> None:
+    voc(tmp_path / "town", train="a1", val="a2")
+    entry, printed = started(typed, tmp_path)
+    assert "split" not in entry and "1 train, 1 test" in printed
+
+
+def test_a_split_in_three_is_written(typed: Typed, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        image, mask = draw(len(split), SIDE * 2)
+        save(tmp_path / f"town/{split}/images/{split}.tif", image)
+        save(tmp_path / f"town/{split}/masks/{split}.png", mask)
+    entry, _ = started(typed, tmp_path)
+    assert entry["split"] == {"by": "folder", "train": ["train"], "test": ["test"]}
+    assert entry["images"] == "town/*/images/*"
+
+
+def test_images_alone_are_a_style_source(typed: Typed, tmp_path: Path) -> None:
+    for number in range(2):
+        save(tmp_path / f"town/{number}.png", draw(number)[0])
+    entry, printed = started(typed, tmp_path)
+    assert "masks" not in entry and "labels: none were found" in printed
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "town").mkdir(), "town: no images in this folder"),
+        (lambda folder: None, "town: no such folder"),
+        (
+            lambda folder: own_domain(folder / "town") and (folder / "town.yaml").write_text("{}"),
+            "town.yaml: is there already",
+        ),
+        (
+            lambda folder: (
+                own_domain(folder / "town")
+                and [save(path.with_suffix(".png"), draw(9)[0]) for path in (folder / "town/masks").iterdir()]
+            ),
+            "colours in the masks",
+        ),
+    ],
+)
+def test_what_cannot_be_described_is_said_and_nothing_is_written(
+    spoil: Callable[[Path], object], words: str, tmp_path: Path, refused: Callable[[str], str]
+) -> None:
+    spoil(tmp_path)
+    assert words in refused("crossearth init town")
+    assert not (tmp_path / "params.yaml").exists()
+
+
+def test_a_params_file_that_is_there_stays(typed: Typed, tmp_path: Path) -> None:
+    own_domain(tmp_path / "town")
+    (tmp_path / "params.yaml").write_text("preset: mine\npresets: {mine: {}}\n")
+    printed = typed("crossearth init town")
+    assert "next: crossearth ingest town --check 8 --catalog town.yaml" in printed
+    assert (tmp_path / "params.yaml").read_text() == "preset: mine\npresets: {mine: {}}\n"
