@@ -60,7 +60,9 @@ def catalog_text(
             f"  {name}:",
             f"    classes: {flow(shown)} # rename them, here and in `labels`",
         ]
-        text += ["    headline: foreground # the score is the IoU of the second class"] * (len(shown) == 2)
+        text += ["    primary_metric: foreground # the score is the IoU of the second class"] * (
+            len(shown) == 2
+        )
     text += ["domains:", f"  {name}:"]
     text += [f"    {key}: {flow(value)}" for key, value in entry.items()]
     if "masks" in entry:
