@@ -16,7 +16,6 @@ from crossearth.components.init.facts import ImageFacts, Raw, class_shares, imag
 from crossearth.components.init.layouts import Entry, Layouts
 from crossearth.components.init.text import Class, catalog_text, params_text
 from crossearth.components.runtime.params import load_params
-from crossearth.components.train.setup import TrainConfig
 from crossearth.data.annotations.recognise import told
 from crossearth.data.catalog.labels import IGNORE, IGNORE_NAME, plain_label
 from crossearth.data.catalog.loader import load_catalog
@@ -93,7 +92,6 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
     else:
         with atomic_path(params) as partial:
             partial.write_text(params_text(path.name, facts, entry), encoding="utf-8")
-        load_params(params).config(TrainConfig, "train")
         files.append(params)
     return Written(files, name, recipe, lines, options)
 
