@@ -1,4 +1,4 @@
-"""What is published: the wheel holds the tree's packages and runs in an empty folder; the sdist can be tested."""
+"""What is published: a wheel with the tree's packages that runs in an empty folder, an sdist that can be tested."""
 
 import os
 import subprocess
