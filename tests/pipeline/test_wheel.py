@@ -1,4 +1,4 @@
-"""What is published: a wheel with the tree's packages that runs in an empty folder, an sdist that can be tested."""
+"""What is published: a wheel that holds the tree and runs in an empty folder, an sdist that can be tested."""
 
 import os
 import subprocess
