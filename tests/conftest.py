@@ -92,9 +92,9 @@ def in_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 
 @pytest.fixture(scope="session")
-def readme() -> Callable[[str], list[str]]:
-    """The README's code blocks of a language: what it shows is what tests run."""
-    text = (TESTS.parent / "README.md").read_text()
+def documented() -> Callable[[str], list[str]]:
+    """The code blocks of a language in the README and in own-data.md: what they show is what tests run."""
+    text = "".join((TESTS.parent / name).read_text() for name in ("README.md", "docs/own-data.md"))
     return lambda language: re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 

@@ -95,6 +95,18 @@ def main() -> None:
     except (InputError, PartlyDoneError) as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1 if isinstance(error, PartlyDoneError) else 2)
+    except ModuleNotFoundError as error:
+        from crossearth.components.cli.extras import extra_of
+
+        extra = extra_of(error.name or "")
+        if extra is None:
+            raise
+        missing = InputError(
+            f"this command needs {error.name}, which is not installed",
+            next_step=f"pip install 'crossearth[{extra}]'",
+        )
+        err.print(f"error: {missing}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
     except SystemExit as stop:
         if stop.code in (130, 143):
             again = without_credentials(shlex.join(["crossearth", *sys.argv[1:]]))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import sha256_file
-from crossearth.data.tiles.store import download
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.weights.checkpoint import load_strictly, read_tensors
@@ -234,6 +233,9 @@ def fetch_backbone(source: str, cache_dir: Path) -> Path:
     if source.startswith("s3://"):
         cached = cache_dir / source.removeprefix("s3://")
         if not cached.exists():
+            # boto3 comes with an extra that who only maps does not need
+            from crossearth.data.tiles.store import download
+
             download(source, cached)
         return cached
     path = Path(source)

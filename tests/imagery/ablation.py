@@ -2,8 +2,8 @@
 
     python tests/imagery/ablation.py FOLDER [--regime scratch] [--jobs 2]
 
-The catalog is the README's, and so are the numbers but for those below; the regime `zoom` is `scratch` with
-the method's own zoom of 0.5 to 2, for the baseline and the whole method, and `half` is `zoom` with every
+The catalog and the parameters are those of docs/own-data.md but for what stands below; the regime `zoom` is
+`scratch` with the method's own zoom of 0.5 to 2, for the baseline and the whole method, and `half` is `zoom` with every
 second sample styled, and that one wholly. What FOLDER holds already is not trained again, so a stopped call
 goes on; a training takes one thread. Prints the tables of what is there: road IoU in per cent, mean and
 standard deviation over seeds.
@@ -78,13 +78,13 @@ def runs(regimes: list[str]) -> Iterator[Run]:
                     yield from (Run(regime, ablation, seed, source) for source in SOURCES)
 
 
-def readme(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+def documented(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs/own-data.md").read_text(), re.M | re.S)
 
 
 def numbers(run: Run) -> dict[str, Any]:
-    """Params of a run: the README's, with what the regime and the ablation change."""
-    params: dict[str, Any] = yaml.safe_load(readme("yaml")[1])
+    """Params of a run: the document's, with what the regime and the ablation change."""
+    params: dict[str, Any] = yaml.safe_load(documented("yaml")[1])
     train = params["presets"][params["preset"]]["train"]
     train |= {"ablation": run.ablation, "style": STYLE, "sizes": INJECTOR if run.ablation == "full" else {}}
     if run.regime in ("zoom", "half"):
@@ -114,7 +114,7 @@ def crossearth(folder: Path, *arguments: str) -> None:
 def prepare(folder: Path) -> None:
     """Domains and styles, once for all runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "roads.yaml").write_text(readme("yaml")[0])
+    (folder / "roads.yaml").write_text(documented("yaml")[0])
     if not (folder / "artifacts/styles").exists():
         crossearth(folder, "styles", "fit", str(SHARED / "imagery/style_aid"))
     crossearth(folder, "ingest", "--catalog", "roads.yaml", *SOURCES)
@@ -149,7 +149,7 @@ def table(folder: Path, regime: str) -> str:
                         found[run.ablation][row["setting"]].append(100 * float(row["iou"]))
     settings = [
         name
-        for name, setting in yaml.safe_load(readme("yaml")[0])["settings"].items()
+        for name, setting in yaml.safe_load(documented("yaml")[0])["settings"].items()
         if setting["gap"] != "in-domain"
     ]
     unseen = len(settings)

@@ -1,4 +1,4 @@
-"""The README's own-data example, word for word, on three real road sets: nine numbers, far above chance."""
+"""The example of own-data.md, word for word, on three real road sets: nine numbers, far above chance."""
 
 import csv
 import os
@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-ITERATIONS = 300  # a third of the README's, for CI's sake
+ITERATIONS = 300  # a third of the example's, for CI's sake
 
 
 @pytest.fixture(scope="module")
 def workspace(
-    tmp_path_factory: pytest.TempPathFactory, imagery_dir: Path, readme: Callable[[str], list[str]]
+    tmp_path_factory: pytest.TempPathFactory, imagery_dir: Path, documented: Callable[[str], list[str]]
 ) -> Path:
     """A user's folder in which every line of the example has run."""
     folder = tmp_path_factory.mktemp("roads")
-    catalog, params = readme("yaml")[:2]
+    catalog, params = documented("yaml")[:2]
     numbers = yaml.safe_load(params)
     numbers["presets"]["roads"]["train"]["iterations"] = ITERATIONS
     (folder / "roads.yaml").write_text(catalog)
@@ -31,7 +31,7 @@ def workspace(
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     environment.pop("MLFLOW_TRACKING_URI", None)
-    (example,) = (block for block in readme("sh") if "roads.yaml" in block)
+    (example,) = (block for block in documented("sh") if "roads.yaml" in block)
     done = subprocess.run(
         ["bash", "-euc", example], cwd=folder, env=environment, capture_output=True, text=True, timeout=1800
     )

@@ -11,10 +11,14 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from crossearth.data.common import torchvision_ops
+from crossearth.model.crossearth import crossearth_tiny
+from crossearth.model.weights.checkpoint import save
 
-CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+ROOT = Path(__file__).parents[2]
+CONSTRAINTS = ROOT / "constraints.txt"
 
 
 def pins() -> list[Requirement]:
@@ -37,6 +41,57 @@ def needed_by(requirement: Requirement, seen: set[Requirement]) -> Iterator[str]
         )
         if asked_for and dependency not in seen:
             yield from needed_by(dependency, seen)
+
+
+# imports, by the extra that brings them; what comes with another library stands after it
+EXTRAS = {
+    "train": "boto3 botocore cachetools great_expectations jinja2 mlflow pandas plotly torchmetrics",
+    "pipelines": "docker dvc kfp kubernetes psutil",
+    "cluster": "kubeflow psycopg2",
+}
+META = {"classes": ["a", "b"], "palette": ["#000000", "#ffffff"], "provenance": "own"}
+WITHOUT = """
+import sys
+
+for name in sys.argv.pop(1).split():
+    sys.modules[name] = None  # as if it were not installed
+from crossearth.pipelines.cli import main
+
+main()
+"""
+
+
+def without_extras(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    every = " ".join(EXTRAS.values())
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, every, *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [("plan", "train"), ("pipeline compile benchmark -o graph.yaml", "pipelines")],
+)
+def test_a_missing_extra_is_named(command: str, extra: str) -> None:
+    ended = without_extras(*command.split(), cwd=ROOT)
+    assert ended.returncode == 2, ended.stderr
+    assert f"pip install 'crossearth[{extra}]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_mapping_needs_no_extra(tmp_path: Path) -> None:
+    """Whoever only maps installs the core."""
+    network = crossearth_tiny(num_classes=2, image_px=64)
+    model = save(network, tmp_path / "model", META)
+    Image.new("RGB", (80, 70)).save(tmp_path / "scene.png")
+    command = ("predict", "scene.png", "--model", str(model), "--out", str(tmp_path / "map.tif"))
+    ended = without_extras(*command, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert Image.open(tmp_path / "map.tif").size == (80, 70)
 
 
 def test_every_dependency_is_pinned() -> None:

@@ -11,7 +11,7 @@ from crossearth.pipelines.cli import app
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "data/README.md", "infra/README.md")
-DOCUMENTS = [ROOT / name for name in NAMES]
+DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(document: Path) -> list[str]:

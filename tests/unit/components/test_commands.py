@@ -25,7 +25,7 @@ Typed = Callable[[str], str]
 
 def test_released_weights_are_converted_scored_and_map_a_scene(
     typed: Typed,
-    readme: Callable[[str], list[str]],
+    documented: Callable[[str], list[str]],
     catalog: Catalog,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -41,11 +41,11 @@ def test_released_weights_are_converted_scored_and_map_a_scene(
         write_domain(folder, setting.target, "isprs", tiles=2)
     save(tmp_path / "scene.tif", draw(0)[0])
 
-    (weights,) = (block for block in readme("sh") if "crossearth convert" in block)
+    (weights,) = (block for block in documented("sh") if "crossearth convert" in block)
     for command in weights.splitlines():
         typed(command)
     assert "P(r)2V" in typed("crossearth show potsdam-rgb")
-    (scene,) = (block for block in readme("sh") if "crossearth predict" in block)
+    (scene,) = (block for block in documented("sh") if "crossearth predict" in block)
     typed(scene.replace("artifacts/models/potsdam-rgb", "models/released-potsdam"))
     with rasterio.open(tmp_path / "map.tif") as file:
         assert file.shape == (64, 64)

@@ -862,12 +862,12 @@ def test_strips_are_the_rows_of_the_scene(tmp_path: Path) -> None:
 
 
 def test_the_readmes_lines_of_python(
-    readme: Callable[[str], list[str]], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    documented: Callable[[str], list[str]], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model, tmp_path / "artifacts/models/potsdam-rgb")
     write(tmp_path / "scene.tif", pixels(70, 80))
-    (lines,) = readme("python")
+    (lines,) = documented("python")
     found: dict[str, Any] = {}
     exec(lines, found)
     assert maps.is_map(Path("map.tif"))

@@ -1,0 +1,91 @@
+"""Which libraries of the same people can be installed beside this one: docs/compatibility.md, resolved anew.
+
+    uv must be on the PATH (pip install uv)
+    python tests/compatibility/resolve.py
+
+Nothing is installed: the resolver finds one set of versions, or says that there is none. It is asked twice for
+each library, with this package and alone: what cannot be installed alone is not held against this package.
+"""
+
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+NEIGHBOURS = (
+    "albumentations",
+    "evidently",
+    "feast",
+    "fiftyone",
+    "geoai-py",
+    "kserve",
+    "kubeflow-katib",
+    "lightning",
+    "rastervision-core",
+    "rio-cogeo",
+    "segment-geospatial",
+    "segmentation-models-pytorch",
+    "terratorch",
+    "torchgeo",
+    "transformers",
+    "ultralytics",
+)
+AGREED = ("numpy", "pandas", "plotly", "pyarrow")
+SHOWN = ("numpy", "pandas", "plotly", "pyarrow", "torch", "torchvision", "kfp", "mlflow", "dvc")
+
+
+def resolve(python: str, *wanted: str) -> dict[str, str]:
+    """Name -> version of a set that fits; empty if there is none."""
+    command = ["uv", "pip", "compile", "-q", "--no-annotate", "--no-header", "--python-version", python, "-"]
+    ended = subprocess.run(
+        command, input="\n".join(wanted), capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    return (
+        dict(re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==(\S+)$", ended.stdout, re.M))
+        if not ended.returncode
+        else {}
+    )
+
+
+def ours(extra: str) -> str:
+    return f"crossearth[{extra}] @ {ROOT.as_uri()}"
+
+
+def main() -> None:
+    lines = [
+        "# Beside which libraries this one can be installed",
+        "",
+        f"Resolved on {datetime.now(UTC):%Y-%m-%d} by `python tests/compatibility/resolve.py`. Only what",
+        "constraints.txt pins was run, and the lowest versions that pyproject.toml allows beside torch 2.13.0,",
+        "both on Python 3.11.",
+        "",
+        "## Pythons",
+        "",
+        f"| Python | {' | '.join(SHOWN)} |",
+        "|---" * (len(SHOWN) + 1) + "|",
+    ]
+    for python in PYTHONS:
+        found = resolve(python, ours("cluster"))
+        lines.append(f"| {python} | " + " | ".join(found.get(name, "none") for name in SHOWN) + " |")
+    lines += [
+        "",
+        "## Neighbours",
+        "",
+        "With all extras of this package, on Python 3.11:",
+        "",
+        "| library | alone | with crossearth | what the two agree on |",
+        "|---|---|---|---|",
+    ]
+    for name in NEIGHBOURS:
+        alone, both = resolve("3.11", name), resolve("3.11", name, ours("cluster"))
+        agreed = ", ".join(
+            f"{each} {both[each]}" for each in ("numpy", "pandas", "plotly", "pyarrow") if each in both
+        )
+        lines.append(f"| {name} | {alone.get(name, 'none')} | {both.get(name, '**none**')} | {agreed} |")
+    (ROOT / "docs" / "compatibility.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
