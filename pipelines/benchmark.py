@@ -59,7 +59,7 @@ def read_inputs(
 
     if not params_file.exists():
         raise InputError(
-            "no such file", where=params_file, next_step="give the parameters with --params FILE"
+            "no such file", where=params_file, next_step="crossearth init --benchmark ., or --params FILE"
         )
     params = load_params(params_file)
     paths = list({path.resolve(): path for path in (*params.catalogs, *catalogs)}.values())

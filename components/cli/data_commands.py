@@ -142,15 +142,29 @@ def synthesize(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder of images and labels, searched with all in it.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of images and labels, searched with all in it.")
+    ] = None,
+    benchmark: Annotated[
+        Path | None, typer.Option(help="Write the benchmark's params.yaml and dvc.yaml into this folder.")
+    ] = None,
 ) -> None:
     """Look at your own images and labels; write a catalog and a params.yaml that fit them."""
-    from crossearth.components.init.step import init as run
+    from crossearth.components.init.benchmark import write_benchmark
+    from crossearth.data.common.errors import InputError
 
-    written = run(folder, data_dir(), Path())
-    for line in written.lines:
-        out.print(line, highlight=False, soft_wrap=True, markup=False)
-    done(written.files, f"crossearth ingest {written.name} --check 8{written.options}")
+    if (folder is None) == (benchmark is None):
+        raise InputError("init", expected="a folder of images, or --benchmark FOLDER")
+    if benchmark is not None:
+        there = "" if benchmark.resolve() == Path.cwd() else f"cd {shlex.quote(str(benchmark))}, then "
+        done(write_benchmark(benchmark), f"{there}dvc init --no-scm, then dvc repro")
+    if folder is not None:
+        from crossearth.components.init.step import init as run
+
+        written = run(folder, data_dir(), Path())
+        for line in written.lines:
+            out.print(line, highlight=False, soft_wrap=True, markup=False)
+        done(written.files, f"crossearth ingest {written.name} --check 8{written.options}")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from crossearth.components.train.setup import TrainConfig
 from crossearth.data.catalog.loader import load_catalog
 
 Typed = Callable[[str], str]
+ROOT = Path(__file__).parents[3]
 
 
 def started(typed: Typed, folder: Path) -> tuple[dict[str, Any], str]:
@@ -137,3 +138,20 @@ def test_a_params_file_that_is_there_stays(typed: Typed, tmp_path: Path) -> None
     printed = typed("crossearth init town")
     assert "next: crossearth ingest town --check 8 --catalog town.yaml" in printed
     assert (tmp_path / "params.yaml").read_text() == "preset: mine\npresets: {mine: {}}\n"
+
+
+def test_the_benchmarks_files_come_with_the_package(
+    typed: Typed, tmp_path: Path, refused: Callable[[str], str]
+) -> None:
+    printed = typed("crossearth init --benchmark there")
+    assert "next: cd there, then dvc init --no-scm, then dvc repro" in printed
+    for name in ("params.yaml", "dvc.yaml"):
+        assert (tmp_path / "there" / name).read_bytes() == (ROOT / name).read_bytes()
+    (tmp_path / "there" / "params.yaml").unlink()
+    assert "there/dvc.yaml: is there already" in refused("crossearth init --benchmark there")
+    assert not (tmp_path / "there" / "params.yaml").exists()
+
+
+@pytest.mark.parametrize("words", ["", " town --benchmark there"])
+def test_a_folder_or_the_benchmark(words: str, refused: Callable[[str], str]) -> None:
+    assert "a folder of images, or --benchmark FOLDER" in refused(f"crossearth init{words}")
