@@ -3,8 +3,8 @@
     uv must be on the PATH (pip install uv)
     python tests/compatibility/resolve.py
 
-Nothing is installed: the resolver finds one set of versions, or says that there is none. For each library it is
-asked twice, with this package and alone: what cannot be installed alone is not held against this package.
+Nothing is installed: the resolver finds one set of versions, or says that there is none. For each library
+it is asked twice, with this package and alone: what cannot be installed alone is not held against us.
 """
 
 import re
@@ -57,8 +57,9 @@ def main() -> None:
     lines = [
         "# Beside which libraries this one can be installed",
         "",
-        f"Resolved on {datetime.now(UTC):%Y-%m-%d} by `python tests/compatibility/resolve.py`. What was run is what",
-        "constraints.txt pins, and the lowest versions that pyproject.toml allows beside torch 2.13.0, on Python 3.11.",
+        f"Resolved on {datetime.now(UTC):%Y-%m-%d} by `python tests/compatibility/resolve.py`.",
+        "Run were the versions of constraints.txt, and the lowest that pyproject.toml allows beside torch 2.13.0,",
+        "both on Python 3.11.",
         "",
         "## Pythons",
         "",

@@ -4,9 +4,9 @@
 
 The catalog and the parameters are those of docs/own-data.md but for what stands below; the regime `zoom` is
 `scratch` with the method's own zoom of 0.5 to 2, for the baseline and the whole method, and `half` is `zoom`
-with every second sample styled, and that one wholly. What FOLDER holds already is not trained again, so a stopped call
-goes on; a training takes one thread. Prints the tables of what is there: road IoU in per cent, mean and
-standard deviation over seeds.
+with every second sample styled, and that one wholly. What FOLDER holds already is not trained again, so a
+stopped call goes on; a training takes one thread. Prints the tables of what is there: road IoU in per cent,
+mean and standard deviation over seeds.
 """
 
 import argparse
