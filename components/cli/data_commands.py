@@ -17,8 +17,8 @@ from crossearth.components.cli.terminal import (
     ParamsFile,
     ShardOption,
     done,
-    numbers,
     out,
+    parse_numbers,
     print_table,
 )
 from crossearth.components.runtime.places import (
@@ -106,7 +106,7 @@ def domains(catalog: Catalogs = None, as_json: AsJson = False) -> None:
 def plan(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Recipes: print their numbers and where each comes from; write nothing."),
+        typer.Argument(help="Recipes: print their parameters and where each comes from; write nothing."),
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
@@ -115,11 +115,11 @@ def plan(
 
     The number of threads (OMP_NUM_THREADS) is no part of them: it changes the last digits of the weights.
     """
-    from crossearth.components.plan.step import numbers, run
+    from crossearth.components.plan.step import parameters, run
 
     params, loaded = inputs(params_file, catalog)
     for recipe in [loaded.recipe(name).name for name in names or ()]:
-        rows = [[name, json.dumps(value), origin] for name, value, origin in numbers(params, recipe)]
+        rows = [[name, json.dumps(value), origin] for name, value, origin in parameters(params, recipe)]
         print_table(f"{recipe}, preset {params.preset}", ["number", "value", "from"], rows)
     if names:
         return
@@ -249,7 +249,7 @@ def styles_fit(
     from crossearth.components.styles.step import run
 
     params, _ = inputs(params_file, None)
-    written = run(params, images, numbers("--value-range", value_range), shard)
+    written = run(params, images, parse_numbers("--value-range", value_range), shard)
     done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
 
 
