@@ -180,7 +180,7 @@ def test_a_step_takes_five_places(copy: Copy, tmp_path: Path) -> None:
     unit = ["tests/unit/test_architecture.py", "tests/unit/test_dvc.py", "tests/unit/test_code.py"]
     graphs = ["tests/unit/pipelines/test_kubeflow_rules.py", "tests/unit/pipelines/test_pipelines.py"]
     copy.tested(*unit)
-    copy.tested(*graphs, "-k", "infra or pods or cache or stages or place or containers")
+    copy.tested(*graphs, "-k", "(benchmark and infra) or few_pods or from_it or stages or place")
 
 
 DATASET = """

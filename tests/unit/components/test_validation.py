@@ -138,8 +138,9 @@ def test_a_domain_is_added_to_those_validated_before(
     write_manifest(root, "city", "train", ("background", "road"), "own", Reading((1, 2, 3), "uint8"), rows)
     validate(known, domains, out, config, [NAME])
     assert "city no longer passes" in caplog.text
-    assert not {"digests/city.json", f"recipes/{NAME}.json"} & results(out).keys()
-    assert {f"digests/{NAME}.json", "recipes/city.json"} <= results(out).keys()
+    gone = {"digests/city.json", "sources/city.json", f"recipes/{NAME}.json"}
+    assert not gone & results(out).keys()
+    assert {f"digests/{NAME}.json", f"sources/{NAME}.json", "recipes/city.json"} <= results(out).keys()
     (root / "train.parquet").write_bytes(b"PAR1")
     validate(known, domains, out, config, [NAME])
     assert "city is no longer among what is validated" in caplog.text
