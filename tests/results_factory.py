@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 
 from crossearth.components.evaluate.results import (
     Panel,
@@ -14,7 +14,7 @@ from crossearth.components.evaluate.results import (
     write_results,
     write_tiles,
 )
-from crossearth.components.runtime.palette import safe_palette
+from crossearth.components.runtime.palette import colour_table, safe_palette
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
 from crossearth.data.common.files import digest
 from crossearth.model.scores import class_iou, headline_iou, outcome_counts
@@ -63,11 +63,7 @@ def write_fake_results(
         tiles_sha256 = write_tiles(folder / tile_file(setting.target), rows)
         settings.append(
             SettingResult(
-                setting=setting.abbr,
-                source=setting.source,
-                target=setting.target,
-                gap=setting.gap,
-                evidence=setting.evidence,
+                setting=setting,
                 key=digest([recipe.name, setting.abbr, seed, share]),
                 manifest_digest=digest(setting.target),
                 provenance=provenance,
@@ -129,7 +125,7 @@ def _target(
     counts = np.stack([np.bincount(row, minlength=num * num).reshape(num, num) for row in cell])
     ious = headline_iou(class_iou(outcome_counts(counts)), class_set.headline)
     ranked = [int(index) for index in np.argsort(ious)]
-    colours = np.array([ImageColor.getrgb(colour) for colour in safe_palette(class_set.palette)], np.uint8)
+    colours = colour_table(safe_palette(class_set.palette))
     (folder / "panels" / target).mkdir(parents=True, exist_ok=True)
     panels = []
     names = {"worst-1": ranked[0], "worst-2": ranked[1], "best-1": ranked[-1], "best-2": ranked[-2]}

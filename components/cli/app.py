@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import shlex
 import signal
 import sys
@@ -17,8 +16,9 @@ from typing import Annotated
 import typer
 
 from crossearth.components.cli import data_commands, model_commands
-from crossearth.components.cli.terminal import AsJson, ParamsFile, err, print_table
+from crossearth.components.cli.terminal import AsCsv, AsJson, ParamsFile, err, print_view
 from crossearth.components.runtime.places import data_dir
+from crossearth.components.runtime.tables import TextTable, View
 
 app = typer.Typer(
     name="crossearth",
@@ -51,7 +51,7 @@ def _root(
 
 
 @app.command()
-def doctor(params_file: ParamsFile = None, as_json: AsJson = False) -> None:
+def doctor(params_file: ParamsFile = None, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """Check Python, torch, devices, memory, disk, weights and the tracking server; says what to do."""
     from dataclasses import asdict
 
@@ -60,11 +60,10 @@ def doctor(params_file: ParamsFile = None, as_json: AsJson = False) -> None:
     from crossearth.components.runtime.tracking import tracking_uri
 
     findings = examine(data_dir(), load_params(params_file).archives, tracking_uri())
-    if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        rows = [[item.check, item.verdict, item.found, item.advice] for item in findings]
-        print_table("crossearth doctor", ["check", "verdict", "found", "what to do"], rows)
+    facts = [asdict(finding) for finding in findings]
+    columns = ("check", "verdict", "found", "what to do")
+    table = TextTable(columns, [list(each.values()) for each in facts], title="crossearth doctor")
+    print_view(View(table, facts, facts), as_json, as_csv)
     if any(finding.verdict == "missing" for finding in findings):
         raise typer.Exit(1)
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crossearth.components.cli.terminal import (
+    AsCsv,
+    AsJson,
     Catalogs,
     ParamsFile,
     done,
     numbers,
     out,
     print_table,
-    print_whole,
+    print_view,
 )
 from crossearth.components.runtime.places import ARTIFACTS, inputs, style_weights_dir
 
@@ -202,18 +204,24 @@ def rollback(
 def show(
     recipe: Annotated[str | None, typer.Argument(help="One recipe in full (default: all settings).")] = None,
     catalog: Catalogs = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Print the table of all settings, or the results of one recipe."""
     from crossearth.components.evaluate.results import read_results
     from crossearth.components.report import show as tables
+    from crossearth.components.report.step import ReportConfig
     from crossearth.components.runtime.tracking import tracking_uri
     from crossearth.data.common.errors import without_credentials
 
-    _, loaded = inputs(None, catalog)
+    params, loaded = inputs(None, catalog)
     if recipe:
-        print_whole(tables.run(read_results(ARTIFACTS / "scores" / loaded.recipe(recipe).name)))
+        found = read_results(ARTIFACTS / "scores" / loaded.recipe(recipe).name)
+        print_view(tables.run(found), as_json, as_csv)
         return
-    print_whole(tables.benchmark([ARTIFACTS / "scores"], loaded))
+    replicates = params.config(ReportConfig, "report").replicates
+    if not print_view(tables.benchmark([ARTIFACTS / "scores"], loaded, replicates), as_json, as_csv):
+        return
     if (ARTIFACTS / "report" / "index.html").exists():
         out.print(f"report: open {ARTIFACTS / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
     address = without_credentials(tracking_uri())
@@ -226,13 +234,15 @@ def compare(
     a: Annotated[Path, typer.Argument(help="Folder of results, or of several results.")],
     b: Annotated[Path, typer.Argument(help="The other one.")],
     catalog: Catalogs = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Compare two sets of results setting by setting (paired bootstrap)."""
     from crossearth.components.report import show as tables
     from crossearth.components.report.compare import compare as run
 
     _, loaded = inputs(None, catalog)
-    print_whole(tables.comparison(run([a], [b], loaded), str(a), str(b)))
+    print_view(tables.comparison(run([a], [b], loaded), str(a), str(b)), as_json, as_csv)
 
 
 @app.command()

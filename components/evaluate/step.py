@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tabulate import tabulate
 
 from crossearth.components.evaluate.predictions import FORMATS, picture_strip, prediction_writer
 from crossearth.components.evaluate.results import (
@@ -232,7 +233,7 @@ def _scored_before(out_dir: Path, config: EvaluateConfig) -> dict[str, SettingRe
                 tiles = before.tile_table(each)["tile_id"].to_pylist()
                 for panel in (*each.worst, *each.best):
                     read_picture(out_dir / panel.file)
-                place = out_dir / "predictions" / each.target
+                place = out_dir / "predictions" / each.setting.target
                 suffix, _ = FORMATS.get(config.predictions, ("", ""))
                 if not suffix or all((place / f"{tile}{suffix}").is_file() for tile in tiles):
                     scored[each.key] = each
@@ -259,11 +260,7 @@ def _keep(
                 kept.append(Panel(f"panels/{setting.target}/{name}", tile_id, picture.tile.iou))
             panels[rank] = tuple(kept)
     return SettingResult(
-        setting=setting.abbr,
-        source=setting.source,
-        target=setting.target,
-        gap=setting.gap,
-        evidence=setting.evidence,
+        setting=setting,
         key=target.key,
         manifest_digest=target.manifest.digest,
         provenance=target.manifest.provenance,
@@ -293,9 +290,7 @@ def _name(
         )
     return replace(
         result,
-        setting=setting.abbr,
-        gap=setting.gap,
-        evidence=setting.evidence,
+        setting=setting,
         provenance=provenance,
         published=published.miou / 100 if published else None,
         published_iou=tuple(iou / 100 for iou in published.per_class_iou)
@@ -319,10 +314,10 @@ def _tile_row(row: dict[str, Any], tile: ScoredTile) -> dict[str, Any]:
 def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
     """Logs the scores into the run of the recipe's training, which `input_hash` finds."""
     metrics: dict[str, float] = {}
-    for setting in result.settings:
-        scores, target = result.scores(setting), setting.target
+    for each in result.settings:
+        scores, target = result.scores(each), each.setting.target
         metrics |= {
-            metric_name("miou", target): scores.headline,
+            metric_name(result.metric_key, target): scores.headline,
             metric_name("accuracy", target): scores.accuracy,
             metric_name("f1", target): scores.mean_f1,
         }
@@ -331,22 +326,27 @@ def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
     metrics |= result.summary()
     tags = {
         "recipe": result.recipe,
-        "settings": ", ".join(setting.setting for setting in result.settings),
-        "targets": ", ".join(setting.target for setting in result.settings),
+        "settings": ", ".join(each.setting.abbr for each in result.settings),
+        "targets": ", ".join(each.setting.target for each in result.settings),
         "provenance": meta["provenance"],
         "selection": result.selection,
+        "seed": "none" if result.seed is None else str(result.seed),
         "scored_with": str(result.lineage["git_revision"]),
     }
-    told = [
-        f"| {each.setting} | {each.gap} | {100 * result.scores(each).headline:.1f} |"
-        for each in result.settings
-    ]
-    warning = []
+    table = tabulate(
+        [
+            [each.setting.abbr, each.setting.gap, f"{100 * result.scores(each).headline:.1f}"]
+            for each in result.settings
+        ],
+        ["setting", "gap", f"{result.metric} %"],
+        tablefmt="github",
+        disable_numparse=True,
+    )
     if "synthetic" in {each.provenance for each in result.settings}:
-        warning = ["Synthetic miniatures: not comparable with published scores.", ""]
+        table = f"Synthetic miniatures: not comparable with published scores.\n\n{table}"
     with start_run(result.recipe, key=result.recipe_hash, tags=tags) as run:
         run.log_metrics(metrics)
-        run.describe("\n".join([*warning, "| setting | gap | mIoU % |", "| --- | --- | --- |", *told]))
+        run.describe(table)
         for name in (DETAILS, "scores.csv"):
             run.log_artifact(result.folder / name, "scores")
         run.log_artifact(result.folder / "panels", "panels")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
+from crossearth.components.runtime.palette import colour_table
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog, ClassSet
 from crossearth.data.catalog.labels import IGNORE
@@ -93,25 +94,19 @@ def _fit(image_HW3: NDArray[np.uint8], how: Image.Resampling) -> Image.Image:
     return Image.fromarray(image_HW3).resize((width, height), how)
 
 
-def _colours(class_set: ClassSet) -> NDArray[np.uint8]:
-    table = np.empty((IGNORE + 1, 3), np.uint8)
-    table[:] = IGNORED_COLOUR
-    table[: len(class_set.classes)] = [ImageColor.getrgb(colour)[:3] for colour in class_set.palette]
-    return table
-
-
 def _overlay(
     image_HW3: NDArray[np.uint8], label_HW: NDArray[np.uint8], class_set: ClassSet
 ) -> NDArray[np.uint8]:
     grey_HW1 = image_HW3.mean(axis=2, keepdims=True)
-    mixed = (1 - LABEL_WEIGHT) * grey_HW1 + LABEL_WEIGHT * _colours(class_set)[label_HW]
+    colours = colour_table(class_set.palette, IGNORED_COLOUR)
+    mixed = (1 - LABEL_WEIGHT) * grey_HW1 + LABEL_WEIGHT * colours[label_HW]
     return np.rint(mixed).astype(np.uint8)
 
 
 def _legend(manifests: list[Manifest], class_set: ClassSet) -> Image.Image:
     """One line per class, and one for ignored pixels: colour, id, name, share of pixels per split."""
     names = [*class_set.classes, "ignored"]
-    colours = [*_colours(class_set)[: len(class_set.classes)].tolist(), list(IGNORED_COLOUR)]
+    colours = [*colour_table(class_set.palette)[: len(class_set.classes)].tolist(), list(IGNORED_COLOUR)]
     shares = [_shares(manifest) for manifest in manifests]
     legend = Image.new(
         "RGB", (GAP_PX + (SIDE_PX + GAP_PX) * TILES_PER_SPLIT, LINE_PX * len(names) + GAP_PX), PAPER

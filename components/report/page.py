@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from crossearth.components.evaluate.results import RecipeResult, defined, read_picture
 from crossearth.components.report.compare import Comparison
 from crossearth.components.report.markdown import heading, per_cent
-from crossearth.components.report.summary import Drop, Line, Summary
+from crossearth.components.report.summary import Drop, Line, Summary, distinct
 from crossearth.components.runtime.palette import safe_palette
 from crossearth.components.runtime.version import git_revision
 from crossearth.data.catalog.domains import Catalog
@@ -47,13 +47,15 @@ def page(
     template = environment.from_string(
         files("crossearth.components.report").joinpath(TEMPLATE).read_text("utf-8")
     )
-    gaps = list(dict.fromkeys(line.gap for line in summary.lines))
+    gaps = distinct(line.setting.gap for line in summary.lines)
     return template.render(
         summary=summary,
         heading=heading(summary),
         results=results,
         num_settings=len(catalog.settings),
-        settings=[_setting(line, gaps.index(line.gap), summary, worst_tiles) for line in summary.lines],
+        settings=[
+            _setting(line, gaps.index(line.setting.gap), summary, worst_tiles) for line in summary.lines
+        ],
         published=_published(summary, catalog),
         drops=[_drop(drop, summary) for drop in summary.drops],
         validation=validation,
@@ -71,11 +73,11 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int) -> 
     scores = of_seed[0]
     tiles = recipe.tile_table(result).select(["tile_id", "scene", "iou"]).to_pylist()
     ranked = sorted((tile for tile in tiles if tile["iou"] is not None), key=lambda tile: tile["iou"])
-    label = line.setting if len(summary.selections) == 1 else f"{line.setting}, {line.selection}"
+    label = line.setting.abbr if len(summary.selections) == 1 else f"{line.setting.abbr}, {line.selection}"
     return {
         "line": line,
         "gap_place": gap_place,
-        "anchor": f"{line.setting}-{line.selection}",
+        "anchor": f"{line.setting.abbr}-{line.selection}",
         "recipe": recipe,
         "result": result,
         "classes": recipe.classes,
@@ -93,8 +95,8 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int) -> 
         ],
         "chart": {
             "label": label,
-            "gap": line.gap,
-            "miou": line.miou,
+            "gap": line.setting.gap,
+            "miou": line.score,
             "low": line.low,
             "high": line.high,
             "published": line.published,
@@ -109,7 +111,7 @@ def _drop(drop: Drop, summary: Summary) -> dict[str, Any]:
 
 def _published(summary: Summary, catalog: Catalog) -> list[dict[str, Any]]:
     """Published scores of the settings in the report, every method, with how each is known."""
-    shown = dict.fromkeys(line.setting for line in summary.lines)
+    shown = distinct(line.setting.abbr for line in summary.lines)
     return [
         {"setting": abbr, "score": score}
         for abbr in shown

@@ -5,7 +5,6 @@ import itertools
 import logging
 import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -29,7 +27,7 @@ from crossearth.components.train.state import Checkpoints, State
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.common.finite import refuse_nonfinite
-from crossearth.data.common.progress import LogLine
+from crossearth.data.common.progress import LogLine, bar
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import Batch, TileDataset, TrainingStream
 from crossearth.data.tiles.readers import StuckError, reading
@@ -244,15 +242,8 @@ class Training:
             )
 
     def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
-            console=Console(stderr=True),
-            disable=not (self.processes.is_first and sys.stderr.isatty()),
-        )
+        columns = (MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[loss]}")
+        return bar(*columns, wanted=self.processes.is_first)
 
     def _iterate(self, batch: list[Batch], signal_number: int) -> int:
         """One optimiser step, or one that is skipped; returns the signal that any process received, or 0."""

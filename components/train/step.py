@@ -2,9 +2,8 @@
 
 import contextlib
 import csv
-import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from crossearth.components.train.setup import Job, TrainConfig, flat, make_netwo
 from crossearth.components.train.state import Checkpoints
 from crossearth.data.catalog.domains import STATES_SUFFIX, Catalog, Recipe
 from crossearth.data.common.errors import InputError, without_credentials
-from crossearth.data.common.files import atomic_path, digest, sha256_file
+from crossearth.data.common.files import atomic_path, csv_text, digest, sha256_file
 from crossearth.model.weights import checkpoint
 
 CURVES_NAME = "curves.csv"
@@ -229,15 +228,5 @@ def _write_model(out_dir: Path, training: Training) -> None:
         "train": plain(asdict(job.config)),
     }
     with atomic_path(out_dir / CURVES_NAME) as partial:
-        partial.write_text(_table(training.curves), encoding="utf-8")
+        partial.write_text(csv_text(training.curves), encoding="utf-8")
     checkpoint.save(network, out_dir, meta, job.config.backbones_dir)
-
-
-def _table(points: Sequence[Mapping[str, float]]) -> str:
-    """CSV of the curves; a point without a value has an empty cell."""
-    columns = list(dict.fromkeys(name for point in points for name in point))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(points)
-    return text.getvalue()

@@ -252,6 +252,7 @@ class Setting:
 
     Attributes:
         gap: what lies between the two, in a few words: settings of one gap have a mean of their own.
+        own: whether a catalog file of the user has it, and not the benchmark.
     """
 
     id: str
@@ -261,6 +262,12 @@ class Setting:
     gap: str
     class_set: str
     evidence: str = ""
+    own: bool = False
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the target is another domain than the one trained on."""
+        return self.source != self.target
 
 
 @dataclass(frozen=True)

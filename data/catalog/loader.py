@@ -70,7 +70,9 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
     ):
         for path, file in files:
             for name, values in getattr(file, section).items():
-                place = _Place(f"{path}: {section}.{name}", Path(data_dir or DEFAULT_DATA_DIR))
+                place = _Place(
+                    f"{path}: {section}.{name}", Path(data_dir or DEFAULT_DATA_DIR), path not in BUILT_IN
+                )
                 twin = next((other for other in known if plain_name(other) == plain_name(name)), None)
                 if twin is not None:
                     beside = "" if twin == name else f", or almost: {twin!r} may be written to the same place"
@@ -155,10 +157,11 @@ class _SettingEntry:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an entry stands, and where its relative paths start."""
+    """Where an entry stands, where its relative paths start, and whether its file is one of the user."""
 
     where: str
     data_dir: Path
+    own: bool
 
     def path(self, text: str) -> Path:
         """A path of the entry; ~ is the user's home, as in a shell."""
@@ -398,6 +401,7 @@ def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: 
         entry.gap,
         class_set,
         entry.evidence,
+        place.own,
     )
     catalog.scores[abbr] = tuple(
         _read_score(catalog.class_sets[class_set], method, score, f"{where}: published.{method}")

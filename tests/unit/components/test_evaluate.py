@@ -152,7 +152,7 @@ def test_equal_inputs_are_not_scored_twice(score: Score, monkeypatch: pytest.Mon
 
 def test_counts_that_were_swapped_are_scored_again(score: Score) -> None:
     first, other = read_results(score()), read_results(score("other", panels=1))
-    tiles = first.folder / tile_file(first.settings[0].target)
+    tiles = first.folder / tile_file(first.settings[0].setting.target)
     rows = first.tile_table(first.settings[0]).to_pylist()
     write_tiles(tiles, [*rows[1:], rows[0]])
     again = read_results(score())

@@ -47,7 +47,7 @@ def scored(result: RecipeResult, **headlines: float) -> RecipeResult:
     """The result with confusion matrices that give these headline IoUs per target, "-" written "_"."""
     settings = []
     for each in result.settings:
-        wanted = headlines[each.target.replace("-", "_")]
+        wanted = headlines[each.setting.target.replace("-", "_")]
         num = len(result.classes)
         size = 10**9
         hits = round(2 * wanted * size / (1 + wanted))
@@ -127,7 +127,7 @@ def test_scores_that_are_no_numbers_never_promote(
         assert not decision.promoted
         refused = [check for check in decision.checks if not check.holds]
         assert [check.question for check in refused] == ["all of these scores are numbers"]
-        assert f"{nothing.setting}: nan" in (refused[0].champion, refused[0].challenger)
+        assert f"{nothing.setting.abbr}: nan" in (refused[0].champion, refused[0].challenger)
 
 
 def test_other_tiles_and_other_rules_are_not_compared(base: RecipeResult, recipe: Recipe) -> None:
