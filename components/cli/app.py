@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from crossearth.components.cli import data_commands, model_commands
+from crossearth.components.cli.help import describe
 from crossearth.components.cli.terminal import AsCsv, AsJson, ParamsFile, err, print_view
 from crossearth.components.runtime.places import data_dir
 from crossearth.components.runtime.tables import TextTable, View
@@ -24,7 +25,7 @@ app = typer.Typer(
     name="crossearth",
     help="Domain-generalizable remote-sensing segmentation: train on one region, map regions never seen.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_commands.app)
@@ -108,6 +109,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with refusals():
+            describe(app)
             app(standalone_mode=True)
     except (InputError, PartlyDoneError) as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

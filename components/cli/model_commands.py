@@ -16,11 +16,13 @@ from crossearth.components.cli.terminal import (
     AsJson,
     Catalogs,
     ParamsFile,
+    Recipes,
     done,
     numbers,
     out,
     print_table,
     print_view,
+    recipe_names,
 )
 from crossearth.components.runtime.places import ARTIFACTS, inputs, style_weights_dir
 
@@ -32,7 +34,7 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    names: Annotated[list[str], typer.Argument(help="Recipes: `crossearth settings` names them.")],
+    names: Recipes,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
@@ -66,7 +68,7 @@ def train(
 
 @app.command()
 def evaluate(
-    names: Annotated[list[str], typer.Argument(help="Recipes: `crossearth settings` names them.")],
+    names: Recipes,
     model: Annotated[
         Path | None,
         typer.Option(help="Score this model, e.g. a converted one (default: the trained one)."),
@@ -185,7 +187,7 @@ def register(
 
 @app.command()
 def rollback(
-    name: Annotated[str, typer.Argument(help="A recipe.")],
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe.", autocompletion=recipe_names)],
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
@@ -202,7 +204,10 @@ def rollback(
 
 @app.command()
 def show(
-    recipe: Annotated[str | None, typer.Argument(help="One recipe in full (default: all settings).")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="One recipe in full (default: all settings).", autocompletion=recipe_names),
+    ] = None,
     catalog: Catalogs = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,

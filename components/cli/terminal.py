@@ -15,6 +15,25 @@ from crossearth.components.runtime.tables import UNBOUNDED, TextTable, View
 out = Console()
 err = Console(stderr=True)
 
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Recipes that a shell offers; none where the files of this folder cannot be read."""
+    from crossearth.components.runtime.places import inputs
+    from crossearth.data.common.errors import InputError
+
+    try:
+        return [name for name in inputs(None, None)[1].recipes() if name.startswith(incomplete)]
+    except (InputError, OSError):
+        return []
+
+
+Recipes = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE", help="Recipes: `crossearth settings` names them.", autocompletion=recipe_names
+    ),
+]
+
 Catalogs = Annotated[
     list[Path] | None,
     typer.Option(
@@ -80,17 +99,6 @@ def print_view(view: View, as_json: bool, as_csv: bool) -> bool:
     else:
         print_whole(view.text)
     return not (as_json or as_csv)
-
-
-def recipe_names() -> list[str]:
-    """Recipes that a shell offers to complete; none where the files here cannot be read."""
-    from crossearth.components.runtime.places import inputs
-    from crossearth.data.common.errors import InputError
-
-    try:
-        return list(inputs(None, None)[1].recipes())
-    except (InputError, OSError):
-        return []
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from crossearth.components.cli import app as cli
 from crossearth.components.cli import model_commands
-from crossearth.components.evaluate.results import metric_name, read_results, write_results
+from crossearth.components.evaluate.results import metric_name, read_results, rows_of, write_results
 from crossearth.components.report import show, step
 from crossearth.components.report.show import benchmark, run
 from crossearth.components.report.step import ReportConfig, report
@@ -313,13 +314,70 @@ def test_mlflow_csv_and_page_say_the_same(
     assert artifacts == {f"report/{name}" for name in written}
 
 
-def test_terminal_tables(scores: Path, catalog: Catalog) -> None:
-    console = Console(width=160, record=True, file=StringIO())
-    console.print(benchmark([scores], catalog, 100).text)
-    console.print(run(read_results(scores / "potsdam-irrg")).text)
-    text = console.export_text()
-    assert all(abbr in text for abbr in catalog.settings)
-    assert "not comparable with published scores" in text and "low vegetation" in text
+def printed(view: View, width: int) -> list[str]:
+    """The lines of a terminal of `width` columns."""
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(view.text)
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_terminal_tables_cut_no_name_and_no_number(width: int, scores: Path, catalog: Catalog) -> None:
+    view = benchmark([scores], catalog, 100)
+    lines = printed(view, width)
+    assert "Drawn by code: not comparable with published scores." in lines
+    for row in view.rows:
+        (line,) = (line for line in lines if line.startswith(row["setting"] + " "))
+        assert {row["target"], f"{100 * row['score']:.1f}"} <= set(line.split())
+        assert ("█" in line, row["gap"] in line) == (width == 200, width == 200)
+    result = read_results(scores / "potsdam-irrg")
+    classes = [line for line in printed(run(result), width) if "low vegetation" in line]
+    assert len(classes) == len(result.settings)
+    assert f"{100 * result.scores(result.settings[0]).iou[2]:.1f}" in classes[0].split()
+    assert all(len(line) <= width for line in lines + classes)
+
+
+def test_a_mean_is_called_mean_and_a_foreground_foreground(catalog: Catalog, tmp_path: Path) -> None:
+    for name in ("casid-sub", "whu-aerial"):
+        write_fake_results(tmp_path / name, catalog, catalog.recipe(name))
+    both, mean, binary = (
+        benchmark([tmp_path / name], catalog, 100) for name in ("", "casid-sub", "whu-aerial")
+    )
+    assert {row["metric"] for row in both.rows} == {"mIoU", "IoU of the foreground"}
+    assert any("mIoU %" in line for line in printed(mean, 80))
+    for view in (binary, run(read_results(tmp_path / "whu-aerial"))):
+        text = "\n".join(printed(view, 80))
+        assert "mIoU" not in text and "of the foreground" in text
+    (line,) = (line for line in printed(both, 80) if line.startswith("A2S"))
+    assert line.endswith("foreground")
+
+
+def test_programs_get_everything(catalog: Catalog, tmp_path: Path) -> None:
+    result = write_fake_results(tmp_path, catalog, catalog.recipe("potsdam-irrg"), provenance="publisher")
+    view = benchmark([tmp_path], catalog, 100)
+    first = json.loads(json.dumps(view.data, allow_nan=False))["settings"][0]
+    assert first["iou"]["building"] == result.scores(result.settings[0]).iou[1]
+    assert [score["miou"] for score in first["published"] if score["method"] == "Rein"] == [60.3]
+    assert view.rows[0]["published Rein"] == pytest.approx(0.603)
+    one = run(result)
+    assert one.rows == rows_of(result) and one.data["settings"][0]["setting"]["target"] == "vaihingen-irrg"
+
+
+def test_show_and_report_give_one_interval(
+    catalog: Catalog, tmp_path: Path, no_tracking: None, typed: Callable[[str], str]
+) -> None:
+    (tmp_path / "params.yaml").write_text("preset: a\npresets: {a: {report: {replicates: 123}}}\n")
+    write_benchmark(tmp_path / "artifacts/scores", catalog, 1)
+    (shown,) = (
+        row
+        for row in json.loads(typed("crossearth show --json"))["settings"]
+        if row["target"] == "potsdam-rgb"
+    )
+    typed("crossearth report")
+    page = (tmp_path / "artifacts/report/index.html").read_text()
+    assert f"{100 * shown['low']:.1f} – {100 * shown['high']:.1f}" in page
+    (line,) = summarise([read_results(tmp_path / "artifacts/scores/potsdam-irrg")], catalog, 123).lines[1:2]
+    assert (line.low, line.high) == (shown["low"], shown["high"])
 
 
 @pytest.mark.parametrize(
