@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from crossearth.components.evaluate.results import (
+    CURVES,
     Panel,
     RecipeResult,
     SettingResult,
@@ -16,7 +17,7 @@ from crossearth.components.evaluate.results import (
 )
 from crossearth.components.runtime.palette import colour_table, safe_palette
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
-from crossearth.data.common.files import digest
+from crossearth.data.common.files import csv_text, digest, write_text
 from crossearth.model.scores import class_iou, headline_iou, outcome_counts
 
 
@@ -92,11 +93,24 @@ def write_fake_results(
         palette=class_set.palette,
         headline=class_set.headline,
         model_sha256=digest([recipe.name, seed, "weights"]),
-        lineage={"git_revision": "0000000", "machine": "x86_64, 2 CPUs", "device": "cpu", "code": "0" * 16},
+        lineage={
+            "git_revision": "0000000",
+            "machine": "x86_64, 2 CPUs",
+            "device": "cpu",
+            "code": "0" * 16,
+            "timing": {"seconds": 75.0},
+            "model": {
+                "iteration": 80,
+                "train": {"iterations": 80},
+                "parameters": {"trained": 1_234_567, "all": 345_678_901},
+            },
+        },
         settings=tuple(settings),
         folder=folder,
     )
     write_results(result)
+    points = [{"iteration": step, "loss": 3 / (1 + step / 20) + seed / 10} for step in range(10, 81, 10)]
+    write_text(folder / CURVES, csv_text(points))
     return result
 
 

@@ -1,7 +1,8 @@
 """Results on disk: what `evaluate` writes and what report, compare, register and show read.
 
 A recipe's results are a folder: `details.json` (everything but the tiles), `scores.csv` (the documented
-table), `tiles/<target>.parquet` (pixel counts of every tile) and `panels/` (pictures).
+table), `curves.csv` (of the training, where it had some), `tiles/<target>.parquet` (pixel counts of every
+tile) and `panels/` (pictures).
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from crossearth.data.common.files import (
 )
 from crossearth.model.scores import METRICS, Counts, Headline, Scores, score
 
-DETAILS, TABLE = "details.json", "scores.csv"
+DETAILS, TABLE, CURVES = "details.json", "scores.csv", "curves.csv"
 PROVENANCES = ("synthetic", "own", "publisher")  # from the least real
 # named so that they come first in MLflow's alphabetical tables
 SUMMARY_METRICS = ("all/unseen-mean", "all/unseen-worst", "all/in-domain")

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from crossearth.components.evaluate.predictions import FORMATS, picture_strip, prediction_writer
 from crossearth.components.evaluate.results import (
+    CURVES,
     DETAILS,
     Panel,
     RecipeResult,
@@ -31,10 +32,10 @@ from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.processes import choose_device, join_processes
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.runtime.version import git_revision, torch_version
-from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe, Setting
+from crossearth.data.catalog.domains import TIMING_SUFFIX, Catalog, ClassSet, Recipe, Setting
 from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, digest
+from crossearth.data.common.files import atomic_dir, digest, read_json, write_text
 from crossearth.data.tiles.manifest import Manifest, read_domain
 from crossearth.model.weights.checkpoint import load, read_meta
 
@@ -109,7 +110,7 @@ def evaluate(
         setting.target: _target(catalog, class_set, domains_dir, setting.target, meta, config)
         for setting in recipe.settings
     }
-    result = _describe(recipe, class_set, meta, config, out_dir)
+    result = _describe(recipe, class_set, meta, config, model_dir, out_dir)
     used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
     lower = (
         "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
@@ -151,6 +152,7 @@ def evaluate(
                 )
                 result = replace(result, settings=named)
                 write_results(result)
+                _keep_curves(model_dir, out_dir)
         if processes.is_first:
             _track(result, meta)
     return out_dir
@@ -193,7 +195,12 @@ def _target(
 
 
 def _describe(
-    recipe: Recipe, class_set: ClassSet, meta: dict[str, Any], config: EvaluateConfig, out_dir: Path
+    recipe: Recipe,
+    class_set: ClassSet,
+    meta: dict[str, Any],
+    config: EvaluateConfig,
+    model_dir: Path,
+    out_dir: Path,
 ) -> RecipeResult:
     device = choose_device(config.device)
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
@@ -217,10 +224,17 @@ def _describe(
             "threads": torch.get_num_threads(),
             "device": device,
             "evaluate": asdict(config),
+            "timing": _read_beside(model_dir),
             "model": {key: value for key, value in meta.items() if key not in ("classes", "palette")},
         },
         folder=out_dir,
     )
+
+
+def _read_beside(model_dir: Path) -> dict[str, Any]:
+    """How long the training took, nothing where it took place elsewhere."""
+    path = model_dir.with_name(f"{model_dir.name}{TIMING_SUFFIX}")
+    return read_json(path) if path.is_file() else {}
 
 
 def _scored_before(out_dir: Path, config: EvaluateConfig) -> dict[str, SettingResult]:
@@ -238,6 +252,15 @@ def _scored_before(out_dir: Path, config: EvaluateConfig) -> dict[str, SettingRe
                 if not suffix or all((place / f"{tile}{suffix}").is_file() for tile in tiles):
                     scored[each.key] = each
     return scored
+
+
+def _keep_curves(model_dir: Path, out_dir: Path) -> None:
+    """The curves of the training beside its scores, for the report; a converted model has none."""
+    curves = model_dir / CURVES
+    if curves.is_file():
+        write_text(out_dir / CURVES, curves.read_text(encoding="utf-8"))
+    else:
+        (out_dir / CURVES).unlink(missing_ok=True)
 
 
 def _keep(

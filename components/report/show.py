@@ -11,7 +11,7 @@ from rich.text import Text
 from crossearth.components.evaluate.results import RecipeResult, defined, find_results, rows_of
 from crossearth.components.report.compare import Comparison, Difference
 from crossearth.components.report.markdown import heading, per_cent
-from crossearth.components.report.summary import Line, Summary, distinct, summarise
+from crossearth.components.report.summary import Summary, distinct, facts, summarise
 from crossearth.components.runtime.tables import TextTable, View, bar
 from crossearth.data.catalog.domains import Catalog, PublishedScore
 
@@ -41,7 +41,7 @@ def benchmark(scores: Sequence[Path], catalog: Catalog, replicates: int) -> View
         parts.append(Text(f"not scored ({len(summary.missing)}): {names}", style="yellow"))
     published = {line.setting.abbr: catalog.scores.get(line.setting.abbr, ()) for line in summary.lines}
     rows = [
-        _facts(line)
+        facts(line)
         | {f"published {score.method}": score.miou / 100 for score in published[line.setting.abbr]}
         for line in summary.lines
     ]
@@ -92,32 +92,9 @@ def _means(summary: Summary) -> TextTable:
     return TextTable(list(columns), rows, numbers=("settings", "%"), spare=("",))
 
 
-def _facts(line: Line) -> dict[str, Any]:
-    """A setting's scores as plain values, fractions 0..1."""
-    setting = line.setting
-    return {
-        "setting": setting.abbr,
-        "source": setting.source,
-        "target": setting.target,
-        "gap": setting.gap,
-        "recipe": line.recipe.recipe,
-        "class_set": line.recipe.class_set,
-        "selection": line.selection,
-        "seeds": " ".join("none" if seed is None else str(seed) for seed in line.seeds),
-        "metric": line.metric,
-        "score": line.score,
-        "low": line.low,
-        "high": line.high,
-        "deviation": line.deviation,
-        "tiles": line.runs[0][1].tiles,
-        "provenance": line.provenance,
-        "evidence": setting.evidence,
-    }
-
-
 def _everything(summary: Summary, published: dict[str, tuple[PublishedScore, ...]]) -> dict[str, Any]:
     settings = [
-        _facts(line)
+        facts(line)
         | {
             "seeds": list(line.seeds),
             "iou": dict(zip(line.recipe.classes, line.iou, strict=True)),

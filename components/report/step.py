@@ -15,13 +15,15 @@ from crossearth.components.evaluate.results import (
     summary_metrics,
 )
 from crossearth.components.report.compare import compare
-from crossearth.components.report.markdown import markdown
+from crossearth.components.report.markdown import latex, markdown
 from crossearth.components.report.page import page, picture
 from crossearth.components.report.summary import Summary, summarise
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, csv_text, digest, read_sealed, write_json, write_text
+
+SHEET_BYTES = 400_000  # of the sheet of styles
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def report(
     coverage_dir: Path | None = None,
     against: Sequence[Path] = (),
 ) -> Path:
-    """Writes `scores.csv`, `scores.md`, `metrics.json` and `index.html`; logs them as the benchmark's run.
+    """Writes `scores.csv`, `.md`, `.tex`, `metrics.json` and `index.html`; logs them as the benchmark's run.
 
     Args:
         scores: folders of results, or folders of such folders.
@@ -95,6 +97,7 @@ def report(
         write_text(folder / "scores.csv", csv_text(rows))
         write_json(folder / "metrics.json", _metrics(summary))
         write_text(folder / "scores.md", markdown(summary))
+        write_text(folder / "scores.tex", latex(summary))
         text = page(
             summary,
             results,
@@ -133,7 +136,7 @@ def _styles(folder: Path | None, coverage_dir: Path | None) -> dict[str, Any] | 
     sheet = folder / "sheet.png"
     return {
         "summary": summary,
-        "sheet": picture(sheet, "crossearth styles fit") if sheet.is_file() else None,
+        "sheet": picture(sheet, "crossearth styles fit", SHEET_BYTES) if sheet.is_file() else None,
         "coverage": _left(coverage_dir, "coverage.json"),
     }
 

@@ -6,7 +6,7 @@ Legend: S seeds, R bootstrap replicates.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -197,6 +197,29 @@ def shared_metric(lines: Iterable[Line]) -> str:
     """What the headline scores of `lines` are: "IoU" where some are a mean over classes and some are not."""
     metrics = {line.metric for line in lines}
     return metrics.pop() if len(metrics) == 1 else "IoU"
+
+
+def facts(line: Line) -> dict[str, Any]:
+    """A setting's scores as plain values, fractions 0..1."""
+    setting = line.setting
+    return {
+        "setting": setting.abbr,
+        "source": setting.source,
+        "target": setting.target,
+        "gap": setting.gap,
+        "recipe": line.recipe.recipe,
+        "class_set": line.recipe.class_set,
+        "selection": line.selection,
+        "seeds": " ".join("none" if seed is None else str(seed) for seed in line.seeds),
+        "metric": line.metric,
+        "score": line.score,
+        "low": line.low,
+        "high": line.high,
+        "deviation": line.deviation,
+        "tiles": line.runs[0][1].tiles,
+        "provenance": line.provenance,
+        "evidence": setting.evidence,
+    }
 
 
 def _line(runs: list[Run], replicates: int) -> Line:

@@ -71,6 +71,7 @@ class Training:
         self.loss = float("nan")  # of the last step, also of one that was skipped
         # how each part was computed, one entry while nothing changes: {"from": iteration, **computing}
         self.computed: list[dict[str, Any]] = []
+        self.seconds = 0.0  # that the iterations took, those before a restart too
         self.git_revision = git_revision() if processes.is_first else ""
         self.curves: list[dict[str, float]] = []
         self.steps: list[dict[str, float]] = []  # since the last point of the curves
@@ -123,6 +124,7 @@ class Training:
                 about[key] for key in ("best_score", "curves", "steps")
             )
             self.computed = about["computed"]
+            self.seconds = about["seconds"]
         self._compute_on()
         self.processes.refuse_differing(
             {
@@ -175,6 +177,7 @@ class Training:
                 "curves": self.curves,
                 "steps": self.steps,
                 "computed": self.computed,
+                "seconds": self.seconds,
                 "git_revision": self.git_revision,
             }
             self.checkpoints.save(self.iteration, self._state(), about)
@@ -213,7 +216,9 @@ class Training:
                     raise SystemExit(EXIT_CODES[signal.Signals(interrupts.received)]) from None
                 pace.waited += time.perf_counter() - began
                 stop = self._iterate(batch, interrupts.received)
-                pace.seconds += time.perf_counter() - began
+                took = time.perf_counter() - began
+                pace.seconds += took
+                self.seconds += took
                 pace.steps += 1
                 done = self.iteration == self.config.iterations
                 if self.iteration % self.config.log_every == 0 or done:

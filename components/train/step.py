@@ -18,9 +18,9 @@ from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.components.train.loop import Training
 from crossearth.components.train.setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.train.state import Checkpoints
-from crossearth.data.catalog.domains import STATES_SUFFIX, Catalog, Recipe
+from crossearth.data.catalog.domains import STATES_SUFFIX, TIMING_SUFFIX, Catalog, Recipe
 from crossearth.data.common.errors import InputError, without_credentials
-from crossearth.data.common.files import atomic_path, csv_text, digest, sha256_file
+from crossearth.data.common.files import atomic_path, csv_text, digest, sha256_file, write_json
 from crossearth.model.weights import checkpoint
 
 CURVES_NAME = "curves.csv"
@@ -222,6 +222,10 @@ def _write_model(out_dir: Path, training: Training) -> None:
         "input_hash": job.input_hash,
         "code": job.identity["code"],
         "torch": job.identity["torch"],
+        "parameters": {
+            "trained": sum(value.numel() for value in network.trained_parameters().values()),
+            "all": sum(value.numel() for value in network.parameters()),
+        },
         "computed": training.computed,
         "manifest": job.manifest.digest,
         "styles": job.styler.earth.digest if job.styler else "",
@@ -230,3 +234,5 @@ def _write_model(out_dir: Path, training: Training) -> None:
     with atomic_path(out_dir / CURVES_NAME) as partial:
         partial.write_text(csv_text(training.curves), encoding="utf-8")
     checkpoint.save(network, out_dir, meta, job.config.backbones_dir)
+    # beside the model, whose bytes are those of every training with the same inputs
+    write_json(out_dir.with_name(f"{out_dir.name}{TIMING_SUFFIX}"), {"seconds": round(training.seconds, 1)})

@@ -19,6 +19,7 @@ Entry = TypeVar("Entry")
 
 DEFAULT_TEST_SHARE = 0.25
 STATES_SUFFIX = ".checkpoints"  # of the folder beside a model in which its training keeps its states
+TIMING_SUFFIX = ".timing.json"  # of the file beside a model that says how long its training took
 # names of the means over all settings whose target the training has not seen, and has seen
 UNSEEN, IN_DOMAIN = "unseen domains", "in-domain"
 

@@ -19,6 +19,7 @@ from crossearth.data.catalog.domains import (
     DEFAULT_TEST_SHARE,
     IN_DOMAIN,
     STATES_SUFFIX,
+    TIMING_SUFFIX,
     UNSEEN,
     Archive,
     Catalog,
@@ -442,11 +443,11 @@ def _read_score(class_set: ClassSet, method: str, values: Any, where: str) -> Pu
 def _check_name(name: str, where: object) -> None:
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name", where=where, expected="letters, digits, dots and dashes")
-    if name.casefold().endswith(STATES_SUFFIX):
+    if name.casefold().endswith((STATES_SUFFIX, TIMING_SUFFIX)):
         raise InputError(
             f"{name!r}: a training keeps its states in folders of such names",
             where=where,
-            expected=f"a name that does not end in {STATES_SUFFIX}",
+            expected=f"a name that ends neither in {STATES_SUFFIX} nor in {TIMING_SUFFIX}",
         )
 
 

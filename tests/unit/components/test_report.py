@@ -5,15 +5,17 @@ import json
 import re
 import shutil
 import sys
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from results_factory import write_benchmark, write_fake_results
 from rich.console import Console
 
@@ -21,6 +23,7 @@ from crossearth.components.cli import app as cli
 from crossearth.components.cli import model_commands
 from crossearth.components.evaluate.results import metric_name, read_results, rows_of, write_results
 from crossearth.components.report import show, step
+from crossearth.components.report.page import picture
 from crossearth.components.report.show import benchmark, run
 from crossearth.components.report.step import ReportConfig, report
 from crossearth.components.report.summary import summarise
@@ -73,7 +76,7 @@ def test_equal_inputs_give_equal_bytes(
     scores: Path, catalog: Catalog, tmp_path: Path, no_tracking: None
 ) -> None:
     one, other = (report([scores], catalog, tmp_path / name, CONFIG) for name in ("one", "other"))
-    for name in ("scores.csv", "scores.md", "index.html"):
+    for name in ("scores.csv", "scores.md", "scores.tex", "index.html"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
@@ -247,6 +250,16 @@ def test_counts_that_are_not_the_results_own_are_named(swap: str, catalog: Catal
     assert not (tmp_path / "report").exists()
 
 
+def test_a_picture_takes_no_more_than_its_share(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 776, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    for most_bytes in (400_000, 24_000, 2_000):
+        found = picture(tmp_path / "noise.png", "", most_bytes)
+        content = b64decode(found["uri"].partition(",")[2])
+        assert len(content) <= most_bytes and Image.open(BytesIO(content)).size == found["size"]
+    assert found["size"] == (194, 64)
+
+
 @pytest.mark.parametrize("spoil", ["gone", "damaged", "no picture", "another checksum"])
 def test_a_picture_that_cannot_be_shown_is_named(spoil: str, catalog: Catalog, tmp_path: Path) -> None:
     result = write_fake_results(tmp_path / "scores", catalog, catalog.recipe("whu-aerial"))
@@ -303,14 +316,14 @@ def test_mlflow_csv_and_page_say_the_same(
     parent = runs.pop("benchmark")
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     page = (folder / "index.html").read_text()
-    charts = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
-    drawn = {each["label"]: each["miou"] for each in charts}
+    charts = json.loads(re.search(r'<script type="application/json" id="figures">(.*?)</script>', page)[1])
+    drawn = {name: x for bars in charts["bars"]["data"] for name, x in zip(bars["y"], bars["x"], strict=True)}
     for row in rows(folder):
         if row["metric"] != "IoU":
             assert parent.data.metrics[metric_name("miou", row["setting"])] == float(row["iou"])
-            assert drawn[row["setting"]] == float(row["iou"])
+            assert drawn[row["setting"]] == 100 * float(row["iou"])
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
-    written = ("index.html", "metrics.json", "scores.csv", "scores.md")
+    written = ("index.html", "metrics.json", "scores.csv", "scores.md", "scores.tex")
     assert artifacts == {f"report/{name}" for name in written}
 
 
