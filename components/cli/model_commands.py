@@ -17,14 +17,16 @@ from crossearth.components.cli.terminal import (
     Catalogs,
     ParamsFile,
     Recipes,
+    Seeds,
     done,
     numbers,
     out,
     print_table,
     print_view,
     recipe_names,
+    seed_numbers,
 )
-from crossearth.components.runtime.places import ARTIFACTS, inputs, style_weights_dir
+from crossearth.components.runtime.places import ARTIFACTS, inputs, seed_suffix, style_weights_dir
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -37,12 +39,13 @@ def train(
     names: Recipes,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
+    seeds: Seeds = None,
 ) -> None:
     """Train the model of a recipe; the same command goes on after an interruption."""
     from crossearth.data.catalog.domains import Recipe
 
     params, loaded = inputs(params_file, catalog)
+    wanted = seed_numbers(seeds, params.seed)
     recipes: list[Recipe] = [loaded.recipe(name) for name in names]
 
     from dataclasses import replace
@@ -52,18 +55,22 @@ def train(
     from crossearth.components.train.step import train as run
 
     configs = [params.config(TrainConfig, "train", recipe.name) for recipe in recipes]
+    option = f" --seeds {seeds}" if seeds else ""
     for recipe, config in zip(recipes, configs, strict=True):
-        written = run(
-            recipe,
-            loaded,
-            ARTIFACTS / "domains",
-            ARTIFACTS / "models" / recipe.name,
-            replace(config, seed=params.seed if seed is None else seed),
-            ARTIFACTS / "styles" / STYLES_FILE,
-            style_weights_dir(),
-        )
+        written = [
+            run(
+                recipe,
+                loaded,
+                ARTIFACTS / "domains",
+                ARTIFACTS / "models" / f"{recipe.name}{seed_suffix(seed, params.seed)}",
+                replace(config, seed=seed),
+                ARTIFACTS / "styles" / STYLES_FILE,
+                style_weights_dir(),
+            )
+            for seed in wanted
+        ]
         if os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone writes
-            done(written, f"crossearth evaluate {recipe.name}")
+            done(written, f"crossearth evaluate {recipe.name}{option}")
 
 
 @app.command()
@@ -75,20 +82,33 @@ def evaluate(
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
+    seeds: Seeds = None,
 ) -> None:
     """Score a recipe's model on the test split of all its targets."""
+    from crossearth.data.common.errors import InputError
+
     params, loaded = inputs(params_file, catalog)
     recipes = [loaded.recipe(name) for name in names]
+    if model and seeds:
+        raise InputError("--model and --seeds", expected="one of them: a model has the seed it has")
 
     from crossearth.components.evaluate.step import EvaluateConfig
     from crossearth.components.evaluate.step import evaluate as run
 
     config = params.config(EvaluateConfig, "evaluate")
+    suffixes = [seed_suffix(seed, params.seed) for seed in seed_numbers(seeds, params.seed)]
     for recipe in recipes:
-        model_dir = model or ARTIFACTS / "models" / recipe.name
-        written = run(
-            recipe, loaded, ARTIFACTS / "domains", model_dir, ARTIFACTS / "scores" / recipe.name, config
-        )
+        written = [
+            run(
+                recipe,
+                loaded,
+                ARTIFACTS / "domains",
+                model or ARTIFACTS / "models" / f"{recipe.name}{suffix}",
+                ARTIFACTS / "scores" / f"{recipe.name}{suffix}",
+                config,
+            )
+            for suffix in suffixes
+        ]
         if os.environ.get("RANK", "0") == "0":
             done(written, "crossearth report")
 
@@ -97,7 +117,7 @@ def evaluate(
 def report(
     scores: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of results, e.g. one per seed (default: artifacts/scores)."),
+        typer.Argument(help="Folders of results (default: artifacts/scores, with every seed in it)."),
     ] = None,
     against: Annotated[
         list[Path] | None,
@@ -139,10 +159,12 @@ def register(
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
+    seed: Annotated[int | None, typer.Option(help="Of the models (default: that of params.yaml).")] = None,
 ) -> None:
     """Put models into the registry; the rule decides which become champions."""
     params, loaded = inputs(params_file, catalog)
-    scored = [name for name in loaded.recipes() if (ARTIFACTS / "scores" / name).is_dir()]
+    suffix = "" if seed is None else seed_suffix(seed, params.seed)
+    scored = [name for name in loaded.recipes() if (ARTIFACTS / "scores" / f"{name}{suffix}").is_dir()]
     recipes = [loaded.recipe(name) for name in names or scored]
 
     from crossearth.components.register.promotion import RegisterConfig
@@ -155,7 +177,14 @@ def register(
         )
     config = params.config(RegisterConfig, "register")
     outcomes = run(
-        recipes, loaded, ARTIFACTS / "models", ARTIFACTS / "scores", ARTIFACTS / "registry", config, model
+        recipes,
+        loaded,
+        ARTIFACTS / "models",
+        ARTIFACTS / "scores",
+        ARTIFACTS / "registry",
+        config,
+        model,
+        suffix,
     )
     print_table(
         "model registry",
@@ -208,6 +237,7 @@ def show(
         str | None,
         typer.Argument(help="One recipe in full (default: all settings).", autocompletion=recipe_names),
     ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the recipe (default: that of params.yaml).")] = None,
     catalog: Catalogs = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -221,7 +251,8 @@ def show(
 
     params, loaded = inputs(None, catalog)
     if recipe:
-        found = read_results(ARTIFACTS / "scores" / loaded.recipe(recipe).name)
+        suffix = "" if seed is None else seed_suffix(seed, params.seed)
+        found = read_results(ARTIFACTS / "scores" / f"{loaded.recipe(recipe).name}{suffix}")
         print_view(tables.run(found), as_json, as_csv)
         return
     replicates = params.config(ReportConfig, "report").replicates

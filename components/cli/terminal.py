@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,6 +100,35 @@ def print_view(view: View, as_json: bool, as_csv: bool) -> bool:
     else:
         print_whole(view.text)
     return not (as_json or as_csv)
+
+
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds",
+        "--seed",
+        metavar="0,1,2",
+        help="Other seeds than that of params.yaml, side by side: RECIPE@seed1 and so on.",
+    ),
+]
+
+
+def seed_numbers(text: str | None, usual: int) -> list[int]:
+    """The seeds of an option, `0,1,2`; the usual one where it was not given.
+
+    Raises:
+        InputError: not a list of seeds, or one twice.
+    """
+    from crossearth.components.runtime.params import MAX_SEED
+    from crossearth.data.common.errors import InputError
+
+    parts = [str(usual)] if text is None else [part.strip() for part in text.split(",")]
+    fine = [int(part) for part in parts if re.fullmatch("[0-9]{1,19}", part) and int(part) <= MAX_SEED]
+    if len(set(fine)) != len(parts):
+        raise InputError(
+            f"--seeds: {text!r}", expected=f"different whole numbers from 0 to {MAX_SEED}, commas between"
+        )
+    return fine
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:

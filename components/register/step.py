@@ -53,6 +53,7 @@ def register(
     out_dir: Path,
     config: RegisterConfig | None = None,
     model_dir: Path | None = None,
+    suffix: str = "",
 ) -> list[Outcome]:
     """Registers each recipe's model as a version and lets it challenge the champion.
 
@@ -66,6 +67,7 @@ def register(
         out_dir: gets `<recipe>.json`, the outcome, and `<recipe>.md`, the model card.
         config: defaults if None.
         model_dir: a model that stands elsewhere, e.g. a converted one, for all `recipes`.
+        suffix: of these folders' names, where the models are those of another seed.
 
     Raises:
         InputError: the registry does not answer; a model that `checkpoint.load` refuses; its scores are
@@ -74,13 +76,16 @@ def register(
     config = config or RegisterConfig()
     inputs = []
     for recipe in recipes:
-        folder = model_dir or models_dir / recipe.name
+        folder, scores = (
+            model_dir or models_dir / f"{recipe.name}{suffix}",
+            scores_dir / f"{recipe.name}{suffix}",
+        )
         load(folder)  # nothing is registered that nobody could load
-        meta, result = read_meta(folder), read_results(scores_dir / recipe.name)
+        meta, result = read_meta(folder), read_results(scores)
         if meta["sha256"] != result.model_sha256:
             raise InputError(
                 f"the scores of {recipe.name} are not those of the model in {folder}",
-                where=scores_dir / recipe.name,
+                where=scores,
                 next_step=f"crossearth evaluate {recipe.name}, or give --model the one that was scored",
             )
         inputs.append((recipe, folder, meta, result))

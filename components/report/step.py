@@ -160,6 +160,11 @@ def _metrics(summary: Summary) -> dict[str, float]:
         if line.score is not None
     }
     metrics |= {metric_name("gap", mean.name): mean.score for mean in summary.gaps if mean.score is not None}
+    metrics |= {
+        metric_name("deviation", line.setting.abbr): line.deviation
+        for line in summary.lines
+        if line.deviation is not None
+    }
     of_kind: dict[bool, list[float | None]] = {True: [], False: []}
     for line in summary.lines:
         of_kind[line.setting.unseen].append(line.score)
