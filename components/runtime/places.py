@@ -25,7 +25,7 @@ def style_weights_dir() -> Path | None:
 
 
 def seed_suffix(seed: int, usual: int) -> str:
-    """What follows a recipe's name in the folders of a seed: nothing for the usual one, that of params.yaml."""
+    """What follows a recipe's name in the folders of a seed: nothing for the `usual` one, of params.yaml."""
     return "" if seed == usual else f"@seed{seed}"
 
 
