@@ -35,7 +35,7 @@ EXAMPLES = {  # a line of a terminal has room for 78 letters
     "show": ("crossearth show", "crossearth show potsdam-rgb", "crossearth show --csv > settings.csv"),
     "compare": ("crossearth compare results/before artifacts/scores",),
     "report": ("crossearth report", "crossearth report --against results/before"),
-    "convert": ("crossearth convert potsdam-source.pth --backbone dinov2.pth --out models/potsdam",),
+    "convert": ("crossearth convert source.pth --backbone dinov2.pth --out models/potsdam",),
     "register": ("crossearth register potsdam-rgb",),
     "rollback": ("crossearth rollback potsdam-rgb",),
     "predict": (

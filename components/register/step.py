@@ -76,10 +76,8 @@ def register(
     config = config or RegisterConfig()
     inputs = []
     for recipe in recipes:
-        folder, scores = (
-            model_dir or models_dir / f"{recipe.name}{suffix}",
-            scores_dir / f"{recipe.name}{suffix}",
-        )
+        folder = model_dir or models_dir / f"{recipe.name}{suffix}"
+        scores = scores_dir / f"{recipe.name}{suffix}"
         load(folder)  # nothing is registered that nobody could load
         meta, result = read_meta(folder), read_results(scores)
         if meta["sha256"] != result.model_sha256:

@@ -10,6 +10,7 @@ from typer.main import get_command
 from crossearth.components.cli.app import app
 from crossearth.components.plan.configs import CONFIGS
 from crossearth.components.runtime.params import STEPS, load_params
+from crossearth.components.runtime.places import seed_suffix
 from crossearth.data.catalog.domains import Catalog
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +57,13 @@ def test_a_stage_hangs_on_its_plan_and_the_plan_on_all_code(graph: dict[str, Any
         step = name.removesuffix("-own").removesuffix("-seeds")
         assert any(dep.startswith(f"artifacts/plan/{step}") for dep in stage["deps"]), name
         assert not [dep for dep in stage["deps"] if dep.endswith(".py")], "the plan knows what a step runs"
+
+
+def test_further_seeds_are_stages_beside_the_usual_one(graph: dict[str, Any]) -> None:
+    matrix = {"recipe": "${dvc.recipes}", "seed": "${dvc.seeds}"}
+    for name, folder in (("train", "models"), ("evaluate", "scores")):
+        stage = graph["stages"][f"{name}-seeds"]
+        assert stage["matrix"] == matrix
+        assert list(stage["outs"][0]) == [
+            f"artifacts/{folder}/${{item.recipe}}{seed_suffix(5, 0)}".replace("5", "${item.seed}")
+        ]

@@ -397,3 +397,26 @@ def test_details_are_plain_json(score: Score) -> None:
     details = json.loads((score() / "details.json").read_text())
     assert details["lineage"]["model"]["input_hash"] == "0" * 64
     assert "folder" not in details
+
+
+def test_the_scores_of_seeds_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        step, "evaluate", lambda *given: asked.append((given[3].name, given[4].name)) or given[4]
+    )
+    model_commands.evaluate(["loveda-urban"], seeds="0,2")
+    assert asked == [("loveda-urban",) * 2, ("loveda-urban@seed2",) * 2]
+    with pytest.raises(InputError, match="--model and --seeds"):
+        model_commands.evaluate(["loveda-urban"], model=tmp_path, seeds="2")
+
+
+def test_curves_and_time_of_the_training_come_along(score: Score, work: Path) -> None:
+    (work / "model" / "curves.csv").write_text("iteration,loss\n10,1.5\n")
+    (work / "model.timing.json").write_text('{"seconds": 7.5}')
+    folder = score()
+    assert (folder / "curves.csv").read_text() == "iteration,loss\n10,1.5\n"
+    assert read_results(folder).lineage["timing"] == {"seconds": 7.5}
+    (work / "model" / "curves.csv").unlink()
+    assert not (score() / "curves.csv").exists()
+    (work / "model.timing.json").unlink()

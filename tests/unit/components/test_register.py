@@ -367,11 +367,15 @@ def test_an_experiment_that_was_deleted_is_said(workshop: Workshop, monkeypatch:
         workshop.register()
 
 
-def test_a_champion_that_lost_its_scores_gets_new_ones(workshop: Workshop) -> None:
+@pytest.mark.parametrize("lost", ["gone", "of an older format"])
+def test_a_champion_that_lost_its_scores_gets_new_ones(lost: str, workshop: Workshop) -> None:
     workshop.train(1)
     first = workshop.register()
     (kept,) = (workshop.folder / "mlflow" / "artifacts").rglob("artifacts/details.json")
-    kept.unlink()
+    if lost == "gone":
+        kept.unlink()
+    else:
+        write_sealed(kept, {"recipe": workshop.recipe.name, "miou": 0.4})
     workshop.train(2, potsdam_irrg=0.9)
     refused = workshop.register()
     assert not refused.promoted
