@@ -68,7 +68,8 @@ def _word(option: Any, context: Any) -> str:
 class _Command(_Worded, TyperCommand):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        for param in self.params:
+        params: list[Any] = self.params
+        for param in params:
             param.help = escape(param.help or "")
             if isinstance(param, TyperArgument):
                 param.metavar = param.metavar or param.name.upper()
@@ -88,12 +89,13 @@ def describe(app: Typer, above: str = "") -> None:
     group_of = {name: group for group, names in GROUPS.items() for name in names}
     app.info.cls = _Group
     for command in app.registered_commands:
-        name = above + (command.name or command.callback.__name__)
+        name = f"{above}{command.name or getattr(command.callback, '__name__', '')}"
         command.cls = _Command
         command.rich_help_panel = group_of.get(name)
         if name in EXAMPLES:
             command.epilog = escape("Examples:\n" + "\n".join(EXAMPLES[name]))
     for group in app.registered_groups:
-        describe(group.typer_instance, f"{above}{group.name} " if group.name else above)
+        if group.typer_instance is not None:
+            describe(group.typer_instance, f"{above}{group.name} " if group.name else above)
         group.cls = _Group
         group.rich_help_panel = group_of.get(f"{above}{group.name}")

@@ -1,6 +1,6 @@
 """The report's table as Markdown and LaTeX, and how its numbers are written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -81,7 +81,10 @@ def markdown(summary: Summary) -> str:
 
 def latex(summary: Summary) -> str:
     """The table of the settings for a paper (package booktabs), special characters escaped."""
-    return str(tabulate(_settings(summary), "keys", tablefmt="latex_booktabs", disable_numparse=True)) + "\n"
+    columns = _settings(summary)
+    words = ("setting", "source", "target", "gap", "metric", "selection", "evidence")
+    align = ["left" if name in words else "right" for name in columns]
+    return f"{tabulate(columns, 'keys', 'latex_booktabs', colalign=align, disable_numparse=True)}\n"
 
 
 def _settings(summary: Summary) -> dict[str, Sequence[str]]:
@@ -112,6 +115,6 @@ def _interval(line: Line) -> str:
     return "" if line.low is None else f"[{per_cent(line.low)}, {per_cent(line.high)}]"
 
 
-def _github(columns: dict[str, Sequence[str]]) -> str:
+def _github(columns: Mapping[str, Sequence[str]]) -> str:
     escaped = {name: [cell.replace("|", "\\|") for cell in cells] for name, cells in columns.items()}
-    return str(tabulate(escaped, "keys", tablefmt="github", disable_numparse=True))
+    return tabulate(escaped, "keys", tablefmt="github", disable_numparse=True)

@@ -151,12 +151,13 @@ def _matrices(summary: Summary) -> list[dict[str, Any]]:
 
 def _published(summary: Summary, catalog: Catalog) -> dict[str, Any]:
     """Published scores of the settings in the report: a row per setting, a column per method."""
+    known = [(line, catalog.scores.get(line.setting.abbr, ())) for line in summary.lines]
     rows = [
         {"line": line, "scores": {score.method: score for score in scores}}
-        for line in summary.lines
-        if (scores := catalog.scores.get(line.setting.abbr, ()))
+        for line, scores in known
+        if scores
     ]
-    return {"methods": distinct(method for row in rows for method in row["scores"]), "rows": rows}
+    return {"methods": distinct(score.method for _, scores in known for score in scores), "rows": rows}
 
 
 def _training(result: RecipeResult) -> dict[str, Any]:

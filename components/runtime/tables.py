@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -80,8 +80,8 @@ class TextTable:
             show_edge=False,
         )
         for name in kept:
-            number = name in self.numbers
-            table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
+            justify: JustifyMethod = "right" if name in self.numbers else "left"
+            table.add_column(name, justify=justify, no_wrap=name in self.numbers, overflow="fold")
         places = [self.columns.index(name) for name in kept]
         for number, row in enumerate(self.rows):
             # a cell is text, never markup: names may have brackets
