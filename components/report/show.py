@@ -228,4 +228,4 @@ def _verdict(each: Difference) -> str:
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None else f"{per_cent(low)}–{per_cent(high)}"
+    return "" if low is None else f"{per_cent(low)} to {per_cent(high)}"

@@ -60,7 +60,7 @@ class TextTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draws as many columns as fit."""
-        kept = list(self.columns)
+        kept = [name for name in self.columns if name or not options.ascii_only]  # bars are made of blocks
         for name in (*self.spare, None):
             table = self._table(kept)
             width = Measurement.get(console, options.update(max_width=UNBOUNDED), table).maximum

@@ -23,13 +23,15 @@ from crossearth.components.cli import app as cli
 from crossearth.components.cli import model_commands
 from crossearth.components.evaluate.results import metric_name, read_results, rows_of, write_results
 from crossearth.components.report import show, step
+from crossearth.components.report.markdown import title
 from crossearth.components.report.page import picture
 from crossearth.components.report.show import benchmark, run
 from crossearth.components.report.step import ReportConfig, report
 from crossearth.components.report.summary import summarise
 from crossearth.components.runtime.palette import SAFE, safe_palette
-from crossearth.components.runtime.tables import View
+from crossearth.components.runtime.tables import TextTable, View
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
 
 CONFIG = ReportConfig(replicates=100)
@@ -37,6 +39,16 @@ COLUMNS = [
     *("setting", "source", "target", "gap", "recipe", "recipe_hash", "seed", "selection"),
     *("metric", "class", "iou", "pixels", "published", "evidence", "provenance"),
 ]
+
+
+OWN = """
+domains:
+  north: {class_set: road, images: images, masks: masks, labels: {0: background, 1: road}}
+  south: {class_set: road, images: images, masks: masks, labels: {0: background, 1: road}}
+settings:
+  N2S: {source: north, target: south, gap: region}
+  S2N: {source: south, target: north, gap: region}
+"""
 
 
 @pytest.fixture
@@ -348,6 +360,32 @@ def test_terminal_tables_cut_no_name_and_no_number(width: int, scores: Path, cat
     assert len(classes) == len(result.settings)
     assert f"{100 * result.scores(result.settings[0]).iou[2]:.1f}" in classes[0].split()
     assert all(len(line) <= width for line in lines + classes)
+
+
+def test_numbers_are_whole_on_any_terminal() -> None:
+    rows = [("a-very-long-name-of-a-setting", "a target", "12.3", "██"), ("b", "another target", "45.6", "█")]
+    table = TextTable(("setting", "target", "mIoU %", ""), rows, numbers=("mIoU %",), spare=("", "target"))
+    wide, middle, narrow = (printed(View(table, [], []), width) for width in (80, 45, 20))
+    assert wide[2].split()[-1] == "██" and middle[2].split() == ["a-very-long-name-of-a-setting", "12.3"]
+    assert "".join(line.split()[0] for line in narrow[2:-1]) == "a-very-long-name-of-a-setting"
+    assert narrow[2].endswith("12.3") and narrow[-1].split() == ["b", "45.6"]
+    assert "[default]" in printed(View(TextTable(("a",), [("[default]",)]), [], []), 80)[2], "no markup"
+
+
+def test_what_is_missing_of_own_data_is_own(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN)
+    catalog = load_catalog([tmp_path / "own.yaml"], tmp_path)
+    result = write_fake_results(tmp_path / "scores", catalog, catalog.recipe("north"), provenance="own")
+    summary = summarise([result], catalog, 0)
+    assert summary.own and title(summary) == "north, south"
+    assert [setting.abbr for setting in summary.missing] == ["S2N"]
+    ours = write_fake_results(tmp_path / "ours", catalog, catalog.recipe("whu-aerial"))
+    both = summarise([result, ours], catalog, 0)
+    assert (
+        len(both.wanted) == 34
+        and title(both) == title(summarise([ours], catalog, 0)) == "CrossEarth benchmark"
+    )
+    assert "S2N" not in [setting.abbr for setting in summarise([ours], catalog, 0).missing]
 
 
 def test_a_mean_is_called_mean_and_a_foreground_foreground(catalog: Catalog, tmp_path: Path) -> None:
