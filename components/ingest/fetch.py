@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,13 @@ from typing import Any, cast
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from crossearth.components.ingest.step import domains_named
 from crossearth.data.catalog.domains import Archive, Catalog, Dataset
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import fsync_dir, read_checksummed, require_free, write_checksummed
+from crossearth.data.common.progress import bar
 
 CHUNK = 2**20
 TIMEOUT_S = 60
@@ -209,7 +208,6 @@ def _length(answer: HTTPResponse, url: str) -> int:
 
 @contextmanager
 def _bar(name: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task(name, total=total or None, completed=done)
         yield lambda count: progress.advance(task, count)

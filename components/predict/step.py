@@ -5,7 +5,6 @@ Legend: B windows, K classes, H W pixels of a window or strip.
 
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,8 +20,7 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from torch import Tensor
 
 from crossearth.components.predict import maps
@@ -40,6 +38,7 @@ from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.processes import choose_device
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import fsync_dir, partial_dir, write_json
+from crossearth.data.common.progress import bar
 from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.raster.reader import rasters_in
 from crossearth.model.inference import best_class
@@ -142,7 +141,7 @@ def predict(
             raise InputError("\n".join(map(str, errors)))
         loaded = load_network(model, config.precision, config.device, config.backbone)
         written: list[Path] = []
-        with _progress() as progress:
+        with bar(MofNCompleteColumn(), "windows", TimeRemainingColumn()) as progress:
             task = progress.add_task(
                 "", total=sum(num_windows(scene.seen_grid, loaded.network) for scene in readable)
             )
@@ -409,15 +408,3 @@ def _publish(folder: Path, target: Path) -> None:
             os.fsync(file.fileno())
         (folder / path.name).replace(path)
     fsync_dir(target.parent)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("windows"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )

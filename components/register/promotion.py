@@ -134,10 +134,9 @@ def _comparable(champion: RecipeResult, challenger: RecipeResult, settings: tupl
 def _rule(
     champion: RecipeResult, challenger: RecipeResult, settings: tuple[str, ...], config: RegisterConfig
 ) -> list[Check]:
-    judged = [setting for setting in settings if _chosen(challenger, settings)[setting].unseen] or list(
-        settings
-    )
-    kind = "unseen targets" if _chosen(challenger, settings)[judged[0]].unseen else "its own domain"
+    unseen = [name for name, each in _chosen(challenger, settings).items() if each.setting.unseen]
+    judged = unseen or list(settings)
+    kind = "unseen targets" if unseen else "its own domain"
     olds, news = (
         [result.scores(_chosen(result, settings)[setting]).primary_metric for setting in judged]
         for result in (champion, challenger)
@@ -161,4 +160,4 @@ def _rule(
 
 
 def _chosen(result: RecipeResult, settings: tuple[str, ...]) -> dict[str, SettingResult]:
-    return {each.setting: each for each in result.settings if each.setting in settings}
+    return {each.setting.abbr: each for each in result.settings if each.setting.abbr in settings}

@@ -172,7 +172,10 @@ class Registry:
                 self.client.search_registered_models(max_results=1)  # raises where the server is away
                 return None
             (found,) = Path(temporary).rglob(DETAILS)
-            return read_results(found.parent)
+            try:
+                return read_results(found.parent)
+            except InputError:  # of another version of the format: its weights can be scored anew
+                return None
 
     @_reaching()
     def move(self, name: str, alias: str, new: "ModelVersion | None", why: str) -> None:

@@ -22,11 +22,13 @@ class DvcConfig:
     Attributes:
         datasets: datasets with archives that are ingested.
         own: domain of the user -> folder that holds its images and masks.
+        seeds: further seeds with which every recipe is trained and scored, besides `seed`.
         recipes: recipes that are trained and scored.
     """
 
     datasets: tuple[str, ...] = ()
     own: dict[str, Path] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
     recipes: tuple[str, ...] = ()
 
     def check(self, catalog: Catalog) -> None:
@@ -79,6 +81,12 @@ class Params:
             )
         if not 0 <= self.seed <= MAX_SEED:
             raise InputError(f"seed: {self.seed}", expected=f"0 to {MAX_SEED}")
+        others = {seed for seed in self.dvc.seeds if 0 <= seed <= MAX_SEED} - {self.seed}
+        if len(others) != len(self.dvc.seeds):
+            raise InputError(
+                f"dvc.seeds: {list(self.dvc.seeds)}",
+                expected=f"different numbers from 0 to {MAX_SEED}, without {self.seed}, which is `seed`",
+            )
         for preset, sections in self.presets.items():
             for step, values in sections.items():
                 _refuse_seed(values, f"presets.{preset}.{step}")
@@ -129,7 +137,7 @@ def _refuse_seed(values: Mapping[str, Any], where: str) -> None:
         raise InputError(
             f"{where}.seed: {values['seed']!r}",
             expected="one seed for all steps, `seed` at the top of the file",
-            next_step="move it there; `crossearth train --seed` trains with another one",
+            next_step="move it there; `crossearth train --seeds` trains with another one",
         )
 
 

@@ -35,6 +35,7 @@ Entry = TypeVar("Entry")
 DEFAULT_TEST_SHARE = 0.25
 VOC_LISTS = Path("ImageSets", "Segmentation")  # where Pascal VOC has its splits, beside the images' folder
 STATES_SUFFIX = ".checkpoints"  # of the folder beside a model in which its training keeps its states
+TIMING_SUFFIX = ".timing.json"  # of the file beside a model that says how long its training took
 # names of the means over all settings whose target the training has not seen, and has seen
 UNSEEN, IN_DOMAIN = "unseen domains", "in-domain"
 
@@ -345,6 +346,7 @@ class Setting:
 
     Attributes:
         gap: what lies between the two, in a few words: settings of one gap have a mean of their own.
+        own: whether a catalog file of the user has it, and not the benchmark.
     """
 
     id: str
@@ -354,6 +356,12 @@ class Setting:
     gap: str
     class_set: str
     evidence: str = ""
+    own: bool = False
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the target is another domain than the one trained on."""
+        return self.source != self.target
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from crossearth.data.catalog.domains import (
     DEFAULT_TEST_SHARE,
     IN_DOMAIN,
     STATES_SUFFIX,
+    TIMING_SUFFIX,
     UNSEEN,
     Archive,
     Catalog,
@@ -95,7 +96,9 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
     ):
         for path, file in files:
             for name, values in getattr(file, section).items():
-                place = _Place(f"{path}: {section}.{name}", Path(data_dir or DEFAULT_DATA_DIR))
+                place = _Place(
+                    f"{path}: {section}.{name}", Path(data_dir or DEFAULT_DATA_DIR), path not in BUILT_IN
+                )
                 twin = next((other for other in known if plain_name(other) == plain_name(name)), None)
                 if twin is not None:
                     beside = "" if twin == name else f", or almost: {twin!r} may be written to the same place"
@@ -224,10 +227,11 @@ class _SettingEntry:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an entry stands, and where its relative paths start."""
+    """Where an entry stands, where its relative paths start, and whether its file is one of the user."""
 
     where: str
     data_dir: Path
+    own: bool
 
     def path(self, text: str) -> Path:
         """A path of the entry; ~ is the user's home, as in a shell."""
@@ -585,6 +589,7 @@ def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: 
         entry.gap,
         class_set,
         entry.evidence,
+        place.own,
     )
     catalog.scores[abbr] = tuple(
         _read_score(catalog.class_sets[class_set], method, score, f"{where}: published.{method}")
@@ -625,11 +630,11 @@ def _read_score(class_set: ClassSet, method: str, values: Any, where: str) -> Pu
 def _check_name(name: str, where: object) -> None:
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name", where=where, expected="letters, digits, dots and dashes")
-    if name.casefold().endswith(STATES_SUFFIX):
+    if name.casefold().endswith((STATES_SUFFIX, TIMING_SUFFIX)):
         raise InputError(
             f"{name!r}: a training keeps its states in folders of such names",
             where=where,
-            expected=f"a name that does not end in {STATES_SUFFIX}",
+            expected=f"a name that ends neither in {STATES_SUFFIX} nor in {TIMING_SUFFIX}",
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crossearth.components.plan.step import parameters
-from crossearth.components.runtime.params import load_params
+from crossearth.components.runtime.params import DvcConfig, Params, load_params
 from crossearth.components.runtime.places import data_dir, style_weights_dir
 from crossearth.components.train.setup import RUNTIME_FIELDS, TrainConfig
 from crossearth.data.catalog.loader import load_catalog
@@ -189,3 +189,10 @@ def test_the_users_home_is_known_where_no_shell_has_read_the_path(
     (tmp_path / "c.yaml").write_text("domains: {town: {images: ~/i}}")
     own = load_catalog(params.catalogs, data_dir()).domain("town").own
     assert own is not None and own.images == tmp_path / "i"
+
+
+@pytest.mark.parametrize("seeds", [[0], [1, 1], [-1]])
+def test_further_seeds_are_other_seeds(seeds: list[int]) -> None:
+    Params(preset="a", presets={"a": {}}, dvc=DvcConfig(seeds=(1, 2)))
+    with pytest.raises(InputError, match=r"dvc\.seeds"):
+        Params(preset="a", presets={"a": {}}, dvc=DvcConfig(seeds=tuple(seeds)))

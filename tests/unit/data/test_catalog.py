@@ -308,6 +308,7 @@ BROKEN = {
     "name in capitals": ({"domains": {"a": OWN, "A": OWN}}, "domains.a: a second entry .*almost: 'A'"),
     "setting in capitals": ({"settings": {"d2m": TOWN}}, "settings.d2m: a second entry .*almost: 'D2M'"),
     "setting in other signs": ({"settings": {"P[i]2V": TOWN}}, r"a second entry .*almost: 'P\(i\)2V'"),
+    "name of a training's time": ({"domains": {"a.timing.json": OWN}}, "ends neither in"),
     "name of a training's states": ({"domains": {"a.checkpoints": OWN}}, "keeps its states in"),
     "regex": ({"domains": {"town": OWN | {"scene": "(a"}}}, "no regular expression"),
     "lookahead": (

@@ -70,7 +70,7 @@ def test_a_run_has_few_pods_and_grows_with_datasets_and_recipes(shards: int, tmp
 
 
 def test_one_recipe_of_two_datasets_takes_28_pods_at_most(tmp_path: Path) -> None:
-    """Each pod costs ten seconds: a step that gets its own must be worth that to all who run the benchmark."""
+    """Each pod costs ten seconds: a step that gets its own must be worth that to all who run it."""
     out = compile_pipeline("benchmark", read_inputs(ROOT / "params.yaml"), INFRA, tmp_path / "pipeline.yaml")
     documents = list(yaml.safe_load_all(out.read_text()))
     assert count_pods(documents, {"recipes": 1, "datasets": 2}) <= 28
