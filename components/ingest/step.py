@@ -23,16 +23,16 @@ from crossearth.data.catalog.labels import Unknown
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
-    alone,
     digest,
+    file_lock,
     read_json,
     replace_dir,
     require_free,
     sha256_file,
-    unsealed,
+    verified,
 )
 from crossearth.data.common.pool import PoolError, process_pool
-from crossearth.data.common.progress import shown
+from crossearth.data.common.progress import progress_bar
 from crossearth.data.raster.reader import gdal, open_raster
 from crossearth.data.tiles.manifest import Provenance, write_manifest
 from crossearth.data.tiles.scenes import Grid
@@ -148,7 +148,7 @@ def _workshop(domains_dir: Path, name: str) -> Iterator[Path]:
     work = domains_dir / WORK / name
     try:
         domains_dir.mkdir(parents=True, exist_ok=True)
-        with alone(domains_dir / name, f"an ingest of {name}"):
+        with file_lock(domains_dir / name, f"an ingest of {name}"):
             try:
                 work.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(work / UNPACKED, ignore_errors=True)
@@ -225,7 +225,7 @@ def _entry(line: bytes, path: Path) -> dict[str, Any]:
     """What a line of the journal says; nothing where a kill or a disk left it damaged."""
     try:
         entry = json.loads(line)
-        return unsealed(entry, path) if isinstance(entry, dict) else {}
+        return verified(entry, path) if isinstance(entry, dict) else {}
     except (ValueError, RecursionError):
         return {}
 
@@ -249,7 +249,7 @@ def _tidy(work: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _map(
     function: Any, sources: Sequence[SceneSource], workers: int, name: str
 ) -> Generator[tuple[SceneSource, list[dict[str, Any]]], None, None]:
-    progress = partial(shown, what=f"ingest {name}", total=len(sources))
+    progress = partial(progress_bar, what=f"ingest {name}", total=len(sources))
     if workers == 1 or len(sources) < 2:
         yield from progress((source, function(source)) for source in sources)
         return

@@ -10,7 +10,7 @@ from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import require_free
 from crossearth.data.common.pool import process_pool
-from crossearth.data.common.progress import shown
+from crossearth.data.common.progress import progress_bar
 
 MIB = 2**20
 NEEDED_BYTES = {"mini": 80 * MIB, "full": 600 * MIB}
@@ -60,6 +60,6 @@ def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig,
     task = partial(synthesize_dataset, out_dir=out_dir, seed=seed, counts=config.counts)
     workers = min(config.workers, len(order))
     if workers < 2:
-        return sorted(shown(map(task, order), "draw archives", len(order)))
+        return sorted(progress_bar(map(task, order), "draw archives", len(order)))
     with process_pool(workers, "draw archives", "set synthesize.workers to 1 in params.yaml") as pool:
-        return sorted(shown(pool.map(task, order), "draw archives", len(order)))
+        return sorted(progress_bar(pool.map(task, order), "draw archives", len(order)))

@@ -18,7 +18,7 @@ from crossearth.components.train.setup import TrainConfig
 from crossearth.components.train.step import train
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.config import load_config
-from crossearth.data.common.files import read_json, write_sealed
+from crossearth.data.common.files import read_json, write_checksummed
 
 pytestmark = pytest.mark.pipeline
 
@@ -102,6 +102,6 @@ def test_the_map_scores_as_the_evaluation_does(tmp_path: Path, monkeypatch: pyte
     forgetful = read_json(model / "model.json")
     forgetful["reading"] |= {"fit_px": None, "largest_px": None}
     del forgetful["digest"]
-    write_sealed(model / "model.json", forgetful)
+    write_checksummed(model / "model.json", forgetful)
     at_own_size = predict(scenes, model, tmp_path / "others", PredictConfig(precision="float32"))
     assert iou_of_maps(at_own_size, labels) < evaluated - 0.2
