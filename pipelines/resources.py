@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from kfp import dsl, kubernetes
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from crossearth.components.pods.train_job import SECRETS
-from crossearth.data.common.config import load_config, merged, nearest, read_yaml
+from crossearth.data.common.config import checked, load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError, without_credentials
 
 STEPS = (
@@ -53,7 +53,7 @@ def _check_bytes(what: str, value: str | None) -> None:
         )
 
 
-@dataclass(frozen=True)
+@checked
 class Toleration:
     """A taint that does not keep a step away from a node (fields as in a pod's `tolerations`)."""
 
@@ -63,7 +63,7 @@ class Toleration:
     effect: Literal["NoSchedule", "NoExecute", "PreferNoSchedule"] | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class Resources:
     """What one step asks of the cluster.
 
@@ -105,7 +105,7 @@ class Resources:
         return dict.fromkeys(THREADS, str(max(1, math.floor(cores / self.processes))))
 
 
-@dataclass(frozen=True)
+@checked
 class Workspace:
     """Where the steps' artefacts live: every pod sees the same folder.
 
@@ -125,7 +125,7 @@ class Workspace:
         _check_bytes("workspace.scratch", self.scratch)
 
 
-@dataclass(frozen=True)
+@checked
 class Secret:
     """A Kubernetes Secret whose keys become environment variables; its values are never seen here."""
 
@@ -133,7 +133,7 @@ class Secret:
     env: dict[str, str]
 
 
-@dataclass(frozen=True)
+@checked
 class Retry:
     """Further tries of the steps in `NETWORK_STEPS` whose pod was lost, after growing pauses.
 
@@ -155,7 +155,7 @@ class Retry:
         return math.ceil((self.attempts + 1) * longest_s + pauses)
 
 
-@dataclass(frozen=True)
+@checked
 class Parallel:
     """How many iterations of a loop run at the same time."""
 
@@ -165,7 +165,7 @@ class Parallel:
     predict: PositiveInt = 4
 
 
-@dataclass(frozen=True)
+@checked
 class Trainer:
     """Training on several nodes as a TrainJob of Kubeflow Trainer.
 
@@ -184,7 +184,7 @@ class Trainer:
     timeout_s: PositiveInt = 7 * 24 * 3600
 
 
-@dataclass(frozen=True)
+@checked
 class Values:
     """The values file: everything about the cluster that a pipeline needs to know.
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from crossearth.data.catalog.domains import mlflow_name
-from crossearth.data.common.config import load_config
+from crossearth.data.common.config import checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, read_sealed, sha256_file, write_sealed, write_text
 from crossearth.model.scores import Counts, Headline, Scores, score
@@ -56,7 +56,7 @@ TILE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@checked
 class Panel:
     """A picture of a tile: image, truth, prediction side by side; `file` is relative to the results."""
 
@@ -65,7 +65,7 @@ class Panel:
     iou: float
 
 
-@dataclass(frozen=True)
+@checked
 class SettingResult:
     """One recipe on one target.
 
@@ -106,7 +106,7 @@ class SettingResult:
         return self.source != self.target
 
 
-@dataclass(frozen=True)
+@checked
 class RecipeResult:
     """All results of one trained model.
 

@@ -18,17 +18,18 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, Any, cast, get_args
+from typing import IO, Annotated, Any, cast, get_args
+
+from pydantic import Field, PositiveInt
 
 from crossearth.components.ingest.scene import Plan, ingest_scene
 from crossearth.components.ingest.sources import SceneSource, find_scenes
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.catalog.labels import Unknown
-from crossearth.data.common.config import nearest
+from crossearth.data.common.config import checked, nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, read_json, replace_dir, require_free, sha256_file, unsealed
 from crossearth.data.common.progress import shown
@@ -46,7 +47,7 @@ SPARE_BYTES = 64 * 2**20
 SMALL_SCENE_BYTES, SMALL_SCENES_AT_ONCE = 4 * 2**20, 8
 
 
-@dataclass(frozen=True)
+@checked
 class IngestConfig:
     """How domains are ingested.
 
@@ -57,15 +58,9 @@ class IngestConfig:
             own `unknown_labels` in its catalog file counts before it.
     """
 
-    tile_px: int | None = None
-    workers: int = 2
+    tile_px: Annotated[int, Field(ge=16)] | None = None
+    workers: PositiveInt = 2
     unknown_labels: Unknown = "error"
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"workers: {self.workers}", expected="at least 1")
-        if self.tile_px is not None and self.tile_px < 16:
-            raise InputError(f"tile_px: {self.tile_px}", expected="at least 16")
 
 
 def ingest(

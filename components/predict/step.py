@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
@@ -38,6 +39,7 @@ from crossearth.components.predict.strips import Scene, open_scene, read_strips
 from crossearth.components.runtime.interrupts import Interrupts
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.processes import choose_device
+from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import fsync_dir, partial_dir, write_json
 from crossearth.data.raster.names import RASTER_SUFFIXES
@@ -48,7 +50,7 @@ from crossearth.model.weights.checkpoint import read_meta, trained_reading
 GDAL_CACHE_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
+@checked
 class PredictConfig:
     """How scenes are mapped.
 
@@ -67,31 +69,21 @@ class PredictConfig:
         backbone: file of the model's shared backbone where it was moved.
     """
 
-    bands: tuple[int, ...] | None = None
-    value_range: tuple[float, float] | None = None
+    bands: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    value_range: Rising | None = None
     precision: Precision = "auto"
     device: str = "auto"
-    batch_size: int = 1
+    batch_size: PositiveInt = 1
     probabilities: bool = False
-    preview_px: int = 1024
+    preview_px: PositiveInt = 1024
     backbone: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.bands is not None and (len(self.bands) != 3 or min(self.bands) < 1):
-            raise InputError(f"bands: {list(self.bands)}", expected="three band numbers, counted from 1")
-        low, high = self.value_range or (0, 255)
-        if not -math.inf < low < high < math.inf:
-            raise InputError(f"value_range: {[low, high]}", expected="two rising finite numbers")
-        for field in ("batch_size", "preview_px"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field}: {getattr(self, field)}", expected="at least 1")
 
 
 def predict(
     scenes: Sequence[Path],
     model: Path,
     out: Path,
-    config: PredictConfig = PredictConfig(),
+    config: PredictConfig = PredictConfig(),  # noqa: B008 frozen
     own: bool = True,
 ) -> list[Path]:
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.

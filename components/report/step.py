@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt
 
 from crossearth.components.evaluate.results import (
     SUMMARY_METRICS,
@@ -21,11 +22,12 @@ from crossearth.components.report.page import page, picture
 from crossearth.components.report.summary import Summary, summarise
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest, read_sealed, write_json, write_text
 
 
-@dataclass(frozen=True)
+@checked
 class ReportConfig:
     """How results are reported.
 
@@ -35,17 +37,9 @@ class ReportConfig:
         require_all: refuse to report when a setting of the catalog has no result.
     """
 
-    replicates: int = 1000
-    worst_tiles: int = 10
+    replicates: Annotated[int, Field(ge=100)] = 1000  # fewer say nothing of an interval
+    worst_tiles: NonNegativeInt = 10
     require_all: bool = False
-
-    def __post_init__(self) -> None:
-        if self.replicates < 100:
-            raise InputError(
-                f"replicates: {self.replicates} say nothing of an interval", expected="at least 100"
-            )
-        if self.worst_tiles < 0:
-            raise InputError(f"worst_tiles: {self.worst_tiles}", expected="0 or more")
 
 
 def report(

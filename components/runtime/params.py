@@ -1,21 +1,23 @@
 """params.yaml: the numbers of every step, as two presets in one file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
 
 from crossearth.data.catalog.domains import Catalog, known_entry
-from crossearth.data.common.config import HomePath, load_config, merged, nearest, read_yaml
+from crossearth.data.common.config import HomePath, checked, load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError
 
-MAX_SEED = 2**63 - 1  # torch takes no larger one
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # torch takes no larger one
 Config = TypeVar("Config")
 STEPS = ("synthesize", "ingest", "validate", "styles", "stylize", "train", "evaluate", "report", "register")
 
 
-@dataclass(frozen=True)
+@checked
 class DvcConfig:
     """What `dvc repro` makes: a graph in a file cannot ask the catalog.
 
@@ -48,7 +50,7 @@ class DvcConfig:
                 )
 
 
-@dataclass(frozen=True)
+@checked
 class Params:
     """The contents of params.yaml.
 
@@ -65,7 +67,7 @@ class Params:
 
     preset: str
     presets: dict[str, dict[str, dict[str, Any]]]
-    seed: int = 0
+    seed: Seed = 0
     archives: HomePath = Path("artifacts/archives")
     corpus: str = "million-aid"
     catalogs: tuple[HomePath, ...] = field(default=())
@@ -81,8 +83,6 @@ class Params:
             raise InputError(
                 f"preset: unknown preset {self.preset!r}", expected=nearest(self.preset, self.presets)
             )
-        if not 0 <= self.seed <= MAX_SEED:
-            raise InputError(f"seed: {self.seed}", expected=f"0 to {MAX_SEED}")
         for preset, sections in self.presets.items():
             for step, values in sections.items():
                 _refuse_seed(values, f"presets.{preset}.{step}")

@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 import rasterio
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from rasterio.errors import RasterioError
 
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import alone, atomic_path, digest, replace_dir, write_sealed
 from crossearth.data.common.prefetch import ahead
@@ -46,7 +48,7 @@ SHEET_FILE = "sheet.png"
 PARTS = "parts"
 
 
-@dataclass(frozen=True)
+@checked
 class StylizeConfig:
     """How a domain is restyled.
 
@@ -59,14 +61,10 @@ class StylizeConfig:
     """
 
     style: StyleConfig = field(default_factory=StyleConfig)
-    counterparts: int = 1
+    counterparts: PositiveInt = 1
     split: str = "train"
     seed: int = 0
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        if min(self.counterparts, self.workers) < 1:
-            raise InputError("counterparts and workers", expected="at least 1")
+    workers: PositiveInt = 2
 
 
 class _Styled(NamedTuple):

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pydantic import PositiveInt
+
 from crossearth.components.synthesize.packers import PACKERS, Counts, synthesize_dataset
-from crossearth.data.common.config import nearest
+from crossearth.data.common.config import checked, nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import require_free
 from crossearth.data.common.progress import shown
@@ -16,7 +17,7 @@ MIB = 2**20
 NEEDED_BYTES = {"mini": 80 * MIB, "full": 600 * MIB}
 
 
-@dataclass(frozen=True)
+@checked
 class SynthesizeConfig:
     """What is drawn.
 
@@ -27,11 +28,7 @@ class SynthesizeConfig:
     """
 
     counts: Counts = "mini"
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"workers: {self.workers}", expected="at least 1")
+    workers: PositiveInt = 2
 
 
 def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig, seed: int) -> list[Path]:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from rasterio import Affine
 
-from crossearth.data.common.errors import InputError
+from crossearth.data.common.config import Share, checked
 from crossearth.data.raster.ground import Place, overlaps
 from crossearth.data.tiles.manifest import Manifest
 from crossearth.data.tiles.scenes import unpadded
@@ -21,7 +22,7 @@ PAIRS_SHOWN = 100
 ROWS_AT_ONCE = 512
 
 
-@dataclass(frozen=True)
+@checked
 class ValidateConfig:
     """What is tolerated.
 
@@ -34,20 +35,10 @@ class ValidateConfig:
         max_shared_ground: of an image's ground, what an image of the other split may show too; 0..1.
     """
 
-    max_constant_share: float = 0.05
-    max_nodata_share: float = 0.4
-    near_duplicate_bits: int = 24
-    max_shared_ground: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("max_constant_share", "max_nodata_share", "max_shared_ground"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}: {getattr(self, name)}", expected="a share, 0 to 1")
-        if not 0 <= self.near_duplicate_bits < LOOK_BITS // 4:
-            raise InputError(
-                f"near_duplicate_bits: {self.near_duplicate_bits}",
-                expected=f"0 to {LOOK_BITS // 4 - 1} of {LOOK_BITS}",
-            )
+    max_constant_share: Share = 0.05
+    max_nodata_share: Share = 0.4
+    near_duplicate_bits: Annotated[int, Field(ge=0, lt=LOOK_BITS // 4)] = 24
+    max_shared_ground: Share = 0.1
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from crossearth.data.catalog.domains import (
     plain_name,
 )
 from crossearth.data.catalog.labels import IGNORE_NAME, LabelSpec, Unknown, parse_labels
-from crossearth.data.common.config import listed, load_config, nearest, read_yaml, shown
+from crossearth.data.common.config import checked, listed, load_config, nearest, read_yaml, shown
 from crossearth.data.common.errors import InputError
 
 BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("settings.yaml"))
@@ -84,7 +84,7 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
     return catalog
 
 
-@dataclass(frozen=True)
+@checked
 class _File:
     class_sets: dict[str, Any] = field(default_factory=dict)
     datasets: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class _File:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@checked
 class _ClassSetEntry:
     classes: tuple[str, ...]
     palette: tuple[str, ...] | None = None
@@ -100,7 +100,7 @@ class _ClassSetEntry:
     maps: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@checked
 class _DatasetEntry:
     title: str
     homepage: str = ""
@@ -108,13 +108,13 @@ class _DatasetEntry:
     archives: tuple[dict[str, Any], ...] = ()
 
 
-@dataclass(frozen=True)
+@checked
 class _SplitEntry:
     by: Literal["block"] = "block"
     test: float = DEFAULT_TEST_SHARE
 
 
-@dataclass(frozen=True)
+@checked
 class _DomainEntry:
     bands: tuple[str, ...] | tuple[int, ...] | dict[str, int] | None = None
     tile: Tiling | None = None
@@ -135,14 +135,14 @@ class _DomainEntry:
     nodata: float | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class _PublishedEntry:
     miou: float
     certainty: str
     per_class: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class _SettingEntry:
     source: str
     target: str

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -29,8 +29,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
+from pydantic import Field
 
-from crossearth.data.common.config import load_config
+from crossearth.data.common.config import checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import alone, atomic_path, digest, replace_dir, sha256_file
 from crossearth.data.common.progress import shown
@@ -41,7 +42,7 @@ FORMAT = "2"
 NO_OBJECT = ("404", "NoSuchKey")
 
 
-@dataclass(frozen=True)
+@checked
 class StoreConfig:
     """How a store is spoken to.
 
@@ -94,7 +95,7 @@ class Transfer:
     kept_files: int
 
 
-@dataclass(frozen=True)
+@checked
 class _File:
     path: str
     sha256: str
@@ -106,17 +107,13 @@ class _File:
             raise InputError(f"path {self.path!r} leaves the domain's folder")
 
 
-@dataclass(frozen=True)
+@checked
 class _Index:
     format: str
     domain: str
     version: str
     manifests: dict[str, str]
-    files: tuple[_File, ...]
-
-    def __post_init__(self) -> None:
-        if not self.files:
-            raise InputError("an index without files")
+    files: Annotated[tuple[_File, ...], Field(min_length=1)]
 
 
 def push(domain_dir: Path, config: StoreConfig) -> Transfer:

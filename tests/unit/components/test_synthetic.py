@@ -340,11 +340,6 @@ def test_too_little_disk_is_said_before_drawing(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_workers_below_one_are_refused() -> None:
-    with pytest.raises(InputError, match="workers: 0"):
-        SynthesizeConfig(workers=0)
-
-
 def test_shade_falls_away_from_the_sun_as_far_as_the_sun_is_low() -> None:
     def shaded(azimuth: float, elevation: float) -> list[tuple[int, int]]:
         zero = np.zeros((15, 15), np.float32)
