@@ -315,16 +315,11 @@ class CrossEarth(nn.Module):
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
 
-def build(config: NetworkConfig) -> CrossEarth:
-    """The network of a config, randomly initialised."""
-    return CrossEarth(config)
-
-
 def crossearth_large(num_classes: int, image_px: int = 512, **changes: Any) -> CrossEarth:
     """The paper's network; its backbone's weights are to be loaded."""
-    return build(large_config(num_classes, image_px, **changes))
+    return CrossEarth(large_config(num_classes, image_px, **changes))
 
 
 def crossearth_tiny(num_classes: int, image_px: int = 128, **changes: Any) -> CrossEarth:
     """The small network of the demonstration and the tests."""
-    return build(tiny_config(num_classes, image_px, **changes))
+    return CrossEarth(tiny_config(num_classes, image_px, **changes))

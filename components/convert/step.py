@@ -9,7 +9,7 @@ from crossearth.data.catalog.domains import ClassSet
 from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import read_json, sha256_file
-from crossearth.model.crossearth import build, large_config
+from crossearth.model.crossearth import CrossEarth, large_config
 from crossearth.model.weights.checkpoint import META_NAME, save
 from crossearth.model.weights.release import (
     Released,
@@ -66,7 +66,7 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
     network = large_config(
         checkpoint.num_classes, config.image_px or image_px_of(backbone, PATCH_PX) or PAPER_IMAGE_PX
     )
-    model = build(network)
+    model = CrossEarth(network)
     load_released(model, checkpoint, backbone, backbone_path)
     origin = {
         "file": Path(released).name,

@@ -19,7 +19,6 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from pydantic import PositiveInt
-from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 from rich.console import Console
@@ -42,6 +41,7 @@ from crossearth.components.runtime.processes import choose_device
 from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import fsync_dir, partial_dir, write_json
+from crossearth.data.raster.gdal import GdalError
 from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.raster.reader import rasters_in
 from crossearth.model.inference import best_class
@@ -217,7 +217,7 @@ def _writing(target: Path) -> Iterator[Path]:
     try:
         with partial_dir(target) as folder:
             yield folder
-    except (RasterioError, CPLE_BaseError, OSError) as error:
+    except (RasterioError, GdalError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the system's own words say more than GDAL's
         raise CannotWriteError(

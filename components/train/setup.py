@@ -21,7 +21,7 @@ from crossearth.data.style.earth import EarthStyles, StyleConfig, style_engine
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import TileDataset
 from crossearth.data.tiles.manifest import Manifest, held_out, read_domain
-from crossearth.model.crossearth import CrossEarth, NetworkConfig, build, large_config, tiny_config
+from crossearth.model.crossearth import CrossEarth, NetworkConfig, large_config, tiny_config
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.training.multitask import (
     BRANCHES,
@@ -296,7 +296,7 @@ def _check_classes(
 def make_network(job: Job) -> CrossEarth:
     """The network at its first iteration: seeded, with the pretrained backbone where one is given."""
     torch.manual_seed(job.config.seed)
-    network = build(job.network_config)
+    network = CrossEarth(job.network_config)
     if job.backbone is not None:
         from crossearth.model.weights.release import read_backbone
 

@@ -26,6 +26,7 @@ from typing import (
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import PydanticCustomError
 
 from crossearth.data.common.errors import InputError
 
@@ -44,7 +45,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 def _rising(ends: tuple[float, float]) -> tuple[float, float]:
     if not -math.inf < ends[0] < ends[1] < math.inf:
-        raise ValueError("Input should be two rising finite numbers")
+        raise PydanticCustomError("rising", "Input should be two rising finite numbers")
     return ends
 
 

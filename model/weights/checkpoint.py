@@ -26,7 +26,7 @@ from crossearth.data.common.files import atomic_path, read_json, sha256_file, un
 from crossearth.data.common.finite import refuse_nonfinite
 from crossearth.data.raster.reading import Reading
 from crossearth.data.tiles.manifest import Provenance
-from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
+from crossearth.model.crossearth import CrossEarth, NetworkConfig
 from crossearth.model.inference import store_weights
 
 FORMAT = 2
@@ -164,7 +164,7 @@ def load(
     if meta["backbone"] is None and backbone is not None:
         raise InputError("the model has no shared backbone: its own file holds it", where=path)
     with torch.device("meta"):  # no memory and no time for random weights that the file's replace
-        model = build(config)
+        model = CrossEarth(config)
     store_weights(model, dtype)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     state = {name: tensor.to(dtypes.get(name)) for name, tensor in read_tensors(weights)}
@@ -172,7 +172,7 @@ def load(
         state |= _read_backbone(meta["backbone"], weights.parent, backbone, dtypes)
     load_strictly(model, state, weights, assign=True)
     if dtypes.keys() - state.keys():
-        model = build(config)
+        model = CrossEarth(config)
         store_weights(model, dtype)
         load_strictly(model, state, weights, assign=True)
     return model.eval().to(device)
