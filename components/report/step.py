@@ -24,7 +24,7 @@ from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, digest, read_sealed, write_json, write_text
+from crossearth.data.common.files import atomic_dir, digest, read_checksummed, write_json, write_text
 
 
 @checked
@@ -139,7 +139,7 @@ def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
     """
     if folder is None or not (folder / name).is_file():
         return None
-    return read_sealed(folder / name)
+    return read_checksummed(folder / name)
 
 
 def _metrics(summary: Summary) -> dict[str, float]:

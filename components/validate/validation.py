@@ -15,9 +15,9 @@ from crossearth.data.raster.ground import Place, overlaps
 from crossearth.data.tiles.manifest import Manifest
 from crossearth.data.tiles.scenes import unpadded
 
-LOOK_BITS = 256
+DHASH_BITS = 256
 # a look of nearly only zeros or ones says "smooth", not "the same place"
-TELLING_BITS = (LOOK_BITS // 8, LOOK_BITS - LOOK_BITS // 8)
+TELLING_BITS = (DHASH_BITS // 8, DHASH_BITS - DHASH_BITS // 8)
 PAIRS_SHOWN = 100
 ROWS_AT_ONCE = 512
 
@@ -37,12 +37,12 @@ class ValidateConfig:
 
     max_constant_share: Share = 0.05
     max_nodata_share: Share = 0.4
-    near_duplicate_bits: Annotated[int, Field(ge=0, lt=LOOK_BITS // 4)] = 24
+    near_duplicate_bits: Annotated[int, Field(ge=0, lt=DHASH_BITS // 4)] = 24
     max_shared_ground: Share = 0.1
 
 
 @dataclass(frozen=True)
-class Twins:
+class NearDuplicates:
     """Two tiles of different splits that show the same.
 
     Attributes:
@@ -109,14 +109,14 @@ def _stem(image: str) -> str:
     return PurePosixPath(image).stem
 
 
-def twins(train: Manifest, test: Manifest, bits: int) -> list[Twins]:
+def near_duplicates(train: Manifest, test: Manifest, bits: int) -> list[NearDuplicates]:
     """Tiles of `train` and `test` that are equal or nearly so, the most alike first, without blank ones.
 
     Args:
         bits: of 256 in which the looks may differ.
     """
     ours, theirs = (_telling(manifest) for manifest in (train, test))
-    found: list[Twins] = []
+    found: list[NearDuplicates] = []
     look_of_theirs = _packed(theirs)
     for start in range(0, len(ours) if theirs else 0, ROWS_AT_ONCE):
         chunk = ours[start : start + ROWS_AT_ONCE]
@@ -128,7 +128,9 @@ def twins(train: Manifest, test: Manifest, bits: int) -> list[Twins]:
             one, other_row = chunk[left], theirs[right]
             equal = one["sha256_image"] == other_row["sha256_image"]
             found.append(
-                Twins(one["tile_id"], other_row["tile_id"], -1 if equal else int(differing[left, right]))
+                NearDuplicates(
+                    one["tile_id"], other_row["tile_id"], -1 if equal else int(differing[left, right])
+                )
             )
     return sorted(found, key=lambda pair: (pair.bits, pair.train, pair.test))
 
@@ -138,10 +140,10 @@ def _telling(manifest: Manifest) -> list[dict[str, Any]]:
     return [
         row
         for row in manifest.rows
-        if low <= int(row["look"], 16).bit_count() <= high and not row["constant"]
+        if low <= int(row["dhash"], 16).bit_count() <= high and not row["constant"]
     ]
 
 
 def _packed(rows: Sequence[dict[str, Any]]) -> NDArray[np.uint64]:
-    looks = b"".join(bytes.fromhex(row["look"]) for row in rows)
-    return np.frombuffer(looks, np.uint64).reshape(len(rows), LOOK_BITS // 64)
+    dhashes = b"".join(bytes.fromhex(row["dhash"]) for row in rows)
+    return np.frombuffer(dhashes, np.uint64).reshape(len(rows), DHASH_BITS // 64)

@@ -11,7 +11,7 @@ import pytest
 from crossearth.components.convert.step import ConvertConfig
 from crossearth.components.evaluate.step import EvaluateConfig
 from crossearth.components.ingest.step import IngestConfig
-from crossearth.components.plan.step import numbers
+from crossearth.components.plan.step import parameters
 from crossearth.components.predict.step import PredictConfig
 from crossearth.components.register.promotion import RegisterConfig
 from crossearth.components.report.step import ReportConfig
@@ -133,7 +133,7 @@ def test_a_recipe_overrides_what_it_names_and_nothing_beside_it(tmp_path: Path) 
 def test_the_plan_says_where_a_number_comes_from(tmp_path: Path) -> None:
     found = {
         name: (value, origin)
-        for name, value, origin in numbers(load_params(write(tmp_path, DEEP)), "deepglobe")
+        for name, value, origin in parameters(load_params(write(tmp_path, DEEP)), "deepglobe")
     }
     assert found["style.alpha"] == (1.0, "recipes.deepglobe")
     assert found["style.probability"] == (0.5, "train")
