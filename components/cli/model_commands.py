@@ -236,7 +236,6 @@ def convert(
     image_px: Annotated[
         int | None, typer.Option(help="Side of the training window (default: from the backbone).")
     ] = None,
-    keep_training: Annotated[bool, typer.Option(help="Keep the modules that only training uses.")] = False,
     backbones: Annotated[
         Path | None, typer.Option(help="Store the backbone here, once for all models.")
     ] = None,
@@ -251,7 +250,7 @@ def convert(
     _, loaded = inputs(None, catalog)
     if class_set is not None and class_set not in loaded.class_sets:
         raise InputError(f"unknown class set {class_set!r}", expected=nearest(class_set, loaded.class_sets))
-    config = ConvertConfig(backbone, image_px, keep_training, backbones)
+    config = ConvertConfig(backbone, image_px, backbones)
     written = run(released, model, config, loaded.class_sets[class_set] if class_set else None)
     done(written, f"crossearth predict SCENE.tif --model {written} --out MAP.tif")
 

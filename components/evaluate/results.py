@@ -7,7 +7,7 @@ tile) and `panels/` (pictures).
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from crossearth.data.catalog.domains import Setting, mlflow_name
-from crossearth.data.common.config import load_config
+from crossearth.data.common.config import checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
     atomic_path,
@@ -45,7 +45,7 @@ TILE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@checked
 class Panel:
     """A picture of a tile: image, truth, prediction side by side; `file` is relative to the results."""
 
@@ -54,7 +54,7 @@ class Panel:
     iou: float
 
 
-@dataclass(frozen=True)
+@checked
 class SettingResult:
     """One recipe on one target.
 
@@ -87,7 +87,7 @@ class SettingResult:
     best: tuple[Panel, ...] = ()
 
 
-@dataclass(frozen=True)
+@checked
 class RecipeResult:
     """All results of one trained model.
 

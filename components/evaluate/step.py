@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from tabulate import tabulate
 
 from crossearth.components.evaluate.predictions import FORMATS, picture_strip, prediction_writer
@@ -35,7 +36,7 @@ from crossearth.components.runtime.processes import choose_device, join_processe
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.data.catalog.domains import TIMING_SUFFIX, Catalog, ClassSet, Recipe, Setting
-from crossearth.data.common.config import listed
+from crossearth.data.common.config import checked, listed
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest, read_json, write_text
 from crossearth.data.tiles.manifest import Manifest, read_domain
@@ -45,7 +46,7 @@ from crossearth.model.weights.checkpoint import load, read_meta
 PUBLISHED_METHOD = "CrossEarth"
 
 
-@dataclass(frozen=True)
+@checked
 class EvaluateConfig:
     """How a model is scored.
 
@@ -57,16 +58,11 @@ class EvaluateConfig:
         predictions: also write every tile's class ids: "png", or "geotiff" with its place on the ground.
     """
 
-    batch_size: int = 8
+    batch_size: PositiveInt = 8
     device: str = "auto"
-    readers: int = 2
-    panels: int = 3
+    readers: PositiveInt = 2
+    panels: NonNegativeInt = 3
     predictions: Literal["none", "png", "geotiff"] = "none"
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("readers", 1), ("panels", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: {getattr(self, name)} is too small", expected=f"at least {least}")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt
 
 from crossearth.components.evaluate.results import (
     SUMMARY_METRICS,
@@ -22,6 +24,7 @@ from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import COVERAGE, REPORT, SCORES, STYLES, VALIDATION
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
     atomic_dir,
@@ -35,7 +38,7 @@ from crossearth.data.common.files import (
 SHEET_BYTES = 400_000  # of the sheet of styles
 
 
-@dataclass(frozen=True)
+@checked
 class ReportConfig:
     """How results are reported.
 
@@ -46,17 +49,9 @@ class ReportConfig:
             and of the user's, if one of those was.
     """
 
-    replicates: int = 1000
-    worst_tiles: int = 10
+    replicates: Annotated[int, Field(ge=100)] = 1000  # fewer say nothing of an interval
+    worst_tiles: NonNegativeInt = 10
     require_all: bool = False
-
-    def __post_init__(self) -> None:
-        if self.replicates < 100:
-            raise InputError(
-                f"replicates: {self.replicates} say nothing of an interval", expected="at least 100"
-            )
-        if self.worst_tiles < 0:
-            raise InputError(f"worst_tiles: {self.worst_tiles}", expected="0 or more")
 
 
 def run(

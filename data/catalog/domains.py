@@ -8,9 +8,10 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import re2
+from pydantic import PositiveInt
 
 from crossearth.data.catalog.labels import LabelSpec, Unknown
-from crossearth.data.common.config import nearest
+from crossearth.data.common.config import checked, nearest
 from crossearth.data.common.errors import InputError
 
 Split = Literal["train", "test"]
@@ -58,7 +59,7 @@ class ClassSet:
     maps: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
-@dataclass(frozen=True)
+@checked
 class Archive:
     """A file that a publisher ships.
 
@@ -99,7 +100,7 @@ class Dataset:
     archives: tuple[Archive, ...] = ()
 
 
-@dataclass(frozen=True)
+@checked
 class Tiling:
     """How scenes become tiles.
 
@@ -109,12 +110,8 @@ class Tiling:
             comes; "fit" = the whole image, resampled so that its longer side is px (its label: nearest px).
     """
 
-    px: int
+    px: PositiveInt
     rule: Rule = "cut"
-
-    def __post_init__(self) -> None:
-        if self.px < 1:
-            raise InputError(f"px: {self.px}", expected="at least 1")
 
 
 def window_starts(side_px: int, crop_px: int, stride_px: int) -> list[int]:
@@ -126,7 +123,7 @@ def window_starts(side_px: int, crop_px: int, stride_px: int) -> list[int]:
     return [min(start, last) for start in range(0, last + stride_px, stride_px)]
 
 
-@dataclass(frozen=True)
+@checked
 class Files:
     """Where a split's files lie; patterns as data/catalog/catalog.yaml explains.
 

@@ -48,7 +48,7 @@ from crossearth.data.catalog.labels import (
     parse_labels,
     parse_names,
 )
-from crossearth.data.common.config import listed, load_config, nearest, read_yaml, shown
+from crossearth.data.common.config import checked, listed, load_config, nearest, read_yaml, shown
 from crossearth.data.common.errors import InputError
 
 BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("settings.yaml"))
@@ -112,7 +112,7 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
     return catalog
 
 
-@dataclass(frozen=True)
+@checked
 class _File:
     class_sets: dict[str, Any] = field(default_factory=dict)
     datasets: dict[str, Any] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class _File:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@checked
 class _ClassSetEntry:
     classes: tuple[str, ...]
     palette: tuple[str, ...] | None = None
@@ -128,7 +128,7 @@ class _ClassSetEntry:
     maps: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@checked
 class _DatasetEntry:
     title: str
     homepage: str = ""
@@ -136,20 +136,20 @@ class _DatasetEntry:
     archives: tuple[dict[str, Any], ...] = ()
 
 
-@dataclass(frozen=True)
+@checked
 class _BlockEntry:
     by: Literal["block"]
     test: float = DEFAULT_TEST_SHARE
 
 
-@dataclass(frozen=True)
+@checked
 class _FolderEntry:
     by: Literal["folder"]
     train: tuple[str, ...]
     test: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@checked
 class _ListsEntry:
     by: Literal["lists"]
     train: tuple[str, ...]
@@ -163,7 +163,7 @@ SPLITS: dict[str, type[_BlockEntry | _FolderEntry | _ListsEntry]] = {
 }
 
 
-@dataclass(frozen=True)
+@checked
 class _MasksEntry:
     polygons: str | None = None
     coco: str | None = None
@@ -184,7 +184,7 @@ class _MasksEntry:
     order: tuple[str, ...] | Literal["file"] | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class _DomainEntry:
     bands: tuple[str, ...] | tuple[int, ...] | dict[str, int] | None = None
     tile: Tiling | None = None
@@ -207,14 +207,14 @@ class _DomainEntry:
     nodata: float | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class _PublishedEntry:
     miou: float
     certainty: str
     per_class: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class _SettingEntry:
     source: str
     target: str

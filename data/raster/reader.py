@@ -19,7 +19,6 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
@@ -28,6 +27,7 @@ from rasterio.session import DummySession
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.archives import Member, read, walk
+from crossearth.data.raster.gdal import GdalError
 from crossearth.data.raster.names import rasters_among
 
 # what comes from an archive or a store is opened as one of these, each whole in one file: other kinds, a VRT
@@ -152,7 +152,7 @@ class Raster(NamedTuple):
         try:
             with rasterio.Env(SESSION, **OPTIONS), _hearing(said, silent=True):
                 yield
-        except (RasterioError, CPLE_BaseError) as error:
+        except (RasterioError, GdalError) as error:
             cause = error
         said = [words for words in said if words not in self.said]
         if cause is not None:

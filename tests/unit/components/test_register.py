@@ -158,11 +158,6 @@ def test_the_champion_scored_anew_stays_champion(base: RecipeResult, recipe: Rec
     ).promoted
 
 
-def test_margins_are_fractions() -> None:
-    with pytest.raises(InputError, match="margin"):
-        RegisterConfig(margin=5)
-
-
 def moves(*pairs: tuple[str, str, str]) -> list[Move]:
     return [Move(CHAMPION, old, new, "me", "now", "", why) for old, new, why in pairs]
 

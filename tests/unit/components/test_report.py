@@ -304,11 +304,6 @@ def test_what_another_program_left_for_the_report_is_named(
     assert not (tmp_path / "report").exists()
 
 
-def test_too_few_replicates_are_refused() -> None:
-    with pytest.raises(InputError, match="replicates"):
-        ReportConfig(replicates=10)
-
-
 def test_mlflow_csv_and_page_say_the_same(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -630,9 +630,7 @@ def test_a_signal_in_the_last_validation_loses_nothing(
     ("changes", "message"),
     [
         ({"crop_px": 64}, r"(?s)crop_px: 64 is larger than the tiles of loveda-urban \(48 px\).*at most 48"),
-        ({"batch_size": 0}, "batch_size: 0 is too small"),
         ({"tasks": TaskConfig(mask_block_px=64)}, r"(?s)mask_block_px: 64 is larger.*crop_px, 32"),
-        ({"held_out_share": 1.5}, r"held_out_share: 1.5"),
         ({"selection": "best-source"}, "best-source needs held-out tiles"),
         ({"network": "large", "sizes": {}}, r"(?s)a frozen backbone needs pretrained weights.*DINOv2"),
         ({"style": StyleConfig(block_px=64)}, r"(?s)style.block_px: 64 is larger.*crop_px, 32"),

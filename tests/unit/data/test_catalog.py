@@ -267,7 +267,7 @@ BROKEN = {
         r"town: tile: unknown key 'rul'",
     ),
     "tile rule": ({"domains": {"town": OWN | {"tile": {"px": 9, "rule": "slice"}}}}, "tile.rule.*'slice'"),
-    "tile px": ({"domains": {"town": OWN | {"tile": {"px": 0}}}}, "px: 0"),
+    "tile px": ({"domains": {"town": OWN | {"tile": {"px": 0}}}}, "tile.px: .*greater than 0, found 0"),
     "name": ({"domains": {"my town": OWN}}, "'my town' is no name"),
     "path as name": ({"domains": {"../town": OWN}}, "is no name"),
     "class set": (
