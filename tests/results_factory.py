@@ -18,7 +18,7 @@ from crossearth.components.evaluate.results import (
 from crossearth.components.runtime.palette import colour_table, safe_palette
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
 from crossearth.data.common.files import csv_text, digest, write_text
-from crossearth.model.scores import class_iou, headline_iou, outcome_counts
+from crossearth.model.scores import class_iou, outcome_counts, primary_iou
 
 
 def write_fake_results(
@@ -59,7 +59,7 @@ def write_fake_results(
                 "labelled": outcome[2].tolist(),
             }
             for index, outcome in enumerate(outcome_counts(counts))
-            for value in [headline_iou(class_iou(outcome), class_set.headline)]
+            for value in [primary_iou(class_iou(outcome), class_set.primary_metric)]
         ]
         tiles_sha256 = write_tiles(folder / tile_file(setting.target), rows)
         settings.append(
@@ -91,7 +91,7 @@ def write_fake_results(
         class_set=class_set.name,
         classes=class_set.classes,
         palette=class_set.palette,
-        headline=class_set.headline,
+        primary_metric=class_set.primary_metric,
         model_sha256=digest([recipe.name, seed, "weights"]),
         lineage={
             "git_revision": "0000000",
@@ -137,7 +137,7 @@ def _target(
     predicted = np.where(noise.random(label.shape) < level, label, guessed).astype(np.uint8)
     cell = label.reshape(tiles, -1).astype(np.int64) * num + predicted.reshape(tiles, -1)
     counts = np.stack([np.bincount(row, minlength=num * num).reshape(num, num) for row in cell])
-    ious = headline_iou(class_iou(outcome_counts(counts)), class_set.headline)
+    ious = primary_iou(class_iou(outcome_counts(counts)), class_set.primary_metric)
     ranked = [int(index) for index in np.argsort(ious)]
     colours = colour_table(safe_palette(class_set.palette))
     (folder / "panels" / target).mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from crossearth.components.cli.terminal import (
     Recipes,
     Seeds,
     done,
-    numbers,
     out,
+    parse_numbers,
     print_table,
     print_view,
     recipe_names,
@@ -351,8 +351,8 @@ def predict(
 
         found = fetch_model(model)
     given = {
-        "bands": numbers("--bands", bands),
-        "value_range": numbers("--value-range", value_range),
+        "bands": parse_numbers("--bands", bands),
+        "value_range": parse_numbers("--value-range", value_range),
         "precision": precision,
         "device": device,
         "batch_size": batch_size,

@@ -131,7 +131,7 @@ def seed_numbers(text: str | None, usual: int) -> list[int]:
     return fine
 
 
-def numbers(option: str, text: str | None) -> list[float] | None:
+def parse_numbers(option: str, text: str | None) -> list[float] | None:
     """The numbers of an option, `3,2,1`; None where it was not given."""
     from crossearth.data.common.errors import InputError
 

@@ -22,12 +22,12 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
     atomic_path,
     csv_text,
-    read_sealed,
+    read_checksummed,
     sha256_file,
-    write_sealed,
+    write_checksummed,
     write_text,
 )
-from crossearth.model.scores import METRICS, Counts, Headline, Scores, score
+from crossearth.model.scores import METRICS, Counts, PrimaryMetric, Scores, score
 
 DETAILS, TABLE, CURVES = "details.json", "scores.csv", "curves.csv"
 PROVENANCES = ("synthetic", "own", "publisher")  # from the least real
@@ -37,7 +37,7 @@ TILE_SCHEMA = pa.schema(
     [
         ("tile_id", pa.string()),
         ("scene", pa.string()),
-        ("iou", pa.float64()),  # headline of this tile alone; null where it has no labelled pixel of it
+        ("iou", pa.float64()),  # primary metric of this tile alone; null where it has no labelled pixel of it
         ("hits", pa.list_(pa.int64())),  # px per class
         ("predicted", pa.list_(pa.int64())),
         ("labelled", pa.list_(pa.int64())),
@@ -104,7 +104,7 @@ class RecipeResult:
     class_set: str
     classes: tuple[str, ...]
     palette: tuple[str, ...]
-    headline: Headline
+    primary_metric: PrimaryMetric
     model_sha256: str
     lineage: dict[str, Any]
     settings: tuple[SettingResult, ...] = ()
@@ -112,23 +112,23 @@ class RecipeResult:
 
     @property
     def metric(self) -> str:
-        """What its headline is: the mean over the classes, or the IoU of one."""
-        return METRICS[self.headline]
+        """What its primary metric is: the mean over the classes, or the IoU of one."""
+        return METRICS[self.primary_metric]
 
     @property
     def metric_key(self) -> str:
         """The same in the names of MLflow's metrics."""
-        return "miou" if self.headline == "mean" else "iou"
+        return "miou" if self.primary_metric == "mean" else "iou"
 
     def scores(self, result: SettingResult) -> Scores:
         """The scores of one of this recipe's settings."""
-        return score(np.array(result.confusion, dtype=np.int64), self.headline)
+        return score(np.array(result.confusion, dtype=np.int64), self.primary_metric)
 
     def summary(self) -> dict[str, float]:
         """Headline IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
         of_kind: dict[bool, list[float | None]] = {True: [], False: []}
         for each in self.settings:
-            of_kind[each.setting.unseen].append(defined(self.scores(each).headline))
+            of_kind[each.setting.unseen].append(nan_to_none(self.scores(each).primary_metric))
         return summary_metrics(of_kind[True], of_kind[False])
 
     def tile_table(self, result: SettingResult) -> pa.Table:
@@ -165,7 +165,7 @@ def tile_file(target: str) -> str:
 
 
 def summary_metrics(unseen: list[float | None], seen: list[float | None]) -> dict[str, float]:
-    """`SUMMARY_METRICS` of many headline scores; what an undefined score leaves undefined is left out."""
+    """`SUMMARY_METRICS` of many primary scores; what an undefined score leaves undefined is left out."""
     mean, worst, in_domain = SUMMARY_METRICS
     values: dict[str, float] = {}
     if unseen and (known := [score for score in unseen if score is not None]) == unseen:
@@ -180,7 +180,7 @@ def metric_name(*parts: str) -> str:
     return "/".join(map(mlflow_name, parts))
 
 
-def defined(value: float) -> float | None:
+def nan_to_none(value: float) -> float | None:
     """NaN as None: JSON and CSV know blanks, not NaN."""
     return None if np.isnan(value) else float(value)
 
@@ -191,7 +191,7 @@ def weakest(provenances: Iterable[str]) -> str:
 
 
 def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
-    """The rows of scores.csv for one recipe: per setting its headline, then its classes.
+    """The rows of scores.csv for one recipe: per setting its primary metric, then its classes.
 
     Scores are fractions 0..1, None where undefined. A mean has the class "mean"; the IoU of the foreground
     has its class, and another `metric` than the rows of the classes.
@@ -200,11 +200,11 @@ def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
     for each in result.settings:
         setting, scores = each.setting, result.scores(each)
         known = each.published_iou or (None,) * len(result.classes)
-        name = "mean" if result.headline == "mean" else result.classes[1]
-        headline = (result.metric, name, scores.headline, scores.pixels.sum(), each.published)
+        name = "mean" if result.primary_metric == "mean" else result.classes[1]
+        primary_metric = (result.metric, name, scores.primary_metric, scores.pixels.sum(), each.published)
         metrics = ["IoU"] * len(result.classes)
         per_class = zip(metrics, result.classes, scores.iou, scores.pixels, known, strict=True)
-        for metric, class_name, iou, pixels, published in (headline, *per_class):
+        for metric, class_name, iou, pixels, published in (primary_metric, *per_class):
             rows.append(
                 {
                     "setting": setting.abbr,
@@ -217,7 +217,7 @@ def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
                     "selection": result.selection,
                     "metric": metric,
                     "class": class_name,
-                    "iou": defined(iou),
+                    "iou": nan_to_none(iou),
                     "pixels": int(pixels),
                     "published": published,
                     "evidence": setting.evidence,
@@ -239,7 +239,7 @@ def write_results(result: RecipeResult) -> None:
     """Writes details.json and scores.csv into the result's folder, details first."""
     values = asdict(result)
     del values["folder"]
-    write_sealed(result.folder / DETAILS, values)
+    write_checksummed(result.folder / DETAILS, values)
     write_text(result.folder / TABLE, csv_text(rows_of(result)))
 
 
@@ -269,7 +269,7 @@ def read_results(folder: Path) -> RecipeResult:
     path = Path(folder) / DETAILS
     if not path.is_file():
         raise InputError("no results here", where=folder, next_step="crossearth evaluate RECIPE")
-    return load_config(RecipeResult, read_sealed(path) | {"folder": Path(folder)}, path)
+    return load_config(RecipeResult, read_checksummed(path) | {"folder": Path(folder)}, path)
 
 
 def find_results(folders: Sequence[Path]) -> list[RecipeResult]:

@@ -282,7 +282,7 @@ def evaluate(
         result = read_results(folder)
         for each in result.settings:
             name = f"{result.metric} {each.setting.abbr}"
-            metrics.log_metric(name, round(100 * result.scores(each).headline, 4))
+            metrics.log_metric(name, round(100 * result.scores(each).primary_metric, 4))
         # the unseen targets together; the report has each by itself
         shown = [each for each in result.settings if each.setting.unseen] or result.settings
         summed = np.sum([each.confusion for each in shown], axis=0)

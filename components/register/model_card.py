@@ -4,7 +4,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from crossearth.components.evaluate.results import RecipeResult, defined
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none
 from crossearth.data.catalog.domains import Catalog, Recipe
 
 
@@ -70,8 +70,8 @@ def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catal
 def _scores(result: RecipeResult) -> str:
     rows = []
     for each in result.settings:
-        headline = defined(result.scores(each).headline)
-        told = "" if headline is None else f"{100 * headline:.1f}"
+        primary_metric = nan_to_none(result.scores(each).primary_metric)
+        told = "" if primary_metric is None else f"{100 * primary_metric:.1f}"
         rows.append(
             [each.setting.abbr, each.setting.target, each.setting.gap, told, each.manifest_digest[:12]]
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossearth.components.evaluate.results import defined, find_results
+from crossearth.components.evaluate.results import find_results, nan_to_none
 from crossearth.components.report.summary import Line, shared_metric, summarise
 from crossearth.data.catalog.domains import Catalog, Setting
 from crossearth.data.common.errors import InputError
@@ -119,7 +119,7 @@ def _difference(a: Line, b: Line, replicates: int) -> tuple[Difference, Shares]:
         )
     tiles = [result.tile_counts(each) for line in (a, b) for result, each in line.runs]
     rng = np.random.default_rng(int(digests.pop()[:16], 16))
-    values = bootstrap(tiles, a.recipe.headline, replicates, rng)
+    values = bootstrap(tiles, a.recipe.primary_metric, replicates, rng)
     draws = values[len(a.runs) :].mean(0) - values[: len(a.runs)].mean(0)
     low, high = interval(draws)
     change = b.score - a.score if a.score is not None and b.score is not None else None
@@ -129,8 +129,8 @@ def _difference(a: Line, b: Line, replicates: int) -> tuple[Difference, Shares]:
         a=a.score,
         b=b.score,
         difference=change,
-        low=defined(low),
-        high=defined(high),
+        low=nan_to_none(low),
+        high=nan_to_none(high),
         p_value=None if change is None else paired_p_value(draws),
         tiles=len(tiles[0]),
     )
@@ -150,8 +150,8 @@ def _mean(metric: str, differences: Sequence[Difference], draws: Shares) -> Diff
         a=mean("a"),
         b=mean("b"),
         difference=mean("difference"),
-        low=defined(low) if known else None,
-        high=defined(high) if known else None,
+        low=nan_to_none(low) if known else None,
+        high=nan_to_none(high) if known else None,
         p_value=paired_p_value(draws) if known else None,
         tiles=sum(each.tiles for each in differences),
     )

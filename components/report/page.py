@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from crossearth.components.evaluate.results import RecipeResult, defined, read_picture
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none, read_picture
 from crossearth.components.report.charts import figures, label
 from crossearth.components.report.compare import Comparison
 from crossearth.components.report.markdown import heading, interval_note, latex, per_cent, title
@@ -110,10 +110,12 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int, pic
         "classes": recipe.classes,
         "colours": safe_palette(recipe.palette),
         "pixels": [int(pixels) for pixels in of_seed[0].pixels],
-        "f1": [defined(value) for value in of_seed[0].f1],
-        "accuracy": defined(float(np.mean([each.accuracy for each in of_seed]))),
-        "mean_f1": defined(float(np.mean([each.mean_f1 for each in of_seed]))),
-        "of_seed": [(seed, defined(each.headline)) for seed, each in zip(line.seeds, of_seed, strict=True)],
+        "f1": [nan_to_none(value) for value in of_seed[0].f1],
+        "accuracy": nan_to_none(float(np.mean([each.accuracy for each in of_seed]))),
+        "mean_f1": nan_to_none(float(np.mean([each.mean_f1 for each in of_seed]))),
+        "of_seed": [
+            (seed, nan_to_none(each.primary_metric)) for seed, each in zip(line.seeds, of_seed, strict=True)
+        ],
         "worst_tiles": ranked[:worst_tiles],
         "pictures": [
             {"rank": rank, "panel": panel}

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from crossearth.components.evaluate.results import RecipeResult, defined, find_results, rows_of
+from crossearth.components.evaluate.results import RecipeResult, find_results, nan_to_none, rows_of
 from crossearth.components.report.compare import Comparison, Difference
 from crossearth.components.report.markdown import heading, per_cent
 from crossearth.components.report.summary import Summary, distinct, facts, summarise
@@ -114,7 +114,7 @@ def _everything(summary: Summary, published: dict[str, tuple[PublishedScore, ...
 def run(result: RecipeResult) -> View:
     """One recipe's results: where they come from, the scores of every setting, and those of every class."""
     parts: list[RenderableType] = [Text(_about(result)), Text()]
-    if result.headline == "foreground":
+    if result.primary_metric == "foreground":
         parts.append(Text(f"IoU: of the foreground, {result.classes[1]}"))
     parts += [_settings_of(result), Text(), _classes_of(result)]
     rows = rows_of(result)
@@ -126,7 +126,9 @@ def _settings_of(result: RecipeResult) -> TextTable:
     rows = []
     for each in result.settings:
         scores = result.scores(each)
-        shares = (per_cent(defined(value)) for value in (scores.headline, scores.accuracy, scores.mean_f1))
+        shares = (
+            per_cent(nan_to_none(value)) for value in (scores.primary_metric, scores.accuracy, scores.mean_f1)
+        )
         pace = f"{each.tiles / each.seconds:.1f}" if each.seconds else ""
         rows.append((each.setting.abbr, each.setting.target, *shares, each.tiles, pace))
     return TextTable(("setting", "target", *numbers), rows, numbers=numbers, spare=("tiles/s", "target"))
@@ -138,12 +140,12 @@ def _classes_of(result: RecipeResult) -> TextTable:
         scores, num = result.scores(each), len(result.classes)
         columns["setting"] += [each.setting.abbr, *[""] * (num - 1)]
         columns["class"] += result.classes
-        columns["IoU %"] += [per_cent(defined(value)) for value in scores.iou]
-        columns["F1 %"] += [per_cent(defined(value)) for value in scores.f1]
+        columns["IoU %"] += [per_cent(nan_to_none(value)) for value in scores.iou]
+        columns["F1 %"] += [per_cent(nan_to_none(value)) for value in scores.f1]
         if any(other.published_iou for other in result.settings):
             columns.setdefault("published %", []).extend(map(per_cent, each.published_iou or [None] * num))
         columns.setdefault("labelled px", []).extend(f"{pixels:,}" for pixels in scores.pixels)
-        columns.setdefault("", []).extend(bar(defined(value)) for value in scores.iou)
+        columns.setdefault("", []).extend(bar(nan_to_none(value)) for value in scores.iou)
     ends = range(len(result.classes) - 1, len(columns["class"]) - 1, len(result.classes))
     return TextTable(
         list(columns),

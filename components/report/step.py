@@ -21,7 +21,14 @@ from crossearth.components.report.summary import Summary, summarise
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, csv_text, digest, read_sealed, write_json, write_text
+from crossearth.data.common.files import (
+    atomic_dir,
+    csv_text,
+    digest,
+    read_checksummed,
+    write_json,
+    write_text,
+)
 
 SHEET_BYTES = 400_000  # of the sheet of styles
 
@@ -149,7 +156,7 @@ def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
     """
     if folder is None or not (folder / name).is_file():
         return None
-    return read_sealed(folder / name)
+    return read_checksummed(folder / name)
 
 
 def _metrics(summary: Summary) -> dict[str, float]:

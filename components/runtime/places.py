@@ -30,7 +30,7 @@ def seed_suffix(seed: int, usual: int) -> str:
 
 
 def inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:
-    """The numbers, and the catalog with the files that the numbers and the command name."""
+    """The parameters, and the catalog with the files that they and the command name."""
     from crossearth.components.runtime.params import load_params
     from crossearth.data.catalog.loader import load_catalog
 

@@ -64,7 +64,7 @@ def bar(*columns: ProgressColumn | str, wanted: bool = True, transient: bool = F
     )
 
 
-def shown(items: Iterable[Item], what: str, total: int) -> Iterable[Item]:
+def progress_bar(items: Iterable[Item], what: str, total: int) -> Iterable[Item]:
     """The items; meanwhile a bar on the standard error where that is a terminal, or lines in a pod's log.
 
     Args:
