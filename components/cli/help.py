@@ -40,7 +40,7 @@ EXAMPLES = {  # a line of a terminal has room for 78 letters
     "rollback": ("crossearth rollback potsdam-rgb",),
     "predict": (
         "crossearth predict scene.tif --model artifacts/models/road-epfl --out map.tif",
-        "crossearth predict scenes --model models:/crossearth-road-epfl@champion --out maps",
+        "crossearth predict scenes --model models:/crossearth-town@champion --out maps",
     ),
 }
 WORDS = {"int": "NUMBER", "float": "NUMBER", "str": "TEXT", "list[str]": "TEXT", "list[Path]": "PATH"}

@@ -180,6 +180,7 @@ def show(
         typer.Argument(help="One recipe in full (default: all settings).", autocompletion=recipe_names),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the recipe (default: that of params.yaml).")] = None,
+    params_file: ParamsFile = None,
     catalog: Catalogs = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -191,7 +192,7 @@ def show(
     from crossearth.components.runtime.tracking import tracking_uri
     from crossearth.data.common.errors import without_credentials
 
-    params, loaded = inputs(None, catalog)
+    params, loaded = inputs(params_file, catalog)
     if recipe:
         suffix = "" if seed is None else seed_suffix(seed, params.seed)
         found = read_results(SCORES / f"{loaded.recipe(recipe).name}{suffix}")

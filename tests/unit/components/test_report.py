@@ -413,14 +413,14 @@ def test_programs_get_everything(catalog: Catalog, tmp_path: Path) -> None:
 def test_show_and_report_give_one_interval(
     catalog: Catalog, tmp_path: Path, no_tracking: None, typed: Callable[[str], str]
 ) -> None:
-    (tmp_path / "params.yaml").write_text("preset: a\npresets: {a: {report: {replicates: 123}}}\n")
+    (tmp_path / "p.yaml").write_text("preset: a\npresets: {a: {report: {replicates: 123}}}\n")
     write_benchmark(tmp_path / "artifacts/scores", catalog, 1)
     (shown,) = (
         row
-        for row in json.loads(typed("crossearth show --json"))["settings"]
+        for row in json.loads(typed("crossearth show --json --params p.yaml"))["settings"]
         if row["target"] == "potsdam-rgb"
     )
-    typed("crossearth report")
+    typed("crossearth report --params p.yaml")
     page = (tmp_path / "artifacts/report/index.html").read_text()
     assert f"{100 * shown['low']:.1f} – {100 * shown['high']:.1f}" in page
     (line,) = summarise([read_results(tmp_path / "artifacts/scores/potsdam-irrg")], catalog, 123).lines[1:2]
