@@ -210,7 +210,7 @@ def test_the_users_home_is_known_where_no_shell_has_read_the_path(
 @pytest.mark.parametrize("seeds", [[0], [1, 1], [-1]])
 def test_further_seeds_are_other_seeds(seeds: list[int]) -> None:
     Params(preset="a", presets={"a": {}}, dvc=DvcConfig(seeds=(1, 2)))
-    with pytest.raises(InputError, match=r"dvc\.seeds"):
+    with pytest.raises(InputError, match="seeds"):
         Params(preset="a", presets={"a": {}}, dvc=DvcConfig(seeds=tuple(seeds)))
 
 
