@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path, PurePosixPath
 
 from crossearth.components.ingest.pairing import ImageNames, some
-from crossearth.data.catalog.domains import VOC_LISTS, Domain, OwnFiles, Split
+from crossearth.data.catalog.domains import VOC_LISTS, Domain, OwnFiles, Split, SplitRule
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import Member
 from crossearth.data.tiles.manifest import natural
@@ -94,7 +94,7 @@ def _folders(image: Member) -> tuple[str, ...]:
     return PurePosixPath(image.path).parts[:-1]
 
 
-def _chosen(own: OwnFiles, by: str, of_word: Mapping[str, Sequence[str]], unsaid: bool) -> OwnFiles:
+def _chosen(own: OwnFiles, by: SplitRule, of_word: Mapping[str, Sequence[str]], unsaid: bool) -> OwnFiles:
     held = [word for word in ("val", "test") if word in of_word]
     clear = "train" in of_word and len(held) == 1 and not unsaid
     return replace(

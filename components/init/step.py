@@ -78,7 +78,7 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
         shares = class_shares(domain, sources) if classes else {}
         classes = [replace(each, share=shares.get(each.id, 0.0)) for each in classes]
         tried.ingest_one(entry, classes, sources)
-    splits = Counter(source.split for source in sources)
+    splits: Counter[str] = Counter(source.split for source in sources)
     recipe = bool(classes) and len(splits) == 2
     lines = _lines(facts, entry, classes, splits, _alone(layouts, sources))
     text = catalog_text(name, folder, entry, classes, lines, recipe)

@@ -74,7 +74,7 @@ class DrawnLabels:
                 )
                 continue
             for id, area in run:
-                _stamp(ids, id, area, left, top)  # type: ignore[arg-type]
+                _stamp(ids, id, area, left, top)
         if ids.shape == shape:
             return ids
         rows, cols = (middles((0, side), cells) for side, cells in zip(ids.shape, shape, strict=True))
