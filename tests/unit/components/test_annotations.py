@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -556,6 +557,15 @@ def test_lists_of_pascal_voc_are_the_split(tmp_path: Path, caplog: pytest.LogCap
     write(tmp_path / "mine.txt", "SegmentationClass/a2.png")
     write(tmp_path / "theirs.txt", "\nA1.jpg\n")
     assert [*run(tmp_path, **(entry | {"split": lists}))] == ["a2", "test/a1"]
+
+
+def test_lists_in_the_archive_of_the_images_are_the_split(tmp_path: Path) -> None:
+    entry = voc(tmp_path, train="a1\n", val="a2\n")
+    with zipfile.ZipFile(tmp_path / "VOC.zip", "w") as archive:
+        for path in [path for path in (tmp_path / "VOC").rglob("*") if path.is_file()]:
+            archive.write(path, path.relative_to(tmp_path))
+    shutil.rmtree(tmp_path / "VOC")
+    assert [*run(tmp_path, **entry)] == ["a1", "test/a2"]
 
 
 # --- resume, archives, identity

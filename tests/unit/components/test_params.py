@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
+from own_domain import own_domain
 
 from crossearth.components.plan.step import numbers
-from crossearth.components.runtime.params import load_params
+from crossearth.components.runtime.params import DvcConfig, load_params
 from crossearth.components.runtime.places import data_dir, style_weights_dir
 from crossearth.components.train.setup import RUNTIME_FIELDS, TrainConfig
 from crossearth.data.catalog.loader import load_catalog
@@ -189,3 +190,11 @@ def test_the_users_home_is_known_where_no_shell_has_read_the_path(
     (tmp_path / "c.yaml").write_text("domains: {town: {images: ~/i}}")
     own = load_catalog(params.catalogs, data_dir()).domain("town").own
     assert own is not None and own.images == tmp_path / "i"
+
+
+def test_dvcs_folder_of_an_own_domain_holds_its_labels_too(tmp_path: Path) -> None:
+    own_domain(tmp_path)
+    catalog = load_catalog([tmp_path / "catalog.yaml"], tmp_path)
+    DvcConfig(own={"town": tmp_path}).check(catalog)
+    with pytest.raises(InputError, match=r"dvc\.own\.town: .*images does not hold all of town: .*masks"):
+        DvcConfig(own={"town": tmp_path / "images"}).check(catalog)
