@@ -25,7 +25,7 @@ def rasters(members: Sequence[Member]) -> list[Member]:
     return [by_path[path] for path in rasters_among(list(by_path), lambda path: read(by_path[path]))]
 
 
-def is_onefile_at(masks: Masks) -> bool:
+def is_one_file(masks: Masks) -> bool:
     """Whether one file of polygons serves all images."""
     return masks.form == "polygons" and masks.place.suffix.lower() in VECTOR_SUFFIXES
 
@@ -43,7 +43,7 @@ def label_files(masks: Masks, members: Sequence[Member]) -> list[Member]:
         found = rasters(members)
     elif masks.form == "cvat":
         found = [each for each in rasters(members) if cvat.MASKS in PurePosixPath(each.path).parts]
-    elif masks.form in TEXTS and not is_onefile_at(masks):
+    elif masks.form in TEXTS and not is_one_file(masks):
         found = [each for each in members if each.path.lower().endswith(TEXTS[masks.form])]
         found = [each for each in found if masks.form != "yolo" or yolo.is_label(each)]
     else:

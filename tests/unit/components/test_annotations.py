@@ -21,6 +21,7 @@ from labelled_folders import (
     OUTSIDE,
     PX,
     ROAD,
+    SIDE,
     TOP,
     UTM,
     VALUES,
@@ -52,6 +53,7 @@ from crossearth.components.ingest import step
 from crossearth.components.ingest.pairing import suggested
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.components.pods.items import _own_files
+from crossearth.data.annotations.shapes import DrawnLabels, outline
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.tiles.manifest import read_label, read_manifest
@@ -141,6 +143,13 @@ def test_tiles_and_fitted_images_have_their_part_of_the_shapes(tmp_path: Path) -
     np.testing.assert_array_equal(tiles["a1_8_0_16_8"], BOTH[:8, 8:])
     fitted = run(tmp_path, masks=masks, tile={"px": 8, "rule": "fit"})
     np.testing.assert_array_equal(fitted["a1"], BOTH[1::2, 1::2])
+
+
+def test_a_shape_of_any_extent_is_drawn_at_once() -> None:
+    """GDAL walks along edges px by px: of a whole country's outline that took minutes."""
+    far = outline(np.array([[-1e9, -1e9], [8, -1e9], [8, 1e9], [-1e9, 1e9]]))
+    labels = DrawnLabels("a", SIDE, SIDE, ((1, far),), 0, all_touched=True)
+    np.testing.assert_array_equal(labels.read(None, (SIDE, SIDE)), drawn((1, (0, 0, 9, 16))))
 
 
 # --- images without a label
