@@ -16,8 +16,8 @@ from crossearth.components.cli.terminal import (
     ParamsFile,
     done,
     given,
-    numbers,
     out,
+    parse_numbers,
     print_table,
     print_whole,
 )
@@ -305,8 +305,8 @@ def predict(
 
         found = fetch_model(model)
     options = {
-        "bands": numbers("--bands", bands),
-        "value_range": numbers("--value-range", value_range),
+        "bands": parse_numbers("--bands", bands),
+        "value_range": parse_numbers("--value-range", value_range),
         "precision": precision,
         "device": device,
         "batch_size": batch_size,

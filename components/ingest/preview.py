@@ -118,10 +118,11 @@ def overlay(
 
 def _legend(manifests: list[Manifest], class_set: ClassSet) -> Image.Image:
     """One line per class, and one for ignored pixels: colour, id, name, share of pixels per split."""
-    shares = [_shares(manifest) for manifest in manifests]
+    fractions = [_fractions(manifest) for manifest in manifests]
     parts = [
         ", ".join(
-            f"{manifest.split} {share[line]:.1%}" for manifest, share in zip(manifests, shares, strict=True)
+            f"{manifest.split} {share[line]:.1%}"
+            for manifest, share in zip(manifests, fractions, strict=True)
         )
         for line in range(len(class_set.classes) + 1)
     ]
@@ -142,7 +143,7 @@ def legend(class_set: ClassSet, parts: Sequence[str], width: int) -> Image.Image
     return drawn
 
 
-def _shares(manifest: Manifest) -> NDArray[np.float64]:
+def _fractions(manifest: Manifest) -> NDArray[np.float64]:
     """Share of pixels per class, ignored ones last."""
     pixels = np.array(
         [[*row["class_pixels"], row["ignored_pixels"]] for row in manifest.rows], np.float64

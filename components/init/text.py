@@ -61,7 +61,9 @@ def catalog_text(
             f"  {key}:",
             f"    classes: {flow(shown)} # rename them, here and in `labels`",
         ]
-        text += ["    headline: foreground # the score is the IoU of the second class"] * (len(shown) == 2)
+        text += ["    primary_metric: foreground # the score is the IoU of the second class"] * (
+            len(shown) == 2
+        )
     text += ["domains:", f"  {key}:"]
     text += [f"    {word}: {flow(value)}" for word, value in entry.items()]
     if "masks" in entry:

@@ -106,8 +106,8 @@ def window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
     """Scores (B, K, h, w) float32; a window that is no whole number of patches gains some right and below."""
     config = loaded.network.config
     windows_B3HW = fill_window(windows_B3HW, config.crop_px, config.patch_px)
-    reduced = loaded.precision != torch.float32
-    with torch.inference_mode(), torch.autocast(windows_B3HW.device.type, loaded.precision, enabled=reduced):
+    bf16 = loaded.precision != torch.float32
+    with torch.inference_mode(), torch.autocast(windows_B3HW.device.type, loaded.precision, enabled=bf16):
         return loaded.network(windows_B3HW)
 
 

@@ -183,10 +183,10 @@ def _map(
         (folder / "ids.tif").unlink()
         maps.write_side_file(folder / target.name, scene.grid.crs, loaded.classes)
         if config.probabilities:
-            shares = folder / _probabilities_path(target).name
-            maps.write_cog(folder / "shares.tif", shares, "AVERAGE")
+            fractions = folder / _probabilities_path(target).name
+            maps.write_cog(folder / "shares.tif", fractions, "AVERAGE")
             (folder / "shares.tif").unlink()
-            maps.write_side_file(shares, scene.grid.crs)
+            maps.write_side_file(fractions, scene.grid.crs)
         maps.write_preview(
             folder / target.name, folder / f"{target.stem}.png", loaded.palette, config.preview_px
         )
@@ -253,10 +253,10 @@ def _write_rows(
         ids = stack.enter_context(maps.rows_writer(folder / "ids.tif", scene.grid, 1))
         maps.describe_classes(ids, loaded.classes, loaded.palette)
         if config.probabilities:
-            shares = stack.enter_context(
+            fractions = stack.enter_context(
                 maps.rows_writer(folder / "shares.tif", scene.grid, len(loaded.classes))
             )
-            maps.describe_probabilities(shares, loaded.classes)
+            maps.describe_probabilities(fractions, loaded.classes)
         seen = scene.seen_grid
         down, across = _nearest(scene.grid.height, seen.height), _nearest(scene.grid.width, seen.width)
         tops, _ = starts(seen, loaded.network)
@@ -275,7 +275,7 @@ def _write_rows(
             ids.write(ids_HW, 1, window=rows)
             tally.add(begin, ids_HW)
             if config.probabilities:
-                shares.write(_shares(scores_KHW, valid_HW)[:, nearest[0], nearest[1]], window=rows)
+                fractions.write(_fractions(scores_KHW, valid_HW)[:, nearest[0], nearest[1]], window=rows)
     return tally
 
 
@@ -284,7 +284,7 @@ def _nearest(side: int, seen_side: int) -> NDArray[np.int64]:
     return ((np.arange(side) + 0.5) * (seen_side / side)).astype(np.int64)
 
 
-def _shares(scores_KHW: Tensor, valid_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _fractions(scores_KHW: Tensor, valid_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
     totals_HW = scores_KHW.sum(0).clamp(min=torch.finfo(torch.float32).tiny)
     shares_KHW = scores_KHW.div(totals_HW).div_(maps.PROBABILITY_STEP).round_().to(torch.uint8).cpu().numpy()
     shares_KHW[:, ~valid_HW] = maps.NODATA
@@ -366,9 +366,9 @@ def _files(scenes: Sequence[Path]) -> list[Path]:
 
 def _written(target: Path) -> list[Path]:
     """The map and what may stand beside it."""
-    shares = _probabilities_path(target)
-    beside = [target.with_suffix(".json"), target.with_suffix(".png"), shares]
-    return [target, *beside, maps.side_file(target), maps.side_file(shares)]
+    fractions = _probabilities_path(target)
+    beside = [target.with_suffix(".json"), target.with_suffix(".png"), fractions]
+    return [target, *beside, maps.side_file(target), maps.side_file(fractions)]
 
 
 def _refuse_foreign(target: Path) -> None:

@@ -13,7 +13,7 @@ from rasterio.transform import Affine
 
 from crossearth.components.predict import maps
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.prefetch import ahead
+from crossearth.data.common.prefetch import prefetch
 from crossearth.data.raster.names import stacking
 from crossearth.data.raster.reader import Raster, open_raster, refuse_palette
 from crossearth.data.raster.reading import Reading, bounds_of_bytes, fit, fitted_size, is_tagged, raw_dtype
@@ -185,7 +185,7 @@ def read_strips(scene: Scene, tops: list[int], height: int) -> Iterator[Iterator
                 return Strip(image[:, slice(*span)], valid[slice(*span)])
             return Strip(*scene.reading.read(raster, (span, (0, seen.width))))
 
-        with closing(ahead(read, spans, 1)) as pieces:
+        with closing(prefetch(read, spans, 1)) as pieces:
             yield _overlapped(pieces)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from crossearth.components.evaluate.results import RecipeResult, defined
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none
 from crossearth.data.catalog.domains import Catalog, Recipe
 
 
@@ -43,7 +43,7 @@ def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catal
         "| --- | --- | --- | --- | --- |",
     ]
     for each in result.settings:
-        miou = defined(result.scores(each).headline)
+        miou = nan_to_none(result.scores(each).primary_metric)
         told = "" if miou is None else f"{100 * miou:.1f}"
         lines.append(
             f"| {each.setting} | {each.target} | {each.gap} | {told} | {each.manifest_digest[:12]} |"
