@@ -59,7 +59,7 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
             ingest would refuse.
     """
     folder = Path(folder)
-    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "mine"
+    name = _name(folder)
     path, params = Path(out_dir) / f"{name}.yaml", Path(out_dir) / PARAMS
     if path.exists():
         raise InputError(
@@ -78,7 +78,7 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
         shares = class_shares(domain, sources) if classes else {}
         classes = [replace(each, share=shares.get(each.id, 0.0)) for each in classes]
         tried.ingest_one(entry, classes, sources)
-    splits = Counter(source.split for source in sources)
+    splits: Counter[str] = Counter(source.split for source in sources)
     recipe = bool(classes) and len(splits) == 2
     lines = _lines(facts, entry, classes, splits, _alone(layouts, sources))
     text = catalog_text(name, folder, entry, classes, lines, recipe)
@@ -94,6 +94,14 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
             partial.write_text(params_text(path.name, facts, entry), encoding="utf-8")
         files.append(params)
     return Written(files, name, recipe, lines, options)
+
+
+def _name(folder: Path) -> str:
+    """The folder's name as a domain's, and none that the benchmark or params.yaml has."""
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "images"
+    known = load_catalog()
+    taken = {PARAMS.stem, *known.class_sets, *known.datasets, *known.domains}
+    return f"my-{name}" if name in taken else name
 
 
 def _root(folder: Path, data_dir: Path) -> str:

@@ -132,6 +132,13 @@ def test_what_cannot_be_described_is_said_and_nothing_is_written(
     assert not (tmp_path / "params.yaml").exists()
 
 
+@pytest.mark.parametrize(("folder", "name"), [("road", "my-road"), ("2020", "2020"), ("No", "no")])
+def test_any_folders_name_becomes_a_domains(folder: str, name: str, typed: Typed, tmp_path: Path) -> None:
+    own_domain(tmp_path / folder)
+    assert f"next: crossearth ingest {name} --check 8" in typed(f"crossearth init {folder}")
+    assert list(load_catalog([tmp_path / f"{name}.yaml"], tmp_path).domains)[-1] == name
+
+
 def test_a_params_file_that_is_there_stays(typed: Typed, tmp_path: Path) -> None:
     own_domain(tmp_path / "town")
     (tmp_path / "params.yaml").write_text("preset: mine\npresets: {mine: {}}\n")

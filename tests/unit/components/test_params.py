@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_domain import own_domain
 
 from crossearth.components.convert.step import ConvertConfig
 from crossearth.components.evaluate.step import EvaluateConfig
@@ -272,3 +273,11 @@ def test_further_seeds_are_other_seeds(seeds: list[int]) -> None:
 def test_a_value_out_of_bounds_is_refused_by_its_name(kind: Any, values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(values))}"):
         kind(**values)
+
+
+def test_dvcs_folder_of_an_own_domain_holds_its_labels_too(tmp_path: Path) -> None:
+    own_domain(tmp_path)
+    catalog = load_catalog([tmp_path / "catalog.yaml"], tmp_path)
+    DvcConfig(own={"town": tmp_path}).check(catalog)
+    with pytest.raises(InputError, match=r"dvc\.own\.town: .*images does not hold all of town: .*masks"):
+        DvcConfig(own={"town": tmp_path / "images"}).check(catalog)
