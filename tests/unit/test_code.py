@@ -33,7 +33,6 @@ STALE = {
     "components/evaluate/scoring.py": {"evaluate"},
     "components/init/step.py": set(),
     "components/ingest/scene.py": {"ingest"},
-    "components/init/step.py": set(),
     "components/plan/step.py": set(),
     "components/predict/maps.py": {"evaluate"},
     "components/register/promotion.py": set(),
