@@ -81,6 +81,7 @@ STEPS = {
         Step("register", "register.step:run", "register.promotion:RegisterConfig", own_pod=False),
         Step("scenes", network=True, cached=False),
         Step("predict", "predict.step:predict", network=True, cached=False),
+        Step("watch", "watch.step:watch", network=True, cached=False),
         Step("convert", "convert.step:convert", own_pod=False),
         Step("init", "init.step:init", own_pod=False),
         Step("finish", network=True, cached=False),

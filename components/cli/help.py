@@ -12,7 +12,7 @@ GROUPS = {
     "Start": ("init", "doctor", "settings", "domains", "plan"),
     "Data": ("fetch", "synthesize", "ingest", "validate", "preview", "push", "pull", "styles", "stylize"),
     "Models": ("train", "evaluate", "convert", "register", "rollback"),
-    "Results": ("show", "compare", "report", "predict"),
+    "Results": ("show", "compare", "report", "predict", "watch"),
     "Clusters": ("pipeline",),
 }
 EXAMPLES = {  # a line of a terminal has room for 78 letters
@@ -41,6 +41,10 @@ EXAMPLES = {  # a line of a terminal has room for 78 letters
     "predict": (
         "crossearth predict scene.tif --model artifacts/models/road-epfl --out map.tif",
         "crossearth predict scenes --model models:/crossearth-town@champion --out maps",
+    ),
+    "watch": (
+        "crossearth watch artifacts/models/road-epfl scenes",
+        "crossearth watch models:/crossearth-town@champion new.tif --no-fail",
     ),
 }
 WORDS = {"int": "NUMBER", "float": "NUMBER", "str": "TEXT", "list[str]": "TEXT", "list[Path]": "PATH"}

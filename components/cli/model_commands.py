@@ -19,6 +19,7 @@ from crossearth.components.cli.terminal import (
     Recipes,
     Seeds,
     done,
+    err,
     given,
     out,
     parse_numbers,
@@ -27,7 +28,15 @@ from crossearth.components.cli.terminal import (
     recipe_names,
     seed_numbers,
 )
-from crossearth.components.runtime.places import REGISTRY, REPORT, SCORES, inputs, seed_suffix
+from crossearth.components.runtime.places import (
+    REGISTRY,
+    REPORT,
+    SCORES,
+    WATCH,
+    inputs,
+    seed_suffix,
+    style_weights_dir,
+)
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -315,3 +324,58 @@ def predict(
     done(written, "open the maps in a GIS; areas stand in the .json beside them")
     if broken:
         raise broken
+
+
+@app.command()
+def watch(
+    model: Annotated[str, typer.Argument(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
+    scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders, searched recursively.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the page and the table.")] = WATCH,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Three band numbers in the network's order, e.g. 4,3,2 (default: the model's)."),
+    ] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000 (default: the model's)."),
+    ] = None,
+    windows: Annotated[int, typer.Option(help="Windows of a scene to look at, at most.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    backbone: Annotated[
+        Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
+    ] = None,
+    fail: Annotated[bool, typer.Option(help="End with 1 where the scenes drift, for schedulers.")] = True,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Say whether new scenes are like what a model has seen: styles, bands, confidence."""
+    from contextlib import nullcontext
+
+    from crossearth.components.watch.step import WatchConfig, view
+    from crossearth.components.watch.step import watch as run
+    from crossearth.data.common.config import load_config
+    from crossearth.data.common.errors import PartlyDoneError
+
+    found: AbstractContextManager[tuple[Path, Path | None]] = nullcontext((Path(model), None))
+    if model.startswith(("models:/", "runs:/")):
+        from crossearth.components.register.registry import fetch_model
+
+        found = fetch_model(model)
+    options = {
+        "bands": parse_numbers("--bands", bands),
+        "value_range": parse_numbers("--value-range", value_range),
+        "windows": windows,
+        "device": device,
+    }
+    with found as (model_dir, shared):
+        config = load_config(WatchConfig, options | {"backbone": backbone or shared}, "watch")
+        watched = run(scenes, model_dir, folder, config, weights_dir=style_weights_dir())
+    if print_view(view(watched), as_json, as_csv):
+        done(list(watched.files), f"open {watched.files[-1]}")
+    if watched.errors:
+        looked = len(watched.scenes) + len(watched.errors)
+        what = f"{len(watched.errors)} of {looked} scenes were not looked at"
+        raise PartlyDoneError(what, watched.errors, watched.scenes)
+    if watched.all.drifts and fail:
+        err.print(f"drift: {watched.all.reason}", style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)

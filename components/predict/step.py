@@ -284,7 +284,7 @@ def _fractions(scores_KHW: Tensor, valid_HW: NDArray[np.bool_]) -> NDArray[np.ui
 
 def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
     """The map's path per scene."""
-    files = _files(scenes)
+    files = scene_files(scenes)
     single = len(files) == 1 and not Path(scenes[0]).is_dir() and not out.is_dir()
     if single and out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(
@@ -335,8 +335,12 @@ def _one_name(path: Path) -> str:
     return os.fspath(path.resolve()).casefold()
 
 
-def _files(scenes: Sequence[Path]) -> list[Path]:
-    """The scenes, also of folders."""
+def scene_files(scenes: Sequence[Path]) -> list[Path]:
+    """The scenes, also of folders.
+
+    Raises:
+        InputError: one is not there, a folder without any, or none is given.
+    """
     files: list[Path] = []
     for scene in map(Path, scenes):
         found = rasters_in(scene) if scene.is_dir() else [scene]

@@ -28,6 +28,7 @@ from crossearth.components.runtime.tracking import (
     user_name,
 )
 from crossearth.components.runtime.tracking_server import refusal
+from crossearth.components.watch.reference import REFERENCE_NAME
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reading import BYTES
 from crossearth.model.weights.checkpoint import META_NAME, WEIGHTS_NAME, read_meta, trained_reading
@@ -219,8 +220,9 @@ def _files(
     """What a version consists of, by name; what is not there yet is made in `folder`."""
     model = folder / "model"
     model.mkdir()
-    for file in (WEIGHTS_NAME, META_NAME):
-        shutil.copyfile(model_dir / file, model / file)
+    for file in (WEIGHTS_NAME, META_NAME, REFERENCE_NAME):
+        if file != REFERENCE_NAME or (model_dir / file).exists():  # a converted model has none
+            shutil.copyfile(model_dir / file, model / file)
     written = folder / "MODEL_CARD.md"
     written.write_text(card, encoding="utf-8")
     shared = {} if backbone is None else {"backbone": backbone}

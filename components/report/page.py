@@ -57,9 +57,7 @@ def page(
         "short": lambda text: str(text)[:10],
         "duration": _duration,
     }
-    template = environment.from_string(
-        files("crossearth.components.report").joinpath(TEMPLATE).read_text("utf-8")
-    )
+    template = environment.from_string(_template())
     gaps = distinct(line.setting.gap for line in summary.lines)
     each = max(1, PICTURES_BYTES // (2 * GOOD_PICTURE_BYTES * len(summary.lines)))
     plotly = files("plotly").joinpath("package_data/plotly.min.js").read_bytes()
@@ -85,6 +83,15 @@ def page(
         figures=figures(summary, results, (styles or {}).get("coverage")),
         plotly=b64encode(gzip.compress(plotly, mtime=0)).decode(),
     )
+
+
+def style_sheet() -> str:
+    """The page's CSS, for other pages that shall look like it."""
+    return _template().partition("<style>")[2].partition("</style>")[0]
+
+
+def _template() -> str:
+    return files("crossearth.components.report").joinpath(TEMPLATE).read_text("utf-8")
 
 
 def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int, pictures: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ STYLES = ARTIFACTS / "styles"
 EARTH_STYLES = STYLES / "earth.safetensors"
 STYLIZED = ARTIFACTS / "stylized"
 VALIDATION = ARTIFACTS / "validation"
+WATCH = ARTIFACTS / "watch"
 
 
 def data_dir() -> Path:

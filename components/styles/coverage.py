@@ -71,10 +71,12 @@ def style_coverage(
     """
     earth = EarthStyles.load(styles_path, config.engine)
     engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
-    probe = _Probe(_Space.of(earth), earth, engine, config)
+    probe = _Probe(Space.of(earth.mean.numpy(), earth.covariance.numpy()), earth, engine, config)
     found = _measure(catalog, domains_dir, probe)
     groups = {
-        "Earth samples": probe.space.project(earth.sample(SAMPLES, keyed_generator("coverage"))),
+        "Earth samples": probe.space.project(
+            earth.sample(SAMPLES, keyed_generator("coverage")).double().numpy()
+        ),
         **{f"{name} (source)": points for name, (points, _) in found.sources.items()},
         **{f"{name} (target)": points for name, points in found.targets.items()},
     }
@@ -125,7 +127,7 @@ def _measure(catalog: Catalog, domains_dir: Path, probe: "_Probe") -> _Found:
 
 
 @dataclass(frozen=True)
-class _Space:
+class Space:
     """Leading principal components of Earth's styles at unit variance: z = (e - mean) axes / scale."""
 
     mean: NDArray[np.float64]
@@ -133,15 +135,21 @@ class _Space:
     scale: NDArray[np.float64]
 
     @classmethod
-    def of(cls, earth: EarthStyles) -> "_Space":
-        variances, axes = np.linalg.eigh(earth.covariance.numpy())
+    def of(cls, mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> "Space":
+        """Of the mean (D) and the covariance (D, D) of Earth's styles."""
+        variances, axes = np.linalg.eigh(covariance)
         order = np.argsort(variances)[::-1]
         share = np.cumsum(variances[order]) / variances.sum()
         leading = order[: max(2, int(np.searchsorted(share, VARIANCE)) + 1)]
-        return cls(earth.mean.numpy(), axes[:, leading], np.sqrt(variances[leading]))
+        return cls(mean, axes[:, leading], np.sqrt(variances[leading]))
 
-    def project(self, e_ND: torch.Tensor) -> NDArray[np.float64]:
-        return (e_ND.cpu().double().numpy() - self.mean) @ self.axes / self.scale
+    def project(self, e_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (N, components) of embeddings (N, D)."""
+        return (e_ND - self.mean) @ self.axes / self.scale
+
+    def share_within_earth(self, points: NDArray[np.float64]) -> float:
+        """Share of points (N, components), 0..1, that lie where the Earth's styles have `MASS`."""
+        return _share_within(points, np.eye(len(self.scale)))
 
     def compare(
         self,
@@ -165,35 +173,31 @@ class _Space:
         size = len(self.scale)
         mean, covariance = _gaussian(source)
         mixed = (1 - alpha) ** 2 * covariance + alpha**2 * np.eye(size)
-        off = target - (1 - alpha) * mean
-        squared = np.einsum("nd,nd->n", off, np.linalg.solve(mixed, off.T).T)
-        return float((squared <= chi2.ppf(MASS, size)).mean())
+        return _share_within(target - (1 - alpha) * mean, mixed)
 
 
 @dataclass(frozen=True)
 class _Probe:
     """Embeds tiles of a domain, as they are and restyled."""
 
-    space: _Space
+    space: Space
     earth: EarthStyles
     engine: StyleEngine
     config: StyleConfig
 
     def points(self, manifest: Manifest) -> NDArray[np.float64]:
-        return np.concatenate(
-            [
-                self.space.project(self.engine.embed(self._tile(manifest, index)))
-                for index in self._chosen(manifest)
-            ]
-        )
+        return np.concatenate([self._point(self._tile(manifest, index)) for index in self._chosen(manifest)])
 
     def restyled_points(self, manifest: Manifest) -> NDArray[np.float64]:
         points = []
         for index in self._chosen(manifest):
             generator = keyed_generator("coverage", manifest.domain, manifest.rows[index]["tile_id"])
             injected = inject(self._tile(manifest, index), self.earth, self.engine, self.config, [generator])
-            points.append(self.space.project(self.engine.embed(injected.x_t)))
+            points.append(self._point(injected.x_t))
         return np.concatenate(points)
+
+    def _point(self, image_13HW: torch.Tensor) -> NDArray[np.float64]:
+        return self.space.project(self.engine.embed(image_13HW).cpu().double().numpy())
 
     def _chosen(self, manifest: Manifest) -> Iterable[int]:
         chosen = np.unique(np.linspace(0, len(manifest) - 1, min(TILES, len(manifest))).astype(int))
@@ -201,6 +205,12 @@ class _Probe:
 
     def _tile(self, manifest: Manifest, index: int) -> torch.Tensor:
         return torch.from_numpy(read_image(manifest, index))[None].to(self.engine.device)
+
+
+def _share_within(off: NDArray[np.float64], covariance: NDArray[np.float64]) -> float:
+    """Share of offsets (N, components) from a Gaussian's mean that lie where it has `MASS`."""
+    squared = np.einsum("nd,nd->n", off, np.linalg.solve(covariance, off.T).T)
+    return float((squared <= chi2.ppf(MASS, off.shape[1])).mean())
 
 
 def _gaussian(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -227,7 +227,7 @@ class Training:
                 if self.job.held_rows and (self.iteration % self.config.validate_every == 0 or done):
                     self._validate(run)
                 if run is not None and (self.iteration % self.config.panels_every == 0 or done):
-                    with self._predicting():
+                    with self.predicting():
                         panel = training_panel(self.multi_task_loss, batch[0], self.job.class_set)
                     run.log_image(panel, f"panels/{self.iteration:06d}.png")
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
@@ -312,7 +312,7 @@ class Training:
             run.log_metrics(point | how, self.iteration)
 
     @contextlib.contextmanager
-    def _predicting(self) -> Iterator[None]:
+    def predicting(self) -> Iterator[None]:
         """The network as it predicts, in the training's precision."""
         self.network.eval()
         bf16 = self.config.precision == "bfloat16"
@@ -326,7 +326,7 @@ class Training:
         tiles = TileDataset(self.job.manifest, self.job.remap, self.job.held_rows)
         device = self.processes.device
         confusion = ConfusionMatrix(self.network.config.num_classes).to(device)
-        with self._predicting():
+        with self.predicting():
             for place in range(self.processes.rank, len(tiles), self.processes.size):
                 item = tiles[place]
                 predicted = predict_labels(self.network, item["image"][None].to(device), batch_size=8)

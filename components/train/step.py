@@ -20,9 +20,11 @@ from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.components.train.loop import Training
 from crossearth.components.train.setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.train.state import Checkpoints
+from crossearth.components.watch.reference import make_reference, write_reference
 from crossearth.data.catalog.domains import STATES_SUFFIX, TIMING_SUFFIX, Catalog, Recipe
 from crossearth.data.common.errors import InputError, without_credentials
 from crossearth.data.common.files import atomic_path, csv_text, digest, sha256_file, write_json
+from crossearth.data.style.earth import style_engine
 from crossearth.model.weights import checkpoint
 
 CURVES_NAME = "curves.csv"
@@ -71,7 +73,8 @@ def train(
         style_weights_dir: folder of the style networks' weights, for engine "ghiasi".
 
     Returns:
-        `out_dir`, with `model.safetensors`, `model.json` and `curves.csv`.
+        `out_dir`, with `model.safetensors`, `model.json`, `curves.csv` and, where the source has tiles
+        enough, `reference.json`, which `watch` holds new scenes against.
 
     Raises:
         InputError: source not ingested, empty, with tiles smaller than the crop or without some class;
@@ -249,6 +252,17 @@ def _write_model(out_dir: Path, training: Training) -> None:
     }
     with atomic_path(out_dir / CURVES_NAME) as partial:
         partial.write_text(csv_text(training.curves), encoding="utf-8")
+    engine = job.styler.engine if job.styler else style_engine("spectral").to(training.processes.device)
+    with training.predicting(), torch.inference_mode():
+        reference = make_reference(
+            job.manifest,
+            job.config.crop_px,
+            engine,
+            job.styler.earth if job.styler else None,
+            network,
+            job.input_hash,
+        )
+    write_reference(out_dir, reference)
     checkpoint.save(network, out_dir, meta, job.config.backbones_dir)
     # beside the model, whose bytes are those of every training with the same inputs
     write_json(out_dir.with_name(f"{out_dir.name}{TIMING_SUFFIX}"), {"seconds": round(training.seconds, 1)})

@@ -1,0 +1,361 @@
+"""How far new scenes lie from what a model has seen, without a label of theirs.
+
+Windows of the training's crop are held against the model's `reference.json`, see `reference.py` for how its
+two thresholds were measured. Scenes drift where less than `LIMIT` of their windows lie within the training's
+styles, or more than `LIMIT` of their pixels are of low confidence: on more imagery like the source's own
+these are about 95 % and 5 %. All scenes together give the verdict: small scenes of one source differ, too.
+The Earth's styles are those that the training injected: windows within them, but not within the training's,
+are what a model trained with them should bear best.
+
+Legend: B windows, K classes, H W pixels.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from pydantic import PositiveInt
+from torch import Tensor
+
+from crossearth.components.evaluate.results import metric_name
+from crossearth.components.predict.sliding import Loaded, Precision, load_network, window_scores
+from crossearth.components.predict.step import scene_files
+from crossearth.components.predict.strips import Scene, open_scene
+from crossearth.components.report.page import style_sheet
+from crossearth.components.runtime.memory import enough_memory
+from crossearth.components.runtime.processes import choose_device
+from crossearth.components.runtime.tables import TextTable, View
+from crossearth.components.runtime.tracking import start_run
+from crossearth.components.styles.coverage import Space
+from crossearth.components.watch.reference import (
+    LOW,
+    WITHIN,
+    Reference,
+    Seen,
+    evenly,
+    grid,
+    is_telling,
+    read_reference,
+)
+from crossearth.data.common.config import Rising, checked
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import digest, write_json, write_text
+from crossearth.data.common.progress import progress_bar
+from crossearth.data.raster.reader import Raster, gdal, open_raster
+from crossearth.data.raster.reading import fit
+from crossearth.data.style.earth import StyleEngine, style_engine
+from crossearth.model.weights.checkpoint import read_meta, trained_reading
+
+LIMIT = 0.5
+TABLE_NAME, PAGE_NAME = "watch.json", "watch.html"
+ALL = "all scenes"
+
+
+@checked
+class WatchConfig:
+    """How scenes are looked at.
+
+    Attributes:
+        bands, value_range, precision, device, backbone: as in `PredictConfig`.
+        batch_size: windows per pass of the network.
+        windows: of one scene, at most; evenly spaced ones.
+    """
+
+    bands: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    value_range: Rising | None = None
+    precision: Precision = "auto"
+    device: str = "auto"
+    backbone: Path | None = None
+    batch_size: PositiveInt = 1
+    windows: PositiveInt = 64
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of a scene, or of all; None where a scene has no window that holds data.
+
+    Attributes:
+        windows: that were looked at.
+        within_training, within_earth: shares of them, 0..1; of the Earth's None where none were injected.
+        low_confidence: share of the pixels, 0..1.
+        band_shift: mean of each band minus the training's, in standard deviations of the training's pixels.
+    """
+
+    scene: str
+    windows: int
+    within_training: float | None
+    within_earth: float | None
+    low_confidence: float | None
+    band_shift: tuple[float | None, ...]
+
+    @property
+    def drifts(self) -> bool:
+        """By this module's rule."""
+        if self.within_training is None or self.low_confidence is None:
+            return False
+        return self.within_training < LIMIT or self.low_confidence > LIMIT
+
+    @property
+    def reason(self) -> str:
+        """What the verdict rests on."""
+        return (
+            f"{_per_cent(self.within_training)} % of the windows lie within the training's styles, "
+            f"{_per_cent(self.low_confidence)} % of the pixels are of low confidence"
+        )
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        if self.within_training is None:
+            return "no data"
+        return "drift" if self.drifts else "fine"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What `watch` found.
+
+    Attributes:
+        all: of all scenes together.
+        scenes: of each.
+        errors: scenes that cannot be read.
+        files: that were written.
+    """
+
+    all: Finding
+    scenes: tuple[Finding, ...]
+    errors: tuple[InputError, ...]
+    files: tuple[Path, ...]
+
+
+def watch(
+    scenes: Sequence[Path],
+    model: Path,
+    out_dir: Path,
+    config: WatchConfig = WatchConfig(),  # noqa: B008 frozen
+    own: bool = True,
+    weights_dir: Path | None = None,
+) -> Watched:
+    """Writes `out_dir/watch.json` and the page `watch.html`, and logs the shares to MLflow.
+
+    There a model has a run `watch RECIPE`, with a point for each call: a curve over time.
+
+    Args:
+        scenes: raster files, or folders of them, searched with everything in them.
+        model: a model folder or file.
+        own: whether the scenes are files of the user's own, see `open_raster`.
+        weights_dir: folder of the style networks' weights, for models trained with engine "ghiasi".
+
+    Raises:
+        InputError: no scene, none that can be read as the training's files were (see `open_scene`), or none
+            that holds data; a model without a `reference.json`, or with another model's; out of memory.
+    """
+    meta = read_meta(model)
+    folder = model if model.is_dir() else model.parent
+    reference = read_reference(folder, meta.get("input_hash", ""))
+    trained = trained_reading(meta)
+    readable: list[Scene] = []
+    errors: list[InputError] = []
+    used = f"{choose_device(config.device)}: batch_size {config.batch_size}, precision {config.precision}"
+    with gdal(), enough_memory(model, used, "lower --batch-size, or choose another --device"):
+        for path in scene_files(scenes):
+            try:
+                readable.append(open_scene(path, trained, config.bands, config.value_range, own))
+            except InputError as error:
+                errors.append(error)
+        if not readable:
+            raise InputError("\n".join(map(str, errors)))
+        loaded = load_network(model, config.precision, config.device, config.backbone)
+        device = next(loaded.network.parameters()).device
+        engine = style_engine(reference.engine, weights_dir).to(device)
+        found, total = [], Seen()
+        for scene in progress_bar(readable, "watch", len(readable)):
+            try:
+                seen = _look(scene, reference, engine, loaded, config)
+            except InputError as error:
+                errors.append(error)
+                continue
+            found.append(_finding(str(scene.path), seen, reference))
+            total += seen
+    if not len(total):
+        raise InputError(
+            "\n".join(map(str, errors)) or "no scene has a window half of which holds data",
+            where="" if errors else ", ".join(str(scene) for scene in scenes),
+        )
+    all_scenes = _finding(ALL, total, reference)
+    written = _write(out_dir, str(model), meta, reference, all_scenes, found, errors)
+    _track(meta, all_scenes, written)
+    return Watched(all_scenes, tuple(found), tuple(errors), tuple(written))
+
+
+def _look(
+    scene: Scene, reference: Reference, engine: StyleEngine, loaded: Loaded, config: WatchConfig
+) -> Seen:
+    """Measures windows of a scene, a batch of one size at a time."""
+    size, px = scene.seen_grid, reference.window_px
+    places = [(0, *corner) for corner in grid(size.height, size.width, px)]
+
+    def scores(windows_B3HW: Tensor) -> Tensor:
+        height, width = windows_B3HW.shape[-2:]
+        return window_scores(loaded, windows_B3HW)[..., :height, :width]
+
+    seen = Seen()
+    with open_raster(scene.path, scene.own) as raster:
+        windows = list(_read(scene, raster, [corner[1:] for corner in evenly(places, config.windows)], px))
+    for first in range(0, len(windows), config.batch_size):
+        batch = np.stack(windows[first : first + config.batch_size])
+        seen.add(torch.from_numpy(batch).to(engine.device), engine, scores)
+    return seen
+
+
+def _read(
+    scene: Scene, raster: Raster, corners: Sequence[tuple[int, int]], px: int
+) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Windows (3, H, W) as the network sees them, black where nothing is valid; those that hold data."""
+    size = scene.seen_grid
+    if scene.reading.fit_px is not None:
+        image_3HW, valid_HW = fit(*scene.reading.read(raster), size.width, size.height)
+    for top, left in corners:
+        rows, columns = (top, min(top + px, size.height)), (left, min(left + px, size.width))
+        if scene.reading.fit_px is None:
+            window_3HW, seen_HW = scene.reading.read(raster, (rows, columns))
+        else:
+            window_3HW, seen_HW = (
+                image_3HW[:, slice(*rows), slice(*columns)],
+                valid_HW[slice(*rows), slice(*columns)],
+            )
+        window_3HW = np.where(seen_HW, window_3HW, 0).astype(np.uint8)
+        if is_telling(window_3HW):
+            yield window_3HW
+
+
+def _finding(name: str, seen: Seen, reference: Reference) -> Finding:
+    if not len(seen):
+        return Finding(name, 0, None, None, None, (None, None, None))
+    within_earth = None
+    if reference.earth is not None:
+        space = Space.of(np.asarray(reference.earth.mean), np.asarray(reference.earth.covariance))
+        within_earth = space.share_within_earth(space.project(seen.points))
+    mean, _ = seen.bands
+    shift = (mean - reference.band_mean) / np.maximum(reference.band_std, 1.0)  # of 255 levels
+    return Finding(
+        scene=name,
+        windows=len(seen),
+        within_training=float((reference.training.distances(seen.points) <= reference.farthest).mean()),
+        within_earth=within_earth,
+        low_confidence=seen.low_confidence(reference.confidence),
+        band_shift=tuple(float(each) for each in shift),
+    )
+
+
+def view(watched: Watched) -> View:
+    """What was found, for the command line; the last row is of all scenes."""
+    findings = [*watched.scenes, watched.all]
+    columns = ["scene", "windows", "training %", "Earth %", "low conf. %", "band 1", "2", "3", "verdict"]
+    rows = [
+        [
+            each.scene,
+            each.windows,
+            *map(_per_cent, (each.within_training, each.within_earth, each.low_confidence)),
+            *("–" if shift is None else f"{shift:+.1f}" for shift in each.band_shift),
+            each.verdict,
+        ]
+        for each in findings
+    ]
+    table = TextTable(
+        columns,
+        rows,
+        title="within styles; shift of bands in standard deviations of the training's",
+        numbers=columns[1:-1],
+        spare=("3", "2", "band 1", "windows", "Earth %"),
+        sections={len(rows) - 2},
+    )
+    flat = [facts(each) for each in findings]
+    return View(table, flat, {"all": flat[-1], "scenes": flat[:-1], "errors": list(map(str, watched.errors))})
+
+
+def _per_cent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f}"
+
+
+def facts(finding: Finding) -> dict[str, Any]:
+    """A finding as one flat row, for CSV and JSON."""
+    row = asdict(finding)
+    shifts = row.pop("band_shift")
+    return (
+        row
+        | {f"band_{place}_shift": each for place, each in enumerate(shifts, 1)}
+        | {"verdict": finding.verdict}
+    )
+
+
+def _write(
+    out_dir: Path,
+    model: str,
+    meta: dict[str, Any],
+    reference: Reference,
+    all_scenes: Finding,
+    scenes: Sequence[Finding],
+    errors: Sequence[InputError],
+) -> list[Path]:
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    table, page = out_dir / TABLE_NAME, out_dir / PAGE_NAME
+    write_json(
+        table,
+        {
+            "model": model,
+            "sha256": meta["sha256"],
+            "recipe": meta.get("recipe"),
+            "when": when,
+            "drifts": all_scenes.drifts,
+            "limit": LIMIT,
+            "farthest": reference.farthest,
+            "confidence": reference.confidence,
+            "all": facts(all_scenes),
+            "scenes": [facts(each) for each in scenes],
+            "errors": [str(error) for error in errors],
+        },
+    )
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = files("crossearth.components.watch").joinpath("template.html").read_text("utf-8")
+    write_text(
+        page,
+        environment.from_string(text).render(
+            style=Markup(style_sheet()),  # noqa: S704 our own file
+            model=meta.get("recipe") or model,
+            sha256=meta["sha256"],
+            when=when,
+            reference=reference,
+            limit=LIMIT,
+            within=WITHIN,
+            low=LOW,
+            all=all_scenes,
+            scenes=scenes,
+            errors=errors,
+        ),
+    )
+    return [table, page]
+
+
+def _track(meta: dict[str, Any], found: Finding, written: Sequence[Path]) -> None:
+    """A point of the curves of the model's watch; a server that is away costs a warning."""
+    recipe = meta.get("recipe") or "model"
+    tags = {"step": "watch", "recipe": recipe, "drift": str(found.drifts).lower()}
+    row = {key: value for key, value in facts(found).items() if isinstance(value, int | float)}
+    with start_run(f"watch {recipe}", key=digest(["watch", meta["sha256"]]), tags=tags) as run:
+        run.log_metrics(
+            {metric_name("watch", name): value for name, value in (row | {"drifts": found.drifts}).items()},
+            int(time.time()),
+        )
+        for path in written:
+            run.log_artifact(path, "watch")
