@@ -18,6 +18,7 @@ from crossearth.components.cli.terminal import (
     ParamsFile,
     Recipes,
     Seeds,
+    ShardOption,
     done,
     err,
     given,
@@ -285,6 +286,7 @@ def predict(
     backbone: Annotated[
         Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
     ] = None,
+    shard: ShardOption = "0/1",
 ) -> None:
     """Map scenes of any size: Cloud Optimized GeoTIFF, preview and areas per class."""
     from contextlib import nullcontext
@@ -294,6 +296,7 @@ def predict(
     from crossearth.data.common.config import load_config
     from crossearth.data.common.errors import PartlyDoneError
     from crossearth.data.common.files import read_json
+    from crossearth.data.common.shards import Shard
 
     found: AbstractContextManager[tuple[Path, Path | None]] = nullcontext((Path(model), None))
     if model.startswith(("models:/", "runs:/")):
@@ -311,7 +314,7 @@ def predict(
     with found as (folder, shared):
         config = load_config(PredictConfig, options | {"backbone": backbone or shared}, "predict")
         try:
-            written, broken = run(scenes, folder, maps, config), None
+            written, broken = run(scenes, folder, maps, config, shard=Shard.parse(shard)), None
         except PartlyDoneError as error:
             written, broken = error.done, error
     for path in written:

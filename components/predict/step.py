@@ -40,6 +40,7 @@ from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import fsync_dir, partial_dir, write_json
 from crossearth.data.common.progress import bar
+from crossearth.data.common.shards import WHOLE, Shard
 from crossearth.data.raster.gdal import GdalError
 from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.raster.reader import rasters_in
@@ -84,6 +85,7 @@ def predict(
     out: Path,
     config: PredictConfig = PredictConfig(),  # noqa: B008 frozen
     own: bool = True,
+    shard: Shard = WHOLE,
 ) -> list[Path]:
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.
 
@@ -97,9 +99,10 @@ def predict(
         model: a model folder or file, see `checkpoint.load`.
         out: the map's file for a single scene; a folder for several scenes or a folder of them.
         own: whether the scenes are files of the user's own, see `open_raster`.
+        shard: only its share of the scenes is mapped; names are checked over all of them.
 
     Returns:
-        The maps, in the order of the scenes.
+        The maps, in the order of the scenes; none where a shard has no scene.
 
     Raises:
         InputError: no scene, files of two maps that have one name, a map that would replace a scene or a
@@ -119,7 +122,9 @@ def predict(
         enough_memory(model, used, lower),
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        targets = _targets(scenes, Path(out))
+        targets = dict(list(_targets(scenes, Path(out)).items())[shard.index :: shard.num])
+        if not targets:
+            return []
         meta = read_meta(model)
         trained = trained_reading(meta)
         readable: list[Scene] = []

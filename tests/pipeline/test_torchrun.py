@@ -1,10 +1,12 @@
 """`crossearth train` under torchrun: the curve of one process, one writer, stopped and gone on with."""
 
 import csv
+import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -13,6 +15,7 @@ from services import free_port
 from training_folder import RECIPE, environment, write_folder
 
 ALONE = ["--standalone"]
+MODEL = ["curves.csv", "model.json", "model.safetensors", "reference.json"]
 
 
 @pytest.fixture
@@ -23,10 +26,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(
-    folder: Path, processes: int, train: str = "train", torchrun: Sequence[str] = ALONE, **changes: object
+    folder: Path,
+    processes: int,
+    train: str = "train",
+    torchrun: Sequence[str] = ALONE,
+    host: Sequence[str] = (),
+    **changes: object,
 ) -> "subprocess.Popen[str]":
+    """Starts an agent; `host` are the words that put a command onto another one."""
     write_folder(folder, **changes)
-    command = ["torchrun", *torchrun, f"--nproc-per-node={processes}", "--no-python"]
+    command = [*host, "torchrun", *torchrun, f"--nproc-per-node={processes}", "--no-python"]
     return subprocess.Popen(
         [*command, "bash", "-c", f"exec crossearth {train} {RECIPE}"],
         cwd=folder,
@@ -60,7 +69,7 @@ def end(*trainings: "subprocess.Popen[str]") -> str:
 def curve(folder: Path) -> list[float]:
     """Takes the trained model away and returns its losses."""
     model = folder / f"artifacts/models/{RECIPE}"
-    assert sorted(path.name for path in model.iterdir()) == ["curves.csv", "model.json", "model.safetensors"]
+    assert sorted(path.name for path in model.iterdir()) == MODEL
     with (model / "curves.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     model.rename(folder / f"moved-{time.monotonic_ns()}")
@@ -110,6 +119,48 @@ def test_two_nodes_give_the_curve_of_one_also_when_one_fails(
     restarted = curve(folder)
     end(start(folder, 2, **numbers))
     assert restarted == curve(folder)
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Names of two network namespaces, 10.77.0.1 and 10.77.0.2, that see each other and nothing else."""
+    names = [f"crossearth-{os.getpid()}-{number}" for number in (1, 2)]
+    link = ["link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "eth0", "netns", names[1]]
+    try:
+        for name in names:
+            made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+            if made.returncode:
+                pytest.skip(f"no network namespaces here: {made.stderr.strip()}")
+        subprocess.run(["ip", *link], check=True)
+        for number, name in enumerate(names, 1):
+            inside = ["ip", "-n", name]
+            subprocess.run([*inside, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0"], check=True)
+            for device in ("lo", "eth0"):
+                subprocess.run([*inside, "link", "set", device, "up"], check=True)
+            elsewhere = subprocess.run([*inside, "route", "get", "192.0.2.1"], capture_output=True)
+            assert elsewhere.returncode, "it shall see the other host alone"
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("ip") is None or os.geteuid() != 0, reason="needs root and iproute2")
+def test_two_hosts_that_see_only_each_other_give_the_curve_of_one(
+    folder: Path, hosts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The options of infra/slurm/README.md."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    meeting = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=10.77.0.1:29400", "--rdzv-id=town"]
+    nodes = []
+    for number, name in enumerate(hosts, 1):
+        own = [f"--local-addr=10.77.0.{number}", f"--rdzv-conf=is_host={'true' if number == 1 else 'false'}"]
+        nodes.append(start(folder, 1, torchrun=[*meeting, *own], host=["ip", "netns", "exec", name]))
+    end(*nodes)
+    together = curve(folder)
+    end(start(folder, 1))
+    assert together == pytest.approx(curve(folder), rel=1e-4)
 
 
 def test_processes_join_one_group_after_another(tmp_path: Path) -> None:

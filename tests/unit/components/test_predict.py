@@ -38,6 +38,7 @@ from crossearth.components.predict.strips import Strip, open_scene, read_strips
 from crossearth.components.register import registry
 from crossearth.components.runtime.processes import choose_device
 from crossearth.data.common.errors import InputError, PartlyDoneError
+from crossearth.data.common.shards import Shard
 from crossearth.data.raster.reading import Reading, fit
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
 from crossearth.model.inference import slide_logits
@@ -520,6 +521,23 @@ def test_a_folder_of_scenes_and_several_scenes(tmp_path: Path, model: Path) -> N
     assert {path.suffix for path in out.iterdir()} == {".tif", ".xml", ".png", ".json"}
 
 
+def test_shards_map_every_scene_once_and_names_are_checked_over_all(tmp_path: Path, model: Path) -> None:
+    for name in "abc":
+        write(tmp_path / "scenes" / f"{name}.tif", pixels(40, 40))
+    (tmp_path / "maps").mkdir()
+    mapped = [
+        [
+            path.name
+            for path in predict([tmp_path / "scenes"], model, tmp_path / "maps", shard=Shard(index, 4))
+        ]
+        for index in range(4)
+    ]
+    assert mapped == [["a.tif"], ["b.tif"], ["c.tif"], []]
+    write(tmp_path / "scenes" / "later" / "a.tif", pixels(40, 40))
+    with pytest.raises(InputError, match="two scenes would give"):
+        predict([tmp_path / "scenes"], model, tmp_path / "maps", shard=Shard(1, 4))
+
+
 def test_a_folder_may_be_called_as_a_map(tmp_path: Path, model: Path) -> None:
     scene = write(tmp_path / "scene.tif", pixels(64, 64))
     out = tmp_path / "maps.tif"
@@ -822,7 +840,7 @@ def test_a_model_of_the_registry_is_fetched_with_its_backbone(
         asked.append(uri)
         yield model, shared
 
-    def run(scenes: list[Path], model: Path, out: Path, config: PredictConfig) -> list[Path]:
+    def run(scenes: list[Path], model: Path, out: Path, config: PredictConfig, shard: Shard) -> list[Path]:
         used.append((model, config.backbone))
         return []
 

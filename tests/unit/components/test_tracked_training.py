@@ -69,7 +69,9 @@ def assert_complete(folder: Path) -> None:
     assert LOSSES | {"lr", "gradient_norm"} <= found.data.metrics.keys()
     assert {point.step for point in client.get_metric_history(found.info.run_id, "loss")} == {*range(1, 7)}
     sent = {item.path for item in client.list_artifacts(found.info.run_id, "model")}
-    assert sent == {f"model/{name}" for name in ("curves.csv", "model.json", "model.safetensors")}
+    assert sent == {
+        f"model/{name}" for name in ("curves.csv", "model.json", "model.safetensors", "reference.json")
+    }
 
 
 def stop_in(iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
