@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 pipeline_app = typer.Typer(
-    no_args_is_help=True, help="The same steps as Kubeflow pipelines: benchmark, training, inference."
+    no_args_is_help=True,
+    help="The same steps as Kubeflow pipelines: benchmark, training, inference, monitoring.",
 )
 app.add_typer(pipeline_app, name="pipeline")
 
-Name = Annotated[str, typer.Argument(help="benchmark, training or inference")]
+Name = Annotated[str, typer.Argument(help="benchmark, training, inference or monitoring")]
 ValuesFile = Annotated[
     Path | None, typer.Option("--values", help="What the steps ask of the cluster, see infra/values.yaml.")
 ]
@@ -169,6 +170,10 @@ def submit(
     service_account: Annotated[str, typer.Option(help="Account of the pods.")] = "crossearth",
     watch: Annotated[bool, typer.Option("--watch", help="Say what runs, wait for the end.")] = False,
     cache: Annotated[bool, typer.Option(help="Skip steps whose inputs are those of an earlier run.")] = True,
+    cron: Annotated[
+        str | None,
+        typer.Option(help="Again and again: second, minute, hour, day, month, weekday, as '0 0 3 * * *'."),
+    ] = None,
     token_file: TokenFile = None,
     params: ParamsFile = Path("params.yaml"),
     catalog: Catalogs = None,
@@ -177,16 +182,22 @@ def submit(
     recipe: Recipes = None,
     settings: Set = None,
 ) -> None:
-    """Start a run on a cluster with Kubeflow."""
+    """Start a run on a cluster with Kubeflow, or schedule it."""
+    from crossearth.data.common.errors import InputError
     from crossearth.pipelines import submit as kubeflow
     from crossearth.pipelines.resources import load_values
 
+    if cron is not None and (watch or len(cron.split()) != 6):
+        what = "a schedule has no end to wait for" if watch else f"{cron!r} is no schedule"
+        raise InputError(what, where="--cron", expected="six fields, such as '0 0 3 * * *', without --watch")
     inputs, wanted = _inputs(params, catalog, preset, stylize_shards), load_values(values)
     given = _given(name, inputs, settings, recipe)
     client = _client(host, namespace, token_file)
     with kubeflow.asking(host):
-        run_id = kubeflow.submit(client, name, inputs, wanted, given, experiment, service_account, cache)
-    out.print(f"run {run_id}", highlight=False)
+        run_id = kubeflow.submit(
+            client, name, inputs, wanted, given, experiment, service_account, cache, cron
+        )
+    out.print(f"{'recurring run' if cron else 'run'} {run_id}", highlight=False)
     if watch:
         _watch(host, run_id, token_file)
 

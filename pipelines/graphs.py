@@ -12,11 +12,11 @@ from crossearth.data.common.config import nearest, parse_yaml
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path
 from crossearth.pipelines.benchmark import Inputs, benchmark
-from crossearth.pipelines.inference import inference
+from crossearth.pipelines.inference import inference, monitoring
 from crossearth.pipelines.resources import Values
 from crossearth.pipelines.training import training
 
-PIPELINES = {"benchmark": benchmark, "training": training, "inference": inference}
+PIPELINES = {"benchmark": benchmark, "training": training, "inference": inference, "monitoring": monitoring}
 
 
 class PipelineError(RuntimeError):
@@ -31,13 +31,13 @@ def build(name: str, inputs: Inputs, values: Values, cache: bool = True) -> Grap
             it for the root's tasks alone, and all of ours lie inside the exit handler.
 
     Raises:
-        InputError: an unknown name, or shards to stylize in `inference`.
+        InputError: an unknown name, or shards to stylize where only scenes are mapped.
     """
     if name not in PIPELINES:
         raise InputError(f"unknown pipeline {name!r}", expected=nearest(name, PIPELINES))
-    if inputs.stylize_shards and name == "inference":
+    if inputs.stylize_shards and name in ("inference", "monitoring"):
         raise InputError(
-            "inference stylizes nothing",
+            f"{name} stylizes nothing",
             where="--stylize-shards",
             next_step="--set shards=N deals scenes out",
         )

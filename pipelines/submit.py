@@ -5,8 +5,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from kfp import compiler
 from kfp.client import Client
 from kfp_server_api import ApiException
 from urllib3.exceptions import HTTPError as ConnectionProblem
@@ -68,16 +70,19 @@ def submit(
     experiment: str,
     service_account: str,
     cache: bool,
+    cron: str | None = None,
 ) -> str:
-    """Starts a run on the cluster.
+    """Starts a run on the cluster, or schedules it.
 
     Args:
         given: values of the pipeline's parameters.
         service_account: account of the pods.
         cache: whether steps whose inputs are those of an earlier run are skipped.
+        cron: six fields, seconds first, of a schedule. One run at a time uses a workspace: the next waits,
+            and times that were missed are not made up for.
 
     Returns:
-        The run's id.
+        The id of the run, or of the recurring run.
 
     Raises:
         InputError: a wrong parameter, or the example's image.
@@ -89,6 +94,21 @@ def submit(
             next_step="build and push yours, see infra/README.md, and put its name and digest there",
         )
     pipeline = build(name, inputs, values, cache)
+    if cron is not None:
+        with TemporaryDirectory() as folder:
+            package = Path(folder) / "pipeline.yaml"
+            compiler.Compiler().compile(pipeline, str(package))
+            recurring = client.create_recurring_run(
+                experiment_id=client.create_experiment(experiment).experiment_id,
+                job_name=f"crossearth-{name}",
+                cron_expression=cron,
+                max_concurrency=1,
+                no_catchup=True,
+                params=arguments(pipeline, given),
+                pipeline_package_path=str(package),
+                service_account=service_account,
+            )
+        return str(recurring.recurring_run_id)
     run = client.create_run_from_pipeline_func(
         pipeline,
         arguments=arguments(pipeline, given),

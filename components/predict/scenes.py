@@ -73,12 +73,17 @@ def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str
         InputError: as `predict`.
         PartlyDoneError: some are broken; all others are mapped.
     """
-    stored = any(urlsplit(scene).scheme == "s3" for scene in scenes)  # all of one source
-    local = [fetch_scene(scene) if stored else Path(scene) for scene in scenes]
+    local, own = local_scenes(scenes)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = load_config(PredictConfig, config, "predict")
-    return [str(written) for written in predict(local, Path(model), folder, settings, own=not stored)]
+    return [str(written) for written in predict(local, Path(model), folder, settings, own=own)]
+
+
+def local_scenes(scenes: Sequence[str]) -> tuple[list[Path], bool]:
+    """Files of scenes, those of an object store fetched; and whether they are the user's own."""
+    stored = any(urlsplit(scene).scheme == "s3" for scene in scenes)  # all of one source
+    return [fetch_scene(scene) if stored else Path(scene) for scene in scenes], not stored
 
 
 def _scenes_in_store(source: str) -> list[str]:

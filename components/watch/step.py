@@ -196,6 +196,20 @@ def watch(
     return Watched(all_scenes, tuple(found), tuple(errors), tuple(written))
 
 
+def refuse_drift(watched: Watched, model: str) -> None:
+    """Ends a pipeline's step, and with it the run, where the scenes drift.
+
+    Raises:
+        InputError: they do.
+    """
+    if watched.all.drifts:
+        raise InputError(
+            f"the scenes drift: {watched.all.reason}",
+            where=model,
+            next_step="look at the page; label some scenes and score the model on them, or set fail: false",
+        )
+
+
 def _look(
     scene: Scene, reference: Reference, engine: StyleEngine, loaded: Loaded, config: WatchConfig
 ) -> Seen:

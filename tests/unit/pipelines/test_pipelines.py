@@ -70,7 +70,7 @@ def values() -> Values:
 
 
 def compiled(tmp_path: Path, name: str, values: Values) -> list[Any]:
-    inputs = read_inputs(ROOT / "params.yaml", stylize_shards=0 if name == "inference" else 2)
+    inputs = read_inputs(ROOT / "params.yaml", stylize_shards=0 if name in ("inference", "monitoring") else 2)
     out = compile_pipeline(name, inputs, values, tmp_path / f"{name}.yaml")
     return list(yaml.safe_load_all(out.read_text()))
 
@@ -496,7 +496,7 @@ def test_nothing_runs_before_the_prerequisites(name: str, graphs: dict[str, list
         direct = set(graph[task].get("dependentTasks", []))
         return direct.union(*map(needed, direct))
 
-    first = "scenes" if name == "inference" else "plan"
+    first = "scenes" if name in ("inference", "monitoring") else "plan"
     assert [task for task in graph if first not in needed(task)] == [first]
     commands = graphs[name][0]["deploymentSpec"]["executors"][f"exec-{first}"]["container"]["command"]
     assert "look(**wanted)" in "\n".join(commands)
