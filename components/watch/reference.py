@@ -236,7 +236,7 @@ def _blocks(manifest: Manifest) -> tuple[list[int], list[int]]:
     """Rows for the fit, and those of the last scenes; of the last tiles where there is one scene."""
     if len({row["scene"] for row in manifest.rows}) > 1:
         return held_out(manifest, HELD)
-    rows = list(range(len(manifest)))
+    rows = list(range(len(manifest.rows)))
     first = len(rows) - max(1, round(HELD * len(rows)))
     return rows[:first], rows[first:]
 

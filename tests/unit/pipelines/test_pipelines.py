@@ -942,6 +942,27 @@ def test_submit_sends_the_graph_and_waits(server: Server, values_file: Path) -> 
     assert "platforms" in json.dumps(body["pipeline_spec"])
 
 
+def test_a_schedule_is_a_recurring_run_of_the_same_graph(server: Server, values_file: Path) -> None:
+    server.run["recurring_run_id"] = "again-1"
+    done = submit(server, values_file, "--cron", "0 0 3 * * *", "--recipe", "deepglobe")
+    assert done.exit_code == 0, done.output
+    assert "recurring run again-1" in done.output
+    ((path, body),) = server.posts
+    sent = json.loads(body)
+    assert path == "/apis/v2beta1/recurringruns"
+    assert sent["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
+    assert (sent["max_concurrency"], sent["no_catchup"]) == (1, True)
+    assert sent["runtime_config"]["parameters"] == {"recipes": ["deepglobe"]}
+    assert sent["service_account"] == "crossearth"
+
+
+@pytest.mark.parametrize("more", [["--cron", "0 3 * * *"], ["--cron", "0 0 3 * * *", "--watch"]])
+def test_a_wrong_schedule_is_not_submitted(more: list[str], server: Server, values_file: Path) -> None:
+    with pytest.raises(InputError, match=r"--cron: .*\n.*six fields"):
+        raise submit(server, values_file, *more).exception
+    assert not server.posts
+
+
 def test_the_examples_image_is_not_submitted(server: Server) -> None:
     with pytest.raises(InputError, match="still the example's"):
         kubeflow.submit(
