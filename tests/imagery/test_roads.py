@@ -6,9 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+
+from crossearth.data.common.files import read_json
+from crossearth.data.tiles.manifest import natural
 
 ITERATIONS = 300  # a third of the example's, for CI's sake
 
@@ -49,3 +53,25 @@ def test_nine_numbers_far_above_chance_at_home_and_a_visible_drop(workspace: Pat
     assert scores["Vegas2Vegas"] > 0.20
     for source, targets in {"Epfl": ("Vegas", "Shanghai"), "Vegas": ("Epfl", "Shanghai")}.items():
         assert all(scores[f"{source}2{target}"] < scores[f"{source}2{source}"] / 2 for target in targets)
+
+
+def test_new_imagery_is_told_from_the_source_without_a_label(workspace: Path, imagery_dir: Path) -> None:
+    """The model of EPFL: its own test block is more of the same, Las Vegas and Shanghai are not."""
+    images = sorted((imagery_dir / "road_epfl/images").iterdir(), key=lambda path: natural(path.name))
+    own = images[-25:]  # the last quarter, as the catalog splits
+    code, found = watch(workspace, "road-epfl", *own)
+    assert (code, found["drifts"]) == (0, False)
+    assert found["all"]["within_training"] > 0.75
+    for name in ("road_vegas", "road_shanghai"):
+        code, found = watch(workspace, "road-epfl", imagery_dir / name / "images")
+        assert (code, found["drifts"]) == (1, True)
+        assert found["all"]["within_training"] < 0.25
+
+
+def watch(workspace: Path, recipe: str, *scenes: Path) -> tuple[int, dict[str, Any]]:
+    """Exit code and table of `crossearth watch`."""
+    command = [Path(sys.executable).with_name("crossearth"), "watch", f"artifacts/models/{recipe}", *scenes]
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True)
+    assert "next: open" in done.stdout, done.stdout + done.stderr
+    return done.returncode, read_json(workspace / "artifacts/watch/watch.json")

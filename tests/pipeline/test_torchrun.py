@@ -149,7 +149,7 @@ def hosts() -> Iterator[list[str]]:
 def test_two_hosts_that_see_only_each_other_give_the_curve_of_one(
     folder: Path, hosts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The options of infra/slurm/README.md."""
+    """The options of docs/several-machines.md."""
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     meeting = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=10.77.0.1:29400", "--rdzv-id=town"]
