@@ -28,10 +28,15 @@ from crossearth.components.runtime.tracking import (
     user_name,
 )
 from crossearth.components.runtime.tracking_server import refusal
-from crossearth.components.watch.reference import REFERENCE_NAME
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reading import BYTES
-from crossearth.model.weights.checkpoint import META_NAME, WEIGHTS_NAME, read_meta, trained_reading
+from crossearth.model.weights.checkpoint import (
+    META_NAME,
+    REFERENCE_NAME,
+    WEIGHTS_NAME,
+    read_meta,
+    trained_reading,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

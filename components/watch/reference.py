@@ -27,8 +27,8 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import read_checksummed, write_checksummed
 from crossearth.data.style.earth import EarthStyles, EngineName, StyleEngine, StyleMoments
 from crossearth.data.tiles.manifest import Manifest, held_out, read_image
+from crossearth.model.weights.checkpoint import REFERENCE_NAME
 
-REFERENCE_NAME = "reference.json"
 WITHIN = 0.95
 LOW = 0.05
 HELD = 0.2

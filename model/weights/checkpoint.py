@@ -32,6 +32,7 @@ from crossearth.model.inference import store_weights
 FORMAT = 2
 WEIGHTS_NAME = "model.safetensors"
 META_NAME = "model.json"
+REFERENCE_NAME = "reference.json"  # what it has seen, for `watch`; a converted model has none
 BACKBONE = "backbone."
 CLASS_HEAD = "mask_decoder.head.classes.weight"
 # the only parts that a file may lack: they take no part in inference
