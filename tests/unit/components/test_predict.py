@@ -522,6 +522,7 @@ def test_a_folder_of_scenes_and_several_scenes(tmp_path: Path, model: Path) -> N
 
 
 def test_shards_map_every_scene_once_and_names_are_checked_over_all(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "scenes/later").mkdir(parents=True)
     for name in "abc":
         write(tmp_path / "scenes" / f"{name}.tif", pixels(40, 40))
     (tmp_path / "maps").mkdir()
