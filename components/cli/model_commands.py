@@ -5,16 +5,22 @@ Only the standard library, typer and rich are imported here; each command import
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
+from rich.markdown import Markdown
 
 from crossearth.components.cli.terminal import (
+    AsJson,
     Catalogs,
     ParamsFile,
     done,
+    err,
     numbers,
     out,
     print_table,
@@ -26,6 +32,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 app = typer.Typer()
+models_app = typer.Typer(help="The models that there are, here and in the registry.")
+app.add_typer(models_app, name="models")
+# where `train` writes, and where the documents put converted models
+MODEL_FOLDERS = (ARTIFACTS / "models", Path("models"))
 
 
 @app.command()
@@ -40,8 +50,6 @@ def train(
 
     params, loaded = inputs(params_file, catalog)
     recipes: list[Recipe] = [loaded.recipe(name) for name in names]
-
-    from dataclasses import replace
 
     from crossearth.components.styles.step import STYLES_FILE
     from crossearth.components.train.setup import TrainConfig
@@ -106,8 +114,6 @@ def report(
     catalog: Catalogs = None,
 ) -> None:
     """Write scores.csv, scores.md and the self-contained page."""
-    from dataclasses import replace
-
     from crossearth.components.report.step import ReportConfig
     from crossearth.components.report.step import report as run
 
@@ -266,6 +272,120 @@ def convert(
     config = ConvertConfig(backbone, image_px, keep_training, backbones)
     written = run(released, model, config, loaded.class_sets[class_set] if class_set else None)
     done(written, f"crossearth predict SCENE.tif --model {written} --out MAP.tif")
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = False) -> None:
+    """List the models: classes, bands, metres per pixel, licence of the data, scores, size."""
+    if context.invoked_subcommand:
+        return
+    from crossearth.components.evaluate.results import SUMMARY_METRICS
+    from crossearth.components.register.listing import Listed, local_models
+    from crossearth.components.register.registry import Registry, registry_exists
+    from crossearth.data.common.errors import InputError
+
+    _, loaded = inputs(None, catalog)
+    found = list(local_models(MODEL_FOLDERS, ARTIFACTS / "scores", loaded))
+    try:
+        found += Registry().listed() if registry_exists() else []
+    except InputError as error:  # the models that are here can be used without it
+        err.print(f"note: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
+        return
+
+    def row(listed: Listed) -> list[str]:
+        about = listed.about
+        if about is None:
+            return [listed.name, listed.problem]
+        unseen, worst, home = (
+            "" if score is None else f"{100 * score:.1f}" for score in map(about.scores.get, SUMMARY_METRICS)
+        )
+        return [
+            listed.name,
+            ", ".join(about.classes),
+            ", ".join(about.bands) or "unknown",
+            f"{about.gsd_m:g}" if about.gsd_m else "unknown",
+            (about.licence or "unknown") + (" (synthetic)" if about.provenance == "synthetic" else ""),
+            f"{unseen} / {worst} / {home}" if about.scores else "none",
+            decimal(about.size_bytes),
+        ]
+
+    print_table(
+        f"{len(found)} models",
+        ["model", "classes", "bands", "m per px", "licence", "mIoU % unseen / worst / own", "size"],
+        [row(each) for each in found],
+    )
+    shown = next((each.name for each in found if each.about), None)
+    out.print(
+        f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@models_app.command("show")
+def models_show(
+    model: Annotated[str, typer.Argument(help="A model's folder, a recipe, or models:/NAME@ALIAS.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Print a model's card and the commands that use it."""
+    from crossearth.components.register.listing import local_card
+    from crossearth.components.register.registry import MODELS, Registry
+
+    _, loaded = inputs(None, catalog)
+    if model.startswith(MODELS):
+        card, next_steps = Registry().card(model), [f"mlflow models serve -m {model} --env-manager local"]
+    else:
+        known = [folder / model for folder in MODEL_FOLDERS if (folder / model).is_dir()]
+        model = str(next(iter(known), model) if not Path(model).exists() else model)
+        card, next_steps = local_card(Path(model), ARTIFACTS / "scores", loaded)
+    if out.is_terminal:
+        out.print(Markdown(card))
+    else:
+        typer.echo(card)
+    for line in (
+        f"crossearth predict SCENE.tif --model {model} --out MAP.tif",
+        f"crossearth export {model} --format onnx",
+        *next_steps,
+    ):
+        out.print(f"next: {line}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
+    format_: Annotated[str, typer.Option("--format", help="onnx or pt2 (for torch.export.load).")],
+    file: Annotated[
+        Path | None, typer.Option("--out", help="The file (default: artifacts/export/MODEL.FORMAT).")
+    ] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
+    ] = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Write a model as one file for other programs: ONNX (QGIS with Deepness), or a graph of torch."""
+    from crossearth.components.export.step import ExportConfig
+    from crossearth.components.export.step import export as run
+    from crossearth.components.register.registry import open_model
+    from crossearth.data.common.config import load_config
+
+    _, loaded = inputs(None, catalog)
+    config = load_config(ExportConfig, {"format": format_}, "export")
+    name = _file_name(model)
+    with open_model(model) as (folder, shared):
+        config = replace(config, backbone=backbone or shared)
+        written = run(folder, name, file or ARTIFACTS / "export" / f"{name}.{format_}", config, loaded)
+    load = "onnxruntime.InferenceSession" if format_ == "onnx" else "torch.export.load"
+    done(written, f"open it in QGIS with the plugin Deepness, or {load}({str(written)!r})")
+
+
+def _file_name(model: str) -> str:
+    """What to call a file that is made of a model: the name of its folder, or of the registered model."""
+    if model.startswith(("models:/", "runs:/")):
+        return model.partition(":/")[2].replace("/", "-").replace("@", "-")
+    path = Path(model).resolve()
+    return path.name if path.is_dir() else path.parent.name
 
 
 @app.command()

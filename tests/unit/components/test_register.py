@@ -177,7 +177,8 @@ def test_rollbacks_walk_back_along_the_champions() -> None:
 
 
 def test_the_card_says_what_a_reader_must_know(base: RecipeResult, recipe: Recipe, catalog: Catalog) -> None:
-    card = model_card(recipe, base, {"provenance": "synthetic"}, catalog)
+    meta = {"provenance": "synthetic", "classes": base.classes}
+    card = model_card(recipe.name, meta, catalog, catalog.domain(recipe.source), base)
     for needle in (
         "synthetic miniatures",
         "ISPRS Vaihingen",
