@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossearth.components.predict.maps import Grid
+from crossearth.components.predict.outputs import Block
 from crossearth.components.predict.strips import Strip
 from crossearth.components.runtime.processes import choose_device
 from crossearth.model.crossearth import CrossEarth
@@ -100,6 +101,23 @@ def scene_scores(
         for buffer in (sums_KHW, counts_HW):
             buffer[..., : height - done, :] = buffer[..., done:, :].clone()
             buffer[..., height - done :, :] = 0
+
+
+def on_own_grid(
+    rows: Iterator[tuple[int, NDArray[np.bool_], Tensor]], own: Grid, seen: Grid
+) -> Iterator[Block]:
+    """Blocks of the map of the rows that the network saw, on another grid maybe: the nearest px of each."""
+    down, across = _nearest(own.height, seen.height), _nearest(own.width, seen.width)
+    for top, valid_HW, scores_KHW in rows:
+        begin, end = np.searchsorted(down, (top, top + len(valid_HW)))
+        if begin < end:
+            nearest = np.ix_(down[begin:end] - top, across)
+            yield Block(int(begin), 0, scores_KHW[:, nearest[0], nearest[1]], valid_HW[nearest])
+
+
+def _nearest(side: int, seen_side: int) -> NDArray[np.int64]:
+    """Of each px along a side of the scene, the one nearest to it along the side that the network saw."""
+    return ((np.arange(side) + 0.5) * (seen_side / side)).astype(np.int64)
 
 
 def window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:

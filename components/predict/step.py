@@ -14,23 +14,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rasterio
-import torch
-from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.windows import Window
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from crossearth.components.predict import maps
+from crossearth.components.predict.outputs import (
+    CannotWriteError,
+    Outputs,
+    finish,
+    keep,
+    probabilities_path,
+)
 from crossearth.components.predict.sliding import (
     Loaded,
     Precision,
     load_network,
     num_windows,
+    on_own_grid,
     scene_scores,
     starts,
 )
@@ -42,7 +45,6 @@ from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import fsync_dir, partial_dir, write_json
 from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.raster.reader import rasters_in
-from crossearth.model.inference import best_class
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
 GDAL_CACHE_BYTES = 256 << 20
@@ -163,10 +165,6 @@ def predict(
     return written
 
 
-class CannotWriteError(InputError):
-    """The disk takes no map."""
-
-
 def _map(
     scene: Scene,
     target: Path,
@@ -176,17 +174,7 @@ def _map(
 ) -> None:
     with _writing(target) as folder:
         tally = _write_rows(scene, folder, loaded, config, advance)
-        maps.write_cog(folder / "ids.tif", folder / target.name, "MODE")
-        if not np.array_equal(maps.count_pixels(folder / target.name), tally.pixels):
-            # GDAL may lose the last blocks of a full disk without a word
-            raise OSError("the map on disk is not what was written")
-        (folder / "ids.tif").unlink()
-        maps.write_side_file(folder / target.name, scene.grid.crs, loaded.classes)
-        if config.probabilities:
-            shares = folder / _probabilities_path(target).name
-            maps.write_cog(folder / "shares.tif", shares, "AVERAGE")
-            (folder / "shares.tif").unlink()
-            maps.write_side_file(shares, scene.grid.crs)
+        finish(folder, target, scene.grid, tally, loaded.classes, loaded.palette)
         maps.write_preview(
             folder / target.name, folder / f"{target.stem}.png", loaded.palette, config.preview_px
         )
@@ -242,7 +230,6 @@ def _write_rows(
     config: PredictConfig,
     advance: Callable[[], None],
 ) -> maps.Tally:
-    tally = maps.Tally(scene.grid)
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
 
@@ -250,45 +237,16 @@ def _write_rows(
             advance()
             interrupts.let_through()
 
-        ids = stack.enter_context(maps.rows_writer(folder / "ids.tif", scene.grid, 1))
-        maps.describe_classes(ids, loaded.classes, loaded.palette)
-        if config.probabilities:
-            shares = stack.enter_context(
-                maps.rows_writer(folder / "shares.tif", scene.grid, len(loaded.classes))
-            )
-            maps.describe_probabilities(shares, loaded.classes)
+        outputs = stack.enter_context(
+            Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config.probabilities)
+        )
         seen = scene.seen_grid
-        down, across = _nearest(scene.grid.height, seen.height), _nearest(scene.grid.width, seen.width)
         tops, _ = starts(seen, loaded.network)
         strips = stack.enter_context(read_strips(scene, tops, loaded.network.config.crop_px))
-        for top, valid_HW, scores_KHW in scene_scores(
-            loaded, strips, seen, config.batch_size, advance_or_stop
-        ):
-            begin, end = np.searchsorted(down, (top, top + len(valid_HW)))
-            if begin == end:
-                continue
-            rows = Window(0, begin, scene.grid.width, end - begin)
-            nearest = np.ix_(down[begin:end] - top, across)
-            ids_HW = best_class(scores_KHW, 0).cpu().numpy()
-            ids_HW[~valid_HW] = maps.NODATA
-            ids_HW = ids_HW[nearest]
-            ids.write(ids_HW, 1, window=rows)
-            tally.add(begin, ids_HW)
-            if config.probabilities:
-                shares.write(_shares(scores_KHW, valid_HW)[:, nearest[0], nearest[1]], window=rows)
-    return tally
-
-
-def _nearest(side: int, seen_side: int) -> NDArray[np.int64]:
-    """Of each px along a side of the scene, the one nearest to it along the side that the network saw."""
-    return ((np.arange(side) + 0.5) * (seen_side / side)).astype(np.int64)
-
-
-def _shares(scores_KHW: Tensor, valid_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    totals_HW = scores_KHW.sum(0).clamp(min=torch.finfo(torch.float32).tiny)
-    shares_KHW = scores_KHW.div(totals_HW).div_(maps.PROBABILITY_STEP).round_().to(torch.uint8).cpu().numpy()
-    shares_KHW[:, ~valid_HW] = maps.NODATA
-    return shares_KHW
+        rows = scene_scores(loaded, strips, seen, config.batch_size, advance_or_stop)
+        for block in on_own_grid(rows, scene.grid, seen):
+            outputs.write(block.top, keep(block, config.probabilities))
+    return outputs.tally
 
 
 def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
@@ -366,7 +324,7 @@ def _files(scenes: Sequence[Path]) -> list[Path]:
 
 def _written(target: Path) -> list[Path]:
     """The map and what may stand beside it."""
-    shares = _probabilities_path(target)
+    shares = probabilities_path(target)
     beside = [target.with_suffix(".json"), target.with_suffix(".png"), shares]
     return [target, *beside, maps.side_file(target), maps.side_file(shares)]
 
@@ -383,7 +341,7 @@ def _refuse_foreign(target: Path) -> None:
                 where=path,
                 next_step="move it away, or choose another --out",
             )
-    for raster, kind in product((target, _probabilities_path(target)), (".ovr", ".msk")):
+    for raster, kind in product((target, probabilities_path(target)), (".ovr", ".msk")):
         path = raster.with_name(f"{raster.name}{kind}")
         if path.exists():
             raise InputError(
@@ -391,10 +349,6 @@ def _refuse_foreign(target: Path) -> None:
                 where=path,
                 next_step="remove it, or choose another --out",
             )
-
-
-def _probabilities_path(target: Path) -> Path:
-    return target.with_name(f"{target.stem}.probabilities.tif")
 
 
 def _publish(folder: Path, target: Path) -> None:
