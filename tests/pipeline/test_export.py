@@ -1,4 +1,4 @@
-"""An exported model in other programs' hands: ONNX Runtime as Deepness uses it, and torch without our code."""
+"""An exported model in the hands of others: ONNX Runtime as Deepness uses it, and torch without our code."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def blocks(num: int, seed: int) -> Tiles:
 
 def real() -> Tiles:
     """The middle of real tiles; made-up ones where there are none."""
-    files = sorted((SHARED / "imagery/samples").rglob("*.png"))
+    files = sorted((SHARED / "imagery/samples").rglob("img_dir/*.png"))
     tiles = [np.asarray(Image.open(file).convert("RGB"))[:SIDE, :SIDE] for file in files]
     tiles = [tile for tile in tiles if tile.shape == (SIDE, SIDE, 3)]
     return np.stack(tiles) if tiles else blocks(6, 2)
@@ -48,14 +48,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that has learned which colour is the strongest: untrained ones know one class alone."""
     torch.manual_seed(0)
     network = crossearth_tiny(len(CLASSES), SIDE, geospatial=True, inject_at_inference=True)
-    optimiser = torch.optim.AdamW(network.parameters(), 3e-3)
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
     for seed in range(60):
         images = torch.from_numpy(blocks(4, seed)).permute(0, 3, 1, 2)
-        scores = network(images)
-        shares = scores / scores.sum(1, keepdim=True)
-        loss = torch.nn.functional.nll_loss(shares.clamp(min=1e-6).log(), images.float().argmax(1))
+        scores = network(images) + 0.01
+        loss = torch.nn.functional.nll_loss(
+            (scores / scores.sum(1, keepdim=True)).log(), images.float().argmax(1)
+        )
         optimiser.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
     reading = Reading((3, 2, 1), "uint16", (0, 3000), gsd_m=0.25)
     meta = {"classes": CLASSES, "palette": ["#ff0000", "#00ff00", "#0000ff"], "provenance": "own"}
