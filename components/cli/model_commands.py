@@ -405,6 +405,26 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Windows per pass of the network.")] = 1,
     probabilities: Annotated[bool, typer.Option(help="Also write each class's probability.")] = False,
+    confidence: Annotated[
+        bool,
+        typer.Option("--confidence", help="Also write confidence and entropy, and how sure the areas are."),
+    ] = False,
+    quick_look: Annotated[
+        bool, typer.Option("--quick-look", help="Also write a page with the map over the image.")
+    ] = False,
+    vector: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write polygons: MAP.gpkg, .geojson or .parquet; .gpkg alone: beside each map."
+        ),
+    ] = None,
+    min_area: Annotated[float, typer.Option(help="Leave out polygons of fewer square metres.")] = 0,
+    simplify: Annotated[
+        float, typer.Option(help="Straighten outlines by up to so many pixels; common sides stay common.")
+    ] = 0,
+    classes: Annotated[
+        str | None, typer.Option(help="Polygons of these classes alone, e.g. building,water.")
+    ] = None,
     backbone: Annotated[
         Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
     ] = None,
@@ -430,6 +450,12 @@ def predict(
         "device": device,
         "batch_size": batch_size,
         "probabilities": probabilities,
+        "confidence": confidence,
+        "quick_look": quick_look,
+        "vector": vector,
+        "min_area_m2": min_area,
+        "simplify_px": simplify,
+        "classes": None if classes is None else [name.strip() for name in classes.split(",")],
     }
     with found as (folder, shared):
         config = load_config(PredictConfig, given | {"backbone": backbone or shared}, "predict")

@@ -1,6 +1,7 @@
 """Polygons of a map on disk: GeoPackage, GeoJSON or GeoParquet, written a few thousand at a time."""
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,11 @@ from crossearth.components.predict.vectors import Polygon
 
 DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
 PARQUET = ".parquet"
-FORMATS = (*DRIVERS, PARQUET)
 BATCH = 10_000
 LONGITUDE_LATITUDE = "EPSG:4326"  # what GeoJSON is in, whatever the map is in (RFC 7946)
+
+
+COLUMNS = ("class", "class_id", "area_m2", "confidence")
 
 
 class PolygonFile:
@@ -70,14 +73,16 @@ class PolygonFile:
         if self.path.suffix == PARQUET:
             self._write_parquet(table)
         else:
-            pyogrio.write_dataframe(
-                table,
-                self.path,
-                layer=self.path.stem,
-                driver=DRIVERS[self.path.suffix],
-                geometry_type="Polygon",
-                append=self.path.exists(),
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "'crs' was not provided")  # polygons in px have none
+                pyogrio.write_dataframe(
+                    table,
+                    self.path,
+                    layer="polygons",
+                    driver=DRIVERS[self.path.suffix],
+                    geometry_type="Polygon",
+                    append=self.path.exists(),
+                )
 
     def _table(self, polygons: Sequence[Polygon]) -> geopandas.GeoDataFrame:
         geometries = np.array([each.geometry for each in polygons], object)
@@ -93,7 +98,9 @@ class PolygonFile:
             return np.stack([a * xy[:, 0] + b * xy[:, 1] + c, d * xy[:, 0] + e * xy[:, 1] + f], axis=1)
 
         crs = None if self._grid.crs is None else self._grid.crs.to_wkt(version="WKT2_2019")
-        table = geopandas.GeoDataFrame(columns, geometry=shapely.transform(geometries, place), crs=crs)
+        # the outer ring counter-clockwise, as GeoJSON wants it
+        placed = shapely.orient_polygons(shapely.transform(geometries, place))
+        table = geopandas.GeoDataFrame(columns, geometry=placed, crs=crs)
         return table.to_crs(LONGITUDE_LATITUDE) if self.path.suffix == ".geojson" else table
 
     def _write_parquet(self, table: geopandas.GeoDataFrame) -> None:
@@ -118,3 +125,15 @@ class PolygonFile:
             num = pyogrio.read_info(self.path, force_feature_count=True)["features"]
         if num != self._num:
             raise OSError(f"{self.path.name} has {num} polygons, written were {self._num}")
+
+
+def is_polygon_file(path: Path) -> bool:
+    """Whether a file has the columns of a `PolygonFile`."""
+    try:
+        if path.suffix == PARQUET:
+            names = pq.read_schema(path).names
+        else:
+            names = list(pyogrio.read_info(path)["fields"])
+    except (DataSourceError, DataLayerError, pa.ArrowException, OSError):
+        return False
+    return set(COLUMNS) <= set(names)

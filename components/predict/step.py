@@ -9,12 +9,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
+from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rich.console import Console
@@ -24,10 +26,16 @@ from crossearth.components.predict import maps
 from crossearth.components.predict.outputs import (
     CannotWriteError,
     Outputs,
+    Wanted,
+    beside,
+    confidence_path,
     finish,
     keep,
     probabilities_path,
+    publish_vector,
+    refuse_foreign_vector,
 )
+from crossearth.components.predict.quick_look import write_quick_look
 from crossearth.components.predict.sliding import (
     Loaded,
     Precision,
@@ -44,10 +52,11 @@ from crossearth.components.runtime.processes import choose_device
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import fsync_dir, partial_dir, write_json
 from crossearth.data.raster.names import RASTER_SUFFIXES
-from crossearth.data.raster.reader import rasters_in
+from crossearth.data.raster.reader import open_raster, rasters_in
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
 GDAL_CACHE_BYTES = 256 << 20
+MAP_ALONE = Wanted()
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,15 @@ class PredictConfig:
         device: torch device; "auto" = the GPU where there is one.
         batch_size: windows per pass of the network.
         probabilities: also write `<map>.probabilities.tif`, one band per class.
+        confidence: also write `<map>.confidence.tif`: the probability of the class that is named, and the
+            entropy as a share of the most that there can be; and tell each class's expected area and the
+            interval in which it lies, see `estimate`.
+        quick_look: also write `<map>.html`, the map over the image.
+        vector: also write polygons to this file, GeoPackage, GeoJSON or GeoParquet by its ending; an ending
+            alone (".gpkg") puts them beside each map.
+        min_area_m2: polygons below it are left out.
+        simplify_px: by how many px, about, their outlines may be straightened; neighbours keep common sides.
+        classes: names of the classes that become polygons; None = all.
         preview_px: longer side of the preview.
         backbone: file of the model's shared backbone where it was moved.
     """
@@ -75,6 +93,12 @@ class PredictConfig:
     device: str = "auto"
     batch_size: int = 1
     probabilities: bool = False
+    confidence: bool = False
+    quick_look: bool = False
+    vector: Path | None = None
+    min_area_m2: float = 0
+    simplify_px: float = 0
+    classes: tuple[str, ...] | None = None
     preview_px: int = 1024
     backbone: Path | None = None
 
@@ -87,6 +111,12 @@ class PredictConfig:
         for field in ("batch_size", "preview_px"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field}: {getattr(self, field)}", expected="at least 1")
+        _ = self.wanted  # refuses what cannot be
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is written besides the map."""
+        return Wanted(**{each.name: getattr(self, each.name) for each in fields(Wanted)})
 
 
 def predict(
@@ -99,9 +129,9 @@ def predict(
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.
 
     Beside `MAP.tif` (uint8 class ids, 255 = nodata) stand `MAP.tif.aux.xml` (class names for a GIS),
-    `MAP.png`, `MAP.json` (with the bands and the range that were used, and who chose them) and, if asked,
-    `MAP.probabilities.tif`. A scene's files appear when it is done; one that is broken does not keep the
-    others from being mapped.
+    `MAP.png`, `MAP.json` (with the bands and the range that were used, and who chose them), `MAP.qml` (QGIS's
+    style), `MAP.legend.svg` and what else the config asks for. A scene's files appear when it is done; one
+    that is broken does not keep the others from being mapped.
 
     Args:
         scenes: raster files, or folders of them, searched with everything in them.
@@ -130,14 +160,17 @@ def predict(
         enough_memory(model, used, lower),
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        targets = _targets(scenes, Path(out))
+        targets = _targets(scenes, Path(out), config.wanted)
         meta = read_meta(model)
+        config.wanted.class_ids(meta["classes"])
         trained = trained_reading(meta)
         readable: list[Scene] = []
         errors: list[InputError] = []
         for path in targets:
             try:
-                readable.append(open_scene(path, trained, config.bands, config.value_range, own))
+                scene = open_scene(path, trained, config.bands, config.value_range, own)
+                config.wanted.refuse_unplaced(scene.grid, path)
+                readable.append(scene)
             except InputError as error:
                 errors.append(error)
         if not readable:
@@ -173,22 +206,34 @@ def _map(
     advance: Callable[[], None],
 ) -> None:
     with _writing(target) as folder:
-        tally = _write_rows(scene, folder, loaded, config, advance)
-        finish(folder, target, scene.grid, tally, loaded.classes, loaded.palette)
-        maps.write_preview(
-            folder / target.name, folder / f"{target.stem}.png", loaded.palette, config.preview_px
-        )
+        outputs = _write_rows(scene, folder, loaded, config, advance)
+        finish(folder, target, scene.grid, outputs.tally, loaded.classes, loaded.palette)
+        preview = folder / f"{target.stem}.png"
+        size = maps.write_preview(folder / target.name, preview, loaded.palette, config.preview_px)
         report = {
             "scene": scene.path.name,
             "bands_from": scene.bands_from,
             "value_range_from": scene.range_from,
             **asdict(scene.reading),
             "model": loaded.about,
-            **maps.report(scene.grid, loaded.classes, tally),
+            **outputs.report(loaded.classes),
         }
         report["notes"] += _resolution(scene, report["pixel_area_m2"])
         write_json(folder / f"{target.stem}.json", report)
+        if config.quick_look:
+            page = folder / f"{target.stem}.html"
+            write_quick_look(page, _thinned(scene, size), preview, report, loaded.palette)
+        vector = config.wanted.vector_of(target)
+        if vector:
+            publish_vector(folder, vector)
         _publish(folder, target)
+
+
+def _thinned(scene: Scene, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """What the network sees of a scene, (H, W, 3), in so many rows and columns."""
+    with open_raster(scene.path, scene.own) as raster:
+        image_3HW, _ = scene.reading.read(raster, out_shape=size)
+    return np.ascontiguousarray(image_3HW.transpose(1, 2, 0))
 
 
 def _resolution(scene: Scene, area_m2: float | None) -> list[str]:
@@ -229,7 +274,7 @@ def _write_rows(
     loaded: Loaded,
     config: PredictConfig,
     advance: Callable[[], None],
-) -> maps.Tally:
+) -> Outputs:
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
 
@@ -238,18 +283,18 @@ def _write_rows(
             interrupts.let_through()
 
         outputs = stack.enter_context(
-            Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config.probabilities)
+            Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config.wanted)
         )
         seen = scene.seen_grid
         tops, _ = starts(seen, loaded.network)
         strips = stack.enter_context(read_strips(scene, tops, loaded.network.config.crop_px))
         rows = scene_scores(loaded, strips, seen, config.batch_size, advance_or_stop)
         for block in on_own_grid(rows, scene.grid, seen):
-            outputs.write(block.top, keep(block, config.probabilities))
-    return outputs.tally
+            outputs.write(block.top, keep(block, config.wanted))
+    return outputs
 
 
-def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
+def _targets(scenes: Sequence[Path], out: Path, wanted: Wanted) -> dict[Path, Path]:
     """The map's path per scene."""
     files = _files(scenes)
     single = len(files) == 1 and not Path(scenes[0]).is_dir() and not out.is_dir()
@@ -262,10 +307,16 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
             "one map, but several scenes, or a folder of them", where=f"--out {out}", expected="a folder"
         )
     targets = {file: out if single else out / f"{file.stem}.tif" for file in files}
-    refuse_clashes(targets)
+    if len(files) > 1 and wanted.vector and wanted.vector.suffix:
+        raise InputError(
+            "one file of polygons, but several scenes",
+            where=f"--vector {wanted.vector}",
+            expected=f"{wanted.vector.suffix} alone: a file beside each map",
+        )
+    refuse_clashes(targets, wanted)
     originals = {_one_name(file) for file in files}
     for file, target in targets.items():
-        for written in _written(target):
+        for written in _written(target, wanted):
             if _one_name(written) in originals:
                 raise InputError(
                     f"the map's files would replace the scene {written}",
@@ -273,10 +324,13 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
                     next_step="choose another --out",
                 )
         _refuse_foreign(target)
+        vector = wanted.vector_of(target)
+        if vector:
+            refuse_foreign_vector(vector)
     return targets
 
 
-def refuse_clashes(targets: Mapping[Any, Path]) -> None:
+def refuse_clashes(targets: Mapping[Any, Path], wanted: Wanted = MAP_ALONE) -> None:
     """Refuses two maps that would write a file of one name.
 
     Args:
@@ -287,7 +341,7 @@ def refuse_clashes(targets: Mapping[Any, Path]) -> None:
     """
     first: dict[str, Any] = {}
     for scene, target in targets.items():
-        for path in _written(target):
+        for path in _written(target, wanted):
             other = first.setdefault(_one_name(path), scene)
             if other != scene:
                 raise InputError(
@@ -322,11 +376,10 @@ def _files(scenes: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _written(target: Path) -> list[Path]:
+def _written(target: Path, wanted: Wanted = MAP_ALONE) -> list[Path]:
     """The map and what may stand beside it."""
-    shares = probabilities_path(target)
-    beside = [target.with_suffix(".json"), target.with_suffix(".png"), shares]
-    return [target, *beside, maps.side_file(target), maps.side_file(shares)]
+    vector = wanted.vector_of(target)
+    return [target, *beside(target), *([vector] if vector else [])]
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -341,7 +394,9 @@ def _refuse_foreign(target: Path) -> None:
                 where=path,
                 next_step="move it away, or choose another --out",
             )
-    for raster, kind in product((target, probabilities_path(target)), (".ovr", ".msk")):
+    for raster, kind in product(
+        (target, probabilities_path(target), confidence_path(target)), (".ovr", ".msk")
+    ):
         path = raster.with_name(f"{raster.name}{kind}")
         if path.exists():
             raise InputError(

@@ -86,10 +86,17 @@ class Reading:
             plane[~valid_HW] = 0
         return image_3HW, valid_HW
 
-    def read(self, raster: Raster, window: Any = None) -> tuple[Bytes, Mask]:
-        """What the network sees of a raster, or of a window of it; see `to_bytes`."""
-        raw_3HW = raster.read(self.bands, window=window)
-        return self.to_bytes(raw_3HW, _seen(raster, self.bands, window=window), *tags(raster, self.bands))
+    def read(
+        self, raster: Raster, window: Any = None, out_shape: tuple[int, int] | None = None
+    ) -> tuple[Bytes, Mask]:
+        """What the network sees of a raster, or of a window of it; see `to_bytes`.
+
+        Args:
+            window, out_shape: as `Raster.read` has them.
+        """
+        raw_3HW = raster.read(self.bands, window=window, out_shape=out_shape)
+        seen_HW = _seen(raster, self.bands, window=window, out_shape=out_shape)
+        return self.to_bytes(raw_3HW, seen_HW, *tags(raster, self.bands))
 
     def sample(self, raster: Raster) -> NDArray[np.float64]:
         """Valid values (3, N) of a thinned reading, as the tags make them."""
