@@ -89,14 +89,26 @@ class Outputs:
     @classmethod
     @contextmanager
     def open(
-        cls, folder: Path, grid: maps.Grid, classes: list[str], palette: list[str], probabilities: bool
+        cls,
+        folder: Path,
+        grid: maps.Grid,
+        classes: list[str],
+        palette: list[str],
+        probabilities: bool,
+        about: Mapping[str, str],
     ) -> Iterator["Outputs"]:
-        """Opens `ids.tif` and, if asked, `shares.tif` in a folder; both are whole when this is left."""
+        """Opens `ids.tif` and, if asked, `shares.tif` in a folder; both are whole when this is left.
+
+        Args:
+            about: further tags of each.
+        """
         with ExitStack() as stack:
             outputs = cls(folder, grid, stack)
             maps.describe_classes(outputs._raster("ids", 1), classes, palette)
             if probabilities:
                 maps.describe_probabilities(outputs._raster("shares", len(classes)), classes)
+            for raster in outputs._rasters.values():
+                raster.update_tags(**about)
             yield outputs
 
     def _raster(self, name: str, bands: int) -> Any:
