@@ -388,6 +388,30 @@ def _file_name(model: str) -> str:
     return path.name if path.is_dir() else path.parent.name
 
 
+def _gsd(text: str) -> float | str:
+    from crossearth.data.common.errors import InputError
+
+    try:
+        return text if text in ("auto", "native") else float(text)
+    except ValueError as error:
+        expected = "auto, native, or metres per px, for example 0.5"
+        raise InputError(f"--gsd: {text!r}", expected=expected) from error
+
+
+def _box(text: str | None) -> dict[str, object]:
+    """Fields of the box: four numbers, and maybe the CRS behind them."""
+    from crossearth.data.common.errors import InputError
+
+    if text is None:
+        return {}
+    *sides, crs = text.split(",") if text.count(",") == 4 else (*text.split(","), "")
+    bounds = numbers("--bbox", ",".join(sides))
+    if bounds is None or len(bounds) != 4:
+        expected = "west,south,east,north in degrees, or with a CRS behind them: ...,EPSG:32633"
+        raise InputError(f"--bbox: {text!r}", expected=expected)
+    return {"bbox": bounds} | ({"bbox_crs": crs} if crs else {})
+
+
 @app.command()
 def predict(
     scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders, searched recursively.")],
@@ -403,7 +427,24 @@ def predict(
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Windows per pass of the network.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows per pass of the network (default: as many as it takes well).")
+    ] = None,
+    gsd: Annotated[
+        str,
+        typer.Option(help="Metres per px that the network sees: auto (the model's), native, or e.g. 0.5."),
+    ] = "auto",
+    tta: Annotated[
+        str, typer.Option(help="none, or d4: mean of 8 flips and turns, 8 times as long.")
+    ] = "none",
+    bbox: Annotated[
+        str | None,
+        typer.Option(help="Map this box only: W,S,E,N in degrees, or W,S,E,N,EPSG:32633 in that CRS."),
+    ] = None,
+    aoi: Annotated[
+        Path | None, typer.Option(help="Map the polygons of this vector file only, in any CRS.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes (and GPUs) that share a scene.")] = 1,
     probabilities: Annotated[bool, typer.Option(help="Also write each class's probability.")] = False,
     confidence: Annotated[
         bool,
@@ -449,6 +490,11 @@ def predict(
         "precision": precision,
         "device": device,
         "batch_size": batch_size,
+        "gsd": _gsd(gsd),
+        "tta": tta,
+        **_box(bbox),
+        "aoi": aoi,
+        "jobs": jobs,
         "probabilities": probabilities,
         "confidence": confidence,
         "quick_look": quick_look,

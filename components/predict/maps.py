@@ -59,6 +59,12 @@ class Grid:
         gcps, gcps_crs = source.gcps
         return cls(*size, source.crs, source.transform, tuple(gcps), gcps_crs, source.rpcs)
 
+    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> "Grid":
+        """The grid of some of its rows and columns."""
+        (top, bottom), (left, right) = rows, columns
+        moved = self.transform @ Affine.translation(left, top)
+        return Grid(right - left, bottom - top, self.crs, moved)
+
     def notes(self, placed: bool) -> list[str]:
         """What a user of the map should know about its place on the ground.
 

@@ -78,6 +78,17 @@ class Wanted:
             )
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the arrays that `keep` makes."""
+        names = {
+            "ids": True,
+            "shares": self.probabilities,
+            "confidence": self.confidence or self.vector is not None,
+            **dict.fromkeys(("entropy", "expected", "spread"), self.confidence),
+        }
+        return tuple(name for name, wanted in names.items() if wanted)
+
+    @property
     def _vector_ending(self) -> str:
         # Path(".gpkg") has no suffix
         return self.vector.suffix or self.vector.name if self.vector else ""
@@ -147,22 +158,26 @@ class Block:
         return self.scores / totals_HW
 
 
-def keep(block: Block, wanted: Wanted) -> Kept:
+def keep(block: Block, names: Sequence[str]) -> Kept:
     """What the outputs need of a block.
 
+    Args:
+        names: `Wanted.kept`.
+
     Returns:
-        "ids" (1, H, W) uint8, 255 = nodata, and, in steps of `maps.PROBABILITY_STEP` where they are uint8:
-        "shares" (K, H, W) of the classes; "confidence" (1, H, W) of the class that is named, and "entropy"
-        (1, H, W), 0 = one class has all, 1 = all have the same; "expected" and "spread", float32 (K, H, G),
-        see `estimate.block_sums`.
+        Of these, those that are named: "ids" (1, H, W) uint8, 255 = nodata; "shares" (K, H, W) uint8 of the
+        classes, "confidence" (1, H, W) uint8 of the class that is likeliest, "entropy" (1, H, W) uint8, 0 =
+        one class has all, 1 = all have the same: in steps of `maps.PROBABILITY_STEP`, 255 = nodata;
+        "expected" and "spread", float32 (K, H, G), see `estimate.block_sums`.
     """
     kept = {"ids": block.ids[None]}
-    if wanted.probabilities:
+    if "shares" in names:
         kept["shares"] = _steps(block.probabilities, block.valid)
-    if wanted.confidence or wanted.vector:
+    if "confidence" in names:
         kept["confidence"] = _steps(block.probabilities.amax(0)[None], block.valid)
-    if wanted.confidence:
+    if "entropy" in names:
         kept["entropy"] = _steps(_entropy(block.probabilities)[None], block.valid)
+    if "expected" in names:
         valid_HW = torch.from_numpy(block.valid).to(block.probabilities.device)
         kept["expected"], kept["spread"] = block_sums(block.probabilities, valid_HW)
     return kept
@@ -201,9 +216,19 @@ class Outputs:
     @classmethod
     @contextmanager
     def open(
-        cls, folder: Path, grid: maps.Grid, classes: list[str], palette: list[str], wanted: Wanted
+        cls,
+        folder: Path,
+        grid: maps.Grid,
+        classes: list[str],
+        palette: list[str],
+        wanted: Wanted,
+        about: Mapping[str, str],
     ) -> Iterator["Outputs"]:
-        """Opens `ids.tif` and what else is wanted in a folder; all is whole when this is left."""
+        """Opens `ids.tif` and what else is wanted in a folder; all is whole when this is left.
+
+        Args:
+            about: further tags of each raster.
+        """
         with ExitStack() as stack:
             outputs = cls(folder, grid, stack)
             maps.describe_classes(outputs._raster("ids", ["ids"]), classes, palette)
@@ -213,6 +238,8 @@ class Outputs:
                 names = ["confidence", "entropy"]
                 maps.describe_shares(outputs._raster("confidence", names), names)
                 outputs.estimate = Estimate(len(classes))
+            for _, raster in outputs._rasters.values():
+                raster.update_tags(**about)
             if wanted.vector:
                 from crossearth.components.predict.polygon_files import PolygonFile  # half a second
 

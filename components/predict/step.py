@@ -1,7 +1,4 @@
-"""Maps scenes of any size: strips of rows are read, labelled and written, so memory ignores the height.
-
-Legend: B windows, K classes, H W pixels of a window or strip.
-"""
+"""Maps scenes of any size: parts of a map are computed and stored, then the map is written of them."""
 
 import math
 import os
@@ -9,20 +6,25 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import rasterio
+import torch
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import Affine
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from crossearth.components.predict import maps
+from crossearth.components.predict.area import LONLAT, Asked, box, polygons_of
+from crossearth.components.predict.compute import GDAL_CACHE_BYTES, Team, compute
 from crossearth.components.predict.outputs import (
     CannotWriteError,
     Outputs,
@@ -30,32 +32,27 @@ from crossearth.components.predict.outputs import (
     beside,
     confidence_path,
     finish,
-    keep,
     probabilities_path,
     publish_vector,
     refuse_foreign_vector,
 )
+from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.quick_look import write_quick_look
-from crossearth.components.predict.sliding import (
-    Loaded,
-    Precision,
-    load_network,
-    num_windows,
-    on_own_grid,
-    scene_scores,
-    starts,
-)
-from crossearth.components.predict.strips import Scene, open_scene, read_strips
+from crossearth.components.predict.sliding import Loaded, Plan, Precision, blocks, load_network, plan
+from crossearth.components.predict.strips import Scene, View, open_scene
+from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.interrupts import Interrupts
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.processes import choose_device
+from crossearth.components.runtime.version import torch_version
 from crossearth.data.common.errors import InputError, PartlyDoneError
-from crossearth.data.common.files import fsync_dir, partial_dir, write_json
+from crossearth.data.common.files import digest, fsync_dir, partial_dir, write_json
 from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.raster.reader import open_raster, rasters_in
+from crossearth.data.raster.reading import BYTES
+from crossearth.model.inference import Tta
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
-GDAL_CACHE_BYTES = 256 << 20
 MAP_ALONE = Wanted()
 
 
@@ -72,7 +69,14 @@ class PredictConfig:
             others the 2nd and 98th percentile of the chosen bands together, estimated per scene.
         precision: of the network; "auto" = bfloat16 on GPUs and on CPUs with AMX, else float32.
         device: torch device; "auto" = the GPU where there is one.
-        batch_size: windows per pass of the network.
+        batch_size: windows per pass of the network; None = so many as keep the device busy. The map's classes
+            depend on it in the last digits of their scores only.
+        gsd: metres per px that the network is to see; "auto" = the training's, where it and the scene's are
+            known and differ; "native" = the scene's px as they are.
+        tta: "d4" = scores are the mean over the 8 flips and quarter turns of each window.
+        bbox: west, south, east, north of the area to map, in `bbox_crs`.
+        aoi: vector file whose polygons are mapped.
+        jobs: processes that share a scene; on GPUs they take the GPUs in turn.
         probabilities: also write `<map>.probabilities.tif`, one band per class.
         confidence: also write `<map>.confidence.tif`: the probability of the class that is named, and the
             entropy as a share of the most that there can be; and tell each class's expected area and the
@@ -91,7 +95,13 @@ class PredictConfig:
     value_range: tuple[float, float] | None = None
     precision: Precision = "auto"
     device: str = "auto"
-    batch_size: int = 1
+    batch_size: int | None = None
+    gsd: float | Literal["auto", "native"] = "auto"
+    tta: Tta = "none"
+    bbox: tuple[float, float, float, float] | None = None
+    bbox_crs: str = LONLAT
+    aoi: Path | None = None
+    jobs: int = 1
     probabilities: bool = False
     confidence: bool = False
     quick_look: bool = False
@@ -108,9 +118,13 @@ class PredictConfig:
         low, high = self.value_range or (0, 255)
         if not -math.inf < low < high < math.inf:
             raise InputError(f"value_range: {[low, high]}", expected="two rising finite numbers")
-        for field in ("batch_size", "preview_px"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field}: {getattr(self, field)}", expected="at least 1")
+        for field in ("batch_size", "jobs", "preview_px"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise InputError(f"{field}: {value}", expected="at least 1")
+        if not isinstance(self.gsd, str) and not 0 < self.gsd < math.inf:
+            raise InputError(f"gsd: {self.gsd}", expected="auto, native, or metres per px")
+        if self.bbox is not None and self.aoi is not None:
+            raise InputError("bbox and aoi", expected="one of them: they are two ways to name one area")
         _ = self.wanted  # refuses what cannot be
 
     @property
@@ -149,48 +163,51 @@ def predict(
             `open_scene`).
         PartlyDoneError: some of the scenes cannot be mapped; all others are.
     """
-    used = f"{choose_device(config.device)}: batch_size {config.batch_size}, precision {config.precision}"
-    lower = (
-        "lower --batch-size (the map stays the same), choose --precision bfloat16 or another --device, "
-        "or cut the scene: memory grows with its width"
-    )
+    batch = "" if config.batch_size is None else f"batch_size {config.batch_size}, "
+    used = f"{choose_device(config.device)}: {batch}precision {config.precision}, {config.jobs} job(s)"
+    lower = "lower --batch-size (1 is the least) or --jobs, choose --precision bfloat16 or another --device"
     with (
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),
         warnings.catch_warnings(),
         enough_memory(model, used, lower),
+        ExitStack() as stack,
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         targets = _targets(scenes, Path(out), config.wanted)
         meta = read_meta(model)
         config.wanted.class_ids(meta["classes"])
         trained = trained_reading(meta)
+        asked = _asked(config)
         readable: list[Scene] = []
         errors: list[InputError] = []
         for path in targets:
             try:
-                scene = open_scene(path, trained, config.bands, config.value_range, own)
+                scene = open_scene(path, trained, config.bands, config.value_range, own, config.gsd, asked)
                 config.wanted.refuse_unplaced(scene.grid, path)
                 readable.append(scene)
             except InputError as error:
                 errors.append(error)
         if not readable:
             raise InputError("\n".join(map(str, errors)))
-        loaded = load_network(model, config.precision, config.device, config.backbone)
+        loaded = _load(model, config, config.device)
+        team = None
+        if config.jobs > 1:
+            load = partial(_load, model, replace(config, batch_size=loaded.batch_size))
+            team = stack.enter_context(Team.start(config.jobs, load, _devices(config.device)))
+        plans = [plan(scene, loaded.network.config, loaded.batch_size) for scene in readable]
         written: list[Path] = []
-        with _progress() as progress:
-            task = progress.add_task(
-                "", total=sum(num_windows(scene.seen_grid, loaded.network) for scene in readable)
-            )
-            for scene in readable:
-                progress.update(task, description=scene.path.name)
-                target = targets[scene.path]
-                try:
-                    _map(scene, target, loaded, config, lambda: progress.advance(task))
-                    written.append(target)
-                except CannotWriteError:
-                    raise  # the next scene would meet the same disk
-                except InputError as error:
-                    errors.append(error)
+        progress = stack.enter_context(_progress())
+        task = progress.add_task("", total=sum(each.num_windows for each in plans))
+        for scene, how in zip(readable, plans, strict=True):
+            progress.update(task, description=scene.path.name)
+            target = targets[scene.path]
+            try:
+                _map(scene, how, target, loaded, team, config, partial(progress.advance, task))
+                written.append(target)
+            except CannotWriteError:
+                raise  # the next scene would meet the same disk
+            except InputError as error:
+                errors.append(error)
     if not written:
         raise InputError("\n".join(map(str, errors)))
     if errors:
@@ -198,58 +215,127 @@ def predict(
     return written
 
 
+def map_array(loaded: Loaded, image_3HW: NDArray[np.uint8], valid_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Class ids (H, W) uint8, 255 = nodata, of an image in memory, as `predict` maps a file of its px.
+
+    Args:
+        image_3HW: in network order, as `Reading.of_array` gives it.
+    """
+    height, width = valid_HW.shape
+    grid = maps.Grid(width, height, None, Affine.identity())
+    scene = Scene(Path("array"), grid, (0, 0), (height, width), (height, width), BYTES, "", "")
+    view = View(
+        scene,
+        lambda rows, columns: (
+            image_3HW[:, slice(*rows), slice(*columns)],
+            valid_HW[slice(*rows), slice(*columns)],
+        ),
+        lambda rows, columns: valid_HW[slice(*rows), slice(*columns)],
+    )
+    how = plan(scene, loaded.network.config, loaded.batch_size)
+    ids_HW = np.full((height, width), maps.NODATA, np.uint8)
+    for panel in range(len(how.panels)):
+        for _, block in blocks(loaded, view, how, panel, range(len(how.strips)), lambda _: None):
+            rows, columns = block.ids.shape
+            ids_HW[block.top : block.top + rows, block.left : block.left + columns] = block.ids
+    return ids_HW
+
+
+def _load(model: Path, config: PredictConfig, device: str) -> Loaded:
+    return load_network(
+        model, config.precision, device, config.backbone, config.batch_size, config.tta, config.jobs
+    )
+
+
+def _devices(device: str) -> list[str]:
+    """What the processes of a scene take in turn: all GPUs, where none is named."""
+    if device == "auto" and torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [choose_device(device)]
+
+
+def _asked(config: PredictConfig) -> Asked | None:
+    if config.bbox is not None:
+        return box(config.bbox, config.bbox_crs)
+    return polygons_of(config.aoi) if config.aoi is not None else None
+
+
 def _map(
     scene: Scene,
+    plan: Plan,
     target: Path,
     loaded: Loaded,
+    team: Team | None,
     config: PredictConfig,
-    advance: Callable[[], None],
+    advance: Callable[[int], None],
 ) -> None:
+    parts = Parts.of(target)
     with _writing(target) as folder:
-        outputs = _write_rows(scene, folder, loaded, config, advance)
-        finish(folder, target, scene.grid, outputs.tally, loaded.classes, loaded.palette)
-        preview = folder / f"{target.stem}.png"
-        size = maps.write_preview(folder / target.name, preview, loaded.palette, config.preview_px)
-        report = {
-            "scene": scene.path.name,
-            "bands_from": scene.bands_from,
-            "value_range_from": scene.range_from,
-            **asdict(scene.reading),
-            "model": loaded.about,
-            **outputs.report(loaded.classes),
-        }
-        report["notes"] += _resolution(scene, report["pixel_area_m2"])
-        write_json(folder / f"{target.stem}.json", report)
-        if config.quick_look:
-            page = folder / f"{target.stem}.html"
-            write_quick_look(page, _thinned(scene, size), preview, report, loaded.palette)
-        vector = config.wanted.vector_of(target)
-        if vector:
-            publish_vector(folder, vector)
-        _publish(folder, target)
+        parts.begin(_identity(scene, loaded, config))
+        try:
+            with Interrupts() as interrupts:
+
+                def advance_or_stop(windows: int) -> None:
+                    advance(windows)
+                    interrupts.let_through()
+
+                compute(scene, plan, parts, config.wanted.kept, loaded, team, advance_or_stop)
+                outputs = _write_rows(scene, plan, parts, folder, loaded, config, interrupts)
+            finish(folder, target, scene.grid, outputs.tally, loaded.classes, loaded.palette)
+            preview = folder / f"{target.stem}.png"
+            size = maps.write_preview(folder / target.name, preview, loaded.palette, config.preview_px)
+            report = {
+                "scene": scene.path.name,
+                "bands_from": scene.bands_from,
+                "value_range_from": scene.range_from,
+                **asdict(scene.reading),
+                "model": loaded.about,
+                **outputs.report(loaded.classes),
+            }
+            report["notes"] += [scene.resolution] * bool(scene.resolution)
+            write_json(folder / f"{target.stem}.json", report)
+            if config.quick_look:
+                page = folder / f"{target.stem}.html"
+                write_quick_look(page, _thinned(scene, size), preview, report, loaded.palette)
+            vector = config.wanted.vector_of(target)
+            if vector:
+                publish_vector(folder, vector)
+            _publish(folder, target)
+        except InputError:
+            parts.remove()  # the next try would meet the same
+            raise
+        except BaseException:
+            parts.remove_if_empty()
+            raise
+        parts.remove()
 
 
 def _thinned(scene: Scene, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """What the network sees of a scene, (H, W, 3), in so many rows and columns."""
+    """What a map is made of, as the network sees its values, (H, W, 3), in so many rows and columns."""
+    (top, left), grid = scene.corner, scene.grid
+    window = ((top, top + grid.height), (left, left + grid.width))
     with open_raster(scene.path, scene.own) as raster:
-        image_3HW, _ = scene.reading.read(raster, out_shape=size)
+        image_3HW, _ = scene.reading.read(raster, window, size)
     return np.ascontiguousarray(image_3HW.transpose(1, 2, 0))
 
 
-def _resolution(scene: Scene, area_m2: float | None) -> list[str]:
-    """What to know where the network sees px of another size than those that it was trained on.
-
-    Args:
-        area_m2: of the scene's px.
-    """
-    trained_m = scene.reading.gsd_m
-    if area_m2 is None or trained_m is None:
-        return []
-    own, seen = scene.grid, scene.seen_grid
-    seen_m = math.sqrt(area_m2 * own.width * own.height / (seen.width * seen.height))
-    if 0.5 <= seen_m / trained_m <= 2:
-        return []
-    return [f"the network sees pixels of {seen_m:.3g} m, it was trained on {trained_m:.3g} m"]
+def _identity(scene: Scene, loaded: Loaded, config: PredictConfig) -> dict[str, Any]:
+    """What the parts of a map depend on, but for the last digits, which threads and kinds of CPU have."""
+    area = scene.area
+    return {
+        "scene": scene.state,
+        "corner": scene.corner,
+        "size": scene.size,
+        "seen": scene.seen,
+        "reading": asdict(scene.reading),
+        "area": digest([each.wkt for each in area.polygons]) if area else None,
+        "model": loaded.about,
+        "batch_size": loaded.batch_size,
+        "device": next(loaded.network.parameters()).device.type,
+        "kept": config.wanted.kept,
+        "code": code_digest("predict"),
+        "torch": torch_version(),
+    }
 
 
 @contextmanager
@@ -270,27 +356,22 @@ def _writing(target: Path) -> Iterator[Path]:
 
 def _write_rows(
     scene: Scene,
+    plan: Plan,
+    parts: Parts,
     folder: Path,
     loaded: Loaded,
     config: PredictConfig,
-    advance: Callable[[], None],
+    interrupts: Interrupts,
 ) -> Outputs:
-    with ExitStack() as stack:
-        interrupts = stack.enter_context(Interrupts())
-
-        def advance_or_stop() -> None:
-            advance()
+    about = {"RESOLUTION": scene.resolution} if scene.resolution else {}
+    with Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config.wanted, about) as outputs:
+        for strip, (top, bottom) in enumerate(plan.strips):
+            if top < bottom:
+                panels = [parts.load(strip, panel) for panel in range(len(plan.panels))]
+                outputs.write(
+                    top, {name: np.concatenate([each[name] for each in panels], axis=2) for name in panels[0]}
+                )
             interrupts.let_through()
-
-        outputs = stack.enter_context(
-            Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config.wanted)
-        )
-        seen = scene.seen_grid
-        tops, _ = starts(seen, loaded.network)
-        strips = stack.enter_context(read_strips(scene, tops, loaded.network.config.crop_px))
-        rows = scene_scores(loaded, strips, seen, config.batch_size, advance_or_stop)
-        for block in on_own_grid(rows, scene.grid, seen):
-            outputs.write(block.top, keep(block, config.wanted))
     return outputs
 
 

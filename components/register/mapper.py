@@ -12,15 +12,12 @@ import mlflow
 import numpy as np
 import pandas as pd
 import rasterio
-import torch
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
-from crossearth.components.predict.maps import NODATA
-from crossearth.components.predict.step import PredictConfig, predict
-from crossearth.components.runtime.processes import choose_device
+from crossearth.components.predict.sliding import load_network
+from crossearth.components.predict.step import PredictConfig, map_array, predict
 from crossearth.data.raster.reading import BYTES
-from crossearth.model.inference import predict_labels
 from crossearth.model.weights import checkpoint
 
 
@@ -32,7 +29,7 @@ class SceneMapper(PythonModel):
         self.folder = Path(context.artifacts["model"])
         shared = context.artifacts.get("backbone")
         self.backbone = Path(shared) if shared else None
-        self.network: Any = None
+        self.loaded: Any = None
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
@@ -68,16 +65,12 @@ class SceneMapper(PythonModel):
         raw_HW3 = np.asarray(scene)
         if raw_HW3.ndim != 3 or raw_HW3.shape[2] != 3 or not raw_HW3.size:
             raise ValueError(f"a scene must be an array (H, W, 3) or a path, found shape {raw_HW3.shape}")
-        if self.network is None:
-            self.network = checkpoint.load(self.folder, choose_device("auto"), self.backbone)
+        if self.loaded is None:
+            self.loaded = load_network(self.folder, backbone=self.backbone)
             trained = checkpoint.trained_reading(checkpoint.read_meta(self.folder))
             self.reading = trained or BYTES
         image_3HW, valid_HW = self.reading.of_array(raw_HW3.transpose(2, 0, 1))
-        device = next(self.network.parameters()).device
-        image_13HW = torch.from_numpy(np.ascontiguousarray(image_3HW))[None].to(device)
-        ids_HW: NDArray[np.uint8] = predict_labels(self.network, image_13HW)[0].cpu().numpy()
-        ids_HW[~valid_HW] = NODATA
-        return ids_HW
+        return map_array(self.loaded, image_3HW, valid_HW)
 
 
 mlflow.models.set_model(SceneMapper())

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,21 +25,22 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
-from torch import Tensor, nn
+from torch import Tensor
 from typer.testing import CliRunner
 
 from crossearth.components.cli import model_commands
 from crossearth.components.cli.app import app, main
 from crossearth.components.pods.items import predict_scenes
 from crossearth.components.predict import maps, sliding, step
+from crossearth.components.predict.sliding import Loaded, blocks, plan
 from crossearth.components.predict.step import PredictConfig, predict
-from crossearth.components.predict.strips import Strip, open_scene, read_strips
+from crossearth.components.predict.strips import Scene, open_scene, open_view
 from crossearth.components.register import registry
 from crossearth.components.runtime.processes import choose_device
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.raster.reading import Reading, fit
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
-from crossearth.model.inference import slide_logits
+from crossearth.model.inference import window_starts
 from crossearth.model.weights.checkpoint import save
 
 CLASSES = ["field", "road", "water"]
@@ -91,15 +91,33 @@ def read(path: Path) -> NDArray[Any]:
 
 
 def slide(network: CrossEarth, image_3HW: NDArray[np.uint8]) -> Tensor:
+    """Scores as predict is to have them: Hann's windows over a scene whose borders are mirrored."""
     config = network.config
-    _, height, width = image_3HW.shape
-    patch, crop = config.patch_px, config.crop_px
-    # a side below the crop is padded to whole patches, at least two of them
-    rows, columns = (side if side >= crop else max(2, -(-side // patch)) * patch for side in (height, width))
-    padded = np.pad(image_3HW, ((0, 0), (0, rows - height), (0, columns - width)), mode="edge")
-    with torch.inference_mode():
-        scores = slide_logits(network, torch.from_numpy(padded)[None], crop, config.stride_px, 1)[0]
-    return scores[:, :height, :width]
+    crop, stride = config.crop_px, config.stride_px
+    _, *size = image_3HW.shape
+    # a scene that fits into a window is filled up to it; a longer one gains half the windows' overlap
+    around = [
+        ((crop - side) // 2, crop - side - (crop - side) // 2)
+        if side <= crop
+        else ((crop - stride) // 2,) * 2
+        for side in size
+    ]
+    padded = torch.from_numpy(np.pad(image_3HW, ((0, 0), *around), mode="symmetric"))
+    bump = np.maximum(np.hanning(crop + 2)[1:-1], 1e-3)
+    weight = torch.from_numpy(np.outer(bump, bump))
+    _, height, width = padded.shape
+    sums, weights = (
+        torch.zeros(config.num_classes, height, width, dtype=torch.float64),
+        torch.zeros(height, width),
+    )
+    for top in window_starts(height, crop, stride):
+        for left in window_starts(width, crop, stride):
+            rows, columns = slice(top, top + crop), slice(left, left + crop)
+            with torch.inference_mode():
+                sums[:, rows, columns] += network(padded[None, :, rows, columns])[0] * weight
+            weights[rows, columns] += weight
+    (top, _), (left, _) = around
+    return (sums / weights)[:, top : top + size[0], left : left + size[1]].float()
 
 
 @pytest.mark.parametrize(
@@ -129,41 +147,47 @@ def test_a_georeferenced_mosaic_equals_the_array(
     assert report["notes"] == []
 
 
+def blocks_of(loaded: Loaded, scene: Scene, strips: range | None = None) -> Tensor:
+    """Scores (K, H, W) of some strips of a scene, or of all."""
+    how = plan(scene, loaded.network.config, loaded.batch_size)
+    strips = strips or range(len(how.strips))
+    rows = (how.strips[strips[0]][0], how.strips[strips[-1]][1])
+    found = torch.full((loaded.network.config.num_classes, rows[1] - rows[0], scene.grid.width), math.nan)
+    with open_view(scene) as view:
+        for panel in range(len(how.panels)):
+            for _, block in blocks(loaded, view, how, panel, strips, lambda _: None):
+                height, width = block.valid.shape
+                top = block.top - rows[0]
+                found[:, top : top + height, block.left : block.left + width] = block.scores
+    return found
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_streamed_scores_are_those_of_the_sliding_window(network: CrossEarth, batch_size: int) -> None:
+def test_streamed_scores_are_those_of_the_sliding_window(
+    batch_size: int, network: CrossEarth, tmp_path: Path
+) -> None:
     image = pixels(170, 230)
-    loaded = sliding.Loaded(network, torch.float32, CLASSES, PALETTE, {})
-    grid = maps.Grid(230, 170, None, Affine.identity())
-    tops, _ = sliding.starts(grid, network)
-    valid = np.ones((170, 230), bool)
-    strips = (Strip(image[:, top : top + 64], valid[top : top + 64]) for top in tops)
-    rows = [
-        (top, scores.clone())
-        for top, _, scores in sliding.scene_scores(loaded, strips, grid, batch_size, lambda: None)
-    ]
-    assert [top for top, _ in rows] == tops
-    scores = torch.cat([scores for _, scores in rows], dim=1)
+    loaded = Loaded(network, torch.float32, CLASSES, PALETTE, {}, batch_size)
+    scores = blocks_of(loaded, open_scene(write(tmp_path / "scene.tif", image)))
     torch.testing.assert_close(scores, slide(network, image), atol=1e-5, rtol=1e-5)
 
 
-def test_windows_of_a_constant_field_average_to_it() -> None:
-    class Constant(nn.Module):
-        config = SimpleNamespace(num_classes=2, patch_px=8, crop_px=32, stride_px=20)
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.level = nn.Parameter(torch.tensor([0.25, 0.75]))
-
-        def forward(self, image_B3HW: Tensor) -> Tensor:
-            return self.level[None, :, None, None].expand(len(image_B3HW), 2, *image_B3HW.shape[2:])
-
-    grid = maps.Grid(99, 70, None, Affine.identity())
-    loaded = sliding.Loaded(Constant(), torch.float32, ["a", "b"], ["#000000", "#ffffff"], {})  # type: ignore[arg-type]
-    tops, _ = sliding.starts(grid, loaded.network)
-    strips = (Strip(np.zeros((3, 32, 99), np.uint8), np.ones((32, 99), bool)) for _ in tops)
-    for _, _, scores in sliding.scene_scores(loaded, strips, grid, 4, lambda: None):
-        assert torch.equal(scores[0].unique(), torch.tensor([0.25]))
-        assert torch.equal(scores[1].unique(), torch.tensor([0.75]))
+@pytest.mark.parametrize("gsd", ["native", 0.7])
+def test_any_rectangle_of_a_map_has_the_digits_of_the_whole(
+    gsd: Any, network: CrossEarth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(network, torch.float32, CLASSES, PALETTE, {})
+    scene = open_scene(write(tmp_path / "scene.tif", pixels(300, 260)), gsd=gsd)
+    whole = blocks_of(loaded, scene)
+    how = plan(scene, network.config, 1)
+    assert len(how.panels) == 1 and len(how.strips) > 4
+    assert torch.equal(
+        blocks_of(loaded, scene, strips=range(3, 5)), whole[:, slice(how.strips[3][0], how.strips[4][1])]
+    )
+    monkeypatch.setattr(sliding, "SUMS_BYTES", 4 * len(CLASSES) * 64 * 90)
+    monkeypatch.setattr(sliding, "BLOCK_BYTES", 4 * len(CLASSES) * 90 * 20)
+    assert len(plan(scene, network.config, 1).panels) > 2
+    assert torch.equal(blocks_of(loaded, scene), whole)
 
 
 def test_nodata_stays_nodata_and_empty_windows_are_skipped(
@@ -850,15 +874,6 @@ def test_weights_stored_in_bfloat16_give_the_scores_of_autocast(model: Path, net
     rounded_in_every_pass = sliding.Loaded(network, torch.bfloat16, CLASSES, PALETTE, {})
     expected = sliding.window_scores(rounded_in_every_pass, windows_B3HW)
     assert torch.equal(sliding.window_scores(loaded, windows_B3HW), expected)
-
-
-def test_strips_are_the_rows_of_the_scene(tmp_path: Path) -> None:
-    whole, tops = pixels(300, 70), [0, 43, 86, 129, 172, 215, 236]
-    scene = open_scene(write(tmp_path / "scene.tif", whole))
-    with read_strips(scene, tops, 64) as strips:
-        held = list(strips)
-    for top, strip in zip(tops, held, strict=True):
-        assert np.array_equal(strip.image, whole[:, top : top + 64])
 
 
 def test_the_readmes_lines_of_python(
