@@ -27,6 +27,7 @@ from crossearth.components.predict.area import LONLAT, Asked, box, polygons_of
 from crossearth.components.predict.compute import GDAL_CACHE_BYTES, Team, compute
 from crossearth.components.predict.outputs import CannotWriteError, Outputs, finish, probabilities_path
 from crossearth.components.predict.parts import Parts
+from crossearth.components.predict.remote import address_of, is_item, is_remote, item_scene
 from crossearth.components.predict.sliding import Loaded, Plan, Precision, blocks, load_network, plan
 from crossearth.components.predict.strips import Scene, View, open_scene
 from crossearth.components.runtime.code import code_digest
@@ -37,7 +38,7 @@ from crossearth.components.runtime.version import torch_version
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import digest, fsync_dir, partial_dir, write_json
 from crossearth.data.raster.names import RASTER_SUFFIXES
-from crossearth.data.raster.reader import rasters_in
+from crossearth.data.raster.reader import Address, UnreachableError, rasters_in
 from crossearth.data.raster.reading import BYTES
 from crossearth.model.inference import Tta
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
@@ -48,9 +49,9 @@ class PredictConfig:
     """How scenes are mapped.
 
     Attributes:
-        bands: 1-based band numbers in the order in which the network was trained (red, green, blue, or
-            infrared, red, green); None = those of the model's training files. A model that does not know them
-            takes the first three that are not alpha.
+        bands: 1-based band numbers, or names (of the file's bands, or of a STAC item's), in the order in which
+            the network was trained (red, green, blue, or infrared, red, green); None = those of the model's
+            training files. A model that does not know them takes the first three that are not alpha.
         value_range: values that become 0 and 255, after the scene's scale and offset tags; None = those of
             the model's training files. A model that does not know them takes 8-bit scenes as they are, and of
             others the 2nd and 98th percentile of the chosen bands together, estimated per scene.
@@ -69,7 +70,7 @@ class PredictConfig:
         backbone: file of the model's shared backbone where it was moved.
     """
 
-    bands: tuple[int, ...] | None = None
+    bands: tuple[int, ...] | tuple[str, ...] | None = None
     value_range: tuple[float, float] | None = None
     precision: Precision = "auto"
     device: str = "auto"
@@ -85,8 +86,11 @@ class PredictConfig:
     backbone: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.bands is not None and (len(self.bands) != 3 or min(self.bands) < 1):
-            raise InputError(f"bands: {list(self.bands)}", expected="three band numbers, counted from 1")
+        numbers = [band for band in self.bands or () if isinstance(band, int)]
+        if self.bands is not None and (len(self.bands) != 3 or min(numbers, default=1) < 1):
+            raise InputError(
+                f"bands: {list(self.bands)}", expected="three band numbers, counted from 1, or three names"
+            )
         low, high = self.value_range or (0, 255)
         if not -math.inf < low < high < math.inf:
             raise InputError(f"value_range: {[low, high]}", expected="two rising finite numbers")
@@ -100,7 +104,7 @@ class PredictConfig:
 
 
 def predict(
-    scenes: Sequence[Path],
+    scenes: Sequence[str | Path],
     model: Path,
     out: Path,
     config: PredictConfig = PredictConfig(),
@@ -114,7 +118,8 @@ def predict(
     others from being mapped.
 
     Args:
-        scenes: raster files, or folders of them, searched with everything in them.
+        scenes: raster files, or folders of them, searched with everything in them; https:// and s3://
+            addresses of such files, read by ranges; STAC items, here or there (`.json`).
         model: a model folder or file, see `checkpoint.load`.
         out: the map's file for a single scene; a folder for several scenes or a folder of them.
         own: whether the scenes are files of the user's own, see `open_raster`.
@@ -139,7 +144,7 @@ def predict(
         ExitStack() as stack,
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        targets = _targets(scenes, Path(out))
+        targets = _targets(scenes, Path(out), config.bands)
         trained = trained_reading(read_meta(model))
         asked = _asked(config)
         readable: list[Scene] = []
@@ -260,10 +265,9 @@ def _map(
             report["notes"] += [scene.resolution] * bool(scene.resolution)
             write_json(folder / f"{target.stem}.json", report)
             _publish(folder, target)
-        except InputError:
-            parts.remove()  # the next try would meet the same
-            raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, InputError) and not isinstance(error, UnreachableError):
+                parts.remove()  # the next try would meet the same
             parts.remove_if_empty()
             raise
         parts.remove()
@@ -327,10 +331,12 @@ def _write_rows(
     return outputs.tally
 
 
-def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
+def _targets(
+    scenes: Sequence[str | Path], out: Path, bands: Sequence[int] | Sequence[str] | None
+) -> dict[Path | Address, Path]:
     """The map's path per scene."""
-    files = _files(scenes)
-    single = len(files) == 1 and not Path(scenes[0]).is_dir() and not out.is_dir()
+    files = _files(scenes, bands)
+    single = len(files) == 1 and (is_remote(scenes[0]) or not Path(scenes[0]).is_dir()) and not out.is_dir()
     if single and out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(
             "the map's name", where=out, expected="a name that ends in .tif, or a folder that exists"
@@ -341,7 +347,7 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
         )
     targets = {file: out if single else out / f"{file.stem}.tif" for file in files}
     refuse_clashes(targets)
-    originals = {_one_name(file) for file in files}
+    originals = {_one_name(file) for file in files if isinstance(file, Path)}
     for file, target in targets.items():
         for written in _written(target):
             if _one_name(written) in originals:
@@ -380,10 +386,18 @@ def _one_name(path: Path) -> str:
     return os.fspath(path.resolve()).casefold()
 
 
-def _files(scenes: Sequence[Path]) -> list[Path]:
-    """The scenes, also of folders."""
-    files: list[Path] = []
-    for scene in map(Path, scenes):
+def _files(scenes: Sequence[str | Path], bands: Sequence[int] | Sequence[str] | None) -> list[Path | Address]:
+    """The scenes, also of folders and of STAC items."""
+    files: list[Path | Address] = []
+    names = [band for band in bands or () if isinstance(band, str)] or None
+    for given in scenes:
+        scene = given if is_remote(given) else Path(given)
+        if is_item(scene):
+            files.append(item_scene(scene, names))
+            continue
+        if isinstance(scene, str):
+            files.append(address_of(scene))
+            continue
         found = rasters_in(scene) if scene.is_dir() else [scene]
         if not found:
             raise InputError(
@@ -393,7 +407,7 @@ def _files(scenes: Sequence[Path]) -> list[Path]:
             )
         files += found
     for file in files:
-        if not file.is_file():
+        if isinstance(file, Path) and not file.is_file():
             raise InputError("no such scene", where=file)
     if not files:
         raise InputError("no scene given")
