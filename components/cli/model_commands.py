@@ -388,6 +388,12 @@ def _file_name(model: str) -> str:
     return path.name if path.is_dir() else path.parent.name
 
 
+def _bands(text: str | None) -> list[float] | list[str] | None:
+    """Numbers, or names."""
+    parts = [part.strip() for part in (text or "").split(",")]
+    return parts if text and any(part[:1].isalpha() for part in parts) else numbers("--bands", text)
+
+
 def _gsd(text: str) -> float | str:
     from crossearth.data.common.errors import InputError
 
@@ -414,12 +420,17 @@ def _box(text: str | None) -> dict[str, object]:
 
 @app.command()
 def predict(
-    scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders, searched recursively.")],
+    scenes: Annotated[
+        list[str],
+        typer.Argument(help="Rasters, folders, https:// or s3:// addresses, STAC items (.json)."),
+    ],
     model: Annotated[str, typer.Option(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
     maps: Annotated[Path, typer.Option("--out", help="The map's file; for several scenes a folder.")],
     bands: Annotated[
         str | None,
-        typer.Option(help="Three band numbers in the network's order, e.g. 4,3,2 (default: the model's)."),
+        typer.Option(
+            help="Three bands in the network's order, e.g. 4,3,2 or red,green,blue (default: model's)."
+        ),
     ] = None,
     value_range: Annotated[
         str | None,
@@ -485,7 +496,7 @@ def predict(
 
         found = fetch_model(model)
     given = {
-        "bands": numbers("--bands", bands),
+        "bands": _bands(bands),
         "value_range": numbers("--value-range", value_range),
         "precision": precision,
         "device": device,

@@ -38,6 +38,7 @@ from crossearth.components.predict.outputs import (
 )
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.quick_look import write_quick_look
+from crossearth.components.predict.remote import address_of, is_item, is_remote, item_scene
 from crossearth.components.predict.sliding import Loaded, Plan, Precision, blocks, load_network, plan
 from crossearth.components.predict.strips import Scene, View, open_scene
 from crossearth.components.runtime.code import code_digest
@@ -48,7 +49,7 @@ from crossearth.components.runtime.version import torch_version
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import digest, fsync_dir, partial_dir, write_json
 from crossearth.data.raster.names import RASTER_SUFFIXES
-from crossearth.data.raster.reader import open_raster, rasters_in
+from crossearth.data.raster.reader import Address, UnreachableError, open_raster, rasters_in
 from crossearth.data.raster.reading import BYTES
 from crossearth.model.inference import Tta
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
@@ -61,9 +62,9 @@ class PredictConfig:
     """How scenes are mapped.
 
     Attributes:
-        bands: 1-based band numbers in the order in which the network was trained (red, green, blue, or
-            infrared, red, green); None = those of the model's training files. A model that does not know them
-            takes the first three that are not alpha.
+        bands: 1-based band numbers, or names (of the file's bands, or of a STAC item's), in the order in which
+            the network was trained (red, green, blue, or infrared, red, green); None = those of the model's
+            training files. A model that does not know them takes the first three that are not alpha.
         value_range: values that become 0 and 255, after the scene's scale and offset tags; None = those of
             the model's training files. A model that does not know them takes 8-bit scenes as they are, and of
             others the 2nd and 98th percentile of the chosen bands together, estimated per scene.
@@ -91,7 +92,7 @@ class PredictConfig:
         backbone: file of the model's shared backbone where it was moved.
     """
 
-    bands: tuple[int, ...] | None = None
+    bands: tuple[int, ...] | tuple[str, ...] | None = None
     value_range: tuple[float, float] | None = None
     precision: Precision = "auto"
     device: str = "auto"
@@ -113,8 +114,11 @@ class PredictConfig:
     backbone: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.bands is not None and (len(self.bands) != 3 or min(self.bands) < 1):
-            raise InputError(f"bands: {list(self.bands)}", expected="three band numbers, counted from 1")
+        numbers = [band for band in self.bands or () if isinstance(band, int)]
+        if self.bands is not None and (len(self.bands) != 3 or min(numbers, default=1) < 1):
+            raise InputError(
+                f"bands: {list(self.bands)}", expected="three band numbers, counted from 1, or three names"
+            )
         low, high = self.value_range or (0, 255)
         if not -math.inf < low < high < math.inf:
             raise InputError(f"value_range: {[low, high]}", expected="two rising finite numbers")
@@ -134,7 +138,7 @@ class PredictConfig:
 
 
 def predict(
-    scenes: Sequence[Path],
+    scenes: Sequence[str | Path],
     model: Path,
     out: Path,
     config: PredictConfig = PredictConfig(),
@@ -148,7 +152,8 @@ def predict(
     that is broken does not keep the others from being mapped.
 
     Args:
-        scenes: raster files, or folders of them, searched with everything in them.
+        scenes: raster files, or folders of them, searched with everything in them; https:// and s3://
+            addresses of such files, read by ranges; STAC items, here or there (`.json`).
         model: a model folder or file, see `checkpoint.load`.
         out: the map's file for a single scene; a folder for several scenes or a folder of them.
         own: whether the scenes are files of the user's own, see `open_raster`.
@@ -173,7 +178,7 @@ def predict(
         ExitStack() as stack,
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        targets = _targets(scenes, Path(out), config.wanted)
+        targets = _targets(scenes, Path(out), config.bands, config.wanted)
         meta = read_meta(model)
         config.wanted.class_ids(meta["classes"])
         trained = trained_reading(meta)
@@ -301,10 +306,9 @@ def _map(
             if vector:
                 publish_vector(folder, vector)
             _publish(folder, target)
-        except InputError:
-            parts.remove()  # the next try would meet the same
-            raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, InputError) and not isinstance(error, UnreachableError):
+                parts.remove()  # the next try would meet the same
             parts.remove_if_empty()
             raise
         parts.remove()
@@ -375,10 +379,15 @@ def _write_rows(
     return outputs
 
 
-def _targets(scenes: Sequence[Path], out: Path, wanted: Wanted) -> dict[Path, Path]:
+def _targets(
+    scenes: Sequence[str | Path],
+    out: Path,
+    bands: Sequence[int] | Sequence[str] | None,
+    wanted: Wanted,
+) -> dict[Path | Address, Path]:
     """The map's path per scene."""
-    files = _files(scenes)
-    single = len(files) == 1 and not Path(scenes[0]).is_dir() and not out.is_dir()
+    files = _files(scenes, bands)
+    single = len(files) == 1 and (is_remote(scenes[0]) or not Path(scenes[0]).is_dir()) and not out.is_dir()
     if single and out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(
             "the map's name", where=out, expected="a name that ends in .tif, or a folder that exists"
@@ -395,7 +404,7 @@ def _targets(scenes: Sequence[Path], out: Path, wanted: Wanted) -> dict[Path, Pa
             expected=f"{wanted.vector.suffix} alone: a file beside each map",
         )
     refuse_clashes(targets, wanted)
-    originals = {_one_name(file) for file in files}
+    originals = {_one_name(file) for file in files if isinstance(file, Path)}
     for file, target in targets.items():
         for written in _written(target, wanted):
             if _one_name(written) in originals:
@@ -437,10 +446,18 @@ def _one_name(path: Path) -> str:
     return os.fspath(path.resolve()).casefold()
 
 
-def _files(scenes: Sequence[Path]) -> list[Path]:
-    """The scenes, also of folders."""
-    files: list[Path] = []
-    for scene in map(Path, scenes):
+def _files(scenes: Sequence[str | Path], bands: Sequence[int] | Sequence[str] | None) -> list[Path | Address]:
+    """The scenes, also of folders and of STAC items."""
+    files: list[Path | Address] = []
+    names = [band for band in bands or () if isinstance(band, str)] or None
+    for given in scenes:
+        scene = given if is_remote(given) else Path(given)
+        if is_item(scene):
+            files.append(item_scene(scene, names))
+            continue
+        if isinstance(scene, str):
+            files.append(address_of(scene))
+            continue
         found = rasters_in(scene) if scene.is_dir() else [scene]
         if not found:
             raise InputError(
@@ -450,7 +467,7 @@ def _files(scenes: Sequence[Path]) -> list[Path]:
             )
         files += found
     for file in files:
-        if not file.is_file():
+        if isinstance(file, Path) and not file.is_file():
             raise InputError("no such scene", where=file)
     if not files:
         raise InputError("no scene given")

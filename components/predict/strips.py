@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.enums import ColorInterp
+from rasterio.io import DatasetReader
 
 from crossearth.components.predict import maps
 from crossearth.components.predict.area import Area, Asked, area_of
+from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.names import stacking
 from crossearth.data.raster.pixel_area import pixel_sides_m
-from crossearth.data.raster.reader import Raster, open_raster, refuse_palette
+from crossearth.data.raster.reader import Address, Raster, open_raster, refuse_palette
 from crossearth.data.raster.reading import (
     BILINEAR,
     Bytes,
@@ -57,7 +59,7 @@ class Scene:
         own: whether it is a file of the user's own, see `open_raster`.
     """
 
-    path: Path
+    path: Path | Address
     grid: maps.Grid
     corner: tuple[int, int]
     size: tuple[int, int]
@@ -77,9 +79,9 @@ class Scene:
 
 
 def open_scene(
-    path: Path,
+    path: Path | Address,
     trained: Reading | None = None,
-    bands: Sequence[int] | None = None,
+    bands: Sequence[int] | Sequence[str] | None = None,
     value_range: tuple[float, float] | None = None,
     own: bool = True,
     gsd: Gsd = "auto",
@@ -90,7 +92,7 @@ def open_scene(
     Args:
         trained: how those were read. None = the model does not know: the first three bands that are not
             alpha, 8 bits as they are, and of other types the 2nd to 98th percentile of the scene.
-        bands, value_range: the user's.
+        bands, value_range: the user's; bands by number or by the names that the file has for them.
         own: see `open_raster`.
         gsd: metres per px that the network is to see; "auto" = the training's, where both are known and they
             differ; "native" = the scene's own.
@@ -106,7 +108,8 @@ def open_scene(
         source = raster.dataset
         whole = maps.Grid.of(source)
         refuse_palette(raster, ())
-        chosen, bands_from = _choose_bands(raster, bands, trained)
+        named = path.bands if isinstance(path, Address) else ()
+        chosen, bands_from = _choose_bands(raster, bands, trained, named)
         plan = replace(trained or Reading(chosen, ""), bands=chosen, dtype=raw_dtype(raster, chosen))
         if value_range is not None:
             plan, range_from = replace(plan, value_range=value_range), "as given"
@@ -118,7 +121,7 @@ def open_scene(
         else:
             plan, range_from = replace(plan, value_range=_estimated_range(raster, plan)), "estimated"
         plan.refuse_outside(raster, "give the scene's own with --value-range LOW,HIGH")
-        state = _state(source.files)
+        state = _state(source)
     area = area_of(asked, whole, path) if asked else None
     grid = whole.part(area.rows, area.columns) if area else whole
     scale, resolution = _scale(whole, grid, plan, gsd, path)
@@ -141,13 +144,20 @@ def open_scene(
     )
 
 
-def _state(files: Sequence[str]) -> str:
-    stats = {file: Path(file).stat() for file in files if Path(file).exists()}
-    return digest([files, *((file, each.st_size, each.st_mtime_ns) for file, each in stats.items())])
+def _state(source: DatasetReader) -> str:
+    """Another one where a scene's files are others; of a server's, where its header is another."""
+    stats = [(file, Path(file).stat()) for file in source.files if Path(file).exists()]
+    return digest(
+        [
+            source.name,
+            [(file, each.st_size, each.st_mtime_ns) for file, each in stats],
+            [source.shape, source.dtypes, list(source.transform), source.nodatavals, source.tags()],
+        ]
+    )
 
 
 def _scale(
-    whole: maps.Grid, grid: maps.Grid, plan: Reading, gsd: Gsd, path: Path
+    whole: maps.Grid, grid: maps.Grid, plan: Reading, gsd: Gsd, path: Path | Address
 ) -> tuple[tuple[float, float], str]:
     """Px that the network sees per px of the scene, down and across, and what to say of it."""
     sides_m = pixel_sides_m(grid.crs, grid.transform, grid.width, grid.height)
@@ -199,11 +209,19 @@ def _differs(sides_m: tuple[float, float] | None, scale: tuple[float, float], tr
 
 
 def _choose_bands(
-    raster: Raster, bands: Sequence[int] | None, trained: Reading | None
+    raster: Raster, bands: Sequence[int] | Sequence[str] | None, trained: Reading | None, named: Sequence[str]
 ) -> tuple[tuple[int, int, int], str]:
+    """Numbers of three bands, and who chose them.
+
+    Args:
+        named: of a STAC item's bands those that the raster consists of, in order.
+    """
     source = raster.dataset
-    if bands is not None:
-        asked, origin = bands, "as given"
+    asked: Sequence[int]
+    if named:
+        asked, origin = (1, 2, 3), f"{', '.join(named)} of the item"
+    elif bands is not None:
+        asked, origin = [_number(raster, band) for band in bands], "as given"
     elif trained is not None:
         asked, origin = trained.bands, "the model's"
     else:
@@ -217,7 +235,7 @@ def _choose_bands(
         wanted = "three" if len(asked) < 3 else f"the model's {', '.join(map(str, asked))}"
         raise InputError(
             f"the scene has {source.count} band{'s' * (source.count != 1)}, asked for "
-            + (wanted if bands is None else f"band {max(bands)}"),
+            + (wanted if bands is None else f"band {max(asked)}"),
             where=raster.where,
             expected="the bands that the network was trained on",
             next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)"
@@ -225,6 +243,16 @@ def _choose_bands(
         )
     first, second, third = asked
     return (first, second, third), origin
+
+
+def _number(raster: Raster, band: int | str) -> int:
+    if isinstance(band, int):
+        return band
+    names = {name.lower(): place for place, name in enumerate(raster.dataset.descriptions, 1) if name}
+    if band.lower() not in names:
+        known = listed(names) or "none: its bands have no names, take their numbers"
+        raise InputError(f"no band {band!r}", where=raster.where, expected=known)
+    return names[band.lower()]
 
 
 def _refuse_other_values(raster: Raster, plan: Reading, trained: Reading) -> None:
@@ -246,7 +274,7 @@ def _refuse_other_values(raster: Raster, plan: Reading, trained: Reading) -> Non
     )
 
 
-def _refuse_larger(grid: maps.Grid, plan: Reading, path: Path) -> None:
+def _refuse_larger(grid: maps.Grid, plan: Reading, path: Path | Address) -> None:
     if plan.largest_px is not None and max(grid.width, grid.height) > MOST_SHRUNK * plan.largest_px:
         px = plan.largest_px
         raise InputError(
