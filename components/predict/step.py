@@ -143,6 +143,7 @@ def predict(
     out: Path,
     config: PredictConfig = PredictConfig(),
     own: bool = True,
+    loaded: Loaded | None = None,
 ) -> list[Path]:
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.
 
@@ -157,6 +158,7 @@ def predict(
         model: a model folder or file, see `checkpoint.load`.
         out: the map's file for a single scene; a folder for several scenes or a folder of them.
         own: whether the scenes are files of the user's own, see `open_raster`.
+        loaded: the model, where it is in memory already.
 
     Returns:
         The maps, in the order of the scenes.
@@ -194,7 +196,7 @@ def predict(
                 errors.append(error)
         if not readable:
             raise InputError("\n".join(map(str, errors)))
-        loaded = _load(model, config, config.device)
+        loaded = loaded or _load(model, config, config.device)
         team = None
         if config.jobs > 1:
             load = partial(_load, model, replace(config, batch_size=loaded.batch_size))

@@ -272,7 +272,7 @@ def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
     import mlflow
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -284,7 +284,15 @@ def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
             python_model=str(Path(__file__).with_name("mapper.py")),
             artifacts={key: str(path) for key, path in files.items()},
             signature=ModelSignature(
-                Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
+                Schema([ColSpec(AnyType(), "scene")]),
+                Schema([ColSpec(AnyType(), "class_map")]),
+                ParamSchema(
+                    [
+                        ParamSpec("output", "string", "map"),
+                        ParamSpec("min_area_m2", "double", 0.0),
+                        ParamSpec("simplify_px", "double", 0.0),
+                    ]
+                ),
             ),
             input_example=pd.DataFrame({"scene": [example]}),
             pip_requirements=[
