@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -67,7 +68,7 @@ def documented(readme: Readme) -> tuple[str, list[str]]:
     (block,) = (block for block in readme("sh") if "mlflow models serve" in block)
     lines = block.replace("\\\n", " ").splitlines()
     start = next(line for line in lines if line.startswith("mlflow models serve"))
-    return start, [line for line in lines if line.startswith("curl")]
+    return start.removesuffix("&"), [line for line in lines if line.startswith("curl")]
 
 
 @pytest.fixture(scope="module")
