@@ -62,7 +62,7 @@ class PredictConfig:
     """How scenes are mapped.
 
     Attributes:
-        bands: 1-based band numbers, or names (of the file's bands, or of a STAC item's), in the order in which
+        bands: 1-based band numbers, or names (of the file's bands or of a STAC item's), in the order in which
             the network was trained (red, green, blue, or infrared, red, green); None = those of the model's
             training files. A model that does not know them takes the first three that are not alpha.
         value_range: values that become 0 and 255, after the scene's scale and offset tags; None = those of

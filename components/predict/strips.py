@@ -125,9 +125,7 @@ def open_scene(
     area = area_of(asked, whole, path) if asked else None
     grid = whole.part(area.rows, area.columns) if area else whole
     scale, resolution = _scale(whole, grid, plan, gsd, path)
-    seen = tuple(
-        max(1, round(side * each)) for side, each in zip((grid.height, grid.width), scale, strict=True)
-    )
+    seen = max(1, round(grid.height * scale[0])), max(1, round(grid.width * scale[1]))
     return Scene(
         path,
         grid,
