@@ -8,6 +8,7 @@ Legend: H W px of a bunch of whole rows, N its pieces (from 1; 0 = none).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from scipy import ndimage
 from scipy.cluster.hierarchy import DisjointSet
-from shapely.geometry import shape
 
 from crossearth.components.predict import maps
 from crossearth.data.raster.pixel_area import Ground
@@ -170,7 +170,7 @@ class Regions:
             )
         )
         numbers = np.array([int(number) for _, number in found], int)
-        outlines = np.array([shape(outline) for outline, _ in found], object)
+        outlines = _polygons([outline["coordinates"] for outline, _ in found])
         if self._simplify_px and len(found):
             outlines = shapely.coverage_simplify(outlines, self._simplify_px, simplify_boundary=False)
         wanted = self._wanted[ids_N[numbers]]
@@ -213,6 +213,17 @@ class Regions:
         ended = [region for region in regions if not region.area_m2 < self._min_area_m2]
         self.left_out += len(regions) - len(ended)
         self._sink.add([region.polygon() for region in ended])
+
+
+def _polygons(rings_N: Sequence[Sequence[Any]]) -> Geometries:
+    """Polygons of their rings, the outer one first: all at once, as one by one takes ten times as long."""
+    rings = list(chain.from_iterable(rings_N))
+    points = np.array(list(chain.from_iterable(rings)), float).reshape(-1, 2)
+    lines = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), list(map(len, rings))))
+    polygons: Geometries = shapely.polygons(
+        lines, indices=np.repeat(np.arange(len(rings_N)), list(map(len, rings_N)))
+    )
+    return polygons
 
 
 def _pieces(

@@ -643,7 +643,7 @@ def test_a_folder_of_scenes_and_several_scenes(tmp_path: Path, model: Path) -> N
     other = write(tmp_path / "c.tif", pixels(70, 80))
     out = tmp_path / "out"
     assert predict([folder, other], model, out, FLOAT32) == [out / "a.tif", out / "b.tif", out / "c.tif"]
-    assert {path.suffix for path in out.iterdir()} == {".tif", ".xml", ".png", ".json"}
+    assert {path.suffix for path in out.iterdir()} == {".tif", ".xml", ".png", ".json", ".qml", ".svg"}
 
 
 def test_a_folder_may_be_called_as_a_map(tmp_path: Path, model: Path) -> None:
