@@ -312,7 +312,7 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
         ]
 
     print_table(
-        f"{len(found)} models",
+        f"{len(found)} model{'s' * (len(found) != 1)}",
         ["model", "classes", "bands", "m per px", "licence", "mIoU % unseen / worst / own", "size"],
         [row(each) for each in found],
     )

@@ -170,7 +170,7 @@ def keep(block: Block, names: Sequence[str]) -> Kept:
         one class has all, 1 = all have the same: in steps of `maps.PROBABILITY_STEP`, 255 = nodata;
         "expected" and "spread", float32 (K, H, G), see `estimate.block_sums`.
     """
-    kept = {"ids": block.ids[None]}
+    kept: dict[str, NDArray[Any]] = {"ids": block.ids[None]}
     if "shares" in names:
         kept["shares"] = _steps(block.probabilities, block.valid)
     if "confidence" in names:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from crossearth.components.predict.sliding import Loaded, load_network
 from crossearth.components.predict.step import PredictConfig, map_array, predict
+from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reading import BYTES
 from crossearth.model.weights import checkpoint
@@ -83,7 +84,8 @@ class SceneMapper(PythonModel):
             target = Path(folder) / "map.tif"
             config = PredictConfig()
             if polygons is not None:
-                config = PredictConfig(vector=target.with_suffix(".geojson"), **polygons)
+                given = {"vector": target.with_suffix(".geojson"), **polygons}
+                config = load_config(PredictConfig, given, "params")
             # who calls is a stranger: their files may not point to others
             predict(
                 [scene if "://" in scene else Path(scene)],

@@ -1,4 +1,4 @@
-"""What a registered model is, on one page: data, licences, scores, what it is for and what it is not."""
+"""What a model is, on one page: data, licences, scores, what it is for and what it is not."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +27,9 @@ def model_card(
         catalog.domain(domain).dataset for domain in domains if domain in catalog.domains
     )
     bands, size = _bands(meta, source), _pixel_size(meta, source)
+    intended = "Mapping imagery as that of the training"
+    if source or meta.get("reading"):
+        intended = f"Mapping imagery whose three bands are {bands}, near that ground sample distance"
     trained = (
         f"Trained on one domain, {source.name} ({bands}; {size})" if source else f"Trained on {bands}; {size}"
     )
@@ -54,7 +57,7 @@ def model_card(
         "",
         "## Intended use",
         "",
-        f"Mapping imagery whose three bands are {bands}, near that ground sample distance; research on domain"
+        f"{intended}; research on domain"
         f" generalization. Input: {_values(meta)}; the model normalises them itself.",
         "",
         "## Limits",

@@ -13,6 +13,7 @@ OWNERS = {
     "timm": {"model/layers/backbone.py"},
     "torchmetrics": {"model/metrics.py"},
     "boto3": {"data/tiles/store.py"},
+    "onnxruntime": {"components/export/step.py"},
     "great_expectations": {"components/validate/expectations.py"},
     "mlflow": {
         *(f"components/runtime/{name}.py" for name in ("tracking", "tracking_server")),

@@ -96,7 +96,15 @@ def test_no_models_at_all(typed: Typed) -> None:
     ("model", "known"),
     [
         ("vaihingen-irrg", ["ISPRS Vaihingen", "Selection rule: last", "crossearth register vaihingen-irrg"]),
-        ("models/released", ["# crossearth: released", "It was not scored", "--model models/released"]),
+        (
+            "models/released",
+            [
+                "# crossearth: released",
+                "It was not scored",
+                "as that of the training",
+                "--model models/released",
+            ],
+        ),
     ],
 )
 def test_a_models_card_and_next_commands(home: Path, typed: Typed, model: str, known: list[str]) -> None:
