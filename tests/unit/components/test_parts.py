@@ -18,7 +18,7 @@ import torch
 from rasterio.transform import Affine
 from torch import Tensor, nn
 
-from crossearth.components.predict import compute, sliding, step
+from crossearth.components.predict import compute, step
 from crossearth.components.predict.compute import missing, run
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.sliding import Loaded, plan
