@@ -1,37 +1,38 @@
-"""A server of files that answers by ranges, or refuses as real ones do."""
+"""A server of files that answers by ranges, or refuses as real ones do.
 
+It is a process of its own: GDAL holds Python's lock while it opens a file, and a thread could not answer it.
+"""
+
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Literal
 
-Mood = Literal["fine", "no ranges", "breaks"] | int  # a number is the status of every answer
+MOOD, SENT = ".mood", ".sent"
 
 
-class RangeServer(ThreadingHTTPServer):
-    """Files of a folder; `mood` says how it answers, `sent` counts their bytes."""
+@dataclass(frozen=True)
+class RangeServer:
+    """A server of the files of a folder."""
 
-    daemon_threads = True
+    folder: Path
+    address: str
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.sent = folder, 0
-        self.mood: Mood = "fine"
+    def answer(self, mood: str) -> None:
+        """How it answers from now on: "fine", "no ranges", "breaks" (amid a file), or a status."""
+        (self.folder / MOOD).write_text(mood)
 
     @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, *_: object) -> None:
-        """A client that has read enough hangs up."""
+    def sent(self) -> int:
+        """Bytes of files that it sent."""
+        return sum(map(int, (self.folder / SENT).read_text().split()))
 
 
 class Handler(BaseHTTPRequestHandler):
     """One request."""
-
-    server: RangeServer
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
@@ -43,8 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, with_body: bool) -> None:
-        path, mood = self.server.folder / self.path.partition("?")[0].lstrip("/"), self.server.mood
-        status = mood if isinstance(mood, int) else 200 if path.is_file() else 404
+        path, mood = Path(self.path.partition("?")[0].lstrip("/")), Path(MOOD).read_text()
+        status = int(mood) if mood.isdecimal() else 200 if path.is_file() else 404
         body = path.read_bytes() if status == 200 else b""
         asked = self.headers.get("Range", "").removeprefix("bytes=")
         if asked and status == 200 and mood != "no ranges":
@@ -61,16 +62,26 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         with suppress(ConnectionError):
             if with_body:
-                self.server.sent += len(body)
                 self.wfile.write(body)
+                with Path(SENT).open("a") as file:
+                    file.write(f"{len(body)}\n")
 
 
 @contextmanager
 def range_server(folder: Path) -> Iterator[RangeServer]:
     """Serves a folder."""
-    with RangeServer(folder) as server:
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    (folder / SENT).touch()
+    (folder / MOOD).write_text("fine")
+    command = [sys.executable, __file__]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield server
+            assert process.stdout
+            yield RangeServer(folder, f"http://127.0.0.1:{int(process.stdout.readline())}")
         finally:
-            server.shutdown()
+            process.kill()
+
+
+if __name__ == "__main__":
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    print(server.server_port, flush=True)
+    server.serve_forever()
