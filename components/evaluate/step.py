@@ -48,7 +48,7 @@ class EvaluateConfig:
     Attributes:
         batch_size: sliding windows per forward pass, over as many tiles as that takes; None = so many as keep
             the device busy.
-        tta: "d4" = scores are the mean over the 8 flips and quarter turns of a window; "none" is the authors'.
+        tta: "d4" = scores are the mean over the 8 flips and quarter turns of a window; "none" as the authors.
         device: torch device, "auto" = the GPU if there is one.
         readers: threads that read and hash tiles while the network works.
         panels: how many best and how many worst tiles of a target are kept as pictures.

@@ -177,9 +177,9 @@ class Taps:
 def plan(scene: Scene, config: NetworkConfig, batch_size: int) -> Plan:
     """Cuts a scene for a network."""
     crop, stride = config.crop_px, config.stride_px
-    windows = Windows((crop, crop), *(_starts(side, crop, stride) for side in scene.seen), bump=True)
+    tops, lefts = (_starts(side, crop, stride) for side in scene.seen)
+    windows = Windows((crop, crop), tops, lefts, bump=True)
     at_once = max(1, batch_size // len(windows.lefts))
-    tops = windows.tops
     groups = [tops[first : first + at_once] for first in range(0, len(tops), at_once)]
     down, across = (
         Taps.between(side, seen)

@@ -143,6 +143,15 @@ def refused(words: str, where: str) -> UnreachableError:
     )
 
 
+def _answer(said: Sequence[str]) -> str:
+    """What a server answered that GDAL could not open a file of; "" = a file that is no image."""
+    words = [_words(each) for each in said if AGAIN not in each]
+    known = [each for each in words if any(re.search(pattern, each) for pattern in ANSWERS)]
+    if known:
+        return known[0]
+    return "" if any("not recognized as" in each for each in words) else words[-1]
+
+
 class Raster(NamedTuple):
     """An open raster and how to name it to the user; its pixels are read by these methods.
 
@@ -310,8 +319,8 @@ def open_raster(source: Member | Path | Address, own: bool = True) -> Iterator[R
             with _hearing(said):
                 dataset = stack.enter_context(DatasetReader(path, driver=drivers))
         except RasterioError as error:
-            if remote and not (str(error) + "".join(said)).count("not recognized as"):
-                raise refused(_words(str(error)), where) from error
+            if remote and (answer := _answer([*said, str(error)])):
+                raise refused(answer, where) from error
             lone = packed or not own or remote
             raise InputError(
                 f"not an image that can be read: {_words(str(error))}",
