@@ -198,8 +198,7 @@ def plan(scene: Scene, config: NetworkConfig, batch_size: int) -> Plan:
 def _starts(side: int, crop: int, stride: int) -> list[int]:
     """First px of the windows along a side of the seen grid."""
     padded = crop if side <= crop else side + 2 * ((crop - stride) // 2)
-    before = 0 if side <= crop else (padded - side) // 2
-    return [start - before for start in window_starts(padded, crop, stride)]
+    return [start - (padded - side) // 2 for start in window_starts(padded, crop, stride)]
 
 
 def blocks(
