@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
-Headline = Literal["mean", "foreground"]
+PrimaryMetric = Literal["mean", "foreground"]
 
 # replicates x tiles that one block of resampling weights may hold (32 MB of int32)
 _BLOCK = 8_000_000
@@ -25,7 +25,7 @@ class Scores:
         iou: (K,) intersection over union per class; NaN for a class without labelled pixels.
         f1: (K,) F1 per class; NaN for a class without labelled pixels.
         pixels: (K,) labelled pixels per class.
-        headline: the number of the benchmark's table: mean of `iou` over the classes present, or, for
+        primary_metric: the number of the benchmark's table: mean of `iou` over the classes present, or, for
             binary sets, the IoU of class 1.
         accuracy: share of the labelled pixels that are right.
         mean_f1: mean of `f1` over the classes present.
@@ -34,7 +34,7 @@ class Scores:
     iou: Shares
     f1: Shares
     pixels: Counts
-    headline: float
+    primary_metric: float
     accuracy: float
     mean_f1: float
 
@@ -63,16 +63,16 @@ def class_iou(counts_3K: Counts) -> Shares:
         return np.where(labelled > 0, hits / (predicted + labelled - hits), np.nan)
 
 
-def headline_iou(iou_K: Shares, headline: Headline) -> Shares:
+def primary_iou(iou_K: Shares, primary_metric: PrimaryMetric) -> Shares:
     """(..., K) -> (...): mean over the classes present, or the IoU of class 1; NaN where none is present."""
-    if headline == "foreground":
+    if primary_metric == "foreground":
         return iou_K[..., 1]
     present = ~np.isnan(iou_K)
     with np.errstate(invalid="ignore"):
         return np.where(present, iou_K, 0.0).sum(-1) / present.sum(-1)
 
 
-def score(confusion_KK: Counts, headline: Headline = "mean") -> Scores:
+def score(confusion_KK: Counts, primary_metric: PrimaryMetric = "mean") -> Scores:
     """Scores of a (K, K) confusion matrix, rows = label, columns = prediction."""
     counts_3K = outcome_counts(confusion_KK)
     hits, predicted, labelled = counts_3K.astype(np.float64)
@@ -84,14 +84,14 @@ def score(confusion_KK: Counts, headline: Headline = "mean") -> Scores:
         iou=iou_K,
         f1=f1_K,
         pixels=counts_3K[2],
-        headline=float(headline_iou(iou_K, headline)),
+        primary_metric=float(primary_iou(iou_K, primary_metric)),
         accuracy=float(accuracy),
-        mean_f1=float(headline_iou(f1_K, "mean")),
+        mean_f1=float(primary_iou(f1_K, "mean")),
     )
 
 
 def bootstrap(
-    tile_sets: list[Counts], headline: Headline, replicates: int, rng: np.random.Generator
+    tile_sets: list[Counts], primary_metric: PrimaryMetric, replicates: int, rng: np.random.Generator
 ) -> Shares:
     """Headline scores of resampled tiles: each replicate draws the N tiles with replacement.
 
@@ -99,7 +99,7 @@ def bootstrap(
 
     Args:
         tile_sets: S arrays (N, 3, K) of the same N tiles, as `outcome_counts` gives them.
-        headline: which number is bootstrapped.
+        primary_metric: which number is bootstrapped.
         replicates: R.
         rng: source of the draws.
 
@@ -115,7 +115,7 @@ def bootstrap(
         blocks.append([draws_RN @ tiles for tiles in flat])
     num_classes = tile_sets[0].shape[-1]
     sums = [np.concatenate(parts).reshape(replicates, 3, num_classes) for parts in zip(*blocks, strict=True)]
-    return np.stack([headline_iou(class_iou(counts), headline) for counts in sums])
+    return np.stack([primary_iou(class_iou(counts), primary_metric) for counts in sums])
 
 
 def interval(values_R: Shares, level: float = 0.95) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from crossearth.components.runtime.params import Params, load_params
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.config import load_config, read_yaml
 from crossearth.data.common.errors import InputError
-from crossearth.pipelines.resources import Values, place
+from crossearth.pipelines.resources import Values, configure_pod
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ def read_inputs(
     from crossearth.components.plan.configs import check  # brings torch, which lists of runs do without
 
     if not params_file.exists():
-        raise InputError("no such file", where=params_file, next_step="give the numbers with --params FILE")
+        raise InputError(
+            "no such file", where=params_file, next_step="give the parameters with --params FILE"
+        )
     params = load_params(params_file)
     paths = list({path.resolve(): path for path in (*params.catalogs, *catalogs)}.values())
     plain = {**read_yaml(params_file), "catalogs": []}
@@ -116,7 +118,7 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
 
         Args:
             recipes: names of the recipes to train; the default is all that the catalog derives.
-            params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's numbers.
+            params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's parameters.
             catalogs: list of the contents of further catalog files with your own domains and settings.
             workspace: the shared folder, where the claim is mounted.
             store: s3://bucket/prefix that ingested domains are mirrored to, empty for none.
@@ -161,7 +163,7 @@ class Prepared:
 def finish_task(workspace: Any, values: Values) -> dsl.PipelineTask:
     """The exit handler's task."""
     task = steps.finish(workspace=workspace, pipeline=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
-    return place(task, "finish", values)
+    return configure_pod(task, "finish", values)
 
 
 def prepare(
@@ -192,7 +194,7 @@ def prepare(
         stylize_shards=stylize_shards,
         wanted=wanted(values),
     )
-    place(planned, "plan", values)
+    configure_pod(planned, "plan", values)
     repository, revision, path = dvc
     archives = steps.archives(
         workspace=workspace,
@@ -202,13 +204,13 @@ def prepare(
         path=path,
         needed=planned.outputs["archives"],
     )
-    place(archives, "archives", values)
+    configure_pod(archives, "archives", values)
     datasets = planned.outputs["Output"]
     with dsl.ParallelFor(datasets, name="datasets", parallelism=values.parallel.ingest) as dataset:
         ingested = steps.ingest(workspace=workspace, item=dataset, archives=archives.output, store=store)
-        place(ingested, "ingest", values)
+        configure_pod(ingested, "ingest", values)
     fitted = steps.styles(workspace=workspace, archives=archives.output, key=planned.outputs["styles"])
-    place(fitted, "styles", values)
+    configure_pod(fitted, "styles", values)
     validated = steps.validate(
         workspace=workspace,
         items=datasets,
@@ -217,17 +219,17 @@ def prepare(
         styles=fitted.output,
         key=planned.outputs["validate"],
     )
-    place(validated, "validate", values)
+    configure_pod(validated, "validate", values)
     items = validated.outputs["Output"]
     if stylize_shards:
         dealt = steps.shards(
             workspace=workspace, recipes=items, number=stylize_shards, key=planned.outputs["stylize"]
         )
-        place(dealt, "shards", values)
+        configure_pod(dealt, "shards", values)
         with dsl.ParallelFor(
             dealt.output, name="stylize-shards", parallelism=values.parallel.stylize
         ) as shard:
-            place(steps.stylize(workspace=workspace, item=shard), "stylize", values)
+            configure_pod(steps.stylize(workspace=workspace, item=shard), "stylize", values)
     return Prepared(items, validated.outputs["coverage"], planned.outputs["report"])
 
 
@@ -251,14 +253,14 @@ def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, va
             processes=values.processes("train"),
             job=values.train_job(),
         )
-        place(trained, "train", values)
+        configure_pod(trained, "train", values)
         scored = steps.evaluate(
             workspace=workspace,
             item=recipe,
             model=trained.outputs["Output"],
             processes=values.processes("evaluate"),
         )
-        place(scored, "evaluate", values)
+        configure_pod(scored, "evaluate", values)
     reported = steps.report(
         workspace=workspace,
         recipes=prepared.recipes,
@@ -267,4 +269,4 @@ def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, va
         key=prepared.report,
         register_models=register_models,
     )
-    place(reported, "report", values)
+    configure_pod(reported, "report", values)

@@ -5,7 +5,7 @@ from kfp.dsl.graph_component import GraphComponent
 
 from crossearth.components.pods import components as steps
 from crossearth.pipelines.benchmark import Inputs, finish_task, wanted
-from crossearth.pipelines.resources import Values, place
+from crossearth.pipelines.resources import Values, configure_pod
 
 
 def inference(inputs: Inputs, values: Values) -> GraphComponent:
@@ -49,9 +49,9 @@ def inference(inputs: Inputs, values: Values) -> GraphComponent:
                 source=scenes,
                 shards=shards,
             )
-            place(listed, "scenes", values)
+            configure_pod(listed, "scenes", values)
             with dsl.ParallelFor(listed.output, name="shards", parallelism=values.parallel.predict) as shard:
-                place(
+                configure_pod(
                     steps.predict(workspace=workspace, item=shard, model=model, out=out, config=predict),
                     "predict",
                     values,

@@ -18,7 +18,7 @@ from kfp import local
 from crossearth.components.pods.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.components.runtime.places import data_dir, style_weights_dir
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import alone
+from crossearth.data.common.files import file_lock
 from crossearth.pipelines.benchmark import Inputs
 from crossearth.pipelines.graphs import PipelineError, arguments, build
 from crossearth.pipelines.resources import LOCAL
@@ -92,7 +92,7 @@ def run_local(
         run_dir.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the workspace: {error}", where=workspace) from error
-    with alone(run_dir), _runner(workspace, docker) as runner, warnings.catch_warnings():
+    with file_lock(run_dir), _runner(workspace, docker) as runner, warnings.catch_warnings():
         shutil.rmtree(workspace / FAILURES, ignore_errors=True)
         # the image plays no part where steps run as processes
         warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)

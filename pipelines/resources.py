@@ -311,7 +311,7 @@ def load_values(path: Path) -> Values:
     return load_config(Values, values, path)
 
 
-def place(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
+def configure_pod(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
     """Gives a task its image, resources, volumes, secrets, retries and cache setting."""
     # beside a TrainJob the step's own pod only follows it
     wanted = values.default if step == "train" and values.trainer.nodes > 1 else values.resources(step)

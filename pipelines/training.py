@@ -44,7 +44,7 @@ def training(inputs: Inputs, values: Values) -> GraphComponent:
 
         Args:
             recipe: name of the recipe to train.
-            params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's numbers.
+            params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's parameters.
             catalogs: list of the contents of further catalog files with your own domains and settings.
             workspace: the shared folder, where the claim is mounted.
             store: s3://bucket/prefix that ingested domains are mirrored to, empty for none.

@@ -17,7 +17,7 @@ from crossearth.components.evaluate.results import (
 from crossearth.components.runtime.palette import safe_palette
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
 from crossearth.data.common.files import digest
-from crossearth.model.scores import class_iou, headline_iou, outcome_counts
+from crossearth.model.scores import class_iou, outcome_counts, primary_iou
 
 
 def write_fake_results(
@@ -58,7 +58,7 @@ def write_fake_results(
                 "labelled": outcome[2].tolist(),
             }
             for index, outcome in enumerate(outcome_counts(counts))
-            for value in [headline_iou(class_iou(outcome), class_set.headline)]
+            for value in [primary_iou(class_iou(outcome), class_set.primary_metric)]
         ]
         tiles_sha256 = write_tiles(folder / tile_file(setting.target), rows)
         settings.append(
@@ -94,7 +94,7 @@ def write_fake_results(
         class_set=class_set.name,
         classes=class_set.classes,
         palette=class_set.palette,
-        headline=class_set.headline,
+        primary_metric=class_set.primary_metric,
         model_sha256=digest([recipe.name, seed, "weights"]),
         lineage={"git_revision": "0000000", "machine": "x86_64, 2 CPUs", "device": "cpu", "code": "0" * 16},
         settings=tuple(settings),
@@ -127,7 +127,7 @@ def _target(
     predicted = np.where(noise.random(label.shape) < level, label, guessed).astype(np.uint8)
     cell = label.reshape(tiles, -1).astype(np.int64) * num + predicted.reshape(tiles, -1)
     counts = np.stack([np.bincount(row, minlength=num * num).reshape(num, num) for row in cell])
-    ious = headline_iou(class_iou(outcome_counts(counts)), class_set.headline)
+    ious = primary_iou(class_iou(outcome_counts(counts)), class_set.primary_metric)
     ranked = [int(index) for index in np.argsort(ious)]
     colours = np.array([ImageColor.getrgb(colour) for colour in safe_palette(class_set.palette)], np.uint8)
     (folder / "panels" / target).mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.tiles.dataset import Batch
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
-from crossearth.model.training.multitask import BRANCHES, MultiTask, TaskConfig
+from crossearth.model.training.multitask import BRANCHES, MultiTaskLoss, TaskConfig
 from crossearth.model.weights.checkpoint import state_digest
 
 CATALOG = load_catalog()
@@ -73,7 +73,7 @@ def share_gradients(processes: Processes) -> dict[str, object]:
         network.backbone.vit.cls_token.fill_(processes.rank)
     shift(network, processes.rank)
     before = float(network.rein.delta.bias[0])
-    gradients = Gradients(MultiTask(network, BRANCHES["full"], TaskConfig(), None, 0), processes, False)
+    gradients = Gradients(MultiTaskLoss(network, BRANCHES["full"], TaskConfig(), None, 0), processes, False)
     torch.manual_seed(processes.rank)
     batch: Batch = {
         "image": torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8),

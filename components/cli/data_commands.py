@@ -17,8 +17,8 @@ from crossearth.components.cli.terminal import (
     ParamsFile,
     ShardOption,
     done,
-    numbers,
     out,
+    parse_numbers,
     print_table,
 )
 from crossearth.components.runtime.places import ARTIFACTS, data_dir, inputs, style_weights_dir
@@ -99,7 +99,7 @@ def domains(catalog: Catalogs = None, as_json: AsJson = False) -> None:
 def plan(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Recipes: print their numbers and where each comes from; write nothing."),
+        typer.Argument(help="Recipes: print their parameters and where each comes from; write nothing."),
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
@@ -108,12 +108,12 @@ def plan(
 
     The number of threads (OMP_NUM_THREADS) is no part of them: it changes the last digits of the weights.
     """
-    from crossearth.components.plan.step import numbers
+    from crossearth.components.plan.step import parameters
     from crossearth.components.plan.step import plan as run
 
     params, loaded = inputs(params_file, catalog)
     for recipe in [loaded.recipe(name).name for name in names or ()]:
-        rows = [[name, json.dumps(value), origin] for name, value, origin in numbers(params, recipe)]
+        rows = [[name, json.dumps(value), origin] for name, value, origin in parameters(params, recipe)]
         print_table(f"{recipe}, preset {params.preset}", ["number", "value", "from"], rows)
     if names:
         return
@@ -262,7 +262,7 @@ def styles_fit(
     params, _ = inputs(params_file, None)
     config = params.config(StylesConfig, "styles")
     if value_range is not None:
-        given = {**params.values("styles"), "value_range": numbers("--value-range", value_range)}
+        given = {**params.values("styles"), "value_range": parse_numbers("--value-range", value_range)}
         config = load_config(StylesConfig, given, "styles fit")
     images = images or params.style_images
     written = fit_styles(images, ARTIFACTS / "styles", config, style_weights_dir(), Shard.parse(shard))

@@ -21,8 +21,8 @@ from crossearth.components.cli.terminal import (
     ParamsFile,
     done,
     err,
-    numbers,
     out,
+    parse_numbers,
     print_table,
     print_whole,
 )
@@ -391,7 +391,7 @@ def _file_name(model: str) -> str:
 def _bands(text: str | None) -> list[float] | list[str] | None:
     """Numbers, or names."""
     parts = [part.strip() for part in (text or "").split(",")]
-    return parts if text and any(part[:1].isalpha() for part in parts) else numbers("--bands", text)
+    return parts if text and any(part[:1].isalpha() for part in parts) else parse_numbers("--bands", text)
 
 
 def _gsd(text: str) -> float | str:
@@ -411,7 +411,7 @@ def _box(text: str | None) -> dict[str, object]:
     if text is None:
         return {}
     *sides, crs = text.split(",") if text.count(",") == 4 else (*text.split(","), "")
-    bounds = numbers("--bbox", ",".join(sides))
+    bounds = parse_numbers("--bbox", ",".join(sides))
     if bounds is None or len(bounds) != 4:
         expected = "west,south,east,north in degrees, or with a CRS behind them: ...,EPSG:32633"
         raise InputError(f"--bbox: {text!r}", expected=expected)
@@ -497,7 +497,7 @@ def predict(
         found = fetch_model(model)
     given = {
         "bands": _bands(bands),
-        "value_range": numbers("--value-range", value_range),
+        "value_range": parse_numbers("--value-range", value_range),
         "precision": precision,
         "device": device,
         "batch_size": batch_size,

@@ -47,7 +47,7 @@ def print_whole(renderable: RenderableType) -> None:
     (out if out.is_terminal else Console(width=160)).print(renderable)
 
 
-def numbers(option: str, text: str | None) -> list[float] | None:
+def parse_numbers(option: str, text: str | None) -> list[float] | None:
     """The numbers of an option, `3,2,1`; None where it was not given."""
     from crossearth.data.common.errors import InputError
 

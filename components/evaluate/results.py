@@ -20,11 +20,17 @@ from PIL import Image
 from crossearth.data.catalog.domains import mlflow_name
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_path, read_sealed, sha256_file, write_sealed, write_text
-from crossearth.model.scores import Counts, Headline, Scores, score
+from crossearth.data.common.files import (
+    atomic_path,
+    read_checksummed,
+    sha256_file,
+    write_checksummed,
+    write_text,
+)
+from crossearth.model.scores import Counts, PrimaryMetric, Scores, score
 
 DETAILS, TABLE = "details.json", "scores.csv"
-HEADLINE_ROW = "mean"
+PRIMARY_METRIC_ROW = "mean"
 PROVENANCES = ("synthetic", "own", "publisher")  # from the least real
 COLUMNS = (
     "setting",
@@ -48,7 +54,7 @@ TILE_SCHEMA = pa.schema(
     [
         ("tile_id", pa.string()),
         ("scene", pa.string()),
-        ("iou", pa.float64()),  # headline of this tile alone; null where it has no labelled pixel of it
+        ("iou", pa.float64()),  # primary metric of this tile alone; null where it has no labelled pixel of it
         ("hits", pa.list_(pa.int64())),  # px per class
         ("predicted", pa.list_(pa.int64())),
         ("labelled", pa.list_(pa.int64())),
@@ -123,7 +129,7 @@ class RecipeResult:
     class_set: str
     classes: tuple[str, ...]
     palette: tuple[str, ...]
-    headline: Headline
+    primary_metric: PrimaryMetric
     model_sha256: str
     lineage: dict[str, Any]
     settings: tuple[SettingResult, ...] = ()
@@ -131,13 +137,13 @@ class RecipeResult:
 
     def scores(self, result: SettingResult) -> Scores:
         """The scores of one of this recipe's settings."""
-        return score(np.array(result.confusion, dtype=np.int64), self.headline)
+        return score(np.array(result.confusion, dtype=np.int64), self.primary_metric)
 
     def summary(self) -> dict[str, float]:
         """Headline IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
         of_kind: dict[bool, list[float | None]] = {True: [], False: []}
         for each in self.settings:
-            of_kind[each.unseen].append(defined(self.scores(each).headline))
+            of_kind[each.unseen].append(nan_to_none(self.scores(each).primary_metric))
         return summary_metrics(of_kind[True], of_kind[False])
 
     def tile_table(self, result: SettingResult) -> pa.Table:
@@ -170,7 +176,7 @@ class RecipeResult:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of scores.csv: a class of a setting, or its headline ("mean"); fractions 0..1, None = blank."""
+    """A row of scores.csv: a class of a setting or its primary metric ("mean"); fractions, None = blank."""
 
     setting: str
     source: str
@@ -194,7 +200,7 @@ def tile_file(target: str) -> str:
 
 
 def summary_metrics(unseen: list[float | None], seen: list[float | None]) -> dict[str, float]:
-    """`SUMMARY_METRICS` of many headline scores; what an undefined score leaves undefined is left out."""
+    """`SUMMARY_METRICS` of many primary scores; what an undefined score leaves undefined is left out."""
     mean, worst, in_domain = SUMMARY_METRICS
     values: dict[str, float] = {}
     if unseen and (known := [score for score in unseen if score is not None]) == unseen:
@@ -209,7 +215,7 @@ def metric_name(*parts: str) -> str:
     return "/".join(map(mlflow_name, parts))
 
 
-def defined(value: float) -> float | None:
+def nan_to_none(value: float) -> float | None:
     """NaN as None: JSON and CSV know blanks, not NaN."""
     return None if np.isnan(value) else float(value)
 
@@ -220,14 +226,14 @@ def weakest(provenances: Iterable[str]) -> str:
 
 
 def rows_of(result: RecipeResult) -> list[Row]:
-    """The rows of scores.csv for one recipe: per setting its headline, then its classes."""
+    """The rows of scores.csv for one recipe: per setting its primary metric, then its classes."""
     rows = []
     for setting in result.settings:
         scores = result.scores(setting)
         known = setting.published_iou or (None,) * len(result.classes)
-        headline = (HEADLINE_ROW, scores.headline, scores.pixels.sum(), setting.published)
+        primary_metric = (PRIMARY_METRIC_ROW, scores.primary_metric, scores.pixels.sum(), setting.published)
         per_class = zip(result.classes, scores.iou, scores.pixels, known, strict=True)
-        for class_name, iou, pixels, published in (headline, *per_class):
+        for class_name, iou, pixels, published in (primary_metric, *per_class):
             rows.append(
                 Row(
                     setting=setting.setting,
@@ -239,7 +245,7 @@ def rows_of(result: RecipeResult) -> list[Row]:
                     seed=result.seed,
                     selection=result.selection,
                     class_name=class_name,
-                    iou=defined(iou),
+                    iou=nan_to_none(iou),
                     pixels=int(pixels),
                     published=published,
                     evidence=setting.evidence,
@@ -271,7 +277,7 @@ def write_results(result: RecipeResult) -> None:
     """Writes details.json and scores.csv into the result's folder, details first."""
     values = asdict(result)
     del values["folder"]
-    write_sealed(result.folder / DETAILS, values)
+    write_checksummed(result.folder / DETAILS, values)
     write_table(result.folder / TABLE, rows_of(result))
 
 
@@ -301,7 +307,7 @@ def read_results(folder: Path) -> RecipeResult:
     path = Path(folder) / DETAILS
     if not path.is_file():
         raise InputError("no results here", where=folder, next_step="crossearth evaluate RECIPE")
-    return load_config(RecipeResult, read_sealed(path) | {"folder": Path(folder)}, path)
+    return load_config(RecipeResult, read_checksummed(path) | {"folder": Path(folder)}, path)
 
 
 def find_results(folders: Sequence[Path]) -> list[RecipeResult]:

@@ -23,12 +23,12 @@ from torch import Tensor
 from crossearth.components.runtime.processes import Processes
 from crossearth.data.catalog.labels import IGNORE, remap_table
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.prefetch import ahead
+from crossearth.data.common.prefetch import prefetch
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import Tta, predict_labels, window_starts
 from crossearth.model.metrics import ConfusionMatrix
-from crossearth.model.scores import Counts, Headline, class_iou, headline_iou, outcome_counts
+from crossearth.model.scores import Counts, PrimaryMetric, class_iou, outcome_counts, primary_iou
 
 Pixels = NDArray[np.uint8]
 
@@ -52,7 +52,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class ScoredTile:
-    """A tile's row in the manifest, its counts (3, K) and its headline IoU, NaN where that is undefined."""
+    """A tile's row in the manifest, its counts (3, K) and its primary IoU, NaN where that is undefined."""
 
     index: int
     counts: Counts
@@ -92,7 +92,7 @@ def score_target(
     model: CrossEarth,
     manifest: Manifest,
     remap: Sequence[int],
-    headline: Headline,
+    primary_metric: PrimaryMetric,
     processes: Processes,
     *,
     batch_size: int,
@@ -107,7 +107,7 @@ def score_target(
         model: in evaluation mode, on its device.
         manifest: the target's split.
         remap: new class id per id of the manifest's class set.
-        headline: which IoU ranks the tiles.
+        primary_metric: which IoU ranks the tiles.
         processes: among which the tiles are shared out; every one gets the whole result.
         batch_size: sliding windows per forward pass.
         readers: threads that read and hash tiles while the network works.
@@ -124,7 +124,7 @@ def score_target(
     table = remap_table(remap)
     batches = _batches(manifest, batch_size, model)[processes.rank :: processes.size]
     started = time.perf_counter()
-    read = ahead(lambda rows: [_read(manifest, row, table) for row in rows], batches, readers)
+    read = prefetch(lambda rows: [_read(manifest, row, table) for row in rows], batches, readers)
     for tiles in _watch(manifest, processes, read):
         problems += [tile.problem for tile in tiles if tile.problem]
         if problems:  # no score will come of this: only read on, to name all that is wrong
@@ -133,7 +133,7 @@ def score_target(
         predicted_BHW = _predict(model, tiles, batch_size, tta)
         found.network_seconds += time.perf_counter() - entered
         for tile, predicted_HW in zip(tiles, predicted_BHW, strict=True):
-            picture = _score(confusion, tile, predicted_HW, headline)
+            picture = _score(confusion, tile, predicted_HW, primary_metric)
             found.tiles.append(picture.tile)
             if on_prediction:
                 on_prediction(tile.index, picture.prediction)
@@ -162,11 +162,13 @@ def _predict(model: CrossEarth, tiles: Sequence[Tile], batch_size: int, tta: Tta
     return predicted_BHW
 
 
-def _score(confusion: ConfusionMatrix, tile: Tile, predicted_HW: Tensor, headline: Headline) -> Picture:
+def _score(
+    confusion: ConfusionMatrix, tile: Tile, predicted_HW: Tensor, primary_metric: PrimaryMetric
+) -> Picture:
     """Adds a tile to the counts; gives its own."""
     label_HW = torch.from_numpy(tile.label).to(predicted_HW.device)
     counts = outcome_counts(confusion(predicted_HW, label_HW).cpu().numpy())
-    scored = ScoredTile(tile.index, counts, float(headline_iou(class_iou(counts), headline)))
+    scored = ScoredTile(tile.index, counts, float(primary_iou(class_iou(counts), primary_metric)))
     return Picture(scored, tile.image, tile.label, predicted_HW.cpu().numpy())
 
 
@@ -206,7 +208,7 @@ def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
 
 def _watch(manifest: Manifest, processes: Processes, batches: Iterator[list[Tile]]) -> Iterator[list[Tile]]:
     """Passes batches through under a progress bar on a terminal."""
-    quiet = not (processes.is_first and sys.stderr.isatty())
+    quiet = not (processes.is_main_process and sys.stderr.isatty())
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
         task = progress.add_task(manifest.domain, total=len(manifest))
         for tiles in batches:
@@ -229,11 +231,11 @@ def _extreme(pictures: list[Picture], number: int, sign: int) -> list[Picture]:
 
 def _merge(found: TargetScores, problems: list[str], processes: Processes, num_pictures: int) -> None:
     """Puts the shares of all processes together, in every process, and makes best and worst disjoint."""
-    shares: list[Any] = [(found.tiles, found.worst, found.best, list(problems))] * processes.size
+    found_everywhere: list[Any] = [(found.tiles, found.worst, found.best, list(problems))] * processes.size
     if processes.size > 1:
-        dist.all_gather_object(shares, shares[0])
+        dist.all_gather_object(found_everywhere, found_everywhere[0])
     found.tiles, found.worst, found.best, problems[:] = (
-        [item for share in shares for item in share[part]] for part in range(4)
+        [item for share in found_everywhere for item in share[part]] for part in range(4)
     )
     found.tiles.sort(key=lambda tile: tile.index)
     candidates = {picture.tile.index: picture for picture in (*found.worst, *found.best)}

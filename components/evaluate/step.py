@@ -15,8 +15,8 @@ from crossearth.components.evaluate.results import (
     Panel,
     RecipeResult,
     SettingResult,
-    defined,
     metric_name,
+    nan_to_none,
     read_picture,
     read_results,
     tile_file,
@@ -121,11 +121,11 @@ def evaluate(
     )
     with (
         join_processes() as processes,
-        processes.alone(out_dir, f"an evaluation of {recipe.name}"),
+        processes.file_lock(out_dir, f"an evaluation of {recipe.name}"),
         enough_memory(f"recipe {recipe.name}", used, lower),
     ):
         scored = _scored_before(out_dir, config)
-        done = set(processes.share_first(list(scored)))  # the first process keeps what all went through
+        done = set(processes.broadcast(list(scored)))  # the first process keeps what all went through
         model = None
         for setting in recipe.settings:
             target = targets[setting.target]
@@ -137,7 +137,7 @@ def evaluate(
                     model,
                     target.manifest,
                     target.remap,
-                    class_set.headline,
+                    class_set.primary_metric,
                     processes,
                     batch_size=config.batch_size or windows_per_pass(model),
                     tta=config.tta,
@@ -145,9 +145,9 @@ def evaluate(
                     num_pictures=config.panels,
                     on_prediction=prediction_writer(place, target.manifest, class_set, config.predictions),
                 )
-                if processes.is_first:
+                if processes.is_main_process:
                     scored[target.key] = _keep(out_dir, setting, target, scores, class_set)
-            if processes.is_first:
+            if processes.is_main_process:
                 named = tuple(
                     _name(scored[of.key], each, catalog, meta, of.manifest)
                     for each in recipe.settings
@@ -155,7 +155,7 @@ def evaluate(
                 )
                 result = replace(result, settings=named)
                 write_results(result)
-        if processes.is_first:
+        if processes.is_main_process:
             _track(result, meta)
     return out_dir
 
@@ -187,7 +187,7 @@ def _target(
         "network": meta["network"],
         "manifest": manifest.digest,
         "remap": remap,
-        "headline": class_set.headline,
+        "primary_metric": class_set.primary_metric,
         "palette": class_set.palette,
         "config": asdict(replace(config, device="auto", readers=1)),
         "code": code_digest("evaluate"),
@@ -211,7 +211,7 @@ def _describe(
         class_set=class_set.name,
         classes=class_set.classes,
         palette=class_set.palette,
-        headline=class_set.headline,
+        primary_metric=class_set.primary_metric,
         model_sha256=meta["sha256"],
         lineage={
             "code": code_digest("evaluate"),
@@ -314,7 +314,7 @@ def _tile_row(row: dict[str, Any], tile: ScoredTile) -> dict[str, Any]:
     return {
         "tile_id": row["tile_id"],
         "scene": row["scene"],
-        "iou": defined(tile.iou),
+        "iou": nan_to_none(tile.iou),
         "hits": hits,
         "predicted": predicted,
         "labelled": labelled,
@@ -327,7 +327,7 @@ def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
     for setting in result.settings:
         scores, target = result.scores(setting), setting.target
         metrics |= {
-            metric_name("miou", target): scores.headline,
+            metric_name("miou", target): scores.primary_metric,
             metric_name("accuracy", target): scores.accuracy,
             metric_name("f1", target): scores.mean_f1,
         }
@@ -343,7 +343,7 @@ def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
         "scored_with": str(result.lineage["git_revision"]),
     }
     told = [
-        f"| {each.setting} | {each.gap} | {100 * result.scores(each).headline:.1f} |"
+        f"| {each.setting} | {each.gap} | {100 * result.scores(each).primary_metric:.1f} |"
         for each in result.settings
     ]
     warning = []

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from crossearth.components.ingest.step import domains_named
 from crossearth.data.catalog.domains import Archive, Catalog, Dataset
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import fsync_dir, read_sealed, require_free, write_sealed
+from crossearth.data.common.files import fsync_dir, read_checksummed, require_free, write_checksummed
 
 CHUNK = 2**20
 TIMEOUT_S = 60
@@ -134,7 +134,7 @@ def _memo(partial: Path) -> Path:
 def _read_memo(partial: Path) -> dict[str, Any]:
     """Empty where there is none to go by."""
     try:
-        return read_sealed(_memo(partial)) if partial.exists() else {}
+        return read_checksummed(_memo(partial)) if partial.exists() else {}
     except (FileNotFoundError, InputError):
         return {}
 
@@ -175,7 +175,7 @@ def _continue(url: str, partial: Path) -> None:
         total = start + _length(answer, url)
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         require_free(partial.parent, total - start, url)
-        write_sealed(_memo(partial), {"url": url, "version": version, "bytes": total})
+        write_checksummed(_memo(partial), {"url": url, "version": version, "bytes": total})
         with partial.open("ab" if start else "wb") as file, _bar(partial.name, start, total) as advance:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)

@@ -112,7 +112,7 @@ def _legend(manifests: list[Manifest], class_set: ClassSet) -> Image.Image:
     """One line per class, and one for ignored pixels: colour, id, name, share of pixels per split."""
     names = [*class_set.classes, "ignored"]
     colours = [*_colours(class_set)[: len(class_set.classes)].tolist(), list(IGNORED_COLOUR)]
-    shares = [_shares(manifest) for manifest in manifests]
+    fractions = [_fractions(manifest) for manifest in manifests]
     legend = Image.new(
         "RGB", (GAP_PX + (SIDE_PX + GAP_PX) * TILES_PER_SPLIT, LINE_PX * len(names) + GAP_PX), PAPER
     )
@@ -122,13 +122,14 @@ def _legend(manifests: list[Manifest], class_set: ClassSet) -> Image.Image:
         pen.rectangle((GAP_PX, top + 3, GAP_PX + 28, top + LINE_PX - 3), tuple(colour), INK)
         number = IGNORE if line == len(names) - 1 else line
         parts = ", ".join(
-            f"{manifest.split} {share[line]:.1%}" for manifest, share in zip(manifests, shares, strict=True)
+            f"{manifest.split} {share[line]:.1%}"
+            for manifest, share in zip(manifests, fractions, strict=True)
         )
         pen.text((GAP_PX + 40, top + 3), f"{number}  {name}  ({parts})", INK, font)
     return legend
 
 
-def _shares(manifest: Manifest) -> NDArray[np.float64]:
+def _fractions(manifest: Manifest) -> NDArray[np.float64]:
     """Share of pixels per class, ignored ones last."""
     pixels = np.array(
         [[*row["class_pixels"], row["ignored_pixels"]] for row in manifest.rows], np.float64

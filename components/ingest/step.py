@@ -30,8 +30,8 @@ from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.catalog.labels import Unknown
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import digest, read_json, replace_dir, require_free, sha256_file, unsealed
-from crossearth.data.common.progress import shown
+from crossearth.data.common.files import digest, read_json, replace_dir, require_free, sha256_file, verified
+from crossearth.data.common.progress import progress_bar
 from crossearth.data.raster.reader import gdal, open_raster
 from crossearth.data.tiles.manifest import Provenance, write_manifest
 from crossearth.data.tiles.scenes import Grid
@@ -231,7 +231,7 @@ def _entry(line: bytes, path: Path) -> dict[str, Any]:
     """What a line of the journal says; nothing where a kill or a disk left it damaged."""
     try:
         entry = json.loads(line)
-        return unsealed(entry, path) if isinstance(entry, dict) else {}
+        return verified(entry, path) if isinstance(entry, dict) else {}
     except (ValueError, RecursionError):
         return {}
 
@@ -255,7 +255,7 @@ def _tidy(work: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _map(
     function: Any, sources: Sequence[SceneSource], workers: int, name: str
 ) -> Generator[tuple[SceneSource, list[dict[str, Any]]], None, None]:
-    progress = partial(shown, what=f"ingest {name}", total=len(sources))
+    progress = partial(progress_bar, what=f"ingest {name}", total=len(sources))
     if workers == 1 or len(sources) < 2:
         yield from progress((source, function(source)) for source in sources)
         return

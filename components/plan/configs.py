@@ -28,7 +28,7 @@ CONFIGS = {
 
 
 def check(params: Params, catalog: Catalog) -> None:
-    """Looks at all numbers of the preset in force.
+    """Looks at all parameters of the preset in force.
 
     Raises:
         InputError: a wrong key or value of any step; a dataset, domain or recipe that is not in the catalog.

@@ -1,6 +1,6 @@
 """Resolves catalog and params into one small file per recipe and per dataset.
 
-DVC hangs each stage on its own file, so that editing one setting, one domain or one recipe's numbers
+DVC hangs each stage on its own file, so that editing one setting, one domain or one recipe's parameters
 re-runs what depends on it and nothing else.
 """
 
@@ -80,7 +80,7 @@ def _write(path: Path, step: str, values: dict[str, Any]) -> None:
     write_json(path, {**values, "code": code_digest(step)})
 
 
-def numbers(params: Params, recipe: str) -> list[tuple[str, Any, str]]:
+def parameters(params: Params, recipe: str) -> list[tuple[str, Any, str]]:
     """Every number of a recipe's training: its (dotted) name, its value, and where that comes from.
 
     It comes from "default", the class's, or from a key of the preset in force: "train" or "recipes.NAME".

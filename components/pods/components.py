@@ -281,7 +281,9 @@ def evaluate(
         folder = shared.ARTIFACTS / "scores" / item["name"]
         result = read_results(folder)
         for setting in result.settings:
-            metrics.log_metric(f"mIoU {setting.setting}", round(100 * result.scores(setting).headline, 4))
+            metrics.log_metric(
+                f"mIoU {setting.setting}", round(100 * result.scores(setting).primary_metric, 4)
+            )
         # the unseen targets together; the report has each by itself
         shown = [each for each in result.settings if each.unseen] or result.settings
         summed = np.sum([each.confusion for each in shown], axis=0)

@@ -192,7 +192,7 @@ def expect(made_by: str, where: Path, found: str, handed_on: Collection[str]) ->
     raise InputError(
         f"not what this run's step {made_by} made, another run has been here since",
         where=where,
-        next_step=f"{again}; runs with other numbers want workspaces of their own",
+        next_step=f"{again}; runs with other parameters want workspaces of their own",
     )
 
 

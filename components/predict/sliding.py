@@ -18,7 +18,7 @@ from torch import Tensor
 from crossearth.components.predict.outputs import Block
 from crossearth.components.predict.strips import Scene, Span, View
 from crossearth.components.runtime.processes import choose_device
-from crossearth.data.common.prefetch import ahead
+from crossearth.data.common.prefetch import prefetch
 from crossearth.data.raster.reading import Bytes, Mask
 from crossearth.model.crossearth import CrossEarth, NetworkConfig
 from crossearth.model.inference import Strip, Tta, Windows, augmented, slide, window_starts, windows_per_pass
@@ -92,8 +92,8 @@ def window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
     """Scores (B, K, H, W) float32 of whole windows, in the model's precision."""
     network = augmented(loaded.network, loaded.tta)
     device = next(loaded.network.parameters()).device
-    reduced = loaded.precision != torch.float32
-    with torch.inference_mode(), torch.autocast(device.type, loaded.precision, enabled=reduced):
+    bf16 = loaded.precision != torch.float32
+    with torch.inference_mode(), torch.autocast(device.type, loaded.precision, enabled=bf16):
         return network(windows_B3HW.to(device))
 
 
@@ -229,7 +229,7 @@ def blocks(
         look = view.look(rows, (lefts[0], lefts[-1] + plan.windows.size[1]))
         return *look, view.valid(plan.strips[index], columns) if index in strips else None
 
-    with closing(ahead(read, _fresh_rows(plan, groups), 1)) as pieces:
+    with closing(prefetch(read, _fresh_rows(plan, groups), 1)) as pieces:
         seen = _strips(view, plan, lefts, groups, pieces, valid, advance)
         rows = slide(score, seen, plan.windows, loaded.batch_size)
         config, device = loaded.network.config, next(loaded.network.parameters()).device

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from crossearth.components.evaluate.results import RecipeResult, defined
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.model.weights.checkpoint import trained_reading
 
@@ -72,7 +72,7 @@ def model_card(
 def _scores(result: RecipeResult) -> list[str]:
     rows = []
     for each in result.settings:
-        miou = defined(result.scores(each).headline)
+        miou = nan_to_none(result.scores(each).primary_metric)
         told = "" if miou is None else f"{100 * miou:.1f}"
         rows.append(f"| {each.setting} | {each.target} | {each.gap} | {told} | {each.manifest_digest[:12]} |")
     return [

@@ -105,7 +105,9 @@ def _finite(champion: RecipeResult | None, challenger: RecipeResult, settings: t
         if result is None:
             return ""
         chosen = _chosen(result, settings).items()
-        return ", ".join(f"{name}: nan" for name, each in chosen if np.isnan(result.scores(each).headline))
+        return ", ".join(
+            f"{name}: nan" for name, each in chosen if np.isnan(result.scores(each).primary_metric)
+        )
 
     old, new = undefined(champion), undefined(challenger)
     return Check("all of these scores are numbers", old, new, not old and not new)
@@ -137,7 +139,7 @@ def _rule(
     )
     kind = "unseen targets" if _chosen(challenger, settings)[judged[0]].unseen else "its own domain"
     olds, news = (
-        [result.scores(_chosen(result, settings)[setting]).headline for setting in judged]
+        [result.scores(_chosen(result, settings)[setting]).primary_metric for setting in judged]
         for result in (champion, challenger)
     )
     gain = float(np.mean(news) - np.mean(olds))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossearth.components.evaluate.results import defined, find_results
+from crossearth.components.evaluate.results import find_results, nan_to_none
 from crossearth.components.report.summary import Line, summarise
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
@@ -109,7 +109,7 @@ def _difference(a: Line, b: Line, replicates: int) -> tuple[Difference, Shares]:
         raise InputError(f"A scores the classes of {a.class_set}, B those of {b.class_set}", where=a.setting)
     tiles = [result.tile_counts(each) for line in (a, b) for result, each in line.runs]
     rng = np.random.default_rng(int(digests.pop()[:16], 16))
-    values = bootstrap(tiles, a.runs[0][0].headline, replicates, rng)
+    values = bootstrap(tiles, a.runs[0][0].primary_metric, replicates, rng)
     draws = values[len(a.runs) :].mean(0) - values[: len(a.runs)].mean(0)
     low, high = interval(draws)
     known = a.miou is not None and b.miou is not None
@@ -120,8 +120,8 @@ def _difference(a: Line, b: Line, replicates: int) -> tuple[Difference, Shares]:
         a=a.miou,
         b=b.miou,
         difference=b.miou - a.miou if a.miou is not None and b.miou is not None else None,
-        low=defined(low),
-        high=defined(high),
+        low=nan_to_none(low),
+        high=nan_to_none(high),
         p_value=paired_p_value(draws) if known else None,
         tiles=len(tiles[0]),
     )
@@ -142,8 +142,8 @@ def _mean(differences: Sequence[Difference], draws: Shares) -> Difference:
         a=mean("a"),
         b=mean("b"),
         difference=mean("difference"),
-        low=defined(low) if known else None,
-        high=defined(high) if known else None,
+        low=nan_to_none(low) if known else None,
+        high=nan_to_none(high) if known else None,
         p_value=paired_p_value(draws) if known else None,
         tiles=sum(each.tiles for each in differences),
     )

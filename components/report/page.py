@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from crossearth.components.evaluate.results import RecipeResult, defined, read_picture
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none, read_picture
 from crossearth.components.report.compare import Comparison
 from crossearth.components.report.markdown import heading, per_cent
 from crossearth.components.report.summary import Drop, Line, Summary
@@ -81,9 +81,9 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int) -> 
         "classes": recipe.classes,
         "colours": safe_palette(recipe.palette),
         "pixels": [int(pixels) for pixels in scores.pixels],
-        "f1": [defined(value) for value in scores.f1],
-        "accuracy": defined(float(np.mean([each.accuracy for each in of_seed]))),
-        "mean_f1": defined(float(np.mean([each.mean_f1 for each in of_seed]))),
+        "f1": [nan_to_none(value) for value in scores.f1],
+        "accuracy": nan_to_none(float(np.mean([each.accuracy for each in of_seed]))),
+        "mean_f1": nan_to_none(float(np.mean([each.mean_f1 for each in of_seed]))),
         "worst_tiles": ranked[:worst_tiles],
         "pictures": [
             {"rank": rank, "panel": panel}

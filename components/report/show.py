@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from crossearth.components.evaluate.results import RecipeResult, defined, find_results
+from crossearth.components.evaluate.results import RecipeResult, find_results, nan_to_none
 from crossearth.components.report.compare import Comparison, Difference
 from crossearth.components.report.markdown import heading, per_cent
 from crossearth.components.report.summary import summarise
@@ -76,8 +76,11 @@ def run(result: RecipeResult) -> RenderableType:
         table.add_row(
             each.setting,
             each.target,
-            *(per_cent(defined(value)) for value in (scores.headline, scores.accuracy, scores.mean_f1)),
-            *(per_cent(defined(value)) for value in scores.iou),
+            *(
+                per_cent(nan_to_none(value))
+                for value in (scores.primary_metric, scores.accuracy, scores.mean_f1)
+            ),
+            *(per_cent(nan_to_none(value)) for value in scores.iou),
             str(each.tiles),
             f"{each.tiles / each.seconds:.1f}" if each.seconds else "",
         )

@@ -22,7 +22,7 @@ from crossearth.components.report.summary import Summary, summarise
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, digest, read_sealed, write_json, write_text
+from crossearth.data.common.files import atomic_dir, digest, read_checksummed, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
     """
     if folder is None or not (folder / name).is_file():
         return None
-    return read_sealed(folder / name)
+    return read_checksummed(folder / name)
 
 
 def _metrics(summary: Summary) -> dict[str, float]:

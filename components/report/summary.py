@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from crossearth.components.evaluate.results import RecipeResult, SettingResult, defined, weakest
+from crossearth.components.evaluate.results import RecipeResult, SettingResult, nan_to_none, weakest
 from crossearth.data.catalog.domains import IN_DOMAIN, UNSEEN, Catalog, Setting
 from crossearth.data.common.errors import InputError
 from crossearth.model.scores import bootstrap, interval
@@ -25,7 +25,7 @@ class Line:
 
     Attributes:
         runs: one per seed, by seed.
-        miou: mean of the seeds' headline scores.
+        miou: mean of the seeds' primary scores.
         deviation: their standard deviation (n - 1), None for a single seed.
         low, high: 95 % bootstrap interval of `miou` over tiles.
         iou: mean per class, None for a class that the target does not hold.
@@ -58,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean headline score of those `settings` of a group that have one."""
+    """Mean primary score of those `settings` of a group that have one."""
 
     name: str
     selection: str
@@ -180,7 +180,7 @@ def _line(runs: list[Run], replicates: int) -> Line:
             next_step="evaluate all of them on one ingested domain",
         )
     scores = [result.scores(each) for result, each in runs]
-    headlines = np.array([each.headline for each in scores])
+    primary_scores = np.array([each.primary_metric for each in scores])
     provenance = weakest(each.provenance for _, each in runs)
     low, high = float("nan"), float("nan")
     if replicates:
@@ -195,11 +195,11 @@ def _line(runs: list[Run], replicates: int) -> Line:
         provenance=provenance,
         class_set=recipe.class_set,
         runs=tuple(runs),
-        miou=defined(headlines.mean()),
-        deviation=defined(headlines.std(ddof=1)) if len(runs) > 1 else None,
-        low=defined(low),
-        high=defined(high),
-        iou=tuple(defined(value) for value in np.mean([each.iou for each in scores], axis=0)),
+        miou=nan_to_none(primary_scores.mean()),
+        deviation=nan_to_none(primary_scores.std(ddof=1)) if len(runs) > 1 else None,
+        low=nan_to_none(low),
+        high=nan_to_none(high),
+        iou=tuple(nan_to_none(value) for value in np.mean([each.iou for each in scores], axis=0)),
         published=first.published if provenance == "publisher" else None,
     )
 
@@ -208,7 +208,7 @@ def _resampled(runs: list[Run], replicates: int) -> np.ndarray:
     tile_sets = [result.tile_counts(each) for result, each in runs]
     # the tiles decide the draws: the interval of a setting does not hang on which others are in the report
     rng = np.random.default_rng(int(runs[0][1].manifest_digest[:16], 16))
-    return bootstrap(tile_sets, runs[0][0].headline, replicates, rng)
+    return bootstrap(tile_sets, runs[0][0].primary_metric, replicates, rng)
 
 
 def _mean(name: str, selection: str, lines: Sequence[Line]) -> Mean:

@@ -1,4 +1,4 @@
-"""params.yaml: the numbers of every step, as two presets in one file."""
+"""params.yaml: the parameters of every step, as two presets in one file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -25,7 +25,7 @@ def style_weights_dir() -> Path | None:
 
 
 def inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:
-    """The numbers, and the catalog with the files that the numbers and the command name."""
+    """The parameters, and the catalog with the files that they and the command name."""
     from crossearth.components.runtime.params import load_params
     from crossearth.data.catalog.loader import load_catalog
 

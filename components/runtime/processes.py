@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import alone
+from crossearth.data.common.files import file_lock
 
 AGENTS = "GROUP_WORLD_SIZE"
 FRESH_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
@@ -41,7 +41,7 @@ class Processes:
     device: torch.device
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.rank == 0
 
     @property
@@ -68,7 +68,7 @@ class Processes:
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
-    def share_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
         box = [value]
         if self.size > 1:
@@ -76,7 +76,7 @@ class Processes:
         return box[0]
 
     @contextmanager
-    def alone(self, path: Path, doing: str) -> Iterator[None]:
+    def file_lock(self, path: Path, doing: str) -> Iterator[None]:
         """The first process holds `path` against other groups of processes; see `files.alone`.
 
         Raises:
@@ -84,18 +84,18 @@ class Processes:
         """
         with ExitStack() as held:
             refusal = ""
-            if self.is_first:
+            if self.is_main_process:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    held.enter_context(alone(path, doing))
+                    held.enter_context(file_lock(path, doing))
                 except InputError as error:
                     refusal = str(error)
-            refusal = self.share_first(refusal)
+            refusal = self.broadcast(refusal)
             if refusal:
                 raise InputError(refusal)
             yield
 
-    def refuse_differing(self, values: dict[str, str]) -> None:
+    def assert_equal(self, values: dict[str, str]) -> None:
         """Compares values of all processes.
 
         Raises:

@@ -18,8 +18,8 @@ from scipy.spatial import KDTree
 from scipy.stats import chi2
 
 from crossearth.data.catalog.domains import Catalog
-from crossearth.data.common.files import write_sealed
-from crossearth.data.common.progress import shown
+from crossearth.data.common.files import write_checksummed
+from crossearth.data.common.progress import progress_bar
 from crossearth.data.style.earth import (
     EarthStyles,
     StyleConfig,
@@ -55,7 +55,7 @@ def style_coverage(
     the Earth, domains.
 
     Args:
-        config: numbers of the injection.
+        config: parameters of the injection.
         tiles: at most so many evenly spaced tiles of a split are embedded.
 
     Raises:
@@ -71,7 +71,7 @@ def style_coverage(
         **{f"{name} (target)": points for name, points in found.targets.items()},
     }
     path = out_dir / COVERAGE_FILE
-    write_sealed(
+    write_checksummed(
         path,
         {
             "engine": config.engine,
@@ -190,7 +190,7 @@ class _Probe:
 
     def _chosen(self, manifest: Manifest) -> Iterable[int]:
         chosen = np.unique(np.linspace(0, len(manifest) - 1, min(self.tiles, len(manifest))).astype(int))
-        return shown(chosen.tolist(), manifest.domain, len(chosen))
+        return progress_bar(chosen.tolist(), manifest.domain, len(chosen))
 
     def _tile(self, manifest: Manifest, index: int) -> torch.Tensor:
         return torch.from_numpy(read_image(manifest, index))[None].to(self.engine.device)

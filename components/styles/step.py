@@ -21,14 +21,14 @@ from crossearth.components.runtime.code import code_digest
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
-    alone,
     atomic_dir,
     digest,
+    file_lock,
     partial_dir,
-    write_sealed,
+    write_checksummed,
 )
-from crossearth.data.common.prefetch import ahead
-from crossearth.data.common.progress import shown
+from crossearth.data.common.prefetch import prefetch
+from crossearth.data.common.progress import progress_bar
 from crossearth.data.common.shards import WHOLE, Shard, is_done
 from crossearth.data.raster.archives import Member
 from crossearth.data.style.corpus import StyleImage, list_images, read_style_image
@@ -118,8 +118,8 @@ def fit_styles(
         work = out_dir.with_name(f".{out_dir.name}.{identity[:16]}")
         if not shard.part(work).exists():
             found = _fit(members[shard.index :: shard.num], engine, config)
-            write_sealed(shard.part(work), _part(*found))
-        with alone(work):
+            write_checksummed(shard.part(work), _part(*found))
+        with file_lock(work):
             parts = shard.read_parts(work)
             if parts is not None:
                 try:
@@ -142,7 +142,7 @@ def _fit(
         resize=config.engine == "ghiasi",
         value_range=config.value_range,
     )
-    images_read = shown(ahead(read, members, config.workers), "styles", len(members))
+    images_read = progress_bar(prefetch(read, members, config.workers), "styles", len(members))
     for batch in _batches(images_read, config.batch_size):
         images = [item.image for item in batch if item.image is not None]
         if images:
@@ -214,7 +214,7 @@ def _finish(
         unusable = {each["path"] for each in skipped}
         usable = [member for member in members if member.path not in unusable]
         write_sheet(folder / SHEET_FILE, _corpus_sheet(usable, earth, engine, config))
-        write_sealed(
+        write_checksummed(
             folder / SUMMARY_FILE,
             {
                 "identity": identity,

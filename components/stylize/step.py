@@ -25,9 +25,9 @@ from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import alone, atomic_path, digest, replace_dir, write_sealed
-from crossearth.data.common.prefetch import ahead
-from crossearth.data.common.progress import shown
+from crossearth.data.common.files import atomic_path, digest, file_lock, replace_dir, write_checksummed
+from crossearth.data.common.prefetch import prefetch
+from crossearth.data.common.progress import progress_bar
 from crossearth.data.common.shards import WHOLE, Shard, is_done
 from crossearth.data.style.earth import (
     EarthStyles,
@@ -51,7 +51,7 @@ class StylizeConfig:
     """How a domain is restyled.
 
     Attributes:
-        style: numbers of the injection; its `probability` is training's and has no meaning here.
+        style: parameters of the injection; its `probability` is training's and has no meaning here.
         counterparts: restyled tiles per source tile.
         split: which split of the domain.
         seed: of styles and masks.
@@ -117,7 +117,7 @@ def stylize(
     target = Path(out_dir) / domain
     work = target.with_name(f".{domain}.{identity[:16]}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with alone(target.with_name(f"{domain}.{shard}")):
+    with file_lock(target.with_name(f"{domain}.{shard}")):
         if is_done(target / RUN_FILE, identity):
             return target
         engine = style_engine(config.style.engine, weights_dir)
@@ -125,8 +125,8 @@ def stylize(
         job = _Job(source, target, work, earth, engine, config)
         if not shard.part(work / PARTS).exists():
             rows = job.run(range(shard.index, len(source), shard.num))
-            write_sealed(shard.part(work / PARTS), {"rows": rows})
-        with alone(target):
+            write_checksummed(shard.part(work / PARTS), {"rows": rows})
+        with file_lock(target):
             parts = shard.read_parts(work / PARTS)
             if parts is not None:
                 rows = [row for part in parts for row in part["rows"]]
@@ -165,8 +165,12 @@ class _Job:
     def run(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Restyles and writes the tiles of these rows, as far as they are missing; returns the new rows."""
         workers = self.config.workers
-        written = ahead(self._write, self._styled(indices), workers)
-        return [row for rows in shown(written, f"stylize {self.source.domain}", len(indices)) for row in rows]
+        written = prefetch(self._write, self._styled(indices), workers)
+        return [
+            row
+            for rows in progress_bar(written, f"stylize {self.source.domain}", len(indices))
+            for row in rows
+        ]
 
     def finish(self, rows: list[dict[str, Any]], origin: dict[str, Any]) -> None:
         """Writes what describes the whole dataset and moves it to its place."""
@@ -202,7 +206,7 @@ class _Job:
             key=self._key(len(source) // 2),
         )
         write_sheet(self.work / SHEET_FILE, sheet_HW3)
-        write_sealed(self.work / RUN_FILE, origin)
+        write_checksummed(self.work / RUN_FILE, origin)
         shutil.rmtree(self.work / PARTS)
         replace_dir(self.work, self.target)
 
@@ -232,7 +236,7 @@ class _Job:
         return read_image(self.source, index)
 
     def _styled(self, indices: Sequence[int]) -> Iterator[_Styled]:
-        images = ahead(self._read, indices, self.config.workers)
+        images = prefetch(self._read, indices, self.config.workers)
         for index, image in zip(indices, images, strict=True):
             yield _Styled(index, None if image is None else self._compute(index, image))
 
@@ -261,7 +265,7 @@ class _Job:
                 image = styled.images[number]
                 _write_tile(self.work / path, source.root / row["image"], row, image)
             pixels = describe(image, None, None, num_classes=0)
-            own = {name: pixels[name] for name in ("sha256_image", "nodata_share", "constant", "look")}
+            own = {name: pixels[name] for name in ("sha256_image", "nodata_share", "constant", "dhash")}
             rows.append(
                 {
                     **row,

@@ -66,7 +66,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Synthetic:
     """components/synthesize/synthetic.yaml.
 
     Attributes:
@@ -81,10 +81,10 @@ class Drawn:
 
 
 @cache
-def drawn() -> Drawn:
+def synthetic() -> Synthetic:
     """What is drawn, as components/synthesize/synthetic.yaml has it."""
     values = read_yaml(DRAWN)
-    return Drawn(
+    return Synthetic(
         {name: load_config(World, world, f"{DRAWN}: {name}") for name, world in values["worlds"].items()},
         {
             name: load_config(Landscape, land, f"{DRAWN}: {name}")
@@ -160,7 +160,7 @@ class Draughtsman:
                 )
 
     def _scene(self, domain: str, name: str, width: int, height: int) -> Scene:
-        world, rng = drawn().worlds[domain], self.rng(domain, name)
+        world, rng = synthetic().worlds[domain], self.rng(domain, name)
         return self.scene(world, width, height, rng)
 
     def scene(self, world: World, width: int, height: int, rng: np.random.Generator) -> Scene:
@@ -283,7 +283,7 @@ def _vaihingen(folder: Path, pen: Draughtsman) -> None:
         Archive(folder / f"{name}.zip") as images,
         Archive(folder / f"{name}_ground_truth_eroded_COMPLETE.zip") as labels,
     ):
-        for area, published in drawn().vaihingen.items():
+        for area, published in synthetic().vaihingen.items():
             width, height = (pen.px(max(128, side // 12), side) for side in published)
             scene = next(pen.scenes("vaihingen", str(area), 1, width, height))
             place = Affine(0.09, 0, 496800 + 350 * (area % 7), 0, -0.09, 5420600 - 350 * (area // 7))
@@ -401,9 +401,9 @@ def _casid(folder: Path, pen: Draughtsman) -> None:
 
 
 def _million_aid(folder: Path, pen: Draughtsman) -> None:
-    size, worlds, number = pen.px(256, 256 * pen.SHRINK), list(drawn().worlds.values()), 0
+    size, worlds, number = pen.px(256, 256 * pen.SHRINK), list(synthetic().worlds.values()), 0
     with Archive(folder / "train.zip") as archive:
-        for place, landscape in drawn().million_aid.items():
+        for place, landscape in synthetic().million_aid.items():
             for index in range(pen.number(16, 40)):
                 rng = pen.rng("million-aid", place, index)
                 # any climate under any sensor: the style source is wider than every domain

@@ -10,7 +10,7 @@ from crossearth.components.synthesize.packers import PACKERS, Counts, synthesize
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import require_free
-from crossearth.data.common.progress import shown
+from crossearth.data.common.progress import progress_bar
 
 MIB = 2**20
 NEEDED_BYTES = {"mini": 80 * MIB, "full": 600 * MIB}
@@ -59,4 +59,4 @@ def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig,
     order = sorted(dict.fromkeys(datasets), key=list(PACKERS).index, reverse=True)
     task = partial(synthesize_dataset, out_dir=out_dir, seed=seed, counts=config.counts)
     with ProcessPoolExecutor(min(config.workers, max(1, len(order)))) as pool:
-        return sorted(shown(pool.map(task, order), "draw archives", len(order)))
+        return sorted(progress_bar(pool.map(task, order), "draw archives", len(order)))

@@ -10,10 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from crossearth.components.runtime.processes import Processes
 from crossearth.data.tiles.dataset import Batch
-from crossearth.model.training.multitask import MultiTask, Normalisers
+from crossearth.model.training.multitask import LossDenominators, MultiTaskLoss
 
 
-class Positions:
+class BatchSampler:
     """Micro-batches of sample positions of one process, from an iteration on.
 
     Iteration i takes positions i*batch_size .. (i+1)*batch_size - 1 of the stream, in parts by rank.
@@ -47,9 +47,9 @@ class Gradients:
         reduced: whether the forward pass computes in bfloat16 where that is safe.
     """
 
-    def __init__(self, multi_task: MultiTask, processes: Processes, reduced: bool) -> None:
-        self.multi_task, self.processes, self.reduced = multi_task, processes, reduced
-        self.loss: nn.Module = multi_task
+    def __init__(self, multi_task_loss: MultiTaskLoss, processes: Processes, bf16: bool) -> None:
+        self.multi_task_loss, self.processes, self.bf16 = multi_task_loss, processes, bf16
+        self.loss: nn.Module = multi_task_loss
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
@@ -63,7 +63,7 @@ class Gradients:
             try:
                 yield
             finally:
-                self.loss = self.multi_task
+                self.loss = self.multi_task_loss
 
     def backward(self, batch: list[Batch]) -> dict[str, float]:
         """Adds the gradients of the effective batch's loss; returns this process's share of the terms.
@@ -72,7 +72,7 @@ class Gradients:
             batch: this process's micro-batches.
         """
         device, size = self.processes.device, self.processes.size
-        whole = self._normalisers(batch)
+        whole = self._loss_denominators(batch)
         total: dict[str, Tensor] = {}
         for number, micro in enumerate(batch):
             image, label = (
@@ -82,7 +82,7 @@ class Gradients:
             if number < len(batch) - 1 and isinstance(self.loss, DistributedDataParallel):
                 waits = self.loss.no_sync()  # only the last micro-batch exchanges gradients
             with waits:
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.reduced):
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     terms = self.loss(image, label, micro["position"].tolist(), whole)
                 # DistributedDataParallel averages over processes, the terms are shares of a sum
                 (size * torch.stack(list(terms.values())).sum()).backward()
@@ -92,19 +92,21 @@ class Gradients:
 
     def _wrapped(self) -> nn.Module:
         if self.processes.size == 1:
-            return self.multi_task
-        network = self.multi_task.network
+            return self.multi_task_loss
+        network = self.multi_task_loss.network
         trained = network.trained_parameters()
         frozen = [name for name, _ in network.named_parameters() if name not in trained]
         frozen += [name for name, _ in network.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-            self.multi_task, [f"network.{name}" for name in frozen]
+            self.multi_task_loss, [f"network.{name}" for name in frozen]
         )
-        return DistributedDataParallel(self.multi_task)
+        return DistributedDataParallel(self.multi_task_loss)
 
-    def _normalisers(self, batch: list[Batch]) -> Normalisers:
+    def _loss_denominators(self, batch: list[Batch]) -> LossDenominators:
         """Of the effective batch, over all processes."""
-        no_object = self.multi_task.config.segmentation.weight_no_object
-        num_tokens = self.multi_task.network.config.num_tokens
-        parts = [Normalisers.of(micro["label"], num_tokens, no_object) for micro in batch]
-        return Normalisers(*self.processes.sum([float(sum(column)) for column in zip(*parts, strict=True)]))
+        no_object = self.multi_task_loss.config.segmentation.weight_no_object
+        num_tokens = self.multi_task_loss.network.config.num_tokens
+        parts = [LossDenominators.of(micro["label"], num_tokens, no_object) for micro in batch]
+        return LossDenominators(
+            *self.processes.sum([float(sum(column)) for column in zip(*parts, strict=True)])
+        )

@@ -22,7 +22,7 @@ from crossearth.components.runtime.interrupts import EXIT_CODES, Interrupts
 from crossearth.components.runtime.processes import Processes
 from crossearth.components.runtime.tracking import Run
 from crossearth.components.runtime.version import git_revision
-from crossearth.components.train.effective_batch import Gradients, Positions
+from crossearth.components.train.effective_batch import BatchSampler, Gradients
 from crossearth.components.train.panel import training_panel
 from crossearth.components.train.setup import Job
 from crossearth.components.train.state import Checkpoints, State
@@ -37,7 +37,7 @@ from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
 from crossearth.model.metrics import ConfusionMatrix
 from crossearth.model.scores import score
-from crossearth.model.training.multitask import BRANCHES, MultiTask, learning_rate, parameter_groups
+from crossearth.model.training.multitask import BRANCHES, MultiTaskLoss, learning_rate, parameter_groups
 
 NONFINITE_ALLOWED = 2  # steps in a row that are skipped; one more stops the training
 
@@ -73,7 +73,7 @@ class Training:
         self.loss = float("nan")  # of the last step, also of one that was skipped
         # how each part was computed, one entry while nothing changes: {"from": iteration, **computing}
         self.computed: list[dict[str, Any]] = []
-        self.git_revision = git_revision() if processes.is_first else ""
+        self.git_revision = git_revision() if processes.is_main_process else ""
         self.curves: list[dict[str, float]] = []
         self.steps: list[dict[str, float]] = []  # since the last point of the curves
         self._resume()
@@ -82,10 +82,10 @@ class Training:
                 block.compile()
         if job.styler is not None:
             job.styler.engine.to(processes.device)
-        self.multi_task = MultiTask(
+        self.multi_task_loss = MultiTaskLoss(
             network, BRANCHES[job.config.ablation], job.config.tasks, job.styler, job.config.seed
         )
-        self.gradients = Gradients(self.multi_task, processes, job.config.precision == "bfloat16")
+        self.gradients = Gradients(self.multi_task_loss, processes, job.config.precision == "bfloat16")
         self.stream = TrainingStream(
             TileDataset(job.manifest, job.remap, job.train_rows),
             Augmentation(job.config.crop_px, job.config.scale, photometric=job.config.photometric),
@@ -126,7 +126,7 @@ class Training:
             )
             self.computed = about["computed"]
         self._compute_on()
-        self.processes.refuse_differing(
+        self.processes.assert_equal(
             {
                 "the iteration to resume from": str(self.iteration),
                 "the state to resume from": digest(state.about if state else {}),
@@ -145,7 +145,7 @@ class Training:
         if not changed or self.iteration == self.config.iterations:
             return
         self.computed.append({"from": self.iteration, **now})
-        if before and self.processes.is_first:
+        if before and self.processes.is_main_process:
             log.warning(
                 "resumed at iteration %d with %s: the same crops, summed in another order; the last digits "
                 "of the weights are not those of a training that was never stopped",
@@ -159,8 +159,8 @@ class Training:
 
     def _calmer(self) -> str:
         """What may keep numbers finite and is not set yet."""
-        reduced = self.config.precision == "bfloat16"
-        return "start anew with a lower lr" + (" or with precision: float32" if reduced else "")
+        bf16 = self.config.precision == "bfloat16"
+        return "start anew with a lower lr" + (" or with precision: float32" if bf16 else "")
 
     def save(self) -> None:
         """Writes the state, in the first process.
@@ -169,7 +169,7 @@ class Training:
             InputError: in every process, where a weight is not finite: the states before stay the last ones.
         """
         self._refuse_nonfinite()
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             about = {
                 "skipped": self.skipped,
                 "nonfinite": self.nonfinite,
@@ -186,7 +186,7 @@ class Training:
         """Batches from the iteration on, each a list of micro-batches; readers are started here."""
         config, processes = self.config, self.processes
         share = config.batch_size // processes.size
-        positions = Positions(
+        positions = BatchSampler(
             self.iteration,
             config.iterations,
             config.batch_size,
@@ -201,7 +201,7 @@ class Training:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace, saved = Pace(), time.monotonic()
         name, total = self.job.recipe.name, self.config.iterations
-        line = LogLine(f"{name}: iteration", total, self.iteration, self.processes.is_first)
+        line = LogLine(f"{name}: iteration", total, self.iteration, self.processes.is_main_process)
         with self.gradients.shared(), self.interrupts as interrupts, self._progress() as progress:
             task = progress.add_task(
                 self.job.recipe.name, total=self.config.iterations, completed=self.iteration, loss=""
@@ -225,7 +225,7 @@ class Training:
                     self._validate(run)
                 if run is not None and (self.iteration % self.config.panels_every == 0 or done):
                     with self._predicting():
-                        panel = training_panel(self.multi_task, batch[0], self.job.class_set)
+                        panel = training_panel(self.multi_task_loss, batch[0], self.job.class_set)
                     run.log_image(panel, f"panels/{self.iteration:06d}.png")
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
                 line.update(self.iteration, f"loss {self.loss:.3f}")
@@ -251,7 +251,7 @@ class Training:
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}"),
             console=Console(stderr=True),
-            disable=not (self.processes.is_first and sys.stderr.isatty()),
+            disable=not (self.processes.is_main_process and sys.stderr.isatty()),
         )
 
     def _iterate(self, batch: list[Batch], signal_number: int) -> int:
@@ -319,8 +319,8 @@ class Training:
     def _predicting(self) -> Iterator[None]:
         """The network as it predicts, in the training's precision."""
         self.network.eval()
-        reduced = self.config.precision == "bfloat16"
-        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=reduced):
+        bf16 = self.config.precision == "bfloat16"
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=bf16):
             yield
         self.network.train()
 
@@ -336,11 +336,11 @@ class Training:
                 predicted = predict_labels(self.network, item["image"][None].to(device), batch_size=8)
                 confusion.update(predicted[0], item["label"].to(device))
         counts = confusion.compute().cpu().numpy()
-        found = float(np.nan_to_num(score(counts, self.job.class_set.headline).headline))
+        found = float(np.nan_to_num(score(counts, self.job.class_set.primary_metric).primary_metric))
         self.curves.append({"iteration": self.iteration, "held_out_score": found})
         if run is not None:
             run.log_metrics({"held_out_score": found}, self.iteration)
-        if found > self.best_score and self.processes.is_first:
+        if found > self.best_score and self.processes.is_main_process:
             trained = {f"parameter.{k}": v for k, v in self.network.trained_parameters().items()}
             if self.checkpoints.save_best(self.iteration, trained, found):
                 self.best_score = found

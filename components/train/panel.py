@@ -8,10 +8,10 @@ from crossearth.data.catalog.domains import ClassSet
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.tiles.dataset import Batch
 from crossearth.model.inference import predict_labels
-from crossearth.model.training.multitask import MultiTask
+from crossearth.model.training.multitask import MultiTaskLoss
 
 
-def training_panel(multi_task: MultiTask, micro: Batch, class_set: ClassSet) -> NDArray[np.uint8]:
+def training_panel(multi_task_loss: MultiTaskLoss, micro: Batch, class_set: ClassSet) -> NDArray[np.uint8]:
     """Image, styled, masked, reconstruction, prediction and truth of the first sample, as far as there are.
 
     Args:
@@ -21,10 +21,10 @@ def training_panel(multi_task: MultiTask, micro: Batch, class_set: ClassSet) -> 
     Returns:
         (H, W of all, 3) RGB.
     """
-    device = next(multi_task.network.parameters()).device
+    device = next(multi_task_loss.network.parameters()).device
     image_13HW = micro["image"][:1].to(device)
-    pictures = multi_task.pictures(image_13HW, int(micro["position"][0]))
-    predicted_HW = predict_labels(multi_task.network, image_13HW)[0]
+    pictures = multi_task_loss.pictures(image_13HW, int(micro["position"][0]))
+    predicted_HW = predict_labels(multi_task_loss.network, image_13HW)[0]
     colours = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
     colours[: len(class_set.palette)] = [ImageColor.getrgb(colour) for colour in class_set.palette]
     shown = [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]

@@ -1,4 +1,4 @@
-"""What a training is made of: its numbers, and what its inputs resolve to."""
+"""What a training is made of: its parameters, and what its inputs resolve to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -83,15 +83,15 @@ class TrainConfig:
         schedule_iterations: iteration at which poly reaches 0; None = `iterations`.
         warmup_iterations: of "warmup-poly".
         weight_decay: of AdamW.
-        style: numbers of Earth-Style Injection.
-        tasks: numbers of the losses.
+        style: parameters of Earth-Style Injection.
+        tasks: parameters of the losses.
         precision: "bfloat16" runs the network under autocast; losses and parameters stay float32.
         activation_checkpointing: blocks are run again in the backward pass, not kept: less memory, more time.
         compile: the backbone's blocks go through torch.compile.
         workers: processes that read and augment; 0 = none beside the training.
         held_out_share: least share of the source's tiles, by whole scenes, that are not trained on; 0 = none.
         validate_every: iterations between scores on the held-out tiles.
-        selection: "last" iterate (the authors'), or "best-source": best headline score on the held-out tiles.
+        selection: "last" iterate (the authors'), or "best-source": best primary score on the held-out tiles.
         checkpoint_every: iterations between saved states, at most.
         checkpoint_minutes: minutes between saved states, at most: a pod is gone a second after it is asked to
             leave, and loses what it has not saved.

@@ -132,7 +132,7 @@ class Checkpoints:
                 about = json.loads((file.metadata() or {})["about"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
             if about["tensors"] != state_digest(tensors):
-                raise ValueError("its numbers were changed since it was written")
+                raise ValueError("its parameters were changed since it was written")
             return State(tensors, {"identity": {}, **about})
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             log.warning("%s: not a readable checkpoint, skipped (%s)", path, error)

@@ -69,20 +69,20 @@ def train(
     out_dir = Path(out_dir)
     with (
         join_processes() as processes,
-        processes.alone(out_dir, f"a training of {recipe.name}"),
+        processes.file_lock(out_dir, f"a training of {recipe.name}"),
     ):
         checkpoints = Checkpoints(
             out_dir.with_name(f"{out_dir.name}{STATES_SUFFIX}"), job.config.keep_checkpoints, job.identity
         )
-        if processes.share_first(processes.is_first and _is_done(out_dir, job)):
+        if processes.broadcast(processes.is_main_process and _is_done(out_dir, job)):
             log.info("%s: trained already from the same inputs", out_dir)
-            if processes.is_first:
+            if processes.is_main_process:
                 checkpoints.clear()
                 _send_again(out_dir, job)
             return out_dir
         with _memory(job, processes):
             _run(job, processes, checkpoints, out_dir)
-        if processes.is_first:
+        if processes.is_main_process:
             checkpoints.clear()
     return out_dir
 
@@ -90,7 +90,7 @@ def train(
 def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path) -> None:
     network = make_network(job)
     if processes.size > 1:
-        processes.refuse_differing(
+        processes.assert_equal(
             {
                 "the code": code_digest("train"),
                 "the version of torch": torch_version(),
@@ -99,10 +99,10 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
             }
         )
     training = Training(job, network, processes, checkpoints)
-    tracking = _tracking(job) if processes.is_first else contextlib.nullcontext()
+    tracking = _tracking(job) if processes.is_main_process else contextlib.nullcontext()
     with training.loading() as batches, tracking as run:
         training.fit(batches, run)
-        if processes.is_first:
+        if processes.is_main_process:
             _write_model(out_dir, training)
             if run is not None:
                 _log_model(run, out_dir, job)

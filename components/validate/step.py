@@ -12,11 +12,16 @@ from rich.table import Table
 from crossearth.components.ingest.preview import EXPERIMENT
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.validate.expectations import Check, validate_manifests
-from crossearth.components.validate.validation import PAIRS_SHOWN, ValidateConfig, shared_ground, twins
+from crossearth.components.validate.validation import (
+    PAIRS_SHOWN,
+    ValidateConfig,
+    near_duplicates,
+    shared_ground,
+)
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, digest, read_sealed, write_json, write_sealed
+from crossearth.data.common.files import atomic_dir, digest, read_checksummed, write_checksummed, write_json
 from crossearth.data.tiles.manifest import Manifest, read_domain
 
 log = logging.getLogger(__name__)
@@ -78,7 +83,7 @@ def validate(
 
 def _kept(catalog: Catalog, summary: Path, names: Sequence[str]) -> list[str]:
     """The domains besides `names` that an earlier run validated."""
-    before = read_sealed(summary)["domains"] if summary.exists() else {}
+    before = read_checksummed(summary)["domains"] if summary.exists() else {}
     unknown = sorted(before.keys() - catalog.domains.keys())
     if unknown:
         raise InputError(
@@ -126,7 +131,7 @@ def _write_summary(
 ) -> None:
     summary = {}
     for name, splits in manifests.items():
-        shared = twins(splits[0], splits[1], config.near_duplicate_bits) if len(splits) == 2 else []
+        shared = near_duplicates(splits[0], splits[1], config.near_duplicate_bits) if len(splits) == 2 else []
         ground = shared_ground(splits[0], splits[1]) if len(splits) == 2 else []
         if ground:
             log.warning(
@@ -147,7 +152,7 @@ def _write_summary(
             "pairs": [asdict(pair) for pair in shared[:PAIRS_SHOWN]],
             "shared_ground": [asdict(pair) for pair in ground[:PAIRS_SHOWN]],
         }
-    write_sealed(path, {"domains": summary})
+    write_checksummed(path, {"domains": summary})
 
 
 def _page(folder: Path, domain: str) -> str:

@@ -14,9 +14,9 @@ from crossearth.data.raster.ground import Place, overlaps
 from crossearth.data.tiles.manifest import Manifest
 from crossearth.data.tiles.scenes import unpadded
 
-LOOK_BITS = 256
-# a look of nearly only zeros or ones says "smooth", not "the same place"
-TELLING_BITS = (LOOK_BITS // 8, LOOK_BITS - LOOK_BITS // 8)
+DHASH_BITS = 256
+# a hash of nearly only zeros or ones says "smooth", not "the same place"
+TELLING_BITS = (DHASH_BITS // 8, DHASH_BITS - DHASH_BITS // 8)
 PAIRS_SHOWN = 100
 ROWS_AT_ONCE = 512
 
@@ -28,9 +28,9 @@ class ValidateConfig:
     Attributes:
         max_constant_share: of a split's tiles, those with one value per band; 0..1.
         max_nodata_share: of a split's px; 0..1.
-        near_duplicate_bits: tiles of both splits whose looks differ in at most this many of 256 bits are
-            reported. Copies that were recompressed, brightened or made noisy differ in 1 to 27 bits, tiles of
-            different places in 77 and more (14 535 pairs of aerial images).
+        near_duplicate_bits: tiles of both splits whose difference hashes differ in at most this many of 256
+            bits are reported. Copies that were recompressed, brightened or made noisy differ in 1 to 27 bits,
+            tiles of different places in 77 and more (14 535 pairs of aerial images).
         max_shared_ground: of an image's ground, what an image of the other split may show too; 0..1.
     """
 
@@ -43,19 +43,19 @@ class ValidateConfig:
         for name in ("max_constant_share", "max_nodata_share", "max_shared_ground"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: {getattr(self, name)}", expected="a share, 0 to 1")
-        if not 0 <= self.near_duplicate_bits < LOOK_BITS // 4:
+        if not 0 <= self.near_duplicate_bits < DHASH_BITS // 4:
             raise InputError(
                 f"near_duplicate_bits: {self.near_duplicate_bits}",
-                expected=f"0 to {LOOK_BITS // 4 - 1} of {LOOK_BITS}",
+                expected=f"0 to {DHASH_BITS // 4 - 1} of {DHASH_BITS}",
             )
 
 
 @dataclass(frozen=True)
-class Twins:
+class NearDuplicates:
     """Two tiles of different splits that show the same.
 
     Attributes:
-        bits: of 256 in which their looks differ; -1 = the pixels are equal.
+        bits: of 256 in which their difference hashes differ; -1 = the pixels are equal.
     """
 
     train: str
@@ -118,14 +118,14 @@ def _stem(image: str) -> str:
     return PurePosixPath(image).stem
 
 
-def twins(train: Manifest, test: Manifest, bits: int) -> list[Twins]:
+def near_duplicates(train: Manifest, test: Manifest, bits: int) -> list[NearDuplicates]:
     """Tiles of `train` and `test` that are equal or nearly so, the most alike first, without blank ones.
 
     Args:
-        bits: of 256 in which the looks may differ.
+        bits: of 256 in which the difference hashes may differ.
     """
     ours, theirs = (_telling(manifest) for manifest in (train, test))
-    found: list[Twins] = []
+    found: list[NearDuplicates] = []
     look_of_theirs = _packed(theirs)
     for start in range(0, len(ours) if theirs else 0, ROWS_AT_ONCE):
         chunk = ours[start : start + ROWS_AT_ONCE]
@@ -137,7 +137,9 @@ def twins(train: Manifest, test: Manifest, bits: int) -> list[Twins]:
             one, other_row = chunk[left], theirs[right]
             equal = one["sha256_image"] == other_row["sha256_image"]
             found.append(
-                Twins(one["tile_id"], other_row["tile_id"], -1 if equal else int(differing[left, right]))
+                NearDuplicates(
+                    one["tile_id"], other_row["tile_id"], -1 if equal else int(differing[left, right])
+                )
             )
     return sorted(found, key=lambda pair: (pair.bits, pair.train, pair.test))
 
@@ -147,10 +149,10 @@ def _telling(manifest: Manifest) -> list[dict[str, Any]]:
     return [
         row
         for row in manifest.rows
-        if low <= int(row["look"], 16).bit_count() <= high and not row["constant"]
+        if low <= int(row["dhash"], 16).bit_count() <= high and not row["constant"]
     ]
 
 
 def _packed(rows: Sequence[dict[str, Any]]) -> NDArray[np.uint64]:
-    looks = b"".join(bytes.fromhex(row["look"]) for row in rows)
-    return np.frombuffer(looks, np.uint64).reshape(len(rows), LOOK_BITS // 64)
+    dhashes = b"".join(bytes.fromhex(row["dhash"]) for row in rows)
+    return np.frombuffer(dhashes, np.uint64).reshape(len(rows), DHASH_BITS // 64)

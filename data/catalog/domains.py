@@ -30,14 +30,14 @@ class ClassSet:
     Attributes:
         classes: names in id order, ids 0..K-1; in binary sets the foreground is 1.
         palette: one "#rrggbb" per class.
-        headline: "mean" = mIoU over the classes present; "foreground" = IoU of class 1 (binary sets).
+        primary_metric: "mean" = mIoU over the classes present; "foreground" = IoU of class 1 (binary sets).
         maps: how others become this one: (other class set, class of ours per class of the other).
     """
 
     name: str
     classes: tuple[str, ...]
     palette: tuple[str, ...]
-    headline: Literal["mean", "foreground"] = "mean"
+    primary_metric: Literal["mean", "foreground"] = "mean"
     maps: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 

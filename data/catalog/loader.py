@@ -96,7 +96,7 @@ class _File:
 class _ClassSetEntry:
     classes: tuple[str, ...]
     palette: tuple[str, ...] | None = None
-    headline: Literal["mean", "foreground"] = "mean"
+    primary_metric: Literal["mean", "foreground"] = "mean"
     maps: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -189,15 +189,15 @@ def _add_class_set(catalog: Catalog, name: str, values: Mapping[str, Any], place
             where=place.where,
             expected=f'{len(classes)} colours "#rrggbb", one per class',
         )
-    if entry.headline == "foreground" and len(classes) != 2:
+    if entry.primary_metric == "foreground" and len(classes) != 2:
         raise InputError(
-            "headline: foreground", where=place.where, expected="mean, or a class set of 2 classes"
+            "primary_metric: foreground", where=place.where, expected="mean, or a class set of 2 classes"
         )
     catalog.class_sets[name] = ClassSet(
         name,
         classes,
         palette,
-        entry.headline,
+        entry.primary_metric,
         tuple(
             (other, _read_map(catalog, other, table, classes, place.where))
             for other, table in entry.maps.items()

@@ -35,7 +35,7 @@ def fsync_dir(directory: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path, doing: str = "") -> Iterator[None]:
+def file_lock(path: Path, doing: str = "") -> Iterator[None]:
     """Keeps other processes that write `path` out, and waits for one that is at it.
 
     Args:
@@ -107,7 +107,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with alone(path), _naming(path):
+    with file_lock(path), _naming(path):
         partial = path.with_name(f".{path.name}.partial")
         partial.unlink(missing_ok=True)  # a killed process left it
         try:
@@ -125,7 +125,7 @@ def partial_dir(path: Path) -> Iterator[Path]:
     """Yields an empty hidden folder beside `path`, gone at the end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with alone(path), _naming(path):
+    with file_lock(path), _naming(path):
         partial = path.with_name(f".{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # a killed process left it
         partial.mkdir()
@@ -200,29 +200,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+def write_checksummed(path: Path, values: Mapping[str, Any]) -> None:
     """Writes JSON as `write_json` does, with the digest of `values` as "digest"."""
     plain = json.loads(json.dumps(values, default=os.fspath))
     write_json(path, {**plain, "digest": digest(plain)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """The values that `write_sealed` wrote to `path`.
+def read_checksummed(path: Path) -> dict[str, Any]:
+    """The values that `write_checksummed` wrote to `path`.
 
     Raises:
         InputError: they were changed since, or something else wrote them.
     """
-    return unsealed(read_json(path), path)
+    return verified(read_json(path), path)
 
 
-def unsealed(sealed: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What `write_sealed` was given, of the JSON object that it wrote to `path`.
+def verified(checksummed: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What `write_checksummed` was given, of the JSON object that it wrote to `path`.
 
     Raises:
         InputError: it was changed since, or something else wrote it.
     """
-    plain = {key: value for key, value in sealed.items() if key != "digest"}
-    if sealed.get("digest") != digest(plain):
+    plain = {key: value for key, value in checksummed.items() if key != "digest"}
+    if checksummed.get("digest") != digest(plain):
         raise InputError(
             "it was changed since it was written: its digest is another", where=path, next_step=AGAIN
         )

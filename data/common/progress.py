@@ -46,7 +46,7 @@ class LogLine:
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 
-def shown(items: Iterable[Item], what: str, total: int) -> Iterable[Item]:
+def progress_bar(items: Iterable[Item], what: str, total: int) -> Iterable[Item]:
     """The items; meanwhile a bar on the standard error where that is a terminal, or lines in a pod's log.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import read_sealed
+from crossearth.data.common.files import read_checksummed
 
 MAX_SHARDS = 10_000
 
@@ -51,7 +51,7 @@ class Shard:
         return [shard.part(folder) for shard in self._all()]
 
     def read_parts(self, folder: Path) -> list[dict[str, Any]] | None:
-        """What every shard left in `folder` with `write_sealed`; None while parts are missing.
+        """What every shard left in `folder` with `write_checksummed`; None while parts are missing.
 
         Raises:
             InputError: a part is damaged.
@@ -65,7 +65,7 @@ class Shard:
 
     def _read(self, folder: Path) -> dict[str, Any]:
         try:
-            return read_sealed(self.part(folder))
+            return read_checksummed(self.part(folder))
         except InputError as error:
             raise InputError(
                 "this part of the work is damaged",
@@ -80,7 +80,7 @@ WHOLE = Shard()
 def is_done(record: Path, identity: str) -> bool:
     """Whether the JSON file `record` says that a run of that identity was finished; no damaged one does."""
     try:
-        return record.exists() and read_sealed(record).get("identity") == identity
+        return record.exists() and read_checksummed(record).get("identity") == identity
     except InputError as error:
         log.warning("made anew, for its record is damaged: %s", error)
         return False

@@ -27,7 +27,7 @@ from crossearth.data.raster.reading import Reading
 from crossearth.data.tiles.scenes import Window, read_window
 
 Provenance = Literal["synthetic", "publisher", "own"]
-FORMAT = "3"
+FORMAT = "4"
 _CLASSES = TypeAdapter(tuple[str, ...])
 _READING = TypeAdapter(Reading)
 
@@ -51,7 +51,7 @@ SCHEMA = pa.schema(
         ("bands", pa.list_(pa.string())),  # in the order of the stored planes
         ("nodata_share", pa.float64()),  # 0..1 of px that the file masks or whose three values are 0
         ("constant", pa.bool_()),  # every band has one value
-        ("look", pa.string()),  # 256-bit gradient hash as hex: near-duplicates differ in a few bits
+        ("dhash", pa.string()),  # 256-bit gradient hash as hex: near-duplicates differ in a few bits
         ("class_pixels", pa.list_(pa.int64())),  # px per class of the domain's own class set
         ("ignored_pixels", pa.int64()),
     ]

@@ -59,7 +59,7 @@ def windows(width: int, height: int, px: int, rule: Rule) -> list[Window]:
     ]
 
 
-def look(plane: NDArray[np.uint8]) -> str:
+def dhash(plane: NDArray[np.uint8]) -> str:
     """256-bit gradient hash of one band as 64 hex digits: tells near-duplicates, stable under small changes.
 
     The plane is averaged over 16 x 17 cells; a bit says whether a cell is brighter than its left neighbour.
@@ -96,7 +96,7 @@ def describe(
         "bytes": image_CHW.nbytes + (0 if label_HW is None else label_HW.nbytes),
         "nodata_share": float(np.count_nonzero(blank)) / blank.size,
         "constant": all(bool(plane.min() == plane.max()) for plane in image_CHW),
-        "look": look(image_CHW[1]),
+        "dhash": dhash(image_CHW[1]),
         "class_pixels": [int(count) for count in counts[:num_classes]],
         "ignored_pixels": int(counts[255]),
     }

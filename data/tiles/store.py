@@ -32,8 +32,8 @@ from botocore.parsers import ResponseParserError
 
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import alone, atomic_path, digest, replace_dir, sha256_file
-from crossearth.data.common.progress import shown
+from crossearth.data.common.files import atomic_path, digest, file_lock, replace_dir, sha256_file
+from crossearth.data.common.progress import progress_bar
 from crossearth.data.tiles.manifest import read_manifest
 
 MIB = 2**20
@@ -139,14 +139,16 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
     with _speaking_to(config) as client, ThreadPool(config.parallel) as pool:
         # some servers make a bucket of whatever name is written to
         client.list_objects_v2(Bucket=config.bucket, MaxKeys=1)
-        files = list(shown(pool.imap(lambda path: _describe(domain_dir, path), paths), "hash", len(paths)))
+        files = list(
+            progress_bar(pool.imap(lambda path: _describe(domain_dir, path), paths), "hash", len(paths))
+        )
         distinct = list({file.sha256: file for file in files}.values())
         # each asked for by its name: a store holds many domains, and all of it would be listed otherwise
-        there = shown(
+        there = progress_bar(
             pool.imap(lambda file: _is_there(client, config, file), distinct), "look", len(distinct)
         )
         missing = [file for file, is_there in zip(distinct, there, strict=True) if not is_there]
-        for _ in shown(
+        for _ in progress_bar(
             pool.imap(lambda file: _upload(client, config, domain_dir, file), missing), "push", len(missing)
         ):
             pass
@@ -180,11 +182,11 @@ def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "la
     target = Path(domains_dir) / domain
     partial = target.with_name(f".{domain}.pull")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with alone(target), _speaking_to(config) as client:
+    with file_lock(target), _speaking_to(config) as client:
         index = _index(client, config, domain, version)
         with ThreadPool(config.parallel) as pool:
             fetching = pool.imap(lambda file: _fetch(client, config, file, target, partial), index.files)
-            fetched = list(shown(fetching, "pull", len(index.files)))
+            fetched = list(progress_bar(fetching, "pull", len(index.files)))
         wanted = {partial / file.path for file in index.files}
         for extra in [path for path in partial.rglob("*") if path.is_file() and path not in wanted]:
             extra.unlink()

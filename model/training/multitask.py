@@ -65,7 +65,7 @@ class TaskConfig:
         mask_block_px: side of a mask block, pixels.
         reconstruction_loss: over all pixels, in normalised space.
         weight_seg, weight_mim, weight_delta: of L_seg, of the reconstruction terms, of |R(x_m) - R(x_s)|.
-        segmentation: numbers of L_seg.
+        segmentation: parameters of L_seg.
         shared_pass: whether x and x_m go through the backbone as one batch; apart, they need less memory.
     """
 
@@ -92,14 +92,14 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class Styler:
-    """What a styled step needs: the engine, the Earth statistics of its embeddings, and the numbers."""
+    """What a styled step needs: the engine, the Earth statistics of its embeddings, and the parameters."""
 
     engine: StyleEngine
     earth: EarthStyles
     config: StyleConfig
 
 
-class Normalisers(NamedTuple):
+class LossDenominators(NamedTuple):
     """What the terms of the segmentation loss are divided by, and the number of samples, of some batch.
 
     Sums over the samples of an effective batch, so that parts of it can be computed apart.
@@ -112,7 +112,7 @@ class Normalisers(NamedTuple):
     samples: float
 
     @classmethod
-    def of(cls, label_BHW: Tensor, num_queries: int, no_object_weight: float) -> "Normalisers":
+    def of(cls, label_BHW: Tensor, num_queries: int, no_object_weight: float) -> "LossDenominators":
         """Counts a batch's labels, uint8 with 255 = ignored."""
         found = [min(num_queries, int((label_HW.unique() != IGNORE).sum())) for label_HW in label_BHW]
         masks = sum(found)
@@ -134,7 +134,7 @@ class Views:
     styled: Tensor
 
 
-class MultiTask(nn.Module):
+class MultiTaskLoss(nn.Module):
     """The loss of a batch; wraps the network so that DistributedDataParallel sees one forward pass.
 
     Plain samples: L_seg(x) + rec(R(x_m), x).
@@ -145,7 +145,7 @@ class MultiTask(nn.Module):
     Args:
         network: with the modules that `branches` need.
         branches: which parts are used.
-        config: numbers.
+        config: parameters of the tasks.
         styler: needed where `branches.style`.
         seed: of the training.
     """
@@ -158,7 +158,7 @@ class MultiTask(nn.Module):
         self.branches, self.config, self.styler, self.seed = branches, config, styler, seed
 
     def forward(
-        self, image_B3HW: Tensor, label_BHW: Tensor, positions: Sequence[int], whole: Normalisers
+        self, image_B3HW: Tensor, label_BHW: Tensor, positions: Sequence[int], whole: LossDenominators
     ) -> dict[str, Tensor]:
         """The weighted terms of L; their sum is the batch's share in the loss of the effective batch.
 
@@ -242,23 +242,23 @@ class MultiTask(nn.Module):
         return both.select(slice(batch)), both.select(slice(batch, None))
 
     def _segmentation(
-        self, seen: Features, label_BHW: Tensor, positions: Sequence[int], whole: Normalisers
+        self, seen: Features, label_BHW: Tensor, positions: Sequence[int], whole: LossDenominators
     ) -> dict[str, Tensor]:
         """L_seg by kind of term, summed over the prediction layers."""
         predictions = self.network.decode(seen)
         generators = [self._generator(position, "points") for position in positions]
         layers = segmentation_loss(predictions, label_BHW, generators, self.config.segmentation)
         num_queries = predictions[0].class_logits.shape[1]
-        own = Normalisers.of(label_BHW, num_queries, self.config.segmentation.weight_no_object)
+        own = LossDenominators.of(label_BHW, num_queries, self.config.segmentation.weight_no_object)
         mask_share = max(own.masks, 1) / max(whole.masks, 1)
-        shares = {
+        fractions = {
             "class": ("loss_cls", own.class_weight / whole.class_weight),
             "mask": ("loss_mask", mask_share),
             "dice": ("loss_dice", mask_share),
         }
         return {
             name: self.config.weight_seg * share * torch.stack(list(_ending(layers, ending))).sum()
-            for name, (ending, share) in shares.items()
+            for name, (ending, share) in fractions.items()
         }
 
     def _modelling(self, seen: Features, masked: Features, views: Views) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_path, read_json, sha256_file, unsealed, write_sealed
+from crossearth.data.common.files import atomic_path, read_json, sha256_file, verified, write_checksummed
 from crossearth.data.common.finite import refuse_nonfinite
 from crossearth.data.raster.reading import Reading
 from crossearth.data.tiles.manifest import Provenance
@@ -110,7 +110,7 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
         frozen = {name: state.pop(name) for name in list(state) if name.startswith(BACKBONE)}
         backbone = _store_backbone(frozen, Path(backbones_dir), folder)
     write_state(folder / WEIGHTS_NAME, state)
-    write_sealed(
+    write_checksummed(
         folder / META_NAME,
         {
             **meta,
@@ -203,7 +203,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             expected=f"format {FORMAT}",
             next_step="use the version of crossearth that wrote it, or convert the model again",
         )
-    meta = unsealed(meta, description)
+    meta = verified(meta, description)
     load_config(Description, {each.name: meta.get(each.name) for each in fields(Description)}, description)
     return meta
 

@@ -16,8 +16,8 @@ from crossearth.model.crossearth import build, large_config
 from crossearth.model.training.multitask import (
     BRANCHES,
     Ablation,
-    MultiTask,
-    Normalisers,
+    LossDenominators,
+    MultiTaskLoss,
     Styler,
     TaskConfig,
     parameter_groups,
@@ -67,10 +67,12 @@ def ours(ablation: Ablation, styled: bool = False) -> Action:
         moments.add(engine.embed(torch.cat([image(64) for _ in range(4)])), list("abcd"))
         earth = EarthStyles.from_moments(moments, engine.name)
         styler = Styler(engine, earth, StyleConfig(probability=float(styled)))
-    loss = MultiTask(network, branches, TaskConfig(), styler, seed=0)
+    loss = MultiTaskLoss(network, branches, TaskConfig(), styler, seed=0)
     optimiser = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-4, fused=True)
     image_13HW, label_1HW = image(SIDE_PX), label()
-    whole = Normalisers.of(label_1HW, network.config.num_tokens, TaskConfig().segmentation.weight_no_object)
+    whole = LossDenominators.of(
+        label_1HW, network.config.num_tokens, TaskConfig().segmentation.weight_no_object
+    )
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):

@@ -12,7 +12,7 @@ from results_factory import write_benchmark
 from crossearth.components.report import step
 from crossearth.components.report.step import ReportConfig, report
 from crossearth.data.catalog.domains import Catalog
-from crossearth.data.common.files import write_sealed
+from crossearth.data.common.files import write_checksummed
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SAFE_COLOURS = {"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#5a6672"}
@@ -24,13 +24,13 @@ def styles_and_validation(folder: Path) -> None:
     rng = np.random.default_rng(0)
     summary = {"count": 90, "engine": "spectral", "dim": 40, "shrinkage": 0.1}
     digests = {"corpus_digest": "c" * 64, "styles_digest": "d" * 64}
-    write_sealed(folder / "styles" / "summary.json", summary | digests)
+    write_checksummed(folder / "styles" / "summary.json", summary | digests)
     setting = {"covered_before": 0.2, "covered_after": 0.8, "distance_before": 9.0, "distance_after": 3.0}
     scatter = {
         name: rng.normal(size=(30, 2)).tolist() for name in ("Earth samples", "a (source)", "b (target)")
     }
     coverage = {"components": 9, "alpha": 0.1, "settings": {"P(i)2V": setting}, "scatter": scatter}
-    write_sealed(folder / "styles" / "coverage.json", coverage)
+    write_checksummed(folder / "styles" / "coverage.json", coverage)
     Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(folder / "styles" / "sheet.png")
     checks = [
         {"domain": "potsdam-rgb", "expectation": "no tile in two splits", "found": "3", "passed": False}
@@ -44,7 +44,7 @@ def styles_and_validation(folder: Path) -> None:
     found = {"potsdam-rgb": domain | {"equal_tiles_across_splits": 0, "alike_tiles_across_splits": 1}}
     (folder / "validation" / "docs").mkdir(parents=True)
     (folder / "validation" / "docs" / "potsdam.html").write_text("<title>Data Docs</title>")
-    write_sealed(folder / "validation" / "summary.json", {"domains": found})
+    write_checksummed(folder / "validation" / "summary.json", {"domains": found})
 
 
 @pytest.fixture(scope="module")

@@ -145,8 +145,8 @@ def test_an_index_that_leaves_its_folder(store: StoreConfig, town: Path, tmp_pat
     index = json.loads(client().get_object(Bucket=BUCKET, Key=key)["Body"].read())
     del index["digest"]
     index["files"][0]["path"] = "../../evil"
-    sealed = {**index, "digest": digest(index)}
-    client().put_object(Bucket=BUCKET, Key=key, Body=json.dumps(sealed).encode())
+    checksummed = {**index, "digest": digest(index)}
+    client().put_object(Bucket=BUCKET, Key=key, Body=json.dumps(checksummed).encode())
     with pytest.raises(InputError, match="leaves the domain's folder"):
         pull(NAME, store, tmp_path / "elsewhere")
 

@@ -148,12 +148,12 @@ class Cluster(ThreadingHTTPServer):
         self.phases = ["Running", "Running"]  # of the two nodes' pods
         self.jobs: dict[str, Any] = {}
         self.created: list[Any] = []
-        self.looks = 0
+        self.dhashes = 0
         self.away = 0
 
     def seen(self, job: Any) -> Any:
-        self.looks += 1
-        if self.end and self.looks > 4:
+        self.dhashes += 1
+        if self.end and self.dhashes > 4:
             condition = {
                 "type": self.end,
                 "status": "True",
@@ -302,7 +302,7 @@ def test_a_pipeline_that_is_stopped_leaves_no_job(cluster: Cluster, tmp_path: Pa
     cluster.end = ""
     command = [sys.executable, "-c", STEP, f"http://127.0.0.1:{cluster.server_address[1]}", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as step:
-        while not cluster.looks:
+        while not cluster.dhashes:
             assert step.poll() is None, step.stderr.read() if step.stderr else ""
             time.sleep(0.1)
         assert cluster.jobs

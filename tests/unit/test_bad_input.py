@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.components.styles.step import StylesConfig, fit_styles
 from crossearth.data.catalog.loader import load_catalog
-from crossearth.data.common.files import unsealed, write_sealed
+from crossearth.data.common.files import verified, write_checksummed
 from crossearth.data.tiles.manifest import read_manifest, write_manifest
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights import checkpoint
@@ -168,8 +168,8 @@ def described(**changes: Any) -> Edit:
 
     def edit(folder: Path) -> None:
         path = folder / MODEL / "model.json"
-        meta = unsealed(json.loads(path.read_text()), path) | changes
-        write_sealed(path, {key: meta[key] for key in meta if changes.get(key, meta) is not None})
+        meta = verified(json.loads(path.read_text()), path) | changes
+        write_checksummed(path, {key: meta[key] for key in meta if changes.get(key, meta) is not None})
 
     return edit
 
@@ -177,9 +177,9 @@ def described(**changes: Any) -> Edit:
 def network(**changes: Any) -> Edit:
     def edit(folder: Path) -> None:
         path = folder / MODEL / "model.json"
-        meta = unsealed(json.loads(path.read_text()), path)
+        meta = verified(json.loads(path.read_text()), path)
         meta["network"] |= changes
-        write_sealed(path, meta)
+        write_checksummed(path, meta)
 
     return edit
 

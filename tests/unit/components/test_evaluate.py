@@ -27,7 +27,7 @@ from crossearth.components.evaluate.step import EvaluateConfig, evaluate
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common import files
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import alone
+from crossearth.data.common.files import file_lock
 from crossearth.data.tiles.manifest import read_image, read_label, read_manifest
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.inference import predict_labels
@@ -69,7 +69,7 @@ def test_two_evaluations_do_not_write_into_one_folder(
 ) -> None:
     monkeypatch.setattr(files, "PATIENCE_S", 0.0)
     running = rf"scores: an evaluation of loveda-urban is running already: process {os.getpid()} on "
-    with alone(tmp_path / "scores", "this"), pytest.raises(InputError, match=running):
+    with file_lock(tmp_path / "scores", "this"), pytest.raises(InputError, match=running):
         score()
     assert not (tmp_path / "scores").exists()
 
@@ -120,14 +120,14 @@ def test_the_numbers_are_those_of_numpy(score: Score, work: Path, catalog: Catal
     assert (result.seed, result.selection, result.recipe_hash) == (3, "last", "0" * 64)
 
 
-def test_the_table_has_a_row_per_class_and_one_for_the_headline(score: Score) -> None:
+def test_the_table_has_a_row_per_class_and_one_for_the_primary_metric(score: Score) -> None:
     folder = score()
     with (folder / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     result = read_results(folder)
     scores = result.scores(result.settings[0])
     assert [row["class"] for row in rows] == ["mean", *result.classes]
-    assert float(rows[0]["iou"]) == scores.headline
+    assert float(rows[0]["iou"]) == scores.primary_metric
     assert [float(row["iou"]) for row in rows[1:]] == scores.iou.tolist()
     assert {row["published"] for row in rows} == {""}, "synthetic numbers never stand beside published ones"
     assert {row["provenance"] for row in rows} == {"synthetic"}
@@ -197,8 +197,8 @@ def test_pictures_that_are_gone_or_cut_are_made_again(score: Score) -> None:
         assert {path: path.read_bytes() for path in folder.rglob("*.png")} == whole
 
 
-@pytest.mark.parametrize("change", [{"headline": "foreground"}, {"palette": ("#123456",) * 7}])
-def test_another_headline_or_palette_is_another_score(
+@pytest.mark.parametrize("change", [{"primary_metric": "foreground"}, {"palette": ("#123456",) * 7}])
+def test_another_primary_metric_or_palette_is_another_score(
     change: dict[str, Any], work: Path, catalog: Catalog, recipe: Recipe, tmp_path: Path, no_tracking: None
 ) -> None:
     class_set = catalog.class_sets[recipe.class_set]
@@ -385,7 +385,7 @@ def test_the_training_run_gets_the_same_numbers(
     assert len(runs) == 1
     metrics = runs[0].data.metrics
     scores = result.scores(result.settings[0])
-    assert metrics["miou/loveda-rural"] == scores.headline == metrics["all/unseen-mean"]
+    assert metrics["miou/loveda-rural"] == scores.primary_metric == metrics["all/unseen-mean"]
     for name, iou in zip(result.classes, scores.iou, strict=True):
         assert metrics[f"iou/loveda-rural/{name}"] == iou
     assert {item.path for item in client.list_artifacts(runs[0].info.run_id)} == {"scores", "panels"}

@@ -15,7 +15,7 @@ from crossearth.components.ingest.fetch import by_hand, fetch
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import write_sealed
+from crossearth.data.common.files import write_checksummed
 
 CONTENT = bytes(range(256)) * 5000
 NAME = "Train.zip"
@@ -140,7 +140,7 @@ def test_a_file_that_shrank_since_begins_again(publisher: Publisher, tmp_path: P
     partial.parent.mkdir()
     partial.write_bytes(CONTENT)
     memo = {"url": publisher.address, "version": "", "bytes": 0}
-    write_sealed(partial.with_name(partial.name + ".json"), memo)
+    write_checksummed(partial.with_name(partial.name + ".json"), memo)
     publisher.content = CONTENT[:1000]
     (path,) = fetch(["city"], known, tmp_path)
     assert path.read_bytes() == CONTENT[:1000]

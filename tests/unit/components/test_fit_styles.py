@@ -18,7 +18,7 @@ from crossearth.components.cli.app import app
 from crossearth.components.styles.sheet import GAP_PX, show_image
 from crossearth.components.styles.step import SHEET_FILE, STYLES_FILE, SUMMARY_FILE, StylesConfig, fit_styles
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.prefetch import ahead
+from crossearth.data.common.prefetch import prefetch
 from crossearth.data.common.shards import Shard
 from crossearth.data.style.earth import EarthStyles, StyleConfig
 from crossearth.data.style.ghiasi import PREDICTOR_FILE, TRANSFER_FILE, StylePredictor, StyleTransfer
@@ -237,9 +237,9 @@ def test_sheets_show_what_is_injected(fitted: Path, tmp_path: Path) -> None:
 
 
 def test_results_come_in_order_and_errors_come_through() -> None:
-    assert list(ahead(lambda number: number * number, range(50), workers=3)) == [n * n for n in range(50)]
+    assert list(prefetch(lambda number: number * number, range(50), workers=3)) == [n * n for n in range(50)]
     with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda number: 1 // (7 - number), range(50), workers=3))
+        list(prefetch(lambda number: 1 // (7 - number), range(50), workers=3))
 
 
 def test_wrong_shards_are_refused() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from crossearth.components.plan.step import numbers
+from crossearth.components.plan.step import parameters
 from crossearth.components.runtime.params import load_params
 from crossearth.components.runtime.places import data_dir, style_weights_dir
 from crossearth.components.train.setup import RUNTIME_FIELDS, TrainConfig
@@ -117,7 +117,7 @@ def test_a_recipe_overrides_what_it_names_and_nothing_beside_it(tmp_path: Path) 
 def test_the_plan_says_where_a_number_comes_from(tmp_path: Path) -> None:
     found = {
         name: (value, origin)
-        for name, value, origin in numbers(load_params(write(tmp_path, DEEP)), "deepglobe")
+        for name, value, origin in parameters(load_params(write(tmp_path, DEEP)), "deepglobe")
     }
     assert found["style.alpha"] == (1.0, "recipes.deepglobe")
     assert found["style.probability"] == (0.5, "train")

@@ -35,7 +35,7 @@ from crossearth.components.runtime import tracking
 from crossearth.components.runtime.tracking import start_run, tracking_uri
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import sha256_file, write_sealed
+from crossearth.data.common.files import sha256_file, write_checksummed
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights import checkpoint
 
@@ -45,11 +45,11 @@ def recipe(catalog: Catalog) -> Recipe:
     return catalog.recipe("vaihingen-irrg")
 
 
-def scored(result: RecipeResult, **headlines: float) -> RecipeResult:
-    """The result with confusion matrices that give these headline IoUs per target, "-" written "_"."""
+def scored(result: RecipeResult, **primary_scores: float) -> RecipeResult:
+    """The result with confusion matrices that give these primary IoUs per target, "-" written "_"."""
     settings = []
     for each in result.settings:
-        wanted = headlines[each.target.replace("-", "_")]
+        wanted = primary_scores[each.target.replace("-", "_")]
         num = len(result.classes)
         size = 10**9
         hits = round(2 * wanted * size / (1 + wanted))
@@ -197,7 +197,7 @@ class Workshop:
     def __init__(self, folder: Path, catalog: Catalog, recipe: Recipe) -> None:
         self.folder, self.catalog, self.recipe = folder, catalog, recipe
 
-    def train(self, seed: int, **headlines: float) -> None:
+    def train(self, seed: int, **primary_scores: float) -> None:
         """A new model with these scores takes the place of the last."""
         class_set = self.catalog.class_sets[self.recipe.class_set]
         torch.manual_seed(seed)
@@ -209,7 +209,7 @@ class Workshop:
             self.folder / "scores" / self.recipe.name, self.catalog, self.recipe, seed=seed
         )
         sha256 = checkpoint.read_meta(model_dir)["sha256"]
-        write_results(scored(replace(result, model_sha256=sha256), **{**OLD, **headlines}))
+        write_results(scored(replace(result, model_sha256=sha256), **{**OLD, **primary_scores}))
 
     def register(self) -> Any:
         (outcome,) = register(
@@ -273,7 +273,7 @@ def test_a_model_whose_weights_are_not_finite_is_not_registered(workshop: Worksh
     next(iter(state.values())).view(-1)[0] = float("nan")
     save_file(state, folder / "model.safetensors")
     sha256 = sha256_file(folder / "model.safetensors")
-    write_sealed(folder / "model.json", {**checkpoint.read_meta(folder), "sha256": sha256})
+    write_checksummed(folder / "model.json", {**checkpoint.read_meta(folder), "sha256": sha256})
     write_results(replace(read_results(workshop.folder / "scores" / recipe.name), model_sha256=sha256))
     with pytest.raises(InputError, match=r"model\.safetensors: weights that are not finite"):
         workshop.register()

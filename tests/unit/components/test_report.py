@@ -110,7 +110,7 @@ def test_seeds_give_mean_deviation_and_interval(catalog: Catalog, tmp_path: Path
         write_fake_results(tmp_path / "scores" / f"seed{seed}", catalog, recipe, seed=seed)
         for seed in (0, 1, 2)
     ]
-    values = [result.scores(result.settings[0]).headline for result in results]
+    values = [result.scores(result.settings[0]).primary_metric for result in results]
     (line,) = summarise(results, catalog, 1000).lines
     assert line.miou == pytest.approx(np.mean(values))
     assert line.deviation == pytest.approx(np.std(values, ddof=1))

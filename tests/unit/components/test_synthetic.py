@@ -20,8 +20,8 @@ from crossearth.components.synthesize.packers import (
     PROVENANCE_FILE,
     Draughtsman,
     Scene,
-    drawn,
     synthesize_dataset,
+    synthetic,
 )
 from crossearth.components.synthesize.step import SynthesizeConfig, synthesize
 from crossearth.components.synthesize.world import Land, Material, Sensor, _shade
@@ -36,13 +36,13 @@ LABELLED = [domain for domain in CATALOG.domains.values() if domain.labels]
 MINI = IngestConfig(tile_px=128, workers=2)
 
 
-class Drawn(NamedTuple):
+class Synthetic(NamedTuple):
     archives: Path
     manifests: dict[tuple[str, str], Manifest]
 
 
 @pytest.fixture(scope="session")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     folder = tmp_path_factory.mktemp("synthetic")
     synthesize(list(PACKERS), folder / "archives", SynthesizeConfig(), seed=0)
     names = [domain.name for domain in LABELLED]
@@ -52,7 +52,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
         for name, path in domains
         for split in CATALOG.domain(name).splits
     }
-    return Drawn(folder / "archives", manifests)
+    return Synthetic(folder / "archives", manifests)
 
 
 def archives(folder: Path) -> Iterator[tuple[str, zipfile.ZipFile]]:
@@ -66,12 +66,12 @@ def opened(archive: zipfile.ZipFile, name: str) -> tuple[dict[str, Any], np.ndar
         return dict(file.profile), file.read()
 
 
-def test_all_of_it_is_small(everything: Drawn) -> None:
+def test_all_of_it_is_small(everything: Synthetic) -> None:
     size = sum(path.stat().st_size for path in everything.archives.rglob("*") if path.is_file())
     assert size < 60 * MIB
 
 
-def test_every_dataset_of_the_catalog_is_drawn_under_its_archives_names(everything: Drawn) -> None:
+def test_every_dataset_of_the_catalog_is_drawn_under_its_archives_names(everything: Synthetic) -> None:
     assert set(PACKERS) == set(CATALOG.datasets)
     for name, dataset in CATALOG.datasets.items():
         folder = everything.archives / name
@@ -111,12 +111,12 @@ def test_every_dataset_of_the_catalog_is_drawn_under_its_archives_names(everythi
         ("million-aid/train.zip", "train/agriculture_land/woodland/forest/P0000017.jpg"),
     ],
 )
-def test_files_lie_where_the_publisher_puts_them(everything: Drawn, archive: str, name: str) -> None:
+def test_files_lie_where_the_publisher_puts_them(everything: Synthetic, archive: str, name: str) -> None:
     with zipfile.ZipFile(everything.archives / archive) as packed:
         assert name in packed.namelist()
 
 
-def test_formats_depths_and_georeference_are_the_publishers(everything: Drawn) -> None:
+def test_formats_depths_and_georeference_are_the_publishers(everything: Synthetic) -> None:
     kinds: dict[str, set[tuple[Any, ...]]] = {}
     for dataset in PACKERS:
         for name, archive in archives(everything.archives / dataset):
@@ -143,7 +143,7 @@ def test_formats_depths_and_georeference_are_the_publishers(everything: Drawn) -
     assert kinds["million-aid/train.zip"] == {("JPEG", "uint8", 3, None)}
 
 
-def test_world_files_say_what_the_tiffs_say(everything: Drawn) -> None:
+def test_world_files_say_what_the_tiffs_say(everything: Synthetic) -> None:
     with zipfile.ZipFile(everything.archives / "potsdam/2_Ortho_RGB.zip") as archive:
         stem = "2_Ortho_RGB/top_potsdam_6_7_RGB"
         transform = opened(archive, f"{stem}.tif")[0]["transform"]
@@ -153,7 +153,7 @@ def test_world_files_say_what_the_tiffs_say(everything: Drawn) -> None:
 
 
 @pytest.mark.parametrize("domain", LABELLED, ids=lambda domain: domain.name)
-def test_the_reader_of_real_data_reads_every_domain(everything: Drawn, domain: Any) -> None:
+def test_the_reader_of_real_data_reads_every_domain(everything: Synthetic, domain: Any) -> None:
     classes = CATALOG.class_sets[domain.class_set].classes
     for split in domain.splits:
         manifest = everything.manifests[domain.name, split]
@@ -166,7 +166,7 @@ def test_the_reader_of_real_data_reads_every_domain(everything: Drawn, domain: A
         assert all(image.std() > 8 and image.shape[0] == 3 for image in looked)
 
 
-def test_no_scene_is_in_both_splits_and_casid_has_several_crops_of_each(everything: Drawn) -> None:
+def test_no_scene_is_in_both_splits_and_casid_has_several_crops_of_each(everything: Synthetic) -> None:
     for domain in LABELLED:
         scenes = [
             {row["scene"] for row in everything.manifests[domain.name, split].rows} for split in domain.splits
@@ -178,7 +178,7 @@ def test_no_scene_is_in_both_splits_and_casid_has_several_crops_of_each(everythi
     assert {scenes_of_tiles.count(scene) for scene in scenes_of_tiles} == {4}
 
 
-def test_plants_are_red_in_irrg_and_green_in_rgb(everything: Drawn) -> None:
+def test_plants_are_red_in_irrg_and_green_in_rgb(everything: Synthetic) -> None:
     def mean_colour(name: str, class_id: int) -> np.ndarray[Any, Any]:
         manifest = everything.manifests[name, "train"]
         picked = [
@@ -198,7 +198,7 @@ def test_plants_are_red_in_irrg_and_green_in_rgb(everything: Drawn) -> None:
     assert np.array_equal(read_label(rgb, 0), read_label(irrg, 0))
 
 
-def test_borders_of_isprs_classes_are_not_scored(everything: Drawn) -> None:
+def test_borders_of_isprs_classes_are_not_scored(everything: Synthetic) -> None:
     for name in ("potsdam-rgb", "vaihingen-irrg"):
         manifest = everything.manifests[name, "train"]
         ignored = sum(row["ignored_pixels"] for row in manifest.rows)
@@ -208,7 +208,7 @@ def test_borders_of_isprs_classes_are_not_scored(everything: Drawn) -> None:
         assert not beside.any()
 
 
-def test_the_publishers_spoilt_labels_are_spoilt_here_too(everything: Drawn) -> None:
+def test_the_publishers_spoilt_labels_are_spoilt_here_too(everything: Synthetic) -> None:
     labels = CATALOG.domain("potsdam-rgb").labels
     assert labels is not None
     with zipfile.ZipFile(everything.archives / "potsdam/5_Labels_all_noBoundary.zip") as archive:
@@ -255,7 +255,7 @@ class Naive:
 
 
 @pytest.fixture(scope="session")
-def naive_scores(everything: Drawn) -> dict[str, tuple[float, float, float]]:
+def naive_scores(everything: Synthetic) -> dict[str, tuple[float, float, float]]:
     """Per cross-domain setting: recall at home, on the target, and on the target with adapted colours."""
     scores = {}
     for recipe in CATALOG.recipes().values():
@@ -361,9 +361,9 @@ def test_shade_falls_away_from_the_sun_as_far_as_the_sun_is_low() -> None:
     assert shaded(180, 5) == [(-step, 0) for step in range(7, 0, -1)]
 
 
-@pytest.mark.parametrize("name", drawn().worlds)
+@pytest.mark.parametrize("name", synthetic().worlds)
 def test_roads_and_roofs_are_as_wide_as_a_small_network_needs(name: str) -> None:
-    world = drawn().worlds[name]
+    world = synthetic().worlds[name]
     pen = Draughtsman(3, "mini")
     scenes = [pen.scene(world, 128, 128, pen.rng(name, index)) for index in range(6)]
     share = np.mean([scene.land.material == Material.ROAD for scene in scenes])
@@ -376,6 +376,6 @@ def test_roads_and_roofs_are_as_wide_as_a_small_network_needs(name: str) -> None
     assert 13 <= lot_px <= 40
 
 
-def test_rasterio_is_not_left_with_side_files(everything: Drawn) -> None:
+def test_rasterio_is_not_left_with_side_files(everything: Synthetic) -> None:
     assert not list(everything.archives.rglob("*.aux.xml"))
     assert rasterio.__version__

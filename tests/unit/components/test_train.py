@@ -38,14 +38,14 @@ from crossearth.components.train.step import train
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common import files
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import alone, sha256_file
+from crossearth.data.common.files import file_lock, sha256_file
 from crossearth.data.raster.reading import Reading
 from crossearth.data.style.earth import StyleConfig
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import TrainingStream
 from crossearth.data.tiles.manifest import read_manifest, write_manifest
 from crossearth.model.training.losses import SegmentationLossConfig
-from crossearth.model.training.multitask import MultiTask, TaskConfig, learning_rate
+from crossearth.model.training.multitask import MultiTaskLoss, TaskConfig, learning_rate
 from crossearth.model.weights import checkpoint
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
@@ -136,14 +136,14 @@ def stop_at(iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spoil(iterations: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of these iterations is not a number."""
-    forward = MultiTask.forward
+    forward = MultiTaskLoss.forward
 
-    def spoiled(self: MultiTask, *arguments: Any) -> dict[str, Tensor]:
+    def spoiled(self: MultiTaskLoss, *arguments: Any) -> dict[str, Tensor]:
         terms = forward(self, *arguments)
         first = arguments[2][0] // NUMBERS["batch_size"]
         return {name: term * float("nan") for name, term in terms.items()} if first in iterations else terms
 
-    monkeypatch.setattr(MultiTask, "forward", spoiled)
+    monkeypatch.setattr(MultiTaskLoss, "forward", spoiled)
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -312,7 +312,7 @@ def test_another_training_of_the_recipe_is_not_disturbed(
     monkeypatch.setattr(files, "PATIENCE_S", 0.0)
     before = written(tmp_path / "model.checkpoints")
     running = rf"a training of {RECIPE} is running already: process {os.getpid()} on "
-    with alone(tmp_path / "model", "this"), pytest.raises(InputError, match=running):
+    with file_lock(tmp_path / "model", "this"), pytest.raises(InputError, match=running):
         run(lr=2e-3)
     assert written(tmp_path / "model.checkpoints") == before
     run()
@@ -413,13 +413,13 @@ def test_out_of_memory_names_the_fields_to_change(run: Train, monkeypatch: pytes
     def forward(*_: Any) -> dict[str, Tensor]:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(MultiTask, "forward", forward)
+    monkeypatch.setattr(MultiTaskLoss, "forward", forward)
     with pytest.raises(InputError, match=r"(?s)batch_size 4.*micro_batch.*activation_checkpointing"):
         run()
 
 
 def test_what_is_set_already_is_not_advised(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MultiTask, "forward", mock.Mock(side_effect=torch.OutOfMemoryError("no memory")))
+    monkeypatch.setattr(MultiTaskLoss, "forward", mock.Mock(side_effect=torch.OutOfMemoryError("no memory")))
     apart = replace(NUMBERS["tasks"], shared_pass=False)
     with pytest.raises(InputError, match=r"next: start anew with a lower crop_px$"):
         run(micro_batch=1, activation_checkpointing=True, precision="bfloat16", tasks=apart)
@@ -594,7 +594,7 @@ def test_a_best_state_that_was_not_written_is_not_claimed(
     changes = {"held_out_share": 0.3, "validate_every": 3, "selection": "best-source"}
     save_best = training_state.Checkpoints.save_best
     scores = iter([0.2, 0.5])
-    monkeypatch.setattr(training_loop, "score", lambda *_: SimpleNamespace(headline=next(scores)))
+    monkeypatch.setattr(training_loop, "score", lambda *_: SimpleNamespace(primary_metric=next(scores)))
     monkeypatch.setattr(
         training_state.Checkpoints,
         "save_best",

@@ -22,7 +22,7 @@ from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.components.runtime.params import Params
 from crossearth.components.validate.expectations import expectations, validate_manifests
 from crossearth.components.validate.step import validate
-from crossearth.components.validate.validation import ValidateConfig, twins
+from crossearth.components.validate.validation import ValidateConfig, near_duplicates
 from crossearth.data.catalog.domains import Catalog, Domain, Files
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
@@ -253,7 +253,7 @@ def test_blank_tiles_are_nobodys_twins(town: Path) -> None:
     rewrite(town, "train", lambda row: {**row, "constant": True, "sha256_image": "ab"})
     rewrite(town, "test", lambda row: {**row, "constant": True, "sha256_image": "ab"})
     train, test = (read_manifest(root, split) for split in ("train", "test"))
-    assert twins(train, test, 8) == []
+    assert near_duplicates(train, test, 8) == []
     validate(catalog(town), town / "domains", town / "validation", ValidateConfig(max_constant_share=1))
 
 
@@ -321,7 +321,7 @@ def test_config_refuses_nonsense(values: dict[str, Any]) -> None:
 def test_a_manifest_of_another_version_is_refused(town: Path) -> None:
     path = town / "domains" / NAME / NAME / "train.parquet"
     table = pq.read_table(path)
-    pq.write_table(table.drop_columns(["look"]), path)
+    pq.write_table(table.drop_columns(["dhash"]), path)
     with pytest.raises(InputError, match="another version"):
         validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
 

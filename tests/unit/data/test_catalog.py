@@ -351,7 +351,10 @@ BROKEN = {
     "classes": ({"class_sets": {"a": {"classes": ["x", "x"]}}}, r"class_sets.a: classes: x more than once"),
     "ignore": ({"class_sets": {"a": {"classes": ["x", "ignore"]}}}, "'ignore' is no class"),
     "palette": ({"class_sets": {"a": {"classes": ["x", "y"], "palette": ["#000000"]}}}, "palette"),
-    "headline": ({"class_sets": {"a": {"classes": ["x", "y", "z"], "headline": "foreground"}}}, "headline"),
+    "primary_metric": (
+        {"class_sets": {"a": {"classes": ["x", "y", "z"], "primary_metric": "foreground"}}},
+        "primary_metric",
+    ),
     "map": (
         {"class_sets": {"a": {"classes": ["x", "y"], "maps": {"road": {"road": "x"}}}}},
         "'background' of road is not",
@@ -437,7 +440,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     | dict.fromkeys(
         ["bands", "tile", "split", "key", "scene", "gsd_m", "value_range", "nodata", "train", "dataset"]
     ),
-    "class_sets": {"classes": ["x", "y"], "palette": None, "headline": "mean", "maps": {}},
+    "class_sets": {"classes": ["x", "y"], "palette": None, "primary_metric": "mean", "maps": {}},
     "settings": {
         **{"source": "deepglobe", "target": "massachusetts", "gap": "region"},
         **{"class_set": "road", "id": 1, "evidence": "", "published": {}},

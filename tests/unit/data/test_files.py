@@ -13,7 +13,7 @@ import pytest
 
 from crossearth.data.common import files
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import alone, atomic_dir, atomic_path, digest, write_json
+from crossearth.data.common.files import atomic_dir, atomic_path, digest, file_lock, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
     inside = []
 
     def write(number: int) -> None:
-        with alone(tmp_path / "file"):
+        with file_lock(tmp_path / "file"):
             inside.append(number)
             time.sleep(0.01)
             assert inside[-1] == number
@@ -77,8 +77,8 @@ def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from crossearth.data.common.files import alone
-with alone(Path(sys.argv[1]), "a training of town"):
+from crossearth.data.common.files import file_lock
+with file_lock(Path(sys.argv[1]), "a training of town"):
     print("held", flush=True)
     input()
 """
@@ -100,11 +100,11 @@ def test_a_second_process_that_would_do_the_same_is_refused_and_told_which_does_
 ) -> None:
     monkeypatch.setattr(files, "PATIENCE_S", 0.2)
     said = f"town: a training of town is running already: process {holder.pid} on {socket.gethostname()}\n"
-    with pytest.raises(InputError, match=said), alone(tmp_path / "town", "a training of town"):
+    with pytest.raises(InputError, match=said), file_lock(tmp_path / "town", "a training of town"):
         pass
     holder.kill()
     holder.wait()
-    with alone(tmp_path / "town", "a training of town"):  # what is killed holds nothing
+    with file_lock(tmp_path / "town", "a training of town"):  # what is killed holds nothing
         pass
     assert not list(tmp_path.iterdir())
 
@@ -113,7 +113,7 @@ def test_a_process_that_is_about_to_end_is_waited_for(
     tmp_path: Path, holder: "subprocess.Popen[str]", caplog: pytest.LogCaptureFixture
 ) -> None:
     threading.Timer(0.3, lambda: holder.communicate("\n")).start()
-    with alone(tmp_path / "town", "a training of town"):
+    with file_lock(tmp_path / "town", "a training of town"):
         assert holder.wait() == 0
     assert f"process {holder.pid} on" in caplog.text
 

@@ -86,7 +86,7 @@ def test_the_foreground_of_binary_sets_is_index_1() -> None:
         "road": ("background", "road"),
         "building": ("background", "building"),
     }
-    assert all(item.headline == "foreground" for item in binary)
+    assert all(item.primary_metric == "foreground" for item in binary)
 
 
 def test_classes_stand_in_the_order_of_the_published_tables() -> None:

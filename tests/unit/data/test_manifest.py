@@ -34,7 +34,7 @@ def row(scene: str, left: int = 0, **changes: Any) -> dict[str, Any]:
         "bands": ["red", "green", "blue"],
         "nodata_share": 0.0,
         "constant": False,
-        "look": "0" * 64,
+        "dhash": "0" * 64,
         "class_pixels": [60, 4],
         "ignored_pixels": 0,
     }
@@ -137,7 +137,7 @@ def test_a_domain_that_is_no_name_is_refused(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"tile_id": None}, "tile_id: some rows have none"),
-        ({"look": None}, "look: some rows have none"),
+        ({"dhash": None}, "dhash: some rows have none"),
         ({"class_pixels": [64]}, "class_pixels: some rows have other than 2 counts"),
     ],
 )

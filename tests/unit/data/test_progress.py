@@ -9,7 +9,7 @@ import pytest
 
 from crossearth.components.pods import workspace
 from crossearth.data.common import progress
-from crossearth.data.common.progress import LogLine, shown
+from crossearth.data.common.progress import LogLine, progress_bar
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_pods_log_has_a_line_every_30_s_and_one_at_the_end(
 
 
 def test_items_of_a_step_are_counted_in_a_pods_log(clock: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(shown("abcd", "pull", 4)) == list("abcd")
+    assert list(progress_bar("abcd", "pull", 4)) == list("abcd")
     assert capsys.readouterr().err.splitlines() == ["pull 3/4, 0:00:10 left", "pull 4/4, done"]
 
 
@@ -42,7 +42,7 @@ def test_elsewhere_there_is_no_line(
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     LogLine("town", 1).update(1)
-    assert list(shown("ab", "pull", 2)) == ["a", "b"]
+    assert list(progress_bar("ab", "pull", 2)) == ["a", "b"]
     assert capsys.readouterr().err == ""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import write_sealed
+from crossearth.data.common.files import write_checksummed
 from crossearth.data.common.shards import MAX_SHARDS, Shard, is_done
 
 
@@ -30,7 +30,7 @@ def test_a_damaged_record_is_not_done_and_named(
 ) -> None:
     record = tmp_path / "summary.json"
     assert not is_done(record, "a")
-    write_sealed(record, {"identity": "a"})
+    write_checksummed(record, {"identity": "a"})
     assert is_done(record, "a")
     assert not is_done(record, "b")
     assert not caplog.messages

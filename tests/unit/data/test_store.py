@@ -25,7 +25,7 @@ def test_an_address_that_is_no_stores(url: str) -> None:
         StoreConfig(url)
 
 
-def sealed(**changes: Any) -> bytes:
+def checksummed(**changes: Any) -> bytes:
     index = INDEX | changes
     return json.dumps({**index, "digest": digest(index)}).encode()
 
@@ -34,18 +34,18 @@ def sealed(**changes: Any) -> bytes:
     ("body", "problem"),
     [
         *((body, "not an index") for body in (b"", b"[]", b"5", b"{}", b"\xff", b"[" * 100_000)),
-        (sealed().replace(b"town", b"tower"), "its digest is another"),
-        (sealed(format="1"), "another version"),
+        (checksummed().replace(b"town", b"tower"), "its digest is another"),
+        (checksummed(format="1"), "another version"),
         (json.dumps({"format": FORMAT, "digest": digest({"format": FORMAT})}).encode(), "Field required"),
-        (sealed(files=5), "files"),
-        (sealed(files=[]), "without files"),
-        (sealed(files=[5]), "files.0"),
-        (sealed(files=[{"path": "a"}]), "files.0"),
-        (sealed(files=[FILE | {"path": 5}]), "files.0.path"),
-        (sealed(files=[FILE | {"size": "big"}]), "files.0.size"),
-        (sealed(files=[FILE | {"more": 1}]), "unknown key 'more'"),
+        (checksummed(files=5), "files"),
+        (checksummed(files=[]), "without files"),
+        (checksummed(files=[5]), "files.0"),
+        (checksummed(files=[{"path": "a"}]), "files.0"),
+        (checksummed(files=[FILE | {"path": 5}]), "files.0.path"),
+        (checksummed(files=[FILE | {"size": "big"}]), "files.0.size"),
+        (checksummed(files=[FILE | {"more": 1}]), "unknown key 'more'"),
         *(
-            (sealed(files=[FILE | {"path": path}]), "leaves the domain's folder")
+            (checksummed(files=[FILE | {"path": path}]), "leaves the domain's folder")
             for path in ("../x", "/x", "a/../../x", "", ".", "a\0b")
         ),
     ],

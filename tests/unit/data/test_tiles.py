@@ -18,7 +18,7 @@ from crossearth.data.catalog.labels import IGNORE, parse_labels
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reader import Raster, gdal
 from crossearth.data.raster.reading import Reading
-from crossearth.data.tiles.scenes import Cutting, Window, cut_scene, look, read_window, windows
+from crossearth.data.tiles.scenes import Cutting, Window, cut_scene, dhash, read_window, windows
 
 CLASSES = ("ground", "road", "roof")
 SPEC = parse_labels({0: "ground", 1: "road", 2: "roof", 9: "ignore"}, CLASSES, "test")
@@ -296,10 +296,10 @@ def test_looks_tell_neighbours_from_copies() -> None:
 
     tile, neighbour = ground[:256, :256].astype(np.uint8), ground[64:, 64:].astype(np.uint8)
     brighter = np.clip(tile * 0.8 + 20 + rng.normal(0, 2, tile.shape), 0, 255).astype(np.uint8)
-    assert len(look(tile)) == 64
-    assert bits(look(tile), look(brighter)) <= 16
-    assert bits(look(tile), look(neighbour)) > 40
-    assert look(np.full((256, 256), 9, np.uint8)) == "0" * 64
+    assert len(dhash(tile)) == 64
+    assert bits(dhash(tile), dhash(brighter)) <= 16
+    assert bits(dhash(tile), dhash(neighbour)) > 40
+    assert dhash(np.full((256, 256), 9, np.uint8)) == "0" * 64
 
 
 def test_files_are_opened_without_a_session_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import sha256_file, write_sealed
+from crossearth.data.common.files import sha256_file, write_checksummed
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
 from crossearth.model.weights.checkpoint import load, load_strictly, read_meta, save, state_digest
 
@@ -32,7 +32,7 @@ def edit(folder: Path, change: Any) -> None:
     save_file(state, folder / "model.safetensors")
     meta = read_meta(folder)
     meta["sha256"] = sha256_file(folder / "model.safetensors")
-    write_sealed(folder / "model.json", meta)
+    write_checksummed(folder / "model.json", meta)
 
 
 @pytest.mark.parametrize("which", ["", "model.safetensors", "model.json"])
@@ -181,7 +181,7 @@ def test_a_shared_backbone_that_is_not_finite_is_named(tmp_path: Path) -> None:
     save_file(state, file)
     meta = read_meta(folder)
     meta["backbone"]["digest"] = state_digest(state)
-    write_sealed(folder / "model.json", meta)
+    write_checksummed(folder / "model.json", meta)
     with pytest.raises(InputError, match=rf"{file.name}: weights that are not finite: backbone\.mask_token"):
         load(folder)
 
@@ -254,7 +254,7 @@ def test_a_description_that_does_not_agree_is_refused(
 ) -> None:
     folder = save(tiny(), tmp_path / "m", META)
     meta = read_meta(folder)
-    write_sealed(folder / "model.json", {**meta, **change})
+    write_checksummed(folder / "model.json", {**meta, **change})
     with pytest.raises(InputError, match=message):
         load(folder)
 
@@ -268,6 +268,6 @@ def test_weights_of_other_sizes_and_cut_files_are_refused(tmp_path: Path) -> Non
         load(folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    write_sealed(folder / "model.json", {**read_meta(folder), "sha256": sha256_file(weights)})
+    write_checksummed(folder / "model.json", {**read_meta(folder), "sha256": sha256_file(weights)})
     with pytest.raises(InputError, match="not a readable safetensors file"):
         load(folder)

@@ -280,7 +280,7 @@ def slow_dice(logits: list[float], targets: list[float]) -> float:
 def slow_layer(
     prediction: Prediction, label_BHW: Tensor, points: RecordedPoints, layer: int
 ) -> tuple[float, float, float]:
-    """Class, mask and dice term of one layer by the method's numbers, with 32 points."""
+    """Class, mask and dice term of one layer by the method's parameters, with 32 points."""
     class_total = class_weights = mask_total = dice_total = 0.0
     num_masks, no_object = 0, prediction.class_logits.shape[2] - 1
     for image, label_HW in enumerate(label_BHW):

@@ -11,10 +11,10 @@ from crossearth.model.metrics import ConfusionMatrix, confusion_matrix
 from crossearth.model.scores import (
     bootstrap,
     class_iou,
-    headline_iou,
     interval,
     outcome_counts,
     paired_p_value,
+    primary_iou,
     score,
 )
 
@@ -87,7 +87,7 @@ def test_ignored_pixels_alone_score_nothing() -> None:
     )
     assert counted.sum() == 0
     scores = score(counted.numpy())
-    assert np.isnan(scores.iou).all() and np.isnan(scores.headline) and np.isnan(scores.accuracy)
+    assert np.isnan(scores.iou).all() and np.isnan(scores.primary_metric) and np.isnan(scores.accuracy)
 
 
 def test_no_pixels_are_fine() -> None:
@@ -127,17 +127,17 @@ def test_scores_follow_their_definitions(confusion: np.ndarray) -> None:
         assert scores.iou[k] == pytest.approx(iou, abs=1e-15)
         assert scores.f1[k] == pytest.approx(2 * iou / (1 + iou), abs=1e-12)
     if present:
-        assert scores.headline == pytest.approx(np.mean(present), abs=1e-12)
+        assert scores.primary_metric == pytest.approx(np.mean(present), abs=1e-12)
         assert scores.accuracy == pytest.approx(np.trace(confusion) / confusion.sum(), abs=1e-15)
     else:
-        assert np.isnan(scores.headline)
+        assert np.isnan(scores.primary_metric)
     assert np.array_equal(scores.pixels, confusion.sum(1))
 
 
 def test_binary_sets_score_their_foreground() -> None:
     scores = score(np.array([[90, 5], [3, 2]]), "foreground")
-    assert scores.headline == 2 / 10
-    assert np.isnan(score(np.array([[90, 5], [0, 0]]), "foreground").headline)
+    assert scores.primary_metric == 2 / 10
+    assert np.isnan(score(np.array([[90, 5], [0, 0]]), "foreground").primary_metric)
 
 
 def test_counts_of_tiles_add_up() -> None:
@@ -160,7 +160,7 @@ def test_bootstrap_equals_resampling_by_hand() -> None:
     tiles = _tiles(11, 0.7, 0)
     values = bootstrap([tiles], "mean", 50, np.random.default_rng(3))
     draws = np.random.default_rng(3).multinomial(11, np.full(11, 1 / 11), size=50)
-    by_hand = [headline_iou(class_iou(np.repeat(tiles, draw, axis=0).sum(0)), "mean") for draw in draws]
+    by_hand = [primary_iou(class_iou(np.repeat(tiles, draw, axis=0).sum(0)), "mean") for draw in draws]
     np.testing.assert_allclose(values[0], by_hand, rtol=1e-12)
 
 
@@ -169,7 +169,7 @@ def test_interval_holds_the_score_and_narrows_with_more_tiles() -> None:
     (few_low, few_high), (low, high) = (
         interval(bootstrap([tiles], "mean", 1000, np.random.default_rng(0))[0]) for tiles in (few, many)
     )
-    assert low < headline_iou(class_iou(many.sum(0)), "mean") < high
+    assert low < primary_iou(class_iou(many.sum(0)), "mean") < high
     assert high - low < few_high - few_low
 
 

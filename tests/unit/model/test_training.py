@@ -15,8 +15,8 @@ from crossearth.model.training.losses import SegmentationLossConfig, segmentatio
 from crossearth.model.training.multitask import (
     BRANCHES,
     Ablation,
-    MultiTask,
-    Normalisers,
+    LossDenominators,
+    MultiTaskLoss,
     Styler,
     TaskConfig,
     learning_rate,
@@ -61,10 +61,10 @@ def make_styler(probability: float) -> Styler:
     return Styler(engine, earth, StyleConfig(probability=probability))
 
 
-def make_task(ablation: Ablation, probability: float = 0.0, **changes: object) -> MultiTask:
+def make_task(ablation: Ablation, probability: float = 0.0, **changes: object) -> MultiTaskLoss:
     config = TaskConfig(mask_block_px=16, segmentation=POINTS, **changes)
     styler = make_styler(probability) if BRANCHES[ablation].style else None
-    return MultiTask(make_network(ablation), BRANCHES[ablation], config, styler, seed=7)
+    return MultiTaskLoss(make_network(ablation), BRANCHES[ablation], config, styler, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ def batch() -> tuple[Tensor, Tensor, list[int]]:
     return image, label, [40, 41, 42]
 
 
-def whole(label: Tensor) -> Normalisers:
-    return Normalisers.of(label, SIZES["num_tokens"], POINTS.weight_no_object)
+def whole(label: Tensor) -> LossDenominators:
+    return LossDenominators.of(label, SIZES["num_tokens"], POINTS.weight_no_object)
 
 
-def slow_terms(task: MultiTask, image: Tensor, label: Tensor, positions: list[int]) -> dict[str, float]:
+def slow_terms(task: MultiTaskLoss, image: Tensor, label: Tensor, positions: list[int]) -> dict[str, float]:
     """Every term from single images, each through the network alone, from the formulas of the method."""
     network, config = task.network, task.config
     terms = dict.fromkeys(("class", "mask", "dice", "reconstruction", "consistency"), 0.0)
@@ -174,7 +174,7 @@ def test_weights_and_mse(batch: tuple[Tensor, Tensor, list[int]]) -> None:
     assert float(other["reconstruction"]) == pytest.approx(3 * float(squares), rel=1e-4)
 
 
-def gradients(task: MultiTask) -> dict[str, Tensor]:
+def gradients(task: MultiTaskLoss) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in task.network.named_parameters() if p.grad is not None}
 
 
@@ -379,11 +379,11 @@ def test_the_methods_numbers_are_the_defaults() -> None:
 
 def test_normalisers_count_masks_and_the_weights_of_all_queries_targets() -> None:
     label_BHW = torch.tensor([[[0, 2, 2, 255]], [[1, 1, 1, 1]], [[255, 255, 255, 255]]], dtype=torch.uint8)
-    six = Normalisers.of(label_BHW, num_queries=6, no_object_weight=0.1)
+    six = LossDenominators.of(label_BHW, num_queries=6, no_object_weight=0.1)
     assert (six.masks, six.samples) == (2 + 1 + 0, 3)
     assert six.class_weight == pytest.approx((2 + 4 * 0.1) + (1 + 5 * 0.1) + 6 * 0.1)
     # no more masks than queries
-    assert Normalisers.of(label_BHW, num_queries=1, no_object_weight=0.1) == (2, pytest.approx(2.1), 3)
+    assert LossDenominators.of(label_BHW, num_queries=1, no_object_weight=0.1) == (2, pytest.approx(2.1), 3)
 
 
 def test_the_segmentation_terms_are_sums_over_all_prediction_layers(
