@@ -166,8 +166,7 @@ def show(
     """Print the table of all settings, or the results of one recipe."""
     from crossearth.components.evaluate.results import read_results
     from crossearth.components.report import show as tables
-    from crossearth.components.runtime.tracking import tracking_uri
-    from crossearth.data.common.errors import without_credentials
+    from crossearth.components.runtime.tracking import runs_told
 
     _, loaded = inputs(None, catalog)
     if recipe:
@@ -176,9 +175,8 @@ def show(
     print_whole(tables.benchmark([SCORES], loaded))
     if (REPORT / "index.html").exists():
         out.print(f"report: open {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
-    address = without_credentials(tracking_uri())
-    runs = address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
-    out.print(f"runs:   {runs}", highlight=False, soft_wrap=True)
+    for line in runs_told():
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

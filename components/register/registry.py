@@ -2,37 +2,38 @@
 
 Besides tracking.py (runs) and tracking_server.py this is the project's only file that talks to MLflow
 (mapper.py runs inside it).
-Every move of an alias is a tag of the registered model, `move.0001` and so on: what moved, who moved it, when
-and from which run.
+Every move of an alias is a tag of the registered model, `move.0001` and so on, as a line that people read:
+what moved, when, who moved it, for which run and why.
 """
 
-import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from crossearth.components.evaluate.results import DETAILS, RecipeResult, read_results
+from crossearth.components.evaluate.results import DETAILS, RecipeResult, SettingResult, read_results
 from crossearth.components.runtime.tracking import (
     KEY_TAG,
-    SQLITE,
     connect,
     tracking_uri,
     transferring,
     user_name,
 )
 from crossearth.components.runtime.tracking_server import refusal
+from crossearth.components.runtime.tracking_store import LOST_ARTIFACTS, database_of, lost_root
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reading import BYTES
 from crossearth.model.weights.checkpoint import META_NAME, WEIGHTS_NAME, read_meta, trained_reading
 
 if TYPE_CHECKING:
+    from mlflow.entities import RunInfo
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models.model import ModelInfo
     from mlflow.tracking import MlflowClient
@@ -42,6 +43,13 @@ ROLLBACK = "rollback"
 MOVE_TAG = "move."
 EXAMPLE_PX = 32
 REQUIREMENTS = ("torch", "numpy", "rasterio", "mlflow")
+
+
+MOVE = re.compile(
+    r"(?P<alias>\S+): (?P<old>\S+) -> (?P<new>\S+), (?P<when>\S+), by (?P<who>.*?), "
+    r"run (?P<run>\S+): (?P<why>.*)"
+)
+NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,23 @@ class Move:
     when: str
     run: str
     why: str
+
+    def __str__(self) -> str:
+        """As its tag has it: champion: 1 -> 3, 2026-11-30T10:00:00+00:00, by anna, run 0f3...: rollback."""
+        old, new, run = (part or NONE for part in (self.old, self.new, self.run))
+        return f"{self.alias}: {old} -> {new}, {self.when}, by {self.who}, run {run}: {self.why}"
+
+    @staticmethod
+    def parse(text: str) -> "Move":
+        """A move from its tag.
+
+        Raises:
+            InputError: not one of ours.
+        """
+        found = MOVE.fullmatch(text)
+        if found is None:
+            raise InputError(f"no move of an alias: {text!r}", expected="what `crossearth register` wrote")
+        return Move(**{name: "" if part == NONE else part for name, part in found.groupdict().items()})
 
 
 @contextmanager
@@ -124,7 +149,7 @@ class Registry:
         """
         with TemporaryDirectory() as temporary:
             files = _files(Path(temporary), model_dir, backbone, result, card)
-            logged = _log_model(run_id, files)
+            logged = self._log_model(run_id, result.recipe, files)
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(
                 name, description=f"Maps of overhead imagery, recipe {result.recipe}"
@@ -134,15 +159,50 @@ class Registry:
             logged.model_uri,
             run_id=run_id,
             tags={
-                "identity": identity,
                 "recipe": result.recipe,
                 "selection": result.selection,
                 "provenance": ", ".join(sorted({each.provenance for each in result.settings})),
+                **{f"IoU {each.target}": _per_cent(result, each) for each in result.settings},
                 "weights": result.model_sha256,
+                "identity": identity,
             },
             description=card,
             model_id=logged.model_id,
         )
+
+    def _log_model(self, run_id: str, name: str, files: Mapping[str, Path]) -> "ModelInfo":
+        """Puts the model below its run, which keeps the end that it had."""
+        import mlflow
+        import pandas as pd
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, Schema
+        from mlflow.types.schema import AnyType
+
+        before = self.client.get_run(run_id).info
+        lost = lost_root(self.client.get_experiment(before.experiment_id).artifact_location)
+        if lost:
+            raise InputError(
+                f"MLflow keeps its models in {lost}, which is not here",
+                where=tracking_uri(),
+                next_step=LOST_ARTIFACTS,
+            )
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        mlflow.set_tracking_uri(tracking_uri())
+        example = (trained_reading(read_meta(files["model"])) or BYTES).example(EXAMPLE_PX)
+        with transferring(), _ended_as(self.client, before), mlflow.start_run(run_id=run_id):
+            return mlflow.pyfunc.log_model(
+                name=name,
+                python_model=str(Path(__file__).with_name("mapper.py")),
+                artifacts={key: str(path) for key, path in files.items()},
+                signature=ModelSignature(
+                    Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
+                ),
+                input_example=pd.DataFrame({"scene": [example]}),
+                pip_requirements=[
+                    f"crossearth=={version('crossearth')}",
+                    *(f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS),
+                ],
+            )
 
     @_reaching()
     def version(self, name: str, number: str) -> "ModelVersion":
@@ -194,13 +254,13 @@ class Registry:
             why=why,
         )
         number = len(self.moves(name)) + 1
-        self.client.set_registered_model_tag(name, f"{MOVE_TAG}{number:04d}", json.dumps(asdict(move)))
+        self.client.set_registered_model_tag(name, f"{MOVE_TAG}{number:04d}", str(move))
 
     @_reaching()
     def moves(self, name: str) -> list[Move]:
         """All moves of a model's aliases, oldest first."""
         tags = self.client.get_registered_model(name).tags
-        return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(MOVE_TAG)]
+        return [Move.parse(tags[key]) for key in sorted(tags) if key.startswith(MOVE_TAG)]
 
     @_reaching()
     def run_of(self, key: str) -> str | None:
@@ -224,30 +284,20 @@ def _files(
     return {"model": model, "scores": result.folder / DETAILS, "card": written, **shared}
 
 
-def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
-    import mlflow
-    import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import AnyType
+@contextmanager
+def _ended_as(client: "MlflowClient", before: "RunInfo") -> Iterator[None]:
+    """MLflow opens the run that a model is added to: afterwards it has the status and end of `before`."""
+    try:
+        yield
+    finally:
+        if before.end_time:
+            client.set_terminated(before.run_id, before.status, before.end_time)
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    mlflow.set_tracking_uri(tracking_uri())
-    example = (trained_reading(read_meta(files["model"])) or BYTES).example(EXAMPLE_PX)
-    with transferring(), mlflow.start_run(run_id=run_id):
-        return mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("mapper.py")),
-            artifacts={key: str(path) for key, path in files.items()},
-            signature=ModelSignature(
-                Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
-            ),
-            input_example=pd.DataFrame({"scene": [example]}),
-            pip_requirements=[
-                f"crossearth=={version('crossearth')}",
-                *(f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS),
-            ],
-        )
+
+def _per_cent(result: RecipeResult, setting: SettingResult) -> str:
+    """The primary score of a setting, as a tag tells it."""
+    primary = result.scores(setting).primary_metric
+    return f"{100 * primary:.1f} %" + (" (unseen)" if setting.unseen else " (its own domain)")
 
 
 def champion_before(moves: Sequence[Move]) -> str | None:
@@ -270,7 +320,7 @@ def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
     The copies are gone when the context ends.
 
     Args:
-        uri: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN/model.
+        uri: models:/NAME@ALIAS, models:/NAME/VERSION or models:/ID of a logged model.
 
     Yields:
         The model's folder and the file of its shared backbone, None where the weights hold it.
@@ -278,15 +328,14 @@ def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
     Raises:
         InputError: no such model, or the registry does not answer.
     """
-    local = tracking_uri().startswith(SQLITE)
-    with nullcontext() if local else TemporaryDirectory() as copies:
+    with nullcontext() if database_of(tracking_uri()) else TemporaryDirectory() as copies:
         yield _fetch(uri, copies)
 
 
 def registry_exists() -> bool:
     """Whether there is one to look into: a server, or the file of an SQLite one, which MLflow would make."""
-    uri = tracking_uri()
-    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+    database = database_of(tracking_uri())
+    return database is None or database.exists()
 
 
 def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:

@@ -112,7 +112,7 @@ def register(
         if made is None:
             run_id = registry.run_of(result.recipe_hash)
             if run_id is None:
-                with start_run(recipe.name, key=result.recipe_hash, tags={"recipe": recipe.name}):
+                with start_run(recipe.name, key=result.recipe_hash, tags={"recipe": recipe.name}, adds=True):
                     pass
                 run_id = registry.run_of(result.recipe_hash)
             if run_id is None:

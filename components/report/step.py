@@ -21,7 +21,7 @@ from crossearth.components.report.page import page, picture
 from crossearth.components.report.summary import Summary, summarise
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import COVERAGE, REPORT, SCORES, STYLES, VALIDATION
-from crossearth.components.runtime.tracking import start_run
+from crossearth.components.runtime.tracking import VIEW, start_run
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest, read_checksummed, write_json, write_text
@@ -197,5 +197,5 @@ def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> 
         run.log_artifact(out_dir, "report")
         targets = dict.fromkeys(line.target for line in summary.lines)
         columns = [*SUMMARY_METRICS, *(metric_name("miou", target) for target in targets)]
-        run.save_view("crossearth-recipes", "Recipes by mIoU on unseen domains", columns, SUMMARY_METRICS[0])
+        run.save_view(VIEW, "Recipes by mIoU on unseen domains", columns, SUMMARY_METRICS[0])
         run.adopt(keys)

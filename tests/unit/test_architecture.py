@@ -17,7 +17,7 @@ OWNERS = {
     "boto3": {"data/tiles/store.py"},
     "great_expectations": {"components/validate/expectations.py"},
     "mlflow": {
-        *(f"components/runtime/{name}.py" for name in ("tracking", "tracking_server")),
+        *(f"components/runtime/{name}.py" for name in ("tracking", "tracking_server", "tracking_store")),
         *(f"components/register/{name}.py" for name in ("registry", "step", "mapper")),
     },
 }
