@@ -36,7 +36,7 @@ demo: install
 # as many at a time as there are cores, a thread each
 test: export OMP_NUM_THREADS := 1
 test: install
-	$(BIN)/python -m pytest -q -m unit -n logical --maxprocesses 4
+	$(BIN)/python -m pytest -q -m unit -n logical --maxprocesses 4 --dist loadgroup
 
 lint: install
 	mkdir -p .mypy_root/crossearth

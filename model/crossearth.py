@@ -6,13 +6,15 @@ D query channels, K classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.model.layers.backbone import Backbone
 from crossearth.model.layers.geospatial import GeospatialExtractor, Injector
@@ -21,10 +23,12 @@ from crossearth.model.layers.pixel_decoder import MAP_SCALES, PixelDecoder
 from crossearth.model.layers.reconstruction import ReconstructionHead
 from crossearth.model.layers.rein import Rein
 
-MAX_SIZE, MAX_LAYERS = 2**16, 1000
+# a description from outside must not ask for more than any machine has
+Size = Annotated[int, Field(ge=1, le=2**16)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
 
 
-@dataclass(frozen=True)
+@checked
 class NetworkConfig:
     """Sizes of a network; the defaults are the paper's (DINOv2 ViT-L/16 at 512 px).
 
@@ -52,43 +56,38 @@ class NetworkConfig:
         mean, std: of the input, RGB on the scale 0..255.
     """
 
-    num_classes: int
-    image_px: int = 512
-    patch_px: int = 16
-    embed: int = 1024
-    depth: int = 24
-    heads: int = 16
+    num_classes: Size
+    image_px: Size = 512
+    patch_px: Size = 16
+    embed: Size = 1024
+    depth: Layers = 24
+    heads: Size = 16
     mlp_ratio: float = 4.0
     taps: tuple[int, ...] = (7, 11, 15, 23)
-    num_tokens: int = 100
-    rank: int = 16
-    channels: int = 256
-    mask_channels: int = 256
-    head_heads: int = 8
-    num_points: int = 4
-    encoder_layers: int = 6
-    encoder_ffn: int = 1024
-    decoder_layers: int = 9
-    decoder_ffn: int = 2048
-    norm_groups: int = 32
-    crop_px: int = 512
-    stride_px: int = 341
+    num_tokens: Size = 100
+    rank: Size = 16
+    channels: Size = 256
+    mask_channels: Size = 256
+    head_heads: Size = 8
+    num_points: Size = 4
+    encoder_layers: Layers = 6
+    encoder_ffn: Size = 1024
+    decoder_layers: Layers = 9
+    decoder_ffn: Size = 2048
+    norm_groups: Size = 32
+    crop_px: Size = 512
+    stride_px: Size = 341
     frozen_backbone: bool = True
     geospatial: bool = False
     injector: Literal["shared", "own"] = "shared"
     inject_at_inference: bool = False
     masked_modelling: bool = False
-    reconstruction_channels: int = 256
-    reconstruction_px: int = 512
+    reconstruction_channels: Size = 256
+    reconstruction_px: Size = 512
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
-        # a description from outside must not ask for more than any machine has
-        for name, value in vars(self).items():
-            most = MAX_LAYERS if name in ("depth", "encoder_layers", "decoder_layers") else MAX_SIZE
-            if type(value) is int and not 1 <= value <= most:
-                raise InputError(f"{name}: {value}", expected=f"1 to {most}")
         for whole, part in (
             ("embed", "heads"),
             ("channels", "head_heads"),
@@ -320,16 +319,11 @@ class CrossEarth(nn.Module):
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
 
-def build(config: NetworkConfig) -> CrossEarth:
-    """The network of a config, randomly initialised."""
-    return CrossEarth(config)
-
-
 def crossearth_large(num_classes: int, image_px: int = 512, **changes: Any) -> CrossEarth:
     """The paper's network; its backbone's weights are to be loaded."""
-    return build(large_config(num_classes, image_px, **changes))
+    return CrossEarth(large_config(num_classes, image_px, **changes))
 
 
 def crossearth_tiny(num_classes: int, image_px: int = 128, **changes: Any) -> CrossEarth:
     """The small network of the demonstration and the tests."""
-    return build(tiny_config(num_classes, image_px, **changes))
+    return CrossEarth(tiny_config(num_classes, image_px, **changes))

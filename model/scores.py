@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
 PrimaryMetric = Literal["mean", "foreground"]
+METRICS: dict[PrimaryMetric, str] = {"mean": "mIoU", "foreground": "IoU of the foreground"}
 
 # replicates x tiles that one block of resampling weights may hold (32 MB of int32)
 _BLOCK = 8_000_000

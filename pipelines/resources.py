@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from crossearth.components.pods.train_job import SECRETS
 from crossearth.components.steps import PODS, STEPS
-from crossearth.data.common.config import load_config, merged, nearest, read_yaml
+from crossearth.data.common.config import checked, load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError, without_credentials
 
 THREADS = ("OMP_NUM_THREADS", "GDAL_NUM_THREADS")
@@ -35,7 +35,7 @@ def _check_bytes(what: str, value: str | None) -> None:
         )
 
 
-@dataclass(frozen=True)
+@checked
 class Toleration:
     """A taint that does not keep a step away from a node (fields as in a pod's `tolerations`)."""
 
@@ -45,7 +45,7 @@ class Toleration:
     effect: Literal["NoSchedule", "NoExecute", "PreferNoSchedule"] | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class Resources:
     """What one step asks of the cluster.
 
@@ -87,7 +87,7 @@ class Resources:
         return dict.fromkeys(THREADS, str(max(1, math.floor(cores / self.processes))))
 
 
-@dataclass(frozen=True)
+@checked
 class Workspace:
     """Where the steps' artefacts live: every pod sees the same folder.
 
@@ -107,7 +107,7 @@ class Workspace:
         _check_bytes("workspace.scratch", self.scratch)
 
 
-@dataclass(frozen=True)
+@checked
 class Secret:
     """A Kubernetes Secret whose keys become environment variables; its values are never seen here."""
 
@@ -115,7 +115,7 @@ class Secret:
     env: dict[str, str]
 
 
-@dataclass(frozen=True)
+@checked
 class Retry:
     """Further tries of the steps that need the network whose pod was lost, after growing pauses.
 
@@ -137,7 +137,7 @@ class Retry:
         return (self.attempts + 1) * longest_s + pauses
 
 
-@dataclass(frozen=True)
+@checked
 class Parallel:
     """How many iterations of a loop run at the same time."""
 
@@ -147,7 +147,7 @@ class Parallel:
     predict: PositiveInt = 4
 
 
-@dataclass(frozen=True)
+@checked
 class Trainer:
     """Training on several nodes as a TrainJob of Kubeflow Trainer.
 
@@ -164,7 +164,7 @@ class Trainer:
     schedule_timeout_s: PositiveInt = 1800
 
 
-@dataclass(frozen=True)
+@checked
 class Values:
     """The values file: everything about the cluster that a pipeline needs to know.
 

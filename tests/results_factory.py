@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 
 from crossearth.components.evaluate.results import (
+    CURVES,
     Panel,
     RecipeResult,
     SettingResult,
@@ -14,9 +15,9 @@ from crossearth.components.evaluate.results import (
     write_results,
     write_tiles,
 )
-from crossearth.components.runtime.palette import safe_palette
+from crossearth.components.runtime.palette import colour_table, safe_palette
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
-from crossearth.data.common.files import digest
+from crossearth.data.common.files import csv_text, digest, write_text
 from crossearth.model.scores import class_iou, outcome_counts, primary_iou
 
 
@@ -63,11 +64,7 @@ def write_fake_results(
         tiles_sha256 = write_tiles(folder / tile_file(setting.target), rows)
         settings.append(
             SettingResult(
-                setting=setting.abbr,
-                source=setting.source,
-                target=setting.target,
-                gap=setting.gap,
-                evidence=setting.evidence,
+                setting=setting,
                 key=digest([recipe.name, setting.abbr, seed, share]),
                 manifest_digest=digest(setting.target),
                 provenance=provenance,
@@ -96,11 +93,24 @@ def write_fake_results(
         palette=class_set.palette,
         primary_metric=class_set.primary_metric,
         model_sha256=digest([recipe.name, seed, "weights"]),
-        lineage={"git_revision": "0000000", "machine": "x86_64, 2 CPUs", "device": "cpu", "code": "0" * 16},
+        lineage={
+            "git_revision": "0000000",
+            "machine": "x86_64, 2 CPUs",
+            "device": "cpu",
+            "code": "0" * 16,
+            "timing": {"seconds": 75.0},
+            "model": {
+                "iteration": 80,
+                "train": {"iterations": 80},
+                "parameters": {"trained": 1_234_567, "all": 345_678_901},
+            },
+        },
         settings=tuple(settings),
         folder=folder,
     )
     write_results(result)
+    points = [{"iteration": step, "loss": 3 / (1 + step / 20) + seed / 10} for step in range(10, 81, 10)]
+    write_text(folder / CURVES, csv_text(points))
     return result
 
 
@@ -129,7 +139,7 @@ def _target(
     counts = np.stack([np.bincount(row, minlength=num * num).reshape(num, num) for row in cell])
     ious = primary_iou(class_iou(outcome_counts(counts)), class_set.primary_metric)
     ranked = [int(index) for index in np.argsort(ious)]
-    colours = np.array([ImageColor.getrgb(colour) for colour in safe_palette(class_set.palette)], np.uint8)
+    colours = colour_table(safe_palette(class_set.palette))
     (folder / "panels" / target).mkdir(parents=True, exist_ok=True)
     panels = []
     names = {"worst-1": ranked[0], "worst-2": ranked[1], "best-1": ranked[-1], "best-2": ranked[-2]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shlex
 import signal
 import sys
@@ -12,16 +11,18 @@ from typing import Annotated
 import typer
 
 from crossearth.components.cli import data_commands, model_commands
-from crossearth.components.cli.terminal import AsJson, Catalogs, ParamsFile, done, err, print_table
+from crossearth.components.cli.help import describe
+from crossearth.components.cli.terminal import AsCsv, AsJson, Catalogs, ParamsFile, done, err, print_view
 from crossearth.components.runtime.places import data_dir, inputs
 from crossearth.components.runtime.shell import quieten, refusals
+from crossearth.components.runtime.tables import TextTable, View
 from crossearth.components.steps import STEPS, Step, load
 
 app = typer.Typer(
     name="crossearth",
     help="Domain-generalizable remote-sensing segmentation: train on one region, map regions never seen.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_commands.app)
@@ -62,7 +63,7 @@ def _root(
 
 
 @app.command()
-def doctor(params_file: ParamsFile = None, as_json: AsJson = False) -> None:
+def doctor(params_file: ParamsFile = None, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """Check Python, torch, devices, memory, disk, weights and the tracking server; says what to do."""
     from dataclasses import asdict
 
@@ -71,11 +72,10 @@ def doctor(params_file: ParamsFile = None, as_json: AsJson = False) -> None:
     from crossearth.components.runtime.tracking import tracking_uri
 
     findings = examine(data_dir(), load_params(params_file).archives, tracking_uri())
-    if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        rows = [[item.check, item.verdict, item.found, item.advice] for item in findings]
-        print_table("crossearth doctor", ["check", "verdict", "found", "what to do"], rows)
+    facts = [asdict(finding) for finding in findings]
+    columns = ("check", "verdict", "found", "what to do")
+    table = TextTable(columns, [list(each.values()) for each in facts], title="crossearth doctor")
+    print_view(View(table, facts, facts), as_json, as_csv)
     if any(finding.verdict == "missing" for finding in findings):
         raise typer.Exit(1)
 
@@ -91,6 +91,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with refusals():
+            describe(app)
             app(standalone_mode=True)
     except (InputError, PartlyDoneError) as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
+from crossearth.components.cli.catalog_views import domains_view, settings_view
 from crossearth.components.cli.terminal import (
+    AsCsv,
     AsJson,
     Catalogs,
     ParamsFile,
@@ -22,6 +24,7 @@ from crossearth.components.cli.terminal import (
     out,
     parse_numbers,
     print_table,
+    print_view,
 )
 from crossearth.components.runtime.places import (
     DOMAINS,
@@ -42,66 +45,15 @@ app.add_typer(styles_app, name="styles")
 
 
 @app.command()
-def settings(catalog: Catalogs = None, as_json: AsJson = False) -> None:
-    """The benchmark's settings: source, target, gap, class set, published score."""
-    from dataclasses import asdict
-
-    _, loaded = inputs(None, catalog)
-    if as_json:
-        typer.echo(json.dumps([asdict(setting) for setting in loaded.settings.values()], indent=2))
-        return
-    recipe_of = {
-        setting.abbr: recipe.name for recipe in loaded.recipes().values() for setting in recipe.settings
-    }
-    rows = []
-    for setting in loaded.settings.values():
-        scores = {score.method: score.miou for score in loaded.published(setting.abbr)}
-        rows.append(
-            [
-                setting.abbr,
-                setting.source,
-                setting.target,
-                setting.gap,
-                setting.class_set,
-                recipe_of[setting.abbr],
-                "" if scores.get("CrossEarth") is None else scores["CrossEarth"],
-                setting.evidence,
-            ]
-        )
-    print_table(
-        f"{len(rows)} settings, {len(loaded.recipes())} training recipes",
-        ["setting", "source", "target", "gap", "class set", "recipe", "published mIoU", "evidence"],
-        rows,
-    )
+def settings(catalog: Catalogs = None, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """The benchmark's settings and yours: source, target, gap, recipe, published scores."""
+    print_view(settings_view(inputs(None, catalog)[1]), as_json, as_csv)
 
 
 @app.command()
-def domains(catalog: Catalogs = None, as_json: AsJson = False) -> None:
-    """The domains: dataset, splits, bands, ground sample distance, classes, tiles of the paper, licence."""
-    from dataclasses import asdict
-
-    _, loaded = inputs(None, catalog)
-    if as_json:
-        typer.echo(json.dumps([asdict(domain) for domain in loaded.domains.values()], indent=2, default=str))
-        return
-    rows = [
-        [
-            domain.name,
-            loaded.datasets[domain.dataset].title,
-            ", ".join(domain.splits),
-            ", ".join(domain.bands),
-            domain.gsd_m or "",
-            domain.class_set or "none (style source)",
-            f"{domain.tile.px} {domain.tile.rule}",
-            loaded.datasets[domain.dataset].licence,
-        ]
-        for domain in loaded.domains.values()
-    ]
-    print_table(
-        f"{len(rows)} domains",
-        ["domain", "dataset", "splits", "bands", "metres per px", "classes", "tile px", "licence"],
-        rows,
-    )
+def domains(catalog: Catalogs = None, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """The domains: dataset, splits, bands, ground sample distance, classes, tiles, licence."""
+    print_view(domains_view(inputs(None, catalog)[1]), as_json, as_csv)
 
 
 @app.command()

@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crossearth.components.cli.terminal import (
+    AsCsv,
+    AsJson,
     Catalogs,
     ParamsFile,
+    Recipes,
+    Seeds,
     done,
     given,
     out,
     parse_numbers,
     print_table,
-    print_whole,
+    print_view,
+    recipe_names,
+    seed_numbers,
 )
-from crossearth.components.runtime.places import REGISTRY, REPORT, SCORES, inputs
+from crossearth.components.runtime.places import REGISTRY, REPORT, SCORES, inputs, seed_suffix
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -31,43 +37,51 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    names: Annotated[list[str], typer.Argument(help="Recipes: `crossearth settings` names them.")],
+    names: Recipes,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed than that of params.yaml.")] = None,
+    seeds: Seeds = None,
 ) -> None:
     """Train the model of a recipe; the same command goes on after an interruption."""
     params, loaded = inputs(params_file, catalog)
+    wanted = seed_numbers(seeds, params.seed)
     recipes = [loaded.recipe(name) for name in names]
 
     from crossearth.components.train.step import config_of, run
 
     for recipe in recipes:  # a wrong number of the last is refused before the first is trained
-        config_of(params, recipe, seed)
+        config_of(params, recipe, wanted[0])
+    option = f" --seeds {seeds}" if seeds else ""
     for recipe in recipes:
-        written = run(params, loaded, recipe.name, seed)
+        written = [run(params, loaded, recipe.name, seed) for seed in wanted]
         if os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone writes
-            done(written, f"crossearth evaluate {recipe.name}{given(catalog, params_file)}")
+            done(written, f"crossearth evaluate {recipe.name}{option}{given(catalog, params_file)}")
 
 
 @app.command()
 def evaluate(
-    names: Annotated[list[str], typer.Argument(help="Recipes: `crossearth settings` names them.")],
+    names: Recipes,
     model: Annotated[
         Path | None,
         typer.Option(help="Score this model, e.g. a converted one (default: the trained one)."),
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
+    seeds: Seeds = None,
 ) -> None:
     """Score a recipe's model on the test split of all its targets."""
+    from crossearth.data.common.errors import InputError
+
     params, loaded = inputs(params_file, catalog)
     recipes = [loaded.recipe(name) for name in names]
+    if model and seeds:
+        raise InputError("--model and --seeds", expected="one of them: a model has the seed it has")
 
     from crossearth.components.evaluate.step import run
 
+    wanted = seed_numbers(seeds, params.seed)
     for recipe in recipes:
-        written = run(params, loaded, recipe.name, model)
+        written = [run(params, loaded, recipe.name, model, seed) for seed in wanted]
         if os.environ.get("RANK", "0") == "0":
             done(written, f"crossearth report{given(catalog, params_file)}")
 
@@ -76,7 +90,7 @@ def evaluate(
 def report(
     scores: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of results, e.g. one per seed (default: artifacts/scores)."),
+        typer.Argument(help="Folders of results (default: artifacts/scores, with every seed in it)."),
     ] = None,
     against: Annotated[
         list[Path] | None,
@@ -104,6 +118,7 @@ def register(
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
+    seed: Annotated[int | None, typer.Option(help="Of the models (default: that of params.yaml).")] = None,
 ) -> None:
     """Put models into the registry; the rule decides which become champions."""
     params, loaded = inputs(params_file, catalog)
@@ -112,7 +127,7 @@ def register(
 
     from crossearth.components.register.step import run
 
-    outcomes = run(params, loaded, names or (), model)
+    outcomes = run(params, loaded, names or (), model, seed)
     print_table(
         "model registry",
         ["model", "version", "champion"],
@@ -143,7 +158,7 @@ def register(
 
 @app.command()
 def rollback(
-    name: Annotated[str, typer.Argument(help="A recipe.")],
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe.", autocompletion=recipe_names)],
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
@@ -160,19 +175,31 @@ def rollback(
 
 @app.command()
 def show(
-    recipe: Annotated[str | None, typer.Argument(help="One recipe in full (default: all settings).")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="One recipe in full (default: all settings).", autocompletion=recipe_names),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the recipe (default: that of params.yaml).")] = None,
+    params_file: ParamsFile = None,
     catalog: Catalogs = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Print the table of all settings, or the results of one recipe."""
     from crossearth.components.evaluate.results import read_results
     from crossearth.components.report import show as tables
+    from crossearth.components.report.step import ReportConfig
     from crossearth.components.runtime.tracking import runs_told
 
-    _, loaded = inputs(None, catalog)
+    params, loaded = inputs(params_file, catalog)
     if recipe:
-        print_whole(tables.run(read_results(SCORES / loaded.recipe(recipe).name)))
+        suffix = "" if seed is None else seed_suffix(seed, params.seed)
+        found = read_results(SCORES / f"{loaded.recipe(recipe).name}{suffix}")
+        print_view(tables.run(found), as_json, as_csv)
         return
-    print_whole(tables.benchmark([SCORES], loaded))
+    replicates = params.config(ReportConfig, "report").replicates
+    if not print_view(tables.benchmark([SCORES], loaded, replicates), as_json, as_csv):
+        return
     if (REPORT / "index.html").exists():
         out.print(f"report: open {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
     for line in runs_told():
@@ -184,13 +211,15 @@ def compare(
     a: Annotated[Path, typer.Argument(help="Folder of results, or of several results.")],
     b: Annotated[Path, typer.Argument(help="The other one.")],
     catalog: Catalogs = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Compare two sets of results setting by setting (paired bootstrap)."""
     from crossearth.components.report import show as tables
     from crossearth.components.report.compare import compare as run
 
     _, loaded = inputs(None, catalog)
-    print_whole(tables.comparison(run([a], [b], loaded), str(a), str(b)))
+    print_view(tables.comparison(run([a], [b], loaded), str(a), str(b)), as_json, as_csv)
 
 
 @app.command()
@@ -206,7 +235,6 @@ def convert(
     image_px: Annotated[
         int | None, typer.Option(help="Side of the training window (default: from the backbone).")
     ] = None,
-    keep_training: Annotated[bool, typer.Option(help="Keep the modules that only training uses.")] = False,
     backbones: Annotated[
         Path | None, typer.Option(help="Store the backbone here, once for all models.")
     ] = None,
@@ -221,7 +249,7 @@ def convert(
     _, loaded = inputs(None, catalog)
     if class_set is not None and class_set not in loaded.class_sets:
         raise InputError(f"unknown class set {class_set!r}", expected=nearest(class_set, loaded.class_sets))
-    config = ConvertConfig(backbone, image_px, keep_training, backbones)
+    config = ConvertConfig(backbone, image_px, backbones)
     written = run(released, model, config, loaded.class_sets[class_set] if class_set else None)
     done(written, f"crossearth predict SCENE.tif --model {written} --out MAP.tif")
 

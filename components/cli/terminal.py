@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
-from rich.table import Table
+
+from crossearth.components.runtime.tables import UNBOUNDED, TextTable, View
 
 out = Console()
 err = Console(stderr=True)
 
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Recipes that a shell offers; none where the files of this folder cannot be read."""
+    from crossearth.components.runtime.places import inputs
+    from crossearth.data.common.errors import InputError
+
+    try:
+        return [name for name in inputs(None, None)[1].recipes() if name.startswith(incomplete)]
+    except (InputError, OSError):
+        return []
+
+
+Recipes = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE", help="Recipes: `crossearth settings` names them.", autocompletion=recipe_names
+    ),
+]
+
 Catalogs = Annotated[
     list[Path] | None,
-    typer.Option("--catalog", help="Further catalog file with your own domains and settings (repeatable)."),
+    typer.Option(
+        "--catalog",
+        metavar="FILE",
+        help="Further catalog file with your own domains and settings (repeatable).",
+    ),
 ]
 ParamsFile = Annotated[
-    Path | None, typer.Option("--params", help="Numbers of the steps (default: params.yaml if it is here).")
+    Path | None,
+    typer.Option(
+        "--params", metavar="FILE", help="Numbers of the steps (default: params.yaml if it is here)."
+    ),
 ]
-ShardOption = Annotated[str, typer.Option(help="Only shard I of N, as I/N, counted from 0.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ShardOption = Annotated[str, typer.Option(metavar="I/N", help="Only shard I of N, counted from 0.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables; scores as fractions.")]
 
 
 def done(written: Path | list[Path], next_step: str) -> None:
@@ -40,19 +71,72 @@ def given(catalogs: list[Path] | None, params_file: Path | None = None) -> str:
     return f" {shlex.join(words)}" if words else ""
 
 
-def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Prints rows under columns, long cells folded."""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    print_whole(table)
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    numbers: Collection[str] = (),
+    spare: Sequence[str] = (),
+) -> None:
+    """Prints rows under columns, as `TextTable` describes them."""
+    print_whole(TextTable(columns, rows, title=title, numbers=numbers, spare=spare))
 
 
 def print_whole(renderable: RenderableType) -> None:
     """Prints as wide as the terminal is; a pipe or a log has no width of its own: nothing is cut there."""
-    (out if out.is_terminal else Console(width=160)).print(renderable)
+    (out if out.is_terminal else Console(width=UNBOUNDED)).print(renderable)
+
+
+def print_view(view: View, as_json: bool, as_csv: bool) -> bool:
+    """Prints a view for a person or, if asked for, for a program.
+
+    Returns:
+        Whether it was for a person: more may then be said.
+
+    Raises:
+        InputError: both formats are wanted.
+    """
+    from crossearth.data.common.errors import InputError
+    from crossearth.data.common.files import csv_text
+
+    if as_json and as_csv:
+        raise InputError("--json and --csv", expected="one of them")
+    if as_json:
+        typer.echo(json.dumps(view.data, indent=2, default=str, allow_nan=False))
+    elif as_csv:
+        typer.echo(csv_text(view.rows), nl=False)
+    else:
+        print_whole(view.text)
+    return not (as_json or as_csv)
+
+
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds",
+        "--seed",
+        metavar="0,1,2",
+        help="Other seeds than that of params.yaml, side by side: RECIPE@seed1 and so on.",
+    ),
+]
+
+
+def seed_numbers(text: str | None, usual: int) -> list[int]:
+    """The seeds of an option, `0,1,2`; the usual one where it was not given.
+
+    Raises:
+        InputError: not a list of seeds, or one twice.
+    """
+    from crossearth.components.runtime.params import MAX_SEED
+    from crossearth.data.common.errors import InputError
+
+    parts = [str(usual)] if text is None else [part.strip() for part in text.split(",")]
+    fine = [int(part) for part in parts if re.fullmatch("[0-9]{1,19}", part) and int(part) <= MAX_SEED]
+    if len(set(fine)) != len(parts):
+        raise InputError(
+            f"--seeds: {text!r}", expected=f"different whole numbers from 0 to {MAX_SEED}, commas between"
+        )
+    return fine
 
 
 def parse_numbers(option: str, text: str | None) -> list[float] | None:

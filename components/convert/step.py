@@ -1,14 +1,16 @@
 """Turns a released checkpoint and its backbone into a model folder."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from crossearth.data.catalog.domains import ClassSet
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import read_json, sha256_file
-from crossearth.model.crossearth import build, large_config
-from crossearth.model.weights.checkpoint import META_NAME, save, write_state
+from crossearth.model.crossearth import CrossEarth, large_config
+from crossearth.model.weights.checkpoint import META_NAME, save
 from crossearth.model.weights.release import (
     Released,
     fetch_backbone,
@@ -18,13 +20,13 @@ from crossearth.model.weights.release import (
     read_released,
 )
 
-TRAINING_NAME = "training.safetensors"
+BACKBONE_CACHE = Path("artifacts/backbones")  # files from S3
 PATCH_PX = 16
 PAPER_IMAGE_PX = 512
 LONGEST_WORD = 200
 
 
-@dataclass(frozen=True)
+@checked
 class ConvertConfig:
     """How a released checkpoint is converted.
 
@@ -33,23 +35,12 @@ class ConvertConfig:
             converted it, or DINOv2's own patch 14, which is resampled.
         image_px: side of the windows that the model was trained on; None = what the position grid of a
             patch-16 backbone says, and 512 for any other.
-        keep_training: also write `training.safetensors`: the modules that only training uses, under their
-            released names.
         backbones_dir: store the backbone there, once for all models, instead of inside the model's file.
-        cache_dir: where backbones from S3 are kept.
     """
 
     backbone: str
-    image_px: int | None = None
-    keep_training: bool = False
+    image_px: Annotated[int, Field(ge=PATCH_PX, multiple_of=PATCH_PX)] | None = None
     backbones_dir: Path | None = None
-    cache_dir: Path = Path("artifacts/backbones")
-
-    def __post_init__(self) -> None:
-        if self.image_px is not None and (self.image_px < PATCH_PX or self.image_px % PATCH_PX):
-            raise InputError(
-                f"image_px: {self.image_px}", expected=f"a multiple of {PATCH_PX}, as 512 or 1024"
-            )
 
 
 def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: ClassSet | None = None) -> Path:
@@ -70,15 +61,13 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
     _refuse_trained(out_dir)
     checkpoint = read_released(released)
     classes, palette = _classes(checkpoint, class_set)
-    backbone_path = fetch_backbone(config.backbone, config.cache_dir)
+    backbone_path = fetch_backbone(config.backbone, BACKBONE_CACHE)
     backbone = read_backbone(backbone_path)
     network = large_config(
         checkpoint.num_classes, config.image_px or image_px_of(backbone, PATCH_PX) or PAPER_IMAGE_PX
     )
-    model = build(network)
+    model = CrossEarth(network)
     load_released(model, checkpoint, backbone, backbone_path)
-    if config.keep_training:
-        write_state(out_dir / TRAINING_NAME, checkpoint.training)
     origin = {
         "file": Path(released).name,
         "sha256": checkpoint.sha256,
@@ -89,7 +78,6 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
             "sha256": sha256_file(backbone_path),
         },
         "training_only": sorted(checkpoint.training),
-        "kept_in": TRAINING_NAME if config.keep_training else None,
     }
     # the authors trained on the published data sets
     meta = {"classes": classes, "palette": palette, "provenance": "publisher", "released": origin}

@@ -40,12 +40,11 @@ def evaluate(
         launch(work, ["evaluate", item["name"]], workspace, processes, {})
         folder = SCORES / item["name"]
         result = read_results(folder)
-        for setting in result.settings:
-            metrics.log_metric(
-                f"mIoU {setting.setting}", round(100 * result.scores(setting).primary_metric, 4)
-            )
+        for each in result.settings:
+            name = f"{result.metric} {each.setting.abbr}"
+            metrics.log_metric(name, round(100 * result.scores(each).primary_metric, 4))
         # the unseen targets together; the report has each by itself
-        shown = [each for each in result.settings if each.unseen] or result.settings
+        shown = [each for each in result.settings if each.setting.unseen] or result.settings
         summed = np.sum([each.confusion for each in shown], axis=0)
         confusion.log_confusion_matrix(list(result.classes), summed.tolist())
         return shared.content_digest(folder / "scores.csv")

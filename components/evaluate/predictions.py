@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from PIL import Image, ImageColor
+from PIL import Image
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from crossearth.components.evaluate.scoring import Picture, Pixels
 from crossearth.components.predict.maps import write_side_file
-from crossearth.components.runtime.palette import safe_palette
+from crossearth.components.runtime.palette import colour_table, safe_palette
 from crossearth.data.catalog.domains import ClassSet
 from crossearth.data.common.files import atomic_path
 from crossearth.data.tiles.manifest import Manifest
@@ -25,10 +25,7 @@ FORMATS = {"png": (".png", "PNG"), "geotiff": (".tif", "GTiff")}  # suffix, GDAL
 
 def picture_strip(picture: Picture, class_set: ClassSet) -> Image.Image:
     """Image, truth and prediction side by side, each at most 256 px."""
-    colours = np.full((256, 3), IGNORED_RGB, dtype=np.uint8)
-    colours[: len(class_set.palette)] = [
-        ImageColor.getrgb(colour) for colour in safe_palette(class_set.palette)
-    ]
+    colours = colour_table(safe_palette(class_set.palette), IGNORED_RGB)
     image = Image.fromarray(np.ascontiguousarray(picture.image.transpose(1, 2, 0)))
     maps = [Image.fromarray(colours[ids]) for ids in (picture.label, picture.prediction)]
     image.thumbnail((PANEL_PX, PANEL_PX), Image.Resampling.BOX)
@@ -48,7 +45,7 @@ def prediction_writer(
     if kind == "none":
         return None
     suffix, driver = FORMATS[kind]
-    colours = {index: ImageColor.getrgb(colour) for index, colour in enumerate(class_set.palette)}
+    colours = colour_table(class_set.palette)[: len(class_set.palette)]
 
     def write(index: int, ids_HW: Pixels) -> None:
         row = manifest.rows[index]
@@ -66,7 +63,7 @@ def prediction_writer(
         ):
             file.write(ids_HW, 1)
             if kind == "geotiff":
-                file.write_colormap(1, colours)
+                file.write_colormap(1, dict(enumerate(map(tuple, colours.tolist()))))
         write_side_file(path, place.get("crs"))
 
     return write

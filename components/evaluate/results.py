@@ -1,14 +1,13 @@
 """Results on disk: what `evaluate` writes and what report, compare, register and show read.
 
 A recipe's results are a folder: `details.json` (everything but the tiles), `scores.csv` (the documented
-table), `tiles/<target>.parquet` (pixel counts of every tile) and `panels/` (pictures).
+table), `curves.csv` (of the training, where it had some), `tiles/<target>.parquet` (pixel counts of every
+tile) and `panels/` (pictures).
 """
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from crossearth.data.catalog.domains import mlflow_name
-from crossearth.data.common.config import load_config
+from crossearth.data.catalog.domains import Setting, mlflow_name
+from crossearth.data.common.config import checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
     atomic_path,
+    csv_text,
     read_checksummed,
     sha256_file,
     write_checksummed,
     write_text,
 )
-from crossearth.model.scores import Counts, PrimaryMetric, Scores, score
+from crossearth.model.scores import METRICS, Counts, PrimaryMetric, Scores, score
 
-DETAILS, TABLE = "details.json", "scores.csv"
-PRIMARY_METRIC_ROW = "mean"
+DETAILS, TABLE, CURVES = "details.json", "scores.csv", "curves.csv"
 PROVENANCES = ("synthetic", "own", "publisher")  # from the least real
-COLUMNS = (
-    "setting",
-    "source",
-    "target",
-    "gap",
-    "recipe",
-    "recipe_hash",
-    "seed",
-    "selection",
-    "class",
-    "iou",
-    "pixels",
-    "published",
-    "evidence",
-    "provenance",
-)
 # named so that they come first in MLflow's alphabetical tables
 SUMMARY_METRICS = ("all/unseen-mean", "all/unseen-worst", "all/in-domain")
 TILE_SCHEMA = pa.schema(
@@ -62,7 +45,7 @@ TILE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@checked
 class Panel:
     """A picture of a tile: image, truth, prediction side by side; `file` is relative to the results."""
 
@@ -71,11 +54,12 @@ class Panel:
     iou: float
 
 
-@dataclass(frozen=True)
+@checked
 class SettingResult:
     """One recipe on one target.
 
     Attributes:
+        setting: as the catalog had it.
         key: digest of all that the numbers depend on.
         manifest_digest: of the target's test split.
         provenance: "synthetic", "publisher" or "own": the weaker of the training's and the target's.
@@ -86,11 +70,7 @@ class SettingResult:
         seconds, network_seconds: wall time of the whole pass, and of the part spent in the network.
     """
 
-    setting: str
-    source: str
-    target: str
-    gap: str
-    evidence: str
+    setting: Setting
     key: str
     manifest_digest: str
     provenance: str
@@ -106,13 +86,8 @@ class SettingResult:
     worst: tuple[Panel, ...] = ()
     best: tuple[Panel, ...] = ()
 
-    @property
-    def unseen(self) -> bool:
-        """Whether the target is another domain than the one trained on."""
-        return self.source != self.target
 
-
-@dataclass(frozen=True)
+@checked
 class RecipeResult:
     """All results of one trained model.
 
@@ -135,6 +110,16 @@ class RecipeResult:
     settings: tuple[SettingResult, ...] = ()
     folder: Path = field(default=Path(), compare=False)
 
+    @property
+    def metric(self) -> str:
+        """What its primary metric is: the mean over the classes, or the IoU of one."""
+        return METRICS[self.primary_metric]
+
+    @property
+    def metric_key(self) -> str:
+        """The same in the names of MLflow's metrics."""
+        return "miou" if self.primary_metric == "mean" else "iou"
+
     def scores(self, result: SettingResult) -> Scores:
         """The scores of one of this recipe's settings."""
         return score(np.array(result.confusion, dtype=np.int64), self.primary_metric)
@@ -143,7 +128,7 @@ class RecipeResult:
         """Headline IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
         of_kind: dict[bool, list[float | None]] = {True: [], False: []}
         for each in self.settings:
-            of_kind[each.unseen].append(nan_to_none(self.scores(each).primary_metric))
+            of_kind[each.setting.unseen].append(nan_to_none(self.scores(each).primary_metric))
         return summary_metrics(of_kind[True], of_kind[False])
 
     def tile_table(self, result: SettingResult) -> pa.Table:
@@ -152,7 +137,7 @@ class RecipeResult:
         Raises:
             InputError: the file is gone, or is not the one that was written with these results.
         """
-        path = self.folder / tile_file(result.target)
+        path = self.folder / tile_file(result.setting.target)
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != result.tiles_sha256:
             raise InputError(
@@ -172,26 +157,6 @@ class RecipeResult:
             for name in ("hits", "predicted", "labelled")
         ]
         return np.stack(columns, axis=1)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of scores.csv: a class of a setting or its primary metric ("mean"); fractions, None = blank."""
-
-    setting: str
-    source: str
-    target: str
-    gap: str
-    recipe: str
-    recipe_hash: str
-    seed: int | None
-    selection: str
-    class_name: str
-    iou: float | None
-    pixels: int
-    published: float | None
-    evidence: str
-    provenance: str
 
 
 def tile_file(target: str) -> str:
@@ -225,44 +190,41 @@ def weakest(provenances: Iterable[str]) -> str:
     return min(provenances, key=PROVENANCES.index)
 
 
-def rows_of(result: RecipeResult) -> list[Row]:
-    """The rows of scores.csv for one recipe: per setting its primary metric, then its classes."""
+def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
+    """The rows of scores.csv for one recipe: per setting its primary metric, then its classes.
+
+    Scores are fractions 0..1, None where undefined. A mean has the class "mean"; the IoU of the foreground
+    has its class, and another `metric` than the rows of the classes.
+    """
     rows = []
-    for setting in result.settings:
-        scores = result.scores(setting)
-        known = setting.published_iou or (None,) * len(result.classes)
-        primary_metric = (PRIMARY_METRIC_ROW, scores.primary_metric, scores.pixels.sum(), setting.published)
-        per_class = zip(result.classes, scores.iou, scores.pixels, known, strict=True)
-        for class_name, iou, pixels, published in (primary_metric, *per_class):
+    for each in result.settings:
+        setting, scores = each.setting, result.scores(each)
+        known = each.published_iou or (None,) * len(result.classes)
+        name = "mean" if result.primary_metric == "mean" else result.classes[1]
+        primary_metric = (result.metric, name, scores.primary_metric, scores.pixels.sum(), each.published)
+        metrics = ["IoU"] * len(result.classes)
+        per_class = zip(metrics, result.classes, scores.iou, scores.pixels, known, strict=True)
+        for metric, class_name, iou, pixels, published in (primary_metric, *per_class):
             rows.append(
-                Row(
-                    setting=setting.setting,
-                    source=setting.source,
-                    target=setting.target,
-                    gap=setting.gap,
-                    recipe=result.recipe,
-                    recipe_hash=result.recipe_hash,
-                    seed=result.seed,
-                    selection=result.selection,
-                    class_name=class_name,
-                    iou=nan_to_none(iou),
-                    pixels=int(pixels),
-                    published=published,
-                    evidence=setting.evidence,
-                    provenance=setting.provenance,
-                )
+                {
+                    "setting": setting.abbr,
+                    "source": setting.source,
+                    "target": setting.target,
+                    "gap": setting.gap,
+                    "recipe": result.recipe,
+                    "recipe_hash": result.recipe_hash,
+                    "seed": result.seed,
+                    "selection": result.selection,
+                    "metric": metric,
+                    "class": class_name,
+                    "iou": nan_to_none(iou),
+                    "pixels": int(pixels),
+                    "published": published,
+                    "evidence": setting.evidence,
+                    "provenance": each.provenance,
+                }
             )
     return rows
-
-
-def write_table(path: Path, rows: Iterable[Row]) -> None:
-    """Writes scores.csv; floats keep every digit, so that they equal those in MLflow and on the page."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow("" if value is None else value for value in asdict(row).values())
-    write_text(path, text.getvalue())
 
 
 def write_tiles(path: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -278,7 +240,7 @@ def write_results(result: RecipeResult) -> None:
     values = asdict(result)
     del values["folder"]
     write_checksummed(result.folder / DETAILS, values)
-    write_table(result.folder / TABLE, rows_of(result))
+    write_text(result.folder / TABLE, csv_text(rows_of(result)))
 
 
 def read_picture(path: Path, next_step: str = "") -> Image.Image:

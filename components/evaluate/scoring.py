@@ -6,7 +6,6 @@ same tiles at any number of processes, and the sums are those of one process to 
 Legend: B tiles of a batch, K classes, N tiles.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from torch import Tensor
 
 from crossearth.components.runtime.processes import Processes
 from crossearth.data.catalog.labels import IGNORE, remap_table
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.prefetch import prefetch
+from crossearth.data.common.progress import bar
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels, window_starts
@@ -209,8 +208,8 @@ def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
 
 def _watch(manifest: Manifest, processes: Processes, batches: Iterator[list[Tile]]) -> Iterator[list[Tile]]:
     """Passes batches through under a progress bar on a terminal."""
-    quiet = not (processes.is_main_process and sys.stderr.isatty())
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+    columns = (MofNCompleteColumn(), "tiles", TimeRemainingColumn())
+    with bar(*columns, wanted=processes.is_main_process, transient=True) as progress:
         task = progress.add_task(manifest.domain, total=len(manifest))
         for tiles in batches:
             yield tiles

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
+from tabulate import tabulate
 
 from crossearth.components.evaluate.predictions import FORMATS, picture_strip, prediction_writer
 from crossearth.components.evaluate.results import (
+    CURVES,
     DETAILS,
     Panel,
     RecipeResult,
@@ -29,14 +32,14 @@ from crossearth.components.evaluate.scoring import ScoredTile, TargetScores, sco
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import DOMAINS, MODELS, SCORES
+from crossearth.components.runtime.places import DOMAINS, MODELS, SCORES, seed_suffix
 from crossearth.components.runtime.processes import choose_device, join_processes
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.runtime.version import git_revision, torch_version
-from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe, Setting
-from crossearth.data.common.config import listed
+from crossearth.data.catalog.domains import TIMING_SUFFIX, Catalog, ClassSet, Recipe, Setting
+from crossearth.data.common.config import checked, listed
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, digest
+from crossearth.data.common.files import atomic_dir, digest, read_json, write_text
 from crossearth.data.tiles.manifest import Manifest, read_domain
 from crossearth.model.scores import OTHER_SCORES
 from crossearth.model.weights.checkpoint import load, read_meta
@@ -44,7 +47,7 @@ from crossearth.model.weights.checkpoint import load, read_meta
 PUBLISHED_METHOD = "CrossEarth"
 
 
-@dataclass(frozen=True)
+@checked
 class EvaluateConfig:
     """How a model is scored.
 
@@ -56,16 +59,11 @@ class EvaluateConfig:
         predictions: also write every tile's class ids: "png", or "geotiff" with its place on the ground.
     """
 
-    batch_size: int = 8
+    batch_size: PositiveInt = 8
     device: str = "auto"
-    readers: int = 2
-    panels: int = 3
+    readers: PositiveInt = 2
+    panels: NonNegativeInt = 3
     predictions: Literal["none", "png", "geotiff"] = "none"
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("readers", 1), ("panels", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: {getattr(self, name)} is too small", expected=f"at least {least}")
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,14 @@ class Target:
     key: str
 
 
-def run(params: Params, catalog: Catalog, name: str, model: Path | None = None) -> Path:
-    """Scores the recipe `name` in the working folder: its own model, or another one."""
+def run(
+    params: Params, catalog: Catalog, name: str, model: Path | None = None, seed: int | None = None
+) -> Path:
+    """Scores the recipe `name` in the working folder: its own model, that of another seed, or another one."""
     recipe = catalog.recipe(name)
-    config, model_dir = params.config(EvaluateConfig, "evaluate"), model or MODELS / recipe.name
-    return evaluate(recipe, catalog, DOMAINS, model_dir, SCORES / recipe.name, config)
+    place = f"{recipe.name}{seed_suffix(params.seed if seed is None else seed, params.seed)}"
+    config = params.config(EvaluateConfig, "evaluate")
+    return evaluate(recipe, catalog, DOMAINS, model or MODELS / place, SCORES / place, config)
 
 
 def evaluate(
@@ -119,7 +120,7 @@ def evaluate(
         setting.target: _target(catalog, class_set, domains_dir, setting.target, meta, config)
         for setting in recipe.settings
     }
-    result = _describe(recipe, class_set, meta, config, out_dir)
+    result = _describe(recipe, class_set, meta, config, model_dir, out_dir)
     used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
     lower = (
         "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
@@ -161,6 +162,7 @@ def evaluate(
                 )
                 result = replace(result, settings=named)
                 write_results(result)
+                _keep_curves(model_dir, out_dir)
         if processes.is_main_process:
             _track(result, meta, {name: target.manifest for name, target in targets.items()})
     return out_dir
@@ -203,7 +205,12 @@ def _target(
 
 
 def _describe(
-    recipe: Recipe, class_set: ClassSet, meta: dict[str, Any], config: EvaluateConfig, out_dir: Path
+    recipe: Recipe,
+    class_set: ClassSet,
+    meta: dict[str, Any],
+    config: EvaluateConfig,
+    model_dir: Path,
+    out_dir: Path,
 ) -> RecipeResult:
     device = choose_device(config.device)
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
@@ -227,10 +234,17 @@ def _describe(
             "threads": torch.get_num_threads(),
             "device": device,
             "evaluate": asdict(config),
+            "timing": _read_beside(model_dir),
             "model": {key: value for key, value in meta.items() if key not in ("classes", "palette")},
         },
         folder=out_dir,
     )
+
+
+def _read_beside(model_dir: Path) -> dict[str, Any]:
+    """How long the training took, nothing where it took place elsewhere."""
+    path = model_dir.with_name(f"{model_dir.name}{TIMING_SUFFIX}")
+    return read_json(path) if path.is_file() else {}
 
 
 def _scored_before(out_dir: Path, config: EvaluateConfig) -> dict[str, SettingResult]:
@@ -243,11 +257,20 @@ def _scored_before(out_dir: Path, config: EvaluateConfig) -> dict[str, SettingRe
                 tiles = before.tile_table(each)["tile_id"].to_pylist()
                 for panel in (*each.worst, *each.best):
                     read_picture(out_dir / panel.file)
-                place = out_dir / "predictions" / each.target
+                place = out_dir / "predictions" / each.setting.target
                 suffix, _ = FORMATS.get(config.predictions, ("", ""))
                 if not suffix or all((place / f"{tile}{suffix}").is_file() for tile in tiles):
                     scored[each.key] = each
     return scored
+
+
+def _keep_curves(model_dir: Path, out_dir: Path) -> None:
+    """The curves of the training beside its scores, for the report; a converted model has none."""
+    curves = model_dir / CURVES
+    if curves.is_file():
+        write_text(out_dir / CURVES, curves.read_text(encoding="utf-8"))
+    else:
+        (out_dir / CURVES).unlink(missing_ok=True)
 
 
 def _keep(
@@ -270,11 +293,7 @@ def _keep(
                 kept.append(Panel(f"panels/{setting.target}/{name}", tile_id, picture.tile.iou))
             panels[rank] = tuple(kept)
     return SettingResult(
-        setting=setting.abbr,
-        source=setting.source,
-        target=setting.target,
-        gap=setting.gap,
-        evidence=setting.evidence,
+        setting=setting,
         key=target.key,
         manifest_digest=target.manifest.digest,
         provenance=target.manifest.provenance,
@@ -304,9 +323,7 @@ def _name(
         )
     return replace(
         result,
-        setting=setting.abbr,
-        gap=setting.gap,
-        evidence=setting.evidence,
+        setting=setting,
         provenance=provenance,
         published=published.miou / 100 if published else None,
         published_iou=tuple(iou / 100 for iou in published.per_class_iou)
@@ -334,9 +351,9 @@ def _track(result: RecipeResult, meta: dict[str, Any], manifests: Mapping[str, M
         manifests: of the targets' tiles.
     """
     metrics: dict[str, float] = {}
-    for setting in result.settings:
-        scores, target = result.scores(setting), setting.target
-        metrics[metric_name("miou", target)] = scores.primary_metric
+    for each in result.settings:
+        scores, target = result.scores(each), each.setting.target
+        metrics[metric_name(result.metric_key, target)] = scores.primary_metric
         others = {name: getattr(scores, value) for name, (value, _) in OTHER_SCORES.items()}
         metrics |= {metric_name(name, target): value for name, value in others.items()}
         per_class = zip(result.classes, scores.iou, strict=True)
@@ -344,24 +361,29 @@ def _track(result: RecipeResult, meta: dict[str, Any], manifests: Mapping[str, M
     metrics |= result.summary()
     tags = {
         "recipe": result.recipe,
-        "settings": ", ".join(setting.setting for setting in result.settings),
-        "targets": ", ".join(setting.target for setting in result.settings),
+        "settings": ", ".join(each.setting.abbr for each in result.settings),
+        "targets": ", ".join(each.setting.target for each in result.settings),
         "provenance": meta["provenance"],
         "selection": result.selection,
+        "seed": "none" if result.seed is None else str(result.seed),
         "scored_with": str(result.lineage["git_revision"]),
     }
-    told = [
-        f"| {each.setting} | {each.gap} | {100 * result.scores(each).primary_metric:.1f} |"
-        for each in result.settings
-    ]
-    warning = []
+    table = tabulate(
+        [
+            [each.setting.abbr, each.setting.gap, f"{100 * result.scores(each).primary_metric:.1f}"]
+            for each in result.settings
+        ],
+        ["setting", "gap", f"{result.metric} %"],
+        tablefmt="github",
+        disable_numparse=True,
+    )
     if "synthetic" in {each.provenance for each in result.settings}:
-        warning = ["Synthetic miniatures: not comparable with published scores.", ""]
+        table = f"Synthetic miniatures: not comparable with published scores.\n\n{table}"
     with start_run(result.recipe, key=result.recipe_hash, tags=tags, adds=True) as run:
         for name, of in manifests.items():
             run.log_dataset(f"{name} {of.split}", of.digest, of.root, "testing", len(of))
         run.log_metrics(metrics)
-        run.describe("\n".join([*warning, "| setting | gap | mIoU % |", "| --- | --- | --- |", *told]))
+        run.describe(table)
         for name in (DETAILS, "scores.csv"):
             run.log_artifact(result.folder / name, "scores")
         run.log_artifact(result.folder / "panels", "panels")

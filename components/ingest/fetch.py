@@ -1,30 +1,30 @@
 """Fetch: downloads what publishers offer openly; says where to get the rest."""
 
 import hashlib
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, cast
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from requests import RequestException, Response, Session
+from requests.adapters import HTTPAdapter
+from rich.progress import DownloadColumn, TransferSpeedColumn
+from urllib3 import Retry
 
 from crossearth.components.ingest.step import domains_named
 from crossearth.data.catalog.domains import Archive, Catalog, Dataset
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import fsync_dir, read_checksummed, require_free, write_checksummed
+from crossearth.data.common.progress import bar
 
-CHUNK = 2**20
+CHUNK = 2**16
 TIMEOUT_S = 60
 PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
-# a connection that breaks is taken up again where it broke
+# a server that does not answer or is busy is asked again
+RETRY = Retry(3, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
+# a connection that breaks in the middle of a file is taken up again where it broke
 PAUSES_S = (1, 3, 9)
 
 
@@ -141,25 +141,25 @@ def _read_memo(partial: Path) -> dict[str, Any]:
 
 def _download(url: str, partial: Path) -> None:
     """Fetches `url` to `partial`, continuing what is there; a broken connection is taken up again."""
-    for pause in (*PAUSES_S, None):
-        try:
-            return _continue(url, partial)
-        except HTTPError as error:
-            if error.code == RANGE_NOT_SATISFIABLE:  # there is more here than there: begin again
-                partial.unlink()
-            elif error.code < 500 or pause is None:
-                raise InputError(f"the server says {error.code} {error.reason}", where=url) from error
-        except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
-            if pause is None:
-                raise InputError(
-                    f"cannot download: {error}",
-                    where=url,
-                    next_step="run the command again, it goes on where it stopped",
-                ) from error
-        time.sleep(pause or 0)
+    with Session() as session:
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, HTTPAdapter(max_retries=RETRY))
+        for pause in (*PAUSES_S, None):
+            try:
+                return _continue(session, url, partial)
+            except RequestException as error:
+                if pause is None:
+                    raise _broken(url, error) from error
+            time.sleep(pause)
 
 
-def _continue(url: str, partial: Path) -> None:
+def _broken(url: str, error: Exception) -> InputError:
+    return InputError(
+        f"cannot download: {error}", where=url, next_step="run the command again, it goes on where it stopped"
+    )
+
+
+def _continue(session: Session, url: str, partial: Path) -> None:
     memo = _read_memo(partial)
     start = partial.stat().st_size if memo.get("url") == url else 0
     if start and start == memo.get("bytes"):
@@ -169,47 +169,37 @@ def _continue(url: str, partial: Path) -> None:
         headers["Range"] = f"bytes={start}-"
         if memo.get("version"):
             headers["If-Range"] = memo["version"]
-    with _open(url, headers) as answer:
-        if answer.status != PARTIAL_CONTENT:
+    with _open(session, url, headers) as answer:
+        if answer.status_code == RANGE_NOT_SATISFIABLE:  # there is more here than there: begin again
+            partial.unlink()
+            return _continue(session, url, partial)
+        if not answer.ok:
+            raise InputError(f"the server says {answer.status_code} {answer.reason}", where=url)
+        if answer.status_code != PARTIAL_CONTENT:
             start = 0
-        total = start + _length(answer, url)
+        total = start + (answer.raw.length_remaining or 0)
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         require_free(partial.parent, total - start, url)
         write_checksummed(_memo(partial), {"url": url, "version": version, "bytes": total})
         with partial.open("ab" if start else "wb") as file, _bar(partial.name, start, total) as advance:
-            while chunk := answer.read(CHUNK):
+            for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
                 advance(len(chunk))
-    if total and partial.stat().st_size < total:
-        raise ConnectionError(f"ended after {partial.stat().st_size} of {total} bytes")
 
 
-def _open(url: str, headers: dict[str, str]) -> HTTPResponse:
+def _open(session: Session, url: str, headers: dict[str, str]) -> Response:
     try:
-        request = Request(url, headers=headers)  # noqa: S310  (scheme is checked)
-        return cast(HTTPResponse, urlopen(request, timeout=TIMEOUT_S))  # noqa: S310
+        return session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S)
     except ValueError as error:  # this one, or one that the server refers to
         raise InputError(
             f"not an address: {error}", where=url, next_step="correct `url` in the catalog"
         ) from error
-
-
-def _length(answer: HTTPResponse, url: str) -> int:
-    """Bytes that the answer announces; 0 where it does not."""
-    said = answer.headers.get("Content-Length") or "0"
-    if not re.fullmatch(r"\d{1,18}", said):
-        raise InputError(
-            f"the server says Content-Length: {said}",
-            where=url,
-            expected="a number of bytes",
-            next_step="fetch the file by hand, or ask its publisher",
-        )
-    return int(said)
+    except RequestException as error:
+        raise _broken(url, error) from error
 
 
 @contextmanager
 def _bar(name: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task(name, total=total or None, completed=done)
         yield lambda count: progress.advance(task, count)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
+from crossearth.components.runtime.palette import colour_table
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog, ClassSet
 from crossearth.data.catalog.labels import IGNORE
@@ -94,14 +95,6 @@ def _fit(image_HW3: NDArray[np.uint8], how: Image.Resampling) -> Image.Image:
     return Image.fromarray(image_HW3).resize((width, height), how)
 
 
-def class_colours(class_set: ClassSet) -> NDArray[np.uint8]:
-    """Colour (256, 3) of every id."""
-    table = np.empty((IGNORE + 1, 3), np.uint8)
-    table[:] = IGNORED_COLOUR
-    table[: len(class_set.classes)] = [ImageColor.getrgb(colour)[:3] for colour in class_set.palette]
-    return table
-
-
 def overlay(
     image_HW3: NDArray[np.uint8], label_HW: NDArray[np.uint8], class_set: ClassSet
 ) -> NDArray[np.uint8]:
@@ -112,7 +105,8 @@ def overlay(
         label_HW: ids.
     """
     grey_HW1 = image_HW3.mean(axis=2, keepdims=True)
-    mixed = (1 - LABEL_WEIGHT) * grey_HW1 + LABEL_WEIGHT * class_colours(class_set)[label_HW]
+    colours = colour_table(class_set.palette, IGNORED_COLOUR)
+    mixed = (1 - LABEL_WEIGHT) * grey_HW1 + LABEL_WEIGHT * colours[label_HW]
     return np.rint(mixed).astype(np.uint8)
 
 
@@ -132,7 +126,7 @@ def _legend(manifests: list[Manifest], class_set: ClassSet) -> Image.Image:
 def legend(class_set: ClassSet, parts: Sequence[str], width: int) -> Image.Image:
     """A line per class and one for ignored pixels: colour, id, name, and in brackets its part of `parts`."""
     names = [*class_set.classes, "ignored"]
-    colours = [*class_colours(class_set)[: len(class_set.classes)].tolist(), list(IGNORED_COLOUR)]
+    colours = [*colour_table(class_set.palette)[: len(class_set.classes)].tolist(), list(IGNORED_COLOUR)]
     drawn = Image.new("RGB", (width, LINE_PX * len(names) + GAP_PX), PAPER)
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(14)
     for line, (name, colour, part) in enumerate(zip(names, colours, parts, strict=True)):

@@ -11,10 +11,12 @@ import logging
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Annotated, Any, cast, get_args
+
+from pydantic import Field, PositiveInt
 
 from crossearth.components.ingest.preview import log_preview
 from crossearth.components.ingest.scene import Plan, ingest_scene
@@ -23,7 +25,7 @@ from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import DOMAINS, PREVIEWS
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.catalog.labels import Unknown
-from crossearth.data.common.config import nearest
+from crossearth.data.common.config import checked, nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
     digest,
@@ -50,7 +52,7 @@ SPARE_BYTES = 64 * 2**20
 SMALL_SCENE_BYTES, SMALL_SCENES_AT_ONCE = 4 * 2**20, 8
 
 
-@dataclass(frozen=True)
+@checked
 class IngestConfig:
     """How domains are ingested.
 
@@ -61,15 +63,9 @@ class IngestConfig:
             own `unknown_labels` in its catalog file counts before it.
     """
 
-    tile_px: int | None = None
-    workers: int = 2
+    tile_px: Annotated[int, Field(ge=16)] | None = None
+    workers: PositiveInt = 2
     unknown_labels: Unknown = "error"
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"workers: {self.workers}", expected="at least 1")
-        if self.tile_px is not None and self.tile_px < 16:
-            raise InputError(f"tile_px: {self.tile_px}", expected="at least 16")
 
 
 def run(params: Params, catalog: Catalog, names: Sequence[str]) -> list[Path]:

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from http import HTTPStatus
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from crossearth.components.runtime.tracking import EXPERIMENT, PARENT_RUN
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ POD_LABELS = {"app.kubernetes.io/name": "crossearth-node", "sidecar.istio.io/inj
 LONGEST_NAME = 46
 
 
-@dataclass(frozen=True)
+@checked
 class TrainJobConfig:
     """The pods of a TrainJob.
 

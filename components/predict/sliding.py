@@ -16,6 +16,7 @@ from torch import Tensor
 from crossearth.components.predict.maps import Grid
 from crossearth.components.predict.strips import Strip
 from crossearth.components.runtime.processes import choose_device
+from crossearth.data.common.cpu import has_amx
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import fill_window, window_starts
 from crossearth.model.weights.checkpoint import load, read_meta
@@ -58,7 +59,7 @@ def choose_precision(precision: Precision, device: str) -> torch.dtype:
     """The dtype of the network's arithmetic; "auto" = bfloat16 where the hardware multiplies it fast."""
     if precision != "auto":
         return torch.float32 if precision == "float32" else torch.bfloat16
-    fast = device.startswith("cuda") or torch.cpu._is_amx_tile_supported()
+    fast = device.startswith("cuda") or has_amx()
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -5,11 +5,10 @@ Legend: B windows, K classes, H W pixels of a window or strip.
 
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
+from pydantic import PositiveInt
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from torch import Tensor
 
 from crossearth.components.predict import maps
@@ -38,8 +36,11 @@ from crossearth.components.predict.strips import Scene, open_scene, read_strips
 from crossearth.components.runtime.interrupts import Interrupts
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.processes import choose_device
+from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import fsync_dir, partial_dir, write_json
+from crossearth.data.common.progress import bar
+from crossearth.data.raster.gdal import GdalError
 from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.raster.reader import rasters_in
 from crossearth.model.inference import best_class
@@ -48,7 +49,7 @@ from crossearth.model.weights.checkpoint import read_meta, trained_reading
 GDAL_CACHE_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
+@checked
 class PredictConfig:
     """How scenes are mapped.
 
@@ -67,31 +68,21 @@ class PredictConfig:
         backbone: file of the model's shared backbone where it was moved.
     """
 
-    bands: tuple[int, ...] | None = None
-    value_range: tuple[float, float] | None = None
+    bands: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    value_range: Rising | None = None
     precision: Precision = "auto"
     device: str = "auto"
-    batch_size: int = 1
+    batch_size: PositiveInt = 1
     probabilities: bool = False
-    preview_px: int = 1024
+    preview_px: PositiveInt = 1024
     backbone: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.bands is not None and (len(self.bands) != 3 or min(self.bands) < 1):
-            raise InputError(f"bands: {list(self.bands)}", expected="three band numbers, counted from 1")
-        low, high = self.value_range or (0, 255)
-        if not -math.inf < low < high < math.inf:
-            raise InputError(f"value_range: {[low, high]}", expected="two rising finite numbers")
-        for field in ("batch_size", "preview_px"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field}: {getattr(self, field)}", expected="at least 1")
 
 
 def predict(
     scenes: Sequence[Path],
     model: Path,
     out: Path,
-    config: PredictConfig = PredictConfig(),
+    config: PredictConfig = PredictConfig(),  # noqa: B008 frozen
     own: bool = True,
 ) -> list[Path]:
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.
@@ -142,7 +133,7 @@ def predict(
             raise InputError("\n".join(map(str, errors)))
         loaded = load_network(model, config.precision, config.device, config.backbone)
         written: list[Path] = []
-        with _progress() as progress:
+        with bar(MofNCompleteColumn(), "windows", TimeRemainingColumn()) as progress:
             task = progress.add_task(
                 "", total=sum(num_windows(scene.seen_grid, loaded.network) for scene in readable)
             )
@@ -225,7 +216,7 @@ def _writing(target: Path) -> Iterator[Path]:
     try:
         with partial_dir(target) as folder:
             yield folder
-    except (RasterioError, CPLE_BaseError, OSError) as error:
+    except (RasterioError, GdalError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the system's own words say more than GDAL's
         raise CannotWriteError(
@@ -409,15 +400,3 @@ def _publish(folder: Path, target: Path) -> None:
             os.fsync(file.fileno())
         (folder / path.name).replace(path)
     fsync_dir(target.parent)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("windows"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tabulate import tabulate
+
 from crossearth.components.evaluate.results import RecipeResult, nan_to_none
 from crossearth.data.catalog.domains import Catalog, Recipe
 
@@ -17,7 +19,7 @@ def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catal
     """
     source = catalog.domain(recipe.source)
     synthetic = "synthetic" in {meta["provenance"], *(each.provenance for each in result.settings)}
-    domains = dict.fromkeys([recipe.source, *(each.target for each in result.settings)])
+    domains = dict.fromkeys([recipe.source, *(each.setting.target for each in result.settings)])
     datasets = dict.fromkeys(catalog.domain(name).dataset for name in domains)
     bands = ", ".join(source.bands)
     size = f"{source.gsd_m} m per pixel" if source.gsd_m else "mixed or unknown ground sample distance"
@@ -39,16 +41,11 @@ def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catal
         f"Selection rule: {result.selection}. Seed: {'none' if result.seed is None else result.seed}."
         f" Training {result.recipe_hash[:16]}.",
         "",
-        "| setting | target | gap | mIoU % | manifest |",
-        "| --- | --- | --- | --- | --- |",
+        _scores(result),
+        "",
+        "## Data and licences",
+        "",
     ]
-    for each in result.settings:
-        miou = nan_to_none(result.scores(each).primary_metric)
-        told = "" if miou is None else f"{100 * miou:.1f}"
-        lines.append(
-            f"| {each.setting} | {each.target} | {each.gap} | {told} | {each.manifest_digest[:12]} |"
-        )
-    lines += ["", "## Data and licences", ""]
     for name in datasets:
         dataset = catalog.dataset(name)
         lines.append(
@@ -68,3 +65,15 @@ def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catal
         " The licences of the training data may bind the use of the weights.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _scores(result: RecipeResult) -> str:
+    rows = []
+    for each in result.settings:
+        primary_metric = nan_to_none(result.scores(each).primary_metric)
+        told = "" if primary_metric is None else f"{100 * primary_metric:.1f}"
+        rows.append(
+            [each.setting.abbr, each.setting.target, each.setting.gap, told, each.manifest_digest[:12]]
+        )
+    columns = ["setting", "target", "gap", f"{result.metric} %", "manifest"]
+    return tabulate(rows, columns, tablefmt="github", disable_numparse=True)

@@ -1,15 +1,18 @@
 """Which of two models deserves to be the champion: the domain-generalization rule, without a registry."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from crossearth.components.evaluate.results import RecipeResult, SettingResult
 from crossearth.data.catalog.loader import NAME
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 
 
-@dataclass(frozen=True)
+@checked
 class RegisterConfig:
     """When a challenger becomes champion.
 
@@ -19,14 +22,11 @@ class RegisterConfig:
         prefix: of the registered models' names: <prefix>-<recipe>.
     """
 
-    margin: float = 0.005
-    worst_margin: float = 0.01
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    worst_margin: Annotated[float, Field(ge=0, lt=1)] = 0.01
     prefix: str = "crossearth"
 
     def __post_init__(self) -> None:
-        for name in ("margin", "worst_margin"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)}", expected="a fraction from 0 to below 1")
         if not NAME.fullmatch(self.prefix):
             raise InputError(f"prefix: {self.prefix!r}", expected="letters, digits, and . _ - between them")
 
@@ -134,10 +134,9 @@ def _comparable(champion: RecipeResult, challenger: RecipeResult, settings: tupl
 def _rule(
     champion: RecipeResult, challenger: RecipeResult, settings: tuple[str, ...], config: RegisterConfig
 ) -> list[Check]:
-    judged = [setting for setting in settings if _chosen(challenger, settings)[setting].unseen] or list(
-        settings
-    )
-    kind = "unseen targets" if _chosen(challenger, settings)[judged[0]].unseen else "its own domain"
+    unseen = [name for name, each in _chosen(challenger, settings).items() if each.setting.unseen]
+    judged = unseen or list(settings)
+    kind = "unseen targets" if unseen else "its own domain"
     olds, news = (
         [result.scores(_chosen(result, settings)[setting]).primary_metric for setting in judged]
         for result in (champion, challenger)
@@ -161,4 +160,4 @@ def _rule(
 
 
 def _chosen(result: RecipeResult, settings: tuple[str, ...]) -> dict[str, SettingResult]:
-    return {each.setting: each for each in result.settings if each.setting in settings}
+    return {each.setting.abbr: each for each in result.settings if each.setting.abbr in settings}

@@ -162,7 +162,10 @@ class Registry:
                 "recipe": result.recipe,
                 "selection": result.selection,
                 "provenance": ", ".join(sorted({each.provenance for each in result.settings})),
-                **{f"IoU {each.target}": _per_cent(result, each) for each in result.settings},
+                **{
+                    f"{result.metric} {each.setting.target}": _per_cent(result, each)
+                    for each in result.settings
+                },
                 "weights": result.model_sha256,
                 "identity": identity,
             },
@@ -232,7 +235,10 @@ class Registry:
                 self.client.search_registered_models(max_results=1)  # raises where the server is away
                 return None
             (found,) = Path(temporary).rglob(DETAILS)
-            return read_results(found.parent)
+            try:
+                return read_results(found.parent)
+            except InputError:  # of another version of the format: its weights can be scored anew
+                return None
 
     @_reaching()
     def move(self, name: str, alias: str, new: "ModelVersion | None", why: str) -> None:

@@ -17,7 +17,7 @@ from crossearth.components.register.registry import (
     registry_exists,
 )
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import MODELS, REGISTRY, SCORES
+from crossearth.components.runtime.places import MODELS, REGISTRY, SCORES, seed_suffix
 from crossearth.components.runtime.tracking import start_run, tracking_uri
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common.errors import InputError
@@ -48,19 +48,24 @@ class Outcome:
 
 
 def run(
-    params: Params, catalog: Catalog, names: Sequence[str] = (), model: Path | None = None
+    params: Params,
+    catalog: Catalog,
+    names: Sequence[str] = (),
+    model: Path | None = None,
+    seed: int | None = None,
 ) -> list[Outcome]:
     """Registers recipes of the working folder, by default all that are scored.
 
     Raises:
         InputError: as `register`; none is scored.
     """
-    scored = [name for name in catalog.recipes() if (SCORES / name).is_dir()]
+    suffix = seed_suffix(params.seed if seed is None else seed, params.seed)
+    scored = [name for name in catalog.recipes() if (SCORES / f"{name}{suffix}").is_dir()]
     recipes = [catalog.recipe(name) for name in names or scored]
     if not recipes:
         raise InputError("no scored recipes here", where=SCORES, next_step="crossearth evaluate")
     config = params.config(RegisterConfig, "register")
-    return register(recipes, catalog, MODELS, SCORES, REGISTRY, config, model)
+    return register(recipes, catalog, MODELS, SCORES, REGISTRY, config, model, suffix)
 
 
 def register(
@@ -71,6 +76,7 @@ def register(
     out_dir: Path,
     config: RegisterConfig | None = None,
     model_dir: Path | None = None,
+    suffix: str = "",
 ) -> list[Outcome]:
     """Registers each recipe's model as a version and lets it challenge the champion.
 
@@ -84,6 +90,7 @@ def register(
         out_dir: gets `<recipe>.json`, the outcome, and `<recipe>.md`, the model card.
         config: defaults if None.
         model_dir: a model that stands elsewhere, e.g. a converted one, for all `recipes`.
+        suffix: of these folders' names, where the models are those of another seed.
 
     Raises:
         InputError: the registry does not answer; a model that `checkpoint.load` refuses; its scores are
@@ -92,13 +99,14 @@ def register(
     config = config or RegisterConfig()
     inputs = []
     for recipe in recipes:
-        folder = model_dir or models_dir / recipe.name
+        folder = model_dir or models_dir / f"{recipe.name}{suffix}"
+        scores = scores_dir / f"{recipe.name}{suffix}"
         load(folder)  # nothing is registered that nobody could load
-        meta, result = read_meta(folder), read_results(scores_dir / recipe.name)
+        meta, result = read_meta(folder), read_results(scores)
         if meta["sha256"] != result.model_sha256:
             raise InputError(
                 f"the scores of {recipe.name} are not those of the model in {folder}",
-                where=scores_dir / recipe.name,
+                where=scores,
                 next_step=f"crossearth evaluate {recipe.name}, or give --model the one that was scored",
             )
         inputs.append((recipe, folder, meta, result))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from crossearth.components.evaluate.results import find_results, nan_to_none
-from crossearth.components.report.summary import Line, summarise
-from crossearth.data.catalog.domains import Catalog
+from crossearth.components.report.summary import Line, shared_metric, summarise
+from crossearth.data.catalog.domains import Catalog, Setting
 from crossearth.data.common.errors import InputError
 from crossearth.model.scores import Shares, bootstrap, interval, paired_p_value
 
@@ -18,13 +18,13 @@ class Difference:
     """B minus A on one target, as fractions; None where a score is undefined.
 
     Attributes:
+        setting: None = the mean over several.
         low, high: 95 % interval of the difference over resampled tiles, the same draws for both.
         p_value: two-sided, of no difference; not adjusted for the number of settings.
     """
 
-    setting: str
-    source: str
-    target: str
+    setting: Setting | None
+    metric: str
     a: float | None
     b: float | None
     difference: float | None
@@ -48,6 +48,15 @@ class Comparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
 
+    @property
+    def all(self) -> tuple[Difference, ...]:
+        """The settings, then their mean."""
+        return (*self.differences, self.mean)
+
+    def name(self, difference: Difference) -> str:
+        """What a row of it is called."""
+        return difference.setting.abbr if difference.setting else f"mean of {len(self.differences)}"
+
 
 def compare(a: Sequence[Path], b: Sequence[Path], catalog: Catalog, replicates: int = 10_000) -> Comparison:
     """Compares the results in folders `a` and `b`; several seeds of a setting count as their mean.
@@ -69,14 +78,12 @@ def compare(a: Sequence[Path], b: Sequence[Path], catalog: Catalog, replicates: 
             expected=f"results for one of {', '.join(sides[0])}",
             next_step="evaluate both on the same targets",
         )
-    differences, replicates_of = [], []
-    for setting in shared:
-        difference, draws = _difference(sides[0][setting], sides[1][setting], replicates)
-        differences.append(difference)
-        replicates_of.append(draws)
+    pairs = [_difference(sides[0][name], sides[1][name], replicates) for name in shared]
+    differences = [difference for difference, _ in pairs]
+    draws = np.mean([drawn for _, drawn in pairs], axis=0)
     return Comparison(
         differences=tuple(differences),
-        mean=_mean(differences, np.mean(replicates_of, axis=0)),
+        mean=_mean(shared_metric(sides[0][name] for name in shared), differences, draws),
         only_a=tuple(setting for setting in sides[0] if setting not in sides[1]),
         only_b=tuple(setting for setting in sides[1] if setting not in sides[0]),
     )
@@ -85,14 +92,14 @@ def compare(a: Sequence[Path], b: Sequence[Path], catalog: Catalog, replicates: 
 def _by_setting(folders: Sequence[Path], catalog: Catalog) -> dict[str, Line]:
     lines: dict[str, Line] = {}
     for line in summarise(find_results(folders), catalog, replicates=0).lines:
-        if line.setting in lines:
+        name = line.setting.abbr
+        if name in lines:
             raise InputError(
-                f"{line.setting} has results under the selection rules {lines[line.setting].selection} and"
-                f" {line.selection}",
+                f"{name} has results under the selection rules {lines[name].selection} and {line.selection}",
                 where=", ".join(map(str, folders)),
                 next_step="name the folders of one of them",
             )
-        lines[line.setting] = line
+        lines[name] = line
     return lines
 
 
@@ -100,35 +107,37 @@ def _difference(a: Line, b: Line, replicates: int) -> tuple[Difference, Shares]:
     digests = {result.manifest_digest for line in (a, b) for _, result in line.runs}
     if len(digests) > 1:
         raise InputError(
-            f"A and B were scored on different tiles of {a.target}: manifests "
+            f"A and B were scored on different tiles of {a.setting.target}: manifests "
             + ", ".join(sorted(digest[:16] for digest in digests)),
-            where=a.setting,
+            where=a.setting.abbr,
             next_step="evaluate both on one ingested domain",
         )
-    if (a.class_set, a.runs[0][0].classes) != (b.class_set, b.runs[0][0].classes):
-        raise InputError(f"A scores the classes of {a.class_set}, B those of {b.class_set}", where=a.setting)
+    if (a.recipe.class_set, a.recipe.classes) != (b.recipe.class_set, b.recipe.classes):
+        raise InputError(
+            f"A scores the classes of {a.recipe.class_set}, B those of {b.recipe.class_set}",
+            where=a.setting.abbr,
+        )
     tiles = [result.tile_counts(each) for line in (a, b) for result, each in line.runs]
     rng = np.random.default_rng(int(digests.pop()[:16], 16))
-    values = bootstrap(tiles, a.runs[0][0].primary_metric, replicates, rng)
+    values = bootstrap(tiles, a.recipe.primary_metric, replicates, rng)
     draws = values[len(a.runs) :].mean(0) - values[: len(a.runs)].mean(0)
     low, high = interval(draws)
-    known = a.miou is not None and b.miou is not None
+    change = b.score - a.score if a.score is not None and b.score is not None else None
     difference = Difference(
         setting=a.setting,
-        source=a.source,
-        target=a.target,
-        a=a.miou,
-        b=b.miou,
-        difference=b.miou - a.miou if a.miou is not None and b.miou is not None else None,
+        metric=a.metric,
+        a=a.score,
+        b=b.score,
+        difference=change,
         low=nan_to_none(low),
         high=nan_to_none(high),
-        p_value=paired_p_value(draws) if known else None,
+        p_value=None if change is None else paired_p_value(draws),
         tiles=len(tiles[0]),
     )
     return difference, draws
 
 
-def _mean(differences: Sequence[Difference], draws: Shares) -> Difference:
+def _mean(metric: str, differences: Sequence[Difference], draws: Shares) -> Difference:
     def mean(name: str) -> float | None:
         values = [getattr(each, name) for each in differences]
         return None if None in values else float(np.mean(values))
@@ -136,9 +145,8 @@ def _mean(differences: Sequence[Difference], draws: Shares) -> Difference:
     low, high = interval(draws)
     known = mean("difference") is not None
     return Difference(
-        setting=f"mean of {len(differences)}",
-        source="",
-        target="",
+        setting=None,
+        metric=metric,
         a=mean("a"),
         b=mean("b"),
         difference=mean("difference"),

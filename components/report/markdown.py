@@ -1,4 +1,8 @@
-"""The benchmark's table as Markdown, and how its numbers are written."""
+"""The report's table as Markdown and LaTeX, and how its numbers are written."""
+
+from collections.abc import Mapping, Sequence
+
+from tabulate import tabulate
 
 from crossearth.components.report.summary import Line, Summary
 
@@ -14,6 +18,16 @@ def per_cent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
+def title(summary: Summary) -> str:
+    """What a report is about: the benchmark, or the user's own sources and targets."""
+    if not summary.own:
+        return "CrossEarth benchmark"
+    names = dict.fromkeys(
+        name for line in summary.lines for name in (line.setting.source, line.setting.target)
+    )
+    return ", ".join(list(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def heading(summary: Summary) -> str:
     """What must stand over every table of these numbers: data, selection rule, seeds."""
     kinds = sorted({line.provenance == "synthetic" for line in summary.lines}, reverse=True)
@@ -23,65 +37,84 @@ def heading(summary: Summary) -> str:
     return f"{data} · selection: {rules} · seed: {seeds}"
 
 
+def interval_note(summary: Summary) -> str:
+    """What the interval is, and the deviation where there are several seeds."""
+    text = "95 % bootstrap interval over tiles"
+    if len(summary.seeds) > 1:
+        text += "; several seeds: their mean, its interval over the same tiles, and their standard deviation"
+    return text
+
+
 def markdown(summary: Summary) -> str:
-    """The table as Markdown, ready to be pasted."""
+    """The tables as Markdown, ready to be pasted."""
     parts = [
-        f"# {len(summary.lines)} settings, mIoU in per cent",
-        heading(summary) + ". Brackets: 95 % bootstrap interval over tiles.",
+        f"# {title(summary)}: {len(summary.lines)} settings, {summary.metric} in per cent",
+        f"{heading(summary)}. Brackets: {interval_note(summary)}.",
     ]
     if summary.synthetic:
         parts.append(
             "**Synthetic data: drawn by code to exercise the pipeline. These numbers are not comparable with"
             " published scores.**"
         )
-    parts.append(_settings(summary))
-    means = [[mean.name, mean.selection, str(mean.settings), per_cent(mean.miou)] for mean in summary.means]
-    parts += ["## Means", _table(["group", "selection", "settings", "mIoU"], means)]
+    parts.append(_github(_settings(summary)))
+    means = {
+        "group": [mean.name for mean in summary.means],
+        "selection": [mean.selection for mean in summary.means],
+        "settings": [str(mean.settings) for mean in summary.means],
+        "metric": [mean.metric for mean in summary.means],
+        "mean": [per_cent(mean.score) for mean in summary.means],
+    }
+    parts += ["## Means", _github(means)]
     if summary.drops:
-        parts += ["## From the seen domain to unseen ones", _drops(summary)]
+        drops = {
+            "source": [drop.source for drop in summary.drops],
+            "in-domain": [per_cent(drop.in_domain) for drop in summary.drops],
+            "unseen mean": [per_cent(drop.unseen) for drop in summary.drops],
+            "drop in points": [per_cent(drop.points) for drop in summary.drops],
+            "targets": [str(drop.targets) for drop in summary.drops],
+        }
+        parts += ["## From the seen domain to unseen ones", _github(drops)]
     if summary.missing:
         parts += ["## Not scored", ", ".join(setting.abbr for setting in summary.missing)]
     return "\n\n".join(parts) + "\n"
 
 
-def _settings(summary: Summary) -> str:
-    """A row per setting; published scores and selection rules only where they tell something."""
-    columns = {
-        "setting": [line.setting for line in summary.lines],
-        "source": [line.source for line in summary.lines],
-        "target": [line.target for line in summary.lines],
-        "gap": [line.gap for line in summary.lines],
-        "mIoU": [per_cent(line.miou) for line in summary.lines],
-        "interval": [_interval(line) for line in summary.lines],
-        "sd": [per_cent(line.deviation) for line in summary.lines],
-        "seeds": [str(len(line.runs)) for line in summary.lines],
+def latex(summary: Summary) -> str:
+    """The table of the settings for a paper (package booktabs), special characters escaped."""
+    columns = _settings(summary)
+    words = ("setting", "source", "target", "gap", "metric", "selection", "evidence")
+    align = ["left" if name in words else "right" for name in columns]
+    return f"{tabulate(columns, 'keys', 'latex_booktabs', colalign=align, disable_numparse=True)}\n"
+
+
+def _settings(summary: Summary) -> dict[str, Sequence[str]]:
+    """A column per fact, a cell per setting; facts that tell nothing are left out."""
+    lines = summary.lines
+    columns: dict[str, Sequence[str]] = {
+        "setting": [line.setting.abbr for line in lines],
+        "source": [line.setting.source for line in lines],
+        "target": [line.setting.target for line in lines],
+        "gap": [line.setting.gap for line in lines],
+        summary.metric: [per_cent(line.score) for line in lines],
+        "interval": [_interval(line) for line in lines],
     }
+    if len({line.metric for line in lines}) > 1:
+        columns["metric"] = [line.metric for line in lines]
+    if len(summary.seeds) > 1:
+        columns["sd"] = [per_cent(line.deviation) for line in lines]
+        columns["seeds"] = [str(len(line.runs)) for line in lines]
     if len(summary.selections) > 1:
-        columns["selection"] = [line.selection for line in summary.lines]
-    if any(line.published is not None for line in summary.lines):
-        columns["published"] = [per_cent(line.published) for line in summary.lines]
-        columns["evidence"] = [line.evidence for line in summary.lines]
-    return _table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+        columns["selection"] = [line.selection for line in lines]
+    if any(line.published is not None for line in lines):
+        columns["published"] = [per_cent(line.published) for line in lines]
+        columns["evidence"] = [line.setting.evidence for line in lines]
+    return columns
 
 
 def _interval(line: Line) -> str:
     return "" if line.low is None else f"[{per_cent(line.low)}, {per_cent(line.high)}]"
 
 
-def _drops(summary: Summary) -> str:
-    rows = [
-        [
-            drop.source,
-            per_cent(drop.in_domain),
-            per_cent(drop.unseen),
-            per_cent(drop.points),
-            str(drop.targets),
-        ]
-        for drop in summary.drops
-    ]
-    return _table(["source", "in-domain", "unseen mean", "drop in points", "targets"], rows)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def _github(columns: Mapping[str, Sequence[str]]) -> str:
+    escaped = {name: [cell.replace("|", "\\|") for cell in cells] for name, cells in columns.items()}
+    return tabulate(escaped, "keys", tablefmt="github", disable_numparse=True)

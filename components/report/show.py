@@ -1,148 +1,234 @@
-"""Results on the terminal, as rich renderables; the command line prints them."""
+"""Results for the command line: tables for a terminal, the same numbers as CSV and JSON."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from crossearth.components.evaluate.results import RecipeResult, find_results, nan_to_none
+from crossearth.components.evaluate.results import RecipeResult, find_results, nan_to_none, rows_of
 from crossearth.components.report.compare import Comparison, Difference
 from crossearth.components.report.markdown import heading, per_cent
-from crossearth.components.report.summary import summarise
-from crossearth.data.catalog.domains import Catalog
+from crossearth.components.report.summary import Summary, distinct, facts, summarise
+from crossearth.components.runtime.tables import TextTable, View, bar
+from crossearth.data.catalog.domains import Catalog, PublishedScore
 from crossearth.model.scores import OTHER_SCORES
 
-BAR_CELLS = 20
+SHORT = {"mIoU": "mIoU %", "IoU of the foreground": "IoU %", "IoU": "IoU %"}
 
 
-def benchmark(scores: Sequence[Path], catalog: Catalog, replicates: int = 300) -> RenderableType:
+def benchmark(scores: Sequence[Path], catalog: Catalog, replicates: int) -> View:
     """The benchmark's table: a line per setting by gap, the means, what is missing.
+
+    Args:
+        scores: folders of results, or folders of such folders.
+        catalog: has the order of the settings and the published scores.
+        replicates: bootstrap replicates behind each interval; equal numbers give equal intervals.
 
     Raises:
         InputError: no results.
     """
     summary = summarise(find_results(scores), catalog, replicates)
-    many_rules = len(summary.selections) > 1
-    published = any(line.published is not None for line in summary.lines)
-    table = _table(
-        ["setting", "source", "target", "gap"],
-        ["mIoU %", "95 % interval", "seeds", *(["published %"] if published else [])],
-        ["", *(["selection"] if many_rules else [])],
-    )
-    previous = None
-    for line in summary.lines:
-        if previous not in (None, line.gap):
-            table.add_section()
-        previous = line.gap
-        table.add_row(
-            line.setting,
-            line.source,
-            line.target,
-            line.gap,
-            per_cent(line.miou),
-            f"{per_cent(line.low)}–{per_cent(line.high)}",
-            str(len(line.runs)),
-            *([per_cent(line.published)] if published else []),
-            _bar(line.miou),
-            *([line.selection] if many_rules else []),
-        )
-    means = _table(["mean over"], ["settings", "mIoU %"], ["", *(["selection"] if many_rules else [])])
-    for mean in summary.means:
-        means.add_row(
-            mean.name,
-            str(mean.settings),
-            per_cent(mean.miou),
-            _bar(mean.miou),
-            *([mean.selection] if many_rules else []),
-        )
     parts: list[RenderableType] = [Text(heading(summary), style="bold")]
     if summary.synthetic:
         parts.append(Text("Drawn by code: not comparable with published scores.", style="yellow"))
-    parts += [table, means]
+    parts += [Text(), _settings(summary), Text(), _means(summary)]
+    if summary.metric == "IoU of the foreground":
+        parts.append(Text("IoU: of the foreground"))
     if summary.missing:
         names = ", ".join(setting.abbr for setting in summary.missing)
         parts.append(Text(f"not scored ({len(summary.missing)}): {names}", style="yellow"))
-    return Group(*parts)
+    published = {line.setting.abbr: catalog.scores.get(line.setting.abbr, ()) for line in summary.lines}
+    rows = [
+        facts(line)
+        | {f"published {score.method}": score.miou / 100 for score in published[line.setting.abbr]}
+        for line in summary.lines
+    ]
+    return View(Group(*parts), rows, _everything(summary, published))
 
 
-def run(result: RecipeResult) -> RenderableType:
-    """One recipe's results: per setting the scores and the IoU of every class, and where they come from."""
+def _settings(summary: Summary) -> TextTable:
+    score = SHORT[summary.metric]
+    columns = {
+        "setting": [line.setting.abbr for line in summary.lines],
+        "source": [line.setting.source for line in summary.lines],
+        "target": [line.setting.target for line in summary.lines],
+        "gap": [line.setting.gap for line in summary.lines],
+        score: [per_cent(line.score) for line in summary.lines],
+        "95 % interval": [_interval(line.low, line.high) for line in summary.lines],
+    }
+    if len({line.metric for line in summary.lines}) > 1:
+        columns["of"] = ["mean" if line.metric == "mIoU" else "foreground" for line in summary.lines]
+    if len(summary.seeds) > 1:
+        columns["SD"] = [per_cent(line.deviation) for line in summary.lines]
+        columns["seeds"] = [str(len(line.runs)) for line in summary.lines]
+    if any(line.published is not None for line in summary.lines):
+        columns["published %"] = [per_cent(line.published) for line in summary.lines]
+    if len(summary.selections) > 1:
+        columns["selection"] = [line.selection for line in summary.lines]
+    columns[""] = [bar(line.score) for line in summary.lines]
+    gaps = [line.setting.gap for line in summary.lines]
+    return TextTable(
+        list(columns),
+        list(zip(*columns.values(), strict=True)),
+        numbers=(score, "95 % interval", "SD", "seeds", "published %"),
+        spare=("", "source", "gap", "seeds", "target"),
+        sections=[place for place in range(len(gaps) - 1) if gaps[place] != gaps[place + 1]],
+    )
+
+
+def _means(summary: Summary) -> TextTable:
+    columns = {
+        "mean over": [mean.name for mean in summary.means],
+        "settings": [str(mean.settings) for mean in summary.means],
+        "%": [per_cent(mean.score) for mean in summary.means],
+        "of": [mean.metric for mean in summary.means],
+    }
+    if len(summary.selections) > 1:
+        columns["selection"] = [mean.selection for mean in summary.means]
+    columns[""] = [bar(mean.score) for mean in summary.means]
+    rows = list(zip(*columns.values(), strict=True))
+    return TextTable(list(columns), rows, numbers=("settings", "%"), spare=("",))
+
+
+def _everything(summary: Summary, published: dict[str, tuple[PublishedScore, ...]]) -> dict[str, Any]:
+    settings = [
+        facts(line)
+        | {
+            "seeds": list(line.seeds),
+            "iou": dict(zip(line.recipe.classes, line.iou, strict=True)),
+            "comparable_with_published": line.provenance == "publisher",
+            "published": [asdict(score) for score in published[line.setting.abbr]],
+        }
+        for line in summary.lines
+    ]
+    return {
+        "settings": settings,
+        "means": [asdict(mean) for mean in summary.means],
+        "drops": [asdict(drop) for drop in summary.drops],
+        "missing": [setting.abbr for setting in summary.missing],
+    }
+
+
+def run(result: RecipeResult) -> View:
+    """One recipe's results: where they come from, the scores of every setting, and those of every class."""
+    parts: list[RenderableType] = [Text(_about(result)), Text()]
+    if result.primary_metric == "foreground":
+        parts.append(Text(f"IoU: of the foreground, {result.classes[1]}"))
+    parts += [_settings_of(result), Text(), _classes_of(result)]
+    rows = rows_of(result)
+    return View(Group(*parts), rows, asdict(result) | {"folder": str(result.folder), "scores": rows})
+
+
+def _settings_of(result: RecipeResult) -> TextTable:
     others = [f"{title} %" for _, title in OTHER_SCORES.values()]
-    table = _table(["setting", "target"], ["mIoU %", *others, *result.classes, "tiles", "tiles/s"], [])
+    numbers = (SHORT[result.metric], *others, "tiles", "tiles/s")
+    rows = []
     for each in result.settings:
         scores = result.scores(each)
         of_target = [scores.primary_metric, *(getattr(scores, name) for name, _ in OTHER_SCORES.values())]
-        table.add_row(
-            each.setting,
-            each.target,
-            *(per_cent(nan_to_none(value)) for value in of_target),
-            *(per_cent(nan_to_none(value)) for value in scores.iou),
-            str(each.tiles),
-            f"{each.tiles / each.seconds:.1f}" if each.seconds else "",
-        )
-    provenances = ", ".join(sorted({each.provenance for each in result.settings}))
+        shares = (per_cent(nan_to_none(value)) for value in of_target)
+        pace = f"{each.tiles / each.seconds:.1f}" if each.seconds else ""
+        rows.append((each.setting.abbr, each.setting.target, *shares, each.tiles, pace))
+    return TextTable(("setting", "target", *numbers), rows, numbers=numbers, spare=("tiles/s", "target"))
+
+
+def _classes_of(result: RecipeResult) -> TextTable:
+    columns: dict[str, list[str]] = {name: [] for name in ("setting", "class", "IoU %", "F1 %")}
+    for each in result.settings:
+        scores, num = result.scores(each), len(result.classes)
+        columns["setting"] += [each.setting.abbr, *[""] * (num - 1)]
+        columns["class"] += result.classes
+        columns["IoU %"] += [per_cent(nan_to_none(value)) for value in scores.iou]
+        columns["F1 %"] += [per_cent(nan_to_none(value)) for value in scores.f1]
+        if any(other.published_iou for other in result.settings):
+            columns.setdefault("published %", []).extend(map(per_cent, each.published_iou or [None] * num))
+        columns.setdefault("labelled px", []).extend(f"{pixels:,}" for pixels in scores.pixels)
+        columns.setdefault("", []).extend(bar(nan_to_none(value)) for value in scores.iou)
+    ends = range(len(result.classes) - 1, len(columns["class"]) - 1, len(result.classes))
+    return TextTable(
+        list(columns),
+        list(zip(*columns.values(), strict=True)),
+        numbers=("IoU %", "F1 %", "published %", "labelled px"),
+        spare=("", "labelled px"),
+        sections=ends,
+    )
+
+
+def _about(result: RecipeResult) -> str:
     facts = {
         "recipe": f"{result.recipe} (classes of {result.class_set})",
         "training": result.recipe_hash,
         "seed": "none" if result.seed is None else str(result.seed),
         "selection": result.selection,
         "weights": result.model_sha256,
-        "data": provenances,
+        "data": ", ".join(distinct(each.provenance for each in result.settings)),
         "revision": str(result.lineage.get("git_revision", "")),
         "machine": str(result.lineage.get("machine", "")),
         "folder": str(result.folder),
     }
     width = max(map(len, facts))
-    about = Text("\n".join(f"{name.ljust(width)}  {value}" for name, value in facts.items()))
-    return Group(about, table)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in facts.items())
 
 
-def comparison(found: Comparison, a: str, b: str) -> RenderableType:
+def comparison(found: Comparison, a: str, b: str) -> View:
     """A comparison as a table.
 
     Args:
         a, b: what the two sides are called.
     """
-    table = _table(["setting", "target"], ["A %", "B %", "B - A", "95 % interval", "p"], [""])
-    for each in found.differences:
-        _add_difference(table, each)
-    table.add_section()
-    _add_difference(table, found.mean)
-    parts: list[RenderableType] = [Text(f"A  {a}\nB  {b}"), table]
+    table = TextTable(
+        ("setting", "target", "of", "A %", "B %", "B - A", "95 % interval", "p", ""),
+        [
+            (
+                found.name(each),
+                each.setting.target if each.setting else "",
+                each.metric,
+                per_cent(each.a),
+                per_cent(each.b),
+                signed(each.difference),
+                "" if each.low is None else f"{signed(each.low)} to {signed(each.high)}",
+                "" if each.p_value is None else f"{each.p_value:.4f}",
+                _verdict(each),
+            )
+            for each in found.all
+        ],
+        numbers=("A %", "B %", "B - A", "95 % interval", "p"),
+        spare=("target", "of"),
+        sections=[len(found.differences) - 1],
+    )
+    parts: list[RenderableType] = [Text(f"A  {a}\nB  {b}\n"), table]
     for side, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
             parts.append(Text(f"only in {side}: {', '.join(only)}", style="yellow"))
     parts.append(
         Text("p: paired bootstrap over tiles, two-sided, per setting, not adjusted for their number")
     )
-    return Group(*parts)
+    rows = [
+        {
+            "setting": found.name(each),
+            "source": each.setting.source if each.setting else None,
+            "target": each.setting.target if each.setting else None,
+        }
+        | {name: value for name, value in asdict(each).items() if name != "setting"}
+        for each in found.all
+    ]
+    data = {"a": a, "b": b, "differences": rows, "only_a": found.only_a, "only_b": found.only_b}
+    return View(Group(*parts), rows, data)
 
 
-def _add_difference(table: Table, each: Difference) -> None:
-    verdict = ""
-    if each.p_value is not None and each.difference is not None and each.p_value < 0.05:
-        verdict = "B better" if each.difference > 0 else "A better"
-    table.add_row(
-        each.setting,
-        each.target,
-        per_cent(each.a),
-        per_cent(each.b),
-        "" if each.difference is None else f"{100 * each.difference:+.1f}",
-        "" if each.low is None or each.high is None else f"{100 * each.low:+.1f} to {100 * each.high:+.1f}",
-        "" if each.p_value is None else f"{each.p_value:.4f}",
-        verdict,
-    )
+def signed(value: float | None) -> str:
+    """A difference of fractions in points, with its sign; a blank where it is undefined."""
+    return "" if value is None else f"{100 * value:+.1f}"
 
 
-def _table(left: Iterable[str], right: Iterable[str], more: Iterable[str]) -> Table:
-    table = Table(header_style="bold")
-    for justify, names in (("left", left), ("right", right), ("left", more)):
-        for name in names:
-            table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
-    return table
+def _verdict(each: Difference) -> str:
+    if each.p_value is None or each.difference is None or each.p_value >= 0.05:
+        return ""
+    return "B better" if each.difference > 0 else "A better"
 
 
-def _bar(share: float | None) -> str:
-    return "" if share is None else "█" * round(BAR_CELLS * share)
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None else f"{per_cent(low)} to {per_cent(high)}"

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt
 
 from crossearth.components.evaluate.results import (
     SUMMARY_METRICS,
@@ -13,41 +15,43 @@ from crossearth.components.evaluate.results import (
     metric_name,
     rows_of,
     summary_metrics,
-    write_table,
 )
 from crossearth.components.report.compare import compare
-from crossearth.components.report.markdown import markdown
+from crossearth.components.report.markdown import latex, markdown
 from crossearth.components.report.page import page, picture
 from crossearth.components.report.summary import Summary, summarise
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import COVERAGE, REPORT, SCORES, STYLES, VALIDATION
 from crossearth.components.runtime.tracking import VIEW, start_run
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, digest, read_checksummed, write_json, write_text
+from crossearth.data.common.files import (
+    atomic_dir,
+    csv_text,
+    digest,
+    read_checksummed,
+    write_json,
+    write_text,
+)
+
+SHEET_BYTES = 400_000  # of the sheet of styles
 
 
-@dataclass(frozen=True)
+@checked
 class ReportConfig:
     """How results are reported.
 
     Attributes:
         replicates: bootstrap replicates behind each interval.
         worst_tiles: length of each setting's list of worst tiles.
-        require_all: refuse to report when a setting of the catalog has no result.
+        require_all: refuse to report when a setting has no result: of the benchmark, if one of it was scored,
+            and of the user's, if one of those was.
     """
 
-    replicates: int = 1000
-    worst_tiles: int = 10
+    replicates: Annotated[int, Field(ge=100)] = 1000  # fewer say nothing of an interval
+    worst_tiles: NonNegativeInt = 10
     require_all: bool = False
-
-    def __post_init__(self) -> None:
-        if self.replicates < 100:
-            raise InputError(
-                f"replicates: {self.replicates} say nothing of an interval", expected="at least 100"
-            )
-        if self.worst_tiles < 0:
-            raise InputError(f"worst_tiles: {self.worst_tiles}", expected="0 or more")
 
 
 def run(
@@ -82,7 +86,7 @@ def report(
     coverage_dir: Path | None = None,
     against: Sequence[Path] = (),
 ) -> Path:
-    """Writes `scores.csv`, `scores.md`, `metrics.json` and `index.html`; logs them as the benchmark's run.
+    """Writes `scores.csv`, `.md`, `.tex`, `metrics.json` and `index.html`; logs them as the benchmark's run.
 
     Args:
         scores: folders of results, or folders of such folders.
@@ -106,17 +110,19 @@ def report(
     summary = summarise(results, catalog, config.replicates)
     if config.require_all and summary.missing:
         raise InputError(
-            f"{len(summary.missing)} of {len(catalog.settings)} settings have no result: "
+            f"{len(summary.missing)} of {len(summary.wanted)} settings have no result: "
             + ", ".join(setting.abbr for setting in summary.missing),
             where=", ".join(map(str, scores)),
             next_step="crossearth evaluate RECIPE, or report without require_all",
         )
-    order = {line.setting: place for place, line in enumerate(summary.lines)}
-    rows = sorted((row for result in results for row in rows_of(result)), key=lambda row: order[row.setting])
+    order = {line.setting.abbr: place for place, line in enumerate(summary.lines)}
+    rows = [row for result in results for row in rows_of(result)]
+    rows.sort(key=lambda row: order[row["setting"]])
     with atomic_dir(out_dir) as folder:
-        write_table(folder / "scores.csv", rows)
+        write_text(folder / "scores.csv", csv_text(rows))
         write_json(folder / "metrics.json", _metrics(summary))
         write_text(folder / "scores.md", markdown(summary))
+        write_text(folder / "scores.tex", latex(summary))
         text = page(
             summary,
             results,
@@ -155,7 +161,7 @@ def _styles(folder: Path | None, coverage_dir: Path | None) -> dict[str, Any] | 
     sheet = folder / "sheet.png"
     return {
         "summary": summary,
-        "sheet": picture(sheet, "crossearth styles fit") if sheet.is_file() else None,
+        "sheet": picture(sheet, "crossearth styles fit", SHEET_BYTES) if sheet.is_file() else None,
         "coverage": _left(coverage_dir, "coverage.json"),
     }
 
@@ -174,11 +180,20 @@ def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
 def _metrics(summary: Summary) -> dict[str, float]:
     """The table's numbers by name, for MLflow and for `dvc metrics`."""
     metrics = {
-        metric_name("miou", line.setting): line.miou for line in summary.lines if line.miou is not None
+        metric_name(line.recipe.metric_key, line.setting.abbr): line.score
+        for line in summary.lines
+        if line.score is not None
     }
-    metrics |= {metric_name("gap", mean.name): mean.miou for mean in summary.gaps if mean.miou is not None}
-    unseen = [line.miou for line in summary.lines if line.unseen]
-    return metrics | summary_metrics(unseen, [line.miou for line in summary.lines if not line.unseen])
+    metrics |= {metric_name("gap", mean.name): mean.score for mean in summary.gaps if mean.score is not None}
+    metrics |= {
+        metric_name("deviation", line.setting.abbr): line.deviation
+        for line in summary.lines
+        if line.deviation is not None
+    }
+    of_kind: dict[bool, list[float | None]] = {True: [], False: []}
+    for line in summary.lines:
+        of_kind[line.setting.unseen].append(line.score)
+    return metrics | summary_metrics(of_kind[True], of_kind[False])
 
 
 def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> None:
@@ -189,13 +204,15 @@ def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> 
         "settings": str(len(summary.lines)),
         "missing": str(len(summary.missing)),
         "selection": ", ".join(summary.selections),
+        "seeds": ", ".join("none" if seed is None else str(seed) for seed in summary.seeds),
         "provenance": ", ".join(sorted({line.provenance for line in summary.lines})),
     }
     with start_run("benchmark", key=digest(keys), tags=tags) as run:
         run.log_metrics(_metrics(summary))
         run.describe((out_dir / "scores.md").read_text(encoding="utf-8"))
         run.log_artifact(out_dir, "report")
-        targets = dict.fromkeys(line.target for line in summary.lines)
-        columns = [*SUMMARY_METRICS, *(metric_name("miou", target) for target in targets)]
-        run.save_view(VIEW, "Recipes by mIoU on unseen domains", columns, SUMMARY_METRICS[0])
+        scored = (metric_name(line.recipe.metric_key, line.setting.target) for line in summary.lines)
+        columns = [*SUMMARY_METRICS, *dict.fromkeys(scored)]
+        name = f"Recipes by {summary.metric} on unseen domains"
+        run.save_view(VIEW, name, columns, SUMMARY_METRICS[0])
         run.adopt(keys)

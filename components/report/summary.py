@@ -6,7 +6,7 @@ Legend: S seeds, R bootstrap replicates.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,23 +24,19 @@ class Line:
     """A setting under one selection rule, over its seeds; scores are fractions 0..1, None where undefined.
 
     Attributes:
+        setting: as it was scored.
         runs: one per seed, by seed.
-        miou: mean of the seeds' primary scores.
+        score: mean of the seeds' primary scores.
         deviation: their standard deviation (n - 1), None for a single seed.
-        low, high: 95 % bootstrap interval of `miou` over tiles.
+        low, high: 95 % bootstrap interval of `score` over tiles.
         iou: mean per class, None for a class that the target does not hold.
     """
 
-    setting: str
-    source: str
-    target: str
-    gap: str
-    evidence: str
+    setting: Setting
     selection: str
     provenance: str
-    class_set: str
     runs: tuple[Run, ...]
-    miou: float | None
+    score: float | None
     deviation: float | None
     low: float | None
     high: float | None
@@ -48,8 +44,13 @@ class Line:
     published: float | None
 
     @property
-    def unseen(self) -> bool:
-        return self.source != self.target
+    def recipe(self) -> RecipeResult:
+        """The training with the first seed; recipe, class set and classes are those of every seed."""
+        return self.runs[0][0]
+
+    @property
+    def metric(self) -> str:
+        return self.recipe.metric
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
@@ -58,12 +59,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean primary score of those `settings` of a group that have one."""
+    """Mean primary score of those settings of a group that have one.
+
+    Attributes:
+        metric: what is averaged, as `shared_metric` says it.
+        settings: their number.
+    """
 
     name: str
     selection: str
+    metric: str
     settings: int
-    miou: float | None
+    score: float | None
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,21 @@ class Summary:
         lines: in the catalog's order.
         gaps: mean per gap and selection rule.
         overall: mean of the unseen and of the in-domain settings, per selection rule.
-        missing: settings of the catalog without a result.
+        wanted: settings that a full table would have: the benchmark's where one of them was scored, the
+            user's where one of those was.
     """
 
     lines: tuple[Line, ...]
     gaps: tuple[Mean, ...]
     overall: tuple[Mean, ...]
     drops: tuple[Drop, ...]
-    missing: tuple[Setting, ...]
+    wanted: tuple[Setting, ...]
+
+    @property
+    def missing(self) -> tuple[Setting, ...]:
+        """Those of `wanted` without a result."""
+        scored = {line.setting.abbr for line in self.lines}
+        return tuple(setting for setting in self.wanted if setting.abbr not in scored)
 
     @property
     def means(self) -> tuple[Mean, ...]:
@@ -107,17 +121,27 @@ class Summary:
         return (*self.overall, *(mean for mean in self.gaps if mean.name not in names))
 
     @property
+    def metric(self) -> str:
+        """What the scores of its lines are."""
+        return shared_metric(self.lines)
+
+    @property
     def selections(self) -> tuple[str, ...]:
-        return _distinct(line.selection for line in self.lines)
+        return distinct(line.selection for line in self.lines)
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
-        return _distinct(seed for line in self.lines for seed in line.seeds)
+        return distinct(seed for line in self.lines for seed in line.seeds)
 
     @property
     def synthetic(self) -> bool:
         """Whether any number was made from drawn data."""
         return any(line.provenance == "synthetic" for line in self.lines)
+
+    @property
+    def own(self) -> bool:
+        """Whether all of it is about settings of the user's."""
+        return all(line.setting.own for line in self.lines)
 
 
 def summarise(results: Sequence[RecipeResult], catalog: Catalog, replicates: int) -> Summary:
@@ -135,32 +159,67 @@ def summarise(results: Sequence[RecipeResult], catalog: Catalog, replicates: int
     grouped: dict[tuple[str, str], list[Run]] = {}
     for result in results:
         for each in result.settings:
-            grouped.setdefault((each.setting, result.selection), []).append((result, each))
+            grouped.setdefault((each.setting.abbr, result.selection), []).append((result, each))
     order = {abbr: place for place, abbr in enumerate(catalog.settings)}
     keys = sorted(grouped, key=lambda key: (order.get(key[0], len(order)), key))
     lines = tuple(_line(grouped[key], replicates) for key in keys)
-    selections = _distinct(line.selection for line in lines)
-    scored = {line.setting for line in lines}
+    selections = distinct(line.selection for line in lines)
+    kinds = {line.setting.own for line in lines}
     return Summary(
         lines=lines,
         gaps=tuple(
-            _mean(gap, selection, [line for line in lines if (line.gap, line.selection) == (gap, selection)])
+            _mean(gap, selection, [line for line in ruled if line.setting.gap == gap])
             for selection in selections
-            for gap in _distinct(line.gap for line in lines if line.selection == selection)
+            for ruled in [[line for line in lines if line.selection == selection]]
+            for gap in distinct(line.setting.gap for line in ruled)
         ),
         overall=tuple(
             _mean(name, selection, chosen)
             for selection in selections
             for name, unseen in ((UNSEEN, True), (IN_DOMAIN, False))
-            if (chosen := [line for line in lines if line.unseen is unseen and line.selection == selection])
+            if (
+                chosen := [
+                    line for line in lines if (line.setting.unseen, line.selection) == (unseen, selection)
+                ]
+            )
         ),
         drops=tuple(_drops(lines)),
-        missing=tuple(setting for abbr, setting in catalog.settings.items() if abbr not in scored),
+        wanted=tuple(setting for setting in catalog.settings.values() if setting.own in kinds),
     )
 
 
-def _distinct(values: Iterable[T]) -> tuple[T, ...]:
+def distinct(values: Iterable[T]) -> tuple[T, ...]:
+    """Each value once, in the order in which they come."""
     return tuple(dict.fromkeys(values))
+
+
+def shared_metric(lines: Iterable[Line]) -> str:
+    """What the primary scores of `lines` are: "IoU" where some are a mean over classes and some are not."""
+    metrics = {line.metric for line in lines}
+    return metrics.pop() if len(metrics) == 1 else "IoU"
+
+
+def facts(line: Line) -> dict[str, Any]:
+    """A setting's scores as plain values, fractions 0..1."""
+    setting = line.setting
+    return {
+        "setting": setting.abbr,
+        "source": setting.source,
+        "target": setting.target,
+        "gap": setting.gap,
+        "recipe": line.recipe.recipe,
+        "class_set": line.recipe.class_set,
+        "selection": line.selection,
+        "seeds": " ".join("none" if seed is None else str(seed) for seed in line.seeds),
+        "metric": line.metric,
+        "score": line.score,
+        "low": line.low,
+        "high": line.high,
+        "deviation": line.deviation,
+        "tiles": line.runs[0][1].tiles,
+        "provenance": line.provenance,
+        "evidence": setting.evidence,
+    }
 
 
 def _line(runs: list[Run], replicates: int) -> Line:
@@ -169,13 +228,13 @@ def _line(runs: list[Run], replicates: int) -> Line:
     for (one, _), (other, _) in pairwise(runs):
         if one.seed == other.seed:
             raise InputError(
-                f"two results for {first.setting} with selection {recipe.selection} and seed {one.seed}",
+                f"two results for {first.setting.abbr} with selection {recipe.selection} and seed {one.seed}",
                 where=f"{one.folder} and {other.folder}",
                 next_step="report one of them, or set them side by side with `crossearth compare`",
             )
     if len({each.manifest_digest for _, each in runs}) > 1:
         raise InputError(
-            f"the seeds of {first.setting} were scored on different tiles of {first.target}",
+            f"the seeds of {first.setting.abbr} were scored on different tiles of {first.setting.target}",
             where=", ".join(str(each.folder) for each, _ in runs),
             next_step="evaluate all of them on one ingested domain",
         )
@@ -187,15 +246,10 @@ def _line(runs: list[Run], replicates: int) -> Line:
         low, high = interval(_resampled(runs, replicates).mean(axis=0))
     return Line(
         setting=first.setting,
-        source=first.source,
-        target=first.target,
-        gap=first.gap,
-        evidence=first.evidence,
         selection=recipe.selection,
         provenance=provenance,
-        class_set=recipe.class_set,
         runs=tuple(runs),
-        miou=nan_to_none(primary_scores.mean()),
+        score=nan_to_none(primary_scores.mean()),
         deviation=nan_to_none(primary_scores.std(ddof=1)) if len(runs) > 1 else None,
         low=nan_to_none(low),
         high=nan_to_none(high),
@@ -212,21 +266,22 @@ def _resampled(runs: list[Run], replicates: int) -> np.ndarray:
 
 
 def _mean(name: str, selection: str, lines: Sequence[Line]) -> Mean:
-    values = [line.miou for line in lines if line.miou is not None]
-    return Mean(name, selection, len(values), float(np.mean(values)) if values else None)
+    values = [line.score for line in lines if line.score is not None]
+    mean = float(np.mean(values)) if values else None
+    return Mean(name, selection, shared_metric(lines), len(values), mean)
 
 
 def _drops(lines: Sequence[Line]) -> Iterable[Drop]:
+    def model(line: Line) -> tuple[str, str, str]:
+        return line.setting.source, line.recipe.class_set, line.selection
+
     for seen in lines:
-        if seen.unseen or seen.miou is None:
+        if seen.setting.unseen or seen.score is None:
             continue
         unseen = [
-            line.miou
+            line.score
             for line in lines
-            if line.unseen
-            and line.miou is not None
-            and (line.source, line.class_set, line.selection) == (seen.source, seen.class_set, seen.selection)
+            if line.setting.unseen and line.score is not None and model(line) == model(seen)
         ]
         if unseen:
-            mean = float(np.mean(unseen))
-            yield Drop(seen.source, seen.class_set, seen.selection, seen.miou, mean, len(unseen))
+            yield Drop(*model(seen), seen.score, float(np.mean(unseen)), len(unseen))

@@ -100,12 +100,14 @@ def _devices() -> list[Finding]:
         return [Finding("torch", "missing", "absent", "pip install -c constraints.txt -e .")]
     import torch
 
+    from crossearth.data.common.cpu import has_amx
+
     found = [Finding("torch", "fine", torch.__version__)]
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         found.append(Finding("devices", "fine", ", ".join(names)))
     else:
-        amx = "with AMX bfloat16" if torch.cpu._is_amx_tile_supported() else "without AMX"
+        amx = "with AMX bfloat16" if has_amx() else "without AMX"
         found.append(
             Finding(
                 "devices",

@@ -1,32 +1,37 @@
 """params.yaml: the parameters of every step, as two presets in one file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
 
 from crossearth.components.steps import SECTIONS
 from crossearth.data.catalog.domains import Catalog, known_entry
-from crossearth.data.common.config import HomePath, load_config, merged, nearest, read_yaml
+from crossearth.data.common.config import HomePath, checked, load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError
 
 MAX_SEED = 2**63 - 1  # torch takes no larger one
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Config = TypeVar("Config")
 
 
-@dataclass(frozen=True)
+@checked
 class DvcConfig:
     """What `dvc repro` makes: a graph in a file cannot ask the catalog.
 
     Attributes:
         datasets: datasets with archives that are ingested.
         own: domain of the user -> folder that holds its images and masks.
+        seeds: further seeds with which every recipe is trained and scored, besides `seed`.
         recipes: recipes that are trained and scored.
     """
 
     datasets: tuple[str, ...] = ()
     own: dict[str, Path] = field(default_factory=dict)
+    seeds: tuple[Seed, ...] = ()
     recipes: tuple[str, ...] = ()
 
     def check(self, catalog: Catalog) -> None:
@@ -44,7 +49,7 @@ class DvcConfig:
             known_entry(catalog.recipes(), name, "recipe", "params: dvc.recipes")
 
 
-@dataclass(frozen=True)
+@checked
 class Params:
     """The contents of params.yaml.
 
@@ -61,7 +66,7 @@ class Params:
 
     preset: str
     presets: dict[str, dict[str, dict[str, Any]]]
-    seed: int = 0
+    seed: Seed = 0
     archives: HomePath = Path("artifacts/archives")
     corpus: str = "million-aid"
     catalogs: tuple[HomePath, ...] = field(default=())
@@ -77,8 +82,11 @@ class Params:
             raise InputError(
                 f"preset: unknown preset {self.preset!r}", expected=nearest(self.preset, self.presets)
             )
-        if not 0 <= self.seed <= MAX_SEED:
-            raise InputError(f"seed: {self.seed}", expected=f"0 to {MAX_SEED}")
+        if len({*self.dvc.seeds} - {self.seed}) != len(self.dvc.seeds):
+            raise InputError(
+                f"dvc.seeds: {list(self.dvc.seeds)}",
+                expected=f"different numbers, without {self.seed}, which is `seed`",
+            )
         for preset, sections in self.presets.items():
             for step, values in sections.items():
                 _refuse_seed(values, f"presets.{preset}.{step}")
@@ -129,7 +137,7 @@ def _refuse_seed(values: Mapping[str, Any], where: str) -> None:
         raise InputError(
             f"{where}.seed: {values['seed']!r}",
             expected="one seed for all steps, `seed` at the top of the file",
-            next_step="move it there; `crossearth train --seed` trains with another one",
+            next_step="move it there; `crossearth train --seeds` trains with another one",
         )
 
 

@@ -36,6 +36,11 @@ def style_weights_dir() -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
+def seed_suffix(seed: int, usual: int) -> str:
+    """What follows a recipe's name in the folders of a seed: nothing for the `usual` one, of params.yaml."""
+    return "" if seed == usual else f"@seed{seed}"
+
+
 def inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:
     """The parameters, and the catalog with the files that they and the command name."""
     from crossearth.components.runtime.params import load_params

@@ -37,6 +37,7 @@ COVERAGE_FILE = "coverage.json"
 VARIANCE = 0.95
 MASS = 0.99
 SAMPLES = 300
+TILES = 64  # at most so many evenly spaced ones of a split are embedded
 
 
 def run(params: Params, catalog: Catalog) -> Path:
@@ -52,7 +53,6 @@ def style_coverage(
     out_dir: Path,
     config: StyleConfig,
     weights_dir: Path | None = None,
-    tiles: int = 64,
 ) -> Path:
     """Writes `out_dir/coverage.json` over all settings whose two domains are ingested.
 
@@ -65,14 +65,13 @@ def style_coverage(
 
     Args:
         config: parameters of the injection.
-        tiles: at most so many evenly spaced tiles of a split are embedded.
 
     Raises:
         InputError: statistics absent or of another engine; a damaged manifest or tile.
     """
     earth = EarthStyles.load(styles_path, config.engine)
     engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
-    probe = _Probe(_Space.of(earth), earth, engine, config, tiles)
+    probe = _Probe(_Space.of(earth), earth, engine, config)
     found = _measure(catalog, domains_dir, probe)
     groups = {
         "Earth samples": probe.space.project(earth.sample(SAMPLES, keyed_generator("coverage"))),
@@ -87,7 +86,7 @@ def style_coverage(
             "alpha": config.earth_share,
             "styles_digest": earth.digest,
             "components": len(probe.space.scale),
-            "tiles": tiles,
+            "tiles": TILES,
             "settings": found.settings,
             "missing": found.missing,
             "scatter": {name: points[:, :2].round(3).tolist() for name, points in groups.items()},
@@ -179,7 +178,6 @@ class _Probe:
     earth: EarthStyles
     engine: StyleEngine
     config: StyleConfig
-    tiles: int
 
     def points(self, manifest: Manifest) -> NDArray[np.float64]:
         return np.concatenate(
@@ -198,7 +196,7 @@ class _Probe:
         return np.concatenate(points)
 
     def _chosen(self, manifest: Manifest) -> Iterable[int]:
-        chosen = np.unique(np.linspace(0, len(manifest) - 1, min(self.tiles, len(manifest))).astype(int))
+        chosen = np.unique(np.linspace(0, len(manifest) - 1, min(TILES, len(manifest))).astype(int))
         return progress_bar(chosen.tolist(), manifest.domain, len(chosen))
 
     def _tile(self, manifest: Manifest, index: int) -> torch.Tensor:

@@ -5,23 +5,23 @@ them. The moments of the parts add up to those of the whole, so the number of sh
 """
 
 import logging
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt
 
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import EARTH_STYLES, STYLES, style_weights_dir
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
-from crossearth.data.common.config import load_config
+from crossearth.data.common.config import Rising, checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
     atomic_dir,
@@ -52,7 +52,7 @@ SHEET_FILE = "sheet.png"
 SHEET_IMAGES = 4
 
 
-@dataclass(frozen=True)
+@checked
 class StylesConfig:
     """How the Earth's styles are fitted.
 
@@ -66,22 +66,10 @@ class StylesConfig:
     """
 
     engine: EngineName = "spectral"
-    image_px: int | None = None
-    value_range: tuple[float, float] | None = None
-    batch_size: int = 16
-    workers: int = 4
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.workers) < 1:
-            raise InputError("batch_size and workers", expected="at least 1")
-        if self.image_px is not None and self.image_px < 64:
-            raise InputError(f"image_px: {self.image_px}", expected="at least 64")
-
-        if (
-            self.value_range is not None
-            and not -math.inf < self.value_range[0] < self.value_range[1] < math.inf
-        ):
-            raise InputError(f"value_range: {list(self.value_range)}", expected="two rising finite numbers")
+    image_px: Annotated[int, Field(ge=64)] | None = None
+    value_range: Rising | None = None
+    batch_size: PositiveInt = 16
+    workers: PositiveInt = 4
 
     @property
     def side_px(self) -> int:

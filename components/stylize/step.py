@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import rasterio
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from rasterio.errors import RasterioError
 
 from crossearth.components.runtime.code import code_digest
@@ -27,6 +28,7 @@ from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, STYLIZED
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, digest, file_lock, replace_dir, write_checksummed
 from crossearth.data.common.prefetch import prefetch
@@ -49,7 +51,7 @@ SHEET_FILE = "sheet.png"
 PARTS = "parts"
 
 
-@dataclass(frozen=True)
+@checked
 class StylizeConfig:
     """How a domain is restyled.
 
@@ -62,14 +64,10 @@ class StylizeConfig:
     """
 
     style: StyleConfig = field(default_factory=StyleConfig)
-    counterparts: int = 1
+    counterparts: PositiveInt = 1
     split: str = "train"
     seed: int = 0
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        if min(self.counterparts, self.workers) < 1:
-            raise InputError("counterparts and workers", expected="at least 1")
+    workers: PositiveInt = 2
 
 
 class _Styled(NamedTuple):

@@ -25,7 +25,7 @@ from rasterio.transform import Affine
 from scipy import ndimage
 
 from crossearth.components.synthesize.world import Climate, Land, Landscape, Material, Sensor, draw, render
-from crossearth.data.common.config import load_config, nearest, read_yaml
+from crossearth.data.common.config import checked, load_config, nearest, read_yaml
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, write_json
 
@@ -56,7 +56,7 @@ POTSDAM_PX = 6000
 VAIHINGEN_TRAIN = (1, 3, 5, 7, 11, 13, 15, 17, 21, 23, 26, 28, 30, 32, 34, 37)
 
 
-@dataclass(frozen=True)
+@checked
 class World:
     """What a domain shows, and how."""
 

@@ -1,13 +1,14 @@
 """Synthesize: miniature archives of the datasets, in the place of those that the user would download."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pydantic import PositiveInt
+
 from crossearth.components.runtime.params import Params
 from crossearth.components.synthesize.packers import PACKERS, Counts, synthesize_dataset
-from crossearth.data.common.config import nearest
+from crossearth.data.common.config import checked, nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import require_free
 from crossearth.data.common.pool import process_pool
@@ -17,7 +18,7 @@ MIB = 2**20
 NEEDED_BYTES = {"mini": 80 * MIB, "full": 600 * MIB}
 
 
-@dataclass(frozen=True)
+@checked
 class SynthesizeConfig:
     """What is drawn.
 
@@ -28,11 +29,7 @@ class SynthesizeConfig:
     """
 
     counts: Counts = "mini"
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"workers: {self.workers}", expected="at least 1")
+    workers: PositiveInt = 2
 
 
 def run(params: Params, datasets: Sequence[str] = ()) -> list[Path]:

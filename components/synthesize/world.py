@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from crossearth.data.common.config import checked
+
 F32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 # bands of a rendered scene, in this order
@@ -33,7 +35,7 @@ class Material(IntEnum):
     RUBBLE = 8
 
 
-@dataclass(frozen=True)
+@checked
 class Landscape:
     """How people and nature use the land. Lengths in m, shares 0..1.
 
@@ -74,7 +76,7 @@ class Landscape:
     damage: float = 0.0
 
 
-@dataclass(frozen=True)
+@checked
 class Climate:
     """Reflectance in percent of full scale, (red, green, blue, near infrared), of each material.
 
@@ -130,7 +132,7 @@ class Climate:
         return np.array(rows, np.float32).T
 
 
-@dataclass(frozen=True)
+@checked
 class Sensor:
     """What stands between the ground and the file.
 

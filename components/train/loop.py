@@ -5,7 +5,6 @@ import itertools
 import logging
 import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -29,7 +27,7 @@ from crossearth.components.train.state import Checkpoints, State
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.common.finite import refuse_nonfinite
-from crossearth.data.common.progress import LogLine
+from crossearth.data.common.progress import LogLine, bar
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import Batch, TileDataset, TrainingStream
 from crossearth.data.tiles.readers import StuckError, reading
@@ -73,6 +71,7 @@ class Training:
         self.loss = float("nan")  # of the last step, also of one that was skipped
         # how each part was computed, one entry while nothing changes: {"from": iteration, **computing}
         self.computed: list[dict[str, Any]] = []
+        self.seconds = 0.0  # that the iterations took, those before a restart too
         self.git_revision = git_revision() if processes.is_main_process else ""
         self.curves: list[dict[str, float]] = []
         self.steps: list[dict[str, float]] = []  # since the last point of the curves
@@ -125,6 +124,7 @@ class Training:
                 about[key] for key in ("best_score", "curves", "steps")
             )
             self.computed = about["computed"]
+            self.seconds = about["seconds"]
         self._compute_on()
         self.processes.assert_equal(
             {
@@ -177,6 +177,7 @@ class Training:
                 "curves": self.curves,
                 "steps": self.steps,
                 "computed": self.computed,
+                "seconds": self.seconds,
                 "git_revision": self.git_revision,
             }
             self.checkpoints.save(self.iteration, self._state(), about)
@@ -215,7 +216,9 @@ class Training:
                     raise SystemExit(EXIT_CODES[signal.Signals(interrupts.received)]) from None
                 pace.waited += time.perf_counter() - began
                 stop = self._iterate(batch, interrupts.received)
-                pace.seconds += time.perf_counter() - began
+                took = time.perf_counter() - began
+                pace.seconds += took
+                self.seconds += took
                 pace.steps += 1
                 done = self.iteration == self.config.iterations
                 if self.iteration % self.config.log_every == 0 or done:
@@ -244,15 +247,8 @@ class Training:
             )
 
     def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
-            console=Console(stderr=True),
-            disable=not (self.processes.is_main_process and sys.stderr.isatty()),
-        )
+        columns = (MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[loss]}")
+        return bar(*columns, wanted=self.processes.is_main_process)
 
     def _iterate(self, batch: list[Batch], signal_number: int) -> int:
         """One optimiser step, or one that is skipped; returns the signal that any process received, or 0."""

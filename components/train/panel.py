@@ -2,10 +2,9 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageColor
 
+from crossearth.components.runtime.palette import colour_table
 from crossearth.data.catalog.domains import ClassSet
-from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.tiles.dataset import Batch
 from crossearth.model.inference import predict_labels
 from crossearth.model.training.multitask import MultiTaskLoss
@@ -25,7 +24,6 @@ def training_panel(multi_task_loss: MultiTaskLoss, micro: Batch, class_set: Clas
     image_13HW = micro["image"][:1].to(device)
     pictures = multi_task_loss.pictures(image_13HW, int(micro["position"][0]))
     predicted_HW = predict_labels(multi_task_loss.network, image_13HW)[0]
-    colours = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
-    colours[: len(class_set.palette)] = [ImageColor.getrgb(colour) for colour in class_set.palette]
+    colours = colour_table(class_set.palette)
     shown = [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]
     return np.concatenate([*shown, colours[predicted_HW.cpu()], colours[micro["label"][0]]], axis=1)

@@ -3,24 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from crossearth.components.runtime.code import code_digest
-from crossearth.components.runtime.params import MAX_SEED
+from crossearth.components.runtime.params import Seed
 from crossearth.components.runtime.version import torch_version
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
 from crossearth.data.catalog.labels import IGNORE
-from crossearth.data.common.config import listed, load_config, nearest
+from crossearth.data.common.config import Share, checked, listed, load_config, nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, sha256_file
 from crossearth.data.style.earth import EarthStyles, StyleConfig, style_engine
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import TileDataset
 from crossearth.data.tiles.manifest import Manifest, held_out, read_domain
-from crossearth.model.crossearth import SIZES, CrossEarth, NetworkConfig, build
+from crossearth.model.crossearth import SIZES, CrossEarth, NetworkConfig
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.training.multitask import (
     BRANCHES,
@@ -45,21 +46,9 @@ RUNTIME_FIELDS = (
     "log_every",
     "panels_every",
 )
-POSITIVE_FIELDS = (
-    "iterations",
-    "batch_size",
-    "micro_batch",
-    "schedule_iterations",
-    "validate_every",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "log_every",
-    "panels_every",
-)
 
 
-@dataclass(frozen=True)
+@checked
 class TrainConfig:
     """Numbers of a training; the defaults are the method's at 512 px (docs/method.md, section 3).
 
@@ -107,50 +96,37 @@ class TrainConfig:
     backbone: str | None = None
     backbones_dir: Path | None = None
     ablation: Ablation = "full"
-    iterations: int = 30_000
-    batch_size: int = 1
-    micro_batch: int | None = None
+    iterations: PositiveInt = 30_000
+    batch_size: PositiveInt = 1
+    micro_batch: PositiveInt | None = None
     crop_px: int = 512
     scale: tuple[float, float] = (0.5, 2.0)
     photometric: bool = True
-    lr: float = 1e-4
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
     schedule: Schedule = "poly"
-    schedule_iterations: int | None = 40_000
-    warmup_iterations: int = 10_000
-    weight_decay: float = 0.05
+    schedule_iterations: PositiveInt | None = 40_000
+    warmup_iterations: NonNegativeInt = 10_000
+    weight_decay: Share = 0.05
     style: StyleConfig = field(default_factory=StyleConfig)
     tasks: TaskConfig = field(default_factory=TaskConfig)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     activation_checkpointing: bool = False
     compile: bool = False
-    workers: int = 4
-    held_out_share: float = 0.0
-    validate_every: int = 1000
+    workers: NonNegativeInt = 4
+    held_out_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validate_every: PositiveInt = 1000
     selection: Literal["last", "best-source"] = "last"
-    checkpoint_every: int = 1000
-    checkpoint_minutes: int = 10
-    keep_checkpoints: int = 2
-    log_every: int = 50
-    panels_every: int = 1000
+    checkpoint_every: PositiveInt = 1000
+    checkpoint_minutes: PositiveInt = 10
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 50
+    panels_every: PositiveInt = 1000
     allow_absent_classes: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.network not in SIZES:
             raise InputError(f"network: unknown size {self.network!r}", expected=nearest(self.network, SIZES))
-        for name in ("workers", "seed", "warmup_iterations", *POSITIVE_FIELDS):
-            value, least = getattr(self, name), int(name in POSITIVE_FIELDS)
-            if value is not None and value < least:
-                raise InputError(f"{name}: {value} is too small", expected=f"at least {least}")
-        if self.seed > MAX_SEED:
-            raise InputError(f"seed: {self.seed} is too large", expected=f"at most {MAX_SEED}")
-        if not 0 < self.lr <= 1 or not 0 <= self.weight_decay <= 1:
-            raise InputError(
-                f"lr {self.lr}, weight_decay {self.weight_decay}",
-                expected="0 < lr <= 1, 0 <= weight_decay <= 1",
-            )
-        if not 0 <= self.held_out_share < 1:
-            raise InputError(f"held_out_share: {self.held_out_share}", expected="a number in [0, 1)")
         if self.selection == "best-source" and not self.held_out_share:
             raise InputError("selection: best-source needs held-out tiles", expected="held_out_share > 0")
         if self.schedule == "warmup-poly" and self.poly_end <= self.warmup_iterations:
@@ -322,7 +298,7 @@ def _check_classes(
 def make_network(job: Job) -> CrossEarth:
     """The network at its first iteration: seeded, with the pretrained backbone where one is given."""
     torch.manual_seed(job.config.seed)
-    network = build(job.network_config)
+    network = CrossEarth(job.network_config)
     if job.backbone is not None:
         from crossearth.model.weights.release import read_backbone
 

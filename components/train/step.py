@@ -2,9 +2,8 @@
 
 import contextlib
 import csv
-import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,16 +13,16 @@ import torch
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, MODELS, style_weights_dir
+from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, MODELS, seed_suffix, style_weights_dir
 from crossearth.components.runtime.processes import Processes, join_processes
 from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
 from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.components.train.loop import Training
 from crossearth.components.train.setup import Job, TrainConfig, flat, make_network, plain, prepare
 from crossearth.components.train.state import Checkpoints
-from crossearth.data.catalog.domains import STATES_SUFFIX, Catalog, Recipe
+from crossearth.data.catalog.domains import STATES_SUFFIX, TIMING_SUFFIX, Catalog, Recipe
 from crossearth.data.common.errors import InputError, without_credentials
-from crossearth.data.common.files import atomic_path, digest, sha256_file
+from crossearth.data.common.files import atomic_path, csv_text, digest, sha256_file, write_json
 from crossearth.model.weights import checkpoint
 
 CURVES_NAME = "curves.csv"
@@ -39,9 +38,10 @@ def config_of(params: Params, recipe: Recipe, seed: int | None = None) -> TrainC
 
 
 def run(params: Params, catalog: Catalog, name: str, seed: int | None = None) -> Path:
-    """Trains the recipe `name` in the working folder."""
+    """Trains the recipe `name` in the working folder; another seed than params.yaml's stands beside it."""
     recipe = catalog.recipe(name)
-    config, out_dir = config_of(params, recipe, seed), MODELS / recipe.name
+    config = config_of(params, recipe, seed)
+    out_dir = MODELS / f"{recipe.name}{seed_suffix(config.seed, params.seed)}"
     return train(recipe, catalog, DOMAINS, out_dir, config, EARTH_STYLES, style_weights_dir())
 
 
@@ -242,21 +242,17 @@ def _write_model(out_dir: Path, training: Training) -> None:
         "input_hash": job.input_hash,
         "code": job.identity["code"],
         "torch": job.identity["torch"],
+        "parameters": {
+            "trained": sum(value.numel() for value in network.trained_parameters().values()),
+            "all": sum(value.numel() for value in network.parameters()),
+        },
         "computed": training.computed,
         "manifest": job.manifest.digest,
         "styles": job.styler.earth.digest if job.styler else "",
         "train": plain(asdict(job.config)),
     }
     with atomic_path(out_dir / CURVES_NAME) as partial:
-        partial.write_text(_table(training.curves), encoding="utf-8")
+        partial.write_text(csv_text(training.curves), encoding="utf-8")
     checkpoint.save(network, out_dir, meta, job.config.backbones_dir)
-
-
-def _table(points: Sequence[Mapping[str, float]]) -> str:
-    """CSV of the curves; a point without a value has an empty cell."""
-    columns = list(dict.fromkeys(name for point in points for name in point))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(points)
-    return text.getvalue()
+    # beside the model, whose bytes are those of every training with the same inputs
+    write_json(out_dir.with_name(f"{out_dir.name}{TIMING_SUFFIX}"), {"seconds": round(training.seconds, 1)})

@@ -3,51 +3,42 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from rasterio import Affine
 
-from crossearth.data.common.errors import InputError
+from crossearth.data.common.config import Share, checked
 from crossearth.data.raster.ground import Place, overlaps
 from crossearth.data.tiles.manifest import Manifest
 from crossearth.data.tiles.scenes import unpadded
 
 DHASH_BITS = 256
-# a hash of nearly only zeros or ones says "smooth", not "the same place"
+# a look of nearly only zeros or ones says "smooth", not "the same place"
 TELLING_BITS = (DHASH_BITS // 8, DHASH_BITS - DHASH_BITS // 8)
 PAIRS_SHOWN = 100
 ROWS_AT_ONCE = 512
 
 
-@dataclass(frozen=True)
+@checked
 class ValidateConfig:
     """What is tolerated.
 
     Attributes:
         max_constant_share: of a split's tiles, those with one value per band; 0..1.
         max_nodata_share: of a split's px; 0..1.
-        near_duplicate_bits: tiles of both splits whose difference hashes differ in at most this many of 256
-            bits are reported. Copies that were recompressed, brightened or made noisy differ in 1 to 27 bits,
-            tiles of different places in 77 and more (14 535 pairs of aerial images).
+        near_duplicate_bits: tiles of both splits whose looks differ in at most this many of 256 bits are
+            reported. Copies that were recompressed, brightened or made noisy differ in 1 to 27 bits, tiles of
+            different places in 77 and more (14 535 pairs of aerial images).
         max_shared_ground: of an image's ground, what an image of the other split may show too; 0..1.
     """
 
-    max_constant_share: float = 0.05
-    max_nodata_share: float = 0.4
-    near_duplicate_bits: int = 24
-    max_shared_ground: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("max_constant_share", "max_nodata_share", "max_shared_ground"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}: {getattr(self, name)}", expected="a share, 0 to 1")
-        if not 0 <= self.near_duplicate_bits < DHASH_BITS // 4:
-            raise InputError(
-                f"near_duplicate_bits: {self.near_duplicate_bits}",
-                expected=f"0 to {DHASH_BITS // 4 - 1} of {DHASH_BITS}",
-            )
+    max_constant_share: Share = 0.05
+    max_nodata_share: Share = 0.4
+    near_duplicate_bits: Annotated[int, Field(ge=0, lt=DHASH_BITS // 4)] = 24
+    max_shared_ground: Share = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class NearDuplicates:
     """Two tiles of different splits that show the same.
 
     Attributes:
-        bits: of 256 in which their difference hashes differ; -1 = the pixels are equal.
+        bits: of 256 in which their looks differ; -1 = the pixels are equal.
     """
 
     train: str
@@ -122,7 +113,7 @@ def near_duplicates(train: Manifest, test: Manifest, bits: int) -> list[NearDupl
     """Tiles of `train` and `test` that are equal or nearly so, the most alike first, without blank ones.
 
     Args:
-        bits: of 256 in which the difference hashes may differ.
+        bits: of 256 in which the looks may differ.
     """
     ours, theirs = (_telling(manifest) for manifest in (train, test))
     found: list[NearDuplicates] = []

@@ -8,9 +8,10 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import re2
+from pydantic import PositiveInt
 
 from crossearth.data.catalog.labels import LabelSpec, Unknown
-from crossearth.data.common.config import nearest
+from crossearth.data.common.config import checked, nearest
 from crossearth.data.common.errors import InputError
 
 Split = Literal["train", "test"]
@@ -35,6 +36,7 @@ Entry = TypeVar("Entry")
 DEFAULT_TEST_SHARE = 0.25
 VOC_LISTS = Path("ImageSets", "Segmentation")  # where Pascal VOC has its splits, beside the images' folder
 STATES_SUFFIX = ".checkpoints"  # of the folder beside a model in which its training keeps its states
+TIMING_SUFFIX = ".timing.json"  # of the file beside a model that says how long its training took
 # names of the means over all settings whose target the training has not seen, and has seen
 UNSEEN, IN_DOMAIN = "unseen domains", "in-domain"
 
@@ -57,7 +59,7 @@ class ClassSet:
     maps: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
-@dataclass(frozen=True)
+@checked
 class Archive:
     """A file that a publisher ships.
 
@@ -98,7 +100,7 @@ class Dataset:
     archives: tuple[Archive, ...] = ()
 
 
-@dataclass(frozen=True)
+@checked
 class Tiling:
     """How scenes become tiles.
 
@@ -108,12 +110,8 @@ class Tiling:
             comes; "fit" = the whole image, resampled so that its longer side is px (its label: nearest px).
     """
 
-    px: int
+    px: PositiveInt
     rule: Rule = "cut"
-
-    def __post_init__(self) -> None:
-        if self.px < 1:
-            raise InputError(f"px: {self.px}", expected="at least 1")
 
 
 def window_starts(side_px: int, crop_px: int, stride_px: int) -> list[int]:
@@ -125,7 +123,7 @@ def window_starts(side_px: int, crop_px: int, stride_px: int) -> list[int]:
     return [min(start, last) for start in range(0, last + stride_px, stride_px)]
 
 
-@dataclass(frozen=True)
+@checked
 class Files:
     """Where a split's files lie; patterns as data/catalog/catalog.yaml explains.
 
@@ -345,6 +343,7 @@ class Setting:
 
     Attributes:
         gap: what lies between the two, in a few words: settings of one gap have a mean of their own.
+        own: whether a catalog file of the user has it, and not the benchmark.
     """
 
     id: str
@@ -354,6 +353,12 @@ class Setting:
     gap: str
     class_set: str
     evidence: str = ""
+    own: bool = False
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the target is another domain than the one trained on."""
+        return self.source != self.target
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from crossearth.data.catalog.domains import (
     DEFAULT_TEST_SHARE,
     IN_DOMAIN,
     STATES_SUFFIX,
+    TIMING_SUFFIX,
     UNSEEN,
     Archive,
     Catalog,
@@ -47,7 +48,7 @@ from crossearth.data.catalog.labels import (
     parse_labels,
     parse_names,
 )
-from crossearth.data.common.config import listed, load_config, nearest, read_yaml, shown
+from crossearth.data.common.config import checked, listed, load_config, nearest, read_yaml, shown
 from crossearth.data.common.errors import InputError
 
 BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("settings.yaml"))
@@ -95,7 +96,9 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
     ):
         for path, file in files:
             for name, values in getattr(file, section).items():
-                place = _Place(f"{path}: {section}.{name}", Path(data_dir or DEFAULT_DATA_DIR))
+                place = _Place(
+                    f"{path}: {section}.{name}", Path(data_dir or DEFAULT_DATA_DIR), path not in BUILT_IN
+                )
                 twin = next((other for other in known if plain_name(other) == plain_name(name)), None)
                 if twin is not None:
                     beside = "" if twin == name else f", or almost: {twin!r} may be written to the same place"
@@ -109,7 +112,7 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
     return catalog
 
 
-@dataclass(frozen=True)
+@checked
 class _File:
     class_sets: dict[str, Any] = field(default_factory=dict)
     datasets: dict[str, Any] = field(default_factory=dict)
@@ -117,7 +120,7 @@ class _File:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@checked
 class _ClassSetEntry:
     classes: tuple[str, ...]
     palette: tuple[str, ...] | None = None
@@ -125,7 +128,7 @@ class _ClassSetEntry:
     maps: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@checked
 class _DatasetEntry:
     title: str
     homepage: str = ""
@@ -133,20 +136,20 @@ class _DatasetEntry:
     archives: tuple[dict[str, Any], ...] = ()
 
 
-@dataclass(frozen=True)
+@checked
 class _BlockEntry:
     by: Literal["block"]
     test: float = DEFAULT_TEST_SHARE
 
 
-@dataclass(frozen=True)
+@checked
 class _FolderEntry:
     by: Literal["folder"]
     train: tuple[str, ...]
     test: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@checked
 class _ListsEntry:
     by: Literal["lists"]
     train: tuple[str, ...]
@@ -160,7 +163,7 @@ SPLITS: dict[str, type[_BlockEntry | _FolderEntry | _ListsEntry]] = {
 }
 
 
-@dataclass(frozen=True)
+@checked
 class _MasksEntry:
     polygons: str | None = None
     coco: str | None = None
@@ -181,7 +184,7 @@ class _MasksEntry:
     order: tuple[str, ...] | Literal["file"] | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class _DomainEntry:
     bands: tuple[str, ...] | tuple[int, ...] | dict[str, int] | None = None
     tile: Tiling | None = None
@@ -204,14 +207,14 @@ class _DomainEntry:
     nodata: float | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class _PublishedEntry:
     miou: float
     certainty: str
     per_class: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class _SettingEntry:
     source: str
     target: str
@@ -224,10 +227,11 @@ class _SettingEntry:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an entry stands, and where its relative paths start."""
+    """Where an entry stands, where its relative paths start, and whether its file is one of the user."""
 
     where: str
     data_dir: Path
+    own: bool
 
     def path(self, text: str) -> Path:
         """A path of the entry; ~ is the user's home, as in a shell."""
@@ -585,6 +589,7 @@ def _add_setting(catalog: Catalog, abbr: str, values: Mapping[str, Any], place: 
         entry.gap,
         class_set,
         entry.evidence,
+        place.own,
     )
     catalog.scores[abbr] = tuple(
         _read_score(catalog.class_sets[class_set], method, score, f"{where}: published.{method}")
@@ -625,11 +630,11 @@ def _read_score(class_set: ClassSet, method: str, values: Any, where: str) -> Pu
 def _check_name(name: str, where: object) -> None:
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name", where=where, expected="letters, digits, dots and dashes")
-    if name.casefold().endswith(STATES_SUFFIX):
+    if name.casefold().endswith((STATES_SUFFIX, TIMING_SUFFIX)):
         raise InputError(
             f"{name!r}: a training keeps its states in folders of such names",
             where=where,
-            expected=f"a name that does not end in {STATES_SUFFIX}",
+            expected=f"a name that ends neither in {STATES_SUFFIX} nor in {TIMING_SUFFIX}",
         )
 
 

@@ -1,41 +1,67 @@
 """YAML becomes a frozen dataclass here and nowhere else."""
 
 import difflib
+import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import is_dataclass
-from functools import cache
-from itertools import repeat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import field, fields, is_dataclass
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import PydanticCustomError
 
 from crossearth.data.common.errors import InputError
 
 Config = TypeVar("Config")
 
-# a path in a file, where no shell has made the user's home of ~
-HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
 MAX_BYTES = 2**20
-MAX_DEPTH = 50
 NAMES_SHOWN = 25
 VALUE_SHOWN = 300
+UNKNOWN_KEY = "unexpected_keyword_argument"  # as pydantic calls it
+
+# a path in a file, where no shell has made the user's home of ~
+HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-# what of YAML and of JSON is one of these: Kubeflow sends every number as a float
-SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    bool: ("boolean", lambda value: isinstance(value, bool)),
-    int: ("integer", lambda value: _is_number(value) and value % 1 == 0),
-    float: ("number", lambda value: _is_number(value)),
-    str: ("string", lambda value: isinstance(value, str)),
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not -math.inf < ends[0] < ends[1] < math.inf:
+        raise PydanticCustomError("rising", "Input should be two rising finite numbers")
+    return ends
+
+
+Rising = Annotated[tuple[float, float], AfterValidator(_rising)]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# True and "1" are no numbers; 1.0 is an integer, for Kubeflow sends every number as a float
+STRICT: dict[Any, Any] = {
+    bool: Annotated[bool, Strict()],
+    int: Annotated[int, BeforeValidator(_whole), Strict()],
+    float: Annotated[float, Strict()],
 }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class _UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -88,38 +114,12 @@ def parse_yaml(text: str, where: object) -> Any:
     """Parses YAML with the safe loader.
 
     Raises:
-        InputError: it is not YAML, a map has a key twice, it is nested too deeply, or its aliases stand for
-            more than a file may hold.
+        InputError: it is not YAML, or a map has a key twice.
     """
     try:
-        _refuse_depth(text)
-        value = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 a safe loader
-        _refuse_aliases(value)
+        return yaml.load(text, _UniqueKeyLoader)  # noqa: S506 a safe loader
     except Exception as error:  # a date or a number that is none fails in any way it likes
         raise InputError(f"not valid YAML: {error}", where=where) from error
-    return value
-
-
-def _refuse_depth(text: str) -> None:
-    # asked of the events, because libyaml's composer overflows the stack
-    depth = 0
-    for event in yaml.parse(text, _UniqueKeyLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-
-
-def _refuse_aliases(value: Any) -> None:
-    """Ten lines of aliases to each other can stand for more than any message could show."""
-    parts, room = [value], MAX_BYTES
-    while parts:
-        part = parts.pop()
-        inner = [*part, *part.values()] if isinstance(part, dict) else part
-        inner = inner if isinstance(inner, list | tuple | set) else []
-        room -= len(inner) or len(repr(part))
-        if room < 0:
-            raise ValueError(f"more than {MAX_BYTES // 2**20} MiB with its aliases written out")
-        parts += inner
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -143,26 +143,95 @@ def shown(value: object) -> str:
     return text if len(text) <= VALUE_SHOWN else f"{text[:VALUE_SHOWN]}..."
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def checked(kind: type[Config]) -> type[Config]:
+    """Makes a frozen dataclass of a class: what constructs one, in a file or in Python, is checked.
+
+    The fields' types and bounds (`Annotated[int, Field(ge=1)]`) are pydantic's. Numbers and booleans are not
+    made of other things. `__post_init__` checks fields against each other. What is wrong is an `InputError`.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    kind.__annotations__ = {name: _strict(hints[name]) for name in kind.__annotations__}
+    made: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(kind)
+    construct = made.__init__
+
+    @wraps(construct)
+    def init(self: Any, *args: Any, **named: Any) -> None:
+        values = signature(made).bind(*args, **named).arguments
+        try:
+            construct(self, **values)
+        except ValidationError as error:
+            raise _refusal(error, made, values, "") from error
+
+    made.__init__ = init
+    return cast("type[Config]", made)
+
+
+def _strict(hint: Any) -> Any:
+    """The hint, with the strict numbers wherever it has numbers."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return Annotated[(_strict(inner[0]), *inner[1:])]
+    if kind is Literal or not inner:
+        return STRICT.get(hint, hint)
+    every = tuple(_strict(each) for each in inner)
+    return Union[every] if kind in (Union, UnionType) else kind[every]  # noqa: UP007
+
+
 def load_config(kind: type[Config], values: Any, where: object) -> Config:
-    """Validates plain values (as YAML gives them) into the frozen dataclass `kind`.
+    """Validates plain values (as YAML gives them) into the `checked` dataclass `kind`.
 
     Raises:
-        InputError: an unknown key (with the nearest known one), a missing key or a value of the wrong type,
-            such as "1" or True for a number; the message names `where` and the key.
+        InputError: an unknown key (with the nearest known one), a missing key or a value of the wrong type
+            or out of bounds; the message names `where` and the key.
     """
-    _refuse_mistakes(kind, values, where)
-    # python mode with strict=False: YAML lists become tuples, ints become floats
     try:
-        return cast(Config, _adapter(cast(Hashable, kind)).validate_python(values))
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        cause = problem.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):
-            raise InputError(str(cause), where=where) from error
-        raise InputError(
-            f"{problem['msg']}, found {shown(problem['input'])}", where=f"{where}: {key}" if key else where
-        ) from error
+        raise _refusal(error, kind, values, where) from error
+
+
+def _refusal(error: ValidationError, kind: Any, values: Any, where: object) -> InputError:
+    # of a union's members, the one whose problem lies deepest came nearest to taking the values
+    problems = sorted(
+        ((_path(each, values), each["type"] == UNKNOWN_KEY, each) for each in error.errors()),
+        key=lambda each: (-len(each[0]), not each[1]),
+    )
+    path, unknown, problem = problems[0]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return InputError(str(cause), where=where)
+    if unknown:
+        *path, key = path
+        place = ": ".join(filter(None, [str(where), *path]))
+        return InputError(f"unknown key {key!r}", where=place, expected=nearest(key, _known(kind, path)))
+    place = ": ".join(filter(None, [str(where), ".".join(path)]))
+    return InputError(f"{problem['msg']}, found {shown(problem['input'])}", where=place)
+
+
+def _path(problem: Any, values: Any) -> list[str]:
+    """The keys down to a problem, without the names of types that pydantic puts between them."""
+    path = []
+    for part in problem["loc"]:
+        with suppress(KeyError, IndexError, TypeError):
+            values = values[part]
+            path.append(str(part))
+    return [*path, str(problem["loc"][-1])] if problem["type"] == "missing" else path
+
+
+def _known(kind: Any, path: Iterable[str]) -> set[str]:
+    """Names of the fields that may stand at a path below `kind`."""
+    kinds = [kind]
+    for part in path:
+        hints = [get_type_hints(each).get(part) for each in kinds]
+        kinds = [inner for hint in hints for inner in _dataclasses(hint)] or kinds
+    return {each.name for kind in kinds for each in fields(kind)}
+
+
+def _dataclasses(hint: Any) -> list[Any]:
+    if is_dataclass(hint):
+        return [hint]
+    return [found for inner in get_args(hint) for found in _dataclasses(inner)]
 
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,57 +243,3 @@ def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
             merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
         )
     return both
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Kept: building one costs a hundred times what using it does."""
-    return TypeAdapter(kind, config=None if is_dataclass(kind) else ConfigDict())
-
-
-def _refuse_mistakes(kind: Any, values: Any, where: object, path: tuple[str, ...] = ()) -> None:
-    """What pydantic would let pass: unknown keys, and True or "1" where a number is wanted."""
-    container, inner = get_origin(kind), get_args(kind)
-    if container in (Union, UnionType):
-        _refuse_all(inner, values, where, path)
-    elif is_dataclass(kind) and isinstance(values, Mapping):
-        hints = get_type_hints(kind)
-        for key, value in values.items():
-            if key not in hints:
-                place = ": ".join((str(where), *path))
-                raise InputError(f"unknown key {key!r}", where=place, expected=nearest(str(key), hints))
-            _refuse_mistakes(hints[key], value, where, (*path, key))
-    elif isinstance(container, type) and issubclass(container, Mapping) and isinstance(values, Mapping):
-        for key, value in values.items():
-            _refuse_mistakes(inner[1], value, where, (*path, str(key)))
-    elif container in (list, tuple) and isinstance(values, list | tuple):
-        each = repeat(inner[0]) if container is list or inner[-1] is Ellipsis else inner
-        for number, (one, value) in enumerate(zip(each, values, strict=False)):
-            _refuse_mistakes(one, value, where, (*path, str(number)))
-    elif kind in SCALARS and not SCALARS[kind][1](values):
-        place = ": ".join((str(where), *([".".join(path)] if path else [])))
-        raise InputError(f"Input should be a valid {SCALARS[kind][0]}, found {values!r}", where=place)
-
-
-def _refuse_all(kinds: Iterable[Any], values: Any, where: object, path: tuple[str, ...]) -> None:
-    """Refuses what none of these kinds takes."""
-    problems = []
-    for kind in kinds:
-        if not _may_be(kind, values):
-            continue
-        try:
-            return _refuse_mistakes(kind, values, where, path)
-        except InputError as error:
-            problems.append(error)
-    if problems:
-        raise problems[0]
-
-
-def _may_be(kind: Any, values: Any) -> bool:
-    container = get_origin(kind)
-    if kind is NoneType:
-        return values is None
-    if container in (list, tuple):
-        return isinstance(values, list | tuple)
-    is_map = is_dataclass(kind) or (isinstance(container, type) and issubclass(container, Mapping))
-    return isinstance(values, Mapping) or not is_map

@@ -1,20 +1,20 @@
 """Files that a reader never sees half-written, and the hashes that identify them."""
 
+import csv
 import errno
-import fcntl
 import hashlib
+import io
 import json
 import logging
-import math
 import os
 import shutil
 import socket
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 from rich.filesize import decimal
 
 from crossearth.data.common.errors import InputError
@@ -44,51 +44,38 @@ def file_lock(path: Path, doing: str = "") -> Iterator[None]:
     Raises:
         InputError: another process that said what it is doing still does it after `PATIENCE_S` seconds.
     """
-    lock = path.with_name(f".{path.name}.lock")
-    patience = time.monotonic() + PATIENCE_S if doing else math.inf
-    while True:
-        with lock.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _wait(file, path, doing, patience)
-            if not _is_open(lock, file):
-                continue  # the other process removed what this one waited for
-            file.truncate(0)
-            with suppress(OSError):  # a full disk takes no words
-                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-            try:
-                yield
-            finally:
-                lock.unlink()
-            return
-
-
-def _wait(lock: IO[str], path: Path, doing: str, patience: float) -> None:
-    """Takes the lock that another process has."""
-    lock.seek(0)
-    who = lock.read() or "another process"
-    if not doing:
-        log.warning("%s: waiting for %s, which writes it", path, who)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return
-    other = f"{doing} is running already: {who}"
-    log.warning("%s: %s; waiting up to %.0f s for its end", path, other, patience - time.monotonic())
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > patience:
-                raise InputError(other, where=path, next_step="wait for its end, or stop it") from error
-        time.sleep(0.1)
-
-
-def _is_open(path: Path, file: IO[str]) -> bool:
+    file = path.with_name(f".{path.name}.lock")
+    # the lock of a killed process is free at once, which a mere file would not be
+    lock = FileLock(file, thread_local=False, fallback_to_soft=False)
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+        lock.acquire(timeout=0)
+    except Timeout:
+        _wait(lock, path, doing)
+    try:
+        with suppress(OSError):  # a full disk takes no words
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: whoever waits for this file sees that it is gone
+        lock.release()
+
+
+def _wait(lock: BaseFileLock, path: Path, doing: str) -> None:
+    """Takes the lock that another process has."""
+    holder = ""
+    with suppress(OSError):  # it has just ended
+        holder = Path(lock.lock_file).read_text()
+    holder = holder or "another process"
+    if not doing:
+        log.warning("%s: waiting for %s, which writes it", path, holder)
+        lock.acquire()
+        return
+    other = f"{doing} is running already: {holder}"
+    log.warning("%s: %s; waiting up to %.0f s for its end", path, other, PATIENCE_S)
+    try:
+        lock.acquire(timeout=PATIENCE_S)
+    except Timeout as error:
+        raise InputError(other, where=path, next_step="wait for its end, or stop it") from error
 
 
 @contextmanager
@@ -175,6 +162,16 @@ def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV below a header of all their keys; None and what a row lacks are empty, floats exact."""
+    text = io.StringIO()
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_json(path: Path, value: Any) -> None:

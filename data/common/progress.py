@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, track
 
 Item = TypeVar("Item")
 EVERY_S = 30.0
@@ -44,6 +44,24 @@ class LogLine:
         left = timedelta(seconds=round((now - self.began) / (done - self.first) * (self.total - done)))
         parts = [f"{self.what} {done}/{self.total}", words, f"{left} left" if done < self.total else "done"]
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+
+def bar(*columns: ProgressColumn | str, wanted: bool = True, transient: bool = False) -> Progress:
+    """A bar on the standard error, where that is a terminal.
+
+    Args:
+        columns: what stands right of the bar.
+        wanted: whether this process shows it at all.
+        transient: whether it goes when the work is done.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        console=Console(stderr=True),
+        transient=transient,
+        disable=not (wanted and sys.stderr.isatty()),
+    )
 
 
 def progress_bar(items: Iterable[Item], what: str, total: int) -> Iterable[Item]:

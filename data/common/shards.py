@@ -2,10 +2,10 @@
 
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import read_checksummed
 
@@ -14,7 +14,7 @@ MAX_SHARDS = 10_000
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@checked
 class Shard:
     """One of `num` equal shares of a step's items: those at index, index + num, ..."""
 

@@ -34,25 +34,13 @@ JUNK = ("__MACOSX", "Thumbs.db")
 BACKSLASH = "\\"
 MIB = 2**20
 CHUNK = 8 * MIB
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an archive may claim.
-
-    Attributes:
-        member_bytes: largest single file; it is held in memory while it is read.
-        total_bytes: all files of one archive, unpacked.
-        ratio: unpacked size / archive size. Label rasters reach about 150, deflate itself ends at 1032.
-        ratio_from_bytes: unpacked size from which the ratio counts.
-        depth: archives within archives.
-    """
-
-    member_bytes: int = 8 * 1024 * MIB
-    total_bytes: int = 4 * 1024 * 1024 * MIB
-    ratio: float = 600.0
-    ratio_from_bytes: int = 256 * MIB
-    depth: int = 3
+# what an archive may claim: a single file is held in memory while it is read
+MEMBER_BYTES = 8 * 1024 * MIB
+TOTAL_BYTES = 4 * 1024 * 1024 * MIB  # of all files of one archive, unpacked
+# unpacked size / archive size, and the unpacked size from which it counts: label rasters reach about 150,
+# deflate itself ends at 1032
+RATIO, RATIO_FROM_BYTES = 600.0, 256 * MIB
+DEPTH = 3  # archives within archives
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith((*ZIP_SUFFIXES, *TAR_SUFFIXES))
 
 
-def index(place: Path, scratch: Path, limits: Limits | None = None) -> list[Member]:
+def index(place: Path, scratch: Path) -> list[Member]:
     """Lists every file at a place, archives looked into, sorted by path.
 
     An archive beside a folder of the same name is taken as unpacked already and is not opened.
@@ -115,13 +103,13 @@ def index(place: Path, scratch: Path, limits: Limits | None = None) -> list[Memb
     Raises:
         InputError: nothing is there; an archive that is broken, truncated, encrypted or not to be trusted.
     """
-    place, limits = Path(place), limits or Limits()
+    place = Path(place)
     if place.is_dir():
-        members = list(_index_folder(place, "", scratch, limits, 0))
+        members = list(_index_folder(place, "", scratch, 0))
     elif place.is_file() and not is_archive(place.name):
         members = [_plain(file, file.name) for file in on_the_disk(place) if file.is_file()]
     else:
-        members = _within_archive(place, scratch, limits)
+        members = _within_archive(place, scratch)
     by_name = {member.path.lower(): member for member in members}
     return sorted((_with_sidecars(member, by_name) for member in members), key=lambda member: member.path)
 
@@ -135,13 +123,13 @@ def on_the_disk(place: Path) -> list[Path]:
     return list(_archives_at(place))
 
 
-def _within_archive(place: Path, scratch: Path, limits: Limits) -> list[Member]:
+def _within_archive(place: Path, scratch: Path) -> list[Member]:
     """The files at a place in an archive."""
     for archive in _archives_at(place):
         stem = stem_of(archive.name)
         members = [
             replace(member, path=member.path.removeprefix(f"{stem}/"))
-            for member in _index_archive(archive, stem, scratch, limits, 0)
+            for member in _index_archive(archive, stem, scratch, 0)
         ]
         inner = PurePosixPath(*place.parts[len(archive.parent.parts) + 1 :])
         # many an archive holds one folder of its own name
@@ -225,7 +213,7 @@ def refuse_unreadable(members: Sequence[Member]) -> None:
                 )
 
 
-def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, depth: int) -> Iterator[Member]:
+def _index_folder(folder: Path, prefix: str, scratch: Path, depth: int) -> Iterator[Member]:
     for file in walk(folder):
         path = prefix + file.relative_to(folder).as_posix()
         if _is_junk(path):
@@ -234,7 +222,7 @@ def _index_folder(folder: Path, prefix: str, scratch: Path, limits: Limits, dept
         if not is_archive(file.name):
             yield member
         elif not file.with_name(stem_of(file.name)).is_dir():
-            yield from _index_archive(file, stem_of(path), scratch, limits, depth)
+            yield from _index_archive(file, stem_of(path), scratch, depth)
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -266,15 +254,15 @@ def _is_junk(path: str) -> bool:
     return any(part in JUNK or part.startswith(".") for part in path.split("/"))
 
 
-def _index_archive(file: Path, prefix: str, scratch: Path, limits: Limits, depth: int) -> Iterator[Member]:
-    if depth >= limits.depth:
-        raise InputError(f"archives within archives, more than {limits.depth} deep", where=file)
+def _index_archive(file: Path, prefix: str, scratch: Path, depth: int) -> Iterator[Member]:
+    if depth >= DEPTH:
+        raise InputError(f"archives within archives, more than {DEPTH} deep", where=file)
     if file.name.lower().endswith(TAR_SUFFIXES):
         unpacked = scratch / prefix
-        _unpack_tar(file, unpacked, limits)
-        yield from _index_folder(unpacked, f"{prefix}/", scratch / "inner", limits, depth + 1)
+        _unpack_tar(file, unpacked)
+        yield from _index_folder(unpacked, f"{prefix}/", scratch / "inner", depth + 1)
         return
-    for entry in zip_entries(file, limits):
+    for entry in zip_entries(file):
         # some tools of Windows write its own separator
         path = f"{prefix}/{entry.filename.replace(BACKSLASH, '/')}"
         if _is_junk(path):
@@ -282,17 +270,18 @@ def _index_archive(file: Path, prefix: str, scratch: Path, limits: Limits, depth
         if is_archive(entry.filename):
             inner = scratch / path
             _unpack_entry(file, entry.filename, inner)
-            yield from _index_archive(inner, stem_of(path), scratch / "inner", limits, depth + 1)
+            yield from _index_archive(inner, stem_of(path), scratch / "inner", depth + 1)
         else:
             yield Member(path, file, entry.filename, entry.file_size, f"{entry.CRC:08x}", packed=True)
 
 
-def zip_entries(file: Path, limits: Limits) -> list[zipfile.ZipInfo]:
+def zip_entries(file: Path) -> list[zipfile.ZipInfo]:
     """The files of a zip, once its directory has been found honest.
 
     Raises:
         InputError: truncated or no zip; encrypted; an entry that is absolute, leaves the archive, is a link
-            or a device, or is too large; entries that overlap; a total or a ratio beyond `limits`.
+            or a device, or is too large; entries that overlap; more than an archive
+            may claim.
     """
     with _Reading(file):
         entries = [
@@ -310,10 +299,10 @@ def zip_entries(file: Path, limits: Limits) -> list[zipfile.ZipInfo]:
                 where=file,
                 next_step="unpack it with the password you were sent",
             )
-        _refuse_size(file, entry.filename, entry.file_size, limits)
+        _refuse_size(file, entry.filename, entry.file_size)
     if sum(entry.compress_size for entry in entries) > archive_bytes:
         raise InputError("its entries overlap: a zip bomb", where=file)
-    _refuse_total(file, sum(entry.file_size for entry in entries), archive_bytes, limits)
+    _refuse_total(file, sum(entry.file_size for entry in entries), archive_bytes)
     return entries
 
 
@@ -329,27 +318,27 @@ def _refuse_path(file: Path, name: str) -> None:
         )
 
 
-def _refuse_size(file: Path, name: str, size: int, limits: Limits) -> None:
-    if size > limits.member_bytes:
+def _refuse_size(file: Path, name: str, size: int) -> None:
+    if size > MEMBER_BYTES:
         raise InputError(
             f"entry {name!r} unpacks to {size / 2**30:.1f} GiB",
             where=file,
-            expected=f"at most {limits.member_bytes / 2**30:.1f} GiB",
+            expected=f"at most {MEMBER_BYTES / 2**30:.1f} GiB",
         )
 
 
-def _refuse_total(file: Path, total: int, archive_bytes: int, limits: Limits) -> None:
-    if total > limits.total_bytes:
+def _refuse_total(file: Path, total: int, archive_bytes: int) -> None:
+    if total > TOTAL_BYTES:
         raise InputError(
             f"unpacks to {total / 2**30:.0f} GiB",
             where=file,
-            expected=f"at most {limits.total_bytes / 2**30:.0f} GiB",
+            expected=f"at most {TOTAL_BYTES / 2**30:.0f} GiB",
         )
-    if total > limits.ratio_from_bytes and total > limits.ratio * archive_bytes:
+    if total > RATIO_FROM_BYTES and total > RATIO * archive_bytes:
         raise InputError(
             f"unpacks to {total / max(archive_bytes, 1):.0f} times its size: a zip bomb",
             where=file,
-            expected=f"at most {limits.ratio:.0f} times",
+            expected=f"at most {RATIO:.0f} times",
         )
 
 
@@ -372,7 +361,7 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"no header and no end: {error}") from error
 
 
-def _unpack_tar(file: Path, to: Path, limits: Limits) -> None:
+def _unpack_tar(file: Path, to: Path) -> None:
     """Unpacks plain files only, counting bytes as they come: a compressed tar says its total nowhere."""
     archive_bytes, total = file.stat().st_size, 0
     with _Reading(file), tarfile.open(file, tarinfo=_Header) as archive:
@@ -382,9 +371,9 @@ def _unpack_tar(file: Path, to: Path, limits: Limits) -> None:
             _refuse_path(file, entry.name)
             if not entry.isreg():
                 raise InputError(f"entry {entry.name!r} is a link or a device", where=file)
-            _refuse_size(file, entry.name, entry.size, limits)
+            _refuse_size(file, entry.name, entry.size)
             total += entry.size
-            _refuse_total(file, total, archive_bytes, limits)
+            _refuse_total(file, total, archive_bytes)
             source = archive.extractfile(entry)
             target = to / entry.name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -396,7 +385,7 @@ def _unpack_tar(file: Path, to: Path, limits: Limits) -> None:
         # tarfile stops before the end of a compressed stream, where its checksum stands
         while rest := archive.fileobj.read(CHUNK):
             total += len(rest)
-            _refuse_total(file, total, archive_bytes, limits)
+            _refuse_total(file, total, archive_bytes)
 
 
 class _Reading:

@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # rasterio.warp.transform lets it through
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from rasterio.warp import transform
 from scipy.interpolate import RectBivariateSpline
+
+from crossearth.data.raster.gdal import GdalError
 
 Floats = NDArray[np.float64]
 
@@ -69,7 +70,7 @@ def _areas_m2(crs: CRS | None, affine: Affine, rows: Floats, columns: Floats) ->
         ys = ys.clip(-pole, pole)
     try:
         places = transform(crs, GEOCENTRIC, xs.ravel(), ys.ravel(), np.zeros(xs.size))
-    except (CPLE_BaseError, RasterioError):
+    except (GdalError, RasterioError):
         return None
     corners = np.reshape(places, (3, 4, -1))
     across = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1], axis=0)

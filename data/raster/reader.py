@@ -19,7 +19,6 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # rasterio.shutil.copy lets it through
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
@@ -28,6 +27,7 @@ from rasterio.session import DummySession
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.archives import Member, read, walk
+from crossearth.data.raster.gdal import GdalError
 from crossearth.data.raster.names import rasters_among
 
 # what comes from an archive or a store is opened as one of these, each whole in one file: other kinds, a VRT
@@ -37,6 +37,8 @@ LONE_KINDS = "GeoTIFF, PNG, JPEG, JPEG 2000, BMP, WebP, GIF or PNM"
 # what an .aux.xml of a stranger may say: its metadata could name another file as the image's overviews
 PAM_PLACE = {"SRS", "GeoTransform", "GCPList"}
 PAM_BAND = {"NoDataValue", "Offset", "Scale", "ColorInterp", "Description", "CategoryNames"}
+# values as they are, one after the other: GDAL takes zeros for those that a file lacks
+RAW_DRIVERS = ("ENVI", "EHdr", "PNM")
 GDAL_CACHE_MB = 128
 THINNING_BYTES = 64 << 20
 OPTIONS: dict[str, Any] = {
@@ -150,7 +152,7 @@ class Raster(NamedTuple):
         try:
             with rasterio.Env(SESSION, **OPTIONS), _hearing(said, silent=True):
                 yield
-        except (RasterioError, CPLE_BaseError) as error:
+        except (RasterioError, GdalError) as error:
             cause = error
         said = [words for words in said if words not in self.said]
         if cause is not None:
@@ -233,7 +235,7 @@ def open_raster(source: Member | Path, own: bool = True, page: int | None = None
                 next_step="rename it",
             ) from error
         _refuse_complex(dataset, where)
-        _refuse_short(dataset, where)
+        _refuse_short(dataset, where, source.size if isinstance(source, Member) else None)
         yield Raster(dataset, where, frozenset(said))
 
 
@@ -295,10 +297,14 @@ def _refuse_complex(dataset: DatasetReader, where: str) -> None:
     )
 
 
-def _refuse_short(dataset: DatasetReader, where: str) -> None:
-    """Refuses files that lack pixels of their header's, where GDAL would fill them up with zeros."""
+def _refuse_short(dataset: DatasetReader, where: str, size: int | None = None) -> None:
+    """Refuses files that lack pixels of their header's, where GDAL would fill them up with zeros.
+
+    Args:
+        size: bytes of the file; None = that of `dataset`'s name.
+    """
     promised, found = _promised_bytes(dataset), 0
-    if promised and (found := Path(dataset.name).stat().st_size) < promised:
+    if promised and (found := Path(dataset.name).stat().st_size if size is None else size) < promised:
         raise InputError(
             f"truncated: {found} bytes, and its header promises {promised}",
             where=where,
@@ -315,11 +321,20 @@ def _promised_bytes(dataset: DatasetReader) -> int:
     if dataset.driver == "PCIDSK":
         with Path(dataset.name).open("rb") as file:
             return 512 * int(file.read(32)[16:])
-    said = dataset.tags(ns="ENVI") if dataset.driver == "ENVI" else {}
-    if not said or said.get("file_compression", "0") != "0":
+    said = dataset.tags(ns="ENVI")
+    if dataset.driver not in RAW_DRIVERS or said.get("file_compression", "0") != "0":
         return 0
-    pixel_bytes = sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
-    return int(said.get("header_offset", 0)) + dataset.width * dataset.height * pixel_bytes
+    header = int(said.get("header_offset", 0))
+    if dataset.driver == "PNM":
+        header = len(f"P6 {dataset.width} {dataset.height} 1 ")  # its least: comments make it longer
+    row_bytes = sum(-(-dataset.width * _bits(dataset, band) // 8) for band in dataset.indexes)
+    return header + dataset.height * row_bytes
+
+
+def _bits(dataset: DatasetReader, band: int) -> int:
+    """Of a value of the band, as the file holds it."""
+    whole = 8 * np.dtype(dataset.dtypes[band - 1]).itemsize
+    return int(dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", whole))
 
 
 class _Ear(threading.local):

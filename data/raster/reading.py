@@ -3,16 +3,17 @@
 A domain's manifests keep its `Reading`, and a model takes it from there: scenes are read as training was.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import PositiveInt
 from rasterio.enums import ColorInterp, MaskFlags
 
+from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reader import Raster
 
@@ -22,7 +23,7 @@ Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@checked
 class Reading:
     """How the files of a domain are read.
 
@@ -39,22 +40,15 @@ class Reading:
         label_band: a band that holds labels: it is no transparency, whatever it is tagged as.
     """
 
-    bands: tuple[int, int, int]
+    bands: tuple[PositiveInt, PositiveInt, PositiveInt]
     dtype: str
-    value_range: tuple[float, float] | None = None
+    value_range: Rising | None = None
     nodata: float | None = None
     gsd_m: float | None = None
     fit_px: int | None = None
     largest_px: int | None = None
     tagged: bool = False
     label_band: int | None = None
-
-    def __post_init__(self) -> None:
-        if min(self.bands) < 1:
-            raise InputError(f"bands: {list(self.bands)}", expected="band numbers, counted from 1")
-        low, high = self.value_range or (0, 255)
-        if not -math.inf < low < high < math.inf:
-            raise InputError(f"value_range: {[low, high]}", expected="two rising finite numbers")
 
     def to_bytes(
         self,

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from pydantic import PositiveInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from crossearth.data.common.config import Share, checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, digest
 from crossearth.data.style.ghiasi import GhiasiEngine
@@ -68,7 +70,7 @@ def style_engine(name: str, weights_dir: Path | None = None) -> StyleEngine:
     return GhiasiEngine.from_dir(weights_dir)
 
 
-@dataclass(frozen=True)
+@checked
 class StyleConfig:
     """Numbers of Earth-Style Injection (docs/method.md, section 2).
 
@@ -84,24 +86,10 @@ class StyleConfig:
     """
 
     engine: EngineName = "spectral"
-    alpha: float | None = None
-    keep_ratio: float = 0.5
-    block_px: int = 16
-    probability: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.engine not in DEFAULT_ALPHA:
-            raise InputError(
-                f"engine: unknown style engine {self.engine!r}", expected=", ".join(DEFAULT_ALPHA)
-            )
-        for field in ("alpha", "keep_ratio", "probability"):
-            value = getattr(self, field)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{field}: {value} is outside its range", expected="a number in [0, 1]")
-        if self.block_px < 1:
-            raise InputError(
-                f"block_px: {self.block_px} is no block", expected="a whole number of pixels >= 1"
-            )
+    alpha: Share | None = None
+    keep_ratio: Share = 0.5
+    block_px: PositiveInt = 16
+    probability: Share = 0.1
 
     @property
     def earth_share(self) -> float:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC
 
+from crossearth.data.common.cpu import has_bfloat16_convolutions
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.finite import refuse_nonfinite
 
@@ -244,12 +245,8 @@ class GhiasiEngine:
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bfloat16_convolutions()
     return torch.bfloat16 if fast else torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _read(path: Path, key: str) -> Mapping[str, Tensor]:

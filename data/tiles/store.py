@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -29,8 +29,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
+from pydantic import Field
 
-from crossearth.data.common.config import load_config
+from crossearth.data.common.config import checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, digest, file_lock, replace_dir, sha256_file
 from crossearth.data.common.progress import progress_bar
@@ -40,24 +41,17 @@ MIB = 2**20
 FORMAT = "2"
 NO_OBJECT = ("404", "NoSuchKey")
 
+PARALLEL = 8  # files at a time
+PART_BYTES = 16 * MIB  # files above this size travel in parts of it, each checksummed
+TIMEOUT_S = 30.0  # without an answer, then a request is tried again
+ATTEMPTS = 5  # of a request, with growing pauses
 
-@dataclass(frozen=True)
+
+@checked
 class StoreConfig:
-    """How a store is spoken to.
-
-    Attributes:
-        url: s3://bucket/prefix; the prefix may be empty.
-        parallel: files at a time.
-        part_bytes: files above this size travel in parts of it, each checksummed.
-        timeout_s: seconds without an answer before a request is tried again.
-        attempts: tries of a request, with growing pauses.
-    """
+    """Where a store is: s3://bucket/prefix; the prefix may be empty."""
 
     url: str
-    parallel: int = 8
-    part_bytes: int = 16 * MIB
-    timeout_s: float = 30.0
-    attempts: int = 5
 
     def __post_init__(self) -> None:
         try:
@@ -94,7 +88,7 @@ class Transfer:
     kept_files: int
 
 
-@dataclass(frozen=True)
+@checked
 class _File:
     path: str
     sha256: str
@@ -106,17 +100,13 @@ class _File:
             raise InputError(f"path {self.path!r} leaves the domain's folder")
 
 
-@dataclass(frozen=True)
+@checked
 class _Index:
     format: str
     domain: str
     version: str
     manifests: dict[str, str]
-    files: tuple[_File, ...]
-
-    def __post_init__(self) -> None:
-        if not self.files:
-            raise InputError("an index without files")
+    files: Annotated[tuple[_File, ...], Field(min_length=1)]
 
 
 def push(domain_dir: Path, config: StoreConfig) -> Transfer:
@@ -136,7 +126,7 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
         )
     paths = sorted(path for path in domain_dir.rglob("*") if path.is_file())
     # a ThreadPool: leaving it waits for no request, so a user who stops does not wait for a server that hangs
-    with _speaking_to(config) as client, ThreadPool(config.parallel) as pool:
+    with _speaking_to(config) as client, ThreadPool(PARALLEL) as pool:
         # some servers make a bucket of whatever name is written to
         client.list_objects_v2(Bucket=config.bucket, MaxKeys=1)
         files = list(
@@ -184,7 +174,7 @@ def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "la
     target.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(target), _speaking_to(config) as client:
         index = _index(client, config, domain, version)
-        with ThreadPool(config.parallel) as pool:
+        with ThreadPool(PARALLEL) as pool:
             fetching = pool.imap(lambda file: _fetch(client, config, file, target, partial), index.files)
             fetched = list(progress_bar(fetching, "pull", len(index.files)))
         wanted = {partial / file.path for file in index.files}
@@ -243,16 +233,14 @@ def _is_there(client: Any, config: StoreConfig, file: _File) -> bool:
 
 def _upload(client: Any, config: StoreConfig, root: Path, file: _File) -> None:
     path, key = root / file.path, config.key("objects", file.sha256)
-    if file.size > config.part_bytes:
+    if file.size > PART_BYTES:
         before = path.stat()
         client.upload_file(
             str(path),
             config.bucket,
             key,
             ExtraArgs={"ChecksumAlgorithm": "SHA256"},
-            Config=TransferConfig(
-                config.part_bytes, multipart_chunksize=config.part_bytes, use_threads=False
-            ),
+            Config=TransferConfig(PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False),
         )
         changed = (before.st_mtime_ns, before.st_size) != (path.stat().st_mtime_ns, path.stat().st_size)
         if changed:
@@ -282,9 +270,7 @@ def _fetch(client: Any, config: StoreConfig, file: _File, present: Path, partial
             config.bucket,
             config.key("objects", file.sha256),
             str(path),
-            Config=TransferConfig(
-                config.part_bytes, multipart_chunksize=config.part_bytes, use_threads=False
-            ),
+            Config=TransferConfig(PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False),
         )
         if not _is(path, file):
             raise InputError(
@@ -328,7 +314,7 @@ def _index(client: Any, config: StoreConfig, domain: str, version: str) -> _Inde
 def _speaking_to(config: StoreConfig) -> Iterator[Any]:
     """A client of the store; whatever goes wrong becomes one error that says where and what next."""
     try:
-        yield _client(config)
+        yield _client()
     except (ClientError, BotoCoreError, Boto3Error, ResponseParserError) as error:
         cause = error.__context__ if isinstance(error, Boto3Error) else error
         code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else type(cause).__name__
@@ -337,16 +323,16 @@ def _speaking_to(config: StoreConfig) -> Iterator[Any]:
         ) from error
 
 
-def _client(config: StoreConfig) -> Any:
+def _client() -> Any:
     try:
         # a session of its own: the default one keeps the keys of its first use
         client = boto3.session.Session().client(
             "s3",
             config=Config(
-                connect_timeout=config.timeout_s,
-                read_timeout=config.timeout_s,
-                retries={"mode": "standard", "total_max_attempts": config.attempts},
-                max_pool_connections=config.parallel,
+                connect_timeout=TIMEOUT_S,
+                read_timeout=TIMEOUT_S,
+                retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+                max_pool_connections=PARALLEL,
                 # servers that are not Amazon's may not know the newer checksum trailers
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import crossearth.data.common.torchvision_ops  # noqa: F401
 
 # isort: split
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 from crossearth.data.common.errors import InputError
@@ -115,13 +116,8 @@ def resize_positions(positions_1TC: Tensor, rows: int, columns: int) -> Tensor:
 
 def resample_positions(positions_1TC: Tensor, rows: int, columns: int) -> Tensor:
     """A pretrained square position grid for another stored grid (bicubic to that size; class kept)."""
-    side = math.isqrt(positions_1TC.shape[1] - 1)
-    if (side, side) == (rows, columns):
-        return positions_1TC
-    grid_1Cgg = positions_1TC[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    resized_1Chw = F.interpolate(grid_1Cgg, size=(rows, columns), mode="bicubic", align_corners=False)
-    resized_1GC = resized_1Chw.flatten(2).transpose(1, 2).to(positions_1TC.dtype)
-    return torch.cat([positions_1TC[:, :1], resized_1GC], dim=1)
+    # the authors' converter smooths nothing
+    return resample_abs_pos_embed(positions_1TC, [rows, columns], antialias=False)
 
 
 def resample_patch_kernel(kernel_C3PP: Tensor, patch_px: int) -> Tensor:

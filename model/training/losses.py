@@ -4,17 +4,16 @@ Shape legend: B images, L prediction layers (the first is before any decoder lay
 G classes present in one image, M matched pairs of the whole batch, P points, H W pixels, h w mask cells.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from crossearth.data.catalog.labels import IGNORE
-from crossearth.data.common.errors import InputError
+from crossearth.data.common.config import Share, Weight, checked
 from crossearth.model.layers.mask_decoder import Prediction
 from crossearth.model.training.matching import DICE_EPSILON, assign, matching_cost, sample_points
 
@@ -22,7 +21,7 @@ from crossearth.model.training.matching import DICE_EPSILON, assign, matching_co
 PointSource = Callable[[int, int, int], Tensor]
 
 
-@dataclass(frozen=True)
+@checked
 class SegmentationLossConfig:
     """Numbers of the loss; the defaults are the method's.
 
@@ -34,26 +33,14 @@ class SegmentationLossConfig:
         importance: share of the points that are the most uncertain candidates, 0..1; the rest are uniform.
     """
 
-    weight_class: float = 2.0
-    weight_mask: float = 5.0
-    weight_dice: float = 5.0
-    weight_no_object: float = 0.1
-    num_points: int = 12544
-    oversample: float = 3.0
-    importance: float = 0.75
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            if not 0 <= getattr(self, each.name) < math.inf:
-                raise InputError(f"{each.name}: {getattr(self, each.name)}", expected="0 or more, finite")
-        if not self.weight_no_object:  # the class term of a crop without labels is divided by it
-            raise InputError("weight_no_object: 0", expected="above 0")
-        if self.num_points < 1 or self.oversample < 1:
-            raise InputError(
-                f"num_points {self.num_points}, oversample {self.oversample}", expected="1 or more each"
-            )
-        if self.importance > 1:
-            raise InputError(f"importance: {self.importance}", expected="a number in [0, 1]")
+    weight_class: Weight = 2.0
+    weight_mask: Weight = 5.0
+    weight_dice: Weight = 5.0
+    # the class term of a crop without labels is divided by it
+    weight_no_object: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    num_points: PositiveInt = 12544
+    oversample: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3.0
+    importance: Share = 0.75
 
 
 class Instances(NamedTuple):
@@ -89,7 +76,7 @@ def segmentation_loss(
     predictions: Sequence[Prediction],
     label_BHW: Tensor,
     generator: torch.Generator | Sequence[torch.Generator] | PointSource,
-    config: SegmentationLossConfig = SegmentationLossConfig(),
+    config: SegmentationLossConfig = SegmentationLossConfig(),  # noqa: B008 frozen
 ) -> dict[str, Tensor]:
     """Weighted loss terms; their sum is L_seg.
 

@@ -7,17 +7,17 @@ step does not depend on how its samples are spread over processes and micro-batc
 needs no state of any generator.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossearth.data.catalog.labels import IGNORE
-from crossearth.data.common.errors import InputError
+from crossearth.data.common.config import Share, Weight, checked
 from crossearth.data.style.earth import (
     EarthStyles,
     StyleConfig,
@@ -56,7 +56,7 @@ BRANCHES: dict[Ablation, Branches] = {
 }
 
 
-@dataclass(frozen=True)
+@checked
 class TaskConfig:
     """Numbers of the multi-task loss (docs/method.md, section 3).
 
@@ -69,25 +69,14 @@ class TaskConfig:
         shared_pass: whether x and x_m go through the backbone as one batch; apart, they need less memory.
     """
 
-    mask_ratio: float = 0.7
-    mask_block_px: int = 64
+    mask_ratio: Share = 0.7
+    mask_block_px: PositiveInt = 64
     reconstruction_loss: Literal["l1", "mse"] = "l1"
-    weight_seg: float = 1.0
-    weight_mim: float = 1.0
-    weight_delta: float = 1.0
+    weight_seg: Weight = 1.0
+    weight_mim: Weight = 1.0
+    weight_delta: Weight = 1.0
     segmentation: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
     shared_pass: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.mask_ratio <= 1:
-            raise InputError(
-                f"mask_ratio: {self.mask_ratio} is outside its range", expected="a number in [0, 1]"
-            )
-        if self.mask_block_px < 1:
-            raise InputError(f"mask_block_px: {self.mask_block_px} is no block", expected="at least 1 pixel")
-        for name in ("weight_seg", "weight_mim", "weight_delta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}: {getattr(self, name)}", expected="a finite number, at least 0")
 
 
 @dataclass(frozen=True)

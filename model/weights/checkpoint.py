@@ -10,22 +10,23 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossearth.data.common.config import load_config
+from crossearth.data.common.config import checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, read_json, sha256_file, verified, write_checksummed
 from crossearth.data.common.finite import refuse_nonfinite
 from crossearth.data.raster.reading import Reading
 from crossearth.data.tiles.manifest import Provenance
-from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
+from crossearth.model.crossearth import CrossEarth, NetworkConfig
 from crossearth.model.inference import store_weights
 
 FORMAT = 2
@@ -39,7 +40,7 @@ INJECTION = ("gse.", "injector.")
 MADE_ANEW = "they were not finite when the file was written: train the model again, or take another file"
 
 
-@dataclass(frozen=True)
+@checked
 class SharedBackbone:
     """A backbone that stands apart: the hash of its tensors, and its file as seen from the model's folder."""
 
@@ -47,7 +48,7 @@ class SharedBackbone:
     file: str
 
 
-@dataclass(frozen=True)
+@checked
 class Description:
     """What a model.json must say, and may say; it may hold more.
 
@@ -57,16 +58,11 @@ class Description:
     """
 
     classes: tuple[str, ...]
-    palette: tuple[str, ...]
+    palette: tuple[Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")], ...]
     provenance: Provenance
     sha256: str
     backbone: SharedBackbone | None
     reading: Reading | None = None
-
-    def __post_init__(self) -> None:
-        for colour in self.palette:
-            if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
-                raise InputError(f"palette: {colour!r}", expected="colours as #rrggbb")
 
 
 def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir: Path | None = None) -> Path:
@@ -168,7 +164,7 @@ def load(
     if meta["backbone"] is None and backbone is not None:
         raise InputError("the model has no shared backbone: its own file holds it", where=path)
     with torch.device("meta"):  # no memory and no time for random weights that the file's replace
-        model = build(config)
+        model = CrossEarth(config)
     store_weights(model, dtype)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     state = {name: tensor.to(dtypes.get(name)) for name, tensor in read_tensors(weights)}
@@ -176,7 +172,7 @@ def load(
         state |= _read_backbone(meta["backbone"], weights.parent, backbone, dtypes)
     load_strictly(model, state, weights, assign=True)
     if dtypes.keys() - state.keys():
-        model = build(config)
+        model = CrossEarth(config)
         store_weights(model, dtype)
         load_strictly(model, state, weights, assign=True)
     return model.eval().to(device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossearth.data.style.earth import EarthStyles, StyleConfig, StyleMoments
 from crossearth.data.style.spectral import SpectralEngine
-from crossearth.model.crossearth import build, large_config
+from crossearth.model.crossearth import CrossEarth, large_config
 from crossearth.model.training.multitask import (
     BRANCHES,
     Ablation,
@@ -58,7 +58,7 @@ def ours(ablation: Ablation, styled: bool = False) -> Action:
     if ablation == "rein":
         network = load(large_model())
     else:
-        network = build(large_config(NUM_CLASSES, SIDE_PX, geospatial=True, masked_modelling=True))
+        network = CrossEarth(large_config(NUM_CLASSES, SIDE_PX, geospatial=True, masked_modelling=True))
     network.train()
     styler = None
     if branches.style:

@@ -1,5 +1,6 @@
 """The report in a real Chromium: it draws, sorts and filters, asks nobody, fits a phone and prints."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from results_factory import write_benchmark
+from results_factory import write_benchmark, write_fake_results
 
 from crossearth.components.report import step
 from crossearth.components.report.step import ReportConfig, report
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.files import write_checksummed
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -20,7 +22,35 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-SAFE_COLOURS = {"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#5a6672"}
+SAFE_COLOURS = {"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#7a8794"}
+MOST_BYTES, MOST_PAGES = 6_000_000, 12
+# of every text against the nearest background, as WCAG 2 has it; canvas reads any notation of a colour
+CONTRASTS = """() => {
+  const known = new Map();
+  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    if (!known.has(colour)) {
+      pen.clearRect(0, 0, 1, 1); pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
+      known.set(colour, [...pen.getImageData(0, 0, 1, 1).data]);
+    }
+    return known.get(colour);
+  };
+  const light = (colour) => rgba(colour).slice(0, 3).map((part) => part / 255)
+    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+  const behind = (element) => {
+    const colour = getComputedStyle(element).backgroundColor;
+    return rgba(colour)[3] === 255 ? colour : behind(element.parentElement);
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *:not(svg *):not(script)")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !element.checkVisibility() || element.closest(".skip")) continue;
+    const [a, b] = [light(getComputedStyle(element).color), light(behind(element))].sort((x, y) => y - x);
+    found.push([(a + 0.05) / (b + 0.05), element.outerHTML.slice(0, 120)]);
+  }
+  return found;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +115,15 @@ def page_path(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Pat
 class Opened:
     """A page and what happened on it."""
 
-    def __init__(self, browser: Any, path: Path, viewport: dict[str, int]) -> None:
-        self.page = browser.new_page(viewport=viewport)
+    def __init__(self, browser: Any, path: Path, viewport: dict[str, int], scheme: str = "light") -> None:
+        self.page = browser.new_page(viewport=viewport, color_scheme=scheme)
         self.problems: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("#radar .main-svg")
+        self.page.wait_for_selector("#bars .main-svg")
 
     def column(self, number: int) -> list[str]:
         """Text of a column of the visible rows of the table, 1 = the first."""
@@ -120,6 +150,7 @@ def test_charts_draw_without_errors_and_nothing_leaves_the_page(opened: Opened, 
     assert page.locator("#bars .barlayer .point").count() == 32
     assert page.locator("#radar .scatterlayer .point").count() == 33, "closed line"
     assert page.locator("#drops .scatterlayer .point").count() == 14
+    assert page.locator("#curves .scatterlayer .js-line").count() == 14
     assert page.locator("#scatter .scatterlayer .point").count() == 60, "sources are hidden at first"
     page.locator("#unfold").click()
     page.evaluate("Promise.all([...document.images].map((each) => (each.loading = 'eager', each.decode())))")
@@ -135,7 +166,7 @@ def test_it_fits_the_screen(opened: Opened) -> None:
 
 
 def test_the_table_sorts(desktop: Opened) -> None:
-    header = desktop.page.locator("#scores thead th", has_text="mIoU")
+    header = desktop.page.locator("#scores thead th", has_text="IoU")
     header.locator("button").click()
     scores = [float(text) for text in desktop.column(5)]
     assert scores == sorted(scores, reverse=True) and len(scores) == 32
@@ -166,13 +197,13 @@ def test_a_setting_opens_from_the_table(desktop: Opened) -> None:
     section = desktop.page.locator("details[open]").first
     assert "vaihingen-irrg" in section.inner_text()
     assert section.locator(".matrix tbody tr").count() == 6
-    assert section.locator("figure img").count() == 4
+    assert section.locator("figure img").count() == 2, "of so many settings the worst and the best tile"
 
 
 def test_the_numbers_are_those_of_the_csv(desktop: Opened, page_path: Path) -> None:
     lines = [line.split(",") for line in (page_path.parent / "scores.csv").read_text().splitlines()]
     place = {name: index for index, name in enumerate(lines[0])}
-    means = {line[0]: float(line[place["iou"]]) for line in lines[1:] if line[place["class"]] == "mean"}
+    means = {line[0]: float(line[place["iou"]]) for line in lines[1:] if line[place["metric"]] != "IoU"}
     shown = dict(zip(desktop.column(1), desktop.column(5), strict=True))
     assert shown == {setting: f"{100 * iou:.1f}" for setting, iou in means.items()}
 
@@ -206,11 +237,35 @@ def test_bars_have_colours_that_colour_blind_readers_tell_apart(desktop: Opened)
     assert set(colours) == SAFE_COLOURS
 
 
-def test_it_prints_with_everything_open(desktop: Opened, tmp_path: Path) -> None:
+def test_it_prints_on_a_few_pages_what_the_reader_opened(desktop: Opened, tmp_path: Path) -> None:
+    desktop.page.locator("#scores a", has_text="P(i)2V").click()
     desktop.page.emulate_media(media="print")
     assert desktop.page.locator("nav").is_hidden()
     desktop.page.pdf(path=str(tmp_path / "report.pdf"), format="A4")
-    assert desktop.page.locator("details:not([open])").count() == 0
+    assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "report.pdf").read_bytes())) <= MOST_PAGES
+    assert desktop.page.locator("#settings ~ details[open]").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read(scheme: str, browser: Any, page_path: Path) -> None:
+    opened = Opened(browser, page_path, DESKTOP, scheme)
+    opened.page.locator("#unfold").click()
+    found = opened.page.evaluate(CONTRASTS)
+    assert len(found) > 1000
+    assert [text for contrast, text in found if contrast < 4.5] == []
+    chart = opened.page.locator("#bars .xtick text").first
+    ink = opened.page.evaluate("getComputedStyle(document.body).color")
+    assert chart.evaluate("(text) => getComputedStyle(text).fill") == ink
+    opened.page.close()
+
+
+def test_the_table_is_copied(desktop: Opened, page_path: Path) -> None:
+    page = desktop.page
+    page.locator("summary", has_text="The table as LaTeX").click()
+    page.locator(".copy button:visible").click()
+    copied = page.evaluate("getSelection().toString()")
+    assert copied.strip() == (page_path.parent / "scores.tex").read_text().strip()
+    assert page.locator(".copy button:visible").inner_text() in ("Copied", "Press Ctrl+C")
 
 
 def test_charts_fit_the_paper_and_then_the_screen_again(desktop: Opened) -> None:
@@ -220,6 +275,47 @@ def test_charts_fit_the_paper_and_then_the_screen_again(desktop: Opened) -> None
     assert set(desktop.page.evaluate(widths)) == {640}
     desktop.page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert desktop.page.evaluate(widths) == before
+
+
+def test_the_page_is_small_enough_for_a_mail(page_path: Path) -> None:
+    assert page_path.stat().st_size < MOST_BYTES
+
+
+OWN = """
+domains:
+  north: {class_set: road, images: images, masks: masks, labels: {0: background, 1: road}}
+  south: {class_set: road, images: images, masks: masks, labels: {0: background, 1: road}}
+settings:
+  N2S: {source: north, target: south, gap: region}
+  N2N: {source: north, target: north, gap: in-domain}
+"""
+
+
+def test_the_report_of_own_data_is_about_own_data(browser: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(step, "_track", lambda *_: None)
+    (tmp_path / "own.yaml").write_text(OWN)
+    catalog = load_catalog([tmp_path / "own.yaml"], tmp_path)
+    for seed in (0, 1):
+        folder = tmp_path / f"scores/{seed}"
+        write_fake_results(folder, catalog, catalog.recipe("north"), seed=seed, provenance="own")
+    report([tmp_path / "scores"], catalog, tmp_path / "report", ReportConfig(replicates=100))
+    opened = Opened(browser, tmp_path / "report" / "index.html", DESKTOP)
+    page = opened.page
+    assert page.title() == "north, south: 2 settings" and page.locator("h1").inner_text() == "north, south"
+    assert "all of your catalog" in page.locator(".figures").inner_text()
+    assert "Not scored" not in page.locator("body").inner_text()
+    assert page.locator("#radar, #published").count() == 0
+    (cell,) = page.locator("section:has(#matrices) td:not(.home)").all_inner_texts()
+    assert cell == shown_score(opened, "N2S")
+    assert "mIoU" not in page.locator("body").inner_text()
+    assert {"SD of seeds", "Seeds"} <= set(page.locator("#scores thead th").all_inner_texts())
+    assert "mean of 2 seeds" in page.locator("#N2S-last").text_content()
+    assert opened.problems == []
+    page.close()
+
+
+def shown_score(opened: Opened, setting: str) -> str:
+    return dict(zip(opened.column(1), opened.column(5), strict=True))[setting]
 
 
 def test_one_setting_is_enough(browser: Any, catalog: Catalog, tmp_path: Path, monkeypatch: Any) -> None:

@@ -145,7 +145,7 @@ def table(folder: Path, regime: str) -> str:
         if (folder / run.scores).exists():
             with (folder / run.scores).open(newline="") as file:
                 for row in csv.DictReader(file):
-                    if row["class"] == "mean":
+                    if row["metric"] != "IoU":
                         found[run.ablation][row["setting"]].append(100 * float(row["iou"]))
     settings = [
         name

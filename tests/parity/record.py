@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import reference_network as reference
 
-from crossearth.model.crossearth import NetworkConfig, build
+from crossearth.model.crossearth import CrossEarth, NetworkConfig
 from crossearth.model.weights.names import to_released
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -91,7 +91,7 @@ def random_state(kwargs: dict[str, Any], generator: torch.Generator) -> dict[str
         stride_px=PATCH_PX,
     )
     state = {}
-    for name, tensor in build(config).state_dict().items():
+    for name, tensor in CrossEarth(config).state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim < 2:
             state[str(to_released(name))] = 0.2 * noise + (1.0 if name.endswith("weight") else 0.2)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossearth.model.crossearth import CrossEarth, NetworkConfig, build
+from crossearth.model.crossearth import CrossEarth, NetworkConfig
 from crossearth.model.training.losses import SegmentationLossConfig
 from crossearth.model.weights.names import to_ours
 
@@ -101,7 +101,7 @@ def loss_config_from_meta(meta: Mapping[str, Any]) -> SegmentationLossConfig:
 
 def load_released_state(config: NetworkConfig, state: Mapping[str, Tensor]) -> CrossEarth:
     """The network with a state under the released names; no name unknown, none missing."""
-    model = build(config)
+    model = CrossEarth(config)
     renamed = {}
     for released, tensor in state.items():
         ours = to_ours(released)
@@ -115,4 +115,4 @@ def load_released_state(config: NetworkConfig, state: Mapping[str, Tensor]) -> C
 def meta_model(config: NetworkConfig) -> CrossEarth:
     """The network without memory for its parameters: for names and shapes."""
     with torch.device("meta"):
-        return build(config)
+        return CrossEarth(config)

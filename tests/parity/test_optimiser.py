@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crossearth.components.train.setup import TrainConfig
-from crossearth.model.crossearth import build, large_config
+from crossearth.model.crossearth import CrossEarth, large_config
 from crossearth.model.training.multitask import learning_rate, parameter_groups
 from crossearth.model.weights.names import to_released
 
@@ -22,7 +22,7 @@ def test_groups_equal_the_released_ones(parity_dir: Path, size: str) -> None:
     released = json.loads((parity_dir / "optim_groups_vitl.json").read_text())[size]
     config = RECIPES[size]
     with torch.device("meta"):
-        network = build(large_config(6, config.crop_px))
+        network = CrossEarth(large_config(6, config.crop_px))
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = parameter_groups(network, config.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=config.lr)

@@ -51,7 +51,7 @@ def test_the_graph_shows_tables_matrices_and_pages(with_kubeflow: Path) -> None:
     evaluated = outputs["evaluate"]
     matrix = evaluated["confusion"]["artifacts"][0]["metadata"]["confusionMatrix"]
     assert {row["displayName"] for row in matrix["annotationSpecs"]}
-    assert any("mIoU" in key for key in evaluated["metrics"]["artifacts"][0]["metadata"])
+    assert any("IoU" in key for key in evaluated["metrics"]["artifacts"][0]["metadata"])
     report = outputs["report"]
     assert "<html" in Path(report["page"]["artifacts"][0]["uri"]).read_text()[:200].lower()
     assert "|" in Path(report["table"]["artifacts"][0]["uri"]).read_text()

@@ -19,6 +19,7 @@ from services import KEYS, free_port, object_store
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, sha256_file
+from crossearth.data.tiles import store as module
 from crossearth.data.tiles.store import StoreConfig, download, list_objects, pull, push
 
 BUCKET = "tiles"
@@ -39,7 +40,9 @@ def speak(environment: pytest.MonkeyPatch, address: str) -> None:
 @pytest.fixture
 def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> StoreConfig:
     speak(monkeypatch, server)
-    return StoreConfig(f"s3://{BUCKET}/{request.node.name}", attempts=2, timeout_s=5)
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "TIMEOUT_S", 5.0)
+    return StoreConfig(f"s3://{BUCKET}/{request.node.name}")
 
 
 @pytest.fixture
@@ -100,13 +103,15 @@ def test_a_pull_that_was_cut_off_goes_on(store: StoreConfig, town: Path, tmp_pat
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [NAME]
 
 
-def test_large_files_travel_in_parts(store: StoreConfig, town: Path, tmp_path: Path) -> None:
+def test_large_files_travel_in_parts(
+    store: StoreConfig, town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mebibyte = 2**20
     large = np.random.default_rng(0).bytes(12 * mebibyte)
     (town / "train" / "images" / "large.tif").write_bytes(large)
-    parts = StoreConfig(store.url, part_bytes=5 * mebibyte)
-    push(town, parts)
-    pull(NAME, parts, tmp_path / "elsewhere")
+    monkeypatch.setattr(module, "PART_BYTES", 5 * mebibyte)
+    push(town, store)
+    pull(NAME, store, tmp_path / "elsewhere")
     assert tree(tmp_path / "elsewhere" / NAME) == tree(town)
 
 
@@ -205,9 +210,10 @@ def test_a_server_that_never_answers(store: StoreConfig, town: Path, monkeypatch
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(module, "TIMEOUT_S", 0.5)
         begin = time.monotonic()
         with pytest.raises(InputError, match="look at AWS_ENDPOINT_URL"):
-            push(town, StoreConfig(store.url, timeout_s=0.5, attempts=2))
+            push(town, store)
         assert time.monotonic() - begin < 30
 
 

@@ -9,6 +9,7 @@ from typer.main import get_command
 
 from crossearth.components.cli.app import app
 from crossearth.components.runtime.params import load_params
+from crossearth.components.runtime.places import seed_suffix
 from crossearth.components.steps import STEPS
 from crossearth.data.catalog.domains import Catalog
 
@@ -55,6 +56,16 @@ def test_a_stage_hangs_on_its_plan_and_the_plan_on_all_code(graph: dict[str, Any
     stages = {name: stage.get("do") or stage for name, stage in graph["stages"].items()}
     assert stages.pop("plan")["deps"] == ["components", "data", "model"]
     for name, stage in stages.items():
-        step = "ingest" if name == "ingest-own" else name
+        step = name.removesuffix("-own").removesuffix("-seeds")
         assert any(dep.startswith(f"artifacts/plan/{step}") for dep in stage["deps"]), name
         assert not [dep for dep in stage["deps"] if dep.endswith(".py")], "the plan knows what a step runs"
+
+
+def test_further_seeds_are_stages_beside_the_usual_one(graph: dict[str, Any]) -> None:
+    matrix = {"recipe": "${dvc.recipes}", "seed": "${dvc.seeds}"}
+    for name, folder in (("train", "models"), ("evaluate", "scores")):
+        stage = graph["stages"][f"{name}-seeds"]
+        assert stage["matrix"] == matrix
+        assert list(stage["outs"][0]) == [
+            f"artifacts/{folder}/${{item.recipe}}{seed_suffix(5, 0)}".replace("5", "${item.seed}")
+        ]

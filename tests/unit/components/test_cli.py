@@ -1,11 +1,20 @@
 """The command line as a user meets it: in a process of its own."""
 
+import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from crossearth.components.cli.app import app
+from crossearth.components.cli.help import EXAMPLES, describe
+from crossearth.components.cli.terminal import recipe_names
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,7 +45,8 @@ def test_the_32_settings_as_json() -> None:
     done = crossearth("settings", "--json")
     rows = json.loads(done.stdout)
     assert len(rows) == 32
-    assert {"abbr", "source", "target", "gap", "class_set", "evidence"} <= set(rows[0])
+    assert {"abbr", "source", "target", "gap", "class_set", "evidence", "recipe"} <= set(rows[0])
+    assert [score["miou"] for score in rows[0]["published"]] == [54.4, 54.7, 62.6, 60.3, 67.5]
 
 
 @pytest.mark.parametrize(
@@ -86,3 +96,42 @@ def test_the_catalogs_of_params_are_shown_also_where_they_are_named_twice(
         done = crossearth(command, "--json", *again, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert named in done.stdout
+
+
+def test_every_command_has_a_group_and_examples_that_parse() -> None:
+    describe(app)
+    root = get_command(app)
+    assert isinstance(root, TyperGroup)
+    commands = {name: command for name, command in root.commands.items() if name != "pipeline"}
+    assert all(command.rich_help_panel for command in commands.values())
+    for name, examples in EXAMPLES.items():
+        command: Any = root
+        for word in name.split():
+            command = command.commands[word]
+        for example in examples:
+            assert len(example) <= 78, "a terminal would break it"
+            words = example.partition(" > ")[0].split()
+            command.make_context(name, words[1 + len(name.split()) :])
+
+
+def test_help_shows_brackets_and_no_types_of_python() -> None:
+    text = " ".join(crossearth("pipeline", "run", "-h").stdout.replace("│", " ").split())
+    assert "Preset of the params file [default: the file's]." in text
+    assert not re.search(r"<(bool|str|list|int|path)", text)
+
+
+@pytest.mark.parametrize("command", ["settings", "domains"])
+def test_the_catalog_as_csv(command: str) -> None:
+    rows = list(csv.DictReader(crossearth(command, "--csv").stdout.splitlines()))
+    assert len(rows) == {"settings": 32, "domains": 15}[command]
+    if command == "settings":
+        assert (rows[0]["abbr"], rows[0]["published CrossEarth"]) == ("P(i)2V", "67.5")
+
+
+def test_one_format_at_a_time() -> None:
+    done = crossearth("settings", "--csv", "--json")
+    assert done.returncode == 2 and "one of them" in done.stderr
+
+
+def test_a_shell_completes_recipes() -> None:
+    assert recipe_names("casid-t") == ["casid-tem", "casid-tms", "casid-trf"]

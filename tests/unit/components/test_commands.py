@@ -17,7 +17,7 @@ from results_factory import write_benchmark
 from crossearth.components.convert import step as convert
 from crossearth.components.ingest.preview import GAP_PX, LINE_PX
 from crossearth.data.catalog.domains import Catalog
-from crossearth.model.crossearth import build, tiny_config
+from crossearth.model.crossearth import CrossEarth, tiny_config
 from crossearth.model.weights.names import to_released
 
 Typed = Callable[[str], str]
@@ -31,7 +31,9 @@ def test_released_weights_are_converted_scored_and_map_a_scene(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(convert, "large_config", tiny_config)
-    state = {str(to_released(name)): value for name, value in build(tiny_config(6, 64)).state_dict().items()}
+    state = {
+        str(to_released(name)): value for name, value in CrossEarth(tiny_config(6, 64)).state_dict().items()
+    }
     trained = {name: state[name] for name in state if name.startswith(("backbone.reins.", "decode_head."))}
     write_released(tmp_path / "potsdam-source.pth", trained)
     frozen = {name.removeprefix("backbone."): state[name] for name in state if name not in trained}

@@ -17,7 +17,11 @@ def test_a_better_model_is_found_better(catalog: Catalog, tmp_path: Path) -> Non
     write_benchmark(tmp_path / "a", catalog, 2, skill=0.5)
     write_benchmark(tmp_path / "b", catalog, 1, skill=0.75)
     found = compare([tmp_path / "a"], [tmp_path / "b"], catalog, 2000)
-    assert [each.setting for each in found.differences] == ["P(i)2V", "P(i)2P(r)", "P(i)2P(i)"]
+    assert [each.setting.abbr for each in found.differences if each.setting] == [
+        "P(i)2V",
+        "P(i)2P(r)",
+        "P(i)2P(i)",
+    ]
     for each in (*found.differences, found.mean):
         assert each.difference is not None and each.low is not None and each.high is not None
         assert each.low < each.difference < each.high

@@ -11,7 +11,6 @@ import pytest
 import torch
 from domain_factory import write_domain
 from released import write_released
-from safetensors.torch import load_file
 
 from crossearth.components.convert import step
 from crossearth.components.convert.step import ConvertConfig, convert
@@ -122,18 +121,9 @@ def test_the_description_says_where_all_of_it_comes_from(recorded: Path) -> None
     assert origin["under"] == "state_dict"
     assert origin["backbone"]["sha256"] == sha256_file(backbone)
     assert origin["training_only"] == sorted(TRAINING)
-    assert origin["kept_in"] is None
     assert origin["says"]["iter"] == 30000
     assert meta["network"]["image_px"] == 64
     assert meta["normalisation"]["std"] == pytest.approx([58.395, 57.12, 57.375])
-
-
-def test_training_modules_are_kept_if_asked(recorded: Path) -> None:
-    out = convert(recorded / "potsdam-source.pth", recorded / "model", settings(recorded, keep_training=True))
-    kept = load_file(out / "training.safetensors")
-    assert kept.keys() == TRAINING.keys()
-    assert read_meta(out)["released"]["kept_in"] == "training.safetensors"
-    load(out)
 
 
 def test_a_backbone_of_another_grid_is_resampled(recorded: Path) -> None:
@@ -192,12 +182,6 @@ def test_weights_that_are_not_finite_are_refused(recorded: Path, place: str) -> 
     with pytest.raises(InputError, match=rf"{files[place].name}: weights that are not finite"):
         convert(files["released"], recorded / "model", settings(recorded))
     assert not (recorded / "model").exists()
-
-
-@pytest.mark.parametrize("image_px", [0, 8, 500])
-def test_sizes_that_no_patch_divides_are_refused(image_px: int) -> None:
-    with pytest.raises(InputError, match="a multiple of 16"):
-        ConvertConfig("x", image_px=image_px)
 
 
 def test_a_trained_models_folder_is_not_taken(tmp_path: Path) -> None:

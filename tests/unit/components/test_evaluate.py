@@ -152,7 +152,7 @@ def test_equal_inputs_are_not_scored_twice(score: Score, monkeypatch: pytest.Mon
 
 def test_counts_that_were_swapped_are_scored_again(score: Score) -> None:
     first, other = read_results(score()), read_results(score("other", panels=1))
-    tiles = first.folder / tile_file(first.settings[0].target)
+    tiles = first.folder / tile_file(first.settings[0].setting.target)
     rows = first.tile_table(first.settings[0]).to_pylist()
     write_tiles(tiles, [*rows[1:], rows[0]])
     again = read_results(score())
@@ -378,7 +378,7 @@ def test_the_machine_is_that_of_the_device(
     monkeypatch.setattr(step, "choose_device", lambda device: device)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the GPU {device}")
     meta, class_set = checkpoint.read_meta(work / "model"), catalog.class_sets[recipe.class_set]
-    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path())
+    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path(), Path())
     assert result.lineage["machine"].endswith("the GPU cuda:1")
 
 
@@ -397,3 +397,26 @@ def test_details_are_plain_json(score: Score) -> None:
     details = json.loads((score() / "details.json").read_text())
     assert details["lineage"]["model"]["input_hash"] == "0" * 64
     assert "folder" not in details
+
+
+def test_the_scores_of_seeds_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        step, "evaluate", lambda *given: asked.append((given[3].name, given[4].name)) or given[4]
+    )
+    model_commands.evaluate(["loveda-urban"], seeds="0,2")
+    assert asked == [("loveda-urban",) * 2, ("loveda-urban@seed2",) * 2]
+    with pytest.raises(InputError, match="--model and --seeds"):
+        model_commands.evaluate(["loveda-urban"], model=tmp_path, seeds="2")
+
+
+def test_curves_and_time_of_the_training_come_along(score: Score, work: Path) -> None:
+    (work / "model" / "curves.csv").write_text("iteration,loss\n10,1.5\n")
+    (work / "model.timing.json").write_text('{"seconds": 7.5}')
+    folder = score()
+    assert (folder / "curves.csv").read_text() == "iteration,loss\n10,1.5\n"
+    assert read_results(folder).lineage["timing"] == {"seconds": 7.5}
+    (work / "model" / "curves.csv").unlink()
+    assert not (score() / "curves.csv").exists()
+    (work / "model.timing.json").unlink()

@@ -18,6 +18,7 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import write_checksummed
 
 CONTENT = bytes(range(256)) * 5000
+CUT = 4 * module.CHUNK
 NAME = "Train.zip"
 
 
@@ -33,10 +34,15 @@ class Publisher:
     knows_ranges: bool = True
     says_length: bool = True
     length: str | None = None
+    busy: int = 0  # how many requests are put off
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
         asked = request.headers.get("Range")
         self.ranges.append(asked)
+        if self.busy:
+            self.busy -= 1
+            request.send_error(503)
+            return
         if request.path != f"/{NAME}":
             request.send_error(404)
             return
@@ -59,6 +65,7 @@ class Publisher:
 @pytest.fixture
 def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
     monkeypatch.setattr(module, "PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(module, "RETRY", module.RETRY.new(backoff_factor=0))
     there = Publisher()
 
     class Handler(BaseHTTPRequestHandler):
@@ -102,30 +109,30 @@ def test_a_file_is_fetched_once(publisher: Publisher, tmp_path: Path, typed: Cal
 
 
 def test_a_broken_connection_is_taken_up_where_it_broke(publisher: Publisher, tmp_path: Path) -> None:
-    publisher.cut_after = 300_000
+    publisher.cut_after = CUT
     (path,) = fetch(["city-north"], catalog(tmp_path, publisher.address, MD5), tmp_path)
     assert path.read_bytes() == CONTENT
-    assert publisher.ranges == [None, "bytes=300000-"]
+    assert publisher.ranges == [None, f"bytes={CUT}-"]
 
 
 def test_a_killed_download_goes_on(
     publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = catalog(tmp_path, publisher.address, MD5)
-    publisher.cut_after = 300_000
+    publisher.cut_after = CUT
     monkeypatch.setattr(module, "PAUSES_S", ())
     with pytest.raises(InputError, match="it goes on where it stopped"):
         fetch(["city"], known, tmp_path)
     (path,) = fetch(["city"], known, tmp_path)
     assert path.read_bytes() == CONTENT
-    assert publisher.ranges == [None, "bytes=300000-"]
+    assert publisher.ranges == [None, f"bytes={CUT}-"]
 
 
 def test_a_file_that_changed_since_begins_again(
     publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = catalog(tmp_path, publisher.address)
-    publisher.cut_after = 300_000
+    publisher.cut_after = CUT
     monkeypatch.setattr(module, "PAUSES_S", ())
     with pytest.raises(InputError):
         fetch(["city"], known, tmp_path)
@@ -146,12 +153,12 @@ def test_a_file_that_shrank_since_begins_again(publisher: Publisher, tmp_path: P
     assert path.read_bytes() == CONTENT[:1000]
 
 
-@pytest.mark.parametrize("damage", ["[]", "{", '"bytes": 300000'])
+@pytest.mark.parametrize("damage", ["[]", "{", '"bytes": 262144'])
 def test_a_damaged_note_of_a_partial_file_is_none(
     publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     known = catalog(tmp_path, publisher.address)
-    publisher.cut_after = 300_000
+    publisher.cut_after = CUT
     with monkeypatch.context() as patch, pytest.raises(InputError):
         patch.setattr(module, "PAUSES_S", ())
         fetch(["city"], known, tmp_path)
@@ -165,16 +172,25 @@ def test_a_damaged_note_of_a_partial_file_is_none(
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000])
-def test_a_length_that_is_none_is_refused(publisher: Publisher, tmp_path: Path, length: str) -> None:
+def test_a_length_that_is_none_counts_as_unknown(publisher: Publisher, tmp_path: Path, length: str) -> None:
     publisher.length = length
-    with pytest.raises(InputError, match=rf"{NAME}: the server says Content-Length: {length[:9]}"):
-        fetch(["city"], catalog(tmp_path, publisher.address), tmp_path)
+    (path,) = fetch(["city"], catalog(tmp_path, publisher.address, MD5), tmp_path)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_busy_server_is_asked_again(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.busy = 2
+    (path,) = fetch(["city"], catalog(tmp_path, publisher.address, MD5), tmp_path)
+    assert path.read_bytes() == CONTENT
+    publisher.busy = 10**6
+    with pytest.raises(InputError, match="the server says 503"):
+        fetch(["city"], catalog(tmp_path, publisher.address, MD5), tmp_path / "other")
 
 
 @pytest.mark.parametrize("lack", ["knows_ranges", "says_length"])
 def test_a_simple_server_is_enough(publisher: Publisher, tmp_path: Path, lack: str) -> None:
     setattr(publisher, lack, False)
-    publisher.cut_after = 300_000 if lack == "knows_ranges" else None
+    publisher.cut_after = CUT if lack == "knows_ranges" else None
     (path,) = fetch(["city"], catalog(tmp_path, publisher.address, MD5), tmp_path)
     assert path.read_bytes() == CONTENT
 
@@ -199,7 +215,7 @@ def test_a_missing_page(publisher: Publisher, tmp_path: Path) -> None:
 
 
 def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PAUSES_S", (0.01,))
+    monkeypatch.setattr(module, "RETRY", module.RETRY.new(backoff_factor=0))
     with pytest.raises(InputError, match="cannot download"):
         fetch(["city"], catalog(tmp_path, f"http://127.0.0.1:9/{NAME}"), tmp_path)
 
@@ -209,7 +225,7 @@ def test_an_address_of_another_kind(tmp_path: Path) -> None:
         fetch(["city"], catalog(tmp_path, "file:///etc/passwd"), tmp_path)
 
 
-@pytest.mark.parametrize("url", ["http://[bad/x.zip", "http://a..b/x.zip", "http://127.0.0.1/ä.zip"])
+@pytest.mark.parametrize("url", ["http://[bad/x.zip", "http://a..b/x.zip"])
 def test_what_is_no_address(tmp_path: Path, url: str) -> None:
     with pytest.raises(InputError, match=rf"^{re.escape(url)}: not an address"):
         fetch(["city"], catalog(tmp_path, url), tmp_path)

@@ -1,24 +1,40 @@
 """params.yaml: presets, overrides of single recipes, wrong keys."""
 
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from crossearth.components.convert.step import ConvertConfig
+from crossearth.components.evaluate.step import EvaluateConfig
+from crossearth.components.ingest.step import IngestConfig
 from crossearth.components.plan.step import parameters
-from crossearth.components.runtime.params import load_params
+from crossearth.components.predict.step import PredictConfig
+from crossearth.components.register.promotion import RegisterConfig
+from crossearth.components.report.step import ReportConfig
+from crossearth.components.runtime.params import DvcConfig, Params, load_params
 from crossearth.components.runtime.places import data_dir, style_weights_dir
+from crossearth.components.styles.step import StylesConfig
+from crossearth.components.stylize.step import StylizeConfig
+from crossearth.components.synthesize.step import SynthesizeConfig
 from crossearth.components.train.setup import RUNTIME_FIELDS, TrainConfig
+from crossearth.components.validate.validation import ValidateConfig
 from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.style.earth import StyleConfig
+from crossearth.data.tiles.augment import Augmentation
+from crossearth.model.training.losses import SegmentationLossConfig
 from crossearth.model.training.multitask import TaskConfig
 
 OWN = Path(__file__).parents[3] / "params.yaml"
 LARGE = {"loveda-urban", "loveda-rural", "deepglobe", "casid-sub", "casid-tem", "casid-tms", "casid-trf"}
 
 
-@dataclass(frozen=True)
+@checked
 class Numbers:
     iterations: int = 10
     lr: float = 1e-4
@@ -135,10 +151,10 @@ def test_the_plan_says_where_a_number_comes_from(tmp_path: Path) -> None:
         ("preset: minii\npresets: {mini: {}}", "'minii'.*'mini'"),
         ("preset: mini\npresets: {mini: {trian: {}}}", "'trian'.*'train'"),
         ("preset: mini\npresets: {mini: {}}\nseed: many", "seed"),
-        ("preset: mini\npresets: {mini: {}}\nseed: -1", "seed: -1"),
+        ("preset: mini\npresets: {mini: {}}\nseed: -1", "seed: .*greater than or equal to 0, found -1"),
         (
             f"preset: mini\npresets: {{mini: {{}}}}\nseed: {2**63}",
-            "seed: 9223372036854775808.*9223372036854775807",
+            "seed: .*9223372036854775807, found 9223372036854775808",
         ),
         ("preset: mini\npresets: {mini: {train: {seed: 3}}}", "mini.train.seed: 3.*top of the file"),
         ("preset: mini\npresets: {mini: {stylize: {seed: 3}}}", "mini.stylize.seed: 3.*top of the file"),
@@ -160,13 +176,13 @@ def test_a_wrong_key_of_a_step_is_refused_with_the_nearest(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("numbers", "named"),
     [
-        ("lr: .inf", "lr inf"),
-        ("lr: 1.5", "lr 1.5"),
-        ("lr: 0", "lr 0"),
-        ("weight_decay: .nan", "weight_decay nan"),
-        ("tasks: {weight_seg: .nan}", "weight_seg: nan"),
-        ("tasks: {weight_mim: -1}", "weight_mim: -1"),
-        ("tasks: {weight_delta: .inf}", "weight_delta: inf"),
+        ("lr: .inf", "lr: .*found inf"),
+        ("lr: 1.5", "lr: .*found 1.5"),
+        ("lr: 0", "lr: .*found 0"),
+        ("weight_decay: .nan", "weight_decay: .*found nan"),
+        ("tasks: {weight_seg: .nan}", "weight_seg: .*found nan"),
+        ("tasks: {weight_mim: -1}", "weight_mim: .*found -1"),
+        ("tasks: {weight_delta: .inf}", "weight_delta: .*found inf"),
     ],
 )
 def test_numbers_that_no_training_survives_are_refused(tmp_path: Path, numbers: str, named: str) -> None:
@@ -189,3 +205,70 @@ def test_the_users_home_is_known_where_no_shell_has_read_the_path(
     (tmp_path / "c.yaml").write_text("domains: {town: {images: ~/i}}")
     own = load_catalog(params.catalogs, data_dir()).domain("town").own
     assert own is not None and own.images == tmp_path / "i"
+
+
+@pytest.mark.parametrize("seeds", [[0], [1, 1], [-1]])
+def test_further_seeds_are_other_seeds(seeds: list[int]) -> None:
+    Params(preset="a", presets={"a": {}}, dvc=DvcConfig(seeds=(1, 2)))
+    with pytest.raises(InputError, match=r"dvc\.seeds"):
+        Params(preset="a", presets={"a": {}}, dvc=DvcConfig(seeds=tuple(seeds)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (Augmentation, {"crop_px": 8}),
+        *(
+            (Augmentation, {"scale": scale})
+            for scale in (
+                (2.0, 0.5),
+                (0.0, 0.5),
+                (1e-9, 1.0),
+                (1.0, 1e6),
+                (math.inf, math.inf),
+                (math.nan, 1.0),
+            )
+        ),
+        *((partial(ConvertConfig, "backbone"), {"image_px": px}) for px in (0, 8, 500)),
+        (EvaluateConfig, {"batch_size": 0}),
+        (EvaluateConfig, {"panels": -1}),
+        (IngestConfig, {"workers": 0}),
+        (IngestConfig, {"tile_px": 8}),
+        *((PredictConfig, {"bands": bands}) for bands in ((1, 2), (0, 1, 2))),
+        *((PredictConfig, {"value_range": ends}) for ends in ((5.0, 5.0), (0.0, math.inf), (math.nan, 1.0))),
+        (RegisterConfig, {"margin": 5}),
+        (RegisterConfig, {"prefix": "../x"}),
+        (ReportConfig, {"replicates": 10}),
+        (ReportConfig, {"worst_tiles": -1}),
+        (SegmentationLossConfig, {"oversample": 0.5}),
+        (SegmentationLossConfig, {"oversample": math.inf}),
+        (SegmentationLossConfig, {"importance": 1.5}),
+        (SegmentationLossConfig, {"num_points": 0}),
+        (SegmentationLossConfig, {"weight_dice": -1.0}),
+        (SegmentationLossConfig, {"weight_no_object": 0.0}),
+        (StyleConfig, {"alpha": 1.1}),
+        (StyleConfig, {"keep_ratio": -0.1}),
+        (StyleConfig, {"probability": 2}),
+        (StyleConfig, {"block_px": 0}),
+        (StyleConfig, {"engine": "gatys"}),
+        (StylesConfig, {"image_px": 32}),
+        (StylesConfig, {"value_range": (2.0, 1.0)}),
+        (StylizeConfig, {"counterparts": 0}),
+        (SynthesizeConfig, {"workers": 0}),
+        (TaskConfig, {"mask_ratio": 1.5}),
+        (TaskConfig, {"mask_block_px": 0}),
+        (TaskConfig, {"weight_mim": math.inf}),
+        (TrainConfig, {"batch_size": 0}),
+        (TrainConfig, {"held_out_share": 1.5}),
+        (TrainConfig, {"lr": 0.0}),
+        (TrainConfig, {"lr": math.nan}),
+        (TrainConfig, {"weight_decay": 2}),
+        (TrainConfig, {"schedule_iterations": 0}),
+        (TrainConfig, {"seed": 2**63}),
+        (ValidateConfig, {"max_nodata_share": -1}),
+        (ValidateConfig, {"near_duplicate_bits": 99}),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_its_name(kind: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(values))}"):
+        kind(**values)

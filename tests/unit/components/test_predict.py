@@ -675,14 +675,6 @@ def test_only_maps_of_an_earlier_run_are_replaced(tmp_path: Path, model: Path) -
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"bands": (1, 2)}, {"bands": (0, 1, 2)}, {"value_range": (5.0, 5.0)}, {"batch_size": 0}]
-)
-def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        PredictConfig(**wrong)
-
-
 def test_a_broken_scene_does_not_keep_the_others_from_being_mapped(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

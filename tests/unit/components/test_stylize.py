@@ -195,6 +195,4 @@ def test_bad_input_is_refused_and_leaves_nothing(domains: Path, styles: Path, tm
         run(domains, styles, tmp_path, style=StyleConfig(engine="ghiasi"))
     with pytest.raises(InputError, match="no test split"):
         run(domains, styles, tmp_path, split="test")
-    with pytest.raises(InputError, match="counterparts"):
-        run(domains, styles, tmp_path, counterparts=0)
     assert list(tmp_path.iterdir()) == []

@@ -34,6 +34,8 @@ MIB = 2**20
 CATALOG = load_catalog()
 LABELLED = [domain for domain in CATALOG.domains.values() if domain.labels]
 MINI = IngestConfig(tile_px=128, workers=2)
+# one process of pytest-xdist makes the archives, for all tests of this file
+pytestmark = pytest.mark.xdist_group("synthetic")
 
 
 class Synthetic(NamedTuple):
@@ -337,11 +339,6 @@ def test_too_little_disk_is_said_before_drawing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError, match=r"drawing archives needs about 83\.9 MB, 5\.2 MB are free"):
         synthesize(["deepglobe"], tmp_path, SynthesizeConfig(), seed=0)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_workers_below_one_are_refused() -> None:
-    with pytest.raises(InputError, match="workers: 0"):
-        SynthesizeConfig(workers=0)
 
 
 def test_shade_falls_away_from_the_sun_as_far_as_the_sun_is_low() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ from earth_styles import write_styles
 from safetensors import safe_open
 from torch import Tensor
 
+from crossearth.components.cli import model_commands
 from crossearth.components.runtime import code
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.interrupts import EXIT_CODES
@@ -628,9 +630,7 @@ def test_a_signal_in_the_last_validation_loses_nothing(
     ("changes", "message"),
     [
         ({"crop_px": 64}, r"(?s)crop_px: 64 is larger than the tiles of loveda-urban \(48 px\).*at most 48"),
-        ({"batch_size": 0}, "batch_size: 0 is too small"),
         ({"tasks": TaskConfig(mask_block_px=64)}, r"(?s)mask_block_px: 64 is larger.*crop_px, 32"),
-        ({"held_out_share": 1.5}, r"held_out_share: 1.5"),
         ({"selection": "best-source"}, "best-source needs held-out tiles"),
         ({"network": "large", "sizes": {}}, r"(?s)a frozen backbone needs pretrained weights.*DINOv2"),
         ({"style": StyleConfig(block_px=64)}, r"(?s)style.block_px: 64 is larger.*crop_px, 32"),
@@ -715,3 +715,30 @@ def test_logging_stays_quiet(run: Train, caplog: pytest.LogCaptureFixture, capsy
         run()
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
+
+
+def test_seeds_stand_side_by_side(work: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        step, "train", lambda *given: asked.append((given[3].name, given[4].seed)) or given[3]
+    )
+    model_commands.train([RECIPE], seeds="0,1,7")
+    model_commands.train([RECIPE])
+    assert asked == [(RECIPE, 0), (f"{RECIPE}@seed1", 1), (f"{RECIPE}@seed7", 7), (RECIPE, 0)]
+    (tmp_path / "params.yaml").write_text("preset: a\nseed: 7\npresets: {a: {}}\n")
+    model_commands.train([RECIPE], seeds="0,7")
+    assert asked[-2:] == [(f"{RECIPE}@seed0", 0), (RECIPE, 7)]
+
+
+@pytest.mark.parametrize("seeds", ["", "1,", "1,1", "-1", "1.5", "one", str(2**63), "9" * 5000])
+def test_wrong_seeds_are_refused(seeds: str) -> None:
+    with pytest.raises(InputError, match=r"--seeds: .*\n.*different whole numbers"):
+        model_commands.train([RECIPE], seeds=seeds)
+
+
+def test_a_model_says_its_size_and_beside_it_lies_how_long_it_took(run: Train) -> None:
+    folder = run(iterations=2)
+    parameters = read_meta(folder)["parameters"]
+    assert 0 < parameters["trained"] < parameters["all"]
+    assert json.loads(folder.with_name(f"{folder.name}.timing.json").read_text())["seconds"] > 0

@@ -305,20 +305,6 @@ def test_nothing_ingested(tmp_path: Path) -> None:
         validate(load_catalog(), tmp_path, tmp_path / "validation", ValidateConfig(), ["potsdam-rgb"])
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"max_constant_share": 2},
-        {"max_nodata_share": -1},
-        {"max_shared_ground": 2},
-        {"near_duplicate_bits": 99},
-    ],
-)
-def test_config_refuses_nonsense(values: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=next(iter(values))):
-        ValidateConfig(**values)
-
-
 def test_a_manifest_of_another_version_is_refused(town: Path) -> None:
     path = town / "domains" / NAME / NAME / "train.parquet"
     table = pq.read_table(path)

@@ -8,11 +8,12 @@ import pytest
 from hostile_archives import FILES, HOSTILE, tar_bytes, zip_bytes
 
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.archives import Limits, index, read, refuse_unreadable
+from crossearth.data.raster import archives
+from crossearth.data.raster.archives import index, read, refuse_unreadable
 
 
-def contents(folder: Path, scratch: Path, limits: Limits | None = None) -> dict[str, bytes]:
-    return {member.path: read(member) for member in index(folder, scratch, limits)}
+def contents(folder: Path, scratch: Path) -> dict[str, bytes]:
+    return {member.path: read(member) for member in index(folder, scratch)}
 
 
 PACKINGS = {
@@ -98,16 +99,20 @@ def test_hostile_and_broken_archives_are_refused_by_name(case: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
 @pytest.mark.parametrize(
-    "limits", [Limits(member_bytes=1000), Limits(total_bytes=1500), Limits(ratio=5, ratio_from_bytes=1000)]
+    "limits", [{"MEMBER_BYTES": 1000}, {"TOTAL_BYTES": 1500}, {"RATIO": 5.0, "RATIO_FROM_BYTES": 1000}]
 )
-def test_bombs_are_refused(name: str, limits: Limits, tmp_path: Path) -> None:
+def test_bombs_are_refused(
+    name: str, limits: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit, value in limits.items():
+        monkeypatch.setattr(archives, limit, value)
     zeros = {"a.tif": bytes(200_000), "b.tif": bytes(200_000)}
     small = {"a.tif": b"a" * 900, "b.tif": b"b" * 900}
-    files = small if limits.total_bytes == 1500 else zeros
+    files = small if "TOTAL_BYTES" in limits else zeros
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / name).write_bytes(zip_bytes(files) if name == "x.zip" else tar_bytes(files))
     with pytest.raises(InputError, match="unpacks to"):
-        contents(tmp_path / "data", tmp_path / "scratch", limits)
+        contents(tmp_path / "data", tmp_path / "scratch")
 
 
 @pytest.mark.parametrize(

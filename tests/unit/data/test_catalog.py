@@ -267,7 +267,7 @@ BROKEN = {
         r"town: tile: unknown key 'rul'",
     ),
     "tile rule": ({"domains": {"town": OWN | {"tile": {"px": 9, "rule": "slice"}}}}, "tile.rule.*'slice'"),
-    "tile px": ({"domains": {"town": OWN | {"tile": {"px": 0}}}}, "px: 0"),
+    "tile px": ({"domains": {"town": OWN | {"tile": {"px": 0}}}}, "tile.px: .*greater than 0, found 0"),
     "name": ({"domains": {"my town": OWN}}, "'my town' is no name"),
     "path as name": ({"domains": {"../town": OWN}}, "is no name"),
     "class set": (
@@ -308,6 +308,7 @@ BROKEN = {
     "name in capitals": ({"domains": {"a": OWN, "A": OWN}}, "domains.a: a second entry .*almost: 'A'"),
     "setting in capitals": ({"settings": {"d2m": TOWN}}, "settings.d2m: a second entry .*almost: 'D2M'"),
     "setting in other signs": ({"settings": {"P[i]2V": TOWN}}, r"a second entry .*almost: 'P\(i\)2V'"),
+    "name of a training's time": ({"domains": {"a.timing.json": OWN}}, "ends neither in"),
     "name of a training's states": ({"domains": {"a.checkpoints": OWN}}, "keeps its states in"),
     "regex": ({"domains": {"town": OWN | {"scene": "(a"}}}, "no regular expression"),
     "lookahead": (

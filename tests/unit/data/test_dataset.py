@@ -54,7 +54,7 @@ def test_a_small_domain_is_decoded_once(
 def test_augmentation_leaves_held_tiles_as_they_are(manifest: Manifest) -> None:
     tiles = TileDataset(manifest, (0, 1))
     height, width = tiles[0]["label"].shape
-    augment = Augmentation(crop_px=min(height, width), scale=(1.0, 1.0), scale_steps=1)
+    augment = Augmentation(crop_px=min(height, width), scale=(1.0, 1.0))
     for position in range(8):
         augment(tiles[0]["image"], tiles[0]["label"], Draw(1, 0).generator(position, "augment"))
     np.testing.assert_array_equal(tiles[0]["image"], read_image(manifest, 0))

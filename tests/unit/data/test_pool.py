@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing import synchronize
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def draw_two(folder: Path) -> None:
 
 @pytest.mark.parametrize("step", [ingest_town, draw_two])
 def test_a_step_without_a_place_for_semaphores(
-    step: "type[ingest_town]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synchronize.SemLock, "_make_name", staticmethod(lambda: "/no/such/folder"))
     said = r"(?s)/dev/shm: cannot start 2 processes: .*(ingest|synthesize)\.workers to 1"

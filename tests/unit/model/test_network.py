@@ -8,14 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from crossearth.data.common.errors import InputError
-from crossearth.model.crossearth import (
-    CrossEarth,
-    NetworkConfig,
-    build,
-    crossearth_tiny,
-    large_config,
-    tiny_config,
-)
+from crossearth.model.crossearth import CrossEarth, NetworkConfig, crossearth_tiny, large_config, tiny_config
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.layers.mask_decoder import semantic_logits
 from crossearth.model.layers.pixel_decoder import MAP_SCALES, convolve_rescaled, rescale, sample_levels
@@ -301,7 +294,7 @@ def test_semantic_scores_are_not_rounded_under_autocast() -> None:
 
 
 def test_names_are_one_to_one() -> None:
-    ours = build(tiny_config(3)).state_dict()
+    ours = CrossEarth(tiny_config(3)).state_dict()
     released = {to_released(name) for name in ours}
     assert None not in released and len(released) == len(ours)
     assert all(to_ours(str(to_released(name))) == name for name in ours)
@@ -311,7 +304,7 @@ def test_names_are_one_to_one() -> None:
 
 def test_the_released_networks_size() -> None:
     with torch.device("meta"):
-        model = build(large_config(6))
+        model = CrossEarth(large_config(6))
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == 327_766_216
     assert sum(value.numel() for value in model.trained_parameters().values()) == 23_566_536
 
@@ -354,7 +347,7 @@ def pretrained(**changes: Any) -> dict[str, torch.Tensor]:
 
 
 def test_pretrained_weights_are_resampled_to_the_networks_sizes() -> None:
-    backbone = build(tiny_config(NUM_CLASSES, 96, patch_px=16)).backbone
+    backbone = CrossEarth(tiny_config(NUM_CLASSES, 96, patch_px=16)).backbone
     state = fit_state(pretrained(), backbone, "file")
     backbone.load_state_dict(state)
     assert state["vit.pos_embed"].shape == (1, 1 + 36, 96)
@@ -386,4 +379,4 @@ def test_a_config_of_odd_sizes_builds_and_runs() -> None:
     config = NetworkConfig(
         7, 48, 16, 60, 5, 5, 3.0, (0, 2, 3, 4), 13, 3, 24, 20, 6, 3, 2, 30, 4, 40, 6, crop_px=48, stride_px=20
     )
-    assert build(config)(images(2, 48, 80)).shape == (2, 7, 48, 80)
+    assert CrossEarth(config)(images(2, 48, 80)).shape == (2, 7, 48, 80)
