@@ -303,7 +303,7 @@ def _ended_as(client: "MlflowClient", before: "RunInfo") -> Iterator[None]:
 def _per_cent(result: RecipeResult, setting: SettingResult) -> str:
     """The primary score of a setting, as a tag tells it."""
     primary = result.scores(setting).primary_metric
-    return f"{100 * primary:.1f} %" + (" (unseen)" if setting.unseen else " (its own domain)")
+    return f"{100 * primary:.1f} %" + (" (unseen)" if setting.setting.unseen else " (its own domain)")
 
 
 def champion_before(moves: Sequence[Move]) -> str | None:
