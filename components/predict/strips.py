@@ -116,11 +116,16 @@ def _choose_bands(
             + (wanted if bands is None else f"band {max(bands)}"),
             where=raster.where,
             expected="the bands that the network was trained on",
-            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)"
+            next_step=f"choose with --bands, for example --bands {_example(source.count)}"
             + alone * (source.count == 1),
         )
     first, second, third = asked
     return (first, second, third), origin
+
+
+def _example(count: int) -> str:
+    """Three of a scene's bands, as --bands takes them; one may stand several times."""
+    return ",".join(str(min(count, band)) for band in (3, 2, 1))
 
 
 def _refuse_other_values(raster: Raster, plan: Reading, trained: Reading) -> None:

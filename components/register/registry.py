@@ -28,6 +28,7 @@ from crossearth.components.runtime.tracking import (
 )
 from crossearth.components.runtime.tracking_server import refusal
 from crossearth.components.runtime.tracking_store import LOST_ARTIFACTS, database_of, lost_root
+from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reading import BYTES
 from crossearth.model.weights.checkpoint import META_NAME, WEIGHTS_NAME, read_meta, trained_reading
@@ -147,9 +148,11 @@ class Registry:
             card: the version's description.
             identity: by which `find` finds it again.
         """
-        with TemporaryDirectory() as temporary:
+        run = self.client.get_run(run_id).info
+        self._expect_artifacts(run.experiment_id)
+        with TemporaryDirectory() as temporary, _ended_as(self.client, run):
             files = _files(Path(temporary), model_dir, backbone, result, card)
-            logged = self._log_model(run_id, result.recipe, files)
+            logged = _log_model(run_id, result.recipe, files)
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(
                 name, description=f"Maps of overhead imagery, recipe {result.recipe}"
@@ -173,38 +176,14 @@ class Registry:
             model_id=logged.model_id,
         )
 
-    def _log_model(self, run_id: str, name: str, files: Mapping[str, Path]) -> "ModelInfo":
-        """Puts the model below its run, which keeps the end that it had."""
-        import mlflow
-        import pandas as pd
-        from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, Schema
-        from mlflow.types.schema import AnyType
-
-        before = self.client.get_run(run_id).info
-        lost = lost_root(self.client.get_experiment(before.experiment_id).artifact_location)
+    def _expect_artifacts(self, experiment_id: str) -> None:
+        """Refuses to put a model into a store that was moved away from its artifacts."""
+        lost = lost_root(self.client.get_experiment(experiment_id).artifact_location)
         if lost:
             raise InputError(
                 f"MLflow keeps its models in {lost}, which is not here",
                 where=tracking_uri(),
                 next_step=LOST_ARTIFACTS,
-            )
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        mlflow.set_tracking_uri(tracking_uri())
-        example = (trained_reading(read_meta(files["model"])) or BYTES).example(EXAMPLE_PX)
-        with transferring(), _ended_as(self.client, before), mlflow.start_run(run_id=run_id):
-            return mlflow.pyfunc.log_model(
-                name=name,
-                python_model=str(Path(__file__).with_name("mapper.py")),
-                artifacts={key: str(path) for key, path in files.items()},
-                signature=ModelSignature(
-                    Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
-                ),
-                input_example=pd.DataFrame({"scene": [example]}),
-                pip_requirements=[
-                    f"crossearth=={version('crossearth')}",
-                    *(f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS),
-                ],
             )
 
     @_reaching()
@@ -290,6 +269,32 @@ def _files(
     return {"model": model, "scores": result.folder / DETAILS, "card": written, **shared}
 
 
+def _log_model(run_id: str, name: str, files: Mapping[str, Path]) -> "ModelInfo":
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(tracking_uri())
+    example = (trained_reading(read_meta(files["model"])) or BYTES).example(EXAMPLE_PX)
+    with transferring(), mlflow.start_run(run_id=run_id):
+        return mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(Path(__file__).with_name("mapper.py")),
+            artifacts={key: str(path) for key, path in files.items()},
+            signature=ModelSignature(
+                Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
+            ),
+            input_example=pd.DataFrame({"scene": [example]}),
+            pip_requirements=[
+                f"crossearth=={version('crossearth')}",
+                *(f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS),
+            ],
+        )
+
+
 @contextmanager
 def _ended_as(client: "MlflowClient", before: "RunInfo") -> Iterator[None]:
     """MLflow opens the run that a model is added to: afterwards it has the status and end of `before`."""
@@ -357,7 +362,7 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
             with transferring():
                 folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
         except (_mlflow_exception(), OSError) as error:
-            raise _no_model(uri, _first_line(error)) from error
+            raise _no_model(uri, _first_line(error), _similar(uri)) from error
     paths = _parts_of(folder)
     if "model" not in paths:
         raise InputError(
@@ -380,11 +385,18 @@ def _parts_of(folder: Path) -> dict[str, Path]:
     return {key: path for key, path in paths.items() if path.resolve().is_relative_to(within)}
 
 
-def _no_model(uri: str, why: str) -> InputError:
+def _similar(uri: str) -> str:
+    """The registered model whose name is nearest to that of models:/NAME...; empty where there is none."""
+    name = re.split("[@/]", uri.removeprefix("models:/"))[0]
+    known = [each.name for each in connect(tracking_uri()).search_registered_models()]
+    return nearest(name, known) if known and name not in known else ""
+
+
+def _no_model(uri: str, why: str, similar: str = "") -> InputError:
     return InputError(
         f"no model at {uri}: {why}",
         where=tracking_uri(),
-        expected="models:/crossearth-RECIPE@champion, or a version: models:/crossearth-RECIPE/1",
+        expected=similar or "models:/crossearth-RECIPE@champion, or a version: models:/crossearth-RECIPE/1",
         next_step="crossearth register, or set MLFLOW_TRACKING_URI to the store that has it",
     )
 

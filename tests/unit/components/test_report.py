@@ -77,7 +77,7 @@ def test_all_settings_in_the_catalogs_order(
     assert list(table[0]) == COLUMNS
     assert list(dict.fromkeys(row["setting"] for row in table)) == list(catalog.settings)
     markdown = (folder / "scores.md").read_text()
-    assert "Synthetic miniatures · selection: last" in markdown and "not comparable with" in markdown
+    assert "Synthetic miniatures | selection: last" in markdown and "not comparable with" in markdown
     assert "published |" not in markdown
     for row in table:
         if row["metric"] != "IoU":
