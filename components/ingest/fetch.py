@@ -65,6 +65,25 @@ def fetch(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[Pa
     ]
 
 
+def to_download(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[str]:
+    """What `fetch` has yet to download, a line each with its size, and the sum of the known ones."""
+    absent = [
+        (archive, Path(archives_dir) / dataset.name / archive.name)
+        for dataset in _datasets(names, catalog)
+        for archive in dataset.archives
+        if archive.url and not (Path(archives_dir) / dataset.name / archive.name).is_file()
+    ]
+    lines = [
+        f"to download: {path}, "
+        + (f"{archive.download_gb:g} GB" if archive.download_gb else "size not published")
+        for archive, path in absent
+    ]
+    total = sum(archive.download_gb or 0 for archive, _ in absent)
+    return (
+        [*lines, f"in all {total:.1f} GB; the same command goes on after an interruption"] if absent else []
+    )
+
+
 def by_hand(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[ByHand]:
     """The archives of domains or datasets that are not offered openly."""
     return [
