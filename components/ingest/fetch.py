@@ -73,15 +73,14 @@ def to_download(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> l
         for archive in dataset.archives
         if archive.url and not (Path(archives_dir) / dataset.name / archive.name).is_file()
     ]
-    lines = [
-        f"to download: {path}, "
-        + (f"{archive.download_gb:g} GB" if archive.download_gb else "size not published")
-        for archive, path in absent
-    ]
-    total = sum(archive.download_gb or 0 for archive, _ in absent)
-    return (
-        [*lines, f"in all {total:.1f} GB; the same command goes on after an interruption"] if absent else []
-    )
+    sizes = [archive.download_gb for archive, _ in absent]
+    told = [f"{size:g} GB" if size else "size not published" for size in sizes]
+    lines = [f"to download: {path}, {size}" for (_, path), size in zip(absent, told, strict=True)]
+    if lines:
+        lines.append(
+            f"{sum(size or 0 for size in sizes):.1f} GB in all; after a break, give the command again"
+        )
+    return lines
 
 
 def by_hand(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[ByHand]:

@@ -114,6 +114,7 @@ def connect(uri: str) -> "MlflowClient":
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # that the server is away, ours says once
     with _first_use(uri):
         if database := database_of(uri):
             create_database(database)

@@ -43,7 +43,8 @@ def styles_sheet(
         key: seeds the styles and masks; equal keys give equal sheets.
 
     Returns:
-        uint8 (H,W,3), 0..255, of the image's central window, each row under titles. In masks white keeps the original's pixels.
+        uint8 (H,W,3), 0..255, of the image's central window, each row under titles. In masks white keeps the
+        original's pixels.
     """
     x_13HW = torch.from_numpy(np.ascontiguousarray(image_3HW))[None].to(engine.device)
     generators = [keyed_generator(*key, number) for number in range(num)]
