@@ -77,9 +77,7 @@ def to_download(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> l
     told = [f"{size:g} GB" if size else "size not published" for size in sizes]
     lines = [f"to download: {path}, {size}" for (_, path), size in zip(absent, told, strict=True)]
     if lines:
-        lines.append(
-            f"{sum(size or 0 for size in sizes):.1f} GB in all; after a break, give the command again"
-        )
+        lines.append(f"{sum(size or 0 for size in sizes):.1f} GB in all; after a break give the command anew")
     return lines
 
 

@@ -229,8 +229,9 @@ def test_champions_come_by_the_rule_and_go_by_rollback(
     client = Registry().client
     made = client.get_model_version(first.name, "1")
     assert made.tags["mIoU potsdam-irrg"] == "50.0 % (unseen)"
-    assert client.get_logged_model(made.model_id).name == recipe.name
-    assert client.get_run(made.run_id).info.status == "FINISHED"
+    trained = client.get_run(made.run_id).info
+    assert [model.name for model in client.search_logged_models([trained.experiment_id])] == [recipe.name]
+    assert trained.status == "FINISHED"
     with (
         pytest.raises(InputError, match="expected: 'crossearth-vaihingen-irrg'"),
         fetch_model("models:/crossearth-vaihingen-irg@champion"),
