@@ -61,11 +61,10 @@ def test_a_model_of_synthetic_data_is_warned_of_before_it_maps(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], catalog: Catalog
 ) -> None:
     folder = home / "artifacts/models" / RECIPE
-    scores = write_fake_results(
-        home / "artifacts/scores" / RECIPE, catalog, catalog.recipe(RECIPE), skill=0.0
-    )
+    scores = write_fake_results(home / "artifacts/scores" / RECIPE, catalog, catalog.recipe(RECIPE))
     meta = read_meta(folder)
-    write_results(replace(scores, model_sha256=meta["sha256"]))
+    missed = tuple(replace(each, confusion=((90, 10), (10, 0))) for each in scores.settings)
+    write_results(replace(scores, settings=missed, model_sha256=meta["sha256"]))
     monkeypatch.chdir(home)
     monkeypatch.setattr(
         sys, "argv", ["crossearth", "predict", "nothing.tif", "--model", str(folder), "--out", "map.tif"]
