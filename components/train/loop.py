@@ -309,7 +309,8 @@ class Training:
                 "data_wait_share": pace.waited / pace.seconds,
                 "memory_gib": _memory_gib(self.processes.device),
             }
-            run.log_metrics(point | how, self.iteration)
+            curves = {name: value for name, value in point.items() if name != "iteration"}
+            run.log_metrics(curves | how, self.iteration)
 
     @contextlib.contextmanager
     def _predicting(self) -> Iterator[None]:

@@ -179,6 +179,10 @@ def _tracking(job: Job) -> Iterator[Run]:
         "provenance": job.manifest.provenance,
     }
     with start_run(job.recipe.name, key=job.input_hash, tags=tags, params=flat(asdict(job.config))) as run:
+        source = job.manifest
+        run.log_dataset(
+            f"{source.domain} {source.split}", source.digest, source.root, "training", len(source)
+        )
         yield run
 
 
@@ -201,7 +205,7 @@ def _send_again(out_dir: Path, job: Job) -> None:
             points = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
         with _tracking(job) as run:
             for point in points:
-                run.log_metrics(point, int(point["iteration"]))
+                run.log_metrics(point, int(point.pop("iteration")))
             _log_model(run, out_dir, job)
     except Exception as error:  # tracking may fail in any way, and what is trained is trained
         log.warning(
