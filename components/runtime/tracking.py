@@ -6,7 +6,6 @@ pauses while the queue keeps what is logged; nothing that the server does raises
 """
 
 import base64
-import fcntl
 import getpass
 import json
 import logging
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from crossearth.components.runtime.tracking_server import refusal
 from crossearth.data.common.errors import without_credentials
-from crossearth.data.common.files import partial_dir
+from crossearth.data.common.files import file_lock, partial_dir
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -379,8 +378,7 @@ def _first_use(uri: str) -> Iterator[None]:
         return
     folder = Path(uri.removeprefix(SQLITE)).parent
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(folder / "mlflow-tables"):
         yield
 
 

@@ -83,11 +83,6 @@ class Archive:
         if not is_file_name(self.name):
             raise InputError(f"name: {self.name!r} is no file's name", expected="a name without a folder")
 
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """`name` and `also`."""
-        return (self.name, *self.also)
-
 
 @dataclass(frozen=True)
 class Dataset:
