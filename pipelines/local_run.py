@@ -6,7 +6,7 @@ import shutil
 import signal
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from crossearth.components.runtime.places import data_dir, style_weights_dir
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import file_lock
 from crossearth.pipelines.benchmark import Inputs
+from crossearth.pipelines.containers import kept_exit_codes
 from crossearth.pipelines.graphs import PipelineError, arguments, build
 from crossearth.pipelines.resources import LOCAL
 
@@ -106,7 +107,7 @@ def _runner(workspace: Path, image: str | None) -> Iterator[local.SubprocessRunn
     folders = {environment[name] for name in FOLDERS if name in environment}
     mounts += [Mount(each, each, type="bind", read_only=True) for each in folders if Path(each).is_dir()]
     labels = {RUN_LABEL: uuid.uuid4().hex}
-    with closing(client), _kept_exit_codes(), _stopping(lambda: _end_containers(client, labels)):
+    with closing(client), kept_exit_codes(), _stopping(lambda: _end_containers(client, labels)):
         yield local.DockerRunner(
             mounts=mounts,
             environment=environment,
@@ -118,44 +119,6 @@ def _runner(workspace: Path, image: str | None) -> Iterator[local.SubprocessRunn
             cap_drop=["ALL"],
             tmpfs={"/tmp": "exec"},  # noqa: S108
         )
-
-
-@contextmanager
-def _kept_exit_codes() -> Iterator[None]:
-    """Makes kfp ask for the exit code of a container that is still there.
-
-    kfp has the engine remove a container when it ends, and takes one that is gone by the time of the question
-    for one that succeeded (kubeflow/pipelines, pull request 13907).
-    """
-    from kfp.local import docker_task_handler
-
-    before = docker_task_handler.run_docker_container
-    docker_task_handler.run_docker_container = run_container
-    try:
-        yield
-    finally:
-        docker_task_handler.run_docker_container = before
-
-
-def run_container(
-    client: Any, image: str, command: Sequence[str], volumes: Mapping[str, Any], **options: Any
-) -> int:
-    """Exit code of a command in a container, which is gone afterwards; prints what it says.
-
-    Args:
-        client: docker's.
-        options: of docker's `containers.run`.
-    """
-    from docker.errors import APIError
-
-    container = client.containers.run(image, command, detach=True, volumes=volumes, **options)
-    try:
-        for piece in container.logs(stream=True):
-            print(piece.decode(errors="replace"), end="")
-        return int(container.wait()["StatusCode"])
-    finally:
-        with suppress(APIError):  # whoever stopped the run was quicker
-            container.remove(force=True)
 
 
 def _engine(image: str) -> Any:

@@ -65,7 +65,6 @@ class Archive:
 
     Attributes:
         name: its name.
-        also: other names or patterns under which it is met.
         download_gb: size of the file, where published.
         unpacked_gb: about the size of the rasters in it.
         url: where it may be downloaded openly; None: on the dataset's home page, by hand.
@@ -73,7 +72,6 @@ class Archive:
     """
 
     name: str
-    also: tuple[str, ...] = ()
     download_gb: float | None = None
     unpacked_gb: float | None = None
     url: str | None = None
