@@ -18,7 +18,7 @@ OWNERS = {
     "pycocotools": {"data/annotations/coco.py"},
     "great_expectations": {"components/validate/expectations.py"},
     "mlflow": {
-        *(f"components/runtime/{name}.py" for name in ("tracking", "tracking_internals")),
+        *(f"components/runtime/{name}.py" for name in ("tracking", "tracking_internals", "tracking_server")),
         *(f"components/register/{name}.py" for name in ("registry", "step", "mapper")),
     },
 }
