@@ -19,7 +19,7 @@ OWNERS = {
     "onnxruntime": {"components/export/step.py"},
     "great_expectations": {"components/validate/expectations.py"},
     "mlflow": {
-        *(f"components/runtime/{name}.py" for name in ("tracking", "tracking_server", "tracking_store")),
+        *(f"components/runtime/{name}.py" for name in ("tracking", "tracking_internals", "tracking_server")),
         *(f"components/register/{name}.py" for name in ("registry", "step", "mapper")),
     },
 }

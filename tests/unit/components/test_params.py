@@ -56,6 +56,7 @@ def test_the_projects_own_file_is_valid() -> None:
 def test_the_methods_numbers_are_the_defaults_of_a_training() -> None:
     numbers = {name: value for name, value in asdict(TrainConfig()).items() if name not in RUNTIME_FIELDS}
     assert numbers.pop("style") == asdict(StyleConfig())
+    assert numbers.pop("style_probability") == 0.1
     assert numbers.pop("tasks") == asdict(TaskConfig())
     assert numbers == {
         "network": "large",
@@ -113,7 +114,11 @@ preset: mini
 seed: 7
 presets:
   mini:
-    train: {iterations: 5, style: {probability: 0.5, keep_ratio: 0.1}, tasks: {segmentation: {num_points: 9}}}
+    train:
+      iterations: 5
+      style_probability: 0.5
+      style: {keep_ratio: 0.1}
+      tasks: {segmentation: {num_points: 9}}
     recipes:
       deepglobe: {style: {alpha: 1}, tasks: {segmentation: {oversample: 2.0}}, scale: [1, 1.5]}
       casid-sub: {style: {alfa: 1}}
@@ -124,7 +129,7 @@ def test_a_recipe_overrides_what_it_names_and_nothing_beside_it(tmp_path: Path) 
     params = load_params(write(tmp_path, DEEP))
     config = params.config(TrainConfig, "train", "deepglobe")
     style, segmentation = config.style, config.tasks.segmentation
-    assert (style.alpha, style.probability, style.keep_ratio) == (1.0, 0.5, 0.1)
+    assert (style.alpha, config.style_probability, style.keep_ratio) == (1.0, 0.5, 0.1)
     assert (segmentation.num_points, segmentation.oversample) == (9, 2.0)
     assert config.scale == (1.0, 1.5)
     with pytest.raises(InputError, match=r"(?s)recipes.casid-sub: style: unknown key 'alfa'.*'alpha'"):
@@ -137,7 +142,7 @@ def test_the_plan_says_where_a_number_comes_from(tmp_path: Path) -> None:
         for name, value, origin in parameters(load_params(write(tmp_path, DEEP)), "deepglobe")
     }
     assert found["style.alpha"] == (1.0, "recipes.deepglobe")
-    assert found["style.probability"] == (0.5, "train")
+    assert found["style_probability"] == (0.5, "train")
     assert found["tasks.segmentation.num_points"] == (9, "train")
     assert found["scale"] == ([1.0, 1.5], "recipes.deepglobe")
     assert found["lr"] == (1e-4, "default")
@@ -249,7 +254,7 @@ def test_further_seeds_are_other_seeds(seeds: list[int]) -> None:
         (SegmentationLossConfig, {"weight_no_object": 0.0}),
         (StyleConfig, {"alpha": 1.1}),
         (StyleConfig, {"keep_ratio": -0.1}),
-        (StyleConfig, {"probability": 2}),
+        (TrainConfig, {"style_probability": 2}),
         (StyleConfig, {"block_px": 0}),
         (StyleConfig, {"engine": "gatys"}),
         (StylesConfig, {"image_px": 32}),
