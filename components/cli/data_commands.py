@@ -108,8 +108,8 @@ def init(
     if (folder is None) == (benchmark is None):
         raise InputError("init", expected="a folder of images, or --benchmark FOLDER")
     if benchmark is not None:
-        there = "" if benchmark.resolve() == Path.cwd() else f"cd {shlex.quote(str(benchmark))}, then "
-        done(write_benchmark(benchmark), f"{there}dvc init --no-scm, then dvc repro")
+        there = "" if benchmark.resolve() == Path.cwd() else f"cd {shlex.quote(str(benchmark))} && "
+        done(write_benchmark(benchmark), f"{there}dvc init --no-scm && dvc repro")
     if folder is not None:
         from crossearth.components.init.step import init as run
 
@@ -160,10 +160,10 @@ def ingest(
 
         written = check_labels(params, loaded, names, check)
         again = f"crossearth ingest {shlex.join(names)}{given(catalog, params_file)}"
-        done(written, f"look at them, then {again}")
+        done(written, again)
         return
     written = run(params, loaded, names)
-    done(written, f"look at the sheets, then crossearth validate{given(catalog, params_file)}")
+    done(written, f"crossearth validate{given(catalog, params_file)}")
 
 
 @app.command()
@@ -182,7 +182,7 @@ def validate(
     written = run(params, loaded, names or ())
     own = [recipe.name for recipe in loaded.recipes().values() if loaded.domain(recipe.source).own]
     train = f"crossearth train {shlex.join(own) if own else 'RECIPE'}{given(catalog, params_file)}"
-    done(written, f"open {written / 'docs' / 'index.html'}, or {train}")
+    done(written, train, look_at=written / "docs" / "index.html")
 
 
 @app.command()
@@ -247,7 +247,7 @@ def styles_fit(
 
     params, _ = inputs(params_file, None)
     written = run(params, images, parse_numbers("--value-range", value_range), shard)
-    done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
+    done(written, "crossearth styles show IMAGE", look_at=written / "sheet.png")
 
 
 @styles_app.command("show")

@@ -106,7 +106,8 @@ def report(
     from crossearth.components.report.step import run
 
     written = run(*inputs(params_file, catalog), scores or (), against or (), require_all)
-    done(written, f"open {written / 'index.html'}")
+    following = "" if scores else f"crossearth show{given(catalog, params_file)}"
+    done(written, following, look_at=written / "index.html")
 
 
 @app.command()
@@ -152,7 +153,7 @@ def register(
             )
     done(
         REGISTRY,
-        f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion ...",
+        f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion --out MAP.tif",
     )
 
 
