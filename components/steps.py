@@ -83,6 +83,7 @@ STEPS = {
         Step("predict", "predict.step:predict", network=True, cached=False),
         Step("convert", "convert.step:convert", own_pod=False),
         Step("init", "init.step:init", own_pod=False),
+        Step("export", "export.step:run", own_pod=False),
         Step("finish", network=True, cached=False),
     )
 }
