@@ -137,8 +137,9 @@ def fetch(
     if rows:
         print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
     written = run(names, loaded, archives)
-    where = f", with `archives: {archives}` in params.yaml" if rows or written else ""
-    done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}{where}")
+    done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}")
+    if rows or written:
+        out.print(f"      with `archives: {archives}` in params.yaml", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -276,4 +277,6 @@ def stylize(
     from crossearth.components.stylize.step import run
 
     params, loaded = inputs(params_file, catalog)
-    done([run(params, loaded, name, shard) for name in names], "look at sheet.png in it")
+    for name in names:
+        written = run(params, loaded, name, shard)
+        done(written, "", look_at=written / "sheet.png")

@@ -212,7 +212,7 @@ def show(
     if not print_view(tables.benchmark([SCORES], loaded, replicates), as_json, as_csv):
         return
     if (REPORT / "index.html").exists():
-        out.print(f"report: open {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
+        out.print(f"report: {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
     address = without_credentials(tracking_uri())
     runs = address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
     out.print(f"runs:   {runs}", highlight=False, soft_wrap=True)
@@ -369,7 +369,8 @@ def export(
         config = replace(config, backbone=backbone or shared)
         written = run(folder, name, file or EXPORT / f"{name}.{format_}", config, loaded)
     load = "onnxruntime.InferenceSession" if format_ == "onnx" else "torch.export.load"
-    done(written, f"open it in QGIS with the plugin Deepness, or {load}({str(written)!r})")
+    done(written, "")
+    out.print(f"for QGIS's plugin Deepness, or {load}({str(written)!r})", highlight=False, soft_wrap=True)
 
 
 def _file_name(model: str) -> str:
@@ -519,6 +520,7 @@ def predict(
         used += f", values {scaled} ({report['value_range_from']})"
         for line in (used, *report["notes"]):
             out.print(f"{report['scene']}: {line}", highlight=False, soft_wrap=True, markup=False)
-    done(written, "open the maps in a GIS; areas stand in the .json beside them")
+    done(written, "")
+    out.print("areas per class: in the .json beside each map", highlight=False)
     if broken:
         raise broken
