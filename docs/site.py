@@ -1,7 +1,7 @@
-"""The documents as web pages: `python docs/site.py FOLDER` writes the README, index.html, and all it links to.
+"""The documents as web pages: `python docs/site.py FOLDER` writes index.html and all that it links to.
 
-Markdown becomes a page of the same name, any other file of the repository a copy of itself. `make docs` puts
-the API's pages beside them, into `api/`.
+README.md becomes index.html, other Markdown a page of its name, any other file of the repository a copy of
+itself. `make docs` puts the API's pages beside them, into `api/`.
 """
 
 import html
