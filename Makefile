@@ -32,6 +32,7 @@ demo: install
 	done
 	dvc repro
 	crossearth show
+	@echo "next: . $(BIN)/activate    # in each new shell, before these commands and those of README.md"
 
 # as many at a time as there are cores, a thread each
 test: export OMP_NUM_THREADS := 1
