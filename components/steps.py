@@ -71,7 +71,7 @@ STEPS = {
             own_pod=False,
             command="styles coverage",
             about="Measure, per setting, how far the injected styles cover the unseen domain.",
-            next_step="crossearth report shows it",
+            next_step="crossearth report",
         ),
         Step("shards"),
         Step("stylize", "stylize.step:run", "stylize.step:StylizeConfig", "once"),

@@ -131,7 +131,8 @@ def report(
     from crossearth.components.report.step import run
 
     written = run(*inputs(params_file, catalog), scores or (), against or (), require_all)
-    done(written, f"open {written / 'index.html'}")
+    following = "" if scores else f"crossearth show{given(catalog, params_file)}"
+    done(written, following, look_at=written / "index.html")
 
 
 @app.command()
@@ -177,7 +178,7 @@ def register(
             )
     done(
         REGISTRY,
-        f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion ...",
+        f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion --out MAP.tif",
     )
 
 
@@ -226,7 +227,7 @@ def show(
     if not print_view(tables.benchmark([SCORES], loaded, replicates), as_json, as_csv):
         return
     if (REPORT / "index.html").exists():
-        out.print(f"report: open {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
+        out.print(f"report: {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
     for line in runs_told():
         out.print(line, highlight=False, soft_wrap=True)
 
@@ -382,7 +383,8 @@ def export(
         config = replace(config, backbone=backbone or shared)
         written = run(folder, name, file or EXPORT / f"{name}.{format_}", config, loaded)
     load = "onnxruntime.InferenceSession" if format_ == "onnx" else "torch.export.load"
-    done(written, f"open it in QGIS with the plugin Deepness, or {load}({str(written)!r})")
+    done(written, "")
+    out.print(f"for QGIS's plugin Deepness, or {load}({str(written)!r})", highlight=False, soft_wrap=True)
 
 
 def _file_name(model: str) -> str:
@@ -532,6 +534,7 @@ def predict(
         tell(told)
         if number < MAPS_IN_FULL:
             print_areas(path, told)
-    done(written, "open the maps in a GIS; areas stand in the .json beside them")
+    done(written, "")
+    out.print("areas per class: in the .json beside each map", highlight=False)
     if broken:
         raise broken

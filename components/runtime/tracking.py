@@ -6,6 +6,7 @@ pauses while the queue keeps what is logged; nothing that the server does raises
 """
 
 import getpass
+import json
 import logging
 import os
 import threading
