@@ -175,7 +175,6 @@ def ingest(
     """Cut archives or your own folders into checked tiles with a manifest."""
     from crossearth.components.ingest.step import run
 
-
     params, loaded = inputs(params_file, catalog)
     if check is not None:
         from crossearth.components.ingest.check import run as check_labels
