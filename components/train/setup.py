@@ -74,8 +74,8 @@ class TrainConfig:
             brings them; what is given besides goes before them.
         network: a name of `SIZES`; "large" is the paper's, "small" for one GPU of 8 GB, "tiny" one that a CPU
             trains from scratch.
-        sizes: changes of single sizes of it, by the names of `NetworkConfig`. With a `backbone` the ViT's come
-            from its weights; `frozen_backbone: false` trains it too.
+        sizes: changes of single sizes of it, by the names of `NetworkConfig`. With a `backbone` those of the
+            ViT come from its weights; `frozen_backbone: false` trains it too.
         backbone: pretrained ViT, needed where it is frozen: a file, an address s3://bucket/key, or a name of
             timm's hub: DINOv2, DINOv3 or any plain ViT.
         adapter: of a frozen backbone: "rein" is the paper's, "lora", or "none": the head alone is trained.

@@ -258,9 +258,8 @@ def fit_state(state: Mapping[str, Tensor], backbone: Backbone, where: object) ->
         given["patch_embed.proj.weight"] = resample_patch_kernel(kernel, backbone.patch_px)
         if given.get("pos_embed", kernel).ndim == 3:
             num_prefix = 0 if backbone.vit.no_embed_class else backbone.num_prefix
-            given["pos_embed"] = resample_positions(
-                given["pos_embed"], *backbone.vit.patch_embed.grid_size, num_prefix
-            )
+            rows, columns = backbone.vit.patch_embed.grid_size
+            given["pos_embed"] = resample_positions(given["pos_embed"], rows, columns, num_prefix)
     problems = [f"missing {name}" for name in sorted(expected.keys() - given.keys())]
     problems += [f"not of this network {name}" for name in sorted(given.keys() - expected.keys())]
     problems += [

@@ -66,8 +66,8 @@ class Branch(nn.Module):
         owner: has the keys of the samples that are computed now.
     """
 
-    minor_a_RI: Tensor | None
-    minor_b_OR: Tensor | None
+    minor_a: Tensor | None
+    minor_b: Tensor | None
 
     def __init__(self, linear: nn.Linear, config: LoraConfig, number: int, owner: "Keys") -> None:
         super().__init__()
@@ -84,16 +84,16 @@ class Branch(nn.Module):
         self.b_OR = nn.Parameter(torch.zeros(outputs, config.rank))
         nn.init.kaiming_uniform_(self.a_RI, a=math.sqrt(5))
         minor = config.init == "soma"
-        self.register_buffer("minor_a_RI", torch.zeros(config.rank, inputs) if minor else None)
-        self.register_buffer("minor_b_OR", torch.zeros(outputs, config.rank) if minor else None)
+        self.register_buffer("minor_a", torch.zeros(config.rank, inputs) if minor else None)
+        self.register_buffer("minor_b", torch.zeros(outputs, config.rank) if minor else None)
         self.handle = linear.register_forward_hook(self.add)
 
     def add(self, _: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         """The hook: the map's output with the branch's."""
         (x_BTI,) = inputs
         added_BTO = F.linear(F.linear(self._dropped(x_BTI), self.a_RI), self.b_OR)
-        if self.minor_a_RI is not None and self.minor_b_OR is not None:
-            added_BTO = added_BTO - F.linear(F.linear(x_BTI, self.minor_a_RI), self.minor_b_OR)
+        if self.minor_a is not None and self.minor_b is not None:
+            added_BTO = added_BTO - F.linear(F.linear(x_BTI, self.minor_a), self.minor_b)
         return output + self.scale * added_BTO
 
     def _dropped(self, x_BTI: Tensor) -> Tensor:
@@ -116,14 +116,14 @@ class Branch(nn.Module):
     def delta(self) -> Tensor:
         """What the branch adds to the map's weight (O, I), float32."""
         whole_OI = self.b_OR.float() @ self.a_RI.float()
-        if self.minor_a_RI is not None and self.minor_b_OR is not None:
-            whole_OI = whole_OI - self.minor_b_OR.float() @ self.minor_a_RI.float()
+        if self.minor_a is not None and self.minor_b is not None:
+            whole_OI = whole_OI - self.minor_b.float() @ self.minor_a.float()
         return self.scale * whole_OI
 
     @torch.no_grad()
     def start_from(self, weight_OI: Tensor) -> None:
         """Takes the smallest singular components of a weight: A = sqrt(S) V^T, B = U sqrt(S), over scale."""
-        if self.minor_a_RI is None or self.minor_b_OR is None:
+        if self.minor_a is None or self.minor_b is None:
             return
         rank = len(self.a_RI)
         u_OK, s_K, vt_KI = torch.linalg.svd(weight_OI.double(), full_matrices=False)
@@ -133,8 +133,8 @@ class Branch(nn.Module):
             (self.b_OR, u_OK[:, -rank:] * root_R),
         ):
             part.copy_(values)
-        self.minor_a_RI.copy_(self.a_RI)
-        self.minor_b_OR.copy_(self.b_OR)
+        self.minor_a.copy_(self.a_RI)
+        self.minor_b.copy_(self.b_OR)
 
 
 class Keys:

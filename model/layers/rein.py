@@ -1,7 +1,7 @@
 """Rein adapters: learned tokens that refine the frozen features after every block, and become the queries.
 
-Shape legend: B images, T = P + N tokens, P prefix tokens (class and registers, first), N patches, C embedding channels, L blocks,
-M learned tokens, R rank, D query channels.
+Shape legend: B images, T = P + N tokens, P prefix tokens (class and registers, first), N patches,
+C embedding channels, L blocks, M learned tokens, R rank, D query channels.
 """
 
 import math

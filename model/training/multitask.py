@@ -363,8 +363,8 @@ def _ending(terms: dict[str, Tensor], ending: str) -> Iterator[Tensor]:
 def parameter_groups(network: CrossEarth, weight_decay: float) -> list[dict[str, object]]:
     """AdamW's groups over the trained parameters: with weight decay, and without.
 
-    Without: norms, learned tokens and queries, the Rein scale, the decoder's level embedding, the image token. The pixel
-    decoder's level embedding decays, as in the released optimiser.
+    Without: norms, learned tokens and queries, the Rein scale, the decoder's level embedding, the image
+    token. The pixel decoder's level embedding decays, as in the released optimiser.
     """
     trained = network.trained_parameters()
     spared = _undecayed(network)
