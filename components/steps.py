@@ -82,6 +82,7 @@ STEPS = {
         Step("scenes", network=True, cached=False),
         Step("predict", "predict.step:predict", network=True, cached=False),
         Step("convert", "convert.step:convert", own_pod=False),
+        Step("ablate", "ablate.step:run", own_pod=False),
         Step("finish", network=True, cached=False),
     )
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markdown import Markdown
 
 from crossearth.components.cli.terminal import (
     Catalogs,
@@ -47,7 +48,32 @@ def train(
     for recipe in recipes:
         written = run(params, loaded, recipe.name, seed)
         if os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone writes
+            _say_licence(written)
             done(written, f"crossearth evaluate {recipe.name}{given(catalog, params_file)}")
+
+
+def _say_licence(model: Path) -> None:
+    from crossearth.model.weights.checkpoint import read_meta
+
+    pretrained = read_meta(model).get("pretrained")
+    if pretrained:
+        line = f"backbone {pretrained['name']}: licence {pretrained['licence']}"
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(help="YAML: recipes, seeds, and the values that numbers take.")],
+    jobs: Annotated[int, typer.Option(help="Trainings at a time.")] = 1,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Train and score every combination of a grid; the same command goes on after an interruption."""
+    from crossearth.components.ablate.step import run
+
+    written = run(*inputs(params_file, catalog), grid, jobs)
+    print_whole(Markdown(written.read_text(encoding="utf-8")))
+    done(written, "crossearth show RECIPE; the runs lie below the table's in MLflow")
 
 
 @app.command()

@@ -54,6 +54,8 @@ def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catal
         lines.append(
             f"- {dataset.title}: {dataset.licence or 'licence not stated'} {dataset.homepage}".rstrip()
         )
+    if pretrained := meta.get("pretrained"):
+        lines.append(f"- backbone {pretrained['name']}: {pretrained['licence']}")
     lines += [
         "",
         "## Intended use",

@@ -20,7 +20,8 @@ def heading(summary: Summary) -> str:
     data = " and ".join("synthetic miniatures" if kind else "real imagery" for kind in kinds).capitalize()
     rules = "; ".join(f"{rule} ({SELECTIONS.get(rule, 'own rule')})" for rule in summary.selections)
     seeds = ", ".join("none" if seed is None else str(seed) for seed in summary.seeds)
-    return f"{data} · selection: {rules} · seed: {seeds}"
+    methods = "; ".join(summary.methods)
+    return f"{data} · selection: {rules} · seed: {seeds}" + (f" · method: {methods}" if methods else "")
 
 
 def markdown(summary: Summary) -> str:
@@ -36,7 +37,7 @@ def markdown(summary: Summary) -> str:
         )
     parts.append(_settings(summary))
     means = [[mean.name, mean.selection, str(mean.settings), per_cent(mean.miou)] for mean in summary.means]
-    parts += ["## Means", _table(["group", "selection", "settings", "mIoU"], means)]
+    parts += ["## Means", table(["group", "selection", "settings", "mIoU"], means)]
     if summary.drops:
         parts += ["## From the seen domain to unseen ones", _drops(summary)]
     if summary.missing:
@@ -61,7 +62,7 @@ def _settings(summary: Summary) -> str:
     if any(line.published is not None for line in summary.lines):
         columns["published"] = [per_cent(line.published) for line in summary.lines]
         columns["evidence"] = [line.evidence for line in summary.lines]
-    return _table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+    return table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
 
 
 def _interval(line: Line) -> str:
@@ -79,9 +80,10 @@ def _drops(summary: Summary) -> str:
         ]
         for drop in summary.drops
     ]
-    return _table(["source", "in-domain", "unseen mean", "drop in points", "targets"], rows)
+    return table(["source", "in-domain", "unseen mean", "drop in points", "targets"], rows)
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """A table as Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

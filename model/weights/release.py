@@ -266,5 +266,5 @@ def _fetch_from_hub(name: str) -> Path:
             f"cannot fetch the backbone {name!r}: {str(error).splitlines()[0]}",
             where=f"{HUB}/timm/{name}",
             next_step=f"where there is a network, fetch {HUB}/timm/{name}/resolve/main/model.safetensors, "
-            f"call it {name}.safetensors, and give that file as the backbone",
+            f"call it {name}.safetensors, and give it as --backbone, or as `backbone` in params.yaml",
         ) from error
