@@ -21,6 +21,7 @@ from crossearth.components.evaluate.results import metric_name
 from crossearth.components.evaluate.step import EvaluateConfig, evaluate
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import ABLATIONS, DOMAINS, EARTH_STYLES, style_weights_dir
+from crossearth.components.runtime.shell import quieten
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.train.setup import flat, plain
 from crossearth.components.train.step import train
@@ -122,6 +123,7 @@ def _carried_out(
 def _in_process(job: Job, catalog: Catalog, threads: int) -> None:
     """The job in a process of its own, whose progress bar would overwrite those of the others."""
     torch.set_num_threads(threads)
+    quieten()
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "log.txt").open("a", buffering=1) as stream:
         sys.stderr = stream
