@@ -117,10 +117,11 @@ class NetworkConfig:
             raise InputError(
                 f"taps: {list(self.taps)}", expected=f"4 ascending block numbers below depth {self.depth}"
             )
-        if not self.frozen_backbone and self.taps[-1] != self.depth - 1:
+        trains_blocks = not self.frozen_backbone or self.adapter == "lora"
+        if trains_blocks and self.taps[-1] != self.depth - 1:
             raise InputError(
                 f"taps: {list(self.taps)} leave blocks behind the last one untrained",
-                expected=f"{self.depth - 1} as the last, or frozen_backbone: true",
+                expected=f"{self.depth - 1} as the last, or frozen_backbone: true without adapter: lora",
             )
         if self.inject_at_inference and not self.geospatial:
             raise InputError(

@@ -260,6 +260,7 @@ class Job:
             "manifest": self.manifest.digest,
             "styles": self.styler.earth.digest if self.styler else "",
             "backbone": self.backbone_sha256,
+            "backbone_sizes": plain(self.pretrained.sizes) if self.pretrained else {},
             "code": code_digest("train"),
             "torch": torch_version(),
         }

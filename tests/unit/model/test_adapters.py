@@ -257,6 +257,7 @@ def test_processes_without_an_injected_sample_exchange_gradients_too() -> None:
     [
         ({"adapter": "lora", "frozen_backbone": False}, "frozen_backbone"),
         ({"adapter": "lora", "lora": LoraConfig(first_block=4)}, "first_block"),
+        ({"adapter": "lora", "depth": 5}, "leave blocks behind"),
         ({"adapter": "none", "geospatial": True}, "injector: own"),
         ({"adapter": "lora", "lora": LoraConfig(rank=49)}, "at most 48"),
         ({"architecture": "vit_smal_patch16_dinov3"}, "vit_small_patch16_dinov3"),
