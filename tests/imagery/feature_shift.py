@@ -6,7 +6,7 @@ FOLDER is a working folder with the road domains ingested and the styles fitted 
 makes one). Prints a table with a row per block of the frozen ViT:
 
 - shift: mean distance of a patch's features from those of the same patch restyled, in units of the mean
-  distance of a patch from the domain's mean: 0 = blind to style, 1 = as far apart as any two patches.
+  distance of a patch from the domain's mean; 0 = blind to style.
 - gap to a target: distance of the two domains' mean features, per channel in units of the source's deviation,
   root mean square over channels; before, and after the source is restyled. Smaller = the styles lead there.
 """
