@@ -103,10 +103,10 @@ def _carried_out(
         }
         try:
             for future in as_completed(futures):
-                error = future.exception()
-                if error is not None and not isinstance(error, InputError):
-                    raise error
-                yield futures[future], error
+                failure = future.exception()
+                if failure is not None and not isinstance(failure, InputError):
+                    raise failure
+                yield futures[future], failure
         except BrokenProcessPool as error:
             raise InputError(
                 "a training's process was ended",

@@ -248,7 +248,7 @@ def test_a_domain_and_a_setting_take_a_file_of_ones_own(copy: Copy, tmp_path: Pa
 
 def test_a_parameter_of_training_takes_three_places(copy: Copy, tmp_path: Path) -> None:
     setup = "components/train/setup.py"
-    copy.edit(setup, "        style: numbers of", "        beta2: of AdamW.\n        style: numbers of")
+    copy.edit(setup, "        style: parameters of", "        beta2: of AdamW.\n        style: parameters of")
     copy.edit(
         setup,
         "    weight_decay: float = 0.05\n",
