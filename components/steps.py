@@ -84,6 +84,7 @@ STEPS = {
         Step("convert", "convert.step:convert", own_pod=False),
         Step("init", "init.step:init", own_pod=False),
         Step("export", "export.step:export", own_pod=False),
+        Step("ablate", "ablate.step:run", own_pod=False),
         Step("finish", network=True, cached=False),
     )
 }

@@ -74,6 +74,8 @@ def train(
                     written.append(folder)
                 else:
                     out.print(f"{folder}: nothing to do, trained already from these inputs", highlight=False)
+            for folder in folders:
+                _say_licence(folder)
             done(written, f"crossearth evaluate {recipe.name}{option}{given(catalog, params_file)}")
 
 
@@ -81,6 +83,30 @@ def _written_at(folder: Path) -> int | None:
     """When the model in a folder was written, None where there is none."""
     description = folder / "model.json"
     return description.stat().st_mtime_ns if description.exists() else None
+
+
+def _say_licence(model: Path) -> None:
+    from crossearth.model.weights.checkpoint import read_meta
+
+    pretrained = read_meta(model).get("pretrained")
+    if pretrained:
+        line = f"backbone {pretrained['name']}: licence {pretrained['licence']}"
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(help="YAML: recipes, seeds, and the values that numbers take.")],
+    jobs: Annotated[int, typer.Option(help="Trainings at a time.")] = 1,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Train and score every combination of a grid; the same command goes on after an interruption."""
+    from crossearth.components.ablate.step import run
+
+    written = run(*inputs(params_file, catalog), grid, jobs)
+    out.print(Markdown(written.read_text(encoding="utf-8")))
+    done(written, "crossearth show RECIPE; the runs lie below the table's in MLflow")
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Sheets that let people look at styles: an image, its restyled versions, the masks, and what is injected."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def styles_sheet(
     """
     x_13HW = torch.from_numpy(np.ascontiguousarray(image_3HW))[None].to(engine.device)
     generators = [keyed_generator(*key, number) for number in range(num)]
+    config = replace(config, block_px=min(config.block_px, *x_13HW.shape[2:]))
     injected = inject(x_13HW.expand(num, -1, -1, -1), earth, engine, config, generators)
     x_13HW = x_13HW.float()
     grey_13HW = x_13HW.mean(dim=1, keepdim=True).expand_as(x_13HW)

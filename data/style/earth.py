@@ -79,15 +79,15 @@ class StyleConfig:
         alpha: share of the sampled Earth style in the embedding, 0..1; the rest is the image's own. None:
             0.1 for ghiasi (authors' snapshot), whose networks change an image at alpha 0 already; 0.7 for
             spectral (our choice), which returns the image itself at alpha 0.
-        keep_ratio: expected share of blocks that keep the original image, 0..1 (our choice: the
-            paper's figure shows about half).
-        block_px: side of a mask block, pixels (our choice).
+        keep_ratio: expected share of blocks that keep the original image, 0..1 (authors' snapshot of the
+            DINOv2 network; the paper's figure shows about half).
+        block_px: side of a mask block, pixels (both snapshots).
     """
 
     engine: EngineName = "spectral"
     alpha: Share | None = None
-    keep_ratio: Share = 0.5
-    block_px: PositiveInt = 16
+    keep_ratio: Share = 0.3
+    block_px: PositiveInt = 64
 
     @property
     def earth_share(self) -> float:

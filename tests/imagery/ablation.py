@@ -31,9 +31,9 @@ SOURCES = ("road-epfl", "road-vegas", "road-shanghai")
 SEEDS = {"rein": 3, "full": 3, "+style": 1, "+style+mim": 1, "+mim": 1}
 REGIMES = {"scratch": tuple(SEEDS), "zoom": ("rein", "full"), "half": ("full",), "frozen": tuple(SEEDS)}
 # a short schedule wants every step styled, and an injector that starts as nothing and stays on at inference
-STYLE = {"style_probability": 1.0, "style": {"keep_ratio": 0.2}}
+STYLE = {"style_probability": 1.0, "style": {"keep_ratio": 0.2, "block_px": 16}}
 ZOOM = [2.0, 8.0]  # short side of the resized tile, in crops: 0.5 to 2 times the tiles' own resolution
-HALF = {"style_probability": 0.5, "style": {"keep_ratio": 0.0}}
+HALF = {"style_probability": 0.5, "style": {"keep_ratio": 0.0, "block_px": 16}}
 INJECTOR = {"injector": "own", "inject_at_inference": True}
 FROZEN = {
     "backbone": str(SHARED / "weights/vit_tiny_patch16_aid.safetensors"),

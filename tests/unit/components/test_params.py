@@ -28,6 +28,9 @@ from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.style.earth import StyleConfig
 from crossearth.data.tiles.augment import Augmentation
+from crossearth.model.crossearth import large_config
+from crossearth.model.layers.lora import LoraConfig
+from crossearth.model.method import METHODS, described
 from crossearth.model.training.losses import SegmentationLossConfig
 from crossearth.model.training.multitask import TaskConfig
 
@@ -58,10 +61,14 @@ def test_the_methods_numbers_are_the_defaults_of_a_training() -> None:
     assert numbers.pop("style") == asdict(StyleConfig())
     assert numbers.pop("style_probability") == 0.1
     assert numbers.pop("tasks") == asdict(TaskConfig())
+    assert numbers.pop("lora") == asdict(LoraConfig())
     assert numbers == {
+        "method": "paper",
         "network": "large",
         "sizes": {},
         "backbone": None,
+        "adapter": "rein",
+        "head": "mask2former",
         "ablation": "full",
         "iterations": 30_000,
         "batch_size": 1,
@@ -80,6 +87,40 @@ def test_the_methods_numbers_are_the_defaults_of_a_training() -> None:
         "allow_absent_classes": False,
         "seed": 0,
     }
+
+
+def test_the_method_of_the_paper_is_the_defaults() -> None:
+    config = asdict(TrainConfig())
+    for section, values in METHODS["paper"].items():
+        if section != "sizes":
+            assert {name: config[section][name] for name in values} == values
+    assert asdict(large_config(6)).items() >= METHODS["paper"]["sizes"].items()
+    assert described(config) == "paper"
+    assert all(values.keys() == METHODS["paper"].keys() for values in METHODS.values())
+
+
+def test_a_method_is_one_word_and_what_is_given_besides_goes_before_it(tmp_path: Path) -> None:
+    train = "{method: snapshot-dinov2, style: {alpha: 0.5}, tasks: {mask_block_px: 32}}"
+    recipes = "{deepglobe: {method: snapshot-rvsa, tasks: {mask_ratio: 0.6}}}"
+    path = write(tmp_path, f"preset: a\npresets:\n  a:\n    train: {train}\n    recipes: {recipes}\n")
+    params = load_params(path)
+    whole, own = (params.config(TrainConfig, "train", name) for name in (None, "deepglobe"))
+    assert (whole.tasks.mask_ratio, whole.tasks.inject_plain, whole.style.keep_ratio) == (0.1, False, 0.3)
+    assert (whole.tasks.mask_block_px, whole.style.alpha) == (32, 0.5)
+    assert (own.tasks.mask_ratio, own.tasks.inject_plain, own.tasks.inject_styled) == (0.6, True, False)
+    assert own.style.keep_ratio == 0.9
+    assert described(asdict(own)) == "snapshot-rvsa (but tasks.mask_block_px 32, tasks.mask_ratio 0.6)"
+    origins = {name: origin for name, _, origin in parameters(params, "deepglobe")}
+    assert origins["style.keep_ratio"] == "method snapshot-rvsa"
+    assert origins["tasks.mask_ratio"] == "recipes.deepglobe"
+    # without the extractor on in training there is none
+    assert not whole.network_config(3).geospatial and own.network_config(3).geospatial
+
+
+def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "preset: a\npresets: {a: {train: {method: snapshot}}}\n")
+    with pytest.raises(InputError, match="method"):
+        load_params(path).config(TrainConfig, "train")
 
 
 def test_the_preset_paper_trains_every_recipe_with_the_methods_numbers() -> None:
