@@ -63,7 +63,8 @@ def validate_manifests(
         context.delete_data_docs_site(built_in)
     store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(Path(docs_dir).resolve())}
     # no index of theirs: it is blank without a network; `step.py` writes one
-    context.add_data_docs_site("docs", {"class_name": "SiteBuilder", "store_backend": store})
+    site: Any = {"class_name": "SiteBuilder", "store_backend": store}
+    context.add_data_docs_site("docs", site)
     source = context.data_sources.add_pandas("manifests")
     checks: list[Check] = []
     for name, (domain, classes, manifests) in domains.items():
