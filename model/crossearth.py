@@ -259,17 +259,17 @@ class CrossEarth(nn.Module):
 
     def segment(self, x_B3HW: Tensor) -> Tensor:
         """Normalised image -> scores (B, K, H, W)."""
-        everything_B = torch.ones(len(x_B3HW), dtype=torch.bool, device=x_B3HW.device)
-        features = self.extract(x_B3HW, everything_B if self.config.inject_at_inference else None)
+        features = self.extract(x_B3HW, slice(None) if self.config.inject_at_inference else None)
         last = self.decode(features)[-1]
         return semantic_logits(last, (x_B3HW.shape[2], x_B3HW.shape[3]))
 
-    def extract(self, x_B3HW: Tensor, geospatial: Tensor | None = None) -> Features:
+    def extract(self, x_B3HW: Tensor, geospatial: Tensor | slice | None = None) -> Features:
         """Runs backbone and adapters.
 
         Args:
             x_B3HW: normalised images.
-            geospatial: bool (B,), the samples whose tokens get the geospatial injection; None = none.
+            geospatial: the samples whose tokens get the geospatial injection, bool (B,) or a slice of them;
+                None = none.
         """
         x_B3HW = x_B3HW.to(self.rein.scale.dtype)
         rows, columns = (side // self.config.patch_px for side in x_B3HW.shape[2:])
@@ -288,13 +288,13 @@ class CrossEarth(nn.Module):
             return checkpoint(lambda tokens: self.rein(block(tokens), layer), tokens_BTC, use_reentrant=False)
         return self.rein(block(tokens_BTC), layer)
 
-    def _injection(self, x_B3HW: Tensor, samples_B: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def _injection(self, x_B3HW: Tensor, samples: Tensor | slice | None) -> Callable[[Tensor], Tensor]:
         """What is done to the tokens at a tap; nothing where no sample is chosen."""
-        if samples_B is None or not samples_B.any():
+        if samples is None or (isinstance(samples, Tensor) and not samples.any()):
             return lambda tokens_BTC: tokens_BTC
         if self.gse is None or self.injector is None:
             raise InputError("this network has no geospatial extractor", expected="geospatial: true")
-        index_b = samples_B.nonzero()[:, 0]
+        index_b = torch.arange(x_B3HW.shape[0], device=x_B3HW.device)[samples]
         geospatial_bNC, injector = self.gse(x_B3HW[index_b]), self.injector
 
         def inject(tokens_BTC: Tensor) -> Tensor:

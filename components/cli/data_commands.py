@@ -108,8 +108,8 @@ def init(
     if (folder is None) == (benchmark is None):
         raise InputError("init", expected="a folder of images, or --benchmark FOLDER")
     if benchmark is not None:
-        there = "" if benchmark.resolve() == Path.cwd() else f"cd {shlex.quote(str(benchmark))}, then "
-        done(write_benchmark(benchmark), f"{there}dvc init --no-scm, then dvc repro")
+        there = "" if benchmark.resolve() == Path.cwd() else f"cd {shlex.quote(str(benchmark))} && "
+        done(write_benchmark(benchmark), f"{there}dvc init --no-scm && dvc repro")
     if folder is not None:
         from crossearth.components.init.step import init as run
 
@@ -139,8 +139,9 @@ def fetch(
     for line in to_download(names, loaded, archives):
         out.print(line, highlight=False, soft_wrap=True)
     written = run(names, loaded, archives)
-    where = f", with `archives: {archives}` in params.yaml" if rows or written else ""
-    done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}{where}")
+    done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}")
+    if rows or written:
+        out.print(f"      with `archives: {archives}` in params.yaml", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -162,10 +163,10 @@ def ingest(
 
         written = check_labels(params, loaded, names, check)
         again = f"crossearth ingest {shlex.join(names)}{given(catalog, params_file)}"
-        done(written, f"look at them, then {again}")
+        done(written, again)
         return
     written = run(params, loaded, names)
-    done(written, f"look at the sheets, then crossearth validate{given(catalog, params_file)}")
+    done(written, f"crossearth validate{given(catalog, params_file)}")
 
 
 @app.command()
@@ -192,7 +193,7 @@ def validate(
     )
     own = [recipe.name for recipe in loaded.recipes().values() if loaded.domain(recipe.source).own]
     train = f"crossearth train {shlex.join(own) if own else 'RECIPE'}{given(catalog, params_file)}"
-    done(written, f"open {written / 'docs' / 'index.html'}, or {train}")
+    done(written, train, look_at=written / "docs" / "index.html")
 
 
 @app.command()
@@ -257,7 +258,7 @@ def styles_fit(
 
     params, _ = inputs(params_file, None)
     written = run(params, images, parse_numbers("--value-range", value_range), shard)
-    done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
+    done(written, "crossearth styles show IMAGE", look_at=written / "sheet.png")
 
 
 @styles_app.command("show")
@@ -286,4 +287,6 @@ def stylize(
     from crossearth.components.stylize.step import run
 
     params, loaded = inputs(params_file, catalog)
-    done([run(params, loaded, name, shard) for name in names], "look at sheet.png in it")
+    for name in names:
+        written = run(params, loaded, name, shard)
+        done(written, "", look_at=written / "sheet.png")

@@ -41,6 +41,7 @@ from crossearth.data.common.config import checked, listed
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest, read_json, write_text
 from crossearth.data.tiles.manifest import Manifest, read_domain
+from crossearth.model.inference import Tta, windows_per_pass
 from crossearth.model.scores import OTHER_SCORES
 from crossearth.model.weights.checkpoint import load, read_meta
 
@@ -52,14 +53,17 @@ class EvaluateConfig:
     """How a model is scored.
 
     Attributes:
-        batch_size: sliding windows per forward pass, over as many tiles as that takes.
+        batch_size: sliding windows per forward pass, over as many tiles as that takes; None = so many as keep
+            the device busy.
+        tta: "d4" = scores are the mean over the 8 flips and quarter turns of a window; "none" as the authors.
         device: torch device, "auto" = the GPU if there is one.
         readers: threads that read and hash tiles while the network works.
         panels: how many best and how many worst tiles of a target are kept as pictures.
         predictions: also write every tile's class ids: "png", or "geotiff" with its place on the ground.
     """
 
-    batch_size: PositiveInt = 8
+    batch_size: PositiveInt | None = None
+    tta: Tta = "none"
     device: str = "auto"
     readers: PositiveInt = 2
     panels: NonNegativeInt = 3
@@ -121,11 +125,11 @@ def evaluate(
         for setting in recipe.settings
     }
     result = _describe(recipe, class_set, meta, config, model_dir, out_dir)
-    used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
+    used = f"{choose_device(config.device)}: batch_size {config.batch_size or 'found by itself'}"
     lower = (
-        "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
-        if config.batch_size > 1
-        else "use a machine or a device with more memory"
+        "use a machine or a device with more memory"
+        if config.batch_size == 1
+        else "lower batch_size of `evaluate` in params.yaml, 1 is the least (the scores stay the same)"
     )
     with (
         join_processes() as processes,
@@ -147,7 +151,8 @@ def evaluate(
                     target.remap,
                     class_set.primary_metric,
                     processes,
-                    batch_size=config.batch_size,
+                    batch_size=config.batch_size or windows_per_pass(model),
+                    tta=config.tta,
                     readers=config.readers,
                     num_pictures=config.panels,
                     on_prediction=prediction_writer(place, target.manifest, class_set, config.predictions),

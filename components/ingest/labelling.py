@@ -11,7 +11,7 @@ from crossearth.data.annotations.source import VECTOR_SUFFIXES, LabelSource
 from crossearth.data.catalog.domains import Domain, Masks
 from crossearth.data.catalog.labels import LabelSpec, Unknown
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.archives import Member, index, read
+from crossearth.data.raster.archives import Member, file_at, index, read
 from crossearth.data.raster.names import rasters_among
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def by_key(
     """
     part = ""
     if masks.form == "yolo":
-        part = json.dumps(yolo.read_names(_file(masks.names, scratch)) if masks.names else None)
+        part = json.dumps(yolo.read_names(file_at(masks.names, scratch)) if masks.names else None)
     if masks.form == "cvat":
         tables = [each for each in members if PurePosixPath(each.path).name.lower() == cvat.LABELMAP]
         if not tables:
@@ -93,14 +93,6 @@ def by_key(
         else:
             found[key] = LabelSource(str(theirs[0]), (theirs[0],), part)
     return found
-
-
-def _file(place: Path, scratch: Path) -> Member:
-    """The one file at a place."""
-    for member in index(place, scratch):
-        if PurePosixPath(member.path).name == place.name:
-            return member
-    raise InputError("no such file", where=place)
 
 
 def of_images(
@@ -140,7 +132,7 @@ def _of_polygons(
 ) -> dict[str, LabelSource]:
     from crossearth.data.annotations import polygons
 
-    main = _file(masks.place, scratch)
+    main = file_at(masks.place, scratch)
     files = polygons.on_disk(polygons.parts(main, index(masks.place, scratch)), scratch)
     source = LabelSource(str(main), files)
     spec.ids_of(polygons.names(masks, source), source, unknown, "polygons")

@@ -31,8 +31,8 @@ def keys_of(
     mask_pattern = own.masks.pattern if own.masks else "*"
     if own.pairs is not None:
         found = [
-            {member: own.pairs.key(member.path, of) for member in members}
-            for of, members in (("image", images), ("mask", masks))  # type: ignore[misc]
+            {member: own.pairs.key(member.path, "image") for member in images},
+            {member: own.pairs.key(member.path, "mask") for member in masks},
         ]
     else:
         found = [

@@ -141,7 +141,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
     counted = images
     if labels is not None and own.unlabelled == "skip":
         counted = {key: image for key, image in images.items() if key in labels}
-    split_of = split_images(domain, own, images, counted)
+    split_of = split_images(domain, own, images, counted, scratch / "lists")
     images = {key: image for key, image in images.items() if key in split_of}
     if labels is not None:
         images = _labelled(domain, own, images, labels, files, lying)

@@ -9,9 +9,9 @@ from io import StringIO
 from pathlib import Path, PurePosixPath
 
 from crossearth.components.ingest.pairing import ImageNames, some
-from crossearth.data.catalog.domains import VOC_LISTS, Domain, OwnFiles, Split
+from crossearth.data.catalog.domains import VOC_LISTS, Domain, OwnFiles, Split, SplitRule
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.archives import Member
+from crossearth.data.raster.archives import Member, file_at, index, on_the_disk, read
 from crossearth.data.tiles.manifest import natural
 
 log = logging.getLogger(__name__)
@@ -24,19 +24,20 @@ WORDS = {
 
 
 def split_images(
-    domain: Domain, own: OwnFiles, images: Mapping[str, Member], counted: Mapping[str, Member]
+    domain: Domain, own: OwnFiles, images: Mapping[str, Member], counted: Mapping[str, Member], scratch: Path
 ) -> dict[str, Split]:
     """Split of a user's images by key; those that a published split leaves out are in none.
 
     Args:
         images: all of them.
         counted: those of which a share is taken, or which a list of all must name.
+        scratch: where archives without random access are unpacked.
 
     Raises:
         InputError: a published split that is none of train and test alone; a list that names other images; a
             scene in both splits.
     """
-    published = _published(own, images)
+    published = _published(own, images, scratch)
     if own.by == "found":
         if published is None:
             own = replace(own, by="block")
@@ -52,11 +53,11 @@ def split_images(
     elif published is not None and own.by in ("block", "train", "test"):
         log.warning("%s: `split` is said, and so the split that was published is not used", domain.name)
     if own.by == "file":
-        return _by_file(domain, own, images, counted)
+        return _by_file(domain, own, images, counted, scratch)
     if own.by == "folder":
         return _once(domain, _by_folder(domain, own, images))
     if own.by == "lists":
-        return _once(domain, _by_lists(domain, own, images))
+        return _once(domain, _by_lists(domain, own, images, scratch))
     if own.by in ("train", "test"):
         return dict.fromkeys(images, "train" if own.by == "train" else "test")
     scenes = sorted({domain.scene_of(key) for key in counted}, key=natural)
@@ -71,7 +72,7 @@ def split_images(
     return {key: "test" if domain.scene_of(key) in tested else "train" for key in counted}
 
 
-def _published(own: OwnFiles, images: Mapping[str, Member]) -> OwnFiles | None:
+def _published(own: OwnFiles, images: Mapping[str, Member], scratch: Path) -> OwnFiles | None:
     """The split that a publisher made, if folders or lists show one; by "found" where it takes a person."""
     folders = {part.lower(): part for image in images.values() for part in _folders(image)}
     of_word: dict[str, list[str]] = {}
@@ -83,18 +84,29 @@ def _published(own: OwnFiles, images: Mapping[str, Member]) -> OwnFiles | None:
             image for image in images.values() if not {each.lower() for each in _folders(image)} & {*WORDS}
         ]
         return _chosen(own, "folder", of_word, bool(unsaid))
-    lists = {path.stem.lower(): path for path in sorted((own.images.parent / VOC_LISTS).glob("*.txt"))}
+    lists = {path.stem.lower(): path for path in _lists_beside(own.images.parent / VOC_LISTS, scratch)}
     of_word = {WORDS[name]: [str(path)] for name, path in lists.items() if name in WORDS}
     if "train" in of_word and len(of_word) > 1:
         return _chosen(own, "lists", of_word, False)
     return None
 
 
+def _lists_beside(place: Path, scratch: Path) -> list[Path]:
+    """The lists of a folder, which may lie in an archive."""
+    if not on_the_disk(place):
+        return []
+    try:
+        members = index(place, scratch)
+    except InputError:
+        return []  # the images' archive has none
+    return [place / member.path for member in members if member.path.lower().endswith(".txt")]
+
+
 def _folders(image: Member) -> tuple[str, ...]:
     return PurePosixPath(image.path).parts[:-1]
 
 
-def _chosen(own: OwnFiles, by: str, of_word: Mapping[str, Sequence[str]], unsaid: bool) -> OwnFiles:
+def _chosen(own: OwnFiles, by: SplitRule, of_word: Mapping[str, Sequence[str]], unsaid: bool) -> OwnFiles:
     held = [word for word in ("val", "test") if word in of_word]
     clear = "train" in of_word and len(held) == 1 and not unsaid
     return replace(
@@ -148,13 +160,13 @@ def _by_folder(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> d
     return _told(domain, images, split_of)
 
 
-def _by_lists(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:
+def _by_lists(domain: Domain, own: OwnFiles, images: Mapping[str, Member], scratch: Path) -> dict[str, Split]:
     names = ImageNames(images)
     split_of: dict[str, Split] = {}
     sides: tuple[tuple[Split, tuple[str, ...]], ...] = (("train", own.train_from), ("test", own.test_from))
     for split, files in sides:
         for file in files:
-            for number, line in enumerate(_text(Path(file)).splitlines(), 1):
+            for number, line in enumerate(_text(Path(file), scratch).splitlines(), 1):
                 if not line.strip():
                     continue
                 key = names.one(line, f"{file}: line {number}")
@@ -184,20 +196,20 @@ def _once(domain: Domain, split_of: dict[str, Split]) -> dict[str, Split]:
     return split_of
 
 
-def _text(file: Path) -> str:
-    """A list's text: what Excel calls Unicode text is UTF-16."""
+def _text(file: Path, scratch: Path) -> str:
+    """A list's text, which may lie in an archive: what Excel calls Unicode text is UTF-16."""
     try:
-        content = file.read_bytes()
+        content = file.read_bytes() if file.is_file() else read(file_at(file, scratch))
         return content.decode("utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the split file: {error}", where=file) from error
 
 
 def _by_file(
-    domain: Domain, own: OwnFiles, images: Mapping[str, Member], counted: Mapping[str, Member]
+    domain: Domain, own: OwnFiles, images: Mapping[str, Member], counted: Mapping[str, Member], scratch: Path
 ) -> dict[str, Split]:
     assert own.file is not None  # noqa: S101  (OwnFiles: by "file" has one)
-    text = _text(own.file)
+    text = _text(own.file, scratch)
     header = text.lstrip().partition("\n")[0]
     # a CSV of Windows has semicolons in much of the world, and tabs where it is "Unicode text"
     between = next((mark for mark in ",;\t" if mark in header), ",")

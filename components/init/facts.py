@@ -4,8 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from rasterio.enums import ColorInterp
@@ -35,18 +34,17 @@ class ImageFacts:
         formats, sizes, bands, dtypes, crs: of the files -> how many have it.
         gsd_m: metres per px, of the middle one; None = no place on the ground.
         value_range: of what is not 8 bit: values between which nearly all lie.
-        least_px, largest_px: of sides.
     """
 
     number: int
     looked_at: int
-    formats: Counter[str]
-    sizes: Counter[tuple[int, int]]
-    bands: Counter[int]
-    dtypes: Counter[str]
-    crs: Counter[str]
-    gsd_m: float | None
-    value_range: tuple[float, float] | None
+    formats: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    bands: Counter[int] = field(default_factory=Counter)
+    dtypes: Counter[str] = field(default_factory=Counter)
+    crs: Counter[str] = field(default_factory=Counter)
+    gsd_m: float | None = None
+    value_range: tuple[float, float] | None = None
 
     @property
     def largest_px(self) -> int:
@@ -61,15 +59,16 @@ def image_facts(sources: Sequence[SceneSource]) -> ImageFacts:
         InputError: a file that cannot be read.
     """
     chosen = _spread(sources)
-    counters: list[Counter[Any]] = [Counter() for _ in range(5)]
+    found = ImageFacts(len(sources), len(chosen))
     sides, ranges = [], []
     for source in chosen:
         with gdal(), open_raster(source.image) as image:
             file = image.dataset
-            crs = file.crs.to_string()[:40] if file.crs else "none"
-            facts = (file.driver, (file.width, file.height), file.count, str(file.dtypes[0]), crs)
-            for counter, fact in zip(counters, facts, strict=True):
-                counter[fact] += 1
+            found.formats[file.driver] += 1
+            found.sizes[file.width, file.height] += 1
+            found.bands[file.count] += 1
+            found.dtypes[str(file.dtypes[0])] += 1
+            found.crs[file.crs.to_string()[:40] if file.crs else "none"] += 1
             if side := pixel_side_m(file.crs, file.transform, file.width, file.height):
                 sides.append(side)
             if file.dtypes[0] != "uint8" and len({*file.dtypes}) == 1:
@@ -82,7 +81,7 @@ def image_facts(sources: Sequence[SceneSource]) -> ImageFacts:
         low, high = np.min(ranges, axis=0)[0], np.max(ranges, axis=0)[1]
         value_range = (float(f"{low:.3g}"), float(f"{high if high > low else low + 1:.3g}"))
     gsd_m = sorted(sides)[len(sides) // 2] if sides else None
-    return ImageFacts(len(sources), len(chosen), *counters, gsd_m, value_range)
+    return replace(found, gsd_m=gsd_m, value_range=value_range)
 
 
 def raw_values(masks: Masks, sources: Sequence[SceneSource]) -> Counter[Raw]:

@@ -21,7 +21,7 @@ from crossearth.data.catalog.labels import IGNORE, IGNORE_NAME, plain_label
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path
-from crossearth.data.raster.archives import index
+from crossearth.data.raster.archives import Member, index
 
 PARAMS = Path("params.yaml")
 SMALL_PX = 1024  # images up to this size are tiles as they are
@@ -59,7 +59,7 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
             ingest would refuse.
     """
     folder = Path(folder)
-    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "mine"
+    name = _name(folder)
     path, params = Path(out_dir) / f"{name}.yaml", Path(out_dir) / PARAMS
     if path.exists():
         raise InputError(
@@ -78,7 +78,7 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
         shares = class_shares(domain, sources) if classes else {}
         classes = [replace(each, share=shares.get(each.id, 0.0)) for each in classes]
         tried.ingest_one(entry, classes, sources)
-    splits = Counter(source.split for source in sources)
+    splits: Counter[str] = Counter(source.split for source in sources)
     recipe = bool(classes) and len(splits) == 2
     lines = _lines(facts, entry, classes, splits, _alone(layouts, sources))
     text = catalog_text(name, folder, entry, classes, lines, recipe)
@@ -94,6 +94,14 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
             partial.write_text(params_text(path.name, facts, entry), encoding="utf-8")
         files.append(params)
     return Written(files, name, recipe, lines, options)
+
+
+def _name(folder: Path) -> str:
+    """The folder's name as a domain's, and none that the benchmark or params.yaml has."""
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "images"
+    known = load_catalog()
+    taken = {PARAMS.stem, *known.class_sets, *known.datasets, *known.domains}
+    return f"my-{name}" if name in taken else name
 
 
 def _root(folder: Path, data_dir: Path) -> str:
@@ -240,9 +248,15 @@ def _lines(
 
 def _alone(layouts: Layouts, sources: Sequence[SceneSource]) -> list[str]:
     """Rasters that are neither an image of the domain nor a label of one."""
+
+    def place(file: Member) -> tuple[Path, str]:
+        return file.container.resolve(), file.name
+
     used = {
-        str(file)
+        place(file)
         for source in sources
         for file in (source.image, *(source.label.files if source.label else ()))
     }
-    return [each.path for each in layouts.rasters if str(each) not in used]
+    # what came out of a tar lies elsewhere in every unpacking
+    there = [each for each in layouts.rasters if each.name or not each.packed]
+    return [each.path for each in there if place(each) not in used]

@@ -47,6 +47,7 @@ def catalog_text(
         lines: what was found, as comments.
         recipe: whether a setting trains and scores on it.
     """
+    key = flow(name)  # YAML takes some names for numbers
     names = [each.name for each in sorted(_unique(classes), key=lambda each: each.id)]
     text = [f"# What `crossearth init {folder}` found:", *(f"#   {line}" for line in lines)] if lines else []
     text += [
@@ -57,16 +58,16 @@ def catalog_text(
         shown = names or ["background", "foreground"]
         text += [
             "class_sets:",
-            f"  {name}:",
+            f"  {key}:",
             f"    classes: {flow(shown)} # rename them, here and in `labels`",
         ]
         text += ["    primary_metric: foreground # the score is the IoU of the second class"] * (
             len(shown) == 2
         )
-    text += ["domains:", f"  {name}:"]
-    text += [f"    {key}: {flow(value)}" for key, value in entry.items()]
+    text += ["domains:", f"  {key}:"]
+    text += [f"    {word}: {flow(value)}" for word, value in entry.items()]
     if "masks" in entry:
-        text.append(f"    class_set: {name}")
+        text.append(f"    class_set: {key}")
         named = (
             isinstance(entry["masks"], Mapping)
             and not {"band", "page", "imagefolder"} & entry["masks"].keys()
@@ -83,7 +84,7 @@ def catalog_text(
     if recipe:
         text += [
             "settings: # a second domain makes it a question: trained here, scored there",
-            f"  {name}: {{source: {name}, target: {name}, gap: in-domain}}",
+            f"  {key}: {{source: {key}, target: {key}, gap: in-domain}}",
         ]
     return "\n".join(text) + "\n"
 

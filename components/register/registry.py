@@ -10,7 +10,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from crossearth.components.evaluate.results import DETAILS, RecipeResult, SettingResult, read_results
+from crossearth.components.register.listing import About, Listed
 from crossearth.components.runtime.tracking import (
     KEY_TAG,
     connect,
@@ -39,9 +40,11 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
     from mlflow.tracking import MlflowClient
 
+MODELS = "models:/"
 CHAMPION, CHALLENGER = "champion", "challenger"
 ROLLBACK = "rollback"
 MOVE_TAG = "move."
+ABOUT_TAG = "about"
 EXAMPLE_PX = 32
 REQUIREMENTS = ("torch", "numpy", "rasterio", "mlflow")
 
@@ -138,6 +141,7 @@ class Registry:
         result: RecipeResult,
         card: str,
         identity: str,
+        about: About,
     ) -> "ModelVersion":
         """Registers a model as the next version of `name`, under the run of its training.
 
@@ -147,6 +151,7 @@ class Registry:
             result: the model's scores; they go into the version, for later comparisons.
             card: the version's description.
             identity: by which `find` finds it again.
+            about: what a list of models says of it.
         """
         run = self.client.get_run(run_id).info
         self._expect_artifacts(run.experiment_id)
@@ -162,6 +167,7 @@ class Registry:
             logged.model_uri,
             run_id=run_id,
             tags={
+                ABOUT_TAG: about.to_json(),
                 "recipe": result.recipe,
                 "selection": result.selection,
                 "provenance": ", ".join(sorted({each.provenance for each in result.settings})),
@@ -190,6 +196,44 @@ class Registry:
     def version(self, name: str, number: str) -> "ModelVersion":
         """A version by its number."""
         return self.client.get_model_version(name, number)
+
+    @_reaching()
+    def listed(self) -> list[Listed]:
+        """Of each model that crossearth registered the versions with an alias, and the latest."""
+        found = []
+        for model in self.client.search_registered_models():
+            aliases = [
+                (f"{model.name}@{alias}", self.aliased(model.name, alias)) for alias in sorted(model.aliases)
+            ]
+            latest = self.client.search_model_versions(
+                f"name = '{model.name}'", max_results=1, order_by=["version_number DESC"]
+            )
+            numbers = {made.version for _, made in aliases if made}
+            others = [(f"{made.name}/{made.version}", made) for made in latest if made.version not in numbers]
+            for name, made in (*aliases, *others):
+                if made and ABOUT_TAG in made.tags:
+                    uri = f"{MODELS}{name}"
+                    found.append(Listed(uri, About.from_json(made.tags[ABOUT_TAG], uri)))
+        return found
+
+    @_reaching()
+    def card(self, uri: str) -> str:
+        """The card of the version at models:/NAME@ALIAS or models:/NAME/VERSION.
+
+        Raises:
+            InputError: there is none.
+        """
+        name, at, alias = uri.removeprefix(MODELS).partition("@")
+        name, _, number = name.partition("/")
+        try:
+            made = self.aliased(name, alias) if at else self.client.get_model_version(name, number)
+        except _mlflow_exception() as error:
+            if getattr(error, "error_code", "") not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise
+            made = None
+        if made is None:
+            raise _no_model(uri, "the registry has none of that name")
+        return str(made.description)
 
     @_reaching()
     def aliased(self, name: str, alias: str) -> "ModelVersion | None":
@@ -273,7 +317,7 @@ def _log_model(run_id: str, name: str, files: Mapping[str, Path]) -> "ModelInfo"
     import mlflow
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -285,7 +329,15 @@ def _log_model(run_id: str, name: str, files: Mapping[str, Path]) -> "ModelInfo"
             python_model=str(Path(__file__).with_name("mapper.py")),
             artifacts={key: str(path) for key, path in files.items()},
             signature=ModelSignature(
-                Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
+                Schema([ColSpec(AnyType(), "scene")]),
+                Schema([ColSpec(AnyType(), "class_map")]),
+                ParamSchema(
+                    [
+                        ParamSpec("output", "string", "map"),
+                        ParamSpec("min_area_m2", "double", 0.0),
+                        ParamSpec("simplify_px", "double", 0.0),
+                    ]
+                ),
             ),
             input_example=pd.DataFrame({"scene": [example]}),
             pip_requirements=[
@@ -322,6 +374,16 @@ def champion_before(moves: Sequence[Move]) -> str | None:
         else:
             line.append(move.new)
     return line[-2] if len(line) > 1 else None
+
+
+def open_model(model: str) -> AbstractContextManager[tuple[Path, Path | None]]:
+    """A model by what users call it: a path, or what `fetch_model` takes.
+
+    Gives what `fetch_model` yields; of a path the backbone is always None: the model knows where it lies.
+    """
+    if model.startswith((MODELS, "runs:/")):
+        return fetch_model(model)
+    return nullcontext((Path(model), None))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from crossearth.components.evaluate.doubts import doubts
 from crossearth.components.evaluate.results import RecipeResult, read_results
+from crossearth.components.register.listing import describe
 from crossearth.components.register.model_card import model_card
 from crossearth.components.register.promotion import Check, RegisterConfig, decide
 from crossearth.components.register.registry import (
@@ -118,7 +119,8 @@ def register(
     outcomes = []
     for recipe, folder, meta, result in inputs:
         name = f"{config.prefix}-{recipe.name}"
-        card = model_card(recipe, result, meta, catalog)
+        card = model_card(recipe.name, meta, catalog, catalog.domain(recipe.source), result)
+        about = describe({"source": recipe.source, **meta}, folder, catalog, result)
         identity = digest([result.model_sha256, [each.key for each in result.settings]])
         made = registry.find(name, identity)
         if made is None:
@@ -134,7 +136,7 @@ def register(
                     next_step="look at the warning above; restore the experiment if it was deleted",
                 )
             backbone = meta["backbone"] and folder / meta["backbone"]["file"]
-            made = registry.add(name, run_id, folder, backbone, result, card, identity)
+            made = registry.add(name, run_id, folder, backbone, result, card, identity, about)
         outcome = _challenge(registry, recipe, name, made, result, config)
         if outcome.promoted:
             for doubt in doubts(meta, result):

@@ -43,8 +43,15 @@ class DvcConfig:
         for name in self.datasets:
             known_entry(catalog.datasets, name, "dataset", "params: dvc.datasets")
         own = {name: domain for name, domain in catalog.domains.items() if domain.own}
-        for name in self.own:
-            known_entry(own, name, "domain of your own", "params: dvc.own")
+        for name, folder in self.own.items():
+            domain = known_entry(own, name, "domain of your own", "params: dvc.own")
+            for place in domain.own.places if domain.own else ():
+                if place.exists() and not place.resolve().is_relative_to(folder.resolve()):
+                    raise InputError(
+                        f"{folder} does not hold all of {name}: {place}",
+                        where=f"params: dvc.own.{name}",
+                        expected="a folder of its images and labels: dvc looks there for what has changed",
+                    )
         for name in self.recipes:
             known_entry(catalog.recipes(), name, "recipe", "params: dvc.recipes")
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 ARTIFACTS = Path("artifacts")
 COVERAGE = ARTIFACTS / "coverage"
 DOMAINS = ARTIFACTS / "domains"
+EXPORT = ARTIFACTS / "export"
 MODELS = ARTIFACTS / "models"
 PLAN = ARTIFACTS / "plan"
 PREVIEWS = ARTIFACTS / "previews"

@@ -5,7 +5,6 @@ wait for), finds or creates the run and sends the queue. A server that goes away
 pauses while the queue keeps what is logged; nothing that the server does raises in the caller.
 """
 
-import base64
 import getpass
 import json
 import logging
@@ -13,7 +12,6 @@ import os
 import threading
 import time
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossearth.components.runtime.tracking_internals import saved_view
 from crossearth.components.runtime.tracking_server import refusal
 from crossearth.components.runtime.tracking_store import (
     DATABASE,
@@ -212,24 +211,11 @@ class Run:
             columns: metrics to show, in this order.
             order_by: the metric that sorts the table, highest first.
         """
-        state = {
-            "searchFilter": "",
-            "orderByKey": f"metrics.`{order_by}`",
-            "orderByAsc": False,
-            "startTime": "ALL",
-            "lifecycleFilter": "Active",
-            "datasetsFilter": [],
-            "modelVersionFilter": "All Runs",
-            "selectedColumns": [f"metrics.`{column}`" for column in columns],
-            "runsHiddenMode": "FIRST_10_RUNS",
-        }
-        packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-        now = int(time.time() * 1000)
-        view = {"name": name, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
+        tag, view = saved_view(key, name, columns, order_by)
 
         def save(client: "MlflowClient", run_id: str) -> None:
             experiment_id = client.get_run(run_id).info.experiment_id
-            client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(view))
+            client.set_experiment_tag(experiment_id, tag, view)
 
         self._writer.do(save)
 

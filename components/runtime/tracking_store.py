@@ -13,6 +13,7 @@ from tempfile import mkdtemp
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from crossearth.components.runtime.tracking_internals import create_tables
 from crossearth.data.common.files import file_lock, partial_dir
 
 STORE = Path("artifacts/mlflow")
@@ -38,12 +39,10 @@ def create_database(database: Path) -> None:
     """Makes MLflow's tables aside: it never mends a file in which a killed process made some of them."""
     if database.exists():
         return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
     with partial_dir(database) as folder:
         # another name each time: MLflow keeps one engine per address
         new = Path(mkdtemp(dir=folder)) / database.name
-        SqlAlchemyStore(f"{SQLITE}{new}", artifact_root(database)).engine.dispose()
+        create_tables(f"{SQLITE}{new}", artifact_root(database))
         keep_relative(new, database)
         new.replace(database)
 

@@ -73,6 +73,7 @@ class TrainConfig:
         warmup_iterations: of "warmup-poly".
         weight_decay: of AdamW.
         style: parameters of Earth-Style Injection.
+        style_probability: share of the samples that are styled, 0..1 (authors' snapshot).
         tasks: parameters of the losses.
         precision: "bfloat16" runs the network under autocast; losses and parameters stay float32.
         activation_checkpointing: blocks are run again in the backward pass, not kept: less memory, more time.
@@ -108,6 +109,7 @@ class TrainConfig:
     warmup_iterations: NonNegativeInt = 10_000
     weight_decay: Share = 0.05
     style: StyleConfig = field(default_factory=StyleConfig)
+    style_probability: Share = 0.1
     tasks: TaskConfig = field(default_factory=TaskConfig)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     activation_checkpointing: bool = False
@@ -247,7 +249,8 @@ def prepare(
                 f"ablation {config.ablation!r} needs Earth styles", next_step="run `crossearth styles fit`"
             )
         engine = style_engine(config.style.engine, style_weights_dir)
-        styler = Styler(engine, EarthStyles.load(styles, config.style.engine), config.style)
+        earth = EarthStyles.load(styles, config.style.engine)
+        styler = Styler(engine, earth, config.style, config.style_probability)
     network_config = config.network_config(len(class_set.classes))
     if network_config.frozen_backbone and config.backbone is None:
         raise InputError(

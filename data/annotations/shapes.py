@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.features import rasterize
-from shapely import Polygon
+from shapely import Polygon, clip_by_rect
 from shapely.geometry.base import BaseGeometry
 
 from crossearth.data.raster.reader import middles
+
+FAR_PX = 10_000
 
 
 class Bitmap(NamedTuple):
@@ -66,15 +68,18 @@ class DrawnLabels:
         here = [each for each in self.shapes if _meets(each[1].bounds, (left, top, right, bottom))]
         for drawn, run in groupby(here, key=lambda each: not isinstance(each[1], Bitmap)):
             if drawn:
-                rasterize(
-                    [(area, id) for id, area in run],
-                    out=ids,
-                    transform=Affine.translation(left, top),
-                    all_touched=self.all_touched,
-                )
+                near = [(_near(area, (left, top, right, bottom)), id) for id, area in run]
+                near = [(area, id) for area, id in near if not area.is_empty]
+                if near:
+                    rasterize(
+                        near,
+                        out=ids,
+                        transform=Affine.translation(left, top),
+                        all_touched=self.all_touched,
+                    )
                 continue
             for id, area in run:
-                _stamp(ids, id, area, left, top)  # type: ignore[arg-type]
+                _stamp(ids, id, area, left, top)
         if ids.shape == shape:
             return ids
         rows, cols = (middles((0, side), cells) for side, cells in zip(ids.shape, shape, strict=True))
@@ -97,6 +102,22 @@ def _meets(bounds: Sequence[float], window: Sequence[float]) -> bool:
         and bounds[1] <= window[3]
         and bounds[3] >= window[1]
     )
+
+
+def _near(area: BaseGeometry, window: Sequence[float]) -> BaseGeometry:
+    """An outline without what lies far outside: GDAL walks along all of its edges, px by px."""
+    left, top, right, bottom = window
+    around = left - FAR_PX, top - FAR_PX, right + FAR_PX, bottom + FAR_PX
+    bounds = area.bounds
+    inside = (
+        bounds[0] >= around[0]
+        and bounds[1] >= around[1]
+        and bounds[2] <= around[2]
+        and bounds[3] <= around[3]
+    )
+    if inside:
+        return area
+    return clip_by_rect(area, *around)
 
 
 def _stamp(ids: NDArray[np.uint8], id: int, area: Bitmap, left: int, top: int) -> None:

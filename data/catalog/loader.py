@@ -457,15 +457,13 @@ def _with_overlaps(masks: Masks, entry: _MasksEntry, class_set: ClassSet) -> Mas
             expected=f"outside: one of {listed([*classes, IGNORE_NAME])}",
             next_step=f"write e.g. masks: {{{masks.form}: ..., outside: {classes[0]}}}",
         )
-    named: tuple[int, ...] | None = None
+    order: tuple[int, ...] | None = None
     if entry.order != "file":
         given = [class_id(name, classes, f"{where}: masks: order") for name in entry.order or ()]
-        if twice := [id for id, count in Counter(given).items() if count > 1]:
-            raise InputError(
-                f"masks: order: {entry.order[given.index(twice[0])]!r} stands twice", where=where
-            )
-        named = (*(id for id in (*range(len(classes)), IGNORE) if id not in given), *given)
-    return replace(masks, outside=class_id(entry.outside, classes, f"{where}: masks: outside"), order=named)
+        if len({*given}) < len(given):
+            raise InputError(f"masks: order: {shown(entry.order)}", where=where, expected="each class once")
+        order = (*(id for id in (*range(len(classes)), IGNORE) if id not in given), *given)
+    return replace(masks, outside=class_id(entry.outside, classes, f"{where}: masks: outside"), order=order)
 
 
 def _read_pairs(text: str, where: str) -> Pairs:

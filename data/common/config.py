@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import field, fields, is_dataclass
-from functools import wraps
-from inspect import signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import UnionType
 from typing import (
@@ -155,7 +154,6 @@ def checked(kind: type[Config]) -> type[Config]:
     made: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(kind)
     construct = made.__init__
 
-    @wraps(construct)
     def init(self: Any, *args: Any, **named: Any) -> None:
         values = signature(made).bind(*args, **named).arguments
         try:
@@ -163,6 +161,11 @@ def checked(kind: type[Config]) -> type[Config]:
         except ValidationError as error:
             raise _refusal(error, made, values, "") from error
 
+    # for help() and the API's pages: pydantic's own constructor names no field
+    plain = get_type_hints(kind)
+    fields = [each.replace(annotation=plain[name]) for name, each in signature(made).parameters.items()]
+    this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    init.__signature__ = Signature([this, *fields], return_annotation=None)  # type: ignore[attr-defined]
     made.__init__ = init
     return cast("type[Config]", made)
 

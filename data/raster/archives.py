@@ -114,6 +114,18 @@ def index(place: Path, scratch: Path) -> list[Member]:
     return sorted((_with_sidecars(member, by_name) for member in members), key=lambda member: member.path)
 
 
+def file_at(place: Path, scratch: Path) -> Member:
+    """The one file at a place, which may lie in an archive.
+
+    Raises:
+        InputError: there is none.
+    """
+    for member in index(place, scratch):
+        if PurePosixPath(member.path).name == place.name:
+            return member
+    raise InputError("no such file", where=place)
+
+
 def on_the_disk(place: Path) -> list[Path]:
     """The files and folders that `index` would read at a place."""
     if place.is_dir():

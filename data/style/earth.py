@@ -72,7 +72,7 @@ def style_engine(name: str, weights_dir: Path | None = None) -> StyleEngine:
 
 @checked
 class StyleConfig:
-    """Numbers of Earth-Style Injection (docs/method.md, section 2).
+    """Parameters of Earth-Style Injection (docs/method.md, section 2).
 
     Attributes:
         engine: "spectral" needs no weights; "ghiasi" is the paper's, with the weights of Jackson et al.
@@ -82,14 +82,12 @@ class StyleConfig:
         keep_ratio: expected share of blocks that keep the original image, 0..1 (our choice: the
             paper's figure shows about half).
         block_px: side of a mask block, pixels (our choice).
-        probability: share of training steps that are styled, 0..1 (authors' snapshot).
     """
 
     engine: EngineName = "spectral"
     alpha: Share | None = None
     keep_ratio: Share = 0.5
     block_px: PositiveInt = 16
-    probability: Share = 0.1
 
     @property
     def earth_share(self) -> float:

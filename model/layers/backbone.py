@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         class_11C, positions_1TC = cast(tuple[Tensor, Tensor], (self.vit.cls_token, self.vit.pos_embed))
         patch_BChw = self.vit.patch_embed.proj(x_B3HW)
         tokens_BTC = torch.cat(
-            [class_11C.expand(len(x_B3HW), -1, -1), patch_BChw.flatten(2).transpose(1, 2)], dim=1
+            [class_11C.expand(x_B3HW.shape[0], -1, -1), patch_BChw.flatten(2).transpose(1, 2)], dim=1
         )
         return tokens_BTC + resize_positions(positions_1TC, patch_BChw.shape[2], patch_BChw.shape[3])
 

@@ -53,5 +53,7 @@ class Injector(nn.Module):
 
     def forward(self, feat_BNC: Tensor, geospatial_BNC: Tensor, shared: nn.Linear) -> Tensor:
         """What is to be added to `feat_BNC`."""
-        found_BNC = F.scaled_dot_product_attention(geospatial_BNC, feat_BNC, feat_BNC)
+        # one head: ONNX has no attention without a dimension of heads
+        query_B1NC, value_B1NC = geospatial_BNC[:, None], feat_BNC[:, None]
+        found_BNC = F.scaled_dot_product_attention(query_B1NC, value_B1NC, value_B1NC)[:, 0]
         return (self.linear or shared)(found_BNC)

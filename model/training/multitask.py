@@ -81,11 +81,15 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class Styler:
-    """What a styled step needs: the engine, the Earth statistics of its embeddings, and the parameters."""
+    """What a styled step needs: the engine, the Earth statistics of its embeddings, and the parameters.
+
+    probability: share of the samples that are styled, 0..1.
+    """
 
     engine: StyleEngine
     earth: EarthStyles
     config: StyleConfig
+    probability: float
 
 
 class LossDenominators(NamedTuple):
@@ -196,7 +200,7 @@ class MultiTaskLoss(nn.Module):
         if self.styler is None:
             return torch.zeros(len(positions), dtype=torch.bool)
         draws = [torch.rand((), generator=self._generator(position, "styled")) for position in positions]
-        return torch.stack(draws) < self.styler.config.probability
+        return torch.stack(draws) < self.styler.probability
 
     def _mask(self, x_B3HW: Tensor, positions: Sequence[int]) -> Tensor:
         """x_m = m_x x + (1 - m_x) T."""

@@ -73,9 +73,13 @@ def test_every_dataset_of_a_setting_is_ingested_once(catalog: Catalog, graph: di
 
 def test_a_stage_is_a_row_of_the_steps_and_runs_its_command(graph: dict[str, Any]) -> None:
     for name, stage in graph["stages"].items():
-        step = STEPS["ingest" if name == "ingest-own" else name]
-        given = {"dataset": [f"${{{'key' if name == 'ingest-own' else 'item'}}}"], "recipe": ["${item}"]}
-        words = [*(step.command or step.name).split(), *given.get(step.planned, [])]
+        step = STEPS[name.removesuffix("-own").removesuffix("-seeds")]
+        given = {"dataset": ["${item}"], "recipe": ["${item}"]}.get(step.planned, [])
+        if name.endswith("-own"):
+            given = ["${key}"]
+        if name.endswith("-seeds"):
+            given = ["${item.recipe}", "--seeds", "${item.seed}"]
+        words = [*(step.command or step.name).split(), *given]
         assert (stage.get("do") or stage)["cmd"] == " ".join(["crossearth", *words])
         command: Any = get_command(app)
         while hasattr(command, "commands"):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from labelled_folders import (
     OUTSIDE,
     PX,
     ROAD,
+    SIDE,
     TOP,
     UTM,
     VALUES,
@@ -50,7 +52,8 @@ from shapely import LineString
 from crossearth.components.ingest import step
 from crossearth.components.ingest.pairing import suggested
 from crossearth.components.ingest.step import IngestConfig, ingest
-from crossearth.components.pods.items import _own_files
+from crossearth.components.plan.items import _own_files
+from crossearth.data.annotations.shapes import DrawnLabels, outline
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.tiles.manifest import read_label, read_manifest
@@ -140,6 +143,13 @@ def test_tiles_and_fitted_images_have_their_part_of_the_shapes(tmp_path: Path) -
     np.testing.assert_array_equal(tiles["a1_8_0_16_8"], BOTH[:8, 8:])
     fitted = run(tmp_path, masks=masks, tile={"px": 8, "rule": "fit"})
     np.testing.assert_array_equal(fitted["a1"], BOTH[1::2, 1::2])
+
+
+def test_a_shape_of_any_extent_is_drawn_at_once() -> None:
+    """GDAL walks along edges px by px: of a whole country's outline that took minutes."""
+    far = outline(np.array([[-1e9, -1e9], [8.5, -1e9], [8.5, 1e9], [-1e9, 1e9]]))
+    labels = DrawnLabels("a", SIDE, SIDE, ((1, far),), 0, all_touched=True)
+    np.testing.assert_array_equal(labels.read(None, (SIDE, SIDE)), drawn((1, (0, 0, 9, 16))))
 
 
 # --- images without a label
@@ -556,6 +566,15 @@ def test_lists_of_pascal_voc_are_the_split(tmp_path: Path, caplog: pytest.LogCap
     write(tmp_path / "mine.txt", "SegmentationClass/a2.png")
     write(tmp_path / "theirs.txt", "\nA1.jpg\n")
     assert [*run(tmp_path, **(entry | {"split": lists}))] == ["a2", "test/a1"]
+
+
+def test_lists_in_the_archive_of_the_images_are_the_split(tmp_path: Path) -> None:
+    entry = voc(tmp_path, train="a1\n", val="a2\n")
+    with zipfile.ZipFile(tmp_path / "VOC.zip", "w") as archive:
+        for path in [path for path in (tmp_path / "VOC").rglob("*") if path.is_file()]:
+            archive.write(path, path.relative_to(tmp_path))
+    shutil.rmtree(tmp_path / "VOC")
+    assert [*run(tmp_path, **entry)] == ["a1", "test/a2"]
 
 
 # --- resume, archives, identity

@@ -141,6 +141,25 @@ def test_batches_and_readers_change_nothing(score: Score, batch_size: int) -> No
     assert one.tile_table(one.settings[0]).equals(other.tile_table(other.settings[0]))
 
 
+def test_a_pass_holds_tiles_of_one_size_wherever_they_stand(work: Path, catalog: Catalog) -> None:
+    manifest = read_manifest(catalog.domain_dir(work / "domains", "loveda-rural"), "test")
+    sizes = [(row["height"], row["width"]) for row in manifest.rows]
+    odd = sizes.index((48, 64))
+    batches = scoring._batches(manifest, 100, checkpoint.load(work / "model"))
+    assert sorted(map(len, batches)) == [1, 6] and [odd] in batches
+
+
+def test_tta_scores_the_mean_of_the_flips_and_turns(score: Score, work: Path, catalog: Catalog) -> None:
+    result = read_results(score(tta="d4", predictions="png"))
+    manifest = read_manifest(catalog.domain_dir(work / "domains", "loveda-rural"), "test")
+    model = checkpoint.load(work / "model")
+    wanted = predict_labels(model, torch.from_numpy(read_image(manifest, 0))[None], 1, "d4")[0].numpy()
+    tile = f"{manifest.rows[0]['tile_id']}.png"
+    with rasterio.open(result.folder / "predictions" / "loveda-rural" / tile) as file:
+        assert np.array_equal(file.read(1), wanted)
+    assert result.settings[0].key != read_results(score("plain")).settings[0].key
+
+
 def test_equal_inputs_are_not_scored_twice(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read_results(score())
     monkeypatch.setattr(step, "score_target", None)
@@ -378,7 +397,7 @@ def test_the_machine_is_that_of_the_device(
     monkeypatch.setattr(step, "choose_device", lambda device: device)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the GPU {device}")
     meta, class_set = checkpoint.read_meta(work / "model"), catalog.class_sets[recipe.class_set]
-    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path(), Path())
+    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path("model"), Path())
     assert result.lineage["machine"].endswith("the GPU cuda:1")
 
 

@@ -56,6 +56,7 @@ def test_images_and_masks_are_described(typed: Typed, tmp_path: Path) -> None:
         "5 train, 2 test",
     ):
         assert words in printed
+    assert "left out, of a name that nothing pairs with: images/scene_3.tif\n" in printed
     share = np.mean([draw(number)[1] for number in range(8) if number != 3])
     assert f"1: foreground, {share:.1%} of the pixels" in printed
     assert "scene_3" in printed
@@ -132,6 +133,13 @@ def test_what_cannot_be_described_is_said_and_nothing_is_written(
     assert not (tmp_path / "params.yaml").exists()
 
 
+@pytest.mark.parametrize(("folder", "name"), [("road", "my-road"), ("2020", "2020"), ("No", "no")])
+def test_any_folders_name_becomes_a_domains(folder: str, name: str, typed: Typed, tmp_path: Path) -> None:
+    own_domain(tmp_path / folder)
+    assert f"next: crossearth ingest {name} --check 8" in typed(f"crossearth init {folder}")
+    assert list(load_catalog([tmp_path / f"{name}.yaml"], tmp_path).domains)[-1] == name
+
+
 def test_a_params_file_that_is_there_stays(typed: Typed, tmp_path: Path) -> None:
     own_domain(tmp_path / "town")
     (tmp_path / "params.yaml").write_text("preset: mine\npresets: {mine: {}}\n")
@@ -144,7 +152,7 @@ def test_the_benchmarks_files_come_with_the_package(
     typed: Typed, tmp_path: Path, refused: Callable[[str], str]
 ) -> None:
     printed = typed("crossearth init --benchmark there")
-    assert "next: cd there, then dvc init --no-scm, then dvc repro" in printed
+    assert "next: cd there && dvc init --no-scm && dvc repro" in printed
     for name in ("params.yaml", "dvc.yaml"):
         assert (tmp_path / "there" / name).read_bytes() == (ROOT / name).read_bytes()
     (tmp_path / "there" / "params.yaml").unlink()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_domain import own_domain
 
 from crossearth.components.convert.step import ConvertConfig
 from crossearth.components.evaluate.step import EvaluateConfig
@@ -55,6 +56,7 @@ def test_the_projects_own_file_is_valid() -> None:
 def test_the_methods_numbers_are_the_defaults_of_a_training() -> None:
     numbers = {name: value for name, value in asdict(TrainConfig()).items() if name not in RUNTIME_FIELDS}
     assert numbers.pop("style") == asdict(StyleConfig())
+    assert numbers.pop("style_probability") == 0.1
     assert numbers.pop("tasks") == asdict(TaskConfig())
     assert numbers == {
         "network": "large",
@@ -112,7 +114,11 @@ preset: mini
 seed: 7
 presets:
   mini:
-    train: {iterations: 5, style: {probability: 0.5, keep_ratio: 0.1}, tasks: {segmentation: {num_points: 9}}}
+    train:
+      iterations: 5
+      style_probability: 0.5
+      style: {keep_ratio: 0.1}
+      tasks: {segmentation: {num_points: 9}}
     recipes:
       deepglobe: {style: {alpha: 1}, tasks: {segmentation: {oversample: 2.0}}, scale: [1, 1.5]}
       casid-sub: {style: {alfa: 1}}
@@ -123,7 +129,7 @@ def test_a_recipe_overrides_what_it_names_and_nothing_beside_it(tmp_path: Path) 
     params = load_params(write(tmp_path, DEEP))
     config = params.config(TrainConfig, "train", "deepglobe")
     style, segmentation = config.style, config.tasks.segmentation
-    assert (style.alpha, style.probability, style.keep_ratio) == (1.0, 0.5, 0.1)
+    assert (style.alpha, config.style_probability, style.keep_ratio) == (1.0, 0.5, 0.1)
     assert (segmentation.num_points, segmentation.oversample) == (9, 2.0)
     assert config.scale == (1.0, 1.5)
     with pytest.raises(InputError, match=r"(?s)recipes.casid-sub: style: unknown key 'alfa'.*'alpha'"):
@@ -136,7 +142,7 @@ def test_the_plan_says_where_a_number_comes_from(tmp_path: Path) -> None:
         for name, value, origin in parameters(load_params(write(tmp_path, DEEP)), "deepglobe")
     }
     assert found["style.alpha"] == (1.0, "recipes.deepglobe")
-    assert found["style.probability"] == (0.5, "train")
+    assert found["style_probability"] == (0.5, "train")
     assert found["tasks.segmentation.num_points"] == (9, "train")
     assert found["scale"] == ([1.0, 1.5], "recipes.deepglobe")
     assert found["lr"] == (1e-4, "default")
@@ -210,7 +216,7 @@ def test_the_users_home_is_known_where_no_shell_has_read_the_path(
 @pytest.mark.parametrize("seeds", [[0], [1, 1], [-1]])
 def test_further_seeds_are_other_seeds(seeds: list[int]) -> None:
     Params(preset="a", presets={"a": {}}, dvc=DvcConfig(seeds=(1, 2)))
-    with pytest.raises(InputError, match=r"dvc\.seeds"):
+    with pytest.raises(InputError, match="seeds"):
         Params(preset="a", presets={"a": {}}, dvc=DvcConfig(seeds=tuple(seeds)))
 
 
@@ -248,7 +254,7 @@ def test_further_seeds_are_other_seeds(seeds: list[int]) -> None:
         (SegmentationLossConfig, {"weight_no_object": 0.0}),
         (StyleConfig, {"alpha": 1.1}),
         (StyleConfig, {"keep_ratio": -0.1}),
-        (StyleConfig, {"probability": 2}),
+        (TrainConfig, {"style_probability": 2}),
         (StyleConfig, {"block_px": 0}),
         (StyleConfig, {"engine": "gatys"}),
         (StylesConfig, {"image_px": 32}),
@@ -272,3 +278,11 @@ def test_further_seeds_are_other_seeds(seeds: list[int]) -> None:
 def test_a_value_out_of_bounds_is_refused_by_its_name(kind: Any, values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(values))}"):
         kind(**values)
+
+
+def test_dvcs_folder_of_an_own_domain_holds_its_labels_too(tmp_path: Path) -> None:
+    own_domain(tmp_path)
+    catalog = load_catalog([tmp_path / "catalog.yaml"], tmp_path)
+    DvcConfig(own={"town": tmp_path}).check(catalog)
+    with pytest.raises(InputError, match=r"dvc\.own\.town: .*images does not hold all of town: .*masks"):
+        DvcConfig(own={"town": tmp_path / "images"}).check(catalog)

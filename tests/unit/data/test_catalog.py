@@ -87,6 +87,7 @@ def test_the_settings_are_the_papers() -> None:
             "tile_px": source.tile.px,
         }
         found.append({name: str(value) for name, value in about.items()})
+    assert [about.pop("own") for about in found] == ["False"] * 32
     assert found == paper("settings.csv")
 
 
@@ -242,10 +243,10 @@ def test_files_may_stand_in_any_order(write: Write) -> None:
 
 
 def test_the_readmes_road_domains_are_nine_settings(
-    readme: Callable[[str], list[str]], tmp_path: Path
+    documented: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
     roads = tmp_path / "roads.yaml"
-    roads.write_text(readme("yaml")[0])
+    roads.write_text(documented("yaml")[0])
     catalog = load_catalog([roads])
     own = [setting for abbr, setting in catalog.settings.items() if abbr not in CATALOG.settings]
     assert [setting.gap for setting in own].count("in-domain") == 3

@@ -77,8 +77,8 @@ def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from crossearth.data.common.files import alone
-with alone(Path(sys.argv[1]), sys.argv[2]):
+from crossearth.data.common.files import file_lock
+with file_lock(Path(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     input()
 """

@@ -58,7 +58,7 @@ def tiles(num: int, seed: int = 0, side: int = 48) -> Tensor:
 class TestConfig:
     def test_defaults_are_those_of_the_method(self) -> None:
         config = StyleConfig()
-        assert (config.keep_ratio, config.block_px, config.probability) == (0.5, 16, 0.1)
+        assert (config.keep_ratio, config.block_px) == (0.5, 16)
         assert StyleConfig(engine="ghiasi").earth_share == 0.1
         assert StyleConfig(engine="spectral", alpha=0.3).earth_share == 0.3
 

@@ -57,7 +57,7 @@ def make_styler(probability: float) -> Styler:
     factor = 0.1 * torch.eye(engine.dim, dtype=torch.float64)
     mean = engine.embed(torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(9)) * 255)[0]
     earth = EarthStyles(mean.double(), factor @ factor.T, factor, engine.name, 100, "0" * 64)
-    return Styler(engine, earth, StyleConfig(probability=probability))
+    return Styler(engine, earth, StyleConfig(), probability)
 
 
 def make_task(ablation: Ablation, probability: float = 0.0, **changes: object) -> MultiTaskLoss:
