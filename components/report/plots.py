@@ -45,8 +45,8 @@ def scores(summary: Summary) -> Figure:
             if line.low is not None and line.high is not None:
                 axes.plot([100 * line.low, 100 * line.high], [row, row], color="black", linewidth=1)
     dots = [(100 * iou, row) for row, line in enumerate(lines) for iou in line.iou if iou is not None]
-    across, down = zip(*dots, strict=True)
-    axes.scatter(across, down, s=9, color="white", edgecolor="black", linewidth=0.6, zorder=3)
+    x, y = [x for x, _ in dots], [y for _, y in dots]
+    axes.scatter(x, y, s=9, color="white", edgecolor="black", linewidth=0.6, zorder=3)
     axes.set_yticks(range(len(lines)), [label(line, summary) for line in lines])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xlim(0, 100)

@@ -86,7 +86,7 @@ def runs_page(server: str) -> str:
             found = experiment_id(database, EXPERIMENT_NAME)
         else:
             experiment = connect(tracking_uri()).get_experiment_by_name(EXPERIMENT_NAME)
-            found = experiment.experiment_id if experiment else None
+            found = str(experiment.experiment_id) if experiment else None
     except Exception:  # whatever a server or a file does: there is no page of it
         found = None
     page = f"experiments/{found}/runs?viewStateShareKey={VIEW}&" if found else "experiments?"

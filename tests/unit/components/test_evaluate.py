@@ -251,7 +251,7 @@ def test_geotiff_predictions_lie_where_the_tile_lies(score: Score) -> None:
     with rasterio.open(score(predictions="geotiff") / "predictions/loveda-rural/scene2_0_0.tif") as file:
         assert file.crs.to_epsg() == 32632
         assert file.transform.c == 5e5 + 64
-        assert file.colormap(1)[1][:3] == (255, 0, 0)
+        assert file.colormap(1)[1][:3] == (213, 94, 0)
 
 
 def test_predictions_keep_a_crs_that_geotiff_cannot_tell(
