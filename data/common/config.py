@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import cache
 from itertools import repeat
@@ -17,8 +18,17 @@ from crossearth.data.common.errors import InputError
 
 Config = TypeVar("Config")
 
+
+def home_path(path: Path) -> Path:
+    """The path with the user's home for ~; as it stands where ~NAME is nobody's home."""
+    with suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
 # a path in a file, where no shell has made the user's home of ~
-HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+HomePath = Annotated[Path, AfterValidator(home_path)]
+
 MAX_BYTES = 2**20
 MAX_DEPTH = 50
 NAMES_SHOWN = 25
