@@ -31,13 +31,22 @@ from crossearth.data.common.errors import InputError
 
 Config = TypeVar("Config")
 
+
 MAX_BYTES = 2**20
 NAMES_SHOWN = 25
 VALUE_SHOWN = 300
 UNKNOWN_KEY = "unexpected_keyword_argument"  # as pydantic calls it
 
+
+def home_path(path: Path) -> Path:
+    """The path with the user's home for ~; as it stands where ~NAME is nobody's home."""
+    with suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
 # a path in a file, where no shell has made the user's home of ~
-HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+HomePath = Annotated[Path, AfterValidator(home_path)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -231,9 +231,22 @@ def raw_dtype(raster: Raster, bands: Sequence[int]) -> str:
 
 
 def tags(raster: Raster, bands: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset of each band: a value is raw x scale + offset."""
+    """Scale and offset of each band: a value is raw x scale + offset.
+
+    Raises:
+        InputError: a scale of 0, which makes one value of all, or one of the two that is no finite number.
+    """
     source = raster.dataset
-    return tuple(source.scales[band - 1] for band in bands), tuple(source.offsets[band - 1] for band in bands)
+    scales = tuple(source.scales[band - 1] for band in bands)
+    offsets = tuple(source.offsets[band - 1] for band in bands)
+    if 0 in scales or not all(map(math.isfinite, scales + offsets)):
+        raise InputError(
+            f"tags that cannot be meant: scales {scales}, offsets {offsets}",
+            where=raster.where,
+            expected="finite numbers, a scale other than 0",
+            next_step="gdal_translate -a_scale 1 -a_offset 0 IN OUT.tif drops the tags",
+        )
+    return scales, offsets
 
 
 def is_tagged(raster: Raster, bands: Sequence[int]) -> bool:

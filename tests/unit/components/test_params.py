@@ -252,6 +252,8 @@ def test_the_users_home_is_known_where_no_shell_has_read_the_path(
     (tmp_path / "c.yaml").write_text("domains: {town: {images: ~/i}}")
     own = load_catalog(params.catalogs, data_dir()).domain("town").own
     assert own is not None and own.images == tmp_path / "i"
+    monkeypatch.setenv("CROSSEARTH_DATA", "~nobody-of-this-name/x")
+    assert data_dir() == Path("~nobody-of-this-name/x")
 
 
 @pytest.mark.parametrize("seeds", [[0], [1, 1], [-1]])

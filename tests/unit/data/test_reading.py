@@ -260,6 +260,18 @@ def eight_bits(path: Path) -> None:
     save(path, draw(1)[0])
 
 
+def scaled_by_nothing(path: Path) -> None:
+    """Every value is 0."""
+    with rasterio.open(path, "r+") as file:
+        file.scales = (0.0,) * 3
+
+
+def scaled_by_no_number(path: Path) -> None:
+    """Every value is not a number."""
+    with rasterio.open(path, "r+") as file:
+        file.scales = (float("nan"),) * 3
+
+
 def tagged_bytes(path: Path) -> None:
     with rasterio.open(path, "r+") as file:
         file.scales, file.offsets = (0.5,) * 3, (-10,) * 3
@@ -301,6 +313,8 @@ def complex_values(path: Path) -> None:
             {"value_range": [0, 0.4]},
             r"scene_0\.tif: values 8.*leaves nothing",
         ),
+        (True, scaled_by_nothing, {"value_range": [0, 4000]}, r"scene_1\.tif: tags that cannot be meant"),
+        (True, scaled_by_no_number, {"value_range": [0, 4000]}, r"scene_1\.tif: tags that cannot be meant"),
         (False, complex_values, {"value_range": [0, 255]}, r"scene_1\.tif: complex numbers .*\n.*amplitude"),
     ],
 )
