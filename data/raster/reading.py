@@ -3,6 +3,7 @@
 A domain's manifests keep its `Reading`, and a model takes it from there: scenes are read as training was.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast

@@ -46,6 +46,7 @@ TRAIN = {
     "iterations": 1,
     "batch_size": 1,
     "crop_px": 32,
+    "style": {"block_px": 16},
     "workers": 0,
 }
 SCENE, MODEL, DOMAIN = "scene.tif", "model", f"artifacts/domains/{NAME}/{NAME}"
@@ -332,7 +333,9 @@ CASES = {
         TRAINING,
         ("inject_at_inference",),
     ),
-    "params: styles of another engine": Case(numbers(style={"engine": "ghiasi"}), TRAINING, ("ghiasi",)),
+    "params: styles of another engine": Case(
+        numbers(style={"engine": "ghiasi", "block_px": 16}), TRAINING, ("ghiasi",)
+    ),
     "params: seed": Case(nothing, f"{TRAINING} --seed -1", ("seed", "-1")),
     "params: seed that no generator takes": Case(nothing, f"{TRAINING} --seed {2**63}", ("seed", f"{2**63}")),
     "params: unknown recipe": Case(nothing, "train twon --catalog catalog.yaml", ("twon", "'town'")),
