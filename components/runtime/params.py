@@ -20,7 +20,7 @@ Config = TypeVar("Config")
 
 @checked
 class DvcConfig:
-    """What `dvc repro` makes: a graph in a file cannot ask the catalog.
+    """What `dvc repro` makes. It is listed here because dvc.yaml cannot read the catalog.
 
     Attributes:
         datasets: datasets with archives that are ingested.
@@ -35,7 +35,7 @@ class DvcConfig:
     recipes: tuple[str, ...] = ()
 
     def check(self, catalog: Catalog) -> None:
-        """Holds the names against the catalog.
+        """Checks the names against the catalog.
 
         Raises:
             InputError: a name that it does not have.
@@ -114,7 +114,7 @@ class Params:
         return reduce(merged, self.layers(step, recipe).values(), {})
 
     def layers(self, step: str, recipe: str | None = None) -> dict[str, Mapping[str, Any]]:
-        """What stands under which key of the preset in force: the step's, then recipes.NAME, which wins."""
+        """Key of the active preset -> its values: the step's, then recipes.NAME, which override them."""
         sections = self.presets[self.preset]
         layers: dict[str, Mapping[str, Any]] = {step: sections.get(step, {})}
         if recipe:
@@ -122,7 +122,7 @@ class Params:
         return layers
 
     def may_lack_classes(self, catalog: Catalog) -> list[str]:
-        """The domains every recipe of which has `allow_absent_classes`."""
+        """Domains for which every recipe sets `allow_absent_classes`."""
         recipes = catalog.recipes().values()
         found = []
         for domain in catalog.domains:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 STORE = Path("artifacts/mlflow")
 SQLITE = "sqlite:///"
-# set in each pod by Kubeflow Pipelines' MLflow plugin: ours lie below its run, which is its own to end
+# set in each pod by Kubeflow Pipelines' MLflow plugin; our runs are children of its run, which it ends itself
 PARENT_RUN, EXPERIMENT = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"
 PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "input_hash"
@@ -57,7 +57,7 @@ def tracking_uri() -> str:
 
 def connect(uri: str) -> "MlflowClient":
     """A client of the server at `uri`, whose requests fail within seconds where the server is away."""
-    # MLflow would itself retry for minutes inside one request, deaf to whoever wants to stop
+    # by default MLflow retries for minutes inside one request, which nothing can interrupt
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault(TIMEOUT, ANSWER_SECONDS)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -74,7 +74,7 @@ def connect(uri: str) -> "MlflowClient":
 
 @contextmanager
 def transferring() -> Iterator[None]:
-    """Within it a server may take longer to answer, unless the user's environment says how long."""
+    """Allows the server a longer time to answer, unless the user's environment sets the time."""
     before = os.environ.get(TIMEOUT)
     if before == ANSWER_SECONDS:
         os.environ[TIMEOUT] = TRANSFER_SECONDS
@@ -300,7 +300,7 @@ class _Writer(threading.Thread):
                 refused = refusal(error, self.uri)
                 if refused:
                     self._last_error = "; next: ".join(refused)
-                # a training goes on asking, for a server may be mended; no command waits for that in the end
+                # a training keeps trying, the server may come back; at its end no command waits for that
                 self._refused = refused is not None
                 self._gave_up.wait(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
                 failures += 1
@@ -368,7 +368,7 @@ def _first_use(uri: str) -> Iterator[None]:
 
 
 def _create_database(path: Path) -> None:
-    """Makes MLflow's tables aside: it never mends a file in which a killed process made some of them."""
+    """Makes MLflow's tables in a temporary file: MLflow cannot repair a file that has only some of them."""
     if path.exists():
         return
     with partial_dir(path) as folder:
@@ -378,7 +378,7 @@ def _create_database(path: Path) -> None:
 
 
 def _artifacts_beside(database: Path) -> str:
-    """Where MLflow itself would take the folder that the process happens to run in."""
+    """Folder beside the database; MLflow's own default is the current folder of the process."""
     return (database.resolve().parent / "artifacts").as_uri()
 
 
@@ -415,7 +415,7 @@ def user_name() -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the server understood a request and will refuse it again, as opposed to being away or busy."""
+    """Whether the server refused a request for good; False if it is only unreachable or busy."""
     code = getattr(error, "error_code", "")
     return code in {
         "INVALID_PARAMETER_VALUE",
