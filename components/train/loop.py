@@ -233,7 +233,7 @@ class Training:
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
                 line.update(self.iteration, f"loss {self.loss:.3f}")
                 due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
-                # saved after the last iteration too: if the model cannot be written, no step has to be repeated
+                # saved after the last iteration too: if the model cannot be written, no step is repeated
                 if stop or done or due or self.iteration % self.config.checkpoint_every == 0:
                     self.save()
                     saved = time.monotonic()
