@@ -26,6 +26,7 @@ TELLING = {
         "components.runtime.params",
         "components.runtime.places",
         "components.runtime.tracking",
+        "components.runtime.tracking_internals",
         "components.runtime.tracking_server",
         "components.runtime.version",
         "components.train.panel",
