@@ -1,4 +1,4 @@
-"""Looks at the machine: what is fine, what is missing, what to do."""
+"""Checks the machine: what works, what is missing, and what to do about it."""
 
 import importlib.util
 import platform
@@ -188,7 +188,7 @@ def _store(uri: str) -> Finding:
 
 
 def _answer(uri: str, place: str) -> Finding:
-    """What a server that runs says to a first question, and which version it is of."""
+    """How a running server answers the first request, and its version."""
     from crossearth.components.runtime import tracking_server as server
     from crossearth.components.runtime.tracking import connect
 

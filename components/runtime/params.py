@@ -21,7 +21,7 @@ Config = TypeVar("Config")
 
 @checked
 class DvcConfig:
-    """What `dvc repro` makes: a graph in a file cannot ask the catalog.
+    """What `dvc repro` makes. It is listed here because dvc.yaml cannot read the catalog.
 
     Attributes:
         datasets: datasets with archives that are ingested.
@@ -36,7 +36,7 @@ class DvcConfig:
     recipes: tuple[str, ...] = ()
 
     def check(self, catalog: Catalog) -> None:
-        """Holds the names against the catalog.
+        """Checks the names against the catalog.
 
         Raises:
             InputError: a name that it does not have.
@@ -115,9 +115,9 @@ class Params:
         return reduce(merged, self.layers(step, recipe).values(), {})
 
     def layers(self, step: str, recipe: str | None = None) -> dict[str, Mapping[str, Any]]:
-        """What stands under which key of the preset in force: the step's, then recipes.NAME, which wins.
+        """Key of the active preset -> its values: the step's, then recipes.NAME, which override them.
 
-        Before them, of `train`, the numbers of its method, where that is not the defaults' own.
+        For `train`, the values of its method come first, where they are not the defaults.
         """
         sections = self.presets[self.preset]
         layers: dict[str, Mapping[str, Any]] = {step: sections.get(step, {})}
@@ -130,7 +130,7 @@ class Params:
         return layers
 
     def may_lack_classes(self, catalog: Catalog) -> list[str]:
-        """The domains every recipe of which has `allow_absent_classes`."""
+        """Domains for which every recipe sets `allow_absent_classes`."""
         recipes = catalog.recipes().values()
         found = []
         for domain in catalog.domains:

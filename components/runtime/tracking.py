@@ -104,7 +104,7 @@ def runs_told() -> list[str]:
 
 def connect(uri: str) -> "MlflowClient":
     """A client of the server at `uri`, whose requests fail within seconds where the server is away."""
-    # MLflow would itself retry for minutes inside one request, deaf to whoever wants to stop
+    # by default MLflow retries for minutes inside one request, which nothing can interrupt
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault(TIMEOUT, ANSWER_SECONDS)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -122,7 +122,7 @@ def connect(uri: str) -> "MlflowClient":
 
 @contextmanager
 def transferring() -> Iterator[None]:
-    """Within it a server may take longer to answer, unless the user's environment says how long."""
+    """Allows the server a longer time to answer, unless the user's environment sets the time."""
     before = os.environ.get(TIMEOUT)
     if before == ANSWER_SECONDS:
         os.environ[TIMEOUT] = TRANSFER_SECONDS
@@ -388,7 +388,7 @@ class _Writer(threading.Thread):
                 refused = refusal(error, self.uri)
                 if refused:
                     self._last_error = "; next: ".join(refused)
-                # a training goes on asking, for a server may be mended; no command waits for that in the end
+                # a training keeps trying, the server may come back; at its end no command waits for that
                 self._refused = refused is not None
                 self._gave_up.wait(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
                 failures += 1
@@ -532,7 +532,7 @@ def user_name() -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the server understood a request and will refuse it again, as opposed to being away or busy."""
+    """Whether the server refused a request for good; False if it is only unreachable or busy."""
     code = getattr(error, "error_code", "")
     return code in {
         "INVALID_PARAMETER_VALUE",

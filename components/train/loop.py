@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Pace:
-    """The steps since the last point of the curves: their seconds, and those of them that batches took."""
+    """Seconds of the steps since the last point of the curves, and how many of them were spent on batches."""
 
     steps: int = 0
     waited: float = 0.0
@@ -164,7 +164,7 @@ class Training:
         refuse_nonfinite(self.network.trained_parameters().items(), where, self._calmer())
 
     def _calmer(self) -> str:
-        """What may keep numbers finite and is not set yet."""
+        """Settings, not used so far, that may keep the loss finite."""
         bf16 = self.config.precision == "bfloat16"
         return "start anew with a lower lr" + (" or with precision: float32" if bf16 else "")
 
@@ -239,7 +239,7 @@ class Training:
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
                 line.update(self.iteration, f"loss {self.loss:.3f}")
                 due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
-                # also the last one: where the model cannot be written nothing is to be done again
+                # saved after the last iteration too: if the model cannot be written, no step is repeated
                 if stop or done or due or self.iteration % self.config.checkpoint_every == 0:
                     self.save()
                     saved = time.monotonic()
@@ -278,7 +278,7 @@ class Training:
             self._skip()
         self.optimiser.zero_grad()
         self.iteration += 1
-        # the sum says that a signal came to some process, not which
+        # the sum only says that some process received a signal
         return (signal_number or int(signal.SIGTERM)) if signals else 0
 
     def _lr(self) -> float:

@@ -1,4 +1,4 @@
-"""What a training is made of: its parameters, and what its inputs resolve to."""
+"""The parameters of a training, and its resolved inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,7 +36,7 @@ from crossearth.model.weights.pretrained import Pretrained, describe
 from crossearth.model.weights.release import fetch_backbone, read_backbone
 
 BACKBONE_CACHE = "backbones"
-# how a training is computed, not what it computes: these may change between a kill and the resume
+# how a training is computed, not its result: these may differ when a stopped training is resumed
 RUNTIME_FIELDS = (
     "micro_batch",
     "activation_checkpointing",
@@ -54,7 +54,7 @@ RUNTIME_FIELDS = (
 
 @checked
 class TrainConfig:
-    """Numbers of a training; the defaults are the method's at 512 px (docs/method.md, section 3).
+    """Parameters of a training; the defaults are the method's at 512 px (docs/method.md, section 3).
 
     At 1024 px the method has crop_px 1024, lr 6e-5 and schedule "warmup-poly".
 

@@ -126,7 +126,7 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
 
 @contextlib.contextmanager
 def _memory(job: Job, processes: Processes) -> Iterator[None]:
-    """Where memory runs out within it, the error names the fields to change."""
+    """If memory runs out inside this block, the error names the fields to change."""
     config, where = job.config, f"recipe {job.recipe.name}"
     used = (
         f"{processes.device}: network {config.network}, crop_px {config.crop_px}, "
@@ -200,7 +200,7 @@ def _log_model(run: Run, out_dir: Path, job: Job) -> None:
 
 
 def _send_again(out_dir: Path, job: Job) -> None:
-    """Tracks a finished training whose end the server missed; points that it has are there twice then."""
+    """Logs a finished training again if the server missed its end; some points are then logged twice."""
     try:
         if _is_tracked(out_dir, job):
             return

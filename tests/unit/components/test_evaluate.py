@@ -18,6 +18,8 @@ import rasterio
 import torch
 from domain_factory import write_domain
 from rasterio.crs import CRS
+from services import free_port
+from training_folder import environment
 
 from crossearth.components.cli import model_commands
 from crossearth.components.evaluate import scoring, step
@@ -363,8 +365,14 @@ def test_two_processes_add_up_to_one(score: Score, work: Path, tmp_path: Path) -
     alone = read_results(score(batch_size=2))
     script = tmp_path / "score.py"
     script.write_text(TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*command, str(script), str(work), str(tmp_path / "together")], check=True, timeout=120)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, str(script), str(work), str(tmp_path / "together")]
+    processes = [subprocess.Popen(command, env=environment() | group | {"RANK": rank}) for rank in "01"]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     together = read_results(tmp_path / "together")
     assert together.settings[0].confusion == alone.settings[0].confusion
     assert together.tile_table(together.settings[0]).equals(alone.tile_table(alone.settings[0]))
