@@ -83,7 +83,8 @@ STEPS = {
         Step("predict", "predict.step:predict", network=True, cached=False),
         Step("convert", "convert.step:convert", own_pod=False),
         Step("init", "init.step:init", own_pod=False),
-        Step("export", "export.step:run", own_pod=False),
+        Step("export", "export.step:export", own_pod=False),
+        Step("ablate", "ablate.step:run", own_pod=False),
         Step("finish", network=True, cached=False),
     )
 }

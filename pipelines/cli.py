@@ -149,7 +149,7 @@ def run(
 ) -> None:
     """Run a pipeline on this machine: each step in a process, or in a container, of its own."""
     from crossearth.pipelines.graphs import PipelineError
-    from crossearth.pipelines.local_run import Docker, run_local
+    from crossearth.pipelines.local_run import run_local
 
     folder = workspace or Path("artifacts/pipeline") / name
     inputs = _inputs(params, catalog, preset, stylize_shards)
@@ -159,7 +159,7 @@ def run(
             inputs,
             _given(name, inputs, settings, recipe),
             folder,
-            Docker(image) if docker else None,
+            image if docker else None,
         )
     except PipelineError as error:
         _fail(f"pipeline {name}: {error}")

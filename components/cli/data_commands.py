@@ -125,7 +125,7 @@ def fetch(
     catalog: Catalogs = None,
 ) -> None:
     """Download what may be downloaded openly; says where to get the rest."""
-    from crossearth.components.ingest.fetch import by_hand
+    from crossearth.components.ingest.fetch import by_hand, to_download
     from crossearth.components.ingest.fetch import fetch as run
 
     _, loaded = inputs(None, catalog)
@@ -136,6 +136,8 @@ def fetch(
     ]
     if rows:
         print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
+    for line in to_download(names, loaded, archives):
+        out.print(line, highlight=False, soft_wrap=True)
     written = run(names, loaded, archives)
     done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}")
     if rows or written:
@@ -177,10 +179,18 @@ def validate(
     catalog: Catalogs = None,
 ) -> None:
     """Hold every manifest against the catalog; stops the pipeline where labels or splits are wrong."""
-    from crossearth.components.validate.step import run
+    from crossearth.components.validate.step import SUMMARY, run
+    from crossearth.data.common.files import read_json
 
     params, loaded = inputs(params_file, catalog)
     written = run(params, loaded, names or ())
+    counts = read_json(written / SUMMARY)["counts"]
+    out.print(
+        f"{counts['domains']} domains, {counts['tiles']:,} tiles: all {counts['checks'] - counts['failed']} "
+        "expectations hold" + (f", {counts['failed']} of earlier domains do not" if counts["failed"] else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
     own = [recipe.name for recipe in loaded.recipes().values() if loaded.domain(recipe.source).own]
     train = f"crossearth train {shlex.join(own) if own else 'RECIPE'}{given(catalog, params_file)}"
     done(written, train, look_at=written / "docs" / "index.html")

@@ -15,6 +15,7 @@ import typer
 from rich.filesize import decimal
 from rich.markdown import Markdown
 
+from crossearth.components.cli.mapping import MAPS_IN_FULL, expect_model, print_areas, tell, warn_of
 from crossearth.components.cli.terminal import (
     AsCsv,
     AsJson,
@@ -62,9 +63,50 @@ def train(
         config_of(params, recipe, wanted[0])
     option = f" --seeds {seeds}" if seeds else ""
     for recipe in recipes:
-        written = [run(params, loaded, recipe.name, seed) for seed in wanted]
+        folders = [MODELS / f"{recipe.name}{seed_suffix(seed, params.seed)}" for seed in wanted]
+        before = [_written_at(folder) for folder in folders]
+        for seed in wanted:
+            run(params, loaded, recipe.name, seed)
         if os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone writes
+            written = []
+            for folder, time in zip(folders, before, strict=True):
+                if time is None or time != _written_at(folder):
+                    written.append(folder)
+                else:
+                    out.print(f"{folder}: nothing to do, trained already from these inputs", highlight=False)
+            for folder in folders:
+                _say_licence(folder)
             done(written, f"crossearth evaluate {recipe.name}{option}{given(catalog, params_file)}")
+
+
+def _written_at(folder: Path) -> int | None:
+    """When the model in a folder was written, None where there is none."""
+    description = folder / "model.json"
+    return description.stat().st_mtime_ns if description.exists() else None
+
+
+def _say_licence(model: Path) -> None:
+    from crossearth.model.weights.checkpoint import read_meta
+
+    pretrained = read_meta(model).get("pretrained")
+    if pretrained:
+        line = f"backbone {pretrained['name']}: licence {pretrained['licence']}"
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(help="YAML: recipes, seeds, and the values that numbers take.")],
+    jobs: Annotated[int, typer.Option(help="Trainings at a time.")] = 1,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Train and score every combination of a grid; the same command goes on after an interruption."""
+    from crossearth.components.ablate.step import run
+
+    written = run(*inputs(params_file, catalog), grid, jobs)
+    out.print(Markdown(written.read_text(encoding="utf-8")))
+    done(written, "crossearth show RECIPE; the runs lie below the table's in MLflow")
 
 
 @app.command()
@@ -199,8 +241,7 @@ def show(
     from crossearth.components.evaluate.results import read_results
     from crossearth.components.report import show as tables
     from crossearth.components.report.step import ReportConfig
-    from crossearth.components.runtime.tracking import tracking_uri
-    from crossearth.data.common.errors import without_credentials
+    from crossearth.components.runtime.tracking import runs_told
 
     params, loaded = inputs(params_file, catalog)
     if recipe:
@@ -213,9 +254,8 @@ def show(
         return
     if (REPORT / "index.html").exists():
         out.print(f"report: {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
-    address = without_credentials(tracking_uri())
-    runs = address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
-    out.print(f"runs:   {runs}", highlight=False, soft_wrap=True)
+    for line in runs_told():
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -508,18 +548,18 @@ def predict(
         "classes": None if classes is None else [name.strip() for name in classes.split(",")],
     }
     with found as (folder, shared):
+        expect_model(folder)
+        warn_of(folder)
         config = load_config(PredictConfig, options | {"backbone": backbone or shared}, "predict")
         try:
             written, broken = run(scenes, folder, maps, config), None
         except PartlyDoneError as error:
             written, broken = error.done, error
-    for path in written:
-        report = read_json(path.with_suffix(".json"))
-        used = f"bands {', '.join(map(str, report['bands']))} ({report['bands_from']})"
-        scaled = "{:g} to {:g}".format(*(report["value_range"] or (0, 255)))
-        used += f", values {scaled} ({report['value_range_from']})"
-        for line in (used, *report["notes"]):
-            out.print(f"{report['scene']}: {line}", highlight=False, soft_wrap=True, markup=False)
+    for number, path in enumerate(written):
+        told = read_json(path.with_suffix(".json"))
+        tell(told)
+        if number < MAPS_IN_FULL:
+            print_areas(path, told)
     done(written, "")
     out.print("areas per class: in the .json beside each map", highlight=False)
     if broken:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -168,7 +169,7 @@ def evaluate(
                 write_results(result)
                 _keep_curves(model_dir, out_dir)
         if processes.is_main_process:
-            _track(result, meta)
+            _track(result, meta, {name: target.manifest for name, target in targets.items()})
     return out_dir
 
 
@@ -348,8 +349,12 @@ def _tile_row(row: dict[str, Any], tile: ScoredTile) -> dict[str, Any]:
     }
 
 
-def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
-    """Logs the scores into the run of the recipe's training, which `input_hash` finds."""
+def _track(result: RecipeResult, meta: dict[str, Any], manifests: Mapping[str, Manifest]) -> None:
+    """Logs the scores into the run of the recipe's training, which `input_hash` finds.
+
+    Args:
+        manifests: of the targets' tiles.
+    """
     metrics: dict[str, float] = {}
     for each in result.settings:
         scores, target = result.scores(each), each.setting.target
@@ -379,7 +384,9 @@ def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
     )
     if "synthetic" in {each.provenance for each in result.settings}:
         table = f"Synthetic miniatures: not comparable with published scores.\n\n{table}"
-    with start_run(result.recipe, key=result.recipe_hash, tags=tags) as run:
+    with start_run(result.recipe, key=result.recipe_hash, tags=tags, adds=True) as run:
+        for name, of in manifests.items():
+            run.log_dataset(f"{name} {of.split}", of.digest, of.root, "testing", len(of))
         run.log_metrics(metrics)
         run.describe(table)
         for name in (DETAILS, "scores.csv"):

@@ -236,7 +236,7 @@ def _choose_bands(
             + (wanted if bands is None else f"band {max(asked)}"),
             where=raster.where,
             expected="the bands that the network was trained on",
-            next_step="choose with --bands, for example --bands 3,2,1 (one band may stand three times)"
+            next_step=f"choose with --bands, for example --bands {_example(source.count)}"
             + alone * (source.count == 1),
         )
     first, second, third = asked
@@ -251,6 +251,11 @@ def _number(raster: Raster, band: int | str) -> int:
         known = listed(names) or "none: its bands have no names, take their numbers"
         raise InputError(f"no band {band!r}", where=raster.where, expected=known)
     return names[band.lower()]
+
+
+def _example(count: int) -> str:
+    """Three of a scene's bands, as --bands takes them; one may stand several times."""
+    return ",".join(str(min(count, band)) for band in (3, 2, 1))
 
 
 def _refuse_other_values(raster: Raster, plan: Reading, trained: Reading) -> None:

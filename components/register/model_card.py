@@ -56,6 +56,8 @@ def model_card(
         lines.append(
             f"- {dataset.title}: {dataset.licence or 'licence not stated'} {dataset.homepage}".rstrip()
         )
+    if pretrained := meta.get("pretrained"):
+        lines.append(f"- backbone {pretrained['name']}: {pretrained['licence']}")
     lines += [
         "",
         "## Intended use",

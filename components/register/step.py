@@ -1,10 +1,12 @@
 """Puts scored models into the registry and promotes those that generalize better."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossearth.components.evaluate.doubts import doubts
 from crossearth.components.evaluate.results import RecipeResult, read_results
 from crossearth.components.register.listing import describe
 from crossearth.components.register.model_card import model_card
@@ -27,6 +29,8 @@ from crossearth.model.weights.checkpoint import load, read_meta
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def register(
         if made is None:
             run_id = registry.run_of(result.recipe_hash)
             if run_id is None:
-                with start_run(recipe.name, key=result.recipe_hash, tags={"recipe": recipe.name}):
+                with start_run(recipe.name, key=result.recipe_hash, tags={"recipe": recipe.name}, adds=True):
                     pass
                 run_id = registry.run_of(result.recipe_hash)
             if run_id is None:
@@ -134,6 +138,9 @@ def register(
             backbone = meta["backbone"] and folder / meta["backbone"]["file"]
             made = registry.add(name, run_id, folder, backbone, result, card, identity, about)
         outcome = _challenge(registry, recipe, name, made, result, config)
+        if outcome.promoted:
+            for doubt in doubts(meta, result):
+                log.warning("WARNING: the champion of %s: %s", name, doubt)
         write_json(out_dir / f"{recipe.name}.json", asdict(outcome))
         write_text(out_dir / f"{recipe.name}.md", card)
         outcomes.append(outcome)

@@ -134,6 +134,16 @@ class Summary:
         return distinct(seed for line in self.lines for seed in line.seeds)
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """Whose numbers the models were trained with, as their descriptions have it; none where unknown."""
+        found = (str(recipe.lineage.get("model", {}).get("method") or "") for recipe in self._recipes)
+        return tuple(filter(None, distinct(found)))
+
+    @property
+    def _recipes(self) -> list[RecipeResult]:
+        return [recipe for line in self.lines for recipe, _ in line.runs]
+
+    @property
     def synthetic(self) -> bool:
         """Whether any number was made from drawn data."""
         return any(line.provenance == "synthetic" for line in self.lines)

@@ -12,6 +12,7 @@ from crossearth.components.steps import SECTIONS
 from crossearth.data.catalog.domains import Catalog, known_entry
 from crossearth.data.common.config import HomePath, checked, load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError
+from crossearth.model.method import METHODS
 
 MAX_SEED = 2**63 - 1  # torch takes no larger one
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -114,11 +115,18 @@ class Params:
         return reduce(merged, self.layers(step, recipe).values(), {})
 
     def layers(self, step: str, recipe: str | None = None) -> dict[str, Mapping[str, Any]]:
-        """What stands under which key of the preset in force: the step's, then recipes.NAME, which wins."""
+        """What stands under which key of the preset in force: the step's, then recipes.NAME, which wins.
+
+        Before them, of `train`, the numbers of its method, where that is not the defaults' own.
+        """
         sections = self.presets[self.preset]
         layers: dict[str, Mapping[str, Any]] = {step: sections.get(step, {})}
         if recipe:
             layers[f"recipes.{recipe}"] = sections.get("recipes", {}).get(recipe, {})
+        if step == "train":
+            named: Any = [values["method"] for values in layers.values() if "method" in values]
+            if named and named[-1] != "paper" and named[-1] in METHODS:
+                layers = {f"method {named[-1]}": METHODS[named[-1]], **layers}
         return layers
 
     def may_lack_classes(self, catalog: Catalog) -> list[str]:

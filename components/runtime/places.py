@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from crossearth.data.catalog.domains import Catalog
 
 ARTIFACTS = Path("artifacts")
+ABLATIONS = ARTIFACTS / "ablations"
 COVERAGE = ARTIFACTS / "coverage"
 DOMAINS = ARTIFACTS / "domains"
 EXPORT = ARTIFACTS / "export"

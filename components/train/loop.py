@@ -35,7 +35,13 @@ from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
 from crossearth.model.metrics import ConfusionMatrix
 from crossearth.model.scores import score
-from crossearth.model.training.multitask import BRANCHES, MultiTaskLoss, learning_rate, parameter_groups
+from crossearth.model.training.multitask import (
+    BRANCHES,
+    MultiTaskLoss,
+    annealed_decay,
+    learning_rate,
+    parameter_groups,
+)
 
 NONFINITE_ALLOWED = 2  # steps in a row that are skipped; one more stops the training
 
@@ -261,6 +267,10 @@ class Training:
             self.nonfinite = 0
             for group in self.optimiser.param_groups:
                 group["lr"] = self._lr()
+                if self.config.anneals_decay and group["weight_decay"]:
+                    group["weight_decay"] = annealed_decay(
+                        self.iteration, self.config.weight_decay, self.config.poly_end
+                    )
             self.optimiser.step()
             losses = {f"loss_{name}": value for name, value in zip(names, values, strict=True)}
             self.steps.append({**losses, "loss": self.loss, "gradient_norm": norm})
@@ -309,7 +319,8 @@ class Training:
                 "data_wait_share": pace.waited / pace.seconds,
                 "memory_gib": _memory_gib(self.processes.device),
             }
-            run.log_metrics(point | how, self.iteration)
+            curves = {name: value for name, value in point.items() if name != "iteration"}
+            run.log_metrics(curves | how, self.iteration)
 
     @contextlib.contextmanager
     def _predicting(self) -> Iterator[None]:

@@ -4,11 +4,9 @@ Ingest, predict and styles open every image and mask here, so that all of them s
 value and one mask of a file, and refuse the same damage in the same words.
 """
 
-import logging
 import os
 import re
 import shlex
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from rasterio.session import DummySession
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.archives import Member, read, walk
-from crossearth.data.raster.gdal import GdalError
+from crossearth.data.raster.gdal import GdalError, hearing
 from crossearth.data.raster.names import rasters_among
 
 # what comes from an archive or a store is opened as one of these, each whole in one file: other kinds, a VRT
@@ -243,7 +241,7 @@ class Raster(NamedTuple):
         cause: Exception | None = None
         said: list[str] = []
         try:
-            with rasterio.Env(SESSION, **_options(self.remote)), _hearing(said, silent=True):
+            with rasterio.Env(SESSION, **_options(self.remote)), hearing(said, silent=True):
                 yield
         except (RasterioError, GdalError) as error:
             cause = error
@@ -323,7 +321,7 @@ def open_raster(
                 path, where = f"GTIFF_DIR:{page}:{path}", f"{where}: page {page}"
             if isinstance(source, Address):
                 drivers = list(source.drivers)
-            with _hearing(said):
+            with hearing(said):
                 dataset = stack.enter_context(DatasetReader(path, driver=drivers))
         except RasterioError as error:
             if remote and (answer := _answer([*said, str(error)])):
@@ -456,39 +454,6 @@ def _bits(dataset: DatasetReader, band: int) -> int:
     """Of a value of the band, as the file holds it."""
     whole = 8 * np.dtype(dataset.dtypes[band - 1]).itemsize
     return int(dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", whole))
-
-
-class _Ear(threading.local):
-    """What GDAL tells this thread by rasterio's loggers: warnings, and errors that it returns none for."""
-
-    said: list[str] | None = None
-    silent = False
-
-    def take(self, record: logging.LogRecord) -> bool:
-        """A logger's filter; lets pass what nobody listens to, as if it were not there."""
-        if self.said is not None and record.levelno >= logging.INFO:
-            self.said.append(str(record.args[-1] if isinstance(record.args, tuple) else record.msg))
-            if self.silent:
-                return False
-        return record.levelno >= logging.getLogger("rasterio").getEffectiveLevel()
-
-
-_EAR = _Ear()
-
-
-@contextmanager
-def _hearing(said: list[str], silent: bool = False) -> Iterator[None]:
-    """Adds to `said` what GDAL says meanwhile; if `silent`, nobody else hears it."""
-    for name in ("rasterio._err", "rasterio._env"):
-        logger = logging.getLogger(name)
-        logger.addFilter(_EAR.take)
-        if not logger.isEnabledFor(logging.INFO):
-            logger.setLevel(logging.INFO)
-    _EAR.said, _EAR.silent = said, silent
-    try:
-        yield
-    finally:
-        _EAR.said = None
 
 
 def _words(text: str) -> str:

@@ -315,7 +315,7 @@ CASES = {
     "params: heads": Case(numbers(sizes=SIZES | {"embed": 50}), TRAINING, ("embed", "divisible")),
     "params: unknown size": Case(numbers(sizes={"width": 3}), TRAINING, ("'width'",)),
     "params: style probability": Case(
-        numbers(style={"probability": 2}), TRAINING, ("style.probability", "less than or equal to 1")
+        numbers(style_probability=2), TRAINING, ("style_probability", "less than or equal to 1")
     ),
     "params: style engine": Case(numbers(style={"engine": "cyclegan"}), TRAINING, ("engine", "spectral")),
     "params: unknown task": Case(numbers(tasks={"mask_px": 3}), TRAINING, ("'mask_px'",)),

@@ -397,7 +397,7 @@ def test_the_machine_is_that_of_the_device(
     monkeypatch.setattr(step, "choose_device", lambda device: device)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the GPU {device}")
     meta, class_set = checkpoint.read_meta(work / "model"), catalog.class_sets[recipe.class_set]
-    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path(), Path())
+    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path("model"), Path())
     assert result.lineage["machine"].endswith("the GPU cuda:1")
 
 

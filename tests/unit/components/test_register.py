@@ -224,10 +224,22 @@ def workshop(tmp_path: Path, catalog: Catalog, recipe: Recipe, monkeypatch: pyte
 
 
 def test_champions_come_by_the_rule_and_go_by_rollback(
-    workshop: Workshop, recipe: Recipe, typed: Callable[[str], str]
+    workshop: Workshop, recipe: Recipe, typed: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     workshop.train(1)
     first = workshop.register()
+    assert f"WARNING: the champion of {first.name}: this model was trained on synthetic" in caplog.text
+    client = Registry().client
+    made = client.get_model_version(first.name, "1")
+    assert made.tags["mIoU potsdam-irrg"] == "50.0 % (unseen)"
+    trained = client.get_run(made.run_id).info
+    assert [model.name for model in client.search_logged_models([trained.experiment_id])] == [recipe.name]
+    assert trained.status == "FINISHED"
+    with (
+        pytest.raises(InputError, match="expected: 'crossearth-vaihingen-irrg'"),
+        fetch_model("models:/crossearth-vaihingen-irg@champion"),
+    ):
+        pass
     assert (first.version, first.champion, first.promoted) == ("1", "1", True)
     assert workshop.register() == replace(first, checks=()), "the same model is not registered twice"
 
@@ -259,6 +271,7 @@ def test_champions_come_by_the_rule_and_go_by_rollback(
     ]
     assert all(move.who and move.when.endswith("+00:00") for move in story)
     assert all(move.run for move in story if move.new)
+    assert str(story[0]).startswith("champion: none -> 1, ") and Move.parse(str(story[0])) == story[0]
 
 
 def test_a_model_whose_weights_are_not_finite_is_not_registered(workshop: Workshop, recipe: Recipe) -> None:
