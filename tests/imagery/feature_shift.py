@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crossearth.data.style.earth import EarthStyles, StyleConfig, inject, keyed_generator, style_engine
 from crossearth.data.tiles.manifest import read_image, read_manifest
-from crossearth.model.crossearth import CrossEarth, build, tiny_config
+from crossearth.model.crossearth import CrossEarth, tiny_config
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.weights.pretrained import describe
 from crossearth.model.weights.release import read_backbone
@@ -36,7 +36,7 @@ def frozen(path: Path) -> CrossEarth:
     state = read_backbone(path)
     sizes = describe(state, path, str(path)).sizes
     config = tiny_config(1, SIDE_PX, frozen_backbone=True, adapter="none", head="linear", **sizes)
-    model = build(config).eval()
+    model = CrossEarth(config).eval()
     model.backbone.load_state_dict(fit_state(state, model.backbone, path))
     return model
 

@@ -281,8 +281,8 @@ SIZE = '''def middle_config(num_classes: int, image_px: int = 256, **changes: An
 BUILD = """
 import torch
 from crossearth.components.train.setup import TrainConfig
-from crossearth.model.crossearth import build
-network = build(TrainConfig(network="middle", ablation="rein", crop_px=64).network_config(5)).eval()
+from crossearth.model.crossearth import CrossEarth
+network = CrossEarth(TrainConfig(network="middle", ablation="rein", crop_px=64).network_config(5)).eval()
 print(network.config.embed, tuple(network(torch.zeros(1, 3, 64, 64)).shape))
 TrainConfig(network="middel")
 """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossearth.data.common.errors import InputError
-from crossearth.model.crossearth import build, crossearth_tiny, large_config
+from crossearth.model.crossearth import CrossEarth, crossearth_tiny, large_config
 from crossearth.model.inference import (
     Windows,
     augmented,
@@ -144,7 +144,7 @@ def test_tta_is_the_mean_over_the_square_s_symmetries() -> None:
 def test_a_pass_holds_more_windows_the_smaller_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [windows_per_pass(crossearth_tiny(3, px)) for px in (64, 128, 256, 512)] == [64, 16, 4, 1]
     with torch.device("meta"):
-        large = build(large_config(3))
+        large = CrossEarth(large_config(3))
     assert windows_per_pass(large) == 1
 
 
