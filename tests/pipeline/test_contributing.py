@@ -317,8 +317,8 @@ def test_a_metric_takes_one_place(copy: Copy, tmp_path: Path) -> None:
     copy.edit(scores, "    mean_f1: float\n", "    mean_f1: float\n    mean_recall: float\n")
     copy.edit(
         scores,
-        '        mean_f1=float(headline_iou(f1_K, "mean")),\n',
-        '        mean_f1=float(headline_iou(f1_K, "mean")),\n'
+        '        mean_f1=float(primary_iou(f1_K, "mean")),\n',
+        '        mean_f1=float(primary_iou(f1_K, "mean")),\n'
         "        mean_recall=float(np.nanmean(hits / labelled)),\n",
     )
     copy.edit(
