@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from kfp.dsl import pipeline_task
 
-from crossearth.components.runtime import tracking
+from crossearth.components.runtime import tracking, tracking_store
 from crossearth.components.runtime.tracking_internals import create_tables
 from crossearth.pipelines.cli import main
 
@@ -81,5 +81,5 @@ def tables_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
             database.execute("update experiments set artifact_location = ?", [f"{artifacts_uri}/0"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "create_tables", copy)
+        patch.setattr(tracking_store, "create_tables", copy)
         yield

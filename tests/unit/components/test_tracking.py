@@ -128,7 +128,7 @@ def test_tables_of_which_a_kill_left_some_are_made_anew(store: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tracking, "create_tables", create_tables)  # no copy of finished ones
+        patch.setattr(tracking_store, "create_tables", create_tables)  # no copy of finished ones
         patch.setattr(alembic.command, "upgrade", stop_halfway)
         tracking.connect(tracking_uri())
     with start_run("r", key="k") as run:
