@@ -10,7 +10,7 @@ help:
 	@echo "make demo   install, score the 32 settings on drawn miniatures, print the table"
 	@echo "make test   install, run the unit tests"
 	@echo "make lint   ruff and mypy"
-	@echo "make docs   the API's pages, from the docstrings: artifacts/docs/index.html"
+	@echo "make docs   the documents and the API as web pages: artifacts/docs/index.html"
 
 install: $(VENV)/installed
 
@@ -32,6 +32,7 @@ demo: install
 	done
 	dvc repro
 	crossearth show
+	@echo "next: . $(BIN)/activate    # in each new shell, before these commands and those of README.md"
 
 # as many at a time as there are cores, a thread each
 test: export OMP_NUM_THREADS := 1
@@ -47,7 +48,8 @@ lint: install
 	$(BIN)/mypy -p crossearth
 
 docs: install
-	PDOC_ALLOW_EXEC=1 $(BIN)/pdoc -d google -o artifacts/docs $(addprefix crossearth.,data model components pipelines) '!crossearth.components.api'
+	$(BIN)/python docs/site.py artifacts/docs
+	PDOC_ALLOW_EXEC=1 $(BIN)/pdoc -d google -o artifacts/docs/api $(addprefix crossearth.,data model components pipelines) '!crossearth.components.api'
 
 clean:
 	rm -rf artifacts .mypy_root

@@ -71,7 +71,7 @@ STEPS = {
             own_pod=False,
             command="styles coverage",
             about="Measure, per setting, how far the injected styles cover the unseen domain.",
-            next_step="crossearth report shows it",
+            next_step="crossearth report",
         ),
         Step("shards"),
         Step("stylize", "stylize.step:run", "stylize.step:StylizeConfig", "once"),
@@ -84,6 +84,8 @@ STEPS = {
         Step("watch", "watch.step:watch", network=True, cached=False),
         Step("convert", "convert.step:convert", own_pod=False),
         Step("init", "init.step:init", own_pod=False),
+        Step("export", "export.step:export", own_pod=False),
+        Step("ablate", "ablate.step:run", own_pod=False),
         Step("finish", network=True, cached=False),
     )
 }

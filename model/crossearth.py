@@ -4,8 +4,8 @@ Shape legend: B images, H W pixels, h w patch rows and columns, N patches, C emb
 D query channels, K classes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
-from crossearth.model.layers.backbone import Backbone
+from crossearth.model.layers.backbone import DINOV2, Backbone
 from crossearth.model.layers.geospatial import GeospatialExtractor, Injector
+from crossearth.model.layers.lora import Lora, LoraConfig
 from crossearth.model.layers.mask_decoder import MaskDecoder, Prediction, semantic_logits
 from crossearth.model.layers.pixel_decoder import MAP_SCALES, PixelDecoder
 from crossearth.model.layers.reconstruction import ReconstructionHead
@@ -26,6 +27,8 @@ from crossearth.model.layers.rein import Rein
 # a description from outside must not ask for more than any machine has
 Size = Annotated[int, Field(ge=1, le=2**16)]
 Layers = Annotated[int, Field(ge=1, le=1000)]
+Adapter = Literal["rein", "lora", "none"]
+Head = Literal["mask2former", "linear"]
 
 
 @checked
@@ -54,6 +57,10 @@ class NetworkConfig:
         masked_modelling: has the image token and the reconstruction head (training only).
         reconstruction_channels, reconstruction_px: of that head; the side of its output.
         mean, std: of the input, RGB on the scale 0..255.
+        architecture: timm's name of a ViT with the backbone's layout; the sizes above go before its own.
+        adapter: of a frozen backbone: "rein", "lora", or "none" (the head alone is trained).
+        lora: of the adapter "lora".
+        head: "mask2former", or "linear": one 1x1 convolution on the last tap.
     """
 
     num_classes: Size
@@ -86,6 +93,10 @@ class NetworkConfig:
     reconstruction_px: Size = 512
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    architecture: str = DINOV2
+    adapter: Adapter = "rein"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    head: Head = "mask2former"
 
     def __post_init__(self) -> None:
         for whole, part in (
@@ -105,10 +116,11 @@ class NetworkConfig:
             raise InputError(
                 f"taps: {list(self.taps)}", expected=f"4 ascending block numbers below depth {self.depth}"
             )
-        if not self.frozen_backbone and self.taps[-1] != self.depth - 1:
+        trains_blocks = not self.frozen_backbone or self.adapter == "lora"
+        if trains_blocks and self.taps[-1] != self.depth - 1:
             raise InputError(
                 f"taps: {list(self.taps)} leave blocks behind the last one untrained",
-                expected=f"{self.depth - 1} as the last, or frozen_backbone: true",
+                expected=f"{self.depth - 1} as the last, or frozen_backbone: true without adapter: lora",
             )
         if self.inject_at_inference and not self.geospatial:
             raise InputError(
@@ -120,6 +132,21 @@ class NetworkConfig:
                 f"geospatial with patch_px {self.patch_px} and embed {self.embed}",
                 expected="a power of two up to 32, and a multiple of 16",
             )
+        if self.geospatial and self.injector == "shared" and self.adapter != "rein":
+            raise InputError(
+                f"injector: shared lends a map of Rein, and the adapter is {self.adapter}",
+                expected="injector: own",
+            )
+        if self.adapter == "lora" and not self.frozen_backbone:
+            raise InputError(
+                "adapter: lora adds to weights that stay, and frozen_backbone is false",
+                expected="frozen_backbone: true, or adapter: none",
+            )
+        if self.adapter == "lora" and self.lora.start(self.depth) >= self.depth:
+            raise InputError(
+                f"lora.first_block: {self.lora.first_block} leaves none of {self.depth} blocks",
+                expected=f"below {self.depth}",
+            )
         whole_patches = self.crop_px % self.patch_px == 0 and self.crop_px >= 2 * self.patch_px
         if not whole_patches or not 0 < self.stride_px <= self.crop_px:
             raise InputError(
@@ -128,9 +155,37 @@ class NetworkConfig:
             )
 
 
+def taps_of(depth: int) -> tuple[int, ...]:
+    """The blocks that the four maps come from, in a ViT of any depth: the paper's 7, 11, 15, 23 of 24."""
+    return depth // 3 - 1, depth // 2 - 1, -(-2 * depth // 3) - 1, depth - 1
+
+
 def large_config(num_classes: int, image_px: int = 512, **changes: Any) -> NetworkConfig:
     """The paper's network: ViT-L/16, frozen; windows of `image_px` with a stride of two thirds."""
     config = NetworkConfig(num_classes, image_px, crop_px=image_px, stride_px=round(2 * image_px / 3))
+    return replace(config, **changes)
+
+
+def small_config(num_classes: int, image_px: int = 512, **changes: Any) -> NetworkConfig:
+    """ViT-S sizes, frozen, and a head half as deep: for one GPU of 8 GB."""
+    config = NetworkConfig(
+        num_classes,
+        image_px,
+        embed=384,
+        depth=12,
+        heads=6,
+        taps=taps_of(12),
+        channels=192,
+        mask_channels=192,
+        encoder_layers=3,
+        encoder_ffn=768,
+        decoder_layers=3,
+        decoder_ffn=768,
+        crop_px=image_px,
+        stride_px=round(2 * image_px / 3),
+        reconstruction_channels=64,
+        reconstruction_px=image_px // 2,
+    )
     return replace(config, **changes)
 
 
@@ -165,15 +220,22 @@ def tiny_config(num_classes: int, image_px: int = 128, **changes: Any) -> Networ
 
 
 # by the name that `train.network` in params.yaml gives
-SIZES: dict[str, Callable[[int, int], NetworkConfig]] = {"large": large_config, "tiny": tiny_config}
+SIZES: dict[str, Callable[[int, int], NetworkConfig]] = {
+    "large": large_config,
+    "small": small_config,
+    "tiny": tiny_config,
+}
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the backbone gives: the tapped maps (B, C, h, w), not yet rescaled, and the queries (Q, D)."""
+    """What the backbone gives: the tapped maps (B, C, h, w), not yet rescaled, and the queries (Q, D).
+
+    A linear head takes no queries: None.
+    """
 
     maps: tuple[Tensor, ...]
-    queries: Tensor
+    queries: Tensor | None
 
     def select(self, samples: slice | Tensor) -> "Features":
         """The features of some samples of the batch."""
@@ -181,10 +243,13 @@ class Features:
 
 
 class CrossEarth(nn.Module):
-    """DINOv2 with Rein adapters and a Mask2Former head; raw RGB in, class scores per pixel out.
+    """A ViT with adapters and a segmentation head; raw RGB in, class scores per pixel out.
 
     Attributes:
         config: its sizes.
+        rein, lora: the adapter; None where it is another.
+        queries: learned query embeddings (Q, D), where no adapter gives them to the head.
+        pixel_decoder, mask_decoder, linear: the head; None where it is the other.
         image_token: (1, 3, H, W) in normalised space, for masked pixels (None without masked modelling).
         gse: the geospatial extractor (None without it).
         activation_checkpointing: in training, blocks are run again in the backward pass instead of kept.
@@ -201,6 +266,7 @@ class CrossEarth(nn.Module):
         self.register_buffer("mean_3", torch.tensor(config.mean, device="cpu"), persistent=False)
         self.register_buffer("std_3", torch.tensor(config.std, device="cpu"), persistent=False)
         self.backbone = Backbone(
+            config.architecture,
             config.image_px,
             config.patch_px,
             config.embed,
@@ -209,25 +275,47 @@ class CrossEarth(nn.Module):
             config.mlp_ratio,
             config.frozen_backbone,
         )
-        self.rein = Rein(config.depth, config.num_tokens, config.rank, config.embed, config.channels)
-        self.pixel_decoder = PixelDecoder(
-            config.embed,
-            config.channels,
-            config.mask_channels,
-            config.encoder_layers,
-            config.head_heads,
-            config.num_points,
-            config.encoder_ffn,
-            config.norm_groups,
-        )
-        self.mask_decoder = MaskDecoder(
-            config.channels,
-            config.mask_channels,
-            config.num_classes,
-            config.decoder_layers,
-            config.head_heads,
-            config.decoder_ffn,
-        )
+        masked = config.head == "mask2former"
+        self.rein: Rein | None = None
+        self.lora: Lora | None = None
+        self.queries: nn.Parameter | None = None
+        if config.adapter == "rein":
+            self.rein = Rein(
+                config.depth,
+                config.num_tokens,
+                config.rank,
+                config.embed,
+                config.channels if masked else None,
+                self.backbone.num_prefix,
+            )
+        elif config.adapter == "lora":
+            self.lora = Lora(self.backbone, config.lora)
+        if masked and self.rein is None:
+            self.queries = nn.Parameter(torch.randn(config.num_tokens, config.channels))
+        self.pixel_decoder: PixelDecoder | None = None
+        self.mask_decoder: MaskDecoder | None = None
+        self.linear: nn.Conv2d | None = None
+        if masked:
+            self.pixel_decoder = PixelDecoder(
+                config.embed,
+                config.channels,
+                config.mask_channels,
+                config.encoder_layers,
+                config.head_heads,
+                config.num_points,
+                config.encoder_ffn,
+                config.norm_groups,
+            )
+            self.mask_decoder = MaskDecoder(
+                config.channels,
+                config.mask_channels,
+                config.num_classes,
+                config.decoder_layers,
+                config.head_heads,
+                config.decoder_ffn,
+            )
+        else:
+            self.linear = nn.Conv2d(config.embed, config.num_classes, 1)
         self.gse = GeospatialExtractor(config.embed, config.patch_px) if config.geospatial else None
         self.injector = Injector(config.embed, config.injector == "own") if config.geospatial else None
         self.image_token: nn.Parameter | None = None
@@ -259,54 +347,79 @@ class CrossEarth(nn.Module):
 
     def segment(self, x_B3HW: Tensor) -> Tensor:
         """Normalised image -> scores (B, K, H, W)."""
-        everything_B = torch.ones(len(x_B3HW), dtype=torch.bool, device=x_B3HW.device)
-        features = self.extract(x_B3HW, everything_B if self.config.inject_at_inference else None)
-        last = self.decode(features)[-1]
-        return semantic_logits(last, (x_B3HW.shape[2], x_B3HW.shape[3]))
+        features = self.extract(x_B3HW, slice(None) if self.config.inject_at_inference else None)
+        size = (x_B3HW.shape[2], x_B3HW.shape[3])
+        if self.linear is not None:
+            return self.pixel_logits(features, size).softmax(dim=1)
+        return semantic_logits(self.decode(features)[-1], size)
 
-    def extract(self, x_B3HW: Tensor, geospatial: Tensor | None = None) -> Features:
+    def extract(
+        self, x_B3HW: Tensor, geospatial: Tensor | slice | None = None, keys: Sequence[int] = ()
+    ) -> Features:
         """Runs backbone and adapters.
 
         Args:
             x_B3HW: normalised images.
-            geospatial: bool (B,), the samples whose tokens get the geospatial injection; None = none.
+            geospatial: the samples whose tokens get the geospatial injection, bool (B,) or a slice of them;
+                None = none.
+            keys: one per image, of the random numbers of LoRA's dropout; needed in training with it.
         """
-        x_B3HW = x_B3HW.to(self.rein.scale.dtype)
+        x_B3HW = x_B3HW.to(self.backbone.mask_token.dtype)
         rows, columns = (side // self.config.patch_px for side in x_B3HW.shape[2:])
+        if self.lora is not None:
+            self.lora.owner.keys = keys
         tokens_BTC = self.backbone.embed(x_B3HW)
+        rotations = self.backbone.rotations(rows, columns)
         inject = self._injection(x_B3HW, geospatial)
         maps: list[Tensor] = []
-        for layer, block in enumerate(self.backbone.blocks):
-            tokens_BTC = self._refined_block(tokens_BTC, block, layer)
+        for layer, rotation in enumerate(rotations):
+            tokens_BTC = self._refined_block(tokens_BTC, layer, rotation)
             if layer in self.config.taps:
                 tokens_BTC = inject(tokens_BTC)
-                maps.append(tokens_BTC[:, 1:].transpose(1, 2).unflatten(2, (rows, columns)))
-        return Features(tuple(maps), self.rein.queries())
+                patches_BNC = tokens_BTC[:, self.backbone.num_prefix :]
+                maps.append(patches_BNC.transpose(1, 2).unflatten(2, (rows, columns)))
+        return Features(tuple(maps), self.queries if self.rein is None else self.rein.queries())
 
-    def _refined_block(self, tokens_BTC: Tensor, block: nn.Module, layer: int) -> Tensor:
+    def _refined_block(self, tokens_BTC: Tensor, layer: int, rotation: Tensor | None) -> Tensor:
+        def refined(tokens_BTC: Tensor) -> Tensor:
+            tokens_BTC = self.backbone.run(tokens_BTC, layer, rotation)
+            return tokens_BTC if self.rein is None else self.rein(tokens_BTC, layer)
+
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(lambda tokens: self.rein(block(tokens), layer), tokens_BTC, use_reentrant=False)
-        return self.rein(block(tokens_BTC), layer)
+            return checkpoint(refined, tokens_BTC, use_reentrant=False)
+        return refined(tokens_BTC)
 
-    def _injection(self, x_B3HW: Tensor, samples_B: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def _injection(self, x_B3HW: Tensor, samples: Tensor | slice | None) -> Callable[[Tensor], Tensor]:
         """What is done to the tokens at a tap; nothing where no sample is chosen."""
-        if samples_B is None or not samples_B.any():
+        if samples is None or (isinstance(samples, Tensor) and not samples.any()):
             return lambda tokens_BTC: tokens_BTC
         if self.gse is None or self.injector is None:
             raise InputError("this network has no geospatial extractor", expected="geospatial: true")
-        index_b = samples_B.nonzero()[:, 0]
+        index_b = torch.arange(x_B3HW.shape[0], device=x_B3HW.device)[samples]
         geospatial_bNC, injector = self.gse(x_B3HW[index_b]), self.injector
+        shared = self.rein.delta if self.rein is not None else None
+        num_prefix = self.backbone.num_prefix
 
         def inject(tokens_BTC: Tensor) -> Tensor:
-            added_bNC = injector(tokens_BTC[index_b, 1:], geospatial_bNC, self.rein.delta)
-            return tokens_BTC.index_add(0, index_b, F.pad(added_bNC, (0, 0, 1, 0)).to(tokens_BTC.dtype))
+            added_bNC = injector(tokens_BTC[index_b, num_prefix:], geospatial_bNC, shared)
+            added_bTC = F.pad(added_bNC, (0, 0, num_prefix, 0))
+            return tokens_BTC.index_add(0, index_b, added_bTC.to(tokens_BTC.dtype))
 
         return inject
 
     def decode(self, features: Features) -> list[Prediction]:
-        """Predictions before the first decoder layer and after each."""
+        """Mask2Former's predictions before the first decoder layer and after each."""
+        if self.pixel_decoder is None or self.mask_decoder is None or features.queries is None:
+            raise InputError("this network has no mask decoder", expected="head: mask2former")
         mask_features, memories = self.pixel_decoder(features.maps)
         return self.mask_decoder(features.queries, mask_features, memories)
+
+    def pixel_logits(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """The linear head's logits (B, K, *size), float32."""
+        if self.linear is None:
+            raise InputError("this network has no linear head", expected="head: linear")
+        logits_BKhw = self.linear(features.maps[-1]).float()
+        return F.interpolate(logits_BKhw, size=size, mode="bilinear", align_corners=False)
 
     def reconstruct(self, features: Features) -> Tensor:
         """Images (B, 3, S, S) in normalised space, S = config.reconstruction_px."""
@@ -317,6 +430,17 @@ class CrossEarth(nn.Module):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def start_adapter(self) -> None:
+        """Initialises what of the adapter starts from the pretrained weights, which must be there."""
+        if self.lora is not None:
+            self.lora.start_from(self.backbone)
+
+    def merge_adapter(self) -> None:
+        """Adds LoRA's branches to the weights: the same scores, at the speed of the ViT alone."""
+        if self.lora is not None:
+            self.lora.merge(self.backbone)
+            self.lora, self.config = None, replace(self.config, adapter="none")
 
 
 def crossearth_large(num_classes: int, image_px: int = 512, **changes: Any) -> CrossEarth:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,23 @@ def refuse_unshared_batches(inputs: Inputs, values: Values) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Recipes:
+    """The parameter of a pipeline that says which recipes are trained.
+
+    Attributes:
+        name: of the parameter.
+        kind: `list` of names, or `str` for one name.
+        default: its value.
+        meaning: its description.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    meaning: str
+
+
 def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
     """The pipeline that trains and scores recipes and writes the report.
 
@@ -104,15 +122,39 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
         inputs: defaults of the pipeline's parameters.
         values: resources, image, secrets.
     """
-    refuse_unshared_batches(inputs, values)
-    recipes_default, params_default, catalogs_default = inputs.recipes, inputs.params, inputs.catalogs
-
-    @dsl.pipeline(
+    return graph(
         name="crossearth-benchmark",
         description="Trains one model per recipe, scores it on domains that it has never seen, reports.",
+        recipes=Recipes(
+            "recipes",
+            list,
+            inputs.recipes,
+            "names of the recipes to train; the default is all that the catalog derives",
+        ),
+        register_models=True,
+        inputs=inputs,
+        values=values,
     )
+
+
+def graph(
+    *, name: str, description: str, recipes: Recipes, register_models: bool, inputs: Inputs, values: Values
+) -> GraphComponent:
+    """A pipeline that trains, scores and reports; this is the one declaration of its parameters.
+
+    Args:
+        name: of the pipeline.
+        description: of the pipeline.
+        recipes: the first parameter.
+        register_models: default of the parameter of this name.
+        inputs: defaults of the other parameters.
+        values: resources, image, secrets.
+    """
+    refuse_unshared_batches(inputs, values)
+    register_default, params_default, catalogs_default = register_models, inputs.params, inputs.catalogs
+
     def pipeline(
-        recipes: list = recipes_default,
+        chosen: Any,
         params: str = params_default,
         catalogs: str = catalogs_default,
         workspace: str = values.workspace.mount,
@@ -121,26 +163,12 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
         dvc_repository: str = "",
         dvc_revision: str = "",
         dvc_path: str = "",
-        register_models: bool = True,
+        register_models: bool = register_default,
     ) -> None:
-        """Trains and scores recipes.
-
-        Args:
-            recipes: names of the recipes to train; the default is all that the catalog derives.
-            params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's parameters.
-            catalogs: list of the contents of further catalog files with your own domains and settings.
-            workspace: the shared folder, where the claim is mounted.
-            store: s3://bucket/prefix that ingested domains are mirrored to, empty for none.
-            versions: domain to version in the store, for domains that are pulled instead of ingested.
-            dvc_repository: git repository that versions the archives with DVC, empty if they lie here.
-            dvc_revision: its git revision.
-            dvc_path: the folder of archives in it.
-            register_models: whether models are registered and promoted by the rule.
-        """
         with dsl.ExitHandler(finish_task(workspace, values)):
             prepared = prepare(
                 workspace=workspace,
-                recipes=recipes,
+                recipes=chosen if recipes.kind is list else [chosen],
                 params=params,
                 catalogs=catalogs,
                 store=store,
@@ -151,7 +179,27 @@ def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
             )
             train_and_score(prepared, workspace, register_models, values)
 
-    return pipeline
+    # kfp reads the signature and the docstring: the first parameter gets its own name, type and description
+    _, *others = signature(pipeline).parameters.values()
+    first = Parameter(
+        recipes.name, Parameter.POSITIONAL_OR_KEYWORD, default=recipes.default, annotation=recipes.kind
+    )
+    pipeline.__signature__ = Signature([first, *others])  # type: ignore[attr-defined]
+    pipeline.__doc__ = f"""{description}
+
+    Args:
+        {recipes.name}: {recipes.meaning}.
+        params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's parameters.
+        catalogs: list of the contents of further catalog files with your own domains and settings.
+        workspace: the shared folder, where the claim is mounted.
+        store: s3://bucket/prefix that ingested domains are mirrored to, empty for none.
+        versions: domain to version in the store, for domains that are pulled instead of ingested.
+        dvc_repository: git repository that versions the archives with DVC, empty if they lie here.
+        dvc_revision: its git revision.
+        dvc_path: the folder of archives in it.
+        register_models: whether models are registered and promoted by the rule.
+    """
+    return dsl.pipeline(pipeline, name=name, description=description)
 
 
 @dataclass(frozen=True)

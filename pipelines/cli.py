@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crossearth.components.cli.app import app, main
-from crossearth.components.cli.terminal import err, out, print_table
+from crossearth.components.cli.terminal import err, given, out, print_table
 
 if TYPE_CHECKING:
     from kfp.client import Client
@@ -79,16 +80,16 @@ def _given(
             raise InputError(
                 f"unknown recipe {recipe!r}", where="--recipe", expected=nearest(recipe, inputs.recipes)
             )
-    given = dict(parameter(text) for text in settings or [])
+    chosen = dict(parameter(text) for text in settings or [])
     if recipes and name == "benchmark":
-        given["recipes"] = recipes
+        chosen["recipes"] = recipes
     elif recipes and name == "training" and len(recipes) == 1:
-        given["recipe"] = recipes[0]
+        chosen["recipe"] = recipes[0]
     elif recipes:
         raise InputError(
             f"{len(recipes)} recipes for pipeline {name}", where="--recipe", expected="benchmark"
         )
-    return given
+    return chosen
 
 
 def _client(host: str, namespace: str | None, token_file: Path | None) -> Client:
@@ -123,7 +124,13 @@ def compile_(
         output,
     )
     out.print(f"wrote {written}", highlight=False, soft_wrap=True)
-    out.print(f"next: crossearth pipeline submit {name} --host ... --values ...", highlight=False)
+    words = ["--values", str(values or "VALUES.yaml")]
+    words += ["--preset", preset] if preset else []
+    words += ["--stylize-shards", str(stylize_shards)] if stylize_shards else []
+    options = shlex.join(words) + given(catalog, params if params != Path("params.yaml") else None)
+    out.print(
+        f"next: crossearth pipeline submit {name} --host HOST {options}", highlight=False, soft_wrap=True
+    )
 
 
 @pipeline_app.command()
@@ -143,7 +150,7 @@ def run(
 ) -> None:
     """Run a pipeline on this machine: each step in a process, or in a container, of its own."""
     from crossearth.pipelines.graphs import PipelineError
-    from crossearth.pipelines.local_run import Docker, run_local
+    from crossearth.pipelines.local_run import run_local
 
     folder = workspace or Path("artifacts/pipeline") / name
     inputs = _inputs(params, catalog, preset, stylize_shards)
@@ -153,7 +160,7 @@ def run(
             inputs,
             _given(name, inputs, settings, recipe),
             folder,
-            Docker(image) if docker else None,
+            image if docker else None,
         )
     except PipelineError as error:
         _fail(f"pipeline {name}: {error}")
@@ -191,11 +198,11 @@ def submit(
         what = "a schedule has no end to wait for" if watch else f"{cron!r} is no schedule"
         raise InputError(what, where="--cron", expected="six fields, such as '0 0 3 * * *', without --watch")
     inputs, wanted = _inputs(params, catalog, preset, stylize_shards), load_values(values)
-    given = _given(name, inputs, settings, recipe)
+    chosen = _given(name, inputs, settings, recipe)
     client = _client(host, namespace, token_file)
     with kubeflow.asking(host):
         run_id = kubeflow.submit(
-            client, name, inputs, wanted, given, experiment, service_account, cache, cron
+            client, name, inputs, wanted, chosen, experiment, service_account, cache, cron
         )
     out.print(f"{'recurring run' if cron else 'run'} {run_id}", highlight=False)
     if watch:

@@ -6,9 +6,9 @@ import shutil
 import signal
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from crossearth.components.runtime.places import data_dir, style_weights_dir
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import file_lock
 from crossearth.pipelines.benchmark import Inputs
+from crossearth.pipelines.containers import kept_exit_codes
 from crossearth.pipelines.graphs import PipelineError, arguments, build
 from crossearth.pipelines.resources import LOCAL
 
@@ -40,23 +41,11 @@ FORWARDED = (
     "OMP_WAIT_POLICY",
 )
 RUN_LABEL = "crossearth-run"
-
-
-@dataclass(frozen=True)
-class Docker:
-    """Containers of a local run.
-
-    Attributes:
-        image: image of every step.
-        shm: size of /dev/shm.
-    """
-
-    image: str
-    shm: str = "1g"
+SHM_SIZE = "1g"  # of /dev/shm, in which the data loader's workers hand batches over
 
 
 def run_local(
-    name: str, inputs: Inputs, given: Mapping[str, Any], workspace: Path, docker: Docker | None = None
+    name: str, inputs: Inputs, given: Mapping[str, Any], workspace: Path, image: str | None = None
 ) -> None:
     """Runs a pipeline on this machine, each step in a process or a container of its own.
 
@@ -65,14 +54,14 @@ def run_local(
     Args:
         given: values of the pipeline's parameters.
         workspace: the shared folder; made if it is not there.
-        docker: containers instead of processes.
+        image: of the containers that run the steps; none = they run as processes.
 
     Raises:
         InputError: a wrong parameter, a workspace that is a checkout, an image that is not here.
         PipelineError: a step failed; the message names it and has its words.
     """
     workspace = workspace.resolve()
-    values = replace(LOCAL, image=docker.image) if docker else LOCAL
+    values = replace(LOCAL, image=image) if image else LOCAL
     pipeline = build(name, inputs, values)
     if "workspace" in given:
         raise InputError(
@@ -92,7 +81,7 @@ def run_local(
         run_dir.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the workspace: {error}", where=workspace) from error
-    with file_lock(run_dir), _runner(workspace, docker) as runner, warnings.catch_warnings():
+    with file_lock(run_dir), _runner(workspace, image) as runner, warnings.catch_warnings():
         shutil.rmtree(workspace / FAILURES, ignore_errors=True)
         # the image plays no part where steps run as processes
         warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
@@ -104,70 +93,32 @@ def run_local(
 
 
 @contextmanager
-def _runner(workspace: Path, docker: Docker | None) -> Iterator[local.SubprocessRunner | local.DockerRunner]:
+def _runner(workspace: Path, image: str | None) -> Iterator[local.SubprocessRunner | local.DockerRunner]:
     """What runs the steps; no container of theirs is there any more at the end."""
-    if docker is None:
+    if image is None:
         with _stopping(_end_processes):
             yield local.SubprocessRunner(use_venv=False)
         return
     from docker.types import Mount
 
-    client = _engine(docker.image)
+    client = _engine(image)
     mounts = [Mount(str(workspace), str(workspace), type="bind")]
     environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     folders = {environment[name] for name in FOLDERS if name in environment}
     mounts += [Mount(each, each, type="bind", read_only=True) for each in folders if Path(each).is_dir()]
     labels = {RUN_LABEL: uuid.uuid4().hex}
-    with closing(client), _kept_exit_codes(), _stopping(lambda: _end_containers(client, labels)):
+    with closing(client), kept_exit_codes(), _stopping(lambda: _end_containers(client, labels)):
         yield local.DockerRunner(
             mounts=mounts,
             environment=environment,
             labels=labels,
             user=f"{os.getuid()}:{os.getgid()}",
             network_mode="host",
-            shm_size=docker.shm,
+            shm_size=SHM_SIZE,
             read_only=True,
             cap_drop=["ALL"],
             tmpfs={"/tmp": "exec"},  # noqa: S108
         )
-
-
-@contextmanager
-def _kept_exit_codes() -> Iterator[None]:
-    """Makes kfp ask for the exit code of a container that is still there.
-
-    kfp has the engine remove a container when it ends, and takes one that is gone by the time of the question
-    for one that succeeded (kubeflow/pipelines, pull request 13907).
-    """
-    from kfp.local import docker_task_handler
-
-    before = docker_task_handler.run_docker_container
-    docker_task_handler.run_docker_container = run_container
-    try:
-        yield
-    finally:
-        docker_task_handler.run_docker_container = before
-
-
-def run_container(
-    client: Any, image: str, command: Sequence[str], volumes: Mapping[str, Any], **options: Any
-) -> int:
-    """Exit code of a command in a container, which is gone afterwards; prints what it says.
-
-    Args:
-        client: docker's.
-        options: of docker's `containers.run`.
-    """
-    from docker.errors import APIError
-
-    container = client.containers.run(image, command, detach=True, volumes=volumes, **options)
-    try:
-        for piece in container.logs(stream=True):
-            print(piece.decode(errors="replace"), end="")
-        return int(container.wait()["StatusCode"])
-    finally:
-        with suppress(APIError):  # whoever stopped the run was quicker
-            container.remove(force=True)
 
 
 def _engine(image: str) -> Any:

@@ -15,7 +15,7 @@ from crossearth.components.evaluate.results import (
     write_results,
     write_tiles,
 )
-from crossearth.components.runtime.palette import colour_table, safe_palette
+from crossearth.components.runtime.palette import colour_table
 from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
 from crossearth.data.common.files import csv_text, digest, write_text
 from crossearth.model.scores import class_iou, outcome_counts, primary_iou
@@ -139,7 +139,7 @@ def _target(
     counts = np.stack([np.bincount(row, minlength=num * num).reshape(num, num) for row in cell])
     ious = primary_iou(class_iou(outcome_counts(counts)), class_set.primary_metric)
     ranked = [int(index) for index in np.argsort(ious)]
-    colours = colour_table(safe_palette(class_set.palette))
+    colours = colour_table(class_set.palette)
     (folder / "panels" / target).mkdir(parents=True, exist_ok=True)
     panels = []
     names = {"worst-1": ranked[0], "worst-2": ranked[1], "best-1": ranked[-1], "best-2": ranked[-2]}

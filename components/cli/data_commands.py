@@ -108,8 +108,8 @@ def init(
     if (folder is None) == (benchmark is None):
         raise InputError("init", expected="a folder of images, or --benchmark FOLDER")
     if benchmark is not None:
-        there = "" if benchmark.resolve() == Path.cwd() else f"cd {shlex.quote(str(benchmark))}, then "
-        done(write_benchmark(benchmark), f"{there}dvc init --no-scm, then dvc repro")
+        there = "" if benchmark.resolve() == Path.cwd() else f"cd {shlex.quote(str(benchmark))} && "
+        done(write_benchmark(benchmark), f"{there}dvc init --no-scm && dvc repro")
     if folder is not None:
         from crossearth.components.init.step import init as run
 
@@ -125,7 +125,7 @@ def fetch(
     catalog: Catalogs = None,
 ) -> None:
     """Download what may be downloaded openly; says where to get the rest."""
-    from crossearth.components.ingest.fetch import by_hand
+    from crossearth.components.ingest.fetch import by_hand, to_download
     from crossearth.components.ingest.fetch import fetch as run
 
     _, loaded = inputs(None, catalog)
@@ -136,9 +136,12 @@ def fetch(
     ]
     if rows:
         print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
+    for line in to_download(names, loaded, archives):
+        out.print(line, highlight=False, soft_wrap=True)
     written = run(names, loaded, archives)
-    where = f", with `archives: {archives}` in params.yaml" if rows or written else ""
-    done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}{where}")
+    done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}")
+    if rows or written:
+        out.print(f"      with `archives: {archives}` in params.yaml", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -160,10 +163,10 @@ def ingest(
 
         written = check_labels(params, loaded, names, check)
         again = f"crossearth ingest {shlex.join(names)}{given(catalog, params_file)}"
-        done(written, f"look at them, then {again}")
+        done(written, again)
         return
     written = run(params, loaded, names)
-    done(written, f"look at the sheets, then crossearth validate{given(catalog, params_file)}")
+    done(written, f"crossearth validate{given(catalog, params_file)}")
 
 
 @app.command()
@@ -176,13 +179,21 @@ def validate(
     catalog: Catalogs = None,
 ) -> None:
     """Hold every manifest against the catalog; stops the pipeline where labels or splits are wrong."""
-    from crossearth.components.validate.step import run
+    from crossearth.components.validate.step import SUMMARY, run
+    from crossearth.data.common.files import read_json
 
     params, loaded = inputs(params_file, catalog)
     written = run(params, loaded, names or ())
+    counts = read_json(written / SUMMARY)["counts"]
+    out.print(
+        f"{counts['domains']} domains, {counts['tiles']:,} tiles: all {counts['checks'] - counts['failed']} "
+        "expectations hold" + (f", {counts['failed']} of earlier domains do not" if counts["failed"] else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
     own = [recipe.name for recipe in loaded.recipes().values() if loaded.domain(recipe.source).own]
     train = f"crossearth train {shlex.join(own) if own else 'RECIPE'}{given(catalog, params_file)}"
-    done(written, f"open {written / 'docs' / 'index.html'}, or {train}")
+    done(written, train, look_at=written / "docs" / "index.html")
 
 
 @app.command()
@@ -247,7 +258,7 @@ def styles_fit(
 
     params, _ = inputs(params_file, None)
     written = run(params, images, parse_numbers("--value-range", value_range), shard)
-    done(written, "crossearth styles show TILE, or crossearth stylize DOMAIN")
+    done(written, "crossearth styles show IMAGE", look_at=written / "sheet.png")
 
 
 @styles_app.command("show")
@@ -276,4 +287,6 @@ def stylize(
     from crossearth.components.stylize.step import run
 
     params, loaded = inputs(params_file, catalog)
-    done([run(params, loaded, name, shard) for name in names], "look at sheet.png in it")
+    for name in names:
+        written = run(params, loaded, name, shard)
+        done(written, "", look_at=written / "sheet.png")

@@ -12,7 +12,7 @@ GROUPS = {
     "Start": ("init", "doctor", "settings", "domains", "plan"),
     "Data": ("fetch", "synthesize", "ingest", "validate", "preview", "push", "pull", "styles", "stylize"),
     "Models": ("train", "evaluate", "convert", "register", "rollback"),
-    "Results": ("show", "compare", "report", "predict", "watch"),
+    "Results": ("show", "compare", "report", "models", "predict", "export", "watch"),
     "Clusters": ("pipeline",),
 }
 EXAMPLES = {  # a line of a terminal has room for 78 letters
@@ -38,6 +38,8 @@ EXAMPLES = {  # a line of a terminal has room for 78 letters
     "convert": ("crossearth convert source.pth --backbone dinov2.pth --out models/potsdam",),
     "register": ("crossearth register potsdam-rgb",),
     "rollback": ("crossearth rollback potsdam-rgb",),
+    "models show": ("crossearth models show potsdam-rgb",),
+    "export": ("crossearth export artifacts/models/potsdam-rgb --format onnx",),
     "predict": (
         "crossearth predict scene.tif --model artifacts/models/road-epfl --out map.tif",
         "crossearth predict scenes --model models:/crossearth-town@champion --out maps",

@@ -5,12 +5,17 @@ Only the standard library, typer and rich are imported here; each command import
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
+from rich.markdown import Markdown
 
+from crossearth.components.cli.mapping import MAPS_IN_FULL, expect_model, print_areas, tell, warn_of
 from crossearth.components.cli.terminal import (
     AsCsv,
     AsJson,
@@ -30,6 +35,8 @@ from crossearth.components.cli.terminal import (
     seed_numbers,
 )
 from crossearth.components.runtime.places import (
+    EXPORT,
+    MODELS,
     REGISTRY,
     REPORT,
     SCORES,
@@ -43,6 +50,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 app = typer.Typer()
+models_app = typer.Typer(help="The models that there are, here and in the registry.")
+app.add_typer(models_app, name="models")
+# where `train` writes, and where the documents put converted models
+MODEL_FOLDERS = (MODELS, Path("models"))
 
 
 @app.command()
@@ -63,9 +74,50 @@ def train(
         config_of(params, recipe, wanted[0])
     option = f" --seeds {seeds}" if seeds else ""
     for recipe in recipes:
-        written = [run(params, loaded, recipe.name, seed) for seed in wanted]
+        folders = [MODELS / f"{recipe.name}{seed_suffix(seed, params.seed)}" for seed in wanted]
+        before = [_written_at(folder) for folder in folders]
+        for seed in wanted:
+            run(params, loaded, recipe.name, seed)
         if os.environ.get("RANK", "0") == "0":  # under torchrun the first process alone writes
+            written = []
+            for folder, time in zip(folders, before, strict=True):
+                if time is None or time != _written_at(folder):
+                    written.append(folder)
+                else:
+                    out.print(f"{folder}: nothing to do, trained already from these inputs", highlight=False)
+            for folder in folders:
+                _say_licence(folder)
             done(written, f"crossearth evaluate {recipe.name}{option}{given(catalog, params_file)}")
+
+
+def _written_at(folder: Path) -> int | None:
+    """When the model in a folder was written, None where there is none."""
+    description = folder / "model.json"
+    return description.stat().st_mtime_ns if description.exists() else None
+
+
+def _say_licence(model: Path) -> None:
+    from crossearth.model.weights.checkpoint import read_meta
+
+    pretrained = read_meta(model).get("pretrained")
+    if pretrained:
+        line = f"backbone {pretrained['name']}: licence {pretrained['licence']}"
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(help="YAML: recipes, seeds, and the values that numbers take.")],
+    jobs: Annotated[int, typer.Option(help="Trainings at a time.")] = 1,
+    params_file: ParamsFile = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Train and score every combination of a grid; the same command goes on after an interruption."""
+    from crossearth.components.ablate.step import run
+
+    written = run(*inputs(params_file, catalog), grid, jobs)
+    out.print(Markdown(written.read_text(encoding="utf-8")))
+    done(written, "crossearth show RECIPE; the runs lie below the table's in MLflow")
 
 
 @app.command()
@@ -116,7 +168,8 @@ def report(
     from crossearth.components.report.step import run
 
     written = run(*inputs(params_file, catalog), scores or (), against or (), require_all)
-    done(written, f"open {written / 'index.html'}")
+    following = "" if scores else f"crossearth show{given(catalog, params_file)}"
+    done(written, following, look_at=written / "index.html")
 
 
 @app.command()
@@ -162,7 +215,7 @@ def register(
             )
     done(
         REGISTRY,
-        f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion ...",
+        f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion --out MAP.tif",
     )
 
 
@@ -199,8 +252,7 @@ def show(
     from crossearth.components.evaluate.results import read_results
     from crossearth.components.report import show as tables
     from crossearth.components.report.step import ReportConfig
-    from crossearth.components.runtime.tracking import tracking_uri
-    from crossearth.data.common.errors import without_credentials
+    from crossearth.components.runtime.tracking import runs_told
 
     params, loaded = inputs(params_file, catalog)
     if recipe:
@@ -212,10 +264,9 @@ def show(
     if not print_view(tables.benchmark([SCORES], loaded, replicates), as_json, as_csv):
         return
     if (REPORT / "index.html").exists():
-        out.print(f"report: open {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
-    address = without_credentials(tracking_uri())
-    runs = address if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
-    out.print(f"runs:   {runs}", highlight=False, soft_wrap=True)
+        out.print(f"report: {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
+    for line in runs_told():
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -266,14 +317,164 @@ def convert(
     done(written, f"crossearth predict SCENE.tif --model {written} --out MAP.tif")
 
 
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = False) -> None:
+    """List the models: classes, bands, metres per pixel, licence of the data, scores, size."""
+    if context.invoked_subcommand:
+        return
+    from crossearth.components.evaluate.results import SUMMARY_METRICS
+    from crossearth.components.register.listing import Listed, local_models
+    from crossearth.components.register.registry import Registry, registry_exists
+    from crossearth.data.common.errors import InputError
+
+    _, loaded = inputs(None, catalog)
+    found = list(local_models(MODEL_FOLDERS, SCORES, loaded))
+    try:
+        found += Registry().listed() if registry_exists() else []
+    except InputError as error:  # the models that are here can be used without it
+        err.print(f"note: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
+        return
+
+    def row(listed: Listed) -> list[str]:
+        about = listed.about
+        if about is None:
+            return [listed.name, listed.problem]
+        unseen, worst, home = (
+            "" if score is None else f"{100 * score:.1f}" for score in map(about.scores.get, SUMMARY_METRICS)
+        )
+        return [
+            listed.name,
+            ", ".join(about.classes),
+            ", ".join(about.bands) or "unknown",
+            f"{about.gsd_m:g}" if about.gsd_m else "unknown",
+            (about.licence or "unknown") + (" (synthetic)" if about.provenance == "synthetic" else ""),
+            f"{unseen} / {worst} / {home}" if about.scores else "none",
+            decimal(about.size_bytes),
+        ]
+
+    print_table(
+        f"{len(found)} model{'s' * (len(found) != 1)}",
+        ["model", "classes", "bands", "m per px", "licence", "mIoU % unseen / worst / own", "size"],
+        [row(each) for each in found],
+    )
+    shown = next((each.name for each in found if each.about), None)
+    out.print(
+        f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@models_app.command("show")
+def models_show(
+    model: Annotated[str, typer.Argument(help="A model's folder, a recipe, or models:/NAME@ALIAS.")],
+    catalog: Catalogs = None,
+) -> None:
+    """Print a model's card and the commands that use it."""
+    from crossearth.components.register.listing import local_card
+    from crossearth.components.register.registry import MODELS, Registry
+
+    _, loaded = inputs(None, catalog)
+    if model.startswith(MODELS):
+        card, next_steps = Registry().card(model), [f"mlflow models serve -m {model} --env-manager local"]
+    else:
+        known = [folder / model for folder in MODEL_FOLDERS if (folder / model).is_dir()]
+        model = str(next(iter(known), model) if not Path(model).exists() else model)
+        card, next_steps = local_card(Path(model), SCORES, loaded)
+    if out.is_terminal:
+        out.print(Markdown(card))
+    else:
+        typer.echo(card)
+    for line in (
+        f"crossearth predict SCENE.tif --model {model} --out MAP.tif",
+        f"crossearth export {model} --format onnx",
+        *next_steps,
+    ):
+        out.print(f"next: {line}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
+    format_: Annotated[str, typer.Option("--format", help="onnx or pt2 (for torch.export.load).")],
+    file: Annotated[
+        Path | None, typer.Option("--out", help="The file (default: artifacts/export/MODEL.FORMAT).")
+    ] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
+    ] = None,
+    catalog: Catalogs = None,
+) -> None:
+    """Write a model as one file for other programs: ONNX (QGIS with Deepness), or a graph of torch."""
+    from crossearth.components.export.step import ExportConfig
+    from crossearth.components.export.step import export as run
+    from crossearth.components.register.registry import open_model
+    from crossearth.data.common.config import load_config
+
+    _, loaded = inputs(None, catalog)
+    config = load_config(ExportConfig, {"format": format_}, "export")
+    name = _file_name(model)
+    with open_model(model) as (folder, shared):
+        config = replace(config, backbone=backbone or shared)
+        written = run(folder, name, file or EXPORT / f"{name}.{format_}", config, loaded)
+    load = "onnxruntime.InferenceSession" if format_ == "onnx" else "torch.export.load"
+    done(written, "")
+    out.print(f"for QGIS's plugin Deepness, or {load}({str(written)!r})", highlight=False, soft_wrap=True)
+
+
+def _file_name(model: str) -> str:
+    """What to call a file that is made of a model: the name of its folder, or of the registered model."""
+    if model.startswith(("models:/", "runs:/")):
+        return model.partition(":/")[2].replace("/", "-").replace("@", "-")
+    path = Path(model).resolve()
+    return path.name if path.is_dir() else path.parent.name
+
+
+def _bands(text: str | None) -> list[float] | list[str] | None:
+    """Numbers, or names."""
+    parts = [part.strip() for part in (text or "").split(",")]
+    return parts if text and any(part[:1].isalpha() for part in parts) else parse_numbers("--bands", text)
+
+
+def _gsd(text: str) -> float | str:
+    from crossearth.data.common.errors import InputError
+
+    try:
+        return text if text in ("auto", "native") else float(text)
+    except ValueError as error:
+        expected = "auto, native, or metres per px, for example 0.5"
+        raise InputError(f"--gsd: {text!r}", expected=expected) from error
+
+
+def _box(text: str | None) -> dict[str, object]:
+    """Fields of the box: four numbers, and maybe the CRS behind them."""
+    from crossearth.data.common.errors import InputError
+
+    if text is None:
+        return {}
+    *sides, crs = text.split(",") if text.count(",") == 4 else (*text.split(","), "")
+    bounds = parse_numbers("--bbox", ",".join(sides))
+    if bounds is None or len(bounds) != 4:
+        expected = "west,south,east,north in degrees, or with a CRS behind them: ...,EPSG:32633"
+        raise InputError(f"--bbox: {text!r}", expected=expected)
+    return {"bbox": bounds} | ({"bbox_crs": crs} if crs else {})
+
+
 @app.command()
 def predict(
-    scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders, searched recursively.")],
+    scenes: Annotated[
+        list[str],
+        typer.Argument(help="Rasters, folders, https:// or s3:// addresses, STAC items (.json)."),
+    ],
     model: Annotated[str, typer.Option(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
     maps: Annotated[Path, typer.Option("--out", help="The map's file; for several scenes a folder.")],
     bands: Annotated[
         str | None,
-        typer.Option(help="Three band numbers in the network's order, e.g. 4,3,2 (default: the model's)."),
+        typer.Option(
+            help="Three bands in the network's order, e.g. 4,3,2 or red,green,blue (default: model's)."
+        ),
     ] = None,
     value_range: Annotated[
         str | None,
@@ -281,8 +482,45 @@ def predict(
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Windows per pass of the network.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows per pass of the network (default: as many as it takes well).")
+    ] = None,
+    gsd: Annotated[
+        str,
+        typer.Option(help="Metres per px that the network sees: auto (the model's), native, or e.g. 0.5."),
+    ] = "auto",
+    tta: Annotated[
+        str, typer.Option(help="none, or d4: mean of 8 flips and turns, 8 times as long.")
+    ] = "none",
+    bbox: Annotated[
+        str | None,
+        typer.Option(help="Map this box only: W,S,E,N in degrees, or W,S,E,N,EPSG:32633 in that CRS."),
+    ] = None,
+    aoi: Annotated[
+        Path | None, typer.Option(help="Map the polygons of this vector file only, in any CRS.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes (and GPUs) that share a scene.")] = 1,
     probabilities: Annotated[bool, typer.Option(help="Also write each class's probability.")] = False,
+    confidence: Annotated[
+        bool,
+        typer.Option("--confidence", help="Also write confidence and entropy, and how sure the areas are."),
+    ] = False,
+    quick_look: Annotated[
+        bool, typer.Option("--quick-look", help="Also write a page with the map over the image.")
+    ] = False,
+    vector: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write polygons: MAP.gpkg, .geojson or .parquet; .gpkg alone: beside each map."
+        ),
+    ] = None,
+    min_area: Annotated[float, typer.Option(help="Leave out polygons of fewer square metres.")] = 0,
+    simplify: Annotated[
+        float, typer.Option(help="Straighten outlines by up to so many pixels; common sides stay common.")
+    ] = 0,
+    classes: Annotated[
+        str | None, typer.Option(help="Polygons of these classes alone, e.g. building,water.")
+    ] = None,
     backbone: Annotated[
         Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
     ] = None,
@@ -304,27 +542,39 @@ def predict(
 
         found = fetch_model(model)
     options = {
-        "bands": parse_numbers("--bands", bands),
+        "bands": _bands(bands),
         "value_range": parse_numbers("--value-range", value_range),
         "precision": precision,
         "device": device,
         "batch_size": batch_size,
+        "gsd": _gsd(gsd),
+        "tta": tta,
+        **_box(bbox),
+        "aoi": aoi,
+        "jobs": jobs,
         "probabilities": probabilities,
+        "confidence": confidence,
+        "quick_look": quick_look,
+        "vector": vector,
+        "min_area_m2": min_area,
+        "simplify_px": simplify,
+        "classes": None if classes is None else [name.strip() for name in classes.split(",")],
     }
     with found as (folder, shared):
+        expect_model(folder)
+        warn_of(folder)
         config = load_config(PredictConfig, options | {"backbone": backbone or shared}, "predict")
         try:
             written, broken = run(scenes, folder, maps, config, shard=Shard.parse(shard)), None
         except PartlyDoneError as error:
             written, broken = error.done, error
-    for path in written:
-        report = read_json(path.with_suffix(".json"))
-        used = f"bands {', '.join(map(str, report['bands']))} ({report['bands_from']})"
-        scaled = "{:g} to {:g}".format(*(report["value_range"] or (0, 255)))
-        used += f", values {scaled} ({report['value_range_from']})"
-        for line in (used, *report["notes"]):
-            out.print(f"{report['scene']}: {line}", highlight=False, soft_wrap=True, markup=False)
-    done(written, "open the maps in a GIS; areas stand in the .json beside them")
+    for number, path in enumerate(written):
+        told = read_json(path.with_suffix(".json"))
+        tell(told)
+        if number < MAPS_IN_FULL:
+            print_areas(path, told)
+    done(written, "")
+    out.print("areas per class: in the .json beside each map", highlight=False)
     if broken:
         raise broken
 

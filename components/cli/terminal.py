@@ -55,11 +55,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON i
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables; scores as fractions.")]
 
 
-def done(written: Path | list[Path], next_step: str) -> None:
-    """Says what was written and what to do next."""
+def done(written: Path | list[Path], next_step: str, look_at: Path | None = None) -> None:
+    """Says what was written, what of it to look at, and the command that comes next, to be pasted."""
     for path in written if isinstance(written, list) else [written]:
         line = f"wrote {path}" if path.exists() else f"{path} comes with the last of the other shards"
         out.print(line, highlight=False, soft_wrap=True)
+    if look_at and look_at.exists():
+        out.print(f"look: {look_at}", highlight=False, soft_wrap=True)
     if next_step:
         out.print(f"next: {next_step}", highlight=False, soft_wrap=True)
 

@@ -10,7 +10,9 @@ from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import read_json, sha256_file
 from crossearth.model.crossearth import CrossEarth, large_config
+from crossearth.model.layers.backbone import published
 from crossearth.model.weights.checkpoint import META_NAME, save
+from crossearth.model.weights.pretrained import UNKNOWN_LICENCE
 from crossearth.model.weights.release import (
     Released,
     fetch_backbone,
@@ -76,6 +78,7 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
         "backbone": {
             "source": backbone_path.name if Path(config.backbone) == backbone_path else config.backbone,
             "sha256": sha256_file(backbone_path),
+            "licence": known.licence if (known := published(config.backbone)) else UNKNOWN_LICENCE,
         },
         "training_only": sorted(checkpoint.training),
     }

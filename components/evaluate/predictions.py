@@ -12,7 +12,7 @@ from rasterio.transform import Affine
 
 from crossearth.components.evaluate.scoring import Picture, Pixels
 from crossearth.components.predict.maps import write_side_file
-from crossearth.components.runtime.palette import colour_table, safe_palette
+from crossearth.components.runtime.palette import colour_table
 from crossearth.data.catalog.domains import ClassSet
 from crossearth.data.common.files import atomic_path
 from crossearth.data.tiles.manifest import Manifest
@@ -25,7 +25,7 @@ FORMATS = {"png": (".png", "PNG"), "geotiff": (".tif", "GTiff")}  # suffix, GDAL
 
 def picture_strip(picture: Picture, class_set: ClassSet) -> Image.Image:
     """Image, truth and prediction side by side, each at most 256 px."""
-    colours = colour_table(safe_palette(class_set.palette), IGNORED_RGB)
+    colours = colour_table(class_set.palette, IGNORED_RGB)
     image = Image.fromarray(np.ascontiguousarray(picture.image.transpose(1, 2, 0)))
     maps = [Image.fromarray(colours[ids]) for ids in (picture.label, picture.prediction)]
     image.thumbnail((PANEL_PX, PANEL_PX), Image.Resampling.BOX)

@@ -25,7 +25,7 @@ from crossearth.data.common.prefetch import prefetch
 from crossearth.data.common.progress import bar
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label
 from crossearth.model.crossearth import CrossEarth
-from crossearth.model.inference import predict_labels, window_starts
+from crossearth.model.inference import Tta, predict_labels, window_starts
 from crossearth.model.metrics import ConfusionMatrix
 from crossearth.model.scores import Counts, PrimaryMetric, class_iou, outcome_counts, primary_iou
 
@@ -97,6 +97,7 @@ def score_target(
     batch_size: int,
     readers: int,
     num_pictures: int,
+    tta: Tta = "none",
     on_prediction: Callable[[int, Pixels], None] | None = None,
 ) -> TargetScores:
     """Scores every tile of `manifest` once.
@@ -110,6 +111,7 @@ def score_target(
         batch_size: sliding windows per forward pass.
         readers: threads that read and hash tiles while the network works.
         num_pictures: best and worst tiles to keep, each.
+        tta: see `inference.augmented`.
         on_prediction: called with the row and the predicted ids (H, W) of every tile, in this process.
 
     Raises:
@@ -127,7 +129,7 @@ def score_target(
         if problems:  # no score will come of this: only read on, to name all that is wrong
             continue
         entered = time.perf_counter()
-        predicted_BHW = _predict(model, tiles, batch_size)
+        predicted_BHW = _predict(model, tiles, batch_size, tta)
         found.network_seconds += time.perf_counter() - entered
         for tile, predicted_HW in zip(tiles, predicted_BHW, strict=True):
             picture = _score(confusion, tile, predicted_HW, primary_metric)
@@ -149,11 +151,11 @@ def score_target(
     return found
 
 
-def _predict(model: CrossEarth, tiles: Sequence[Tile], batch_size: int) -> Tensor:
+def _predict(model: CrossEarth, tiles: Sequence[Tile], batch_size: int, tta: Tta) -> Tensor:
     """Ids (B, H, W) on the model's device."""
     device = next(model.parameters()).device
     image_B3HW = torch.from_numpy(np.stack([tile.image for tile in tiles])).to(device)
-    predicted_BHW = predict_labels(model, image_B3HW, batch_size)
+    predicted_BHW = predict_labels(model, image_B3HW, batch_size, tta)
     if device.type == "cuda":  # or its time would be counted elsewhere
         torch.cuda.synchronize(device)
     return predicted_BHW
@@ -180,18 +182,15 @@ def _changed(manifest: Manifest, problems: Sequence[str]) -> InputError:
 
 
 def _batches(manifest: Manifest, batch_size: int, model: CrossEarth) -> list[list[int]]:
-    """Rows of neighbouring tiles of one size, as many as fill a forward pass with sliding windows."""
-    batches: list[list[int]] = []
-    size: tuple[int, int] | None = None
-    room = 0
+    """Rows of tiles of one size, as many as fill a forward pass with sliding windows."""
+    of_size: dict[tuple[int, int], list[int]] = {}
     for index, row in enumerate(manifest.rows):
-        if (row["height"], row["width"]) != size or not room:
-            size = row["height"], row["width"]
-            starts = [window_starts(side, model.config.crop_px, model.config.stride_px) for side in size]
-            room = max(1, batch_size // (len(starts[0]) * len(starts[1])))
-            batches.append([])
-        batches[-1].append(index)
-        room -= 1
+        of_size.setdefault((row["height"], row["width"]), []).append(index)
+    batches: list[list[int]] = []
+    for size, rows in of_size.items():
+        down, across = (window_starts(side, model.config.crop_px, model.config.stride_px) for side in size)
+        tiles = max(1, batch_size // (len(down) * len(across)))
+        batches += [rows[first : first + tiles] for first in range(0, len(rows), tiles)]
     return batches
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from crossearth.data.common.config import checked, listed
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest, read_json, write_text
 from crossearth.data.tiles.manifest import Manifest, read_domain
+from crossearth.model.inference import Tta, windows_per_pass
 from crossearth.model.scores import OTHER_SCORES
 from crossearth.model.weights.checkpoint import load, read_meta
 
@@ -51,14 +53,17 @@ class EvaluateConfig:
     """How a model is scored.
 
     Attributes:
-        batch_size: sliding windows per forward pass, over as many tiles as that takes.
+        batch_size: sliding windows per forward pass, over as many tiles as that takes; None = so many as keep
+            the device busy.
+        tta: "d4" = scores are the mean over the 8 flips and quarter turns of a window; "none" as the authors.
         device: torch device, "auto" = the GPU if there is one.
         readers: threads that read and hash tiles while the network works.
         panels: how many best and how many worst tiles of a target are kept as pictures.
         predictions: also write every tile's class ids: "png", or "geotiff" with its place on the ground.
     """
 
-    batch_size: PositiveInt = 8
+    batch_size: PositiveInt | None = None
+    tta: Tta = "none"
     device: str = "auto"
     readers: PositiveInt = 2
     panels: NonNegativeInt = 3
@@ -120,11 +125,11 @@ def evaluate(
         for setting in recipe.settings
     }
     result = _describe(recipe, class_set, meta, config, model_dir, out_dir)
-    used = f"{choose_device(config.device)}: batch_size {config.batch_size}"
+    used = f"{choose_device(config.device)}: batch_size {config.batch_size or 'found by itself'}"
     lower = (
-        "lower batch_size of `evaluate` in params.yaml (the scores stay the same)"
-        if config.batch_size > 1
-        else "use a machine or a device with more memory"
+        "use a machine or a device with more memory"
+        if config.batch_size == 1
+        else "lower batch_size of `evaluate` in params.yaml, 1 is the least (the scores stay the same)"
     )
     with (
         join_processes() as processes,
@@ -146,7 +151,8 @@ def evaluate(
                     target.remap,
                     class_set.primary_metric,
                     processes,
-                    batch_size=config.batch_size,
+                    batch_size=config.batch_size or windows_per_pass(model),
+                    tta=config.tta,
                     readers=config.readers,
                     num_pictures=config.panels,
                     on_prediction=prediction_writer(place, target.manifest, class_set, config.predictions),
@@ -163,7 +169,7 @@ def evaluate(
                 write_results(result)
                 _keep_curves(model_dir, out_dir)
         if processes.is_main_process:
-            _track(result, meta)
+            _track(result, meta, {name: target.manifest for name, target in targets.items()})
     return out_dir
 
 
@@ -343,8 +349,12 @@ def _tile_row(row: dict[str, Any], tile: ScoredTile) -> dict[str, Any]:
     }
 
 
-def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
-    """Logs the scores into the run of the recipe's training, which `input_hash` finds."""
+def _track(result: RecipeResult, meta: dict[str, Any], manifests: Mapping[str, Manifest]) -> None:
+    """Logs the scores into the run of the recipe's training, which `input_hash` finds.
+
+    Args:
+        manifests: of the targets' tiles.
+    """
     metrics: dict[str, float] = {}
     for each in result.settings:
         scores, target = result.scores(each), each.setting.target
@@ -374,7 +384,9 @@ def _track(result: RecipeResult, meta: dict[str, Any]) -> None:
     )
     if "synthetic" in {each.provenance for each in result.settings}:
         table = f"Synthetic miniatures: not comparable with published scores.\n\n{table}"
-    with start_run(result.recipe, key=result.recipe_hash, tags=tags) as run:
+    with start_run(result.recipe, key=result.recipe_hash, tags=tags, adds=True) as run:
+        for name, of in manifests.items():
+            run.log_dataset(f"{name} {of.split}", of.digest, of.root, "testing", len(of))
         run.log_metrics(metrics)
         run.describe(table)
         for name in (DETAILS, "scores.csv"):

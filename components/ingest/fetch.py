@@ -65,6 +65,22 @@ def fetch(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[Pa
     ]
 
 
+def to_download(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[str]:
+    """What `fetch` has yet to download, a line each with its size, and the sum of the known ones."""
+    absent = [
+        (archive, Path(archives_dir) / dataset.name / archive.name)
+        for dataset in _datasets(names, catalog)
+        for archive in dataset.archives
+        if archive.url and not (Path(archives_dir) / dataset.name / archive.name).is_file()
+    ]
+    sizes = [archive.download_gb for archive, _ in absent]
+    told = [f"{size:g} GB" if size else "size not published" for size in sizes]
+    lines = [f"to download: {path}, {size}" for (_, path), size in zip(absent, told, strict=True)]
+    if lines:
+        lines.append(f"{sum(size or 0 for size in sizes):.1f} GB in all; after a break give the command anew")
+    return lines
+
+
 def by_hand(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[ByHand]:
     """The archives of domains or datasets that are not offered openly."""
     return [

@@ -200,9 +200,17 @@ def _text(file: Path, scratch: Path) -> str:
     """A list's text, which may lie in an archive: what Excel calls Unicode text is UTF-16."""
     try:
         content = file.read_bytes() if file.is_file() else read(file_at(file, scratch))
-        return content.decode("utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the split file: {error}", where=file) from error
+        text = content.decode("utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig")
+        if "\0" in text:  # UTF-16 without its mark, or UTF-32
+            raise ValueError("not text in UTF-8")
+        return text
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read the split file: {error}",
+            where=file,
+            expected="UTF-8, or UTF-16 that begins with its mark",
+            next_step="save it again, in a spreadsheet as CSV UTF-8",
+        ) from error
 
 
 def _by_file(

@@ -21,7 +21,7 @@ from crossearth.data.catalog.labels import IGNORE, IGNORE_NAME, plain_label
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path
-from crossearth.data.raster.archives import index
+from crossearth.data.raster.archives import Member, index
 
 PARAMS = Path("params.yaml")
 SMALL_PX = 1024  # images up to this size are tiles as they are
@@ -248,9 +248,15 @@ def _lines(
 
 def _alone(layouts: Layouts, sources: Sequence[SceneSource]) -> list[str]:
     """Rasters that are neither an image of the domain nor a label of one."""
+
+    def place(file: Member) -> tuple[Path, str]:
+        return file.container.resolve(), file.name
+
     used = {
-        str(file)
+        place(file)
         for source in sources
         for file in (source.image, *(source.label.files if source.label else ()))
     }
-    return [each.path for each in layouts.rasters if str(each) not in used]
+    # what came out of a tar lies elsewhere in every unpacking
+    there = [each for each in layouts.rasters if each.name or not each.packed]
+    return [each.path for each in there if place(each) not in used]

@@ -7,6 +7,7 @@ cache looks at nothing but a step's inputs.
 from collections.abc import Sequence
 from typing import Any
 
+from crossearth.components.pods.items import Item
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import PLAN
 from crossearth.components.train.setup import TrainConfig
@@ -15,8 +16,6 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, sha256_file
 from crossearth.data.raster.archives import on_the_disk
 from crossearth.model.training.multitask import BRANCHES
-
-Item = dict[str, Any]
 
 
 def recipe_items(catalog: Catalog, params: Params, names: Sequence[str], identity: str) -> list[Item]:

@@ -51,7 +51,6 @@ class TrainJobConfig:
         pod: further fields of the pod's spec: volumes, tolerations, node_selector, ...
         processes: of each pod.
         mounts: where the volumes are mounted, as in a container's `volumeMounts`.
-        packages: Python packages that a node installs first; the image has all that training needs.
         schedule_timeout_s: seconds until all pods must run.
         timeout_s: seconds until the job must have ended, from when it is made.
     """
@@ -65,7 +64,6 @@ class TrainJobConfig:
     environment: dict[str, str] = field(default_factory=dict)
     pod: dict[str, Any] = field(default_factory=dict)
     mounts: list[dict[str, Any]] = field(default_factory=list)
-    packages: tuple[str, ...] = ()
     schedule_timeout_s: float = 1800
     timeout_s: float = 7 * 24 * 3600
 
@@ -128,7 +126,6 @@ def run_train_job(
         image=config.image,
         num_nodes=config.nodes,
         resources_per_node=dict(config.resources) or None,
-        packages_to_install=list(config.packages) or None,
         env=environment,
     )
     runtime = _runtime(client, config.runtime)

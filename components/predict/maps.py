@@ -20,6 +20,7 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
+from crossearth.components.predict.style import attribute_table
 from crossearth.data.raster.names import is_map_report
 from crossearth.data.raster.pixel_area import Ground
 
@@ -58,6 +59,12 @@ class Grid:
         gcps, gcps_crs = source.gcps
         return cls(*size, source.crs, source.transform, tuple(gcps), gcps_crs, source.rpcs)
 
+    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> "Grid":
+        """The grid of some of its rows and columns."""
+        (top, bottom), (left, right) = rows, columns
+        moved = self.transform @ Affine.translation(left, top)
+        return Grid(right - left, bottom - top, self.crs, moved)
+
     def notes(self, placed: bool) -> list[str]:
         """What a user of the map should know about its place on the ground.
 
@@ -87,26 +94,33 @@ class Tally:
 
     Attributes:
         pixels: (256,) int64, per value.
+        ground: sizes of the px; None where the grid has no place on the Earth.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.pixels = np.zeros(256, np.int64)
-        self._ground = Ground.of(grid.crs, grid.transform, grid.width, grid.height)
+        self.ground = Ground.of(grid.crs, grid.transform, grid.width, grid.height)
         self._areas_m2 = np.zeros(256)
 
     @property
     def areas_m2(self) -> NDArray[np.float64] | None:
         """(256,) float64, per value; None where the grid has no place on the Earth."""
-        return None if self._ground is None else self._areas_m2
+        return None if self.ground is None else self._areas_m2
+
+    def row_sizes_m2(self, top: int, height: int) -> NDArray[np.float64]:
+        """Mean size of the px of each of some rows, (height,); 1 where the grid has no place on the Earth."""
+        if self.ground is None:
+            return np.ones(height)
+        return np.array([self.ground.areas_m2(row).mean() for row in range(top, top + height)])
 
     def add(self, top: int, ids_HW: NDArray[np.uint8]) -> None:
         """Counts whole rows, the first of which is row `top` of the map."""
         self.pixels += np.bincount(ids_HW.ravel(), minlength=256)
-        if self._ground is None:
+        if self.ground is None:
             return
         # row by row: the areas of a whole strip would take as much memory as the scores of its classes
         for row, ids_W in enumerate(ids_HW, start=top):
-            self._areas_m2 += np.bincount(ids_W, self._ground.areas_m2(row), minlength=256)
+            self._areas_m2 += np.bincount(ids_W, self.ground.areas_m2(row), minlength=256)
 
 
 @contextmanager
@@ -146,10 +160,10 @@ def describe_classes(writer: DatasetWriter, classes: list[str], palette: list[st
     writer.update_tags(1, **{f"CLASS_{index}": name for index, name in enumerate(classes)})
 
 
-def describe_probabilities(writer: DatasetWriter, classes: list[str]) -> None:
-    """Names the bands after the classes and says that value x scale is a share 0..1."""
-    writer.scales = (PROBABILITY_STEP,) * len(classes)
-    for index, name in enumerate(classes, start=1):
+def describe_shares(writer: DatasetWriter, bands: list[str]) -> None:
+    """Names the bands and says that value x scale is a share 0..1."""
+    writer.scales = (PROBABILITY_STEP,) * len(bands)
+    for index, name in enumerate(bands, start=1):
         writer.set_band_description(index, name)
 
 
@@ -171,11 +185,20 @@ def count_pixels(map_path: Path) -> NDArray[np.int64]:
     return pixels
 
 
-def write_side_file(raster: Path, crs: CRS | None, classes: Sequence[str] = ()) -> None:
+def write_side_file(
+    raster: Path,
+    crs: CRS | None,
+    classes: Sequence[str] = (),
+    palette: Sequence[str] = (),
+    pixels: NDArray[np.int64] | None = None,
+) -> None:
     """Writes `<raster>.aux.xml`, where GDAL and QGIS look for what GeoTIFF has no place for.
 
-    That is the names of the classes (the same stand in the map's tags), and a CRS that GeoTIFF cannot tell,
-    such as one of a rotated pole. Where there is neither, no file stays.
+    That is the names of the classes and their table (the names stand in the map's tags, too), and a CRS that
+    GeoTIFF cannot tell, such as one of a rotated pole. Where there is neither, no file stays.
+
+    Args:
+        pixels: px per value; None = no table.
     """
     dataset = ElementTree.Element("PAMDataset")
     if crs is not None and crs != _crs_inside(raster):
@@ -186,6 +209,8 @@ def write_side_file(raster: Path, crs: CRS | None, classes: Sequence[str] = ()) 
         names = ElementTree.SubElement(band, "CategoryNames")
         for name in classes:
             ElementTree.SubElement(names, "Category").text = name
+        if pixels is not None:
+            band.append(attribute_table(classes, palette, pixels))
     path = side_file(raster)
     path.unlink(missing_ok=True)  # GDAL may have written its own
     if len(dataset):
@@ -203,8 +228,12 @@ def side_file(raster: Path) -> Path:
     return raster.with_name(f"{raster.name}.aux.xml")
 
 
-def write_preview(map_path: Path, out: Path, palette: list[str], size_px: int) -> None:
-    """Writes the map in its colours as PNG, nodata transparent, the longer side at most `size_px`."""
+def write_preview(map_path: Path, out: Path, palette: list[str], size_px: int) -> tuple[int, int]:
+    """Writes the map in its colours as PNG, nodata transparent, the longer side at most `size_px`.
+
+    Returns:
+        Its rows and columns.
+    """
     with rasterio.open(map_path) as scene:
         shrink = max(1.0, max(scene.width, scene.height) / size_px)
         shape = (max(1, round(scene.height / shrink)), max(1, round(scene.width / shrink)))
@@ -219,6 +248,7 @@ def write_preview(map_path: Path, out: Path, palette: list[str], size_px: int) -
         ) as preview,
     ):
         preview.write(image_4HW)
+    return shape
 
 
 def report(grid: Grid, classes: list[str], tally: Tally) -> dict[str, Any]:

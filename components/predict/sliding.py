@@ -1,10 +1,12 @@
-"""A trained network slid over the strips of a scene.
+"""A trained network slid over a scene: blocks of scores on the map's own grid, in bounded memory.
 
-Legend: B windows, K classes, H W pixels of a window or strip.
+Legend: B windows, K classes, H W pixels of a window, strip or block.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,32 +15,54 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossearth.components.predict.maps import Grid
-from crossearth.components.predict.strips import Strip
+from crossearth.components.predict.outputs import Block
+from crossearth.components.predict.strips import Scene, Span, View
 from crossearth.components.runtime.processes import choose_device
 from crossearth.data.common.cpu import has_amx
-from crossearth.model.crossearth import CrossEarth
-from crossearth.model.inference import fill_window, window_starts
+from crossearth.data.common.prefetch import prefetch
+from crossearth.data.raster.reading import Bytes, Mask
+from crossearth.model.crossearth import CrossEarth, NetworkConfig
+from crossearth.model.inference import Strip, Tta, Windows, augmented, slide, window_starts, windows_per_pass
 from crossearth.model.weights.checkpoint import load, read_meta
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
+SUMS_BYTES = 128 << 20  # of the scores that wait for further windows: a wider scene is cut into panels
+BLOCK_BYTES = 64 << 20  # of the scores of one block
+
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to map: network on its device, precision, and what the report says of it."""
+    """A model ready to map: network on its device, precision, and what the report says of it.
+
+    Attributes:
+        batch_size: windows per pass.
+        tta: what the scores of a window are the mean of, see `inference.augmented`.
+    """
 
     network: CrossEarth
     precision: torch.dtype
     classes: list[str]
     palette: list[str]
     about: dict[str, Any]
+    batch_size: int = 1
+    tta: Tta = "none"
 
 
 def load_network(
-    model: Path, precision: Precision = "auto", device: str = "auto", backbone: Path | None = None
+    model: Path,
+    precision: Precision = "auto",
+    device: str = "auto",
+    backbone: Path | None = None,
+    batch_size: int | None = None,
+    tta: Tta = "none",
+    jobs: int = 1,
 ) -> Loaded:
     """Reads a model and puts it on its device, its weights in the precision that they are used in.
+
+    Args:
+        batch_size: windows per pass; None = so many as keep the device busy, see `windows_per_pass`.
+        jobs: processes that may share the device.
 
     Raises:
         InputError: whatever `choose_device` and `checkpoint.load` refuse.
@@ -46,13 +70,15 @@ def load_network(
     device = choose_device(device)
     meta = read_meta(model)
     dtype = choose_precision(precision, device)
+    network = load(model, device, backbone, dtype)
     about = {
         "sha256": meta["sha256"],
         "provenance": meta["provenance"],
         "precision": str(dtype).removeprefix("torch."),
+        "tta": tta,
     }
-    network = load(model, device, backbone, dtype)
-    return Loaded(network, dtype, meta["classes"], meta["palette"], about)
+    batch_size = batch_size or windows_per_pass(network, jobs)
+    return Loaded(network, dtype, meta["classes"], meta["palette"], about, batch_size, tta)
 
 
 def choose_precision(precision: Precision, device: str) -> torch.dtype:
@@ -63,62 +89,234 @@ def choose_precision(precision: Precision, device: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def scene_scores(
-    loaded: Loaded, strips: Iterator[Strip], grid: Grid, batch_size: int, advance: Callable[[], None]
-) -> Iterator[tuple[int, NDArray[np.bool_], Tensor]]:
-    """Slides the network over strips and yields rows as soon as no window will touch them again.
+def window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
+    """Scores (B, K, H, W) float32 of whole windows, in the model's precision."""
+    network = augmented(loaded.network, loaded.tta)
+    device = next(loaded.network.parameters()).device
+    bf16 = loaded.precision != torch.float32
+    with torch.inference_mode(), torch.autocast(device.type, loaded.precision, enabled=bf16):
+        return network(windows_B3HW.to(device))
 
-    The scores of a pixel are the mean over all windows that hold it, exactly as `inference.slide_logits` has
-    it; windows without a valid pixel are not computed. Memory: one row of windows, K x crop x W float32.
+
+@dataclass(frozen=True)
+class Plan:
+    """How a map is computed: windows on the grid that the network sees, strips and panels of the map.
+
+    Every rectangle of strips and panels can be computed alone, to the same digits: all windows that touch it
+    are, those of its neighbours, too.
+
+    Attributes:
+        windows: of the whole scene. Where it is longer than a window they begin before it and end behind it,
+            by half their overlap: its border lies as deep within them as any other place.
+        groups: first rows of the windows that are computed together.
+        strips: rows of the map that are ready after each group.
+        panels: columns of the map; several where it is wider than memory allows.
+    """
+
+    windows: Windows
+    groups: Sequence[Sequence[int]]
+    strips: Sequence[Span]
+    panels: Sequence[Span]
+    down: "Taps"
+    across: "Taps"
+
+    def lefts(self, panel: int) -> list[int]:
+        """First columns of the windows that touch a panel."""
+        begin, end = self.panels[panel]
+        low, high = int(self.across.lower[begin]), int(self.across.upper[end - 1])
+        return [left for left in self.windows.lefts if left <= high and left + self.windows.size[1] > low]
+
+    def groups_of(self, strips: range) -> range:
+        """The groups that strips need: those before theirs whose windows touch them, too."""
+        row = int(self.down.lower[self.strips[strips.start][0]])
+        first = next(index for index, tops in enumerate(self.groups) if tops[-1] + self.windows.size[0] > row)
+        return range(min(first, strips.start), strips.stop)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of all panels."""
+        return len(self.windows.tops) * sum(len(self.lefts(panel)) for panel in range(len(self.panels)))
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Linear interpolation along a side: each px of the map lies between two that the network saw.
+
+    Attributes:
+        lower, upper: their indexes, (side,) int64; equal where the px lies on one, or outside the outermost.
+        share: how much the upper counts, (side,) float32.
+    """
+
+    lower: NDArray[np.int64]
+    upper: NDArray[np.int64]
+    share: NDArray[np.float32]
+
+    @classmethod
+    def between(cls, side: int, seen: int) -> "Taps":
+        """Of a side of so many px of the map, seen as so many."""
+        place = ((np.arange(side) + 0.5) * (seen / side) - 0.5).clip(0, seen - 1)
+        lower = np.floor(place + 1e-9).astype(np.int64)
+        share = (place - lower).clip(0).astype(np.float32)
+        share[share < 1e-6] = 0
+        return cls(lower, lower + (share > 0), share)
+
+    def along(self, scores: Tensor, dim: int, span: Span, first: int) -> Tensor:
+        """Scores of a span of the map's px, of scores that begin with the seen px `first`."""
+        lower, upper, share = (
+            torch.from_numpy(each[slice(*span)]).to(scores.device)
+            for each in (self.lower, self.upper, self.share)
+        )
+        begin, count = int(lower[0]) - first, int(lower[-1] - lower[0]) + 1
+        if count == len(lower) and not share.any():
+            return scores.narrow(dim, begin, count)
+        shape = [1, 1, 1]
+        shape[dim] = -1
+        low, high = (scores.index_select(dim, index - first) for index in (lower, upper))
+        return torch.lerp(low, high, share.view(shape))
+
+
+def plan(scene: Scene, config: NetworkConfig, batch_size: int) -> Plan:
+    """Cuts a scene for a network."""
+    crop, stride = config.crop_px, config.stride_px
+    tops, lefts = (_starts(side, crop, stride) for side in scene.seen)
+    windows = Windows((crop, crop), tops, lefts, bump=True)
+    at_once = max(1, batch_size // len(windows.lefts))
+    groups = [tops[first : first + at_once] for first in range(0, len(tops), at_once)]
+    down, across = (
+        Taps.between(side, seen)
+        for side, seen in zip((scene.grid.height, scene.grid.width), scene.seen, strict=True)
+    )
+    finished = [group[0] for group in groups[1:]] + [scene.seen[0]]
+    ends = [0, *np.searchsorted(down.upper, finished).tolist()]
+    height = max(bottom - top for top, bottom in pairwise(ends))
+    room = SUMS_BYTES // (4 * config.num_classes * (crop + (at_once - 1) * stride)) / scene.scale[1]
+    widest = max(1, int(min(room, BLOCK_BYTES // (height * config.num_classes))))
+    count = -(-scene.grid.width // widest)
+    sides = [scene.grid.width * index // count for index in range(count + 1)]
+    return Plan(windows, groups, list(pairwise(ends)), list(pairwise(sides)), down, across)
+
+
+def _starts(side: int, crop: int, stride: int) -> list[int]:
+    """First px of the windows along a side of the seen grid."""
+    padded = crop if side <= crop else side + 2 * ((crop - stride) // 2)
+    return [start - (padded - side) // 2 for start in window_starts(padded, crop, stride)]
+
+
+def blocks(
+    loaded: Loaded, view: View, plan: Plan, panel: int, strips: range, advance: Callable[[int], None]
+) -> Iterator[tuple[int, Block]]:
+    """Scores of some strips of a panel, top to bottom; a thread reads ahead.
+
+    Windows without a valid pixel are not computed.
 
     Args:
-        strips: one per row of windows, top to bottom, as tall as a window.
-        advance: called once per window.
+        advance: called with a number of windows, when they are done or left out.
 
     Yields:
-        (first row, valid_HW, scores_KHW float32 on the network's device, overwritten by the next rows).
+        (strip, block of some of its rows); the block's scores are overwritten by the next.
     """
-    config = loaded.network.config
-    tops, lefts = starts(grid, loaded.network)
-    height, width = min(config.crop_px, grid.height), min(config.crop_px, grid.width)
-    device = next(loaded.network.parameters()).device
-    sums_KHW = torch.zeros(config.num_classes, height, grid.width, device=device)
-    counts_HW = torch.zeros(height, grid.width, device=device)
-    for top, below, strip in zip(tops, [*tops[1:], grid.height], strips, strict=True):
-        needed = [left for left in lefts if strip.valid[:, left : left + width].any()]
-        for _ in range(len(lefts) - len(needed)):
-            advance()
-        image_3HW = torch.from_numpy(strip.image)
-        for first in range(0, len(needed), batch_size):
-            batch = needed[first : first + batch_size]
-            windows_B3HW = torch.stack([image_3HW[:, :, left : left + width] for left in batch]).to(device)
-            for left, scores_KHW in zip(batch, window_scores(loaded, windows_B3HW), strict=True):
-                sums_KHW[:, :, left : left + width] += scores_KHW[:, :height, :width]
-                counts_HW[:, left : left + width] += 1
-                advance()
-        done = below - top
-        yield top, strip.valid[:done], sums_KHW[:, :done].div_(counts_HW[:done].clamp(min=1))
-        for buffer in (sums_KHW, counts_HW):
-            buffer[..., : height - done, :] = buffer[..., done:, :].clone()
-            buffer[..., height - done :, :] = 0
+    lefts, columns = plan.lefts(panel), plan.panels[panel]
+    groups = plan.groups_of(strips)
+
+    def score(windows_B3HW: Tensor) -> Tensor:
+        scores = window_scores(loaded, windows_B3HW)
+        advance(len(scores))
+        return scores
+
+    valid: dict[int, Mask] = {}
+
+    def read(item: tuple[int, Span]) -> tuple[Bytes, Mask, Mask | None]:
+        index, rows = item
+        look = view.look(rows, (lefts[0], lefts[-1] + plan.windows.size[1]))
+        return *look, view.valid(plan.strips[index], columns) if index in strips else None
+
+    with closing(prefetch(read, _fresh_rows(plan, groups), 1)) as pieces:
+        seen = _strips(view, plan, lefts, groups, pieces, valid, advance)
+        rows = slide(score, seen, plan.windows, loaded.batch_size)
+        config, device = loaded.network.config, next(loaded.network.parameters()).device
+        held = torch.zeros(config.num_classes, 0, 0, device=device)
+        for index, (top, scores_1KHW) in zip(groups, rows, strict=True):
+            ready = plan.groups[index + 1][0] if index + 1 < len(plan.groups) else view.height
+            scores = (
+                torch.zeros(config.num_classes, 1, 1, device=device).expand(
+                    -1, ready - top, lefts[-1] - lefts[0] + plan.windows.size[1]
+                )
+                if scores_1KHW is None
+                else scores_1KHW[0]
+            )
+            if held.shape[1]:
+                scores, top = torch.cat([held, scores], dim=1), top - 1
+            if index in strips:
+                yield from (
+                    (index, block)
+                    for block in _on_map(plan, index, columns, scores, (top, lefts[0]), valid.pop(index))
+                )
+            if plan.down.share.any():
+                held = scores[:, -1:].clone()  # the next strip's first rows lie between it and theirs
 
 
-def window_scores(loaded: Loaded, windows_B3HW: Tensor) -> Tensor:
-    """Scores (B, K, h, w) float32; a window that is no whole number of patches gains some right and below."""
-    config = loaded.network.config
-    windows_B3HW = fill_window(windows_B3HW, config.crop_px, config.patch_px)
-    bf16 = loaded.precision != torch.float32
-    with torch.inference_mode(), torch.autocast(windows_B3HW.device.type, loaded.precision, enabled=bf16):
-        return loaded.network(windows_B3HW)
+def _fresh_rows(plan: Plan, groups: range) -> Iterator[tuple[int, Span]]:
+    """Of each group the rows below those of the group before."""
+    height = plan.windows.size[0]
+    read = plan.groups[groups.start][0]
+    for index in groups:
+        bottom = plan.groups[index][-1] + height
+        yield index, (read, bottom)
+        read = bottom
 
 
-def starts(grid: Grid, network: CrossEarth) -> tuple[list[int], list[int]]:
-    """First rows and first columns of the windows that cover a scene."""
-    crop_px, stride_px = network.config.crop_px, network.config.stride_px
-    return window_starts(grid.height, crop_px, stride_px), window_starts(grid.width, crop_px, stride_px)
+def _strips(
+    view: View,
+    plan: Plan,
+    lefts: Sequence[int],
+    groups: range,
+    pieces: Iterator[tuple[Bytes, Mask, Mask | None]],
+    valid: dict[int, Mask],
+    advance: Callable[[int], None],
+) -> Iterator[Strip]:
+    """The strips that the network is slid over; puts the masks of the map's rows into `valid`."""
+    image = np.empty((3, 0, lefts[-1] - lefts[0] + plan.windows.size[1]), np.uint8)
+    seen = np.empty(image.shape[1:], bool)
+    for index, (fresh, fresh_seen, of_map) in zip(groups, pieces, strict=True):
+        top = plan.groups[index][0]
+        bottom = plan.groups[index][-1] + plan.windows.size[0]
+        kept = bottom - top - fresh.shape[1]
+        image = np.concatenate([image[:, image.shape[1] - kept :], fresh], axis=1)
+        seen = np.concatenate([seen[len(seen) - kept :], fresh_seen])
+        if of_map is not None:
+            valid[index] = of_map
+        corners = [
+            (y, x)
+            for y in plan.groups[index]
+            for x in lefts
+            if _inside(seen, top, lefts[0], (y, x), plan.windows.size, (view.height, view.width)).any()
+        ]
+        advance(len(plan.groups[index]) * len(lefts) - len(corners))
+        last = index + 1 == len(plan.groups)
+        finished = view.height if last else plan.groups[index + 1][0]
+        yield Strip(torch.from_numpy(image)[None], top, lefts[0], corners, finished)
 
 
-def num_windows(grid: Grid, network: CrossEarth) -> int:
-    """Windows that cover a scene."""
-    tops, lefts = starts(grid, network)
-    return len(tops) * len(lefts)
+def _inside(
+    seen: Mask, top: int, left: int, corner: tuple[int, int], size: tuple[int, int], sides: tuple[int, int]
+) -> Mask:
+    """The part of a window that lies within the scene's grid, not beyond its borders."""
+    rows, columns = (
+        slice(max(start, 0) - first, min(start + length, side) - first)
+        for start, length, side, first in zip(corner, size, sides, (top, left), strict=True)
+    )
+    return seen[rows, columns]
+
+
+def _on_map(
+    plan: Plan, strip: int, columns: Span, scores: Tensor, corner: tuple[int, int], valid: Mask
+) -> Iterator[Block]:
+    """Blocks of a strip on the map's grid, of the scores of the grid that the network saw."""
+    top, bottom = plan.strips[strip]
+    width = columns[1] - columns[0]
+    at_once = max(1, BLOCK_BYTES // (4 * len(scores) * width))
+    for first in range(top, bottom, at_once):
+        rows = (first, min(first + at_once, bottom))
+        between = plan.down.along(scores, 1, rows, corner[0])
+        block = plan.across.along(between, 2, columns, corner[1])
+        yield Block(first, columns[0], block, valid[first - top : rows[1] - top])

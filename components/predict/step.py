@@ -1,53 +1,61 @@
-"""Maps scenes of any size: strips of rows are read, labelled and written, so memory ignores the height.
+"""Maps scenes of any size: parts of a map are computed and stored, then the map is written of them."""
 
-Legend: B windows, K classes, H W pixels of a window or strip.
-"""
-
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.windows import Window
+from rasterio.transform import Affine
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
-from torch import Tensor
 
 from crossearth.components.predict import maps
-from crossearth.components.predict.sliding import (
-    Loaded,
-    Precision,
-    load_network,
-    num_windows,
-    scene_scores,
-    starts,
+from crossearth.components.predict.area import LONLAT, Asked, box, polygons_of
+from crossearth.components.predict.compute import GDAL_CACHE_BYTES, Team, compute
+from crossearth.components.predict.outputs import (
+    CannotWriteError,
+    Outputs,
+    Wanted,
+    beside,
+    confidence_path,
+    finish,
+    probabilities_path,
+    publish_vector,
+    refuse_foreign_vector,
 )
-from crossearth.components.predict.strips import Scene, open_scene, read_strips
+from crossearth.components.predict.parts import Parts
+from crossearth.components.predict.quick_look import write_quick_look
+from crossearth.components.predict.remote import address_of, is_item, is_remote, item_scene
+from crossearth.components.predict.sliding import Loaded, Plan, Precision, blocks, load_network, plan
+from crossearth.components.predict.strips import Scene, View, open_scene
+from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.interrupts import Interrupts
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.processes import choose_device
+from crossearth.components.runtime.version import torch_version
 from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError, PartlyDoneError
-from crossearth.data.common.files import fsync_dir, partial_dir, write_json
+from crossearth.data.common.files import digest, fsync_dir, partial_dir, write_json
 from crossearth.data.common.progress import bar
 from crossearth.data.common.shards import WHOLE, Shard
 from crossearth.data.raster.gdal import GdalError
 from crossearth.data.raster.names import RASTER_SUFFIXES
-from crossearth.data.raster.reader import rasters_in
-from crossearth.model.inference import best_class
+from crossearth.data.raster.reader import Address, UnreachableError, open_raster, rasters_in
+from crossearth.data.raster.reading import BYTES
+from crossearth.model.inference import Tta
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
-GDAL_CACHE_BYTES = 256 << 20
+MAP_ALONE = Wanted()
 
 
 @checked
@@ -55,50 +63,93 @@ class PredictConfig:
     """How scenes are mapped.
 
     Attributes:
-        bands: 1-based band numbers in the order in which the network was trained (red, green, blue, or
-            infrared, red, green); None = those of the model's training files. A model that does not know them
-            takes the first three that are not alpha.
+        bands: 1-based band numbers, or names (of the file's bands or of a STAC item's), in the order in which
+            the network was trained (red, green, blue, or infrared, red, green); None = those of the model's
+            training files. A model that does not know them takes the first three that are not alpha.
         value_range: values that become 0 and 255, after the scene's scale and offset tags; None = those of
             the model's training files. A model that does not know them takes 8-bit scenes as they are, and of
             others the 2nd and 98th percentile of the chosen bands together, estimated per scene.
         precision: of the network; "auto" = bfloat16 on GPUs and on CPUs with AMX, else float32.
         device: torch device; "auto" = the GPU where there is one.
-        batch_size: windows per pass of the network.
+        batch_size: windows per pass of the network; None = so many as keep the device busy. The map's classes
+            depend on it in the last digits of their scores only.
+        gsd: metres per px that the network is to see; "auto" = the training's, where it and the scene's are
+            known and differ; "native" = the scene's px as they are.
+        tta: "d4" = scores are the mean over the 8 flips and quarter turns of each window.
+        bbox: west, south, east, north of the area to map, in `bbox_crs`.
+        aoi: vector file whose polygons are mapped.
+        jobs: processes that share a scene; on GPUs they take the GPUs in turn.
         probabilities: also write `<map>.probabilities.tif`, one band per class.
+        confidence: also write `<map>.confidence.tif`: the probability of the class that is named, and the
+            entropy as a share of the most that there can be; and tell each class's expected area and the
+            interval in which it lies, see `estimate`.
+        quick_look: also write `<map>.html`, the map over the image.
+        vector: also write polygons to this file, GeoPackage, GeoJSON or GeoParquet by its ending; an ending
+            alone (".gpkg") puts them beside each map.
+        min_area_m2: polygons below it are left out.
+        simplify_px: by how many px, about, their outlines may be straightened; neighbours keep common sides.
+        classes: names of the classes that become polygons; None = all.
         preview_px: longer side of the preview.
         backbone: file of the model's shared backbone where it was moved.
     """
 
-    bands: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    bands: Annotated[tuple[PositiveInt, ...] | tuple[str, ...], Field(min_length=3, max_length=3)] | None = (
+        None
+    )
     value_range: Rising | None = None
     precision: Precision = "auto"
     device: str = "auto"
-    batch_size: PositiveInt = 1
+    batch_size: PositiveInt | None = None
+    gsd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "native"] = "auto"
+    tta: Tta = "none"
+    bbox: tuple[float, float, float, float] | None = None
+    bbox_crs: str = LONLAT
+    aoi: Path | None = None
+    jobs: PositiveInt = 1
     probabilities: bool = False
+    confidence: bool = False
+    quick_look: bool = False
+    vector: Path | None = None
+    min_area_m2: NonNegativeFloat = 0
+    simplify_px: NonNegativeFloat = 0
+    classes: tuple[str, ...] | None = None
     preview_px: PositiveInt = 1024
     backbone: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.bbox is not None and self.aoi is not None:
+            raise InputError("bbox and aoi", expected="one of them: they are two ways to name one area")
+        _ = self.wanted  # refuses what cannot be
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is written besides the map."""
+        return Wanted(**{each.name: getattr(self, each.name) for each in fields(Wanted)})
+
 
 def predict(
-    scenes: Sequence[Path],
+    scenes: Sequence[str | Path],
     model: Path,
     out: Path,
     config: PredictConfig = PredictConfig(),  # noqa: B008 frozen
     own: bool = True,
+    loaded: Loaded | None = None,
     shard: Shard = WHOLE,
 ) -> list[Path]:
     """Writes a class map of each scene: Cloud Optimized GeoTIFF, PNG preview and JSON report.
 
     Beside `MAP.tif` (uint8 class ids, 255 = nodata) stand `MAP.tif.aux.xml` (class names for a GIS),
-    `MAP.png`, `MAP.json` (with the bands and the range that were used, and who chose them) and, if asked,
-    `MAP.probabilities.tif`. A scene's files appear when it is done; one that is broken does not keep the
-    others from being mapped.
+    `MAP.png`, `MAP.json` (with the bands and the range that were used, and who chose them), `MAP.qml` (QGIS's
+    style), `MAP.legend.svg` and what else the config asks for. A scene's files appear when it is done; one
+    that is broken does not keep the others from being mapped.
 
     Args:
-        scenes: raster files, or folders of them, searched with everything in them.
+        scenes: raster files, or folders of them, searched with everything in them; https:// and s3://
+            addresses of such files, read by ranges; STAC items, here or there (`.json`).
         model: a model folder or file, see `checkpoint.load`.
         out: the map's file for a single scene; a folder for several scenes or a folder of them.
         own: whether the scenes are files of the user's own, see `open_raster`.
+        loaded: the model, where it is in memory already.
         shard: only its share of the scenes is mapped; names are checked over all of them.
 
     Returns:
@@ -111,47 +162,54 @@ def predict(
             `open_scene`).
         PartlyDoneError: some of the scenes cannot be mapped; all others are.
     """
-    used = f"{choose_device(config.device)}: batch_size {config.batch_size}, precision {config.precision}"
-    lower = (
-        "lower --batch-size (the map stays the same), choose --precision bfloat16 or another --device, "
-        "or cut the scene: memory grows with its width"
-    )
+    batch = "" if config.batch_size is None else f"batch_size {config.batch_size}, "
+    used = f"{choose_device(config.device)}: {batch}precision {config.precision}, {config.jobs} job(s)"
+    lower = "lower --batch-size (1 is the least) or --jobs, choose --precision bfloat16 or another --device"
     with (
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),
         warnings.catch_warnings(),
         enough_memory(model, used, lower),
+        ExitStack() as stack,
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        targets = dict(list(_targets(scenes, Path(out)).items())[shard.index :: shard.num])
+        targets = _targets(scenes, Path(out), config.bands, config.wanted)
+        targets = dict(list(targets.items())[shard.index :: shard.num])
         if not targets:
             return []
         meta = read_meta(model)
+        config.wanted.class_ids(meta["classes"])
         trained = trained_reading(meta)
+        asked = _asked(config)
         readable: list[Scene] = []
         errors: list[InputError] = []
         for path in targets:
             try:
-                readable.append(open_scene(path, trained, config.bands, config.value_range, own))
+                scene = open_scene(path, trained, config.bands, config.value_range, own, config.gsd, asked)
+                config.wanted.refuse_unplaced(scene.grid, path)
+                readable.append(scene)
             except InputError as error:
                 errors.append(error)
         if not readable:
             raise InputError("\n".join(map(str, errors)))
-        loaded = load_network(model, config.precision, config.device, config.backbone)
+        loaded = loaded or _load(model, config, config.device)
+        team = None
+        if config.jobs > 1:
+            load = partial(_load, model, replace(config, batch_size=loaded.batch_size))
+            team = stack.enter_context(Team.start(config.jobs, load, _devices(config.device)))
+        plans = [plan(scene, loaded.network.config, loaded.batch_size) for scene in readable]
         written: list[Path] = []
-        with bar(MofNCompleteColumn(), "windows", TimeRemainingColumn()) as progress:
-            task = progress.add_task(
-                "", total=sum(num_windows(scene.seen_grid, loaded.network) for scene in readable)
-            )
-            for scene in readable:
-                progress.update(task, description=scene.path.name)
-                target = targets[scene.path]
-                try:
-                    _map(scene, target, loaded, config, lambda: progress.advance(task))
-                    written.append(target)
-                except CannotWriteError:
-                    raise  # the next scene would meet the same disk
-                except InputError as error:
-                    errors.append(error)
+        progress = stack.enter_context(bar(MofNCompleteColumn(), "windows", TimeRemainingColumn()))
+        task = progress.add_task("", total=sum(each.num_windows for each in plans))
+        for scene, how in zip(readable, plans, strict=True):
+            progress.update(task, description=scene.path.name)
+            target = targets[scene.path]
+            try:
+                _map(scene, how, target, loaded, team, config, partial(progress.advance, task))
+                written.append(target)
+            except CannotWriteError:
+                raise  # the next scene would meet the same disk
+            except InputError as error:
+                errors.append(error)
     if not written:
         raise InputError("\n".join(map(str, errors)))
     if errors:
@@ -159,60 +217,126 @@ def predict(
     return written
 
 
-class CannotWriteError(InputError):
-    """The disk takes no map."""
+def map_array(loaded: Loaded, image_3HW: NDArray[np.uint8], valid_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Class ids (H, W) uint8, 255 = nodata, of an image in memory, as `predict` maps a file of its px.
+
+    Args:
+        image_3HW: in network order, as `Reading.of_array` gives it.
+    """
+    height, width = valid_HW.shape
+    grid = maps.Grid(width, height, None, Affine.identity())
+    scene = Scene(Path("array"), grid, (0, 0), (height, width), (height, width), BYTES, "", "")
+    view = View(
+        scene,
+        lambda rows, columns: (
+            image_3HW[:, slice(*rows), slice(*columns)],
+            valid_HW[slice(*rows), slice(*columns)],
+        ),
+        lambda rows, columns: valid_HW[slice(*rows), slice(*columns)],
+    )
+    how = plan(scene, loaded.network.config, loaded.batch_size)
+    ids_HW = np.full((height, width), maps.NODATA, np.uint8)
+    for panel in range(len(how.panels)):
+        for _, block in blocks(loaded, view, how, panel, range(len(how.strips)), lambda _: None):
+            rows, columns = block.ids.shape
+            ids_HW[block.top : block.top + rows, block.left : block.left + columns] = block.ids
+    return ids_HW
+
+
+def _load(model: Path, config: PredictConfig, device: str) -> Loaded:
+    return load_network(
+        model, config.precision, device, config.backbone, config.batch_size, config.tta, config.jobs
+    )
+
+
+def _devices(device: str) -> list[str]:
+    """What the processes of a scene take in turn: all GPUs, where none is named."""
+    if device == "auto" and torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [choose_device(device)]
+
+
+def _asked(config: PredictConfig) -> Asked | None:
+    if config.bbox is not None:
+        return box(config.bbox, config.bbox_crs)
+    return polygons_of(config.aoi) if config.aoi is not None else None
 
 
 def _map(
     scene: Scene,
+    plan: Plan,
     target: Path,
     loaded: Loaded,
+    team: Team | None,
     config: PredictConfig,
-    advance: Callable[[], None],
+    advance: Callable[[int], None],
 ) -> None:
+    parts = Parts.of(target)
     with _writing(target) as folder:
-        tally = _write_rows(scene, folder, loaded, config, advance)
-        maps.write_cog(folder / "ids.tif", folder / target.name, "MODE")
-        if not np.array_equal(maps.count_pixels(folder / target.name), tally.pixels):
-            # GDAL may lose the last blocks of a full disk without a word
-            raise OSError("the map on disk is not what was written")
-        (folder / "ids.tif").unlink()
-        maps.write_side_file(folder / target.name, scene.grid.crs, loaded.classes)
-        if config.probabilities:
-            fractions = folder / _probabilities_path(target).name
-            maps.write_cog(folder / "shares.tif", fractions, "AVERAGE")
-            (folder / "shares.tif").unlink()
-            maps.write_side_file(fractions, scene.grid.crs)
-        maps.write_preview(
-            folder / target.name, folder / f"{target.stem}.png", loaded.palette, config.preview_px
-        )
-        report = {
-            "scene": scene.path.name,
-            "bands_from": scene.bands_from,
-            "value_range_from": scene.range_from,
-            **asdict(scene.reading),
-            "model": loaded.about,
-            **maps.report(scene.grid, loaded.classes, tally),
-        }
-        report["notes"] += _resolution(scene, report["pixel_area_m2"])
-        write_json(folder / f"{target.stem}.json", report)
-        _publish(folder, target)
+        parts.begin(_identity(scene, loaded, config))
+        try:
+            with Interrupts() as interrupts:
+
+                def advance_or_stop(windows: int) -> None:
+                    advance(windows)
+                    interrupts.let_through()
+
+                compute(scene, plan, parts, config.wanted.kept, loaded, team, advance_or_stop)
+                outputs = _write_rows(scene, plan, parts, folder, loaded, config, interrupts)
+            finish(folder, target, scene.grid, outputs.tally, loaded.classes, loaded.palette)
+            preview = folder / f"{target.stem}.png"
+            size = maps.write_preview(folder / target.name, preview, loaded.palette, config.preview_px)
+            report = {
+                "scene": scene.path.name,
+                "bands_from": scene.bands_from,
+                "value_range_from": scene.range_from,
+                **asdict(scene.reading),
+                "model": loaded.about,
+                **outputs.report(loaded.classes),
+            }
+            report["notes"] += [scene.resolution] * bool(scene.resolution)
+            write_json(folder / f"{target.stem}.json", report)
+            if config.quick_look:
+                page = folder / f"{target.stem}.html"
+                write_quick_look(page, _thinned(scene, size), preview, report, loaded.palette)
+            vector = config.wanted.vector_of(target)
+            if vector:
+                publish_vector(folder, vector)
+            _publish(folder, target)
+        except BaseException as error:
+            if isinstance(error, InputError) and not isinstance(error, UnreachableError):
+                parts.remove()  # the next try would meet the same
+            parts.remove_if_empty()
+            raise
+        parts.remove()
 
 
-def _resolution(scene: Scene, area_m2: float | None) -> list[str]:
-    """What to know where the network sees px of another size than those that it was trained on.
+def _thinned(scene: Scene, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """What a map is made of, as the network sees its values, (H, W, 3), in so many rows and columns."""
+    (top, left), grid = scene.corner, scene.grid
+    window = ((top, top + grid.height), (left, left + grid.width))
+    with open_raster(scene.path, scene.own) as raster:
+        image_3HW, _ = scene.reading.read(raster, window, size)
+    return np.ascontiguousarray(image_3HW.transpose(1, 2, 0))
 
-    Args:
-        area_m2: of the scene's px.
-    """
-    trained_m = scene.reading.gsd_m
-    if area_m2 is None or trained_m is None:
-        return []
-    own, seen = scene.grid, scene.seen_grid
-    seen_m = math.sqrt(area_m2 * own.width * own.height / (seen.width * seen.height))
-    if 0.5 <= seen_m / trained_m <= 2:
-        return []
-    return [f"the network sees pixels of {seen_m:.3g} m, it was trained on {trained_m:.3g} m"]
+
+def _identity(scene: Scene, loaded: Loaded, config: PredictConfig) -> dict[str, Any]:
+    """What the parts of a map depend on, but for the last digits, which threads and kinds of CPU have."""
+    area = scene.area
+    return {
+        "scene": scene.state,
+        "corner": scene.corner,
+        "size": scene.size,
+        "seen": scene.seen,
+        "reading": asdict(scene.reading),
+        "area": digest([each.wkt for each in area.polygons]) if area else None,
+        "model": loaded.about,
+        "batch_size": loaded.batch_size,
+        "device": next(loaded.network.parameters()).device.type,
+        "kept": config.wanted.kept,
+        "code": code_digest("predict"),
+        "torch": torch_version(),
+    }
 
 
 @contextmanager
@@ -233,64 +357,34 @@ def _writing(target: Path) -> Iterator[Path]:
 
 def _write_rows(
     scene: Scene,
+    plan: Plan,
+    parts: Parts,
     folder: Path,
     loaded: Loaded,
     config: PredictConfig,
-    advance: Callable[[], None],
-) -> maps.Tally:
-    tally = maps.Tally(scene.grid)
-    with ExitStack() as stack:
-        interrupts = stack.enter_context(Interrupts())
-
-        def advance_or_stop() -> None:
-            advance()
+    interrupts: Interrupts,
+) -> Outputs:
+    about = {"RESOLUTION": scene.resolution} if scene.resolution else {}
+    with Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config.wanted, about) as outputs:
+        for strip, (top, bottom) in enumerate(plan.strips):
+            if top < bottom:
+                panels = [parts.load(strip, panel) for panel in range(len(plan.panels))]
+                outputs.write(
+                    top, {name: np.concatenate([each[name] for each in panels], axis=2) for name in panels[0]}
+                )
             interrupts.let_through()
-
-        ids = stack.enter_context(maps.rows_writer(folder / "ids.tif", scene.grid, 1))
-        maps.describe_classes(ids, loaded.classes, loaded.palette)
-        if config.probabilities:
-            fractions = stack.enter_context(
-                maps.rows_writer(folder / "shares.tif", scene.grid, len(loaded.classes))
-            )
-            maps.describe_probabilities(fractions, loaded.classes)
-        seen = scene.seen_grid
-        down, across = _nearest(scene.grid.height, seen.height), _nearest(scene.grid.width, seen.width)
-        tops, _ = starts(seen, loaded.network)
-        strips = stack.enter_context(read_strips(scene, tops, loaded.network.config.crop_px))
-        for top, valid_HW, scores_KHW in scene_scores(
-            loaded, strips, seen, config.batch_size, advance_or_stop
-        ):
-            begin, end = np.searchsorted(down, (top, top + len(valid_HW)))
-            if begin == end:
-                continue
-            rows = Window(0, begin, scene.grid.width, end - begin)
-            nearest = np.ix_(down[begin:end] - top, across)
-            ids_HW = best_class(scores_KHW, 0).cpu().numpy()
-            ids_HW[~valid_HW] = maps.NODATA
-            ids_HW = ids_HW[nearest]
-            ids.write(ids_HW, 1, window=rows)
-            tally.add(begin, ids_HW)
-            if config.probabilities:
-                fractions.write(_fractions(scores_KHW, valid_HW)[:, nearest[0], nearest[1]], window=rows)
-    return tally
+    return outputs
 
 
-def _nearest(side: int, seen_side: int) -> NDArray[np.int64]:
-    """Of each px along a side of the scene, the one nearest to it along the side that the network saw."""
-    return ((np.arange(side) + 0.5) * (seen_side / side)).astype(np.int64)
-
-
-def _fractions(scores_KHW: Tensor, valid_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    totals_HW = scores_KHW.sum(0).clamp(min=torch.finfo(torch.float32).tiny)
-    shares_KHW = scores_KHW.div(totals_HW).div_(maps.PROBABILITY_STEP).round_().to(torch.uint8).cpu().numpy()
-    shares_KHW[:, ~valid_HW] = maps.NODATA
-    return shares_KHW
-
-
-def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
+def _targets(
+    scenes: Sequence[str | Path],
+    out: Path,
+    bands: Sequence[int] | Sequence[str] | None,
+    wanted: Wanted,
+) -> dict[Path | Address, Path]:
     """The map's path per scene."""
-    files = scene_files(scenes)
-    single = len(files) == 1 and not Path(scenes[0]).is_dir() and not out.is_dir()
+    files = scene_files(scenes, bands)
+    single = len(files) == 1 and (is_remote(scenes[0]) or not Path(scenes[0]).is_dir()) and not out.is_dir()
     if single and out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(
             "the map's name", where=out, expected="a name that ends in .tif, or a folder that exists"
@@ -300,10 +394,16 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
             "one map, but several scenes, or a folder of them", where=f"--out {out}", expected="a folder"
         )
     targets = {file: out if single else out / f"{file.stem}.tif" for file in files}
-    refuse_clashes(targets)
-    originals = {_one_name(file) for file in files}
+    if len(files) > 1 and wanted.vector and wanted.vector.suffix:
+        raise InputError(
+            "one file of polygons, but several scenes",
+            where=f"--vector {wanted.vector}",
+            expected=f"{wanted.vector.suffix} alone: a file beside each map",
+        )
+    refuse_clashes(targets, wanted)
+    originals = {_one_name(file) for file in files if isinstance(file, Path)}
     for file, target in targets.items():
-        for written in _written(target):
+        for written in _written(target, wanted):
             if _one_name(written) in originals:
                 raise InputError(
                     f"the map's files would replace the scene {written}",
@@ -311,10 +411,13 @@ def _targets(scenes: Sequence[Path], out: Path) -> dict[Path, Path]:
                     next_step="choose another --out",
                 )
         _refuse_foreign(target)
+        vector = wanted.vector_of(target)
+        if vector:
+            refuse_foreign_vector(vector)
     return targets
 
 
-def refuse_clashes(targets: Mapping[Any, Path]) -> None:
+def refuse_clashes(targets: Mapping[Any, Path], wanted: Wanted = MAP_ALONE) -> None:
     """Refuses two maps that would write a file of one name.
 
     Args:
@@ -325,7 +428,7 @@ def refuse_clashes(targets: Mapping[Any, Path]) -> None:
     """
     first: dict[str, Any] = {}
     for scene, target in targets.items():
-        for path in _written(target):
+        for path in _written(target, wanted):
             other = first.setdefault(_one_name(path), scene)
             if other != scene:
                 raise InputError(
@@ -340,14 +443,24 @@ def _one_name(path: Path) -> str:
     return os.fspath(path.resolve()).casefold()
 
 
-def scene_files(scenes: Sequence[Path]) -> list[Path]:
-    """The scenes, also of folders.
+def scene_files(
+    scenes: Sequence[str | Path], bands: Sequence[int] | Sequence[str] | None = None
+) -> list[Path | Address]:
+    """The scenes, also of folders and of STAC items.
 
     Raises:
         InputError: one is not there, a folder without any, or none is given.
     """
-    files: list[Path] = []
-    for scene in map(Path, scenes):
+    files: list[Path | Address] = []
+    names = [band for band in bands or () if isinstance(band, str)] or None
+    for given in scenes:
+        scene = given if is_remote(given) else Path(given)
+        if is_item(scene):
+            files.append(item_scene(scene, names))
+            continue
+        if isinstance(scene, str):
+            files.append(address_of(scene))
+            continue
         found = rasters_in(scene) if scene.is_dir() else [scene]
         if not found:
             raise InputError(
@@ -357,18 +470,17 @@ def scene_files(scenes: Sequence[Path]) -> list[Path]:
             )
         files += found
     for file in files:
-        if not file.is_file():
+        if isinstance(file, Path) and not file.is_file():
             raise InputError("no such scene", where=file)
     if not files:
         raise InputError("no scene given")
     return files
 
 
-def _written(target: Path) -> list[Path]:
+def _written(target: Path, wanted: Wanted = MAP_ALONE) -> list[Path]:
     """The map and what may stand beside it."""
-    fractions = _probabilities_path(target)
-    beside = [target.with_suffix(".json"), target.with_suffix(".png"), fractions]
-    return [target, *beside, maps.side_file(target), maps.side_file(fractions)]
+    vector = wanted.vector_of(target)
+    return [target, *beside(target), *([vector] if vector else [])]
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -383,7 +495,9 @@ def _refuse_foreign(target: Path) -> None:
                 where=path,
                 next_step="move it away, or choose another --out",
             )
-    for raster, kind in product((target, _probabilities_path(target)), (".ovr", ".msk")):
+    for raster, kind in product(
+        (target, probabilities_path(target), confidence_path(target)), (".ovr", ".msk")
+    ):
         path = raster.with_name(f"{raster.name}{kind}")
         if path.exists():
             raise InputError(
@@ -391,10 +505,6 @@ def _refuse_foreign(target: Path) -> None:
                 where=path,
                 next_step="remove it, or choose another --out",
             )
-
-
-def _probabilities_path(target: Path) -> Path:
-    return target.with_name(f"{target.stem}.probabilities.tif")
 
 
 def _publish(folder: Path, target: Path) -> None:

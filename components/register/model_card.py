@@ -1,33 +1,46 @@
-"""What a registered model is, on one page: data, licences, scores, what it is for and what it is not."""
+"""What a model is, on one page: data, licences, scores, what it is for and what it is not."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tabulate import tabulate
 
 from crossearth.components.evaluate.results import RecipeResult, nan_to_none
-from crossearth.data.catalog.domains import Catalog, Recipe
+from crossearth.data.catalog.domains import Catalog, Domain
+from crossearth.model.weights.checkpoint import trained_reading
 
 
-def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catalog: Catalog) -> str:
+def model_card(
+    name: str, meta: Mapping[str, Any], catalog: Catalog, source: Domain | None, result: RecipeResult | None
+) -> str:
     """The card as Markdown.
 
     Args:
-        recipe: what was trained.
-        result: how it scored.
-        meta: the model's description (`checkpoint.read_meta`).
+        name: of the model.
+        meta: its description (`checkpoint.read_meta`).
         catalog: has the data sets' titles and licences.
+        source: the domain that it was trained on; None = it is not known here.
+        result: how it scored; None = it was not scored.
     """
-    source = catalog.domain(recipe.source)
-    synthetic = "synthetic" in {meta["provenance"], *(each.provenance for each in result.settings)}
-    domains = dict.fromkeys([recipe.source, *(each.setting.target for each in result.settings)])
-    datasets = dict.fromkeys(catalog.domain(name).dataset for name in domains)
-    bands = ", ".join(source.bands)
-    size = f"{source.gsd_m} m per pixel" if source.gsd_m else "mixed or unknown ground sample distance"
+    settings = result.settings if result else ()
+    synthetic = "synthetic" in {meta["provenance"], *(each.provenance for each in settings)}
+    domains = dict.fromkeys([*([source.name] if source else []), *(each.setting.target for each in settings)])
+    datasets = dict.fromkeys(
+        catalog.domain(domain).dataset for domain in domains if domain in catalog.domains
+    )
+    bands, size = _bands(meta, source), _pixel_size(meta, source)
+    intended = "Mapping imagery as that of the training"
+    if source or meta.get("reading"):
+        intended = f"Mapping imagery whose three bands are {bands}, near that ground sample distance"
+    trained = (
+        f"Trained on one domain, {source.name} ({bands}; {size})" if source else f"Trained on {bands}; {size}"
+    )
+    unseen = any(each.setting.unseen for each in settings)
     lines = [
-        f"# crossearth: {recipe.name}",
+        f"# crossearth: {name}",
         "",
-        f"Semantic segmentation of overhead imagery into {', '.join(result.classes)}."
-        f" Trained on one domain, {recipe.source} ({bands}; {size}), scored on domains that it has not seen.",
+        f"Semantic segmentation of overhead imagery into {', '.join(meta['classes'])}. {trained}"
+        f"{', scored on domains that it has not seen' if unseen else ''}.",
         "",
     ]
     if synthetic:
@@ -35,28 +48,22 @@ def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catal
             "**Made from synthetic miniatures: they show that the pipeline works.**",
             "",
         ]
-    lines += [
-        "## Scores",
-        "",
-        f"Selection rule: {result.selection}. Seed: {'none' if result.seed is None else result.seed}."
-        f" Training {result.recipe_hash[:16]}.",
-        "",
-        _scores(result),
-        "",
-        "## Data and licences",
-        "",
-    ]
-    for name in datasets:
-        dataset = catalog.dataset(name)
+    lines += ["## Scores", "", *(_scores(result) if result else ["It was not scored."])]
+    lines += ["", "## Data and licences", ""]
+    if not source:
+        lines.append("- trained on data that the catalog does not know: licence not stated")
+    for dataset in map(catalog.dataset, datasets):
         lines.append(
             f"- {dataset.title}: {dataset.licence or 'licence not stated'} {dataset.homepage}".rstrip()
         )
+    if pretrained := meta.get("pretrained"):
+        lines.append(f"- backbone {pretrained['name']}: {pretrained['licence']}")
     lines += [
         "",
         "## Intended use",
         "",
-        f"Mapping imagery whose three bands are {bands}, near that ground sample distance; research on domain"
-        " generalization. Input: raw values 0..255; the model normalises them itself.",
+        f"{intended}; research on domain"
+        f" generalization. Input: {_values(meta)}; the model normalises them itself.",
         "",
         "## Limits",
         "",
@@ -67,13 +74,37 @@ def model_card(recipe: Recipe, result: RecipeResult, meta: dict[str, Any], catal
     return "\n".join(lines) + "\n"
 
 
-def _scores(result: RecipeResult) -> str:
+def _scores(result: RecipeResult) -> list[str]:
     rows = []
     for each in result.settings:
-        primary_metric = nan_to_none(result.scores(each).primary_metric)
-        told = "" if primary_metric is None else f"{100 * primary_metric:.1f}"
-        rows.append(
-            [each.setting.abbr, each.setting.target, each.setting.gap, told, each.manifest_digest[:12]]
-        )
+        score, setting = nan_to_none(result.scores(each).primary_metric), each.setting
+        told = "" if score is None else f"{100 * score:.1f}"
+        rows.append([setting.abbr, setting.target, setting.gap, told, each.manifest_digest[:12]])
     columns = ["setting", "target", "gap", f"{result.metric} %", "manifest"]
-    return tabulate(rows, columns, tablefmt="github", disable_numparse=True)
+    return [
+        f"Selection rule: {result.selection}. Seed: {'none' if result.seed is None else result.seed}."
+        f" Training {result.recipe_hash[:16]}.",
+        "",
+        tabulate(rows, columns, tablefmt="github", disable_numparse=True),
+    ]
+
+
+def _bands(meta: Mapping[str, Any], source: Domain | None) -> str:
+    if source:
+        return ", ".join(source.bands)
+    reading = trained_reading(meta)
+    return f"bands {', '.join(map(str, reading.bands))} of the files" if reading else "three bands"
+
+
+def _pixel_size(meta: Mapping[str, Any], source: Domain | None) -> str:
+    reading = trained_reading(meta)
+    gsd_m = (reading and reading.gsd_m) or (source and source.gsd_m)
+    return f"{gsd_m} m per pixel" if gsd_m else "mixed or unknown ground sample distance"
+
+
+def _values(meta: Mapping[str, Any]) -> str:
+    reading = trained_reading(meta)
+    if reading is None or reading.value_range is None:
+        return "raw values 0..255"
+    low, high = reading.value_range
+    return f"values of {reading.dtype}, of which {low:g} to {high:g} become 0..255"

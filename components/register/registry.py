@@ -2,32 +2,34 @@
 
 Besides tracking.py (runs) and tracking_server.py this is the project's only file that talks to MLflow
 (mapper.py runs inside it).
-Every move of an alias is a tag of the registered model, `move.0001` and so on: what moved, who moved it, when
-and from which run.
+Every move of an alias is a tag of the registered model, `move.0001` and so on, as a line that people read:
+what moved, when, who moved it, for which run and why.
 """
 
-import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from crossearth.components.evaluate.results import DETAILS, RecipeResult, read_results
+from crossearth.components.evaluate.results import DETAILS, RecipeResult, SettingResult, read_results
+from crossearth.components.register.listing import About, Listed
 from crossearth.components.runtime.tracking import (
     KEY_TAG,
-    SQLITE,
     connect,
     tracking_uri,
     transferring,
     user_name,
 )
 from crossearth.components.runtime.tracking_server import refusal
+from crossearth.components.runtime.tracking_store import LOST_ARTIFACTS, database_of, lost_root
+from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reading import BYTES
 from crossearth.model.weights.checkpoint import (
@@ -39,15 +41,25 @@ from crossearth.model.weights.checkpoint import (
 )
 
 if TYPE_CHECKING:
+    from mlflow.entities import RunInfo
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models.model import ModelInfo
     from mlflow.tracking import MlflowClient
 
+MODELS = "models:/"
 CHAMPION, CHALLENGER = "champion", "challenger"
 ROLLBACK = "rollback"
 MOVE_TAG = "move."
+ABOUT_TAG = "about"
 EXAMPLE_PX = 32
 REQUIREMENTS = ("torch", "numpy", "rasterio", "mlflow")
+
+
+MOVE = re.compile(
+    r"(?P<alias>\S+): (?P<old>\S+) -> (?P<new>\S+), (?P<when>\S+), by (?P<who>.*?), "
+    r"run (?P<run>\S+): (?P<why>.*)"
+)
+NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,23 @@ class Move:
     when: str
     run: str
     why: str
+
+    def __str__(self) -> str:
+        """As its tag has it: champion: 1 -> 3, 2026-11-30T10:00:00+00:00, by anna, run 0f3...: rollback."""
+        old, new, run = (part or NONE for part in (self.old, self.new, self.run))
+        return f"{self.alias}: {old} -> {new}, {self.when}, by {self.who}, run {run}: {self.why}"
+
+    @staticmethod
+    def parse(text: str) -> "Move":
+        """A move from its tag.
+
+        Raises:
+            InputError: not one of ours.
+        """
+        found = MOVE.fullmatch(text)
+        if found is None:
+            raise InputError(f"no move of an alias: {text!r}", expected="what `crossearth register` wrote")
+        return Move(**{name: "" if part == NONE else part for name, part in found.groupdict().items()})
 
 
 @contextmanager
@@ -118,6 +147,7 @@ class Registry:
         result: RecipeResult,
         card: str,
         identity: str,
+        about: About,
     ) -> "ModelVersion":
         """Registers a model as the next version of `name`, under the run of its training.
 
@@ -127,10 +157,13 @@ class Registry:
             result: the model's scores; they go into the version, for later comparisons.
             card: the version's description.
             identity: by which `find` finds it again.
+            about: what a list of models says of it.
         """
-        with TemporaryDirectory() as temporary:
+        run = self.client.get_run(run_id).info
+        self._expect_artifacts(run.experiment_id)
+        with TemporaryDirectory() as temporary, _ended_as(self.client, run):
             files = _files(Path(temporary), model_dir, backbone, result, card)
-            logged = _log_model(run_id, files)
+            logged = _log_model(run_id, result.recipe, files)
         if not self.client.search_registered_models(f"name = '{name}'"):
             self.client.create_registered_model(
                 name, description=f"Maps of overhead imagery, recipe {result.recipe}"
@@ -140,20 +173,73 @@ class Registry:
             logged.model_uri,
             run_id=run_id,
             tags={
-                "identity": identity,
+                ABOUT_TAG: about.to_json(),
                 "recipe": result.recipe,
                 "selection": result.selection,
                 "provenance": ", ".join(sorted({each.provenance for each in result.settings})),
+                **{
+                    f"{result.metric} {each.setting.target}": _per_cent(result, each)
+                    for each in result.settings
+                },
                 "weights": result.model_sha256,
+                "identity": identity,
             },
             description=card,
             model_id=logged.model_id,
         )
 
+    def _expect_artifacts(self, experiment_id: str) -> None:
+        """Refuses to put a model into a store that was moved away from its artifacts."""
+        lost = lost_root(self.client.get_experiment(experiment_id).artifact_location)
+        if lost:
+            raise InputError(
+                f"MLflow keeps its models in {lost}, which is not here",
+                where=tracking_uri(),
+                next_step=LOST_ARTIFACTS,
+            )
+
     @_reaching()
     def version(self, name: str, number: str) -> "ModelVersion":
         """A version by its number."""
         return self.client.get_model_version(name, number)
+
+    @_reaching()
+    def listed(self) -> list[Listed]:
+        """Of each model that crossearth registered the versions with an alias, and the latest."""
+        found = []
+        for model in self.client.search_registered_models():
+            aliases = [
+                (f"{model.name}@{alias}", self.aliased(model.name, alias)) for alias in sorted(model.aliases)
+            ]
+            latest = self.client.search_model_versions(
+                f"name = '{model.name}'", max_results=1, order_by=["version_number DESC"]
+            )
+            numbers = {made.version for _, made in aliases if made}
+            others = [(f"{made.name}/{made.version}", made) for made in latest if made.version not in numbers]
+            for name, made in (*aliases, *others):
+                if made and ABOUT_TAG in made.tags:
+                    uri = f"{MODELS}{name}"
+                    found.append(Listed(uri, About.from_json(made.tags[ABOUT_TAG], uri)))
+        return found
+
+    @_reaching()
+    def card(self, uri: str) -> str:
+        """The card of the version at models:/NAME@ALIAS or models:/NAME/VERSION.
+
+        Raises:
+            InputError: there is none.
+        """
+        name, at, alias = uri.removeprefix(MODELS).partition("@")
+        name, _, number = name.partition("/")
+        try:
+            made = self.aliased(name, alias) if at else self.client.get_model_version(name, number)
+        except _mlflow_exception() as error:
+            if getattr(error, "error_code", "") not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise
+            made = None
+        if made is None:
+            raise _no_model(uri, "the registry has none of that name")
+        return str(made.description)
 
     @_reaching()
     def aliased(self, name: str, alias: str) -> "ModelVersion | None":
@@ -203,13 +289,13 @@ class Registry:
             why=why,
         )
         number = len(self.moves(name)) + 1
-        self.client.set_registered_model_tag(name, f"{MOVE_TAG}{number:04d}", json.dumps(asdict(move)))
+        self.client.set_registered_model_tag(name, f"{MOVE_TAG}{number:04d}", str(move))
 
     @_reaching()
     def moves(self, name: str) -> list[Move]:
         """All moves of a model's aliases, oldest first."""
         tags = self.client.get_registered_model(name).tags
-        return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(MOVE_TAG)]
+        return [Move.parse(tags[key]) for key in sorted(tags) if key.startswith(MOVE_TAG)]
 
     @_reaching()
     def run_of(self, key: str) -> str | None:
@@ -234,11 +320,11 @@ def _files(
     return {"model": model, "scores": result.folder / DETAILS, "card": written, **shared}
 
 
-def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
+def _log_model(run_id: str, name: str, files: Mapping[str, Path]) -> "ModelInfo":
     import mlflow
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -246,11 +332,19 @@ def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
     example = (trained_reading(read_meta(files["model"])) or BYTES).example(EXAMPLE_PX)
     with transferring(), mlflow.start_run(run_id=run_id):
         return mlflow.pyfunc.log_model(
-            name="model",
+            name=name,
             python_model=str(Path(__file__).with_name("mapper.py")),
             artifacts={key: str(path) for key, path in files.items()},
             signature=ModelSignature(
-                Schema([ColSpec(AnyType(), "scene")]), Schema([ColSpec(AnyType(), "class_map")])
+                Schema([ColSpec(AnyType(), "scene")]),
+                Schema([ColSpec(AnyType(), "class_map")]),
+                ParamSchema(
+                    [
+                        ParamSpec("output", "string", "map"),
+                        ParamSpec("min_area_m2", "double", 0.0),
+                        ParamSpec("simplify_px", "double", 0.0),
+                    ]
+                ),
             ),
             input_example=pd.DataFrame({"scene": [example]}),
             pip_requirements=[
@@ -258,6 +352,22 @@ def _log_model(run_id: str, files: Mapping[str, Path]) -> "ModelInfo":
                 *(f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS),
             ],
         )
+
+
+@contextmanager
+def _ended_as(client: "MlflowClient", before: "RunInfo") -> Iterator[None]:
+    """MLflow opens the run that a model is added to: afterwards it has the status and end of `before`."""
+    try:
+        yield
+    finally:
+        if before.end_time:
+            client.set_terminated(before.run_id, before.status, before.end_time)
+
+
+def _per_cent(result: RecipeResult, setting: SettingResult) -> str:
+    """The primary score of a setting, as a tag tells it."""
+    primary = result.scores(setting).primary_metric
+    return f"{100 * primary:.1f} %" + (" (unseen)" if setting.setting.unseen else " (its own domain)")
 
 
 def champion_before(moves: Sequence[Move]) -> str | None:
@@ -273,6 +383,16 @@ def champion_before(moves: Sequence[Move]) -> str | None:
     return line[-2] if len(line) > 1 else None
 
 
+def open_model(model: str) -> AbstractContextManager[tuple[Path, Path | None]]:
+    """A model by what users call it: a path, or what `fetch_model` takes.
+
+    Gives what `fetch_model` yields; of a path the backbone is always None: the model knows where it lies.
+    """
+    if model.startswith((MODELS, "runs:/")):
+        return fetch_model(model)
+    return nullcontext((Path(model), None))
+
+
 @contextmanager
 def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
     """Brings a registered model here: an SQLite store's is read in place, any other is copied.
@@ -280,7 +400,7 @@ def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
     The copies are gone when the context ends.
 
     Args:
-        uri: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN/model.
+        uri: models:/NAME@ALIAS, models:/NAME/VERSION or models:/ID of a logged model.
 
     Yields:
         The model's folder and the file of its shared backbone, None where the weights hold it.
@@ -288,15 +408,14 @@ def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
     Raises:
         InputError: no such model, or the registry does not answer.
     """
-    local = tracking_uri().startswith(SQLITE)
-    with nullcontext() if local else TemporaryDirectory() as copies:
+    with nullcontext() if database_of(tracking_uri()) else TemporaryDirectory() as copies:
         yield _fetch(uri, copies)
 
 
 def registry_exists() -> bool:
     """Whether there is one to look into: a server, or the file of an SQLite one, which MLflow would make."""
-    uri = tracking_uri()
-    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+    database = database_of(tracking_uri())
+    return database is None or database.exists()
 
 
 def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
@@ -312,7 +431,7 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
             with transferring():
                 folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
         except (_mlflow_exception(), OSError) as error:
-            raise _no_model(uri, _first_line(error)) from error
+            raise _no_model(uri, _first_line(error), _similar(uri)) from error
     paths = _parts_of(folder)
     if "model" not in paths:
         raise InputError(
@@ -335,11 +454,18 @@ def _parts_of(folder: Path) -> dict[str, Path]:
     return {key: path for key, path in paths.items() if path.resolve().is_relative_to(within)}
 
 
-def _no_model(uri: str, why: str) -> InputError:
+def _similar(uri: str) -> str:
+    """The registered model whose name is nearest to that of models:/NAME...; empty where there is none."""
+    name = re.split("[@/]", uri.removeprefix("models:/"))[0]
+    known = [each.name for each in connect(tracking_uri()).search_registered_models()]
+    return nearest(name, known) if known and name not in known else ""
+
+
+def _no_model(uri: str, why: str, similar: str = "") -> InputError:
     return InputError(
         f"no model at {uri}: {why}",
         where=tracking_uri(),
-        expected="models:/crossearth-RECIPE@champion, or a version: models:/crossearth-RECIPE/1",
+        expected=similar or "models:/crossearth-RECIPE@champion, or a version: models:/crossearth-RECIPE/1",
         next_step="crossearth register, or set MLFLOW_TRACKING_URI to the store that has it",
     )
 

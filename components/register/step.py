@@ -1,11 +1,14 @@
 """Puts scored models into the registry and promotes those that generalize better."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossearth.components.evaluate.doubts import doubts
 from crossearth.components.evaluate.results import RecipeResult, read_results
+from crossearth.components.register.listing import describe
 from crossearth.components.register.model_card import model_card
 from crossearth.components.register.promotion import Check, RegisterConfig, decide
 from crossearth.components.register.registry import (
@@ -26,6 +29,8 @@ from crossearth.model.weights.checkpoint import load, read_meta
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,13 +119,14 @@ def register(
     outcomes = []
     for recipe, folder, meta, result in inputs:
         name = f"{config.prefix}-{recipe.name}"
-        card = model_card(recipe, result, meta, catalog)
+        card = model_card(recipe.name, meta, catalog, catalog.domain(recipe.source), result)
+        about = describe({"source": recipe.source, **meta}, folder, catalog, result)
         identity = digest([result.model_sha256, [each.key for each in result.settings]])
         made = registry.find(name, identity)
         if made is None:
             run_id = registry.run_of(result.recipe_hash)
             if run_id is None:
-                with start_run(recipe.name, key=result.recipe_hash, tags={"recipe": recipe.name}):
+                with start_run(recipe.name, key=result.recipe_hash, tags={"recipe": recipe.name}, adds=True):
                     pass
                 run_id = registry.run_of(result.recipe_hash)
             if run_id is None:
@@ -130,8 +136,11 @@ def register(
                     next_step="look at the warning above; restore the experiment if it was deleted",
                 )
             backbone = meta["backbone"] and folder / meta["backbone"]["file"]
-            made = registry.add(name, run_id, folder, backbone, result, card, identity)
+            made = registry.add(name, run_id, folder, backbone, result, card, identity, about)
         outcome = _challenge(registry, recipe, name, made, result, config)
+        if outcome.promoted:
+            for doubt in doubts(meta, result):
+                log.warning("WARNING: the champion of %s: %s", name, doubt)
         write_json(out_dir / f"{recipe.name}.json", asdict(outcome))
         write_text(out_dir / f"{recipe.name}.md", card)
         outcomes.append(outcome)

@@ -148,9 +148,31 @@ def radar(summary: Summary) -> go.Figure:
 
 def curves(results: Sequence[RecipeResult]) -> go.Figure:
     """The loss of every training."""
+    traces = [
+        go.Scatter(
+            mode="lines",
+            name=name,
+            x=[iteration for iteration, _ in points],
+            y=[loss for _, loss in points],
+            line={
+                "color": COLOURS[place % len(COLOURS)],
+                "dash": ("solid", "dash", "dot")[place // len(COLOURS) % 3],
+            },
+            hovertemplate=f"%{{x}}: %{{y:.3f}}<extra>{name}</extra>",
+        )
+        for place, (name, points) in enumerate(loss_points(results).items())
+    ]
+    figure = _figure(traces, 460, legend={"orientation": "h", "y": -0.15, "yanchor": "top", "bgcolor": CLEAR})
+    figure.update_xaxes(title="iteration")
+    figure.update_yaxes(title="loss", rangemode="tozero")
+    return figure
+
+
+def loss_points(results: Sequence[RecipeResult]) -> dict[str, list[tuple[int, float]]]:
+    """Iterations and losses of every training whose curves are known, by its name."""
     many_seeds = len({result.seed for result in results}) > 1
-    traces = []
-    for place, result in enumerate(results):
+    found = {}
+    for result in results:
         path = result.folder / CURVES
         if not path.is_file():
             continue
@@ -158,25 +180,9 @@ def curves(results: Sequence[RecipeResult]) -> go.Figure:
             points = [
                 (int(row["iteration"]), float(row["loss"])) for row in csv.DictReader(file) if row["loss"]
             ]
-        points = points[:: max(1, len(points) // CURVE_POINTS)]
         name = f"{result.recipe}, seed {result.seed}" if many_seeds else result.recipe
-        traces.append(
-            go.Scatter(
-                mode="lines",
-                name=name,
-                x=[iteration for iteration, _ in points],
-                y=[loss for _, loss in points],
-                line={
-                    "color": COLOURS[place % len(COLOURS)],
-                    "dash": ("solid", "dash", "dot")[place // len(COLOURS) % 3],
-                },
-                hovertemplate=f"%{{x}}: %{{y:.3f}}<extra>{name}</extra>",
-            )
-        )
-    figure = _figure(traces, 460, legend={"orientation": "h", "y": -0.15, "yanchor": "top", "bgcolor": CLEAR})
-    figure.update_xaxes(title="iteration")
-    figure.update_yaxes(title="loss", rangemode="tozero")
-    return figure
+        found[name] = points[:: max(1, len(points) // CURVE_POINTS)]
+    return {name: points for name, points in found.items() if points}
 
 
 def scatter(groups: Mapping[str, Sequence[Sequence[float]]]) -> go.Figure:

@@ -12,6 +12,8 @@ from crossearth.data.catalog.domains import Catalog, Setting
 from crossearth.data.common.errors import InputError
 from crossearth.model.scores import Shares, bootstrap, interval, paired_p_value
 
+REPLICATES = 10_000  # the smallest p-value is about 2 / REPLICATES
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -58,13 +60,12 @@ class Comparison:
         return difference.setting.abbr if difference.setting else f"mean of {len(self.differences)}"
 
 
-def compare(a: Sequence[Path], b: Sequence[Path], catalog: Catalog, replicates: int = 10_000) -> Comparison:
+def compare(a: Sequence[Path], b: Sequence[Path], catalog: Catalog) -> Comparison:
     """Compares the results in folders `a` and `b`; several seeds of a setting count as their mean.
 
     Args:
         a, b: folders of results, or folders of such folders.
         catalog: gives the order of the settings.
-        replicates: bootstrap replicates; the smallest p-value is about 2 / replicates.
 
     Raises:
         InputError: no results; no setting in common; a setting scored on different tiles; a side that has a
@@ -78,7 +79,7 @@ def compare(a: Sequence[Path], b: Sequence[Path], catalog: Catalog, replicates: 
             expected=f"results for one of {', '.join(sides[0])}",
             next_step="evaluate both on the same targets",
         )
-    pairs = [_difference(sides[0][name], sides[1][name], replicates) for name in shared]
+    pairs = [_difference(sides[0][name], sides[1][name]) for name in shared]
     differences = [difference for difference, _ in pairs]
     draws = np.mean([drawn for _, drawn in pairs], axis=0)
     return Comparison(
@@ -103,7 +104,7 @@ def _by_setting(folders: Sequence[Path], catalog: Catalog) -> dict[str, Line]:
     return lines
 
 
-def _difference(a: Line, b: Line, replicates: int) -> tuple[Difference, Shares]:
+def _difference(a: Line, b: Line) -> tuple[Difference, Shares]:
     digests = {result.manifest_digest for line in (a, b) for _, result in line.runs}
     if len(digests) > 1:
         raise InputError(
@@ -119,7 +120,7 @@ def _difference(a: Line, b: Line, replicates: int) -> tuple[Difference, Shares]:
         )
     tiles = [result.tile_counts(each) for line in (a, b) for result, each in line.runs]
     rng = np.random.default_rng(int(digests.pop()[:16], 16))
-    values = bootstrap(tiles, a.recipe.primary_metric, replicates, rng)
+    values = bootstrap(tiles, a.recipe.primary_metric, REPLICATES, rng)
     draws = values[len(a.runs) :].mean(0) - values[: len(a.runs)].mean(0)
     low, high = interval(draws)
     change = b.score - a.score if a.score is not None and b.score is not None else None

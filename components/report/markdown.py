@@ -34,7 +34,8 @@ def heading(summary: Summary) -> str:
     data = " and ".join("synthetic miniatures" if kind else "real imagery" for kind in kinds).capitalize()
     rules = "; ".join(f"{rule} ({SELECTIONS.get(rule, 'own rule')})" for rule in summary.selections)
     seeds = ", ".join("none" if seed is None else str(seed) for seed in summary.seeds)
-    return f"{data} · selection: {rules} · seed: {seeds}"
+    methods = "; ".join(summary.methods)
+    return f"{data} | selection: {rules} | seed: {seeds}" + (f" | method: {methods}" if methods else "")
 
 
 def interval_note(summary: Summary) -> str:

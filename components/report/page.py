@@ -18,7 +18,6 @@ from crossearth.components.report.compare import Comparison
 from crossearth.components.report.markdown import heading, interval_note, latex, per_cent, title
 from crossearth.components.report.show import signed
 from crossearth.components.report.summary import Line, Summary, distinct, facts
-from crossearth.components.runtime.palette import safe_palette
 from crossearth.components.runtime.version import git_revision
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.files import csv_text
@@ -117,7 +116,7 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int, pic
         "recipe": recipe,
         "result": result,
         "classes": recipe.classes,
-        "colours": safe_palette(recipe.palette),
+        "colours": recipe.palette,
         "pixels": [int(pixels) for pixels in of_seed[0].pixels],
         "f1": [nan_to_none(value) for value in of_seed[0].f1],
         "others": [

@@ -19,10 +19,11 @@ from crossearth.components.evaluate.results import (
 from crossearth.components.report.compare import compare
 from crossearth.components.report.markdown import latex, markdown
 from crossearth.components.report.page import page, picture
+from crossearth.components.report.plots import write_plots
 from crossearth.components.report.summary import Summary, summarise
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import COVERAGE, REPORT, SCORES, STYLES, VALIDATION
-from crossearth.components.runtime.tracking import start_run
+from crossearth.components.runtime.tracking import VIEW, start_run
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
@@ -86,7 +87,7 @@ def report(
     coverage_dir: Path | None = None,
     against: Sequence[Path] = (),
 ) -> Path:
-    """Writes `scores.csv`, `.md`, `.tex`, `metrics.json` and `index.html`; logs them as the benchmark's run.
+    """Writes `scores.csv`, `.md`, `.tex`, `metrics.json`, `plots/` and `index.html`; logs them as a run.
 
     Args:
         scores: folders of results, or folders of such folders.
@@ -120,7 +121,8 @@ def report(
     rows.sort(key=lambda row: order[row["setting"]])
     with atomic_dir(out_dir) as folder:
         write_text(folder / "scores.csv", csv_text(rows))
-        write_json(folder / "metrics.json", _metrics(summary))
+        write_json(folder / "metrics.json", _means(summary))
+        write_plots(summary, results, folder / "plots")
         write_text(folder / "scores.md", markdown(summary))
         write_text(folder / "scores.tex", latex(summary))
         text = page(
@@ -177,8 +179,16 @@ def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
     return read_checksummed(folder / name)
 
 
+def _means(summary: Summary) -> dict[str, float]:
+    """The few numbers that sum the table up, for `dvc metrics`, which puts all of them into one row."""
+    of_kind: dict[bool, list[float | None]] = {True: [], False: []}
+    for line in summary.lines:
+        of_kind[line.setting.unseen].append(line.score)
+    return summary_metrics(of_kind[True], of_kind[False])
+
+
 def _metrics(summary: Summary) -> dict[str, float]:
-    """The table's numbers by name, for MLflow and for `dvc metrics`."""
+    """The table's numbers by name, for MLflow."""
     metrics = {
         metric_name(line.recipe.metric_key, line.setting.abbr): line.score
         for line in summary.lines
@@ -190,10 +200,7 @@ def _metrics(summary: Summary) -> dict[str, float]:
         for line in summary.lines
         if line.deviation is not None
     }
-    of_kind: dict[bool, list[float | None]] = {True: [], False: []}
-    for line in summary.lines:
-        of_kind[line.setting.unseen].append(line.score)
-    return metrics | summary_metrics(of_kind[True], of_kind[False])
+    return metrics | _means(summary)
 
 
 def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> None:
@@ -214,5 +221,5 @@ def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> 
         scored = (metric_name(line.recipe.metric_key, line.setting.target) for line in summary.lines)
         columns = [*SUMMARY_METRICS, *dict.fromkeys(scored)]
         name = f"Recipes by {summary.metric} on unseen domains"
-        run.save_view("crossearth-recipes", name, columns, SUMMARY_METRICS[0])
+        run.save_view(VIEW, name, columns, SUMMARY_METRICS[0])
         run.adopt(keys)

@@ -16,7 +16,7 @@ from crossearth.data.common.errors import InputError
 from crossearth.model.scores import bootstrap, interval
 
 T = TypeVar("T")
-Run = tuple[RecipeResult, SettingResult]
+SeedResult = tuple[RecipeResult, SettingResult]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Line:
     setting: Setting
     selection: str
     provenance: str
-    runs: tuple[Run, ...]
+    runs: tuple[SeedResult, ...]
     score: float | None
     deviation: float | None
     low: float | None
@@ -134,6 +134,16 @@ class Summary:
         return distinct(seed for line in self.lines for seed in line.seeds)
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """Whose numbers the models were trained with, as their descriptions have it; none where unknown."""
+        found = (str(recipe.lineage.get("model", {}).get("method") or "") for recipe in self._recipes)
+        return tuple(filter(None, distinct(found)))
+
+    @property
+    def _recipes(self) -> list[RecipeResult]:
+        return [recipe for line in self.lines for recipe, _ in line.runs]
+
+    @property
     def synthetic(self) -> bool:
         """Whether any number was made from drawn data."""
         return any(line.provenance == "synthetic" for line in self.lines)
@@ -156,7 +166,7 @@ def summarise(results: Sequence[RecipeResult], catalog: Catalog, replicates: int
         InputError: two results for one setting, selection rule and seed; seeds of a setting that were scored
             on different tiles.
     """
-    grouped: dict[tuple[str, str], list[Run]] = {}
+    grouped: dict[tuple[str, str], list[SeedResult]] = {}
     for result in results:
         for each in result.settings:
             grouped.setdefault((each.setting.abbr, result.selection), []).append((result, each))
@@ -222,7 +232,7 @@ def facts(line: Line) -> dict[str, Any]:
     }
 
 
-def _line(runs: list[Run], replicates: int) -> Line:
+def _line(runs: list[SeedResult], replicates: int) -> Line:
     runs = sorted(runs, key=lambda run: (run[0].seed is not None, run[0].seed or 0))
     recipe, first = runs[0]
     for (one, _), (other, _) in pairwise(runs):
@@ -258,7 +268,7 @@ def _line(runs: list[Run], replicates: int) -> Line:
     )
 
 
-def _resampled(runs: list[Run], replicates: int) -> np.ndarray:
+def _resampled(runs: list[SeedResult], replicates: int) -> np.ndarray:
     tile_sets = [result.tile_counts(each) for result, each in runs]
     # the tiles decide the draws: the interval of a setting does not hang on which others are in the report
     rng = np.random.default_rng(int(runs[0][1].manifest_digest[:16], 16))

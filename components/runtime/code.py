@@ -14,7 +14,7 @@ from crossearth.data.common.files import digest, sha256_file
 
 PACKAGE = "crossearth"
 ROOT = Path(__file__).parents[2]
-# these change nothing that a step writes: they tell people and MLflow of it, stop it, or find its section of
+# these do not change what a step writes: they report to people and MLflow, stop it, or find its section of
 # params.yaml and its folders, which are inputs of their own
 TELLING = {
     f"{PACKAGE}.{name}"
@@ -26,6 +26,7 @@ TELLING = {
         "components.runtime.params",
         "components.runtime.places",
         "components.runtime.tracking",
+        "components.runtime.tracking_internals",
         "components.runtime.tracking_server",
         "components.runtime.version",
         "components.train.panel",
@@ -50,7 +51,7 @@ def code_digest(step: str) -> str:
 
 @cache
 def _sources(module: str) -> list[Path]:
-    """Files of a module and of all that it imports of ours, with the files beside them that these name."""
+    """Sources of a module and of our modules that it imports, and the data files that these sources name."""
     found: set[Path] = set()
     todo = [module]
     seen = {*TELLING}
@@ -67,13 +68,13 @@ def _sources(module: str) -> list[Path]:
 
 
 def _path(module: str) -> Path | None:
-    """The source of one of our modules; None where the name is not a module's."""
+    """The source of one of our modules; None if no module has this name."""
     place = ROOT.joinpath(*module.split(".")[1:])
     return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
-    """Our modules that a source imports, at its top or in a function."""
+    """Our modules that a source imports, at module level or in a function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith(f"{PACKAGE}."))

@@ -1,9 +1,10 @@
-"""Looks at the machine: what is fine, what is missing, what to do."""
+"""Checks the machine: what works, what is missing, and what to do about it."""
 
 import importlib.util
 import platform
 import shutil
 import socket
+import sqlite3
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from crossearth.components.runtime.places import style_weights_dir
+from crossearth.components.runtime.tracking_store import LOST_ARTIFACTS, database_of, lost_artifacts
 from crossearth.data.common.errors import without_credentials
 
 Verdict = Literal["fine", "note", "missing"]
@@ -161,7 +163,7 @@ def _tracking(uri: str) -> Finding:
     except ValueError as error:
         return Finding("MLflow", "missing", f"{without_credentials(uri)}: {error}", NO_SERVER)
     if address.scheme in LOCAL_STORES or address.scheme.partition("+")[0] in DATABASES:
-        return Finding("MLflow", "fine", f"local store {without_credentials(uri)}")
+        return _store(uri)
     if address.scheme not in ("http", "https"):
         return Finding("MLflow", "missing", f"{without_credentials(uri)}: no address of a server", NO_SERVER)
     place = f"{address.hostname}:{port}"
@@ -172,8 +174,21 @@ def _tracking(uri: str) -> Finding:
     return _answer(uri, place)
 
 
+def _store(uri: str) -> Finding:
+    """A store without a server, and whether the files of its runs are where it looks for them."""
+    told, database = f"local store {without_credentials(uri)}", database_of(uri)
+    try:
+        lost = lost_artifacts(database) if database and database.exists() else []
+    except sqlite3.Error as error:
+        return Finding("MLflow", "missing", f"{told}: {error}", "move the file away to begin a new store")
+    if not lost:
+        return Finding("MLflow", "fine", told)
+    folders = ", ".join(map(str, lost))
+    return Finding("MLflow", "missing", f"{told} looks for artifacts in {folders}, not here", LOST_ARTIFACTS)
+
+
 def _answer(uri: str, place: str) -> Finding:
-    """What a server that runs says to a first question, and which version it is of."""
+    """How a running server answers the first request, and its version."""
     from crossearth.components.runtime import tracking_server as server
     from crossearth.components.runtime.tracking import connect
 

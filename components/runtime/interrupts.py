@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, heard where work can stop."""
+"""Ctrl-C and SIGTERM take effect only at points where the work can stop."""
 
 import signal
 import threading
@@ -36,7 +36,7 @@ class Interrupts:
             signal.raise_signal(self.received)
 
     def let_through(self) -> None:
-        """Stops here if a signal came: raises whatever the program had before made of it."""
+        """If a signal came, calls the handler that the program had before."""
         if self.received:
             self.__exit__(None, None, None)
 

@@ -1,4 +1,4 @@
-"""Out of memory, said as what a user can change."""
+"""Out-of-memory errors that name the settings a user can change."""
 
 import re
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ import torch
 
 from crossearth.data.common.errors import InputError
 
-# beside torch's own exception: of the CPU's allocator, of CUDA's runtime, of its libraries
+# messages of errors other than torch's own: the CPU's allocator, CUDA's runtime, CUDA's libraries
 OUT_OF_MEMORY = re.compile(r"an't allocate memory|out of memory|ALLOC_FAILED")
 
 
 @contextmanager
 def enough_memory(where: object, used: str, next_step: str) -> Iterator[None]:
-    """Where memory runs out within it, the error says what used it and what to change.
+    """If memory runs out inside this block, the error says what used it and what to change.
 
     Args:
         used: the device, and the numbers that memory grows with.

@@ -12,6 +12,7 @@ from crossearth.components.steps import SECTIONS
 from crossearth.data.catalog.domains import Catalog, known_entry
 from crossearth.data.common.config import HomePath, checked, load_config, merged, nearest, read_yaml
 from crossearth.data.common.errors import InputError
+from crossearth.model.method import METHODS
 
 MAX_SEED = 2**63 - 1  # torch takes no larger one
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -20,7 +21,7 @@ Config = TypeVar("Config")
 
 @checked
 class DvcConfig:
-    """What `dvc repro` makes: a graph in a file cannot ask the catalog.
+    """What `dvc repro` makes. It is listed here because dvc.yaml cannot read the catalog.
 
     Attributes:
         datasets: datasets with archives that are ingested.
@@ -35,7 +36,7 @@ class DvcConfig:
     recipes: tuple[str, ...] = ()
 
     def check(self, catalog: Catalog) -> None:
-        """Holds the names against the catalog.
+        """Checks the names against the catalog.
 
         Raises:
             InputError: a name that it does not have.
@@ -114,15 +115,22 @@ class Params:
         return reduce(merged, self.layers(step, recipe).values(), {})
 
     def layers(self, step: str, recipe: str | None = None) -> dict[str, Mapping[str, Any]]:
-        """What stands under which key of the preset in force: the step's, then recipes.NAME, which wins."""
+        """Key of the active preset -> its values: the step's, then recipes.NAME, which override them.
+
+        For `train`, the values of its method come first, where they are not the defaults.
+        """
         sections = self.presets[self.preset]
         layers: dict[str, Mapping[str, Any]] = {step: sections.get(step, {})}
         if recipe:
             layers[f"recipes.{recipe}"] = sections.get("recipes", {}).get(recipe, {})
+        if step == "train":
+            named: Any = [values["method"] for values in layers.values() if "method" in values]
+            if named and named[-1] != "paper" and named[-1] in METHODS:
+                layers = {f"method {named[-1]}": METHODS[named[-1]], **layers}
         return layers
 
     def may_lack_classes(self, catalog: Catalog) -> list[str]:
-        """The domains every recipe of which has `allow_absent_classes`."""
+        """Domains for which every recipe sets `allow_absent_classes`."""
         recipes = catalog.recipes().values()
         found = []
         for domain in catalog.domains:

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from crossearth.data.catalog.domains import Catalog
 
 ARTIFACTS = Path("artifacts")
+ABLATIONS = ARTIFACTS / "ablations"
 COVERAGE = ARTIFACTS / "coverage"
 DOMAINS = ARTIFACTS / "domains"
+EXPORT = ARTIFACTS / "export"
 MODELS = ARTIFACTS / "models"
 PLAN = ARTIFACTS / "plan"
 PREVIEWS = ARTIFACTS / "previews"
@@ -28,13 +30,17 @@ WATCH = ARTIFACTS / "watch"
 
 def data_dir() -> Path:
     """$CROSSEARTH_DATA, by default ./datasets."""
-    return Path(os.environ.get("CROSSEARTH_DATA", "datasets")).expanduser()
+    from crossearth.data.common.config import home_path
+
+    return home_path(Path(os.environ.get("CROSSEARTH_DATA", "datasets")))
 
 
 def style_weights_dir() -> Path | None:
     """$CROSSEARTH_STYLE_WEIGHTS: folder of the released style networks, for the engine `ghiasi`."""
+    from crossearth.data.common.config import home_path
+
     folder = os.environ.get("CROSSEARTH_STYLE_WEIGHTS")
-    return Path(folder).expanduser() if folder else None
+    return home_path(Path(folder)) if folder else None
 
 
 def seed_suffix(seed: int, usual: int) -> str:

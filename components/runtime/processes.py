@@ -1,4 +1,4 @@
-"""The processes of one training: one alone, or those that torchrun started."""
+"""The processes of one training: a single one, or those that torchrun started."""
 
 import itertools
 import logging
@@ -46,10 +46,10 @@ class Processes:
 
     @property
     def computing(self) -> dict[str, Any]:
-        """What the last digits of a result depend on beside its inputs, the code and torch.
+        """What else the last digits of a result depend on, besides inputs, code and version of torch.
 
-        Threads share out sums as processes do, and every kind of device has sums of its own: no setting of
-        torch makes them alike.
+        The number of threads and processes and the kind of device change the order of sums. No setting of
+        torch makes them equal.
         """
         on_gpu = self.device.type == "cuda"
         return {
@@ -135,7 +135,7 @@ def choose_device(device: str) -> str:
 
 
 def _refuse_restarts_that_hang() -> None:
-    # torchrun's agents keep one store: started again, gloo finds addresses of processes that have ended in it
+    # after a restart torchrun's agents use the same store, where gloo finds addresses of ended processes
     agents, restarts = _number(AGENTS), _number("TORCHELASTIC_MAX_RESTARTS")
     if agents > 1 and restarts and os.environ.get(FRESH_STORES) != "1":
         raise InputError(
@@ -146,7 +146,7 @@ def _refuse_restarts_that_hang() -> None:
 
 
 def _number(name: str) -> int:
-    """A variable of the environment; 0 where it is not set."""
+    """An environment variable as a number; 0 if it is not set."""
     text = os.environ.get(name, "0")
     if not text.isdecimal():
         raise InputError(f"{name}={text}", where="environment", expected="a whole number", next_step=ALONE)
@@ -154,7 +154,7 @@ def _number(name: str) -> int:
 
 
 def _place() -> tuple[int, int]:
-    """This process's rank, and how many there are, as the environment says; (0, 1) without a word of it."""
+    """Rank and number of processes from the environment; (0, 1) if it says neither."""
     if "RANK" not in os.environ:
         return 0, 1
     absent = [name for name in GROUP if name not in os.environ]
@@ -183,7 +183,7 @@ def _join(backend: str, rank: int, size: int) -> None:
     def join() -> None:
         try:
             store, *_ = next(dist.rendezvous("env://"))
-            # gloo would find the addresses of an earlier group in it; several agents need not count alike
+            # a prefix hides the addresses of an earlier group; the counts of several agents may differ
             start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _number(AGENTS) == 1 else ""
             store = dist.PrefixStore(f"{start}/{next(_groups)}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -210,11 +210,13 @@ def _join(backend: str, rank: int, size: int) -> None:
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Joins the group that torchrun's environment describes, and leaves it at the end; alone without one.
+    """Joins the group that torchrun's environment variables describe, and leaves it at the end.
+
+    Without these variables the process is alone.
 
     Raises:
-        InputError: an environment that describes half a group, or one whose other processes do not come;
-            torchrun's restarts on several nodes as they cannot work.
+        InputError: some of the variables are missing; the other processes do not join; torchrun's restarts
+            on several nodes, which would hang.
     """
     rank, size = _place()
     device = torch.device(choose_device("auto"))

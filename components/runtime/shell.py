@@ -1,4 +1,4 @@
-"""What stands around a step on the command line and in a pod alike."""
+"""What surrounds a step, both on the command line and in a pod."""
 
 import errno
 import warnings
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from crossearth.data.common.errors import InputError
 
-# what a disk, its owner or what lies on it refuses, and what may be done
+# errors of the file system, and what a user can do about each
 REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some disk, then run the command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
@@ -22,7 +22,7 @@ REFUSALS = {
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Around a step: what a disk or its owner refuses becomes InputError."""
+    """Turns errors of the file system in a step into InputError."""
     try:
         yield
     except OSError as error:

@@ -30,7 +30,7 @@ class View:
 
 
 class TextTable:
-    """A table that loses columns before it loses letters.
+    """A table that drops whole columns on a narrow terminal, before it cuts text.
 
     Where the terminal is too narrow, the columns of `spare` go, the first one first. If that is not enough,
     words are folded; numbers never are.

@@ -5,8 +5,6 @@ wait for), finds or creates the run and sends the queue. A server that goes away
 pauses while the queue keeps what is logged; nothing that the server does raises in the caller.
 """
 
-import base64
-import fcntl
 import getpass
 import json
 import logging
@@ -14,27 +12,38 @@ import os
 import threading
 import time
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossearth.components.runtime.tracking_internals import saved_view
 from crossearth.components.runtime.tracking_server import refusal
+from crossearth.components.runtime.tracking_store import (
+    DATABASE,
+    LOST_ARTIFACTS,
+    SQLITE,
+    artifact_root,
+    create_database,
+    database_of,
+    experiment_id,
+    first_use,
+    keep_relative,
+    lost_root,
+)
 from crossearth.data.common.errors import without_credentials
-from crossearth.data.common.files import partial_dir
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
-STORE = Path("artifacts/mlflow")
-SQLITE = "sqlite:///"
+EXPERIMENT_NAME = "crossearth"
+UI = "http://127.0.0.1:5000"  # where `mlflow ui` answers
+VIEW = "crossearth-recipes"  # key of the saved view that `show` links to
 # set in each pod by Kubeflow Pipelines' MLflow plugin: ours lie below its run, which is its own to end
 PARENT_RUN, EXPERIMENT = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"
 PARENT_TAG = "mlflow.parentRunId"
@@ -42,6 +51,7 @@ KEY_TAG = "input_hash"
 PIPELINE_TAG = "pipeline_run"  # the pipeline's run that a run belongs to
 PIPELINE_RUN = Path("artifacts/run/id")  # in a pipeline's workspace: of the run that it is in now
 DESCRIPTION_LENGTH = 5000  # of a tag's value, the least that MLflow's stores take
+DATASET_DIGEST_LENGTH = 36  # MLflow's own limit
 METRICS_PER_REQUEST = 1000  # MLflow's own limit of one batch
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 FLUSH_SECONDS = 20.0  # how long a closed run waits for a server that does not answer
@@ -50,17 +60,51 @@ ANSWER_SECONDS = "10"
 TRANSFER_SECONDS = "120"  # MLflow's own: before it answers, a server puts a whole model into its store
 UPLOAD_SECONDS = 900.0  # and for one that does: a model is large
 
+LOAD_SECONDS = 5.0  # between two looks at the load of the machine
+
+log = logging.getLogger(__name__)
+
 Operation = Callable[["MlflowClient", str], object]
 
 
 def tracking_uri() -> str:
     """$MLFLOW_TRACKING_URI, else a SQLite file below ./artifacts/mlflow."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{STORE.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE.resolve()}"
+
+
+def runs_page(server: str) -> str:
+    """Address of the saved view of the recipes' runs in MLflow's UI.
+
+    MLflow opens in its mode for agents unless an address says otherwise, and shows no runs there.
+
+    Args:
+        server: address of the UI.
+    """
+    database = database_of(tracking_uri())
+    try:
+        if database:
+            found = experiment_id(database, EXPERIMENT_NAME)
+        else:
+            experiment = connect(tracking_uri()).get_experiment_by_name(EXPERIMENT_NAME)
+            found = str(experiment.experiment_id) if experiment else None
+    except Exception:  # whatever a server or a file does: there is no page of it
+        found = None
+    page = f"experiments/{found}/runs?viewStateShareKey={VIEW}&" if found else "experiments?"
+    return f"{server.rstrip('/')}/#/{page}workflowType=machine_learning"
+
+
+def runs_told() -> list[str]:
+    """How a person gets to the runs: where there is no server, one is to be started."""
+    uri = tracking_uri()
+    if uri.startswith("http"):
+        return [f"runs:   open {without_credentials(runs_page(uri))}"]
+    store = f"{SQLITE}{DATABASE}" if database_of(uri) == DATABASE.resolve() else without_credentials(uri)
+    return [f"runs:   mlflow ui --backend-store-uri {store}", f"        then open {runs_page(UI)}"]
 
 
 def connect(uri: str) -> "MlflowClient":
     """A client of the server at `uri`, whose requests fail within seconds where the server is away."""
-    # MLflow would itself retry for minutes inside one request, deaf to whoever wants to stop
+    # by default MLflow retries for minutes inside one request, which nothing can interrupt
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault(TIMEOUT, ANSWER_SECONDS)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -69,15 +113,16 @@ def connect(uri: str) -> "MlflowClient":
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # that the server is away, ours says once
     with _first_use(uri):
-        if uri.startswith(SQLITE):
-            _create_database(Path(uri.removeprefix(SQLITE)))
+        if database := database_of(uri):
+            create_database(database)
         return MlflowClient(uri)
 
 
 @contextmanager
 def transferring() -> Iterator[None]:
-    """Within it a server may take longer to answer, unless the user's environment says how long."""
+    """Allows the server a longer time to answer, unless the user's environment sets the time."""
     before = os.environ.get(TIMEOUT)
     if before == ANSWER_SECONDS:
         os.environ[TIMEOUT] = TRANSFER_SECONDS
@@ -105,7 +150,7 @@ class Run:
     def log_image(self, image_HW3: NDArray[np.uint8], name: str) -> None:
         """Logs an image (H, W, 3), 0..255, as the artifact `name` (e.g. "panels/000100.png")."""
         image = np.ascontiguousarray(image_HW3)
-        self._writer.do(lambda client, run_id: client.log_image(run_id, image, artifact_file=name))
+        self._writer.keep(lambda client, run_id: client.log_image(run_id, image, artifact_file=name))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Logs a file, or a folder with all in it; it must stay unchanged until the run is closed."""
@@ -115,6 +160,31 @@ class Run:
         def send(client: "MlflowClient", run_id: str) -> None:
             with transferring():
                 getattr(client, upload)(run_id, str(path), folder)
+
+        self._writer.keep(send)
+
+    def log_dataset(self, name: str, digest: str, folder: Path, context: str, tiles: int) -> None:
+        """Notes tiles that the step read, as an input of the run.
+
+        Args:
+            name: of the domain and the split.
+            digest: of their manifest.
+            folder: where they lie.
+            context: what they were for: "training" or "testing".
+            tiles: how many there are.
+        """
+
+        def send(client: "MlflowClient", run_id: str) -> None:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            dataset = Dataset(
+                name=name,
+                digest=digest[:DATASET_DIGEST_LENGTH],
+                source_type="local",
+                source=json.dumps({"uri": str(folder)}),
+                profile=json.dumps({"tiles": tiles, "manifest": digest}),
+            )
+            client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
         self._writer.do(send)
 
@@ -141,24 +211,11 @@ class Run:
             columns: metrics to show, in this order.
             order_by: the metric that sorts the table, highest first.
         """
-        state = {
-            "searchFilter": "",
-            "orderByKey": f"metrics.`{order_by}`",
-            "orderByAsc": False,
-            "startTime": "ALL",
-            "lifecycleFilter": "Active",
-            "datasetsFilter": [],
-            "modelVersionFilter": "All Runs",
-            "selectedColumns": [f"metrics.`{column}`" for column in columns],
-            "runsHiddenMode": "FIRST_10_RUNS",
-        }
-        packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-        now = int(time.time() * 1000)
-        view = {"name": name, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
+        tag, view = saved_view(key, name, columns, order_by)
 
         def save(client: "MlflowClient", run_id: str) -> None:
             experiment_id = client.get_run(run_id).info.experiment_id
-            client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(view))
+            client.set_experiment_tag(experiment_id, tag, view)
 
         self._writer.do(save)
 
@@ -185,9 +242,12 @@ def start_run(
     key: str,
     tags: Mapping[str, str] | None = None,
     params: Mapping[str, Any] | None = None,
-    experiment: str = "crossearth",
+    experiment: str = EXPERIMENT_NAME,
+    adds: bool = False,
 ) -> Iterator[Run]:
     """Opens the run whose tag `input_hash` is `key`, or creates it; closes it as FINISHED, FAILED or KILLED.
+
+    While it is open, the load of the machine is logged as MLflow's system metrics.
 
     Args:
         name: the run's name, that of the recipe.
@@ -196,11 +256,13 @@ def start_run(
         params: logged when the run is created.
         experiment: created on first use; $MLFLOW_EXPERIMENT_ID goes before. With $MLFLOW_RUN_ID the run lies
             below that one, which is left as it is.
+        adds: whether a run that has ended stays so, with its status and duration: this adds to what another
+            step did.
 
     Yields:
         The run. On leaving, what is queued is sent; a warning says what a server that is away did not take.
     """
-    writer = _Writer(name, experiment, key, dict(tags or {}), dict(params or {}))
+    writer = _Writer(name, experiment, key, dict(tags or {}), dict(params or {}), adds)
     writer.start()
     try:
         yield Run(writer)
@@ -214,7 +276,7 @@ def start_run(
         writer.close()
 
 
-def end_runs(pipeline_run: str, status: str, why: str, experiment: str = "crossearth") -> int:
+def end_runs(pipeline_run: str, status: str, why: str, experiment: str = EXPERIMENT_NAME) -> int:
     """Ends the runs of a pipeline's run that are RUNNING still: whoever wrote them was killed.
 
     Args:
@@ -237,7 +299,7 @@ def end_runs(pipeline_run: str, status: str, why: str, experiment: str = "crosse
             client.set_terminated(run.info.run_id, status)
         return len(runs)
     except Exception as error:  # a server may fail in any way, and how the pipeline ended is told already
-        logging.getLogger(__name__).warning("runs stay RUNNING: %s", without_credentials(str(error)))
+        log.warning("runs stay RUNNING: %s", without_credentials(str(error)))
         return 0
 
 
@@ -245,10 +307,13 @@ class _Writer(threading.Thread):
     """Sends the queues of one run in order, one request at a time, until it is closed and they are empty."""
 
     def __init__(
-        self, name: str, experiment: str, key: str, tags: dict[str, str], params: dict[str, Any]
+        self, name: str, experiment: str, key: str, tags: dict[str, str], params: dict[str, Any], adds: bool
     ) -> None:
         super().__init__(name="mlflow-writer", daemon=True)
         self.run_name, self.experiment, self.key, self.tags, self.params = name, experiment, key, tags, params
+        self.adds, self.has_ended = adds, False
+        self.lost: Path | None = None
+        self.load: _Load | None = None
         self.uri = tracking_uri()
         self.pipeline_run = PIPELINE_RUN.read_text().strip() if PIPELINE_RUN.is_file() else ""
         self.metrics: deque[tuple[str, float, int, int]] = deque()
@@ -267,12 +332,15 @@ class _Writer(threading.Thread):
         self.operations.append(operation)
         self.wake()
 
+    def keep(self, operation: Operation) -> None:
+        """As `do`, with what writes artifacts: not where their folder is lost."""
+        self.do(lambda client, run_id: None if self.lost else operation(client, run_id))
+
     def wake(self) -> None:
         self._wake.set()
 
     def close(self) -> None:
-        status = self.status
-        self.do(lambda client, run_id: client.set_terminated(run_id, status))
+        self.do(self._end)
         self._closing.set()
         began = time.monotonic()
         while self.is_alive() and time.monotonic() - began < UPLOAD_SECONDS:
@@ -291,10 +359,16 @@ class _Writer(threading.Thread):
                 stacklevel=4,
             )
 
+    def _end(self, client: "MlflowClient", run_id: str) -> None:
+        if not self.has_ended:
+            client.set_terminated(run_id, self.status)
+
     def run(self) -> None:
         failures = 0
         while not self._gave_up.is_set():
             self._wake.clear()
+            if self.load is not None and not self._closing.is_set():
+                self.metrics.extend(self.load.points())
             if self.client is not None and not self.metrics and not self.operations:
                 if self._closing.is_set():
                     return
@@ -308,15 +382,13 @@ class _Writer(threading.Thread):
                     f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 )
                 if self.client is not None and _is_refusal(error):
-                    logging.getLogger(__name__).warning(
-                        "MLflow refused a record: %s", without_credentials(str(self._last_error))
-                    )
+                    log.warning("MLflow refused a record: %s", without_credentials(str(self._last_error)))
                     self._sending.popleft()
                     continue
                 refused = refusal(error, self.uri)
                 if refused:
                     self._last_error = "; next: ".join(refused)
-                # a training goes on asking, for a server may be mended; no command waits for that in the end
+                # a training keeps trying, the server may come back; at its end no command waits for that
                 self._refused = refused is not None
                 self._gave_up.wait(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
                 failures += 1
@@ -341,7 +413,7 @@ class _Writer(threading.Thread):
     def _open(self) -> "MlflowClient":
         """Connects, and finds the run by its key or creates it."""
         client = connect(self.uri)
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param, RunStatus, RunTag
 
         with _first_use(self.uri):
             experiment_id = _experiment(client, self.experiment, self.uri)
@@ -355,7 +427,11 @@ class _Writer(threading.Thread):
             tags[PARENT_TAG] = parent
         if found:
             self.run_id = found[0].info.run_id
-            client.update_run(self.run_id, status="RUNNING")
+            self.has_ended = self.adds and RunStatus.is_terminated(
+                RunStatus.from_string(found[0].info.status)
+            )
+            if not self.has_ended:
+                client.update_run(self.run_id, status="RUNNING")
             client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
         else:
             origin = {
@@ -368,37 +444,55 @@ class _Writer(threading.Thread):
             client.log_batch(
                 self.run_id, params=[Param(key, str(value)) for key, value in self.params.items()]
             )
+        self._look_at_artifacts(client.get_experiment(experiment_id).artifact_location)
+        if not self.has_ended:
+            self.load = _Load(self.run_id, self.uri)
         return client
 
-
-@contextmanager
-def _first_use(uri: str) -> Iterator[None]:
-    """Two processes must not create the tables of one SQLite file at a time."""
-    if not uri.startswith(SQLITE):
-        yield
-        return
-    folder = Path(uri.removeprefix(SQLITE)).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    def _look_at_artifacts(self, location: str) -> None:
+        self.lost = lost_root(location)
+        if self.lost:
+            log.warning(
+                "files and pictures of %s are not kept: MLflow looks for them in %s, which is not here; %s",
+                self.run_name,
+                self.lost,
+                LOST_ARTIFACTS,
+            )
 
 
-def _create_database(path: Path) -> None:
-    """Makes MLflow's tables aside: it never mends a file in which a killed process made some of them."""
-    if path.exists():
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+class _Load:
+    """The load of the machine, as MLflow's own monitor finds it.
 
-    with partial_dir(path) as folder:
-        new = Path(mkdtemp(dir=folder)) / path.name  # another each time: MLflow keeps one engine per address
-        SqlAlchemyStore(f"{SQLITE}{new}", _artifacts_beside(path)).engine.dispose()
-        new.replace(path)
+    The thread of that one would ask the server every few seconds, and end with its first failure.
+    """
+
+    def __init__(self, run_id: str, uri: str) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self.monitor = SystemMetricsMonitor(run_id, tracking_uri=uri)
+        self.began = self.looked = time.monotonic()
+        self.monitor.collect_metrics()  # the first look has no time before it to tell of
+        self._forget()
+
+    def points(self) -> list[tuple[str, float, int, int]]:
+        """A point of each curve, its step the seconds since the run was opened; none before it is time."""
+        if time.monotonic() - self.looked < LOAD_SECONDS:
+            return []
+        self.looked = time.monotonic()
+        self.monitor.collect_metrics()
+        found = self.monitor.aggregate_metrics()
+        self._forget()
+        now, step = int(time.time() * 1000), round(self.looked - self.began)
+        return [(f"system/{name}", float(value), now, step) for name, value in found.items()]
+
+    def _forget(self) -> None:
+        for each in self.monitor.monitors:
+            each.clear_metrics()
 
 
-def _artifacts_beside(database: Path) -> str:
-    """Where MLflow itself would take the folder that the process happens to run in."""
-    return (database.resolve().parent / "artifacts").as_uri()
+def _first_use(uri: str) -> AbstractContextManager[None]:
+    database = database_of(uri)
+    return first_use(database) if database else nullcontext()
 
 
 def _given_experiment(client: "MlflowClient") -> "Experiment | None":
@@ -411,7 +505,7 @@ def _given_experiment(client: "MlflowClient") -> "Experiment | None":
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        logging.getLogger(__name__).warning("no experiment %s here, as %s has it", given, EXPERIMENT)
+        log.warning("no experiment %s here, as %s has it", given, EXPERIMENT)
         return None
 
 
@@ -419,10 +513,14 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
     found = _given_experiment(client) or client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    beside = _artifacts_beside(Path(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None
+    database = database_of(uri)
+    beside = artifact_root(database) if database else None
     # the kind decides which pages MLflow's UI opens with: runs and their charts, not traces of agents
     tags = {"mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(name, artifact_location=beside, tags=tags))
+    made = str(client.create_experiment(name, artifact_location=beside, tags=tags))
+    if database:
+        keep_relative(database, database)
+    return made
 
 
 def user_name() -> str:
@@ -434,7 +532,7 @@ def user_name() -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the server understood a request and will refuse it again, as opposed to being away or busy."""
+    """Whether the server refused a request for good; False if it is only unreachable or busy."""
     code = getattr(error, "error_code", "")
     return code in {
         "INVALID_PARAMETER_VALUE",

@@ -3,6 +3,8 @@
 import re
 from importlib.metadata import version
 
+from crossearth.components.runtime.tracking_internals import get_text
+
 LOGIN = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to a user that may"
 )
@@ -21,12 +23,7 @@ def server_version(uri: str) -> str:
     Raises:
         MlflowException: it does not answer.
     """
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    told = http_request(
-        get_default_host_creds(uri), "/version", "GET", max_retries=1, timeout=10
-    ).text.strip()
+    told = get_text(uri, "/version").strip()
     return told if re.fullmatch(r"\d+\.\d+[\w.+-]*", told) else ""
 
 

@@ -1,6 +1,7 @@
 """Sheets that let people look at styles: an image, its restyled versions, the masks, and what is injected."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from crossearth.components.runtime.pictures import titled
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path
 from crossearth.data.raster.archives import Member
@@ -42,10 +44,12 @@ def styles_sheet(
         key: seeds the styles and masks; equal keys give equal sheets.
 
     Returns:
-        uint8 (H,W,3), 0..255, of the image's central window. In masks white keeps the original's pixels.
+        uint8 (H,W,3), 0..255, of the image's central window, each row under titles. In masks white keeps the
+        original's pixels.
     """
     x_13HW = torch.from_numpy(np.ascontiguousarray(image_3HW))[None].to(engine.device)
     generators = [keyed_generator(*key, number) for number in range(num)]
+    config = replace(config, block_px=min(config.block_px, *x_13HW.shape[2:]))
     injected = inject(x_13HW.expand(num, -1, -1, -1), earth, engine, config, generators)
     x_13HW = x_13HW.float()
     grey_13HW = x_13HW.mean(dim=1, keepdim=True).expand_as(x_13HW)
@@ -59,7 +63,13 @@ def styles_sheet(
     tiles = shown.round().byte().cpu().permute(0, 1, 3, 4, 2).numpy()
     gaps = ((0, 0), (0, 0), (0, GAP_PX), (0, GAP_PX), (0, 0))
     spaced = np.pad(tiles, gaps, constant_values=255)
-    return np.concatenate([np.concatenate(list(row), axis=1) for row in spaced])
+    titles = (("image", "restyled"), ("grey", "white: kept"), ("image", "injected"))
+    return np.concatenate(
+        [
+            titled(np.concatenate(list(row), axis=1), [first, *(f"{other} {n}" for n in range(1, num + 1))])
+            for row, (first, other) in zip(spaced, titles, strict=True)
+        ]
+    )
 
 
 def _centre(length_px: int) -> slice:

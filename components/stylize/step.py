@@ -56,7 +56,7 @@ class StylizeConfig:
     """How a domain is restyled.
 
     Attributes:
-        style: parameters of the injection; its `probability` is training's and has no meaning here.
+        style: parameters of the injection.
         counterparts: restyled tiles per source tile.
         split: which split of the domain.
         seed: of styles and masks.

@@ -95,7 +95,7 @@ def synthetic() -> Synthetic:
 
 
 @dataclass(frozen=True)
-class Scene:
+class SyntheticScene:
     """One drawn image.
 
     Attributes:
@@ -145,7 +145,7 @@ class Draughtsman:
 
     def scenes(
         self, domain: str, part: str, count: int, width: int, height: int, crops: int = 1
-    ) -> Iterator[Scene]:
+    ) -> Iterator[SyntheticScene]:
         """`count` scenes of a domain, `crops` (a square number) neighbours of each other in a row."""
         side = (
             math.isqrt(crops) if self.counts == "mini" else max(math.isqrt(crops), min(24, math.isqrt(count)))
@@ -154,16 +154,16 @@ class Draughtsman:
             whole = self._scene(domain, f"{part}/{first}", width * side, height * side)
             for index in range(min(side * side, count - first)):
                 top, left = index // side * height, index % side * width
-                yield Scene(
+                yield SyntheticScene(
                     np.ascontiguousarray(whole.image[:, top : top + height, left : left + width]),
                     whole.land.window(top, left, height, width),
                 )
 
-    def _scene(self, domain: str, name: str, width: int, height: int) -> Scene:
+    def _scene(self, domain: str, name: str, width: int, height: int) -> SyntheticScene:
         world, rng = synthetic().worlds[domain], self.rng(domain, name)
         return self.scene(world, width, height, rng)
 
-    def scene(self, world: World, width: int, height: int, rng: np.random.Generator) -> Scene:
+    def scene(self, world: World, width: int, height: int, rng: np.random.Generator) -> SyntheticScene:
         """One scene of a world, its sun and air a little different each time."""
         sensor = replace(
             world.sensor,
@@ -174,17 +174,17 @@ class Draughtsman:
             gain=tuple(gain * rng.uniform(0.95, 1.05) for gain in world.sensor.gain),
         )
         land = draw(height, width, world.landscape, sensor, rng)
-        return Scene(render(land, world.climate, sensor, rng), land)
+        return SyntheticScene(render(land, world.climate, sensor, rng), land)
 
 
-class Archive:
+class ArchiveWriter:
     """A zip file whose bytes hang on its contents alone."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._zip = zipfile.ZipFile(path, "w")
 
-    def __enter__(self) -> "Archive":
+    def __enter__(self) -> "ArchiveWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -248,9 +248,9 @@ def without_borders(colours: U8) -> U8:
 def _potsdam(folder: Path, pen: Draughtsman) -> None:
     size = pen.px(256, POTSDAM_PX)
     with (
-        Archive(folder / "2_Ortho_RGB.zip") as rgb,
-        Archive(folder / "3_Ortho_IRRG.zip") as irrg,
-        Archive(folder / "5_Labels_all_noBoundary.zip") as labels,
+        ArchiveWriter(folder / "2_Ortho_RGB.zip") as rgb,
+        ArchiveWriter(folder / "3_Ortho_IRRG.zip") as irrg,
+        ArchiveWriter(folder / "5_Labels_all_noBoundary.zip") as labels,
     ):
         for name in POTSDAM_SCENES:
             scene = next(pen.scenes("potsdam", name, 1, size, size))
@@ -280,8 +280,8 @@ def _as_shipped(name: str, raw: U8, pen: Draughtsman) -> U8:
 def _vaihingen(folder: Path, pen: Draughtsman) -> None:
     name = "ISPRS_semantic_labeling_Vaihingen"
     with (
-        Archive(folder / f"{name}.zip") as images,
-        Archive(folder / f"{name}_ground_truth_eroded_COMPLETE.zip") as labels,
+        ArchiveWriter(folder / f"{name}.zip") as images,
+        ArchiveWriter(folder / f"{name}_ground_truth_eroded_COMPLETE.zip") as labels,
     ):
         for area, published in synthetic().vaihingen.items():
             width, height = (pen.px(max(128, side // 12), side) for side in published)
@@ -303,7 +303,7 @@ def _loveda(folder: Path, pen: Draughtsman) -> None:
         "Val": {"Rural": (16, 992), "Urban": (16, 677)},
     }
     for part, areas in parts.items():
-        with Archive(folder / f"{part}.zip") as archive:
+        with ArchiveWriter(folder / f"{part}.zip") as archive:
             for area, counts in areas.items():
                 for scene in pen.scenes(f"loveda-{area.lower()}", part, pen.number(*counts), size, size):
                     image, raw = scene.image[list(RGB)], scene.labels(LOVEDA)
@@ -329,7 +329,7 @@ def _whu(folder: Path, pen: Draughtsman) -> None:
         ),
     }
     for domain, (name, inner, parts) in sets.items():
-        with Archive(folder / f"{name}.zip") as archive:
+        with ArchiveWriter(folder / f"{name}.zip") as archive:
             for part, counts in parts.items():
                 for number, scene in enumerate(
                     pen.scenes(domain, part, pen.number(*counts), size, size), start=1
@@ -340,7 +340,7 @@ def _whu(folder: Path, pen: Draughtsman) -> None:
 
 def _deepglobe(folder: Path, pen: Draughtsman) -> None:
     size = pen.px(128, 1024)
-    with Archive(folder / "DeepGlobe.zip") as archive:
+    with ArchiveWriter(folder / "DeepGlobe.zip") as archive:
         for part, counts in (("train", (40, 6226)), ("valid", (UNUSED, UNUSED)), ("test", (UNUSED, UNUSED))):
             names = sorted(
                 pen.rng("deepglobe", part).choice(900_000, pen.number(*counts), replace=False) + 100_000
@@ -354,7 +354,7 @@ def _deepglobe(folder: Path, pen: Draughtsman) -> None:
 
 def _massachusetts(folder: Path, pen: Draughtsman) -> None:
     size = pen.px(192, 1500)
-    with Archive(folder / "Massachusetts.zip") as archive:
+    with ArchiveWriter(folder / "Massachusetts.zip") as archive:
         for part, counts in (("train", (UNUSED, UNUSED)), ("val", (UNUSED, UNUSED)), ("test", (12, 49))):
             for number, scene in enumerate(
                 pen.scenes("massachusetts", part, pen.number(*counts), size, size)
@@ -366,7 +366,7 @@ def _massachusetts(folder: Path, pen: Draughtsman) -> None:
 
 def _rescuenet(folder: Path, pen: Draughtsman) -> None:
     width, height, number = pen.px(256, 4000), pen.px(192, 3000), 10_770
-    with Archive(folder / "RescueNet.zip") as archive:
+    with ArchiveWriter(folder / "RescueNet.zip") as archive:
         for part, counts in (("train", (UNUSED, UNUSED)), ("val", (UNUSED, UNUSED)), ("test", (12, 449))):
             for scene in pen.scenes("rescuenet", part, pen.number(*counts), width, height):
                 land, raw = scene.land, scene.labels(RESCUENET)
@@ -388,7 +388,7 @@ def _casid(folder: Path, pen: Draughtsman) -> None:
         "TroMs": ("casid-tms", 3400, 1650),
         "TroRf": ("casid-trf", 3700, 1550),
     }
-    with Archive(folder / "CASID.zip") as archive:
+    with ArchiveWriter(folder / "CASID.zip") as archive:
         for zone, (domain, train, test) in zones.items():
             first = 1
             for part, counts in (("all_train", (48, train)), ("all_test", (16, test))):
@@ -402,7 +402,7 @@ def _casid(folder: Path, pen: Draughtsman) -> None:
 
 def _million_aid(folder: Path, pen: Draughtsman) -> None:
     size, worlds, number = pen.px(256, 256 * pen.SHRINK), list(synthetic().worlds.values()), 0
-    with Archive(folder / "train.zip") as archive:
+    with ArchiveWriter(folder / "train.zip") as archive:
         for place, landscape in synthetic().million_aid.items():
             for index in range(pen.number(16, 40)):
                 rng = pen.rng("million-aid", place, index)

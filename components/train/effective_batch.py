@@ -40,11 +40,11 @@ class BatchSampler:
 
 
 class Gradients:
-    """Gradients of effective batches: however they are shared and cut, those of one process with one batch.
+    """Gradients of effective batches, equal to those of one process that computes the whole batch at once.
 
     Args:
-        multi_task: its network's trained parameters receive the gradients.
-        reduced: whether the forward pass computes in bfloat16 where that is safe.
+        multi_task_loss: its network's trained parameters receive the gradients.
+        bf16: whether the forward pass computes in bfloat16 where that is safe.
     """
 
     def __init__(self, multi_task_loss: MultiTaskLoss, processes: Processes, bf16: bool) -> None:
@@ -53,12 +53,12 @@ class Gradients:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Within it the processes exchange gradients."""
-        # left before the process group is: what is left of DistributedDataParallel after it waits, with the
-        # interpreter locked, for threads of gloo that may want the interpreter
+        """Inside this block the processes exchange gradients."""
+        # DistributedDataParallel must go before the process group: when it is freed it holds Python's global
+        # lock and waits for threads of gloo that may need this lock
         self.loss = self._wrapped()
         with warnings.catch_warnings():
-            # two orders of strides of a 1x1 kernel are the same memory
+            # for a 1x1 kernel the two orders of strides mean the same memory layout
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             try:
                 yield

@@ -35,7 +35,13 @@ from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
 from crossearth.model.metrics import ConfusionMatrix
 from crossearth.model.scores import score
-from crossearth.model.training.multitask import BRANCHES, MultiTaskLoss, learning_rate, parameter_groups
+from crossearth.model.training.multitask import (
+    BRANCHES,
+    MultiTaskLoss,
+    annealed_decay,
+    learning_rate,
+    parameter_groups,
+)
 
 NONFINITE_ALLOWED = 2  # steps in a row that are skipped; one more stops the training
 
@@ -44,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Pace:
-    """The steps since the last point of the curves: their seconds, and those of them that batches took."""
+    """Seconds of the steps since the last point of the curves, and how many of them were spent on batches."""
 
     steps: int = 0
     waited: float = 0.0
@@ -158,7 +164,7 @@ class Training:
         refuse_nonfinite(self.network.trained_parameters().items(), where, self._calmer())
 
     def _calmer(self) -> str:
-        """What may keep numbers finite and is not set yet."""
+        """Settings, not used so far, that may keep the loss finite."""
         bf16 = self.config.precision == "bfloat16"
         return "start anew with a lower lr" + (" or with precision: float32" if bf16 else "")
 
@@ -233,7 +239,7 @@ class Training:
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
                 line.update(self.iteration, f"loss {self.loss:.3f}")
                 due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
-                # also the last one: where the model cannot be written nothing is to be done again
+                # saved after the last iteration too: if the model cannot be written, no step is repeated
                 if stop or done or due or self.iteration % self.config.checkpoint_every == 0:
                     self.save()
                     saved = time.monotonic()
@@ -261,6 +267,10 @@ class Training:
             self.nonfinite = 0
             for group in self.optimiser.param_groups:
                 group["lr"] = self._lr()
+                if self.config.anneals_decay and group["weight_decay"]:
+                    group["weight_decay"] = annealed_decay(
+                        self.iteration, self.config.weight_decay, self.config.poly_end
+                    )
             self.optimiser.step()
             losses = {f"loss_{name}": value for name, value in zip(names, values, strict=True)}
             self.steps.append({**losses, "loss": self.loss, "gradient_norm": norm})
@@ -268,7 +278,7 @@ class Training:
             self._skip()
         self.optimiser.zero_grad()
         self.iteration += 1
-        # the sum says that a signal came to some process, not which
+        # the sum only says that some process received a signal
         return (signal_number or int(signal.SIGTERM)) if signals else 0
 
     def _lr(self) -> float:
@@ -309,7 +319,8 @@ class Training:
                 "data_wait_share": pace.waited / pace.seconds,
                 "memory_gib": _memory_gib(self.processes.device),
             }
-            run.log_metrics(point | how, self.iteration)
+            curves = {name: value for name, value in point.items() if name != "iteration"}
+            run.log_metrics(curves | how, self.iteration)
 
     @contextlib.contextmanager
     def predicting(self) -> Iterator[None]:

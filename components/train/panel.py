@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossearth.components.runtime.palette import colour_table
+from crossearth.components.runtime.pictures import titled, with_legend
 from crossearth.data.catalog.domains import ClassSet
 from crossearth.data.tiles.dataset import Batch
 from crossearth.model.inference import predict_labels
@@ -18,7 +19,7 @@ def training_panel(multi_task_loss: MultiTaskLoss, micro: Batch, class_set: Clas
         micro: samples of the training, on any device.
 
     Returns:
-        (H, W of all, 3) RGB.
+        (H, W, 3) RGB: under titles, over the legend of the classes.
     """
     device = next(multi_task_loss.network.parameters()).device
     image_13HW = micro["image"][:1].to(device)
@@ -26,4 +27,8 @@ def training_panel(multi_task_loss: MultiTaskLoss, micro: Batch, class_set: Clas
     predicted_HW = predict_labels(multi_task_loss.network, image_13HW)[0]
     colours = colour_table(class_set.palette)
     shown = [picture.permute(1, 2, 0).cpu().numpy() for picture in pictures]
-    return np.concatenate([*shown, colours[predicted_HW.cpu()], colours[micro["label"][0]]], axis=1)
+    row = np.concatenate([*shown, colours[predicted_HW.cpu()], colours[micro["label"][0]]], axis=1)
+    branches = multi_task_loss.branches
+    titles = ["image", *["styled"] * branches.style, *["masked", "reconstruction"] * branches.mim]
+    labelled = titled(row, [*titles, "prediction", "truth"])
+    return with_legend(labelled, class_set.classes, colours[: len(class_set.classes)])

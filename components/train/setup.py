@@ -1,4 +1,4 @@
-"""What a training is made of: its parameters, and what its inputs resolve to."""
+"""The parameters of a training, and its resolved inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,8 +21,10 @@ from crossearth.data.style.earth import EarthStyles, StyleConfig, style_engine
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import TileDataset
 from crossearth.data.tiles.manifest import Manifest, held_out, read_domain
-from crossearth.model.crossearth import SIZES, CrossEarth, NetworkConfig
+from crossearth.model.crossearth import SIZES, Adapter, CrossEarth, Head, NetworkConfig
 from crossearth.model.layers.backbone import fit_state
+from crossearth.model.layers.lora import LoraConfig
+from crossearth.model.method import Method
 from crossearth.model.training.multitask import (
     BRANCHES,
     Ablation,
@@ -30,9 +32,11 @@ from crossearth.model.training.multitask import (
     Styler,
     TaskConfig,
 )
+from crossearth.model.weights.pretrained import Pretrained, describe
+from crossearth.model.weights.release import fetch_backbone, read_backbone
 
 BACKBONE_CACHE = "backbones"
-# how a training is computed, not what it computes: these may change between a kill and the resume
+# how a training is computed, not its result: these may differ when a stopped training is resumed
 RUNTIME_FIELDS = (
     "micro_batch",
     "activation_checkpointing",
@@ -50,15 +54,22 @@ RUNTIME_FIELDS = (
 
 @checked
 class TrainConfig:
-    """Numbers of a training; the defaults are the method's at 512 px (docs/method.md, section 3).
+    """Parameters of a training; the defaults are the method's at 512 px (docs/method.md, section 3).
 
     At 1024 px the method has crop_px 1024, lr 6e-5 and schedule "warmup-poly".
 
     Attributes:
-        network: a name of `SIZES`; "large" is the paper's, "tiny" one that a CPU trains from scratch.
-        sizes: changes of single sizes of it, by the names of `NetworkConfig`.
+        method: whose numbers are meant where sources of the method differ, see `METHODS`. In params.yaml it
+            brings them; what is given besides goes before them.
+        network: a name of `SIZES`; "large" is the paper's, "small" for one GPU of 8 GB, "tiny" one that a CPU
+            trains from scratch.
+        sizes: changes of single sizes of it, by the names of `NetworkConfig`. With a `backbone` those of the
+            ViT come from its weights; `frozen_backbone: false` trains it too.
         backbone: pretrained ViT, needed where it is frozen: a file, an address s3://bucket/key, or a name of
-            timm's hub.
+            timm's hub: DINOv2, DINOv3 or any plain ViT.
+        adapter: of a frozen backbone: "rein" is the paper's, "lora", or "none": the head alone is trained.
+        lora: of the adapter "lora".
+        head: "mask2former" is the paper's; "linear" one 1x1 convolution on the last tap, and cross entropy.
         backbones_dir: store a backbone there, once for all models, instead of inside each model's file.
         ablation: "full" is the method; "rein" the segmentation loss alone; the others lie between.
         iterations: optimiser steps.
@@ -73,6 +84,7 @@ class TrainConfig:
         warmup_iterations: of "warmup-poly".
         weight_decay: of AdamW.
         style: parameters of Earth-Style Injection.
+        style_probability: share of the samples that are styled, 0..1 (authors' snapshot).
         tasks: parameters of the losses.
         precision: "bfloat16" runs the network under autocast; losses and parameters stay float32.
         activation_checkpointing: blocks are run again in the backward pass, not kept: less memory, more time.
@@ -91,9 +103,13 @@ class TrainConfig:
         seed: of initial weights, order, augmentation, masks, styles and sampled points.
     """
 
+    method: Method = "paper"
     network: str = "large"
     sizes: dict[str, Any] = field(default_factory=dict)
     backbone: str | None = None
+    adapter: Adapter = "rein"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    head: Head = "mask2former"
     backbones_dir: Path | None = None
     ablation: Ablation = "full"
     iterations: PositiveInt = 30_000
@@ -108,6 +124,7 @@ class TrainConfig:
     warmup_iterations: NonNegativeInt = 10_000
     weight_decay: Share = 0.05
     style: StyleConfig = field(default_factory=StyleConfig)
+    style_probability: Share = 0.1
     tasks: TaskConfig = field(default_factory=TaskConfig)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     activation_checkpointing: bool = False
@@ -150,20 +167,35 @@ class TrainConfig:
         """Iteration at which the poly schedule reaches 0."""
         return self.schedule_iterations or self.iterations
 
-    def network_config(self, num_classes: int) -> NetworkConfig:
+    @property
+    def anneals_decay(self) -> bool:
+        """Whether weight decay falls to 0, as SoMA has it."""
+        return self.adapter == "lora" and self.lora.init == "soma"
+
+    def network_config(self, num_classes: int, weights: Mapping[str, Any] | None = None) -> NetworkConfig:
         """Sizes of the network, with the modules that the ablation needs.
+
+        Args:
+            weights: sizes that a pretrained backbone decides; it is frozen then, unless `sizes` says no.
 
         Raises:
             InputError: `sizes` has an unknown key or sizes that do not fit together.
         """
-        base = SIZES[self.network](num_classes, self.crop_px)
+        base = asdict(SIZES[self.network](num_classes, self.crop_px))
         branches = BRANCHES[self.ablation]
+        if weights:
+            base |= {"frozen_backbone": True, **weights}
+        if self.adapter != "rein":
+            base["injector"] = "own"
         own = {
-            "geospatial": branches.geospatial,
+            "adapter": self.adapter,
+            "lora": asdict(self.lora),
+            "head": self.head,
+            "geospatial": branches.geospatial and (self.tasks.inject_plain or self.tasks.inject_styled),
             "masked_modelling": branches.mim,
             "num_classes": num_classes,
         }
-        config = load_config(NetworkConfig, asdict(base) | self.sizes | own, "sizes")
+        config = load_config(NetworkConfig, base | self.sizes | own, "sizes")
         if branches.mim and config.image_px != self.crop_px:
             raise InputError(
                 f"sizes.image_px: {config.image_px}, but the image token is as large as a crop",
@@ -187,6 +219,7 @@ class Job:
     network_config: NetworkConfig
     backbone: Path | None
     backbone_sha256: str
+    pretrained: Pretrained | None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -205,6 +238,7 @@ class Job:
             "manifest": self.manifest.digest,
             "styles": self.styler.earth.digest if self.styler else "",
             "backbone": self.backbone_sha256,
+            "backbone_sizes": plain(self.pretrained.sizes) if self.pretrained else {},
             "code": code_digest("train"),
             "torch": torch_version(),
         }
@@ -247,15 +281,17 @@ def prepare(
                 f"ablation {config.ablation!r} needs Earth styles", next_step="run `crossearth styles fit`"
             )
         engine = style_engine(config.style.engine, style_weights_dir)
-        styler = Styler(engine, EarthStyles.load(styles, config.style.engine), config.style)
-    network_config = config.network_config(len(class_set.classes))
+        earth = EarthStyles.load(styles, config.style.engine)
+        styler = Styler(engine, earth, config.style, config.style_probability)
+    backbone = _backbone(config, Path(domains_dir).parent / BACKBONE_CACHE)
+    pretrained = describe(read_backbone(backbone), backbone, str(config.backbone)) if backbone else None
+    network_config = config.network_config(len(class_set.classes), pretrained.sizes if pretrained else None)
     if network_config.frozen_backbone and config.backbone is None:
         raise InputError(
             "backbone: a frozen backbone needs pretrained weights",
             where=f"recipe {recipe.name}",
             next_step="set `backbone` to a DINOv2 ViT, or train it too: `sizes: {frozen_backbone: false}`",
         )
-    backbone = _backbone(config, Path(domains_dir).parent / BACKBONE_CACHE)
     return Job(
         recipe,
         class_set,
@@ -268,15 +304,12 @@ def prepare(
         network_config,
         backbone,
         sha256_file(backbone) if backbone else "",
+        pretrained,
     )
 
 
 def _backbone(config: TrainConfig, cache_dir: Path) -> Path | None:
-    if config.backbone is None:
-        return None
-    from crossearth.model.weights.release import fetch_backbone
-
-    return fetch_backbone(config.backbone, cache_dir)
+    return None if config.backbone is None else fetch_backbone(config.backbone, cache_dir)
 
 
 def _check_classes(
@@ -300,10 +333,9 @@ def make_network(job: Job) -> CrossEarth:
     torch.manual_seed(job.config.seed)
     network = CrossEarth(job.network_config)
     if job.backbone is not None:
-        from crossearth.model.weights.release import read_backbone
-
         state = fit_state(read_backbone(job.backbone), network.backbone, job.backbone)
         network.backbone.load_state_dict(state)
+        network.start_adapter()
     network.activation_checkpointing = job.config.activation_checkpointing
     return network
 

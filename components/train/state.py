@@ -62,7 +62,7 @@ class Checkpoints:
         """
         if not self._write(f"step_{iteration:08d}.safetensors", tensors, {**about, "iteration": iteration}):
             return False
-        # what could not be read must not take the place of a state that can
+        # an unreadable state must not push out a readable one
         for path in [path for path in self._states() if path not in self._unreadable][: -self.keep]:
             path.unlink()
         return True

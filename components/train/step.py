@@ -25,6 +25,7 @@ from crossearth.data.catalog.domains import STATES_SUFFIX, TIMING_SUFFIX, Catalo
 from crossearth.data.common.errors import InputError, without_credentials
 from crossearth.data.common.files import atomic_path, csv_text, digest, sha256_file, write_json
 from crossearth.data.style.earth import style_engine
+from crossearth.model.method import described
 from crossearth.model.weights import checkpoint
 
 CURVES_NAME = "curves.csv"
@@ -128,7 +129,7 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
 
 @contextlib.contextmanager
 def _memory(job: Job, processes: Processes) -> Iterator[None]:
-    """Where memory runs out within it, the error names the fields to change."""
+    """If memory runs out inside this block, the error names the fields to change."""
     config, where = job.config, f"recipe {job.recipe.name}"
     used = (
         f"{processes.device}: network {config.network}, crop_px {config.crop_px}, "
@@ -179,9 +180,15 @@ def _tracking(job: Job) -> Iterator[Run]:
         "manifest_digests": f"{job.manifest.domain}/{job.manifest.split}: {job.manifest.digest}",
         "seed": str(job.config.seed),
         "selection": job.config.selection,
+        "method": described(plain(asdict(job.config))),
+        "backbone_licence": job.pretrained.licence if job.pretrained else "",
         "provenance": job.manifest.provenance,
     }
     with start_run(job.recipe.name, key=job.input_hash, tags=tags, params=flat(asdict(job.config))) as run:
+        source = job.manifest
+        run.log_dataset(
+            f"{source.domain} {source.split}", source.digest, source.root, "training", len(source)
+        )
         yield run
 
 
@@ -196,7 +203,7 @@ def _log_model(run: Run, out_dir: Path, job: Job) -> None:
 
 
 def _send_again(out_dir: Path, job: Job) -> None:
-    """Tracks a finished training whose end the server missed; points that it has are there twice then."""
+    """Logs a finished training again if the server missed its end; some points are then logged twice."""
     try:
         if _is_tracked(out_dir, job):
             return
@@ -204,7 +211,7 @@ def _send_again(out_dir: Path, job: Job) -> None:
             points = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
         with _tracking(job) as run:
             for point in points:
-                run.log_metrics(point, int(point["iteration"]))
+                run.log_metrics(point, int(point.pop("iteration")))
             _log_model(run, out_dir, job)
     except Exception as error:  # tracking may fail in any way, and what is trained is trained
         log.warning(
@@ -248,6 +255,8 @@ def _write_model(out_dir: Path, training: Training) -> None:
         "computed": training.computed,
         "manifest": job.manifest.digest,
         "styles": job.styler.earth.digest if job.styler else "",
+        "method": described(plain(asdict(job.config))),
+        "pretrained": asdict(job.pretrained) if job.pretrained else None,
         "train": plain(asdict(job.config)),
     }
     with atomic_path(out_dir / CURVES_NAME) as partial:

@@ -2,9 +2,12 @@
 
 import io
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from html import escape
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -23,13 +26,42 @@ from crossearth.components.validate.validation import (
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, digest, read_checksummed, write_checksummed, write_json
+from crossearth.data.common.files import (
+    atomic_dir,
+    digest,
+    read_checksummed,
+    write_checksummed,
+    write_json,
+    write_text,
+)
 from crossearth.data.tiles.manifest import Manifest, read_domain
 
 log = logging.getLogger(__name__)
 
 DOCS, SUMMARY = "docs", "summary.json"
 PLACES_SHOWN = 5
+INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Data Docs: {domains} domains</title>
+<style>
+body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ border-bottom: 1px solid #c4ccd4; padding: .3rem .6rem; text-align: left }}
+:root {{ color-scheme: light dark }}
+</style>
+<h1>Data Docs</h1>
+<p>{domains} domains, {tiles:,} tiles: {checks} expectations, {failed} failed.</p>
+<table>
+<thead><tr><th scope="col">domain</th><th scope="col">tiles</th><th scope="col">data</th>
+<th scope="col">expectations</th><th scope="col">failed</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</html>
+"""
 
 
 def run(params: Params, catalog: Catalog, names: Sequence[str] = ()) -> Path:
@@ -161,11 +193,34 @@ def _write_summary(
             "pairs": [asdict(pair) for pair in shared[:PAIRS_SHOWN]],
             "shared_ground": [asdict(pair) for pair in ground[:PAIRS_SHOWN]],
         }
-    write_checksummed(path, {"domains": summary})
+    counts = {
+        "domains": len(summary),
+        "tiles": sum(map(len, (manifest for splits in manifests.values() for manifest in splits))),
+        "checks": len(checks),
+        "failed": sum(not check.passed for check in checks),
+    }
+    write_checksummed(path, {"counts": counts, "domains": summary})
+    write_text(path.parent / DOCS / "index.html", _index(counts, summary))
+
+
+def _index(counts: Mapping[str, int], domains: Mapping[str, Any]) -> str:
+    """The first page of the Data Docs: a line per domain; needs no network."""
+    rows = []
+    for name, found in domains.items():
+        failed = sum(not check["passed"] for check in found["checks"])
+        page = PurePosixPath(found["docs"]).relative_to(DOCS)
+        tiles = ", ".join(f"{split} {each['tiles']:,}" for split, each in found["splits"].items())
+        cells = (tiles, found["provenance"], str(len(found["checks"])), str(failed))
+        rows.append(
+            f'<tr><th scope="row"><a href="{quote(str(page))}">{escape(name)}</a></th>'
+            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+        )
+    return INDEX.format(**counts, rows="\n".join(rows))
 
 
 def _page(folder: Path, domain: str) -> str:
-    """The domain's page of the Data Docs, below `folder`; unlike their index it needs no network."""
+    """The domain's page of the Data Docs, below `folder`; it needs no network."""
     (page,) = (folder / DOCS / "validations" / domain).rglob("*.html")
     return page.relative_to(folder).as_posix()
 

@@ -28,7 +28,8 @@ from torch import Tensor
 from crossearth.components.evaluate.results import metric_name
 from crossearth.components.predict.sliding import Loaded, Precision, load_network, window_scores
 from crossearth.components.predict.step import scene_files
-from crossearth.components.predict.strips import Scene, open_scene
+from crossearth.components.predict.strips import Scene, open_scene, open_view
+from crossearth.components.predict.strips import View as SceneView
 from crossearth.components.report.page import style_sheet
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.processes import choose_device
@@ -49,8 +50,7 @@ from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, write_json, write_text
 from crossearth.data.common.progress import progress_bar
-from crossearth.data.raster.reader import Raster, gdal, open_raster
-from crossearth.data.raster.reading import fit
+from crossearth.data.raster.reader import gdal
 from crossearth.data.style.earth import StyleEngine, style_engine
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
@@ -214,16 +214,16 @@ def _look(
     scene: Scene, reference: Reference, engine: StyleEngine, loaded: Loaded, config: WatchConfig
 ) -> Seen:
     """Measures windows of a scene, a batch of one size at a time."""
-    size, px = scene.seen_grid, reference.window_px
-    places = [(0, *corner) for corner in grid(size.height, size.width, px)]
+    (height, width), px = scene.seen, reference.window_px
+    places = [(0, *corner) for corner in grid(height, width, px)]
 
     def scores(windows_B3HW: Tensor) -> Tensor:
-        height, width = windows_B3HW.shape[-2:]
-        return window_scores(loaded, windows_B3HW)[..., :height, :width]
+        rows, columns = windows_B3HW.shape[-2:]
+        return window_scores(loaded, windows_B3HW)[..., :rows, :columns]
 
     seen = Seen()
-    with open_raster(scene.path, scene.own) as raster:
-        windows = list(_read(scene, raster, [corner[1:] for corner in evenly(places, config.windows)], px))
+    with open_view(scene) as shown:
+        windows = list(_read(shown, [corner[1:] for corner in evenly(places, config.windows)], px))
     for first in range(0, len(windows), config.batch_size):
         batch = np.stack(windows[first : first + config.batch_size])
         seen.add(torch.from_numpy(batch).to(engine.device), engine, scores)
@@ -231,21 +231,12 @@ def _look(
 
 
 def _read(
-    scene: Scene, raster: Raster, corners: Sequence[tuple[int, int]], px: int
+    shown: SceneView, corners: Sequence[tuple[int, int]], px: int
 ) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Windows (3, H, W) as the network sees them, black where nothing is valid; those that hold data."""
-    size = scene.seen_grid
-    if scene.reading.fit_px is not None:
-        image_3HW, valid_HW = fit(*scene.reading.read(raster), size.width, size.height)
     for top, left in corners:
-        rows, columns = (top, min(top + px, size.height)), (left, min(left + px, size.width))
-        if scene.reading.fit_px is None:
-            window_3HW, seen_HW = scene.reading.read(raster, (rows, columns))
-        else:
-            window_3HW, seen_HW = (
-                image_3HW[:, slice(*rows), slice(*columns)],
-                valid_HW[slice(*rows), slice(*columns)],
-            )
+        rows, columns = (top, min(top + px, shown.height)), (left, min(left + px, shown.width))
+        window_3HW, seen_HW = shown.look(rows, columns)
         window_3HW = np.where(seen_HW, window_3HW, 0).astype(np.uint8)
         if is_telling(window_3HW):
             yield window_3HW

@@ -16,8 +16,6 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import read
 from crossearth.data.raster.reader import Raster
 
-SUFFIXES = (".json",)
-
 
 def shapes(source: LabelSource, image: Raster) -> list[Shape]:
     """The shapes of one image.

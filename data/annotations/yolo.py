@@ -13,7 +13,6 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import Member, read
 from crossearth.data.raster.reader import Raster
 
-SUFFIXES = (".txt",)
 BOX = 5  # numbers of a line that is a box: class, middle and sides
 NOT_LABELS = ("classes.txt", "train.txt", "val.txt", "test.txt")
 # exporters round: a point may lie a little outside

@@ -65,7 +65,6 @@ class Archive:
 
     Attributes:
         name: its name.
-        also: other names or patterns under which it is met.
         download_gb: size of the file, where published.
         unpacked_gb: about the size of the rasters in it.
         url: where it may be downloaded openly; None: on the dataset's home page, by hand.
@@ -73,7 +72,6 @@ class Archive:
     """
 
     name: str
-    also: tuple[str, ...] = ()
     download_gb: float | None = None
     unpacked_gb: float | None = None
     url: str | None = None
@@ -82,11 +80,6 @@ class Archive:
     def __post_init__(self) -> None:
         if not is_file_name(self.name):
             raise InputError(f"name: {self.name!r} is no file's name", expected="a name without a folder")
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """`name` and `also`."""
-        return (self.name, *self.also)
 
 
 @dataclass(frozen=True)

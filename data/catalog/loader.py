@@ -48,7 +48,7 @@ from crossearth.data.catalog.labels import (
     parse_labels,
     parse_names,
 )
-from crossearth.data.common.config import checked, listed, load_config, nearest, read_yaml, shown
+from crossearth.data.common.config import checked, home_path, listed, load_config, nearest, read_yaml, shown
 from crossearth.data.common.errors import InputError
 
 BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("settings.yaml"))
@@ -235,7 +235,7 @@ class _Place:
 
     def path(self, text: str) -> Path:
         """A path of the entry; ~ is the user's home, as in a shell."""
-        return self.data_dir / Path(text).expanduser()
+        return self.data_dir / home_path(Path(text))
 
 
 def _read_file(path: Path) -> _File:

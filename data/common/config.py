@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import field, fields, is_dataclass
-from functools import wraps
-from inspect import signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import UnionType
 from typing import (
@@ -32,13 +31,22 @@ from crossearth.data.common.errors import InputError
 
 Config = TypeVar("Config")
 
+
 MAX_BYTES = 2**20
 NAMES_SHOWN = 25
 VALUE_SHOWN = 300
 UNKNOWN_KEY = "unexpected_keyword_argument"  # as pydantic calls it
 
+
+def home_path(path: Path) -> Path:
+    """The path with the user's home for ~; as it stands where ~NAME is nobody's home."""
+    with suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
 # a path in a file, where no shell has made the user's home of ~
-HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+HomePath = Annotated[Path, AfterValidator(home_path)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -155,7 +163,6 @@ def checked(kind: type[Config]) -> type[Config]:
     made: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(kind)
     construct = made.__init__
 
-    @wraps(construct)
     def init(self: Any, *args: Any, **named: Any) -> None:
         values = signature(made).bind(*args, **named).arguments
         try:
@@ -163,6 +170,11 @@ def checked(kind: type[Config]) -> type[Config]:
         except ValidationError as error:
             raise _refusal(error, made, values, "") from error
 
+    # for help() and the API's pages: pydantic's own constructor names no field
+    plain = get_type_hints(kind)
+    fields = [each.replace(annotation=plain[name]) for name, each in signature(made).parameters.items()]
+    this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    init.__signature__ = Signature([this, *fields], return_annotation=None)  # type: ignore[attr-defined]
     made.__init__ = init
     return cast("type[Config]", made)
 

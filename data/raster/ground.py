@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rasterio import Affine
-from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform
+
+from crossearth.data.raster.gdal import GdalError
 
 # along a side: an overlap of less than a 32nd of a side may go unseen, so that neighbours may touch
 POINTS = 16
@@ -103,6 +104,6 @@ def in_crs(points: NDArray[np.float64], crs: CRS | str, to: CRS | str) -> NDArra
     flat: Any = points.reshape(-1, 2).T
     try:
         moved = transform(CRS.from_user_input(crs), CRS.from_user_input(to), *flat)
-    except (CRSError, RasterioError, CPLE_BaseError):
+    except (CRSError, RasterioError, GdalError):
         return np.full(points.shape, np.nan)
     return np.array(moved).T.reshape(points.shape)

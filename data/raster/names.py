@@ -127,7 +127,8 @@ def _parts_of_map(name: str, lower: Set[str], content: Callable[[str], bytes]) -
         ours = is_map_report(content(report))
     except (InputError, OSError, KeyError):
         return []  # named otherwise in capitals, which no map is
-    return [name, preview, str(path.with_name(f"{path.stem}.probabilities.tif"))] if ours else []
+    beside = [str(path.with_name(f"{path.stem}.{kind}.tif")) for kind in ("probabilities", "confidence")]
+    return [name, preview, *beside] if ours else []
 
 
 def _some(names: Sequence[str]) -> str:

@@ -53,8 +53,36 @@ def pixel_side_m(crs: CRS | None, affine: Affine, width: int, height: int) -> fl
     return None if areas is None else math.sqrt(areas[0])
 
 
+def pixel_sides_m(crs: CRS | None, affine: Affine, width: int, height: int) -> tuple[float, float] | None:
+    """Metres on the ground from one row to the next, and from one column to the next, amid a raster.
+
+    None where it has no place on the Earth.
+    """
+    corners = _around(crs, affine, np.array([height / 2]), np.array([width / 2]))
+    if corners is None:
+        return None
+    around_m, step = corners  # of a square in units of the CRS, counter-clockwise from its lower left
+    right_m = (around_m[:, 1] + around_m[:, 2] - around_m[:, 0] - around_m[:, 3])[:, 0] / (4 * step)
+    up_m = (around_m[:, 2] + around_m[:, 3] - around_m[:, 0] - around_m[:, 1])[:, 0] / (4 * step)
+    down, across = affine.b * right_m + affine.e * up_m, affine.a * right_m + affine.d * up_m
+    return float(np.linalg.norm(down)), float(np.linalg.norm(across))
+
+
 def _areas_m2(crs: CRS | None, affine: Affine, rows: Floats, columns: Floats) -> Floats | None:
     """Area of a pixel around each point; None where a point is not on the Earth."""
+    around = _around(crs, affine, rows, columns)
+    if around is None:
+        return None
+    corners, step = around
+    across = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1], axis=0)
+    return np.linalg.norm(across, axis=0) / 2 * abs(affine.determinant) / (2 * step) ** 2
+
+
+def _around(crs: CRS | None, affine: Affine, rows: Floats, columns: Floats) -> tuple[Floats, float] | None:
+    """Geocentric places (3, 4, points) of the corners of a small square around each point, and half its side.
+
+    The side is in units of the CRS. None where a point is not on the Earth.
+    """
     if crs is None or affine.is_identity or not (crs.is_projected or crs.is_geographic):
         return None
     unit = crs.units_factor[1]  # metres or radians
@@ -73,6 +101,4 @@ def _areas_m2(crs: CRS | None, affine: Affine, rows: Floats, columns: Floats) ->
     except (GdalError, RasterioError):
         return None
     corners = np.reshape(places, (3, 4, -1))
-    across = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1], axis=0)
-    areas = np.linalg.norm(across, axis=0) / 2 * abs(affine.determinant) / (2 * step) ** 2
-    return areas if np.isfinite(areas).all() else None
+    return (corners, step) if np.isfinite(corners).all() else None

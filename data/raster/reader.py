@@ -4,15 +4,15 @@ Ingest, predict and styles open every image and mask here, so that all of them s
 value and one mask of a file, and refuse the same damage in the same words.
 """
 
-import logging
 import os
 import re
 import shlex
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,7 +27,7 @@ from rasterio.session import DummySession
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.archives import Member, read, walk
-from crossearth.data.raster.gdal import GdalError
+from crossearth.data.raster.gdal import GdalError, hearing
 from crossearth.data.raster.names import rasters_among
 
 # what comes from an archive or a store is opened as one of these, each whole in one file: other kinds, a VRT
@@ -51,6 +51,31 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+# of servers: read by ranges, no look for files beside a file, faults that pass are tried again
+REMOTE: dict[str, Any] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_CONNECTTIMEOUT": 20,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
+    "GDAL_HTTP_LOW_SPEED_TIME": 60,
+    "GDAL_HTTP_MAX_RETRY": 4,
+    "GDAL_HTTP_RETRY_DELAY": 1,
+}
+AGAIN = "Retrying again"
+# what a server answers, in GDAL's words, and what to do
+ANSWERS = {
+    r"\b(?:401|403)\b|AccessDenied|Forbidden": (
+        "the server wants a login, or refuses this one",
+        "s3://: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_NO_SIGN_REQUEST=YES for open data; "
+        "https://: GDAL_HTTP_USERPWD=user:password or GDAL_HTTP_BEARER=token",
+    ),
+    r"\b404\b|NoSuchKey|does not exist": ("there is nothing at this address", "correct the address"),
+    "[Rr]ange downloading": (
+        "the server does not send parts of a file",
+        "download the file, and map that",
+    ),
+}
+
+
 # where AWS_ACCESS_KEY_ID is set, rasterio would make a boto3 session, 6 ms for each file
 SESSION = DummySession()
 Span = tuple[int, int]
@@ -63,16 +88,82 @@ def gdal(**more: Any) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Address:
+    """A raster that is read from a server by ranges.
+
+    Attributes:
+        where: as the user named it, without a query, which may hold a key.
+        gdal: what GDAL opens: a path below /vsicurl/ or /vsis3/, or a VRT of several.
+        drivers: what it may be.
+        bands: names of its bands, where it was put together of a STAC item's.
+    """
+
+    where: str
+    gdal: str
+    drivers: tuple[str, ...] = tuple(LONE_DRIVERS)
+    bands: tuple[str, ...] = ()
+
+    @property
+    def remote(self) -> bool:
+        """Whether a server has it: a STAC item may lie beside files of this machine."""
+        return "/vsicurl/" in self.gdal or "/vsis3/" in self.gdal
+
+    def __str__(self) -> str:
+        return self.where
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return PurePosixPath(self.where).name
+
+    @property
+    def stem(self) -> str:
+        """The file's name without suffix."""
+        return PurePosixPath(self.where).stem
+
+
+class UnreachableError(InputError):
+    """A server that does not answer, or not so that its file can be read: another time it may."""
+
+
+def refused(words: str, where: str) -> UnreachableError:
+    """What to say of a server's answer.
+
+    Args:
+        words: GDAL's, or the server's.
+    """
+    for pattern, (what, next_step) in ANSWERS.items():
+        if re.search(pattern, words):
+            return UnreachableError(f"{what}: {words}", where=where, next_step=next_step)
+    return UnreachableError(
+        f"the server breaks off or does not answer: {words}",
+        where=where,
+        next_step="run the command again, it goes on where it stopped",
+    )
+
+
+def _answer(said: Sequence[str]) -> str:
+    """What a server answered that GDAL could not open a file of; "" = a file that is no image."""
+    words = [_words(each) for each in said if AGAIN not in each]
+    known = [each for each in words if any(re.search(pattern, each) for pattern in ANSWERS)]
+    if known:
+        return known[0]
+    return "" if any("not recognized as" in each for each in words) else words[-1]
+
+
 class Raster(NamedTuple):
     """An open raster and how to name it to the user; its pixels are read by these methods.
 
     Attributes:
         said: what GDAL said when it was opened: of its header, and so not of its pixels when said again.
+        remote: whether it is read from a server.
     """
 
     dataset: DatasetReader
     where: str
     said: frozenset[str] = frozenset()
+    remote: bool = False
 
     def read(
         self,
@@ -150,11 +241,15 @@ class Raster(NamedTuple):
         cause: Exception | None = None
         said: list[str] = []
         try:
-            with rasterio.Env(SESSION, **OPTIONS), _hearing(said, silent=True):
+            with rasterio.Env(SESSION, **_options(self.remote)), hearing(said, silent=True):
                 yield
         except (RasterioError, GdalError) as error:
             cause = error
         said = [words for words in said if words not in self.said]
+        if self.remote:
+            said = [words for words in said if AGAIN not in words]
+            if cause is not None:
+                raise refused(_words(str(cause.__cause__ or cause)), self.where) from cause
         if cause is not None:
             said.append(str(cause.__cause__ or cause))
         if said:
@@ -194,7 +289,9 @@ def rasters_in(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def open_raster(source: Member | Path, own: bool = True, page: int | None = None) -> Iterator[Raster]:
+def open_raster(
+    source: Member | Path | Address, own: bool = True, page: int | None = None
+) -> Iterator[Raster]:
     """Opens a raster as every step does; an archive's member in memory, with its sidecars beside it.
 
     Args:
@@ -204,24 +301,32 @@ def open_raster(source: Member | Path, own: bool = True, page: int | None = None
 
     Raises:
         InputError: not a raster, complex numbers, shorter than its header says, or a broken archive.
+        UnreachableError: a server that does not answer, wants a login or sends no parts of files.
     """
     where = str(source)
     packed = isinstance(source, Member) and source.packed
+    remote = isinstance(source, Address) and source.remote
     with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(SESSION, **OPTIONS))
+        stack.enter_context(rasterio.Env(SESSION, **_options(remote)))
         said: list[str] = []
         try:
-            if isinstance(source, Path):
+            if isinstance(source, Address):
+                path = source.gdal
+            elif isinstance(source, Path):
                 path = str(source)
             else:
                 path = stack.enter_context(_in_memory(source)) if packed else str(source.container)
             drivers = LONE_DRIVERS if packed or not own else None
             if page is not None:
                 path, where = f"GTIFF_DIR:{page}:{path}", f"{where}: page {page}"
-            with _hearing(said):
+            if isinstance(source, Address):
+                drivers = list(source.drivers)
+            with hearing(said):
                 dataset = stack.enter_context(DatasetReader(path, driver=drivers))
         except RasterioError as error:
-            lone = packed or not own
+            if remote and (answer := _answer([*said, str(error)])):
+                raise refused(answer, where) from error
+            lone = packed or not own or remote
             raise InputError(
                 f"not an image that can be read: {_words(str(error))}",
                 where=where,
@@ -236,7 +341,21 @@ def open_raster(source: Member | Path, own: bool = True, page: int | None = None
             ) from error
         _refuse_complex(dataset, where)
         _refuse_short(dataset, where, source.size if isinstance(source, Member) else None)
-        yield Raster(dataset, where, frozenset(said))
+        yield Raster(dataset, where, frozenset(said), remote)
+
+
+def _options(remote: bool) -> dict[str, Any]:
+    if not remote:
+        return OPTIONS
+    options = OPTIONS | REMOTE
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        address = urlsplit(endpoint)
+        options |= {
+            "AWS_S3_ENDPOINT": address.netloc + address.path.rstrip("/"),
+            "AWS_HTTPS": "NO" if address.scheme == "http" else "YES",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+        }
+    return options
 
 
 @contextmanager
@@ -335,39 +454,6 @@ def _bits(dataset: DatasetReader, band: int) -> int:
     """Of a value of the band, as the file holds it."""
     whole = 8 * np.dtype(dataset.dtypes[band - 1]).itemsize
     return int(dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", whole))
-
-
-class _Ear(threading.local):
-    """What GDAL tells this thread by rasterio's loggers: warnings, and errors that it returns none for."""
-
-    said: list[str] | None = None
-    silent = False
-
-    def take(self, record: logging.LogRecord) -> bool:
-        """A logger's filter; lets pass what nobody listens to, as if it were not there."""
-        if self.said is not None and record.levelno >= logging.INFO:
-            self.said.append(str(record.args[-1] if isinstance(record.args, tuple) else record.msg))
-            if self.silent:
-                return False
-        return record.levelno >= logging.getLogger("rasterio").getEffectiveLevel()
-
-
-_EAR = _Ear()
-
-
-@contextmanager
-def _hearing(said: list[str], silent: bool = False) -> Iterator[None]:
-    """Adds to `said` what GDAL says meanwhile; if `silent`, nobody else hears it."""
-    for name in ("rasterio._err", "rasterio._env"):
-        logger = logging.getLogger(name)
-        logger.addFilter(_EAR.take)
-        if not logger.isEnabledFor(logging.INFO):
-            logger.setLevel(logging.INFO)
-    _EAR.said, _EAR.silent = said, silent
-    try:
-        yield
-    finally:
-        _EAR.said = None
 
 
 def _words(text: str) -> str:

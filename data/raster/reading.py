@@ -3,6 +3,7 @@
 A domain's manifests keep its `Reading`, and a model takes it from there: scenes are read as training was.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -18,6 +19,7 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reader import Raster
 
 SAMPLE_PX = 1024
+BILINEAR = Image.Resampling.BILINEAR
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -82,10 +84,24 @@ class Reading:
             plane[~valid_HW] = 0
         return image_3HW, valid_HW
 
-    def read(self, raster: Raster, window: Any = None) -> tuple[Bytes, Mask]:
-        """What the network sees of a raster, or of a window of it; see `to_bytes`."""
-        raw_3HW = raster.read(self.bands, window=window)
-        return self.to_bytes(raw_3HW, self._seen(raster, window=window), *tags(raster, self.bands))
+    def read(
+        self, raster: Raster, window: Any = None, out_shape: tuple[int, int] | None = None
+    ) -> tuple[Bytes, Mask]:
+        """What the network sees of a raster, or of a window of it; see `to_bytes`.
+
+        Args:
+            window, out_shape: as `Raster.read` has them.
+        """
+        raw_3HW = raster.read(self.bands, window=window, out_shape=out_shape)
+        seen_HW = self._seen(raster, window=window, out_shape=out_shape)
+        return self.to_bytes(raw_3HW, seen_HW, *tags(raster, self.bands))
+
+    def valid(self, raster: Raster, window: Any) -> Mask:
+        """The second of what `read` gives; the pixels are read only where their values matter."""
+        if self.nodata is not None or np.dtype(self.dtype).kind == "f":
+            return self.read(raster, window)[1]
+        (top, bottom), (left, right) = window
+        return np.full((bottom - top, right - left), self._seen(raster, window=window))
 
     def sample(self, raster: Raster) -> NDArray[np.float64]:
         """Valid values (3, N) of a thinned reading, as the tags make them."""
@@ -216,9 +232,22 @@ def raw_dtype(raster: Raster, bands: Sequence[int]) -> str:
 
 
 def tags(raster: Raster, bands: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset of each band: a value is raw x scale + offset."""
+    """Scale and offset of each band: a value is raw x scale + offset.
+
+    Raises:
+        InputError: a scale of 0, which makes one value of all, or one of the two that is no finite number.
+    """
     source = raster.dataset
-    return tuple(source.scales[band - 1] for band in bands), tuple(source.offsets[band - 1] for band in bands)
+    scales = tuple(source.scales[band - 1] for band in bands)
+    offsets = tuple(source.offsets[band - 1] for band in bands)
+    if 0 in scales or not all(map(math.isfinite, scales + offsets)):
+        raise InputError(
+            f"tags that cannot be meant: scales {scales}, offsets {offsets}",
+            where=raster.where,
+            expected="finite numbers, a scale other than 0",
+            next_step="gdal_translate -a_scale 1 -a_offset 0 IN OUT.tif drops the tags",
+        )
+    return scales, offsets
 
 
 def is_tagged(raster: Raster, bands: Sequence[int]) -> bool:
@@ -244,18 +273,40 @@ def fitted_size(width: int, height: int, fit_px: int | None) -> tuple[int, int]:
 
 
 def fit(image_3HW: Bytes, valid_HW: Mask, width: int, height: int) -> tuple[Bytes, Mask]:
-    """Resamples bilinearly, from valid px alone; a px that has seen one is valid."""
+    """Resamples a whole image bilinearly; see `resample`."""
+    whole = tuple((0.0, float(side)) for side in valid_HW.shape)
+    return resample(image_3HW, valid_HW, whole, (height, width), (BILINEAR, BILINEAR))
+
+
+def resample(
+    image_3HW: Bytes,
+    valid_HW: Mask,
+    part: Sequence[tuple[float, float]],
+    size: tuple[int, int],
+    filters: tuple[Image.Resampling, Image.Resampling],
+) -> tuple[Bytes, Mask]:
+    """Resamples a part of an image from its valid px alone; a px that has seen one is valid.
+
+    Args:
+        part: first and last row, first and last column, in px of the image and between them; the px around it
+            count where the filter reaches them.
+        size: rows and columns of the result.
+        filters: along the rows' index and along the columns'; each widens with a shrinking image.
+    """
+    (top, bottom), (left, right) = part
+    width = size[1]
 
     def resized(plane: NDArray[Any]) -> NDArray[np.float32]:
         picture = Image.fromarray(plane.astype(np.float32))
-        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+        across = picture.resize((width, picture.height), filters[1], (left, 0, right, picture.height))
+        return np.asarray(across.resize((width, size[0]), filters[0], (0, top, width, bottom)))
 
     weight = resized(valid_HW)
     valid = weight > 0.5 / 255
     planes = [resized(plane * valid_HW) / np.where(valid, weight, 1) for plane in image_3HW]
-    fitted = np.rint(np.clip(planes, 0, 255)).astype(np.uint8)
-    fitted[:, ~valid] = 0
-    return fitted, valid
+    resampled = np.rint(np.clip(planes, 0, 255)).astype(np.uint8)
+    resampled[:, ~valid] = 0
+    return resampled, valid
 
 
 def _levels(values: NDArray[Any], scale: float, offset: float, low: float, high: float) -> Bytes:

@@ -72,24 +72,22 @@ def style_engine(name: str, weights_dir: Path | None = None) -> StyleEngine:
 
 @checked
 class StyleConfig:
-    """Numbers of Earth-Style Injection (docs/method.md, section 2).
+    """Parameters of Earth-Style Injection (docs/method.md, section 2).
 
     Attributes:
         engine: "spectral" needs no weights; "ghiasi" is the paper's, with the weights of Jackson et al.
         alpha: share of the sampled Earth style in the embedding, 0..1; the rest is the image's own. None:
             0.1 for ghiasi (authors' snapshot), whose networks change an image at alpha 0 already; 0.7 for
             spectral (our choice), which returns the image itself at alpha 0.
-        keep_ratio: expected share of blocks that keep the original image, 0..1 (our choice: the
-            paper's figure shows about half).
-        block_px: side of a mask block, pixels (our choice).
-        probability: share of training steps that are styled, 0..1 (authors' snapshot).
+        keep_ratio: expected share of blocks that keep the original image, 0..1 (authors' snapshot of the
+            DINOv2 network; the paper's figure shows about half).
+        block_px: side of a mask block, pixels (both snapshots).
     """
 
     engine: EngineName = "spectral"
     alpha: Share | None = None
-    keep_ratio: Share = 0.5
-    block_px: PositiveInt = 16
-    probability: Share = 0.1
+    keep_ratio: Share = 0.3
+    block_px: PositiveInt = 64
 
     @property
     def earth_share(self) -> float:

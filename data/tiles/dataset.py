@@ -19,7 +19,7 @@ from crossearth.data.tiles.manifest import Manifest, read_image, read_label
 HELD_BYTES = 128 * 2**20  # of decoded tiles: a small domain is decoded once, not once per epoch
 
 
-class Item(TypedDict):
+class Sample(TypedDict):
     """One tile or crop; collated, every value is a tensor with a batch dimension in front.
 
     image: uint8 (3,H,W), 0..255. label: uint8 (H,W), class ids, 255 = ignored. index: row of the manifest.
@@ -41,7 +41,7 @@ class Batch(TypedDict):
     position: Tensor
 
 
-class TileDataset(Dataset[Item]):
+class TileDataset(Dataset[Sample]):
     """The tiles of a manifest, whole and in order; what an item holds may be held for the next, so read only.
 
     Args:
@@ -70,10 +70,10 @@ class TileDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> Item:
+    def __getitem__(self, position: int) -> Sample:
         index = self.indices[position]
         image_3HW, label_HW = self._tile(index)
-        return Item(image=image_3HW, label=label_HW, index=index, position=position)
+        return Sample(image=image_3HW, label=label_HW, index=index, position=position)
 
     @cachedmethod(attrgetter("_held"))
     def _tile(self, index: int) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ class Draw:
         return torch.randperm(self.num_tiles, generator=keyed_generator(self.seed, epoch, "order"))
 
 
-class TrainingStream(Dataset[Item]):
+class TrainingStream(Dataset[Sample]):
     """The endless, shuffled, augmented stream of crops that a training reads by position.
 
     A sample is a function of (seed, position) alone. So the position is the whole state of the sampler and
@@ -121,7 +121,7 @@ class TrainingStream(Dataset[Item]):
         self.tiles, self.augment = tiles, augment
         self.draw = Draw(len(tiles), seed)
 
-    def __getitem__(self, position: int) -> Item:
+    def __getitem__(self, position: int) -> Sample:
         item = self.tiles[self.draw.tile(position)]
         image, label = self.augment(item["image"], item["label"], self.draw.generator(position, "augment"))
-        return Item(image=image, label=label, index=item["index"], position=position)
+        return Sample(image=image, label=label, index=item["index"], position=position)

@@ -1,85 +1,223 @@
-"""The vision transformer (DINOv2 layout) and the resampling of its weights; the only timm file.
+"""The vision transformer: any plain ViT of timm, and how weights fit it; the only timm file.
 
-Shape legend: B images, H W pixels, h w patch rows and columns, N = h*w patches, T = 1 + N tokens (class token
-first), C embedding channels, P side of a patch in pixels, G = g*g cells of the position grid.
+Shape legend: B images, H W pixels, h w patch rows and columns, N = h*w patches, R prefix tokens (class and
+registers, first), T = R + N, C embedding channels.
 """
 
-import math
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import crossearth.data.common.torchvision_ops  # noqa: F401
 
 # isort: split
-from timm.layers import resample_abs_pos_embed
+import timm
+from timm.layers import PatchEmbed
+from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, split_model_name_tag
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
+from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.finite import refuse_nonfinite
+from crossearth.model.layers.positions import resample_patch_kernel, resample_positions, resize_positions
 
-LAYER_SCALE_INIT = 1e-5
-# DINOv2 widens the sampling scale of the position grid by this, against rounding down to one cell less
-POSITION_SCALE_OFFSET = 0.1
+DINOV2 = "vit_large_patch14_dinov2"
+TRAINED_LAYER_SCALE = 0.1  # of a ViT that starts from nothing; pretrained ones bring theirs
+# what the forward pass uses of a timm model; its norms behind the blocks, pooling and classifier it does not
+USED = ("patch_embed.", "cls_token", "reg_token", "pos_embed", "norm_pre.", "rope.", "blocks.")
 
 
 class Backbone(nn.Module):
-    """ViT with LayerScale, class token and learned positions, run block by block.
+    """A ViT of timm, run block by block.
 
     Args:
+        architecture: timm's name of a model with this layout (registers, rotary positions, MLP, norms).
         image_px: side of the square image whose patches the position grid counts.
-        patch_px, embed, depth, heads, mlp_ratio: as usual.
+        patch_px, embed, depth, heads, mlp_ratio: as usual; they go before the architecture's own.
         frozen: no parameter is trained and the mode stays "eval".
 
+    Attributes:
+        num_prefix: R, the tokens before the patches.
+
     Raises:
-        InputError: (when run) an image whose sides are not multiples of `patch_px`, at least two patches.
+        InputError: the architecture is no plain ViT; (when run) an image whose sides are not multiples of
+            `patch_px`, at least two patches.
     """
 
     def __init__(
-        self, image_px: int, patch_px: int, embed: int, depth: int, heads: int, mlp_ratio: float, frozen: bool
+        self,
+        architecture: str,
+        image_px: int,
+        patch_px: int,
+        embed: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        frozen: bool,
     ) -> None:
         super().__init__()
         self.patch_px = patch_px
         self.frozen = frozen
-        self.vit = VisionTransformer(
+        own = {} if frozen or architecture != DINOV2 else {"init_values": TRAINED_LAYER_SCALE}
+        self.vit = plain_vit(
+            architecture,
             img_size=image_px,
             patch_size=patch_px,
             embed_dim=embed,
             depth=depth,
             num_heads=heads,
             mlp_ratio=mlp_ratio,
-            init_values=LAYER_SCALE_INIT if frozen else 0.1,
-            num_classes=0,
-            dynamic_img_size=True,
+            **own,
         )
-        # the final norm and the mask token take no part here; they are kept so that a file survives unchanged
+        self.num_prefix = int(self.vit.num_prefix_tokens)
+        # DINOv2 without registers resamples its positions in a way of its own
+        self.dinov2_positions = "dinov2" in architecture and self.num_prefix == 1
+        # the mask token takes no part here; it is kept so that a file survives unchanged
         self.mask_token = nn.Parameter(torch.zeros(1, embed), requires_grad=False)
-        self.vit.norm.requires_grad_(False)
-        if frozen:
-            self.requires_grad_(False)
+        for name, parameter in self.vit.named_parameters():
+            parameter.requires_grad_(not frozen and name.startswith(USED))
         self.train(not frozen)
 
     @property
     def blocks(self) -> nn.Sequential:
-        """The transformer blocks: each maps tokens_BTC to tokens_BTC."""
-        return self.vit.blocks
+        """The transformer blocks."""
+        return cast(nn.Sequential, self.vit.blocks)
 
     def train(self, mode: bool = True) -> "Backbone":
         """A frozen backbone stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def embed(self, x_B3HW: Tensor) -> Tensor:
-        """Normalised image -> class token and patches with positions, tokens_BTC (before the first block)."""
+        """Normalised image -> prefix tokens and patches with learned positions, tokens_BTC."""
         check_size(x_B3HW, self.patch_px)
+        if not self.dinov2_positions:
+            placed = self.vit._pos_embed(self.vit.patch_embed(x_B3HW))
+            return self.vit.norm_pre(placed[0] if isinstance(placed, tuple) else placed)
         class_11C, positions_1TC = cast(tuple[Tensor, Tensor], (self.vit.cls_token, self.vit.pos_embed))
         patch_BChw = self.vit.patch_embed.proj(x_B3HW)
         tokens_BTC = torch.cat(
-            [class_11C.expand(len(x_B3HW), -1, -1), patch_BChw.flatten(2).transpose(1, 2)], dim=1
+            [class_11C.expand(x_B3HW.shape[0], -1, -1), patch_BChw.flatten(2).transpose(1, 2)], dim=1
         )
         return tokens_BTC + resize_positions(positions_1TC, patch_BChw.shape[2], patch_BChw.shape[3])
+
+    def rotations(self, rows: int, columns: int) -> Sequence[Tensor | None]:
+        """Rotary positions of a grid of patches, one per block; None where the ViT has none."""
+        depth = len(self.blocks)
+        rope = getattr(self.vit, "rope", None)
+        if rope is None:
+            return [None] * depth
+        rotation = rope.get_embed(shape=(rows, columns))
+        return list(rotation) if self.vit.rope_mixed else [rotation] * depth
+
+    def run(self, tokens_BTC: Tensor, layer: int, rotation: Tensor | None) -> Tensor:
+        """Block `layer`."""
+        block = self.blocks[layer]
+        return block(tokens_BTC) if rotation is None else block(tokens_BTC, rope=rotation)
+
+
+def plain_vit(architecture: str, **sizes: Any) -> VisionTransformer | Eva:
+    """timm's model of that name with other sizes, randomly initialised, without its classifier.
+
+    Raises:
+        InputError: timm has no such model, or it is no plain ViT on RGB.
+    """
+    if not is_model(architecture):
+        raise InputError(
+            f"backbone: timm {timm.__version__} has no architecture {architecture!r}",
+            expected=nearest(architecture, timm.list_models("vit_*")),
+        )
+    model = None
+    try:
+        model = timm.create_model(architecture, num_classes=0, dynamic_img_size=True, **sizes)
+    except (TypeError, RuntimeError, AssertionError) as error:  # a size that this kind does not know
+        if "vit" in architecture or "eva" in architecture:
+            raise InputError(f"backbone: {architecture} cannot be built: {error}") from error
+    if not isinstance(model, VisionTransformer | Eva) or not isinstance(model.patch_embed, PatchEmbed):
+        raise InputError(
+            f"backbone: {architecture} is no plain ViT",
+            expected=f"such as {DINOV2}, vit_base_patch14_reg4_dinov2 or vit_small_patch16_dinov3",
+        )
+    _compute_buffers(model)
+    return model
+
+
+def _compute_buffers(vit: nn.Module) -> None:
+    """Computes what no file holds, such as the periods of rotary positions, also in a model on "meta"."""
+    stored = vit.state_dict().keys()
+    owners = set()
+    for name, buffer in list(vit.named_buffers()):
+        if name not in stored:
+            owner, _, leaf = name.rpartition(".")
+            setattr(vit.get_submodule(owner), leaf, torch.empty_like(buffer, device="cpu"))
+            owners.add(owner)
+    for owner in owners:
+        cast(Any, vit.get_submodule(owner)).init_non_persistent_buffers()
+
+
+@dataclass(frozen=True)
+class Published:
+    """What timm says of published weights: their architecture, mean and std on the scale 0..1, licence."""
+
+    architecture: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    licence: str
+
+
+def published(name: str) -> Published | None:
+    """timm's own record of the weights `name`, such as vit_large_patch16_dinov3.sat493m; None = unknown."""
+    if not is_model_pretrained(name):
+        return None
+    config = get_pretrained_cfg(name)
+    if config is None:
+        return None
+    mean, std = cast(Any, (config.mean, config.std))
+    return Published(split_model_name_tag(name)[0], tuple(mean), tuple(std), config.license or "")
+
+
+def published_names() -> list[str]:
+    """The weights that timm publishes for plain ViTs."""
+    return timm.list_models("*vit*", pretrained=True)
+
+
+def heads_of(architecture: str, embed: int) -> int:
+    """Attention heads: timm's, where the embedding is the architecture's own; else of 64 channels each."""
+    with torch.device("meta"):
+        vit = plain_vit(architecture, depth=1)
+    if vit.embed_dim == embed:
+        return int(cast(Any, vit.blocks[0]).attn.num_heads)
+    return embed // 64 or 1
+
+
+def fits_block(architecture: str, state: Mapping[str, Tensor], embed: int, heads: int, ratio: float) -> bool:
+    """Whether weights under timm's names are of this layout: all but their depth, grid and patch."""
+    if embed % heads:
+        return False
+    with torch.device("meta"):
+        vit = plain_vit(architecture, embed_dim=embed, depth=1, num_heads=heads, mlp_ratio=ratio)
+    expected = {name: tensor.shape for name, tensor in vit.state_dict().items()}
+    given = {name: tensor.shape for name, tensor in _own(state).items() if not _is_later_block(name)}
+    resampled = {"pos_embed", "patch_embed.proj.weight"}
+    return given.keys() == expected.keys() and all(
+        given[name] == expected[name] for name in given.keys() - resampled
+    )
+
+
+def _is_later_block(name: str) -> bool:
+    return name.startswith("blocks.") and not name.startswith("blocks.0.")
+
+
+def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without a classifier and the token of masked pretraining."""
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith("head.") and name != "mask_token"
+    }
 
 
 def check_size(x_B3HW: Tensor, patch_px: int) -> None:
@@ -97,39 +235,6 @@ def check_size(x_B3HW: Tensor, patch_px: int) -> None:
         )
 
 
-def resize_positions(positions_1TC: Tensor, rows: int, columns: int) -> Tensor:
-    """Position embedding for a grid of `rows` x `columns` patches, as DINOv2 does it (bicubic).
-
-    The class position (first) is kept. A square grid of the stored size is returned untouched; any other one
-    is sampled with scale (rows + 0.1) / g, which is not the ratio of the sizes: released weights expect that.
-    """
-    num_cells = positions_1TC.shape[1] - 1
-    if rows * columns == num_cells and rows == columns:
-        return positions_1TC
-    side = math.sqrt(num_cells)
-    grid_1Cgg = positions_1TC[:, 1:].unflatten(1, (round(side), -1)).permute(0, 3, 1, 2)
-    scale = ((rows + POSITION_SCALE_OFFSET) / side, (columns + POSITION_SCALE_OFFSET) / side)
-    resized_1Chw = F.interpolate(grid_1Cgg.float(), scale_factor=scale, mode="bicubic", align_corners=False)
-    resized_1NC = resized_1Chw.flatten(2).transpose(1, 2).to(positions_1TC.dtype)
-    return torch.cat([positions_1TC[:, :1], resized_1NC], dim=1)
-
-
-def resample_positions(positions_1TC: Tensor, rows: int, columns: int) -> Tensor:
-    """A pretrained square position grid for another stored grid (bicubic to that size; class kept)."""
-    # the authors' converter smooths nothing
-    return resample_abs_pos_embed(positions_1TC, [rows, columns], antialias=False)
-
-
-def resample_patch_kernel(kernel_C3PP: Tensor, patch_px: int) -> Tensor:
-    """Patch kernels for patches of `patch_px` (bicubic, magnitudes not rescaled)."""
-    if kernel_C3PP.shape[2:] == (patch_px, patch_px):
-        return kernel_C3PP
-    resized_C3PP = F.interpolate(
-        kernel_C3PP.float(), size=(patch_px, patch_px), mode="bicubic", align_corners=False
-    )
-    return resized_C3PP.to(kernel_C3PP.dtype)
-
-
 def fit_state(state: Mapping[str, Tensor], backbone: Backbone, where: object) -> dict[str, Tensor]:
     """Resamples positions and patch kernels of timm-named weights to the sizes of `backbone`.
 
@@ -145,13 +250,16 @@ def fit_state(state: Mapping[str, Tensor], backbone: Backbone, where: object) ->
         InputError: missing or superfluous names, shapes that resampling does not mend, or numbers that are
             not finite; all are named.
     """
-    given = {name: tensor.float() for name, tensor in state.items() if not name.startswith("head.")}
-    mask_token = given.pop("mask_token", backbone.mask_token.detach())
+    given = {name: tensor.float() for name, tensor in _own(state).items()}
+    mask_token = state.get("mask_token", backbone.mask_token.detach()).float()
     expected = backbone.vit.state_dict()
-    if given.keys() == expected.keys() and given["pos_embed"].ndim == 3:
-        given["pos_embed"] = resample_positions(given["pos_embed"], *backbone.vit.patch_embed.grid_size)
+    if given.keys() == expected.keys():
         kernel = given["patch_embed.proj.weight"]
         given["patch_embed.proj.weight"] = resample_patch_kernel(kernel, backbone.patch_px)
+        if given.get("pos_embed", kernel).ndim == 3:
+            num_prefix = 0 if backbone.vit.no_embed_class else backbone.num_prefix
+            rows, columns = backbone.vit.patch_embed.grid_size
+            given["pos_embed"] = resample_positions(given["pos_embed"], rows, columns, num_prefix)
     problems = [f"missing {name}" for name in sorted(expected.keys() - given.keys())]
     problems += [f"not of this network {name}" for name in sorted(given.keys() - expected.keys())]
     problems += [

@@ -3,6 +3,8 @@
 Shape legend: B images, H W pixels, N patches, C embedding channels.
 """
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,7 +53,9 @@ class Injector(nn.Module):
             nn.init.zeros_(self.linear.weight)
             nn.init.zeros_(self.linear.bias)
 
-    def forward(self, feat_BNC: Tensor, geospatial_BNC: Tensor, shared: nn.Linear) -> Tensor:
-        """What is to be added to `feat_BNC`."""
-        found_BNC = F.scaled_dot_product_attention(geospatial_BNC, feat_BNC, feat_BNC)
-        return (self.linear or shared)(found_BNC)
+    def forward(self, feat_BNC: Tensor, geospatial_BNC: Tensor, shared: nn.Linear | None) -> Tensor:
+        """What is to be added to `feat_BNC`; `shared` is needed without a linear map of its own."""
+        # one head: ONNX has no attention without a dimension of heads
+        query_B1NC, value_B1NC = geospatial_BNC[:, None], feat_BNC[:, None]
+        found_BNC = F.scaled_dot_product_attention(query_B1NC, value_B1NC, value_B1NC)[:, 0]
+        return cast(nn.Linear, self.linear or shared)(found_BNC)

@@ -132,7 +132,7 @@ class MaskDecoder(nn.Module):
             for memory, level_C in zip(memories_BCHW, self.level_embed_VC, strict=True)
         ]
         positions = [sine_positions(size, queries_QC.shape[1], device).to(dtype) for size in sizes]
-        query_BQC = self.query_features(queries_QC).expand(len(mask_features_BDHW), -1, -1)
+        query_BQC = self.query_features(queries_QC).expand(mask_features_BDHW.shape[0], -1, -1)
         predictions = [self.head(query_BQC, mask_features_BDHW)]
         for i, layer in enumerate(self.layers):
             level = i % NUM_LEVELS

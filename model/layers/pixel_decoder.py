@@ -117,13 +117,20 @@ def _sum_rows(
         for column_BSI, column_share_BSI in columns:
             # value rows lie in the order image, position, head
             index_BSI = (start_BSI + column_BSI).long() * heads + (head_I + first_B11)
-            summed_XE += F.embedding_bag(
-                index_BSI.view(num_bags, -1),
+            summed_XE += _weighted_sum(
                 value_XE,
-                mode="sum",
-                per_sample_weights=(share_BSI * column_share_BSI).view(num_bags, -1).to(value_XE.dtype),
+                index_BSI.view(num_bags, -1),
+                (share_BSI * column_share_BSI).view(num_bags, -1).to(value_XE.dtype),
             )
     return summed_XE.view(batch, num_positions, heads * channels)
+
+
+def _weighted_sum(value_XE: Tensor, index_NI: Tensor, share_NI: Tensor) -> Tensor:
+    """Of each row of indexes the sum of the named values, each times its share, (N, E)."""
+    if torch.compiler.is_compiling():  # of an exported network: ONNX knows no bag, and would loop over them
+        rows_NIE = value_XE.index_select(0, index_NI.flatten()).unflatten(0, index_NI.shape)
+        return (rows_NIE * share_NI[..., None]).sum(1)
+    return F.embedding_bag(index_NI, value_XE, mode="sum", per_sample_weights=share_NI)
 
 
 def _corners(place_BSI: Tensor, count_I: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -23,7 +23,7 @@ PointSource = Callable[[int, int, int], Tensor]
 
 @checked
 class SegmentationLossConfig:
-    """Numbers of the loss; the defaults are the method's.
+    """Parameters of the loss; the defaults are the method's.
 
     Attributes:
         weight_class, weight_mask, weight_dice: of the terms, in the loss and in the matching.

@@ -7,6 +7,7 @@ step does not depend on how its samples are spread over processes and micro-batc
 needs no state of any generator.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.config import Share, Weight, checked
+from crossearth.data.common.files import digest
 from crossearth.data.style.earth import (
     EarthStyles,
     StyleConfig,
@@ -32,6 +34,7 @@ from crossearth.model.training.losses import SegmentationLossConfig, segmentatio
 Ablation = Literal["rein", "+style", "+mim", "+style+mim", "full"]
 Schedule = Literal["poly", "warmup-poly"]
 POLY_POWER = 0.9
+ANNEALED_DECAY = 1e-5  # weight decay at the end of SoMA's schedule
 WARMUP_START = 1e-6  # factor of the learning rate at the first iteration of the warm-up
 
 
@@ -66,6 +69,7 @@ class TaskConfig:
         reconstruction_loss: over all pixels, in normalised space.
         weight_seg, weight_mim, weight_delta: of L_seg, of the reconstruction terms, of |R(x_m) - R(x_s)|.
         segmentation: parameters of L_seg.
+        inject_plain, inject_styled: whether x, and x_s, get the geospatial injection, where there is one.
         shared_pass: whether x and x_m go through the backbone as one batch; apart, they need less memory.
     """
 
@@ -76,16 +80,22 @@ class TaskConfig:
     weight_mim: Weight = 1.0
     weight_delta: Weight = 1.0
     segmentation: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
+    inject_plain: bool = True
+    inject_styled: bool = True
     shared_pass: bool = True
 
 
 @dataclass(frozen=True)
 class Styler:
-    """What a styled step needs: the engine, the Earth statistics of its embeddings, and the parameters."""
+    """What a styled step needs: the engine, the Earth statistics of its embeddings, and the parameters.
+
+    probability: share of the samples that are styled, 0..1.
+    """
 
     engine: StyleEngine
     earth: EarthStyles
     config: StyleConfig
+    probability: float
 
 
 class LossDenominators(NamedTuple):
@@ -94,11 +104,13 @@ class LossDenominators(NamedTuple):
     Sums over the samples of an effective batch, so that parts of it can be computed apart.
 
     masks: class instances. class_weight: sum of the class weights of all queries' targets. samples: images.
+    pixels: labelled ones.
     """
 
     masks: float
     class_weight: float
     samples: float
+    pixels: float
 
     @classmethod
     def of(cls, label_BHW: Tensor, num_queries: int, no_object_weight: float) -> "LossDenominators":
@@ -106,7 +118,8 @@ class LossDenominators(NamedTuple):
         found = [min(num_queries, int((label_HW.unique() != IGNORE).sum())) for label_HW in label_BHW]
         masks = sum(found)
         rest = num_queries * len(found) - masks
-        return cls(masks, masks + rest * no_object_weight, len(found))
+        pixels = int((label_BHW != IGNORE).sum())
+        return cls(masks, masks + rest * no_object_weight, len(found), pixels)
 
 
 @dataclass(frozen=True)
@@ -158,16 +171,28 @@ class MultiTaskLoss(nn.Module):
             whole: of the effective batch that this batch is a part of.
 
         Returns:
-            scalars by name: "class", "mask", "dice"; with masked modelling "reconstruction"; with that
-            and style "consistency".
+            scalars by name: "class" and, with Mask2Former, "mask", "dice"; with masked modelling
+            "reconstruction"; with that and style "consistency".
         """
         views = self.views(image_B3HW, positions)
-        seen, masked = self._features(views)
-        terms = self._segmentation(seen, label_BHW, positions, whole)
+        seen, masked = self._features(views, positions)
+        if self.network.linear is not None:
+            terms = {"class": self._pixel_loss(seen, label_BHW, whole)}
+        else:
+            terms = self._segmentation(seen, label_BHW, positions, whole)
         if masked is not None:
             share = len(positions) / whole.samples
             terms |= {name: share * term for name, term in self._modelling(seen, masked, views).items()}
+        if self.network.gse is not None and self.config.inject_plain != self.config.inject_styled:
+            # processes whose samples are not injected must have a gradient to exchange, too
+            unused = [parameter.flatten()[0] for parameter in self._extractor_parameters()]
+            terms["class"] = terms["class"] + 0 * torch.stack(unused).sum()
         return terms
+
+    def _extractor_parameters(self) -> Iterator[nn.Parameter]:
+        for module in (self.network.gse, self.network.injector):
+            if module is not None:
+                yield from module.parameters()
 
     def views(self, image_B3HW: Tensor, positions: Sequence[int], styled_B: Tensor | None = None) -> Views:
         """Draws and makes the images of a step.
@@ -196,7 +221,7 @@ class MultiTaskLoss(nn.Module):
         if self.styler is None:
             return torch.zeros(len(positions), dtype=torch.bool)
         draws = [torch.rand((), generator=self._generator(position, "styled")) for position in positions]
-        return torch.stack(draws) < self.styler.config.probability
+        return torch.stack(draws) < self.styler.probability
 
     def _mask(self, x_B3HW: Tensor, positions: Sequence[int]) -> Tensor:
         """x_m = m_x x + (1 - m_x) T."""
@@ -216,19 +241,36 @@ class MultiTaskLoss(nn.Module):
         token_13HW = cast(Tensor, self.network.image_token)  # a network that is trained on masks has one
         return torch.where(keep_B1HW, x_B3HW, token_13HW)
 
-    def _features(self, views: Views) -> tuple[Features, Features | None]:
+    def _features(self, views: Views, positions: Sequence[int]) -> tuple[Features, Features | None]:
         """Of the segmented images, with the geospatial injection, and of the masked ones, without it."""
-        batch = len(views.input)
-        injected_B = torch.full((batch,), self.branches.geospatial, device=views.input.device)
+        batch, extract = len(views.input), self.network.extract
+        injected_B = self._injected(views.styled)
+        keys, masked_keys = (
+            [int(digest([self.seed, position, view])[:15], 16) for position in positions] for view in range(2)
+        )
         if views.masked is None:
-            return self.network.extract(views.input, injected_B), None
+            return extract(views.input, injected_B, keys), None
         if not self.config.shared_pass:
-            return self.network.extract(views.input, injected_B), self.network.extract(views.masked)
-        both = self.network.extract(
+            return extract(views.input, injected_B, keys), extract(views.masked, keys=masked_keys)
+        both = extract(
             torch.cat([views.input, views.masked]),
             torch.cat([injected_B, torch.zeros_like(injected_B)]),
+            keys + masked_keys,
         )
         return both.select(slice(batch)), both.select(slice(batch, None))
+
+    def _injected(self, styled_B: Tensor) -> Tensor:
+        """bool (B,), the segmented images that get the geospatial injection."""
+        if not self.branches.geospatial:
+            return torch.zeros_like(styled_B)
+        return torch.where(styled_B, self.config.inject_styled, self.config.inject_plain)
+
+    def _pixel_loss(self, seen: Features, label_BHW: Tensor, whole: LossDenominators) -> Tensor:
+        """L_seg of a linear head: cross entropy, its share in the mean over the labelled pixels."""
+        height, width = label_BHW.shape[1:]
+        logits_BKHW = self.network.pixel_logits(seen, (height, width))
+        total = F.cross_entropy(logits_BKHW, label_BHW.long(), ignore_index=IGNORE, reduction="sum")
+        return self.config.weight_seg * total / max(whole.pixels, 1)
 
     def _segmentation(
         self, seen: Features, label_BHW: Tensor, positions: Sequence[int], whole: LossDenominators
@@ -315,8 +357,8 @@ def _ending(terms: dict[str, Tensor], ending: str) -> Iterator[Tensor]:
 def parameter_groups(network: CrossEarth, weight_decay: float) -> list[dict[str, object]]:
     """AdamW's groups over the trained parameters: with weight decay, and without.
 
-    Without: norms, learned tokens, the Rein scale, the decoder's level embedding, the image token. The pixel
-    decoder's level embedding decays, as in the released optimiser.
+    Without: norms, learned tokens and queries, the Rein scale, the decoder's level embedding, the image
+    token. The pixel decoder's level embedding decays, as in the released optimiser.
     """
     trained = network.trained_parameters()
     spared = _undecayed(network)
@@ -335,7 +377,9 @@ UNDECAYED = {
     "rein.tokens_b_LRC",
     "mask_decoder.level_embed_VC",
     "image_token",
+    "queries",
     "backbone.vit.cls_token",
+    "backbone.vit.reg_token",
     "backbone.vit.pos_embed",
 }
 
@@ -363,3 +407,9 @@ def learning_rate(iteration: int, lr: float, schedule: Schedule, end: int, warmu
     if iteration < start:
         return lr * (WARMUP_START + (1 - WARMUP_START) * iteration / start)
     return float(lr * max(0.0, 1 - (iteration - start) / (end - start)) ** POLY_POWER)
+
+
+def annealed_decay(iteration: int, weight_decay: float, end: int) -> float:
+    """The weight decay of iteration 0, 1, ... in SoMA's schedule: half a cosine down to 1e-5 at `end`."""
+    share = (1 + math.cos(math.pi * min(iteration / end, 1))) / 2
+    return ANNEALED_DECAY + (weight_decay - ANNEALED_DECAY) * share

@@ -2,7 +2,8 @@
 
 A model folder holds `model.safetensors` and `model.json`. A frozen backbone may stand apart: then the model's
 own file holds the trained part alone (adapters and head) and names the backbone by the hash of its tensors,
-so that all models of one backbone share one file, `<backbones_dir>/<hash>.safetensors`.
+so that all models of one backbone share one file, `<backbones_dir>/<hash>.safetensors`. LoRA's branches are
+stored apart from the weights and become one with them when a model is loaded.
 """
 
 import errno
@@ -34,7 +35,8 @@ WEIGHTS_NAME = "model.safetensors"
 META_NAME = "model.json"
 REFERENCE_NAME = "reference.json"  # what it has seen, for `watch`; a converted model has none
 BACKBONE = "backbone."
-CLASS_HEAD = "mask_decoder.head.classes.weight"
+# with their outputs that are no classes
+CLASS_HEADS = (("mask_decoder.head.classes.weight", 1), ("linear.weight", 0))
 # the only parts that a file may lack: they take no part in inference
 MASKED_MODELLING = ("image_token", "reconstruction.")
 INJECTION = ("gse.", "injector.")
@@ -139,7 +141,8 @@ def load(
         device: torch device.
         backbone: the shared backbone's file where it is no longer where the model was saved with it.
         dtype: of the weights of linear maps and convolutions, see `store_weights`; others stay float32. Each
-            is rounded as it is read: the float32 network is never whole in memory.
+            is rounded as it is read: the float32 network is never whole in memory, but with LoRA, whose
+            branches are added first.
 
     Raises:
         InputError: not a model; a damaged file; a missing, superfluous or wrongly shaped parameter, or one
@@ -164,9 +167,10 @@ def load(
             )
     if meta["backbone"] is None and backbone is not None:
         raise InputError("the model has no shared backbone: its own file holds it", where=path)
+    first = torch.float32 if config.adapter == "lora" else dtype
     with torch.device("meta"):  # no memory and no time for random weights that the file's replace
         model = CrossEarth(config)
-    store_weights(model, dtype)
+    store_weights(model, first)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     state = {name: tensor.to(dtypes.get(name)) for name, tensor in read_tensors(weights)}
     if meta["backbone"] is not None:
@@ -174,8 +178,10 @@ def load(
     load_strictly(model, state, weights, assign=True)
     if dtypes.keys() - state.keys():
         model = CrossEarth(config)
-        store_weights(model, dtype)
+        store_weights(model, first)
         load_strictly(model, state, weights, assign=True)
+    model.merge_adapter()
+    store_weights(model, dtype)
     return model.eval().to(device)
 
 
@@ -280,12 +286,13 @@ def load_strictly(
         for name in sorted(expected.keys() & state.keys())
         if state[name].shape != expected[name].shape
     ]
-    if CLASS_HEAD in state and len(state[CLASS_HEAD]) - 1 != model.config.num_classes:
-        raise InputError(
-            f"a head of {len(state[CLASS_HEAD]) - 1} classes",
-            where=where,
-            expected=f"{model.config.num_classes}",
-        )
+    for head, others in CLASS_HEADS:
+        if head in state and len(state[head]) - others != model.config.num_classes:
+            raise InputError(
+                f"a head of {len(state[head]) - others} classes",
+                where=where,
+                expected=f"{model.config.num_classes}",
+            )
     problems = [
         f"{title} ({len(names)}): {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
         for title, names in (("missing", missing), ("not of this network", extra), ("other shape", shapes))

@@ -11,10 +11,11 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
+from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import sha256_file
 from crossearth.model.crossearth import CrossEarth
-from crossearth.model.layers.backbone import fit_state
+from crossearth.model.layers.backbone import fit_state, published_names
 from crossearth.model.weights.checkpoint import load_strictly, read_tensors
 from crossearth.model.weights.names import to_ours
 from crossearth.model.weights.pickles import read_torch_file
@@ -26,7 +27,7 @@ INFERENCE_MODULES = ("backbone.", "decode_head.")
 PREFERRED = ("state_dict", "model", "")  # keys of a checkpoint that hold what was trained
 TRAINING_MODULES = ("backbone.reins.high_extractor.",)
 CLASS_HEAD = "decode_head.cls_embed.weight"
-POSITIONS, PATCH_KERNEL = "pos_embed", "patch_embed.proj.weight"
+POSITIONS, PATCH_KERNEL, FIRST_NORM = "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight"
 
 
 @dataclass(frozen=True)
@@ -203,11 +204,11 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
             for name, tensor in groups[key].items()
             if name.startswith(prefix) and not name.startswith(f"{prefix}reins.")
         }
-    if not {POSITIONS, PATCH_KERNEL} <= state.keys():
+    if not {FIRST_NORM, PATCH_KERNEL} <= state.keys():
         raise InputError(
-            f"no vision transformer in it: {POSITIONS} or {PATCH_KERNEL} is missing",
+            f"no vision transformer in it: {FIRST_NORM} or {PATCH_KERNEL} is missing",
             where=path,
-            expected="DINOv2 weights, as the authors converted them, as timm or as DINOv2 ships them",
+            expected="a plain ViT, as timm ships it, or DINOv2 as the authors converted it",
         )
     return state
 
@@ -251,12 +252,21 @@ def fetch_backbone(source: str, cache_dir: Path) -> Path:
 
 
 def _fetch_from_hub(name: str) -> Path:
+    if name not in published_names():
+        raise InputError(
+            f"timm publishes no weights {name!r} of a plain ViT",
+            where="backbone",
+            expected=nearest(name, published_names()),
+            next_step="name one of them, or a file",
+        )
     try:
-        return Path(hf_hub_download(f"timm/{name}", "model.safetensors"))
+        path = Path(hf_hub_download(f"timm/{name}", "model.safetensors"))
+        hf_hub_download(f"timm/{name}", "config.json")  # beside it: what the weights expect of an image
+        return path
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(
             f"cannot fetch the backbone {name!r}: {str(error).splitlines()[0]}",
             where=f"{HUB}/timm/{name}",
-            next_step=f"where there is a network, fetch {HUB}/timm/{name}/resolve/main/model.safetensors "
-            "and give that file as --backbone",
+            next_step=f"where there is a network, fetch {HUB}/timm/{name}/resolve/main/model.safetensors, "
+            f"call it {name}.safetensors, and give it as --backbone, or as `backbone` in params.yaml",
         ) from error

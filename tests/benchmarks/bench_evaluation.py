@@ -15,10 +15,10 @@ from crossearth.components.runtime.processes import Processes
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.tiles.manifest import Manifest, read_image, read_manifest
 from crossearth.model.crossearth import CrossEarth
-from crossearth.model.inference import predict_labels
+from crossearth.model.inference import predict_labels, windows_per_pass
 from crossearth.model.weights.checkpoint import load
 
-TILES, TILE_PX, BATCH = 4, 512, 2
+TILES, TILE_PX = 4, 512
 runs = count()
 
 
@@ -32,13 +32,15 @@ def target(tiles: int, tile_px: int) -> Manifest:
 def network_alone() -> Action:
     model, manifest = load(large_model()), target(TILES, TILE_PX)
     images = [torch.from_numpy(read_image(manifest, index))[None] for index in range(TILES)]
-    return lambda: [predict_labels(model, image_13HW, BATCH) for image_13HW in images]
+    batch = windows_per_pass(model)
+    return lambda: [predict_labels(model, image_13HW, batch) for image_13HW in images]
 
 
 def scoring(model: CrossEarth, tiles: int, tile_px: int) -> Action:
     alone, manifest = Processes(0, 1, torch.device("cpu")), target(tiles, tile_px)
+    batch = windows_per_pass(model)
     return lambda: score_target(
-        model, manifest, range(NUM_CLASSES), "mean", alone, batch_size=BATCH, readers=2, num_pictures=3
+        model, manifest, range(NUM_CLASSES), "mean", alone, batch_size=batch, readers=2, num_pictures=3
     )
 
 

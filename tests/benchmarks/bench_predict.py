@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -11,14 +12,13 @@ from harness import Action, Case, Form, scratch
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from crossearth.components.predict.sliding import load_network, num_windows, window_scores
+from crossearth.components.predict.sliding import load_network, plan, window_scores
 from crossearth.components.predict.step import PredictConfig, predict
 from crossearth.components.predict.strips import open_scene
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights.checkpoint import save
 
-CROP_PX, BATCH = 256, 4
-CONFIG = PredictConfig(batch_size=BATCH)
+CROP_PX = 256
 
 
 def write_scene(size_px: int) -> Path:
@@ -44,22 +44,38 @@ def tiny_model() -> Path:
     return folder if folder.exists() else save(crossearth_tiny(NUM_CLASSES, CROP_PX), folder, ABOUT)
 
 
+def small_windows() -> Path:
+    """The tiny network with windows of 128 px, as the demonstration has it."""
+    folder = scratch("tiny-128")
+    return folder if folder.exists() else save(crossearth_tiny(NUM_CLASSES, 128), folder, ABOUT)
+
+
+def mapping_wide(width: int) -> Action:
+    """A scene of 300 rows: memory is what it costs to be wide."""
+    scene, folder = scratch(f"wide-{width}.tif"), tiny_model()
+    if not scene.exists():
+        size = {"width": width, "height": 300, "count": 3, "dtype": "uint8"}
+        with rasterio.open(scene, "w", driver="GTiff", tiled=True, sparse_ok=True, **size):
+            pass
+    return lambda: predict([scene], folder, scratch(f"wide-map-{width}.tif"))
+
+
 def network_alone(size_px: int, model: Callable[[], Path]) -> Action:
     loaded = load_network(model())
-    number = num_windows(open_scene(write_scene(size_px)).grid, loaded.network)
-    crop_px = loaded.network.config.crop_px
-    windows_B3HW = torch.randint(0, 256, (BATCH, 3, crop_px, crop_px), dtype=torch.uint8)
+    config, batch = loaded.network.config, loaded.batch_size
+    number = plan(open_scene(write_scene(size_px)), config, batch).num_windows
+    windows_B3HW = torch.randint(0, 256, (batch, 3, config.crop_px, config.crop_px), dtype=torch.uint8)
 
     def run() -> None:
-        for first in range(0, number, BATCH):
+        for first in range(0, number, batch):
             window_scores(loaded, windows_B3HW[: number - first])
 
     return run
 
 
-def mapping(size_px: int, model: Callable[[], Path] = tiny_model) -> Action:
-    scene, folder = write_scene(size_px), model()
-    return lambda: predict([scene], folder, scratch(f"map-{size_px}.tif"), CONFIG)
+def mapping(size_px: int, model: Callable[[], Path] = tiny_model, **options: Any) -> Action:
+    scene, folder, config = write_scene(size_px), model(), PredictConfig(**options)
+    return lambda: predict([scene], folder, scratch(f"map-{size_px}.tif"), config)
 
 
 def case(size_px: int, model: Callable[[], Path]) -> Case:
@@ -73,6 +89,30 @@ def case(size_px: int, model: Callable[[], Path]) -> Case:
 CASES = {
     "predict a scene of 6000 px, tiny": case(6000, tiny_model),
     "predict a scene of 2048 px, ViT-L": case(2048, large_model),
+    "windows a pass, scene of 3000 px, windows of 128 px": Case(
+        {
+            name: Form(lambda batch=batch: mapping(3000, small_windows, batch_size=batch))  # type: ignore[misc]
+            for name, batch in (("1", 1), ("found by itself", None))
+        },
+        "scene",
+        rounds=3,
+    ),
+    "tta": Case(
+        {
+            tta: Form(lambda tta=tta: mapping(1000, tta=tta))  # type: ignore[misc]
+            for tta in ("none", "d4")
+        },
+        "scene",
+        rounds=3,
+    ),
+    "width of predict": Case(
+        {
+            f"{width} px": Form(lambda width=width: mapping_wide(width), width / 1000)  # type: ignore[misc]
+            for width in (4_000, 40_000)
+        },
+        "thousand columns",
+        rounds=1,
+    ),
     "growth of predict": Case(
         {
             f"{size} px": Form(lambda size=size: mapping(size), (size / 1000) ** 2)  # type: ignore[misc]

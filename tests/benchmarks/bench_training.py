@@ -66,7 +66,7 @@ def ours(ablation: Ablation, styled: bool = False) -> Action:
         moments = StyleMoments(engine.dim)
         moments.add(engine.embed(torch.cat([image(64) for _ in range(4)])), list("abcd"))
         earth = EarthStyles.from_moments(moments, engine.name)
-        styler = Styler(engine, earth, StyleConfig(probability=float(styled)))
+        styler = Styler(engine, earth, StyleConfig(), float(styled))
     loss = MultiTaskLoss(network, branches, TaskConfig(), styler, seed=0)
     optimiser = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-4, fused=True)
     image_13HW, label_1HW = image(SIDE_PX), label()

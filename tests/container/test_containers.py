@@ -16,7 +16,7 @@ from services import docker
 
 from crossearth.components.pods import train_job
 from crossearth.components.pods.train_job import TrainJobConfig, TrainJobError, run_train_job
-from crossearth.pipelines.local_run import run_container
+from crossearth.pipelines.containers import run_container
 
 RECIPE = RECIPES[0]
 

@@ -31,9 +31,9 @@ SOURCES = ("road-epfl", "road-vegas", "road-shanghai")
 SEEDS = {"rein": 3, "full": 3, "+style": 1, "+style+mim": 1, "+mim": 1}
 REGIMES = {"scratch": tuple(SEEDS), "zoom": ("rein", "full"), "half": ("full",), "frozen": tuple(SEEDS)}
 # a short schedule wants every step styled, and an injector that starts as nothing and stays on at inference
-STYLE = {"probability": 1.0, "keep_ratio": 0.2}
+STYLE = {"style_probability": 1.0, "style": {"keep_ratio": 0.2, "block_px": 16}}
 ZOOM = [2.0, 8.0]  # short side of the resized tile, in crops: 0.5 to 2 times the tiles' own resolution
-HALF = {"probability": 0.5, "keep_ratio": 0.0}
+HALF = {"style_probability": 0.5, "style": {"keep_ratio": 0.0, "block_px": 16}}
 INJECTOR = {"injector": "own", "inject_at_inference": True}
 FROZEN = {
     "backbone": str(SHARED / "weights/vit_tiny_patch16_aid.safetensors"),
@@ -86,11 +86,11 @@ def numbers(run: Run) -> dict[str, Any]:
     """Params of a run: the document's, with what the regime and the ablation change."""
     params: dict[str, Any] = yaml.safe_load(documented("yaml")[1])
     train = params["presets"][params["preset"]]["train"]
-    train |= {"ablation": run.ablation, "style": STYLE, "sizes": INJECTOR if run.ablation == "full" else {}}
+    train |= {"ablation": run.ablation, **STYLE, "sizes": INJECTOR if run.ablation == "full" else {}}
     if run.regime in ("zoom", "half"):
         train |= {"scale": ZOOM}
     if run.regime == "half":
-        train |= {"style": HALF}
+        train |= HALF
     if run.regime == "frozen":
         train |= {**FROZEN, "sizes": FROZEN_SIZES | train["sizes"]}
     return {**params, "seed": run.seed}

@@ -248,7 +248,7 @@ def test_a_domain_and_a_setting_take_a_file_of_ones_own(copy: Copy, tmp_path: Pa
 
 def test_a_parameter_of_training_takes_three_places(copy: Copy, tmp_path: Path) -> None:
     setup = "components/train/setup.py"
-    copy.edit(setup, "        style: numbers of", "        beta2: of AdamW.\n        style: numbers of")
+    copy.edit(setup, "        style: parameters of", "        beta2: of AdamW.\n        style: parameters of")
     copy.edit(
         setup,
         "    weight_decay: float = 0.05\n",
@@ -272,7 +272,7 @@ def test_a_parameter_of_training_takes_three_places(copy: Copy, tmp_path: Path) 
     assert '"beta2": 0.95' in (folder / "artifacts/models/loveda-urban/model.json").read_text()
 
 
-SIZE = '''def small_config(num_classes: int, image_px: int = 256, **changes: Any) -> NetworkConfig:
+SIZE = '''def middle_config(num_classes: int, image_px: int = 256, **changes: Any) -> NetworkConfig:
     """Between the two."""
     return replace(tiny_config(num_classes, image_px, embed=192, heads=6), **changes)
 
@@ -281,20 +281,24 @@ SIZE = '''def small_config(num_classes: int, image_px: int = 256, **changes: Any
 BUILD = """
 import torch
 from crossearth.components.train.setup import TrainConfig
-from crossearth.model.crossearth import build
-network = build(TrainConfig(network="small", ablation="rein", crop_px=64).network_config(5)).eval()
+from crossearth.model.crossearth import CrossEarth
+network = CrossEarth(TrainConfig(network="middle", ablation="rein", crop_px=64).network_config(5)).eval()
 print(network.config.embed, tuple(network(torch.zeros(1, 3, 64, 64)).shape))
-TrainConfig(network="smal")
+TrainConfig(network="middel")
 """
 
 
 def test_a_size_of_the_network_takes_one_place(copy: Copy) -> None:
     copy.edit("model/crossearth.py", "# by the name", SIZE)
-    copy.edit("model/crossearth.py", '"tiny": tiny_config}', '"tiny": tiny_config, "small": small_config}')
+    copy.edit(
+        "model/crossearth.py",
+        '    "tiny": tiny_config,',
+        '    "tiny": tiny_config,\n    "middle": middle_config,',
+    )
     assert len(copy.places) == 1, copy.places
     said = copy.run("-c", BUILD, rc=1)
     assert "192 (1, 5, 64, 64)" in said
-    assert "unknown size 'smal'" in said and "'small'" in said
+    assert "unknown size 'middel'" in said and "'middle'" in said
 
 
 FAKE = """
@@ -313,8 +317,8 @@ def test_a_metric_takes_one_place(copy: Copy, tmp_path: Path) -> None:
     copy.edit(scores, "    mean_f1: float\n", "    mean_f1: float\n    mean_recall: float\n")
     copy.edit(
         scores,
-        '        mean_f1=float(headline_iou(f1_K, "mean")),\n',
-        '        mean_f1=float(headline_iou(f1_K, "mean")),\n'
+        '        mean_f1=float(primary_iou(f1_K, "mean")),\n',
+        '        mean_f1=float(primary_iou(f1_K, "mean")),\n'
         "        mean_recall=float(np.nanmean(hits / labelled)),\n",
     )
     copy.edit(

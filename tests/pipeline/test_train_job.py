@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import yaml
 pytest.importorskip("kubeflow.trainer", reason="pip install -e '.[cluster]'")
 pytest.importorskip("kubernetes_validate", reason="pip install -e '.[services]'")
 
-from kubeflow.trainer import KubernetesBackendConfig, LocalProcessBackendConfig, TrainerClient
+from kubeflow.trainer import CustomTrainer, KubernetesBackendConfig, LocalProcessBackendConfig, TrainerClient
 from kubernetes.client import Configuration
 from manifest_schema import INFRA, check
 
@@ -460,12 +461,15 @@ def host_python(folder: Path) -> str:
 @pytest.fixture
 def local_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerClient:
     monkeypatch.setattr(train_job, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(
+        "kubeflow.trainer.CustomTrainer", partial(CustomTrainer, packages_to_install=[host_python(tmp_path)])
+    )
     return TrainerClient(LocalProcessBackendConfig())
 
 
 def local_config(tmp_path: Path) -> TrainJobConfig:
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    return TrainJobConfig(image="local", nodes=1, packages=(host_python(tmp_path),), environment=environment)
+    return TrainJobConfig(image="local", nodes=1, environment=environment)
 
 
 def test_the_same_call_runs_as_local_processes(local_client: TrainerClient, tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 """What keeps the unit tests quick, and a keyboard."""
 
 import shlex
+import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from kfp.dsl import pipeline_task
 
+from crossearth.components.runtime import tracking, tracking_store
+from crossearth.components.runtime.tracking_internals import create_tables
 from crossearth.pipelines.cli import main
 
 
@@ -60,3 +65,21 @@ def _type(
         main()
     printed = capsys.readouterr()
     return int(stop.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tables_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow makes its tables by all migrations of its history; the tests' databases are copies of one."""
+    template = tmp_path_factory.mktemp("tables") / "mlflow.db"
+
+    def copy(database_uri: str, artifacts_uri: str) -> None:
+        if not template.exists():
+            create_tables(f"{tracking.SQLITE}{template}", artifacts_uri)
+        path = database_uri.removeprefix(tracking.SQLITE)
+        shutil.copyfile(template, path)
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("update experiments set artifact_location = ?", [f"{artifacts_uri}/0"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking_store, "create_tables", copy)
+        yield

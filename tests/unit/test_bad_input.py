@@ -46,6 +46,7 @@ TRAIN = {
     "iterations": 1,
     "batch_size": 1,
     "crop_px": 32,
+    "style": {"block_px": 16},
     "workers": 0,
 }
 SCENE, MODEL, DOMAIN = "scene.tif", "model", f"artifacts/domains/{NAME}/{NAME}"
@@ -315,7 +316,7 @@ CASES = {
     "params: heads": Case(numbers(sizes=SIZES | {"embed": 50}), TRAINING, ("embed", "divisible")),
     "params: unknown size": Case(numbers(sizes={"width": 3}), TRAINING, ("'width'",)),
     "params: style probability": Case(
-        numbers(style={"probability": 2}), TRAINING, ("style.probability", "less than or equal to 1")
+        numbers(style_probability=2), TRAINING, ("style_probability", "less than or equal to 1")
     ),
     "params: style engine": Case(numbers(style={"engine": "cyclegan"}), TRAINING, ("engine", "spectral")),
     "params: unknown task": Case(numbers(tasks={"mask_px": 3}), TRAINING, ("'mask_px'",)),
@@ -332,7 +333,9 @@ CASES = {
         TRAINING,
         ("inject_at_inference",),
     ),
-    "params: styles of another engine": Case(numbers(style={"engine": "ghiasi"}), TRAINING, ("ghiasi",)),
+    "params: styles of another engine": Case(
+        numbers(style={"engine": "ghiasi", "block_px": 16}), TRAINING, ("ghiasi",)
+    ),
     "params: seed": Case(nothing, f"{TRAINING} --seed -1", ("seed", "-1")),
     "params: seed that no generator takes": Case(nothing, f"{TRAINING} --seed {2**63}", ("seed", f"{2**63}")),
     "params: unknown recipe": Case(nothing, "train twon --catalog catalog.yaml", ("twon", "'town'")),

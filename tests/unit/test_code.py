@@ -28,6 +28,7 @@ STALE = {
     "model/layers/rein.py": {"train", "evaluate"},
     "model/training/losses.py": {"train"},
     "model/weights/checkpoint.py": {"train", "evaluate"},
+    "components/ablate/step.py": set(),
     "components/cli/data_commands.py": set(),
     "components/convert/step.py": set(),
     "components/evaluate/scoring.py": {"evaluate"},

@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
+from results_factory import write_benchmark
 from typer.main import get_command
 
 from crossearth.components.cli.app import app
+from crossearth.components.evaluate.results import CURVES, find_results
+from crossearth.components.report.plots import losses, write_plots
+from crossearth.components.report.summary import summarise
 from crossearth.components.runtime.params import load_params
 from crossearth.components.runtime.places import seed_suffix
 from crossearth.components.steps import STEPS
+from crossearth.components.train.setup import TrainConfig
 from crossearth.data.catalog.domains import Catalog
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +33,34 @@ def test_recipes_are_those_that_the_settings_need(catalog: Catalog, graph: dict[
     assert graph["stages"]["train"]["foreach"] == graph["stages"]["evaluate"]["foreach"] == "${dvc.recipes}"
 
 
-def test_the_loss_of_every_recipe_is_plotted(catalog: Catalog, graph: dict[str, Any]) -> None:
-    curves = {path for plot in graph["plots"] for each in plot.values() for path in each["y"]}
-    assert {f"artifacts/models/{name}/curves.csv" for name in catalog.recipes()} <= curves
+def test_plots_are_the_reports_pictures(graph: dict[str, Any], catalog: Catalog, tmp_path: Path) -> None:
+    write_benchmark(tmp_path, catalog, 2)
+    results = find_results([tmp_path])
+    write_plots(summarise(results, catalog, 0), results, tmp_path / "plots")
+    drawn = [f"artifacts/report/plots/{path.name}" for path in sorted((tmp_path / "plots").iterdir())]
+    assert graph["plots"] == drawn
+    (results[0].folder / CURVES).write_text("iteration,loss\n1,2.5\n2,\n3,1.5\n")
+    curve = losses(results).axes[0].lines[0]
+    assert (curve.get_label(), list(curve.get_ydata())) == (results[0].recipe, [2.5, 1.5])
+
+
+def test_a_loss_is_told_from_every_other(catalog: Catalog, tmp_path: Path) -> None:
+    write_benchmark(tmp_path, catalog, 14)
+    results = find_results([tmp_path])
+    lines = losses(results).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == 14
+
+
+@pytest.mark.parametrize("preset", ["mini", "paper"])
+def test_a_number_of_one_recipe_is_set_for_that_one_alone(preset: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes((ROOT / "params.yaml").read_bytes())
+    apply_overrides(path, [f"preset={preset}", f"+presets.{preset}.recipes.loveda-urban.iterations=5"])
+    params = load_params(path)
+    configs = {name: params.config(TrainConfig, "train", name) for name in params.dvc.recipes}
+    before = load_params(ROOT / "params.yaml").presets[preset]["train"].get("iterations", 30_000)
+    assert {name for name, config in configs.items() if config.iterations == 5} == {"loveda-urban"}
+    assert {config.iterations for config in configs.values()} == {5, before}
 
 
 def test_every_dataset_of_a_setting_is_ingested_once(catalog: Catalog, graph: dict[str, Any]) -> None:

@@ -107,6 +107,7 @@ def test_the_way_on_after_an_interrupt_is_said_without_the_password(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["crossearth", "pipeline", "list", "--host", NOBODY])
     monkeypatch.setattr(cli, "app", lambda **_: sys.exit(130))
+    monkeypatch.setattr(cli, "describe", lambda _: None)
     with pytest.raises(SystemExit):
         main()
     said = capsys.readouterr().err

@@ -52,7 +52,7 @@ from shapely import LineString
 from crossearth.components.ingest import step
 from crossearth.components.ingest.pairing import suggested
 from crossearth.components.ingest.step import IngestConfig, ingest
-from crossearth.components.pods.items import _own_files
+from crossearth.components.plan.items import _own_files
 from crossearth.data.annotations.shapes import DrawnLabels, outline
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError

@@ -65,18 +65,21 @@ def test_the_next_line_can_be_pasted_for_own_data(typed: Typed, tmp_path: Path) 
     domains = yaml.safe_load((tmp_path / "catalog.yaml").read_text())
     (tmp_path / "my catalog.yaml").write_text(yaml.safe_dump(domains | {"settings": settings}))
     printed = typed(f"crossearth ingest {NAME} --catalog 'my catalog.yaml'")
-    following = printed.partition("look at the sheets, then ")[2]
+    following = printed.partition("next: ")[2]
     assert following.strip() == "crossearth validate --catalog 'my catalog.yaml'"
-    assert f"or crossearth train {NAME} --catalog 'my catalog.yaml'" in typed(following)
+    printed = typed(following)
+    assert "look: artifacts/validation/docs/index.html\n" in printed
+    assert f"next: crossearth train {NAME} --catalog 'my catalog.yaml'" in printed
     params = {"preset": "mine", "presets": {"mine": {}}, "catalogs": ["my catalog.yaml"]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    assert f"or crossearth train {NAME}\n" in typed("crossearth validate")
+    assert f"next: crossearth train {NAME}\n" in typed("crossearth validate")
 
 
 def test_labels_are_looked_at_before_anything_is_ingested(typed: Typed, tmp_path: Path) -> None:
     own_domain(tmp_path)
     printed = typed(f"crossearth ingest {NAME} --check 3 --catalog catalog.yaml")
-    assert f"next: look at them, then crossearth ingest {NAME} --catalog catalog.yaml" in printed
+    assert "wrote artifacts/previews/town-check/test_scene_7.png\n" in printed
+    assert f"next: crossearth ingest {NAME} --catalog catalog.yaml" in printed
     drawn = sorted((tmp_path / "artifacts/previews" / f"{NAME}-check").iterdir())
     assert [path.name for path in drawn] == ["test_scene_7.png", "train_scene_0.png", "train_scene_4.png"]
     assert not (tmp_path / "artifacts/domains").exists()

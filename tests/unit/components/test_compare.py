@@ -16,7 +16,7 @@ from crossearth.data.common.errors import InputError
 def test_a_better_model_is_found_better(catalog: Catalog, tmp_path: Path) -> None:
     write_benchmark(tmp_path / "a", catalog, 2, skill=0.5)
     write_benchmark(tmp_path / "b", catalog, 1, skill=0.75)
-    found = compare([tmp_path / "a"], [tmp_path / "b"], catalog, 2000)
+    found = compare([tmp_path / "a"], [tmp_path / "b"], catalog)
     assert [each.setting.abbr for each in found.differences if each.setting] == [
         "P(i)2V",
         "P(i)2P(r)",
@@ -31,7 +31,7 @@ def test_a_better_model_is_found_better(catalog: Catalog, tmp_path: Path) -> Non
 
 def test_the_same_model_is_no_better_than_itself(catalog: Catalog, tmp_path: Path) -> None:
     write_benchmark(tmp_path / "a", catalog, 1)
-    found = compare([tmp_path / "a"], [tmp_path / "a"], catalog, 500)
+    found = compare([tmp_path / "a"], [tmp_path / "a"], catalog)
     assert {(each.difference, each.p_value) for each in found.differences} == {(0.0, 1.0)}
 
 
@@ -57,6 +57,6 @@ def test_a_target_without_the_foreground_has_no_difference(catalog: Catalog, tmp
     recipe = catalog.recipe("whu-aerial")
     for name, seed in (("a", 0), ("b", 1)):
         write_fake_results(tmp_path / name, catalog, recipe, seed=seed, absent=(1,))
-    found = compare([tmp_path / "a"], [tmp_path / "b"], catalog, 200)
+    found = compare([tmp_path / "a"], [tmp_path / "b"], catalog)
     assert found.mean.difference is None and found.differences[0].p_value is None
     assert comparison(found, "a", "b")

@@ -18,6 +18,8 @@ import rasterio
 import torch
 from domain_factory import write_domain
 from rasterio.crs import CRS
+from services import free_port
+from training_folder import environment
 
 from crossearth.components.cli import model_commands
 from crossearth.components.evaluate import scoring, step
@@ -141,6 +143,25 @@ def test_batches_and_readers_change_nothing(score: Score, batch_size: int) -> No
     assert one.tile_table(one.settings[0]).equals(other.tile_table(other.settings[0]))
 
 
+def test_a_pass_holds_tiles_of_one_size_wherever_they_stand(work: Path, catalog: Catalog) -> None:
+    manifest = read_manifest(catalog.domain_dir(work / "domains", "loveda-rural"), "test")
+    sizes = [(row["height"], row["width"]) for row in manifest.rows]
+    odd = sizes.index((48, 64))
+    batches = scoring._batches(manifest, 100, checkpoint.load(work / "model"))
+    assert sorted(map(len, batches)) == [1, 6] and [odd] in batches
+
+
+def test_tta_scores_the_mean_of_the_flips_and_turns(score: Score, work: Path, catalog: Catalog) -> None:
+    result = read_results(score(tta="d4", predictions="png"))
+    manifest = read_manifest(catalog.domain_dir(work / "domains", "loveda-rural"), "test")
+    model = checkpoint.load(work / "model")
+    wanted = predict_labels(model, torch.from_numpy(read_image(manifest, 0))[None], 1, "d4")[0].numpy()
+    tile = f"{manifest.rows[0]['tile_id']}.png"
+    with rasterio.open(result.folder / "predictions" / "loveda-rural" / tile) as file:
+        assert np.array_equal(file.read(1), wanted)
+    assert result.settings[0].key != read_results(score("plain")).settings[0].key
+
+
 def test_equal_inputs_are_not_scored_twice(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read_results(score())
     monkeypatch.setattr(step, "score_target", None)
@@ -232,7 +253,7 @@ def test_geotiff_predictions_lie_where_the_tile_lies(score: Score) -> None:
     with rasterio.open(score(predictions="geotiff") / "predictions/loveda-rural/scene2_0_0.tif") as file:
         assert file.crs.to_epsg() == 32632
         assert file.transform.c == 5e5 + 64
-        assert file.colormap(1)[1][:3] == (255, 0, 0)
+        assert file.colormap(1)[1][:3] == (213, 94, 0)
 
 
 def test_predictions_keep_a_crs_that_geotiff_cannot_tell(
@@ -344,8 +365,14 @@ def test_two_processes_add_up_to_one(score: Score, work: Path, tmp_path: Path) -
     alone = read_results(score(batch_size=2))
     script = tmp_path / "score.py"
     script.write_text(TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*command, str(script), str(work), str(tmp_path / "together")], check=True, timeout=120)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, str(script), str(work), str(tmp_path / "together")]
+    processes = [subprocess.Popen(command, env=environment() | group | {"RANK": rank}) for rank in "01"]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     together = read_results(tmp_path / "together")
     assert together.settings[0].confusion == alone.settings[0].confusion
     assert together.tile_table(together.settings[0]).equals(alone.tile_table(alone.settings[0]))
@@ -378,7 +405,7 @@ def test_the_machine_is_that_of_the_device(
     monkeypatch.setattr(step, "choose_device", lambda device: device)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the GPU {device}")
     meta, class_set = checkpoint.read_meta(work / "model"), catalog.class_sets[recipe.class_set]
-    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path(), Path())
+    result = step._describe(recipe, class_set, meta, EvaluateConfig(device="cuda:1"), Path("model"), Path())
     assert result.lineage["machine"].endswith("the GPU cuda:1")
 
 

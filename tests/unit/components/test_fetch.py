@@ -100,8 +100,10 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 def test_a_file_is_fetched_once(publisher: Publisher, tmp_path: Path, typed: Callable[[str], str]) -> None:
     catalog(tmp_path, publisher.address, MD5)
-    for _ in range(2):
-        assert "Test.zip" in typed("crossearth fetch city --catalog catalog.yaml"), "it is got by hand"
+    for number in range(2):
+        printed = typed("crossearth fetch city --catalog catalog.yaml")
+        assert "Test.zip" in printed, "it is got by hand"
+        assert (f"{NAME}, size not published" in printed) is (number == 0)
     path = tmp_path / "archives" / "city" / NAME
     assert path.read_bytes() == CONTENT
     assert publisher.ranges == [None]

@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from crossearth.components.cli.app import app
+from crossearth.components.runtime.pictures import LINE_PX
 from crossearth.components.styles.sheet import GAP_PX, show_image
 from crossearth.components.styles.step import SHEET_FILE, STYLES_FILE, SUMMARY_FILE, StylesConfig, fit_styles
 from crossearth.data.common.errors import InputError
@@ -224,7 +225,8 @@ def test_sheets_show_what_is_injected(fitted: Path, tmp_path: Path) -> None:
     picture(77, side=100).save(tmp_path / "tile.png")
     sheet = show_image(tmp_path / "tile.png", fitted / STYLES_FILE, tmp_path / "sheet.png", StyleConfig())
     shown = np.asarray(Image.open(sheet))
-    assert shown.shape == (3 * (100 + GAP_PX), 6 * (100 + GAP_PX), 3)
+    assert shown.shape == (3 * (LINE_PX + 100 + GAP_PX), 6 * (100 + GAP_PX), 3)
+    shown = np.concatenate([row[LINE_PX:] for row in np.split(shown, 3)])  # without the titles
     assert np.array_equal(shown[:100, :100], np.asarray(Image.open(tmp_path / "tile.png")))
     mask = shown[104:204, 104:204] == 255
     injected, styled = shown[208:308, 104:204], shown[:100, 104:204]

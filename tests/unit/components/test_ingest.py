@@ -630,7 +630,7 @@ def test_two_ingests_at_once(town: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (town / "domains").mkdir()
     monkeypatch.setattr(files, "PATIENCE_S", 0.0)
     with (
-        files.alone(town / "domains" / NAME, "this"),
+        files.file_lock(town / "domains" / NAME, "this"),
         pytest.raises(InputError, match=f"an ingest of town is running already: process {os.getpid()} on"),
     ):
         run(town)

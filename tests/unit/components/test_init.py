@@ -56,6 +56,7 @@ def test_images_and_masks_are_described(typed: Typed, tmp_path: Path) -> None:
         "5 train, 2 test",
     ):
         assert words in printed
+    assert "left out, of a name that nothing pairs with: images/scene_3.tif\n" in printed
     share = np.mean([draw(number)[1] for number in range(8) if number != 3])
     assert f"1: foreground, {share:.1%} of the pixels" in printed
     assert "scene_3" in printed
@@ -151,7 +152,7 @@ def test_the_benchmarks_files_come_with_the_package(
     typed: Typed, tmp_path: Path, refused: Callable[[str], str]
 ) -> None:
     printed = typed("crossearth init --benchmark there")
-    assert "next: cd there, then dvc init --no-scm, then dvc repro" in printed
+    assert "next: cd there && dvc init --no-scm && dvc repro" in printed
     for name in ("params.yaml", "dvc.yaml"):
         assert (tmp_path / "there" / name).read_bytes() == (ROOT / name).read_bytes()
     (tmp_path / "there" / "params.yaml").unlink()

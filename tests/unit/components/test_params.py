@@ -28,6 +28,9 @@ from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.style.earth import StyleConfig
 from crossearth.data.tiles.augment import Augmentation
+from crossearth.model.crossearth import large_config
+from crossearth.model.layers.lora import LoraConfig
+from crossearth.model.method import METHODS, described
 from crossearth.model.training.losses import SegmentationLossConfig
 from crossearth.model.training.multitask import TaskConfig
 
@@ -56,11 +59,16 @@ def test_the_projects_own_file_is_valid() -> None:
 def test_the_methods_numbers_are_the_defaults_of_a_training() -> None:
     numbers = {name: value for name, value in asdict(TrainConfig()).items() if name not in RUNTIME_FIELDS}
     assert numbers.pop("style") == asdict(StyleConfig())
+    assert numbers.pop("style_probability") == 0.1
     assert numbers.pop("tasks") == asdict(TaskConfig())
+    assert numbers.pop("lora") == asdict(LoraConfig())
     assert numbers == {
+        "method": "paper",
         "network": "large",
         "sizes": {},
         "backbone": None,
+        "adapter": "rein",
+        "head": "mask2former",
         "ablation": "full",
         "iterations": 30_000,
         "batch_size": 1,
@@ -79,6 +87,40 @@ def test_the_methods_numbers_are_the_defaults_of_a_training() -> None:
         "allow_absent_classes": False,
         "seed": 0,
     }
+
+
+def test_the_method_of_the_paper_is_the_defaults() -> None:
+    config = asdict(TrainConfig())
+    for section, values in METHODS["paper"].items():
+        if section != "sizes":
+            assert {name: config[section][name] for name in values} == values
+    assert asdict(large_config(6)).items() >= METHODS["paper"]["sizes"].items()
+    assert described(config) == "paper"
+    assert all(values.keys() == METHODS["paper"].keys() for values in METHODS.values())
+
+
+def test_a_method_is_one_word_and_what_is_given_besides_goes_before_it(tmp_path: Path) -> None:
+    train = "{method: snapshot-dinov2, style: {alpha: 0.5}, tasks: {mask_block_px: 32}}"
+    recipes = "{deepglobe: {method: snapshot-rvsa, tasks: {mask_ratio: 0.6}}}"
+    path = write(tmp_path, f"preset: a\npresets:\n  a:\n    train: {train}\n    recipes: {recipes}\n")
+    params = load_params(path)
+    whole, own = (params.config(TrainConfig, "train", name) for name in (None, "deepglobe"))
+    assert (whole.tasks.mask_ratio, whole.tasks.inject_plain, whole.style.keep_ratio) == (0.1, False, 0.3)
+    assert (whole.tasks.mask_block_px, whole.style.alpha) == (32, 0.5)
+    assert (own.tasks.mask_ratio, own.tasks.inject_plain, own.tasks.inject_styled) == (0.6, True, False)
+    assert own.style.keep_ratio == 0.9
+    assert described(asdict(own)) == "snapshot-rvsa (but tasks.mask_block_px 32, tasks.mask_ratio 0.6)"
+    origins = {name: origin for name, _, origin in parameters(params, "deepglobe")}
+    assert origins["style.keep_ratio"] == "method snapshot-rvsa"
+    assert origins["tasks.mask_ratio"] == "recipes.deepglobe"
+    # without the extractor on in training there is none
+    assert not whole.network_config(3).geospatial and own.network_config(3).geospatial
+
+
+def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "preset: a\npresets: {a: {train: {method: snapshot}}}\n")
+    with pytest.raises(InputError, match="method"):
+        load_params(path).config(TrainConfig, "train")
 
 
 def test_the_preset_paper_trains_every_recipe_with_the_methods_numbers() -> None:
@@ -113,7 +155,11 @@ preset: mini
 seed: 7
 presets:
   mini:
-    train: {iterations: 5, style: {probability: 0.5, keep_ratio: 0.1}, tasks: {segmentation: {num_points: 9}}}
+    train:
+      iterations: 5
+      style_probability: 0.5
+      style: {keep_ratio: 0.1}
+      tasks: {segmentation: {num_points: 9}}
     recipes:
       deepglobe: {style: {alpha: 1}, tasks: {segmentation: {oversample: 2.0}}, scale: [1, 1.5]}
       casid-sub: {style: {alfa: 1}}
@@ -124,7 +170,7 @@ def test_a_recipe_overrides_what_it_names_and_nothing_beside_it(tmp_path: Path) 
     params = load_params(write(tmp_path, DEEP))
     config = params.config(TrainConfig, "train", "deepglobe")
     style, segmentation = config.style, config.tasks.segmentation
-    assert (style.alpha, style.probability, style.keep_ratio) == (1.0, 0.5, 0.1)
+    assert (style.alpha, config.style_probability, style.keep_ratio) == (1.0, 0.5, 0.1)
     assert (segmentation.num_points, segmentation.oversample) == (9, 2.0)
     assert config.scale == (1.0, 1.5)
     with pytest.raises(InputError, match=r"(?s)recipes.casid-sub: style: unknown key 'alfa'.*'alpha'"):
@@ -137,7 +183,7 @@ def test_the_plan_says_where_a_number_comes_from(tmp_path: Path) -> None:
         for name, value, origin in parameters(load_params(write(tmp_path, DEEP)), "deepglobe")
     }
     assert found["style.alpha"] == (1.0, "recipes.deepglobe")
-    assert found["style.probability"] == (0.5, "train")
+    assert found["style_probability"] == (0.5, "train")
     assert found["tasks.segmentation.num_points"] == (9, "train")
     assert found["scale"] == ([1.0, 1.5], "recipes.deepglobe")
     assert found["lr"] == (1e-4, "default")
@@ -206,6 +252,8 @@ def test_the_users_home_is_known_where_no_shell_has_read_the_path(
     (tmp_path / "c.yaml").write_text("domains: {town: {images: ~/i}}")
     own = load_catalog(params.catalogs, data_dir()).domain("town").own
     assert own is not None and own.images == tmp_path / "i"
+    monkeypatch.setenv("CROSSEARTH_DATA", "~nobody-of-this-name/x")
+    assert data_dir() == Path("~nobody-of-this-name/x")
 
 
 @pytest.mark.parametrize("seeds", [[0], [1, 1], [-1]])
@@ -249,7 +297,7 @@ def test_further_seeds_are_other_seeds(seeds: list[int]) -> None:
         (SegmentationLossConfig, {"weight_no_object": 0.0}),
         (StyleConfig, {"alpha": 1.1}),
         (StyleConfig, {"keep_ratio": -0.1}),
-        (StyleConfig, {"probability": 2}),
+        (TrainConfig, {"style_probability": 2}),
         (StyleConfig, {"block_px": 0}),
         (StyleConfig, {"engine": "gatys"}),
         (StylesConfig, {"image_px": 32}),

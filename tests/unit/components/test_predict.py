@@ -27,21 +27,23 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.transform import Affine
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from crossearth.components.cli import model_commands
 from crossearth.components.cli.app import app, main
 from crossearth.components.predict import maps, sliding, step
 from crossearth.components.predict.scenes import predict_scenes
+from crossearth.components.predict.sliding import Loaded, blocks, plan
 from crossearth.components.predict.step import PredictConfig, predict
-from crossearth.components.predict.strips import Strip, open_scene, read_strips
+from crossearth.components.predict.strips import Scene, open_scene, open_view
 from crossearth.components.register import registry
 from crossearth.components.runtime.processes import choose_device
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.shards import Shard
 from crossearth.data.raster.reading import Reading, fit
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
-from crossearth.model.inference import slide_logits
+from crossearth.model.inference import slide_logits, window_starts
 from crossearth.model.weights.checkpoint import save
 
 CLASSES = ["field", "road", "water"]
@@ -55,7 +57,7 @@ FLOAT32 = PredictConfig(precision="float32", device="cpu")
 
 @pytest.fixture(scope="module")
 def network() -> CrossEarth:
-    torch.manual_seed(0)
+    torch.manual_seed(5)  # of few random networks' maps show several classes
     return crossearth_tiny(num_classes=len(CLASSES), image_px=64).eval()
 
 
@@ -92,15 +94,33 @@ def read(path: Path) -> NDArray[Any]:
 
 
 def slide(network: CrossEarth, image_3HW: NDArray[np.uint8]) -> Tensor:
+    """Scores as predict is to have them: Hann's windows over a scene whose borders are mirrored."""
     config = network.config
-    _, height, width = image_3HW.shape
-    patch, crop = config.patch_px, config.crop_px
-    # a side below the crop is padded to whole patches, at least two of them
-    rows, columns = (side if side >= crop else max(2, -(-side // patch)) * patch for side in (height, width))
-    padded = np.pad(image_3HW, ((0, 0), (0, rows - height), (0, columns - width)), mode="edge")
-    with torch.inference_mode():
-        scores = slide_logits(network, torch.from_numpy(padded)[None], crop, config.stride_px, 1)[0]
-    return scores[:, :height, :width]
+    crop, stride = config.crop_px, config.stride_px
+    _, *size = image_3HW.shape
+    # a scene that fits into a window is filled up to it; a longer one gains half the windows' overlap
+    around = [
+        ((crop - side) // 2, crop - side - (crop - side) // 2)
+        if side <= crop
+        else ((crop - stride) // 2,) * 2
+        for side in size
+    ]
+    padded = torch.from_numpy(np.pad(image_3HW, ((0, 0), *around), mode="symmetric"))
+    bump = np.maximum(np.hanning(crop + 2)[1:-1], 1e-3)
+    weight = torch.from_numpy(np.outer(bump, bump))
+    _, height, width = padded.shape
+    sums, weights = (
+        torch.zeros(config.num_classes, height, width, dtype=torch.float64),
+        torch.zeros(height, width),
+    )
+    for top in window_starts(height, crop, stride):
+        for left in window_starts(width, crop, stride):
+            rows, columns = slice(top, top + crop), slice(left, left + crop)
+            with torch.inference_mode():
+                sums[:, rows, columns] += network(padded[None, :, rows, columns])[0] * weight
+            weights[rows, columns] += weight
+    (top, _), (left, _) = around
+    return (sums / weights)[:, top : top + size[0], left : left + size[1]].float()
 
 
 @pytest.mark.parametrize(
@@ -130,41 +150,47 @@ def test_a_georeferenced_mosaic_equals_the_array(
     assert report["notes"] == []
 
 
+def blocks_of(loaded: Loaded, scene: Scene, strips: range | None = None) -> Tensor:
+    """Scores (K, H, W) of some strips of a scene, or of all."""
+    how = plan(scene, loaded.network.config, loaded.batch_size)
+    strips = strips or range(len(how.strips))
+    rows = (how.strips[strips[0]][0], how.strips[strips[-1]][1])
+    found = torch.full((loaded.network.config.num_classes, rows[1] - rows[0], scene.grid.width), math.nan)
+    with open_view(scene) as view:
+        for panel in range(len(how.panels)):
+            for _, block in blocks(loaded, view, how, panel, strips, lambda _: None):
+                height, width = block.valid.shape
+                top = block.top - rows[0]
+                found[:, top : top + height, block.left : block.left + width] = block.scores
+    return found
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_streamed_scores_are_those_of_the_sliding_window(network: CrossEarth, batch_size: int) -> None:
+def test_streamed_scores_are_those_of_the_sliding_window(
+    batch_size: int, network: CrossEarth, tmp_path: Path
+) -> None:
     image = pixels(170, 230)
-    loaded = sliding.Loaded(network, torch.float32, CLASSES, PALETTE, {})
-    grid = maps.Grid(230, 170, None, Affine.identity())
-    tops, _ = sliding.starts(grid, network)
-    valid = np.ones((170, 230), bool)
-    strips = (Strip(image[:, top : top + 64], valid[top : top + 64]) for top in tops)
-    rows = [
-        (top, scores.clone())
-        for top, _, scores in sliding.scene_scores(loaded, strips, grid, batch_size, lambda: None)
-    ]
-    assert [top for top, _ in rows] == tops
-    scores = torch.cat([scores for _, scores in rows], dim=1)
+    loaded = Loaded(network, torch.float32, CLASSES, PALETTE, {}, batch_size)
+    scores = blocks_of(loaded, open_scene(write(tmp_path / "scene.tif", image)))
     torch.testing.assert_close(scores, slide(network, image), atol=1e-5, rtol=1e-5)
 
 
-def test_windows_of_a_constant_field_average_to_it() -> None:
-    class Constant(nn.Module):
-        config = SimpleNamespace(num_classes=2, patch_px=8, crop_px=32, stride_px=20)
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.level = nn.Parameter(torch.tensor([0.25, 0.75]))
-
-        def forward(self, image_B3HW: Tensor) -> Tensor:
-            return self.level[None, :, None, None].expand(len(image_B3HW), 2, *image_B3HW.shape[2:])
-
-    grid = maps.Grid(99, 70, None, Affine.identity())
-    loaded = sliding.Loaded(Constant(), torch.float32, ["a", "b"], ["#000000", "#ffffff"], {})  # type: ignore[arg-type]
-    tops, _ = sliding.starts(grid, loaded.network)
-    strips = (Strip(np.zeros((3, 32, 99), np.uint8), np.ones((32, 99), bool)) for _ in tops)
-    for _, _, scores in sliding.scene_scores(loaded, strips, grid, 4, lambda: None):
-        assert torch.equal(scores[0].unique(), torch.tensor([0.25]))
-        assert torch.equal(scores[1].unique(), torch.tensor([0.75]))
+@pytest.mark.parametrize("gsd", ["native", 0.7])
+def test_any_rectangle_of_a_map_has_the_digits_of_the_whole(
+    gsd: Any, network: CrossEarth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(network, torch.float32, CLASSES, PALETTE, {})
+    scene = open_scene(write(tmp_path / "scene.tif", pixels(300, 260)), gsd=gsd)
+    whole = blocks_of(loaded, scene)
+    how = plan(scene, network.config, 1)
+    assert len(how.panels) == 1 and len(how.strips) > 4
+    assert torch.equal(
+        blocks_of(loaded, scene, strips=range(3, 5)), whole[:, slice(how.strips[3][0], how.strips[4][1])]
+    )
+    monkeypatch.setattr(sliding, "SUMS_BYTES", 4 * len(CLASSES) * 64 * 90)
+    monkeypatch.setattr(sliding, "BLOCK_BYTES", 4 * len(CLASSES) * 90 * 20)
+    assert len(plan(scene, network.config, 1).panels) > 2
+    assert torch.equal(blocks_of(loaded, scene), whole)
 
 
 def test_nodata_stays_nodata_and_empty_windows_are_skipped(
@@ -346,14 +372,117 @@ def test_the_catalogs_nodata_is_nodata_in_the_map(tmp_path: Path, network: Cross
     assert np.array_equal(read(out)[0] == maps.NODATA, (image == 0).all(0))
 
 
-@pytest.mark.parametrize(("gsd_m", "notes"), [(0.4, []), (None, []), (0.1, ["0.5 m", "0.1 m"])])
-def test_another_resolution_than_the_trainings_is_noted(
-    gsd_m: float | None, notes: list[str], tmp_path: Path, network: CrossEarth
+def back(scores: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Scores on another grid: what lies between two px is what lies between their scores."""
+    return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def averaged(values: NDArray[Any], factor: int) -> NDArray[Any]:
+    """Means of whole cells."""
+    bands, height, width = values.shape
+    return values.reshape(bands, height // factor, factor, width // factor, factor).mean((2, 4))
+
+
+@pytest.mark.parametrize(
+    ("trained_m", "gsd", "words"),
+    [
+        (2.0, "auto", "px of 0.5 m are seen at 2 m (the model's), the map has the scene's own"),
+        (None, 2.0, "px of 0.5 m are seen at 2 m (as given), the map has the scene's own"),
+        (0.52, "auto", ""),
+    ],
+)
+def test_a_scene_is_seen_at_the_trainings_resolution(
+    trained_m: float | None, gsd: Any, words: str, tmp_path: Path, network: CrossEarth
 ) -> None:
-    near = trained_on(network, tmp_path / "model", replace(BYTES, gsd_m=gsd_m))
-    [out] = predict([write(tmp_path / "scene.tif", pixels(64, 64))], near, tmp_path / "map.tif", FLOAT32)
-    found = " ".join(json.loads(out.with_suffix(".json").read_text())["notes"])
-    assert all(note in found for note in notes) and bool(found) == bool(notes)
+    model = trained_on(network, tmp_path / "model", replace(BYTES, gsd_m=trained_m))
+    image = pixels(160, 240)
+    scene = write(tmp_path / "scene.tif", image)
+    config = replace(FLOAT32, gsd=gsd, probabilities=True)
+    [out] = predict([scene], model, tmp_path / "map.tif", config)
+    assert json.loads(out.with_suffix(".json").read_text())["notes"] == [words] * bool(words)
+    with rasterio.open(out) as file:
+        assert (file.shape, file.transform) == ((160, 240), HALF_METRE)
+        assert file.tags().get("RESOLUTION", "") == words
+    seen = np.rint(averaged(image, 4)).astype(np.uint8) if "seen at 2" in words else image
+    scores = back(slide(network, seen), (160, 240))
+    with rasterio.open(tmp_path / "map.probabilities.tif") as file:
+        shares = file.read() * file.scales[0]
+    # UTM's scale makes of 2 m 1.9994 px of the file's
+    np.testing.assert_allclose(shares, scores / scores.sum(0), atol=0.02)
+
+
+def test_coarser_and_finer_pixels_keep_the_holes_of_the_scene(tmp_path: Path, model: Path) -> None:
+    image = np.maximum(pixels(200, 200), 1)
+    image[:, 60:101, 33:70] = 0
+    image[0, :50] = 0  # one band alone is no hole
+    scene = write(tmp_path / "scene.tif", image, nodata=0)
+    for gsd in (1.3, 0.3):
+        [out] = predict([scene], model, tmp_path / "map.tif", replace(FLOAT32, gsd=gsd))
+        assert np.array_equal(read(out)[0] == maps.NODATA, (image == 0).all(0))
+
+
+def test_a_hole_does_not_darken_what_lies_around_it(tmp_path: Path) -> None:
+    image = np.full((3, 80, 80), 200, np.uint8)
+    image[:, 20:31, 20:31] = 0
+    scene = open_scene(write(tmp_path / "scene.tif", image, nodata=0), gsd=1.7)
+    with open_view(scene) as view:
+        seen, valid = view.look((-5, view.height + 5), (0, view.width))
+    assert set(np.unique(seen[:, valid])) == {200} and not valid.all()
+
+
+def test_degrees_are_metres_at_the_scenes_latitude(tmp_path: Path) -> None:
+    degrees = Affine(1e-4, 0, 25, 0, -1e-4, 60)  # 5.58 m across, 11.14 m down
+    scene = write(tmp_path / "scene.tif", pixels(300, 400), crs="EPSG:4326", transform=degrees)
+    assert open_scene(scene, gsd=5.0).seen == pytest.approx((300 * 11.14 / 5, 400 * 5.58 / 5), rel=2e-3)
+
+
+def test_a_much_coarser_scene_is_refused_unless_it_is_asked_for(tmp_path: Path) -> None:
+    scene, fine = write(tmp_path / "scene.tif", pixels(64, 64)), replace(BYTES, gsd_m=0.05)
+    with pytest.raises(
+        InputError, match=r"px of 0.5 m, but .* 0.05 m\n.*0.4 m.*\n.*--gsd native, or --gsd 0.05"
+    ):
+        open_scene(scene, fine)
+    assert open_scene(scene, fine, gsd=0.05).seen == (640, 640)
+    native = open_scene(scene, fine, gsd="native")
+    assert native.resolution == "the network sees pixels of 0.5 m, it was trained on 0.05 m"
+    lost = write(tmp_path / "lost.tif", pixels(64, 64), crs=None)
+    assert open_scene(lost, fine).seen == (64, 64)
+    with pytest.raises(InputError, match="--gsd 1, but the size of the scene's px"):
+        open_scene(lost, gsd=1)
+
+
+class Edgy(nn.Module):
+    """A network whose scores err towards the edges of its windows, as real ones do."""
+
+    config = SimpleNamespace(num_classes=2, patch_px=8, crop_px=64, stride_px=43)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, windows_B3HW: Tensor) -> Tensor:
+        middle = (torch.arange(64) - 31.5).abs() / 32
+        away_HW = torch.maximum(middle[:, None], middle)
+        light_BHW = windows_B3HW.float().mean(1) / 255
+        return torch.stack([light_BHW + 0.4 * away_HW**8, torch.full_like(light_BHW, 0.6)], 1)
+
+
+def test_a_shift_by_half_a_window_changes_fewer_pixels_than_with_the_mean(tmp_path: Path) -> None:
+    image, half = pixels(300, 300), 32
+    loaded = Loaded(Edgy(), torch.float32, ["a", "b"], PALETTE[:2], {})  # type: ignore[arg-type]
+    bump, mean = (
+        [scores(part).argmax(0)[80:-80, 80:-80] for part in (image[:, half:, half:], image)]
+        for scores in (
+            lambda part: blocks_of(loaded, open_scene(write(tmp_path / "scene.tif", part))),
+            lambda part: slide_logits(loaded.network, torch.from_numpy(part)[None], 64, 43)[0],
+        )
+    )
+
+    def changed(maps: list[Tensor]) -> float:
+        moved, whole = maps
+        return float((moved[:76, :76] != whole[half : half + 76, half : half + 76]).float().mean())
+
+    assert 0 < 3 * changed(bump) < changed(mean)
 
 
 @pytest.mark.parametrize(("size", "fit_px"), [((240, 160), 120), ((41, 67), 101), ((64, 64), 64)])
@@ -366,16 +495,13 @@ def test_a_model_of_fitted_tiles_maps_at_their_scale(
     [out] = predict([scene], fitting, tmp_path / "map.tif", replace(FLOAT32, probabilities=True))
     small = [max(1, round(side * fit_px / max(size))) for side in size]
     seen, _ = fit(image, np.ones(size, bool), small[1], small[0])
-    labels = slide(network, seen).argmax(0).numpy()
-    nearest = [
-        ((np.arange(side) + 0.5) * less / side).astype(int) for side, less in zip(size, small, strict=True)
-    ]
+    scores = back(slide(network, seen), size)
     with rasterio.open(out) as file:
-        assert np.array_equal(file.read(1), labels[np.ix_(*nearest)])
+        assert np.mean(file.read(1) == scores.argmax(0).numpy()) > 0.995  # the last digits differ
         assert file.transform == HALF_METRE
     with rasterio.open(tmp_path / "map.probabilities.tif") as file:
-        # equal shares in a byte are ties
-        assert np.mean(file.read().argmax(0) == labels[np.ix_(*nearest)]) > 0.9
+        shares = file.read() * file.scales[0]
+    np.testing.assert_allclose(shares, scores / scores.sum(0), atol=0.5 / 254 + 1e-4)
 
 
 def test_the_command_says_what_it_read(
@@ -518,7 +644,7 @@ def test_a_folder_of_scenes_and_several_scenes(tmp_path: Path, model: Path) -> N
     other = write(tmp_path / "c.tif", pixels(70, 80))
     out = tmp_path / "out"
     assert predict([folder, other], model, out, FLOAT32) == [out / "a.tif", out / "b.tif", out / "c.tif"]
-    assert {path.suffix for path in out.iterdir()} == {".tif", ".xml", ".png", ".json"}
+    assert {path.suffix for path in out.iterdir()} == {".tif", ".xml", ".png", ".json", ".qml", ".svg"}
 
 
 def test_shards_map_every_scene_once_and_names_are_checked_over_all(tmp_path: Path, model: Path) -> None:
@@ -740,12 +866,12 @@ def test_an_interrupt_leaves_the_old_map_and_no_half_file(tmp_path: Path, model:
     )
     command = [sys.executable, "-c", program, str(scene), str(model), str(out / "map.tif")]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while not list(out.glob(".map.*/ids.tif")):
+        while not list(out.glob(".map.tif.parts/*.zip")):
             assert process.poll() is None, process.stderr and process.stderr.read().decode()
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) != 0
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
 def test_a_full_disk_leaves_no_map(tmp_path: Path, model: Path) -> None:
@@ -759,8 +885,7 @@ def test_a_full_disk_leaves_no_map(tmp_path: Path, model: Path) -> None:
     command = [sys.executable, "-c", program, str(scene), str(model), str(tmp_path / "map.tif")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "CannotWriteError" in done.stderr
-    assert "cannot write the map" in done.stderr
+    assert "File too large" in done.stderr and str(tmp_path) in done.stderr
     assert sorted(tmp_path.iterdir()) == [scene]
 
 
@@ -771,7 +896,7 @@ def test_blocks_lost_on_the_way_to_the_disk_are_noticed(
     monkeypatch.setattr(maps, "count_pixels", lambda _: np.zeros(256, np.int64))
     with pytest.raises(InputError, match="not what was written"):
         predict([scene], model, tmp_path / "map.tif", FLOAT32)
-    assert sorted(tmp_path.iterdir()) == [scene]
+    assert {path.name for path in tmp_path.iterdir()} == {"scene.tif", ".map.tif.parts"}
 
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -792,7 +917,9 @@ def test_out_of_memory_names_what_to_change(
 
     monkeypatch.setattr(CrossEarth, "forward", forward)
     scene = write(tmp_path / "scene.tif", pixels(64, 64))
-    with pytest.raises(InputError, match=r"(?s)out of memory on cpu: batch_size 1.*lower --batch-size"):
+    with pytest.raises(
+        InputError, match=r"(?s)out of memory on cpu: precision float32, 1 job.*lower --batch-size"
+    ):
         predict([scene], model, tmp_path / "map.tif", FLOAT32)
     assert sorted(tmp_path.iterdir()) == [scene]
 
@@ -861,15 +988,6 @@ def test_weights_stored_in_bfloat16_give_the_scores_of_autocast(model: Path, net
     rounded_in_every_pass = sliding.Loaded(network, torch.bfloat16, CLASSES, PALETTE, {})
     expected = sliding.window_scores(rounded_in_every_pass, windows_B3HW)
     assert torch.equal(sliding.window_scores(loaded, windows_B3HW), expected)
-
-
-def test_strips_are_the_rows_of_the_scene(tmp_path: Path) -> None:
-    whole, tops = pixels(300, 70), [0, 43, 86, 129, 172, 215, 236]
-    scene = open_scene(write(tmp_path / "scene.tif", whole))
-    with read_strips(scene, tops, 64) as strips:
-        held = list(strips)
-    for top, strip in zip(tops, held, strict=True):
-        assert np.array_equal(strip.image, whole[:, top : top + 64])
 
 
 def test_the_readmes_lines_of_python(

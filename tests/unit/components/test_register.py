@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from mlflow.tracking import MlflowClient
 from results_factory import write_fake_results
 from safetensors.torch import load_file, save_file
 
 from crossearth.components.evaluate.results import RecipeResult, read_results, write_results
+from crossearth.components.predict.step import predict
 from crossearth.components.register.model_card import model_card
 from crossearth.components.register.promotion import RegisterConfig, decide
 from crossearth.components.register.registry import (
@@ -172,7 +174,8 @@ def test_rollbacks_walk_back_along_the_champions() -> None:
 
 
 def test_the_card_says_what_a_reader_must_know(base: RecipeResult, recipe: Recipe, catalog: Catalog) -> None:
-    card = model_card(recipe, base, {"provenance": "synthetic"}, catalog)
+    meta = {"provenance": "synthetic", "classes": base.classes}
+    card = model_card(recipe.name, meta, catalog, catalog.domain(recipe.source), base)
     for needle in (
         "synthetic miniatures",
         "ISPRS Vaihingen",
@@ -221,10 +224,22 @@ def workshop(tmp_path: Path, catalog: Catalog, recipe: Recipe, monkeypatch: pyte
 
 
 def test_champions_come_by_the_rule_and_go_by_rollback(
-    workshop: Workshop, recipe: Recipe, typed: Callable[[str], str]
+    workshop: Workshop, recipe: Recipe, typed: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     workshop.train(1)
     first = workshop.register()
+    assert f"WARNING: the champion of {first.name}: this model was trained on synthetic" in caplog.text
+    client = Registry().client
+    made = client.get_model_version(first.name, "1")
+    assert made.tags["mIoU potsdam-irrg"] == "50.0 % (unseen)"
+    trained = client.get_run(made.run_id).info
+    assert [model.name for model in client.search_logged_models([trained.experiment_id])] == [recipe.name]
+    assert trained.status == "FINISHED"
+    with (
+        pytest.raises(InputError, match="expected: 'crossearth-vaihingen-irrg'"),
+        fetch_model("models:/crossearth-vaihingen-irg@champion"),
+    ):
+        pass
     assert (first.version, first.champion, first.promoted) == ("1", "1", True)
     assert workshop.register() == replace(first, checks=()), "the same model is not registered twice"
 
@@ -256,6 +271,7 @@ def test_champions_come_by_the_rule_and_go_by_rollback(
     ]
     assert all(move.who and move.when.endswith("+00:00") for move in story)
     assert all(move.run for move in story if move.new)
+    assert str(story[0]).startswith("champion: none -> 1, ") and Move.parse(str(story[0])) == story[0]
 
 
 def test_a_model_whose_weights_are_not_finite_is_not_registered(workshop: Workshop, recipe: Recipe) -> None:
@@ -301,14 +317,16 @@ def test_the_champion_runs_in_another_folder_and_process(workshop: Workshop, tmp
     assert "scene" in told.stdout and "class_map" in told.stdout
     ids = np.load(elsewhere / "ids.npy")
     assert ids.shape == (40, 50) and ids.dtype == np.uint8 and ids.max() < 6
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    with rasterio.open(
+        tmp_path / "scene.tif", "w", driver="GTiff", width=50, height=40, count=3, dtype="uint8"
+    ) as file:
+        file.write(image.transpose(2, 0, 1))
     with fetch_model(uri) as (folder, backbone):
         assert backbone is None
-        model = checkpoint.load(folder)
-    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    from crossearth.model.inference import predict_labels
-
-    expected = predict_labels(model, torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0].numpy()
-    assert np.array_equal(ids, expected)
+        [written] = predict([tmp_path / "scene.tif"], folder, tmp_path / "map.tif")
+    with rasterio.open(written) as file:
+        assert np.array_equal(ids, file.read(1)), "an array is mapped as a file of its pixels"
 
 
 def test_an_unknown_model_is_named(workshop: Workshop) -> None:

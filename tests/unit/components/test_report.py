@@ -28,7 +28,6 @@ from crossearth.components.report.page import picture
 from crossearth.components.report.show import benchmark, run
 from crossearth.components.report.step import ReportConfig, report
 from crossearth.components.report.summary import summarise
-from crossearth.components.runtime.palette import SAFE, safe_palette
 from crossearth.components.runtime.tables import TextTable, View
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.catalog.loader import load_catalog
@@ -77,7 +76,7 @@ def test_all_settings_in_the_catalogs_order(
     assert list(table[0]) == COLUMNS
     assert list(dict.fromkeys(row["setting"] for row in table)) == list(catalog.settings)
     markdown = (folder / "scores.md").read_text()
-    assert "Synthetic miniatures · selection: last" in markdown and "not comparable with" in markdown
+    assert "Synthetic miniatures | selection: last" in markdown and "not comparable with" in markdown
     assert "published |" not in markdown
     for row in table:
         if row["metric"] != "IoU":
@@ -330,7 +329,7 @@ def test_mlflow_csv_and_page_say_the_same(
             assert parent.data.metrics[metric_name("miou", row["setting"])] == float(row["iou"])
             assert drawn[row["setting"]] == 100 * float(row["iou"])
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
-    written = ("index.html", "metrics.json", "scores.csv", "scores.md", "scores.tex")
+    written = ("index.html", "metrics.json", "plots", "scores.csv", "scores.md", "scores.tex")
     assert artifacts == {f"report/{name}" for name in written}
 
 
@@ -430,7 +429,10 @@ def test_show_and_report_give_one_interval(
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
-        ("https://mlflow.example:5000", "runs:   https://mlflow.example:5000\n"),
+        (
+            "https://mlflow.example:5000",
+            "runs:   open https://mlflow.example:5000/#/experiments?workflowType=machine_learning\n",
+        ),
         ("sqlite:///mlflow.db", "runs:   mlflow ui --backend-store-uri sqlite:///mlflow.db\n"),
     ],
 )
@@ -442,11 +444,3 @@ def test_a_server_of_runs_is_not_started_twice(
     monkeypatch.setattr(show, "benchmark", lambda *_: View("", [], []))
     model_commands.show()
     assert shown in capsys.readouterr().out
-
-
-def test_safe_colours_stay_near_a_class_sets_own(catalog: Catalog) -> None:
-    for class_set in catalog.class_sets.values():
-        colours = safe_palette(class_set.palette)
-        assert len(set(colours)) == len(class_set.classes) and set(colours) <= set(SAFE)
-    assert safe_palette(["#0000ff", "#00ff00", "#ff0000"]) == ("#0072b2", "#009e73", "#d55e00")
-    assert safe_palette(["#000000"] * 12) == ("#000000",) * 12

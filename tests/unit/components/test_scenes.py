@@ -316,3 +316,12 @@ def test_a_split_file_of_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "split.csv").write_text("id\tsplit\n0\ttrain\n", encoding="utf-16")
     domain = own_catalog(tmp_path, split="split.csv").domain("town")
     assert [source.split for source in find_scenes(domain, tmp_path, tmp_path / "scratch")] == ["train"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_a_split_file_that_is_no_text_is_said_to_be_none(encoding: str, tmp_path: Path) -> None:
+    lay(tmp_path, "images/0.tif masks/0.png")
+    (tmp_path / "split.csv").write_text("id,split\n\xe4,train\n", encoding=encoding)
+    domain = own_catalog(tmp_path, split="split.csv").domain("town")
+    with pytest.raises(InputError, match=r"split\.csv: cannot read .*\n.*UTF-8, .*\n.*save it again"):
+        find_scenes(domain, tmp_path, tmp_path / "scratch")

@@ -71,7 +71,7 @@ def read(folder: Path) -> Manifest:
 
 
 def run(domains: Path, styles: Path, out_dir: Path, shard: Shard | None = None, **values: Any) -> Path:
-    config = StylizeConfig(**{"counterparts": 2, **values})
+    config = StylizeConfig(**{"counterparts": 2, "style": StyleConfig(block_px=16), **values})
     return stylize("delta", domains, styles, out_dir, config, shard=shard or Shard())
 
 
@@ -109,7 +109,7 @@ def test_offline_tiles_are_those_of_online_injection(domains: Path, styles: Path
     x_B3HW = torch.stack([torch.from_numpy(read_image(source, index)) for index in same_size])
     names = [source.rows[index]["tile_id"] for index in same_size]
     generators = [keyed_generator(3, "delta", name, 1) for name in names]
-    online = inject(x_B3HW, earth, engine, StyleConfig(), generators)
+    online = inject(x_B3HW, earth, engine, StyleConfig(block_px=16), generators)
     for name, x_s_3HW in zip(names, online.x_s, strict=True):
         assert (torch.from_numpy(offline[f"{name}~1"]) - x_s_3HW).abs().max() <= 0.51
 
@@ -192,7 +192,7 @@ def test_bad_input_is_refused_and_leaves_nothing(domains: Path, styles: Path, tm
     with pytest.raises(InputError, match="smaller than a mask block"):
         run(domains, styles, tmp_path, style=StyleConfig(block_px=64))
     with pytest.raises(InputError, match="asked for 'ghiasi'"):
-        run(domains, styles, tmp_path, style=StyleConfig(engine="ghiasi"))
+        run(domains, styles, tmp_path, style=StyleConfig(engine="ghiasi", block_px=16))
     with pytest.raises(InputError, match="no test split"):
         run(domains, styles, tmp_path, split="test")
     assert list(tmp_path.iterdir()) == []

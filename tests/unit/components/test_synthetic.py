@@ -19,7 +19,7 @@ from crossearth.components.synthesize.packers import (
     PACKERS,
     PROVENANCE_FILE,
     Draughtsman,
-    Scene,
+    SyntheticScene,
     synthesize_dataset,
     synthetic,
 )
@@ -364,7 +364,7 @@ def test_roads_and_roofs_are_as_wide_as_a_small_network_needs(name: str) -> None
     scenes = [pen.scene(world, 128, 128, pen.rng(name, index)) for index in range(6)]
     share = np.mean([scene.land.material == Material.ROAD for scene in scenes])
     assert 0.04 < share < 0.5
-    assert all(isinstance(scene, Scene) and scene.image.shape == (4, 128, 128) for scene in scenes)
+    assert all(isinstance(scene, SyntheticScene) and scene.image.shape == (4, 128, 128) for scene in scenes)
     fit = 0.5 if name == "rescuenet" else 1.0  # its images are halved by ingest
     width_px = fit * world.landscape.road_m / world.sensor.m_per_px
     lot_px = fit * world.landscape.lot_m * world.landscape.roof / world.sensor.m_per_px

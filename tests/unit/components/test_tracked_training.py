@@ -12,7 +12,7 @@ import torch
 from earth_styles import write_styles
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from PIL import Image
+from PIL import Image, ImageColor
 from training_folder import NUMBERS, RECIPE, write_folder
 
 from crossearth.components.runtime import tracking
@@ -99,7 +99,13 @@ def test_a_training_that_was_stopped_is_one_run(run: Train, monkeypatch: pytest.
     assert panels == ["panels/000003.png", "panels/000006.png"]
     picture = Path(client.download_artifacts(found.info.run_id, panels[-1])).read_bytes()
     with Image.open(io.BytesIO(picture)) as panel:
-        assert panel.size == (6 * NUMBERS["crop_px"], NUMBERS["crop_px"])
+        assert panel.size[0] == 6 * NUMBERS["crop_px"]
+        colours = {colour for _, colour in panel.convert("RGB").getcolors(panel.width * panel.height)}
+    palette = load_catalog().class_sets["loveda"].palette
+    assert colours >= {ImageColor.getrgb(colour) for colour in palette}, "all classes are in the legend"
+    assert "iteration" not in found.data.metrics
+    (noted,) = found.inputs.dataset_inputs
+    assert noted.dataset.name == f"{RECIPE} train"
 
 
 def test_a_server_that_missed_the_end_is_told_by_the_same_command(

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import alembic.command
+import mlflow
 import numpy as np
 import pytest
 from alembic.config import Config
@@ -19,9 +20,11 @@ from services import free_port
 from sqlalchemy import text
 
 from crossearth.components.register.registry import Registry
-from crossearth.components.runtime import doctor, tracking
+from crossearth.components.runtime import doctor, tracking, tracking_store
 from crossearth.components.runtime.tracking import start_run, tracking_uri
+from crossearth.components.runtime.tracking_internals import create_tables
 from crossearth.components.runtime.tracking_server import own_version
+from crossearth.components.runtime.tracking_store import LOST_ARTIFACTS
 from crossearth.data.common.errors import InputError
 
 
@@ -125,6 +128,7 @@ def test_tables_of_which_a_kill_left_some_are_made_anew(store: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking_store, "create_tables", create_tables)  # no copy of finished ones
         patch.setattr(alembic.command, "upgrade", stop_halfway)
         tracking.connect(tracking_uri())
     with start_run("r", key="k") as run:
@@ -268,3 +272,92 @@ def test_a_store_of_another_version_is_not_waited_for(store: Path, monkeypatch: 
         InputError, match=f"(?s)another version than MLflow {OURS} made it.*mlflow db upgrade"
     ):
         Registry()
+
+
+def test_a_folder_that_was_moved_has_all_its_files(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    home = store.parent.parent / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    with start_run("r", key="k") as run:
+        run.log_image(image, "panels/1.png")
+    moved = home.rename(home.with_name("moved"))
+    monkeypatch.chdir(moved)
+    with start_run("r", key="k") as run:
+        run.log_image(image, "panels/2.png")
+    client, found = only_run(tracking_uri(), "k")
+    assert [item.path for item in client.list_artifacts(found.info.run_id, "panels")] == [
+        "panels/1.png",
+        "panels/2.png",
+    ]
+    assert not home.exists()
+    assert doctor._tracking(tracking_uri()).verdict == "fine"
+
+
+def test_a_store_without_its_artifacts_is_said_and_nothing_is_made_elsewhere(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was named by a whole address keeps whole addresses."""
+    home = store.parent.parent / "home"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
+    with start_run("r", key="k"):
+        pass
+    moved = home.rename(home.with_name("moved"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{moved}/mlflow.db")
+    with start_run("r", key="k") as run:
+        run.log_image(np.zeros((8, 8, 3), np.uint8), "panels/2.png")
+        run.set_tags({"after": "yes"})
+    assert not home.exists()
+    assert only_run(tracking_uri(), "k")[1].data.tags["after"] == "yes"
+    assert f"looks for them in {home / 'artifacts'}, which is not here" in caplog.text
+    finding = doctor._tracking(tracking_uri())
+    assert (finding.verdict, finding.advice) == ("missing", LOST_ARTIFACTS)
+    assert str(home / "artifacts") in finding.found
+
+
+def test_what_is_added_to_a_run_leaves_its_end(store: Path) -> None:
+    with start_run("r", key="k"):
+        pass
+    before = only_run(tracking_uri(), "k")[1].info
+    with start_run("r", key="k", adds=True) as run:
+        run.log_metrics({"all/unseen-mean": 0.5})
+    found = only_run(tracking_uri(), "k")[1]
+    assert (found.info.status, found.info.end_time) == (before.status, before.end_time)
+    assert found.data.metrics["all/unseen-mean"] == 0.5
+    with start_run("r", key="k"):  # done again, it ends again
+        pass
+    assert only_run(tracking_uri(), "k")[1].info.end_time > before.end_time
+
+
+def test_inputs_and_the_load_of_the_machine_are_noted(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, looked = tracking._Load.points, threading.Event()
+
+    def look(load: tracking._Load) -> list[tuple[str, float, int, int]]:
+        found = points(load)
+        if found:
+            looked.set()
+        return found
+
+    monkeypatch.setattr(tracking, "LOAD_SECONDS", 0.1)
+    monkeypatch.setattr(tracking._Load, "points", look)
+    with start_run("r", key="k") as run:
+        run.log_dataset("town train", "a" * 64, Path("artifacts/domains/town"), "training", 3)
+        assert looked.wait(60)
+    found = only_run(tracking_uri(), "k")[1]
+    (noted,) = found.inputs.dataset_inputs
+    assert (noted.dataset.name, noted.dataset.digest) == ("town train", "a" * 36)
+    assert mlflow.data.get_source(noted.dataset).uri == "artifacts/domains/town"
+    assert [(tag.key, tag.value) for tag in noted.tags] == [("mlflow.data.context", "training")]
+    assert found.data.metrics["system/cpu_utilization_percentage"] >= 0
+
+
+def test_the_way_to_the_runs_is_a_page_that_shows_them(store: Path) -> None:
+    assert tracking.runs_told()[-1].endswith("/#/experiments?workflowType=machine_learning")
+    with start_run("v", key="v", experiment="crossearth-data"):
+        pass
+    with start_run("r", key="k"):
+        pass
+    experiment = MlflowClient(tracking_uri()).get_experiment_by_name("crossearth").experiment_id
+    told = tracking.runs_told()
+    assert told[0].endswith("mlflow ui --backend-store-uri sqlite:///artifacts/mlflow/mlflow.db")
+    assert f"/#/experiments/{experiment}/runs?viewStateShareKey=crossearth-recipes&" in told[1]

@@ -78,7 +78,8 @@ NUMBERS: dict[str, Any] = {
     "log_every": 2,
     "checkpoint_every": 2,
     "panels_every": 100,
-    "style": StyleConfig(probability=0.5, block_px=16),
+    "style": StyleConfig(block_px=16),
+    "style_probability": 0.5,
     "tasks": TaskConfig(mask_block_px=16, segmentation=SegmentationLossConfig(num_points=32)),
 }
 Train = Callable[..., Path]
@@ -243,7 +244,8 @@ def test_another_config_does_not_go_on_with_the_states_of_this_one(
     with pytest.raises(InputError, match=r"lr: 0.001 there, 0.002 now"):
         run(lr=2e-3)
     changed = {
-        "style": StyleConfig(probability=0.1, block_px=16),
+        "style": StyleConfig(block_px=16),
+        "style_probability": 0.1,
         "sizes": NUMBERS["sizes"] | {"heads": 4},
     }
     with pytest.raises(

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,17 @@ def test_a_sound_domain_passes_and_its_digests_are_written(town: Path) -> None:
     assert summary["equal_tiles_across_splits"] == 0
     assert json.loads((out / "digests" / f"{NAME}.json").read_text()) == {"train": train.digest}
     assert "scene_in_both_splits" in (out / summary["docs"]).read_text()
-    assert (out / "docs" / "index.html").is_file()
+    index = (out / "docs" / "index.html").read_text()
+    (page,) = re.findall('href="(.*?)"', index)
+    assert (out / "docs" / page).is_file() and "://" not in index
+    counts = json.loads((out / "summary.json").read_text())["counts"]
+    assert counts == {
+        "domains": 1,
+        "tiles": len(train) + len(test),
+        "checks": len(summary["checks"]),
+        "failed": 0,
+    }
+    assert f"1 domains, {counts['tiles']} tiles: {counts['checks']} expectations, 0 failed" in index
 
 
 def test_a_recipe_hangs_on_the_test_splits_of_its_targets(town: Path) -> None:

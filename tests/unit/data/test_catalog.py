@@ -499,3 +499,21 @@ def test_of_255_classes_a_message_names_few(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"class_sets\.many: 255 classes\n  expected: 2 to 250") as caught:
         load_catalog([file])
     assert len(str(caught.value)) < 200
+
+
+OKABE_ITO = {
+    "#e6e6e6",
+    "#0072b2",
+    "#56b4e9",
+    "#009e73",
+    "#f0e442",
+    "#d55e00",
+    "#e69f00",
+    "#cc79a7",
+    "#333333",
+}
+
+
+def test_colour_blind_readers_tell_the_benchmarks_classes_apart(catalog: Catalog) -> None:
+    for class_set in catalog.class_sets.values():
+        assert len(set(class_set.palette)) == len(class_set.classes) and set(class_set.palette) <= OKABE_ITO

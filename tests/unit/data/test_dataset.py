@@ -16,7 +16,7 @@ from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
 from crossearth.data.tiles import dataset, readers
 from crossearth.data.tiles.augment import Augmentation
-from crossearth.data.tiles.dataset import Draw, Item, TileDataset, TrainingStream
+from crossearth.data.tiles.dataset import Draw, Sample, TileDataset, TrainingStream
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label, read_manifest
 from crossearth.data.tiles.readers import StuckError, reading
 
@@ -114,7 +114,7 @@ def test_readers_give_the_batches_of_one_process_in_order_wherever_temporary_fil
 class Stuck(TrainingStream):
     """Its file is on a disk that answers no more."""
 
-    def __getitem__(self, position: int) -> Item:
+    def __getitem__(self, position: int) -> Sample:
         time.sleep(1000)
         return super().__getitem__(position)
 

@@ -39,11 +39,12 @@ def test_quicklooks_are_images_where_no_scene_is_beside_them() -> None:
 def test_maps_of_an_earlier_run_are_no_scenes(
     report: bytes, ours: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    a_map = ["m.tif", "m.tif.aux.xml", "m.json", "m.png", "m.probabilities.tif"]
+    images = ["m.confidence.tif", "m.png", "m.probabilities.tif", "m.tif"]
+    a_map = [*images, "m.tif.aux.xml", "m.json"]
     with caplog.at_level(logging.WARNING):
         found = rasters_among([*a_map, "scene.tif", "scene.json"], lambda name: {"m.json": report}[name])
-    assert found == (["scene.tif"] if ours else ["m.tif", "m.png", "m.probabilities.tif", "scene.tif"])
-    assert ("maps of crossearth predict (m.png, m.probabilities.tif, m.tif)" in caplog.text) == ours
+    assert found == (["scene.tif"] if ours else [*images, "scene.tif"])
+    assert (f"maps of crossearth predict ({', '.join(images)})" in caplog.text) == ours
 
 
 def test_sidecars_go_by_either_name() -> None:

@@ -18,7 +18,9 @@ from own_domain import NAME, catalog, draw, save
 from rasterio.enums import ColorInterp, Resampling
 
 from crossearth.components.ingest.step import IngestConfig, ingest
-from crossearth.components.predict.strips import open_scene, read_strips
+from crossearth.components.predict.sliding import Loaded, choose_precision
+from crossearth.components.predict.step import map_array
+from crossearth.components.predict.strips import open_scene, open_view
 from crossearth.components.register.mapper import SceneMapper
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
@@ -27,7 +29,6 @@ from crossearth.data.raster.reading import BYTES, Reading
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label, read_manifest
 from crossearth.data.tiles.scenes import Cutting, Window, cut_scene, read_window
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
-from crossearth.model.inference import predict_labels
 from crossearth.model.weights.checkpoint import save as save_model
 
 SIDE = 40
@@ -38,14 +39,11 @@ Image = NDArray[Any]
 def predicted(path: Path, trained: Reading) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Image and valid pixels as predict hands them to the network, strip by strip."""
     scene = open_scene(path, trained)
-    height = scene.seen_grid.height
-    tops = [*range(0, max(height - 16, 1), 9), max(height - 16, 0)]
-    image = np.zeros((3, height, scene.seen_grid.width), np.uint8)
-    valid = np.zeros(image.shape[1:], bool)
-    with read_strips(scene, tops, 16) as strips:
-        for top, strip in zip(tops, strips, strict=True):
-            rows = slice(top, top + len(strip.valid))
-            image[:, rows], valid[rows] = strip.image, strip.valid
+    height, width = scene.seen
+    with open_view(scene) as view:
+        pieces = [view.look((top, min(top + 9, height)), (0, width)) for top in range(0, height, 9)]
+    image = np.concatenate([each for each, _ in pieces], axis=1)
+    valid = np.concatenate([each for _, each in pieces])
     return image, valid
 
 
@@ -262,6 +260,18 @@ def eight_bits(path: Path) -> None:
     save(path, draw(1)[0])
 
 
+def scaled_by_nothing(path: Path) -> None:
+    """Every value is 0."""
+    with rasterio.open(path, "r+") as file:
+        file.scales = (0.0,) * 3
+
+
+def scaled_by_no_number(path: Path) -> None:
+    """Every value is not a number."""
+    with rasterio.open(path, "r+") as file:
+        file.scales = (float("nan"),) * 3
+
+
 def tagged_bytes(path: Path) -> None:
     with rasterio.open(path, "r+") as file:
         file.scales, file.offsets = (0.5,) * 3, (-10,) * 3
@@ -303,6 +313,8 @@ def complex_values(path: Path) -> None:
             {"value_range": [0, 0.4]},
             r"scene_0\.tif: values 8.*leaves nothing",
         ),
+        (True, scaled_by_nothing, {"value_range": [0, 4000]}, r"scene_1\.tif: tags that cannot be meant"),
+        (True, scaled_by_no_number, {"value_range": [0, 4000]}, r"scene_1\.tif: tags that cannot be meant"),
         (False, complex_values, {"value_range": [0, 255]}, r"scene_1\.tif: complex numbers .*\n.*amplitude"),
     ],
 )
@@ -359,8 +371,9 @@ COARSE = np.random.default_rng(0).integers(1, 256, (64, 64, 3), np.uint8)
 def test_arrays_are_read_as_the_training_was(
     reading: Reading | None, scene: Any, network: CrossEarth, tmp_path: Path
 ) -> None:
-    wanted = predict_labels(network, torch.from_numpy(COARSE.transpose(2, 0, 1).copy())[None])[0]
-    assert np.array_equal(mapped(network, tmp_path, reading, scene), wanted.numpy())
+    loaded = Loaded(network, choose_precision("auto", "cpu"), ["a", "b", "c"], [], {})
+    wanted = map_array(loaded, COARSE.transpose(2, 0, 1), np.ones((64, 64), bool))
+    assert np.array_equal(mapped(network, tmp_path, reading, scene), wanted)
 
 
 @pytest.mark.parametrize(

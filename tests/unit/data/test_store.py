@@ -6,7 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
 from botocore.exceptions import ClientError
 from domain_factory import write_domain
 
@@ -88,3 +91,21 @@ def test_a_push_asks_for_the_domains_own_files_and_lists_nothing(
     held[damaged] -= 1
     again = push(tmp_path / "town", there)
     assert (again.moved_files, again.kept_files) == (1, 4)
+
+
+def test_no_upload_waits_for_a_100_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore adds "Expect" in a private handler, which is taken off: its wait has no time limit."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    sent: list[Any] = []
+
+    def answer(request: Any, **_: Any) -> AWSResponse:
+        sent.append(request.headers)
+        return AWSResponse(request.url, 200, HTTPHeaders(), SimpleNamespace(stream=lambda *_: [b""]))
+
+    ours, plain = store._client(), boto3.session.Session().client("s3")
+    for client in (ours, plain):
+        client.meta.events.register("before-send.s3", answer)
+        client.put_object(Bucket="bucket", Key="key", Body=b"content")
+    assert ["Expect" in headers for headers in sent] == [False, True]

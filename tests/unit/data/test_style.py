@@ -58,7 +58,7 @@ def tiles(num: int, seed: int = 0, side: int = 48) -> Tensor:
 class TestConfig:
     def test_defaults_are_those_of_the_method(self) -> None:
         config = StyleConfig()
-        assert (config.keep_ratio, config.block_px, config.probability) == (0.5, 16, 0.1)
+        assert (config.keep_ratio, config.block_px) == (0.3, 64)
         assert StyleConfig(engine="ghiasi").earth_share == 0.1
         assert StyleConfig(engine="spectral", alpha=0.3).earth_share == 0.3
 
@@ -168,7 +168,11 @@ class TestInjection:
     def test_kept_blocks_are_the_original_and_the_rest_is_restyled(self, earth: EarthStyles) -> None:
         x_B3HW = tiles(2)
         x_s, x_t, keep_mask = inject(
-            x_B3HW, earth, SpectralEngine(), StyleConfig(), [keyed_generator(0, n) for n in range(2)]
+            x_B3HW,
+            earth,
+            SpectralEngine(),
+            StyleConfig(block_px=16),
+            [keyed_generator(0, n) for n in range(2)],
         )
         assert keep_mask.shape == (2, 1, 48, 48)
         keep_B3HW = keep_mask.expand_as(x_s)
@@ -179,13 +183,13 @@ class TestInjection:
     def test_every_image_has_a_style_and_a_mask_of_its_own(self, earth: EarthStyles) -> None:
         x_B3HW = tiles(1).expand(2, -1, -1, -1)
         styled = inject(
-            x_B3HW, earth, SpectralEngine(), StyleConfig(), [keyed_generator(n) for n in range(2)]
+            x_B3HW, earth, SpectralEngine(), StyleConfig(block_px=16), [keyed_generator(n) for n in range(2)]
         )
         assert not torch.equal(styled.keep_mask[0], styled.keep_mask[1])
         assert (styled.x_t[0] - styled.x_t[1]).abs().mean() > 2
 
     def test_an_image_does_not_depend_on_its_batch(self, earth: EarthStyles) -> None:
-        x_B3HW, config = tiles(4), StyleConfig(keep_ratio=0.25)
+        x_B3HW, config = tiles(4), StyleConfig(keep_ratio=0.25, block_px=16)
         together = inject(x_B3HW, earth, SpectralEngine(), config, [keyed_generator(n) for n in range(4)])
         for index in range(4):
             alone = inject(
@@ -198,7 +202,7 @@ class TestInjection:
         x_B3HW, engine = tiles(1), SpectralEngine()
 
         def styled(**values: float) -> Tensor:
-            return inject(x_B3HW, earth, engine, StyleConfig(**values), [keyed_generator(5)]).x_s
+            return inject(x_B3HW, earth, engine, StyleConfig(block_px=16, **values), [keyed_generator(5)]).x_s
 
         torch.testing.assert_close(styled(alpha=0.0), x_B3HW, atol=1e-3, rtol=0)
         assert torch.equal(styled(keep_ratio=1.0), x_B3HW)
@@ -208,7 +212,7 @@ class TestInjection:
     def test_uint8_and_float_images_are_one(self, earth: EarthStyles) -> None:
         x_B3HW = tiles(1).round()
         results = [
-            inject(x, earth, SpectralEngine(), StyleConfig(), [keyed_generator(0)]).x_s
+            inject(x, earth, SpectralEngine(), StyleConfig(block_px=16), [keyed_generator(0)]).x_s
             for x in (x_B3HW, x_B3HW.byte())
         ]
         assert torch.equal(*results)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import sha256_file
+from crossearth.data.tiles import store
 from crossearth.model.crossearth import CrossEarth, crossearth_large, tiny_config
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.weights import release
@@ -263,7 +264,7 @@ def test_an_s3_backbone_is_fetched_once(tmp_path: Path, monkeypatch: pytest.Monk
         path.parent.mkdir(parents=True)
         path.write_bytes(b"weights")
 
-    monkeypatch.setattr(release, "download", download)
+    monkeypatch.setattr(store, "download", download)
     for _ in range(2):
         path = fetch_backbone("s3://bucket/dinov2/converted.pth", tmp_path / "cache")
         assert path.read_bytes() == b"weights"

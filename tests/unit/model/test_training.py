@@ -57,7 +57,7 @@ def make_styler(probability: float) -> Styler:
     factor = 0.1 * torch.eye(engine.dim, dtype=torch.float64)
     mean = engine.embed(torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(9)) * 255)[0]
     earth = EarthStyles(mean.double(), factor @ factor.T, factor, engine.name, 100, "0" * 64)
-    return Styler(engine, earth, StyleConfig(probability=probability))
+    return Styler(engine, earth, StyleConfig(keep_ratio=0.5, block_px=16), probability)
 
 
 def make_task(ablation: Ablation, probability: float = 0.0, **changes: object) -> MultiTaskLoss:
@@ -265,7 +265,7 @@ def test_masked_images_are_not_injected(batch: tuple[Tensor, Tensor, list[int]])
     task = make_task("full", 1.0)
     with torch.no_grad():
         views = task.views(image, positions)
-        seen, masked = task._features(views)
+        seen, masked = task._features(views, positions)
         plain = task.network.extract(torch.cat([views.input, views.masked]))
     for with_injection, without in zip(masked.maps, plain.select(slice(3, None)).maps, strict=True):
         torch.testing.assert_close(with_injection, without, rtol=1e-4, atol=1e-5)
@@ -367,16 +367,19 @@ def test_the_methods_numbers_are_the_defaults() -> None:
         "weight_seg": 1.0,
         "weight_mim": 1.0,
         "weight_delta": 1.0,
+        "inject_plain": True,
+        "inject_styled": True,
     }
 
 
 def test_normalisers_count_masks_and_the_weights_of_all_queries_targets() -> None:
     label_BHW = torch.tensor([[[0, 2, 2, 255]], [[1, 1, 1, 1]], [[255, 255, 255, 255]]], dtype=torch.uint8)
     six = LossDenominators.of(label_BHW, num_queries=6, no_object_weight=0.1)
-    assert (six.masks, six.samples) == (2 + 1 + 0, 3)
+    assert (six.masks, six.samples, six.pixels) == (2 + 1 + 0, 3, 3 + 4 + 0)
     assert six.class_weight == pytest.approx((2 + 4 * 0.1) + (1 + 5 * 0.1) + 6 * 0.1)
     # no more masks than queries
-    assert LossDenominators.of(label_BHW, num_queries=1, no_object_weight=0.1) == (2, pytest.approx(2.1), 3)
+    one = LossDenominators.of(label_BHW, num_queries=1, no_object_weight=0.1)
+    assert one == (2, pytest.approx(2.1), 3, 7)
 
 
 def test_the_segmentation_terms_are_sums_over_all_prediction_layers(

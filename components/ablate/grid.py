@@ -1,0 +1,150 @@
+"""A grid of trainings: every combination of some values, recipes and seeds."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import product
+from pathlib import Path, PurePath
+from typing import Any
+
+from crossearth.components.evaluate.step import EvaluateConfig
+from crossearth.components.runtime.params import Params
+from crossearth.components.train.setup import TrainConfig
+from crossearth.components.train.step import config_of
+from crossearth.data.catalog.domains import Catalog, known_entry
+from crossearth.data.common.config import load_config, merged, read_yaml
+from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import digest
+
+Value = bool | int | float | str | None
+LONGEST_LABEL = 80
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """What a grid's file says.
+
+    Attributes:
+        recipes: that are trained; each is scored on its own targets.
+        seeds: of the trainings.
+        grid: number of `train`, dotted where it is nested -> the values that it takes. A row of the table is
+            one combination.
+        train: numbers of all trainings, over those of params.yaml.
+    """
+
+    recipes: tuple[str, ...]
+    grid: dict[str, tuple[Value, ...]]
+    seeds: tuple[int, ...] = (0,)
+    train: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in {"recipes": self.recipes, "seeds": self.seeds, **self.grid}.items():
+            if not values or len({*map(repr, values)}) < len(values):
+                raise InputError(f"{name}: {list(values)}", expected="one value or more, none of them twice")
+        if "seed" in {*self.grid, *self.train}:
+            raise InputError("seed: stands among the numbers of `train`", expected="seeds: [0, 1, ...]")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination: a row of the table."""
+
+    values: dict[str, Value]
+
+    @property
+    def label(self) -> str:
+        """For people: "ablation +style, adapter lora"."""
+        return ", ".join(f"{name} {shown(value)}" for name, value in self.values.items())
+
+    @property
+    def folder(self) -> str:
+        """A folder's name, of this combination alone."""
+        plain = "-".join(f"{name}={shown(value)}" for name, value in self.values.items())
+        kept = re.sub(r"[^\w.+=-]", "_", plain)[:LONGEST_LABEL]
+        return f"{kept}-{digest(self.values)[:8]}"
+
+    def over(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """`values` of `train` with this combination's on top."""
+        nested = (_nested(name.split("."), value) for name, value in self.values.items())
+        return reduce(merged, nested, dict(values))
+
+
+def _nested(path: list[str], value: Any) -> dict[str, Any]:
+    first, *rest = path
+    return {first: _nested(rest, value) if rest else value}
+
+
+def shown(value: Value) -> str:
+    """A value in a table: of a path the file's name."""
+    return PurePath(value).stem if isinstance(value, str) and "/" in value else str(value)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and its scores; `params` are those of the working folder with the cell's numbers."""
+
+    cell: Cell
+    recipe: str
+    seed: int
+    params: Params
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "models" / self.recipe
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores" / self.recipe
+
+    @property
+    def label(self) -> str:
+        return f"{self.cell.label}, seed {self.seed}, {self.recipe}"
+
+
+def read_grid(path: Path) -> GridConfig:
+    """Reads a grid's file.
+
+    Raises:
+        InputError: it is not one.
+    """
+    return load_config(GridConfig, read_yaml(path), path)
+
+
+def cells(config: GridConfig) -> list[Cell]:
+    """The combinations, the last number running fastest."""
+    return [Cell(dict(zip(config.grid, values, strict=True))) for values in product(*config.grid.values())]
+
+
+def jobs(config: GridConfig, params: Params, catalog: Catalog, out_dir: Path, where: object) -> list[Job]:
+    """All trainings: first one seed of everything, then the others.
+
+    Raises:
+        InputError: an unknown recipe, or a combination that is no configuration of a training.
+    """
+    params.config(EvaluateConfig, "evaluate")
+    recipes = [known_entry(catalog.recipes(), name, "recipe", f"{where}: recipes") for name in config.recipes]
+    found = []
+    for seed, cell, recipe in product(config.seeds, cells(config), recipes):
+        own = with_values(params, recipe.name, cell.over(config.train))
+        try:
+            config_of(own, recipe, seed)
+        except InputError as error:
+            raise InputError(f"{cell.label}: {error}", where=where) from error
+        found.append(Job(cell, recipe.name, seed, own, out_dir / cell.folder / f"seed-{seed}"))
+    return found
+
+
+def with_values(params: Params, recipe: str, values: Mapping[str, Any]) -> Params:
+    """Params in which `values` of `train` go before all others of a recipe."""
+    sections = params.presets[params.preset]
+    recipes = sections.get("recipes", {})
+    own = merged(recipes.get(recipe, {}), values)
+    changed = {**sections, "recipes": {**recipes, recipe: own}}
+    return replace(params, presets={**params.presets, params.preset: changed})
+
+
+def train_config(job: Job, catalog: Catalog) -> TrainConfig:
+    """The numbers of a job's training."""
+    return config_of(job.params, catalog.recipe(job.recipe), job.seed)

@@ -1,0 +1,146 @@
+"""An ablation study: trains and scores every combination of a grid, and writes the table.
+
+What is done already is not done again, and an interrupted training goes on where it stopped: the same command
+again. Other numbers in the grid make other folders.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
+from pathlib import Path
+
+import torch
+
+from crossearth.components.ablate.grid import Job, jobs, read_grid, train_config
+from crossearth.components.ablate.table import Outcome, collect, markdown, write
+from crossearth.components.evaluate.results import metric_name
+from crossearth.components.evaluate.step import EvaluateConfig, evaluate
+from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.places import ABLATIONS, DOMAINS, EARTH_STYLES, style_weights_dir
+from crossearth.components.runtime.shell import quieten
+from crossearth.components.runtime.tracking import start_run
+from crossearth.components.train.setup import flat, plain
+from crossearth.components.train.step import train
+from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.errors import InputError, PartlyDoneError
+from crossearth.data.common.files import digest
+
+log = logging.getLogger(__name__)
+
+
+def run(params: Params, catalog: Catalog, grid: Path, processes: int = 1) -> Path:
+    """Runs a grid in the working folder."""
+    return ablate(params, catalog, grid, ABLATIONS / grid.stem, processes)
+
+
+def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processes: int = 1) -> Path:
+    """Trains and scores what the grid names, then writes `out_dir/table.md` and sends it to MLflow.
+
+    Args:
+        params: numbers that the grid leaves out.
+        grid: YAML, see `GridConfig`.
+        out_dir: gets a folder per combination and seed, with `models` and `scores`.
+        processes: trainings at a time, each with its share of the machine's threads; their messages go to
+            `log.txt` beside their models. One = in this process, with its progress bar.
+
+    Returns:
+        The table's file.
+
+    Raises:
+        InputError: not a grid, an unknown recipe, a combination that is no configuration: nothing is trained.
+        PartlyDoneError: some trainings were refused; all others are done and stand in the table.
+    """
+    if processes < 1:
+        raise InputError(f"--jobs: {processes}", expected="1 or more")
+    config = read_grid(grid)
+    wanted = jobs(config, params, catalog, out_dir, grid)
+    log.info("%d trainings of %d combinations", len(wanted), len({job.cell.folder for job in wanted}))
+    errors = []
+    for number, (job, error) in enumerate(_carried_out(wanted, catalog, processes), 1):
+        told = "refused" if error else "done"
+        print(f"{number}/{len(wanted)} {told}: {job.label}", file=sys.stderr, flush=True)
+        errors += [error] if error else []
+    outcome = collect(wanted)
+    if not outcome.results:
+        raise errors[0]
+    path = write(outcome, out_dir, grid.stem)
+    _track(outcome, wanted, grid.stem, path)
+    if errors:
+        raise PartlyDoneError(f"{len(errors)} of {len(wanted)} trainings were refused", errors, [path])
+    return path
+
+
+def carry_out(job: Job, catalog: Catalog) -> None:
+    """Trains and scores, unless that is done."""
+    recipe = catalog.recipe(job.recipe)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    config = train_config(job, catalog)
+    train(recipe, catalog, DOMAINS, job.model, config, EARTH_STYLES, style_weights_dir())
+    settings = job.params.config(EvaluateConfig, "evaluate")
+    evaluate(recipe, catalog, DOMAINS, job.model, job.scores, settings)
+
+
+def _carried_out(
+    wanted: list[Job], catalog: Catalog, processes: int
+) -> Iterator[tuple[Job, InputError | None]]:
+    """The jobs as they end, with what was wrong with each."""
+    if processes == 1:
+        for job in wanted:
+            try:
+                carry_out(job, catalog)
+                yield job, None
+            except InputError as error:
+                yield job, error
+        return
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        futures: dict[Future[None], Job] = {
+            pool.submit(_in_process, job, catalog, threads): job for job in wanted
+        }
+        try:
+            for future in as_completed(futures):
+                failure = future.exception()
+                if failure is not None and not isinstance(failure, InputError):
+                    raise failure
+                yield futures[future], failure
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a training's process was ended",
+                where="--jobs",
+                next_step="if the system ran out of memory, give fewer --jobs; the same command goes on",
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():  # each saves its training's state
+                child.terminate()
+            raise
+
+
+def _in_process(job: Job, catalog: Catalog, threads: int) -> None:
+    """The job in a process of its own, whose progress bar would overwrite those of the others."""
+    torch.set_num_threads(threads)
+    quieten()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / "log.txt").open("a", buffering=1) as stream:
+        sys.stderr = stream
+        logging.basicConfig(stream=stream, level=logging.INFO, force=True)
+        try:
+            carry_out(job, catalog)
+        finally:
+            sys.stderr = sys.__stderr__
+
+
+def _track(outcome: Outcome, wanted: list[Job], name: str, path: Path) -> None:
+    """One MLflow run for the table, with the trainings' runs below it."""
+    keys = [result.recipe_hash for result in outcome.results]
+    tags = {"step": "ablate", "trainings": f"{len(keys)} of {len(wanted)}"}
+    grid = {job.cell.folder: flat(plain(job.cell.values)) for job in wanted}
+    with start_run(f"ablation {name}", key=digest([name, grid, sorted(keys)]), tags=tags) as run:
+        run.log_metrics({metric_name(each.cell.label, each.setting): each.mean for each in outcome.scores})
+        run.describe(markdown(outcome, name))
+        run.log_artifact(path)
+        run.adopt(keys)

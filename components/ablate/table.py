@@ -1,0 +1,142 @@
+"""The table of a grid: a row per combination, a column per setting, over the seeds that are there."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from crossearth.components.ablate.grid import Cell, Job, shown
+from crossearth.components.evaluate.results import DETAILS, RecipeResult, nan_to_none, read_results
+from crossearth.components.report.markdown import SELECTIONS
+from crossearth.data.common.files import write_text
+from crossearth.model.weights.checkpoint import META_NAME, read_meta
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one combination on one setting: the primary metric per seed, fractions."""
+
+    cell: Cell
+    setting: str
+    unseen: bool
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is there of a grid.
+
+    Attributes:
+        results: of its finished jobs.
+        scores: a row's cells, on unseen domains first.
+        held_out: (combination, recipe) -> scores on held-out tiles of the source, by which numbers may be
+            chosen.
+    """
+
+    results: tuple[RecipeResult, ...]
+    scores: tuple[Score, ...]
+    held_out: tuple[Score, ...]
+    cells: tuple[Cell, ...]
+    jobs: int
+
+    @property
+    def settings(self) -> list[str]:
+        """Unseen domains first."""
+        return [*dict.fromkeys(each.setting for each in self.scores)]
+
+    def unseen_mean(self, cell: Cell) -> float | None:
+        """Mean over the unseen settings; None where one of them is missing."""
+        wanted = {each.setting for each in self.scores if each.unseen}
+        means = [each.mean for each in self.scores if each.unseen and each.cell == cell]
+        return statistics.mean(means) if wanted and len(means) == len(wanted) else None
+
+
+def collect(jobs: Sequence[Job]) -> Outcome:
+    """Reads the results of the jobs that are done."""
+    found: dict[tuple[bool, str], dict[int, list[float]]] = {}
+    held: dict[str, dict[int, list[float]]] = {}
+    cells = list({job.cell.folder: job.cell for job in jobs}.values())
+    results = []
+    for job in jobs:
+        if not (job.scores / DETAILS).is_file() or not (job.model / META_NAME).is_file():
+            continue
+        result, meta = read_results(job.scores), read_meta(job.model)
+        results.append(result)
+        row = cells.index(job.cell)
+        for each in result.settings:
+            column = (not each.setting.unseen, each.setting.abbr)
+            value = nan_to_none(result.scores(each).primary_metric)
+            if value is not None:
+                found.setdefault(column, {}).setdefault(row, []).append(value)
+        if meta.get("held_out_score") is not None:
+            name = f"held out of {job.recipe}"
+            held.setdefault(name, {}).setdefault(row, []).append(meta["held_out_score"])
+    scores = [
+        Score(cells[row], setting, not seen, tuple(values))
+        for (seen, setting), rows in sorted(found.items(), key=lambda item: item[0][0])
+        for row, values in rows.items()
+    ]
+    held_out = [
+        Score(cells[row], name, False, tuple(values))
+        for name, rows in held.items()
+        for row, values in rows.items()
+    ]
+    return Outcome(tuple(results), tuple(scores), tuple(held_out), tuple(cells), len(jobs))
+
+
+def markdown(outcome: Outcome, name: str) -> str:
+    """The table as Markdown, with what must stand beside every number of it."""
+    rules = dict.fromkeys(result.selection for result in outcome.results)
+    methods = dict.fromkeys(str(result.lineage["model"].get("method", "")) for result in outcome.results)
+    seeds = sorted({result.seed for result in outcome.results if result.seed is not None})
+    data = dict.fromkeys(each.provenance for result in outcome.results for each in result.settings)
+    told = "; ".join(f"{rule} ({SELECTIONS.get(rule, 'own rule')})" for rule in rules)
+    parts = [
+        f"# {name}: primary score in per cent",
+        f"Data: {', '.join(data)} · selection: {told}"
+        f" · method: {'; '.join(methods)} · seeds: {', '.join(map(str, seeds))}"
+        f" · {len(outcome.results)} of {outcome.jobs} trainings. Mean and standard deviation over seeds.",
+        _rows(outcome),
+    ]
+    if outcome.held_out:
+        parts.append("Held-out tiles of the source are the only ones by which a row may be chosen.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(outcome: Outcome) -> str:
+    names = list(outcome.cells[0].values)
+    held = list(dict.fromkeys(each.setting for each in outcome.held_out))
+    columns = [*names, *outcome.settings, "mean unseen", *held]
+    lines = []
+    for cell in outcome.cells:
+        cells = {each.setting: each for each in (*outcome.scores, *outcome.held_out) if each.cell == cell}
+        unseen = outcome.unseen_mean(cell)
+        lines.append(
+            [
+                *map(shown, cell.values.values()),
+                *(_written(cells.get(setting)) for setting in outcome.settings),
+                "" if unseen is None else f"{100 * unseen:.1f}",
+                *(_written(cells.get(setting)) for setting in held),
+            ]
+        )
+    return tabulate(lines, columns, tablefmt="github", disable_numparse=True)
+
+
+def _written(score: Score | None) -> str:
+    if score is None:
+        return ""
+    mean = f"{100 * score.mean:.1f}"
+    return f"{mean} ± {100 * statistics.stdev(score.values):.1f}" if len(score.values) > 1 else mean
+
+
+def write(outcome: Outcome, folder: Path, name: str) -> Path:
+    """Writes `folder/table.md`."""
+    path = folder / "table.md"
+    write_text(path, markdown(outcome, name))
+    return path

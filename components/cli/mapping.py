@@ -1,0 +1,93 @@
+"""What `crossearth predict` says beside its maps: of the model before, of the areas after."""
+
+from __future__ import annotations
+
+import shlex
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from crossearth.components.cli.terminal import err, out, print_table
+from crossearth.components.runtime.places import MODELS, SCORES
+from crossearth.data.common.errors import InputError
+
+MAPS_IN_FULL = 5  # whose areas are printed
+
+
+def expect_model(model: Path) -> None:
+    """Refuses a path where nothing is, with the nearest name of a model.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    if model.exists():
+        return
+    from crossearth.data.common.config import nearest
+
+    known = sorted(
+        path
+        for folder in {model.parent, MODELS}
+        for path in folder.glob("*")
+        if (path / "model.json").is_file()
+    )
+    if not known:
+        raise InputError(
+            "no such model",
+            where=model,
+            expected="a folder with model.safetensors and model.json",
+            next_step="crossearth train RECIPE, or crossearth convert, makes one",
+        )
+    names = {path.name: path for path in known}
+    meant = get_close_matches(model.name, names, n=1)
+    raise InputError(
+        "no such model",
+        where=model,
+        expected=nearest(str(names[meant[0]] if meant else model), map(str, known)),
+        next_step=f"--model {shlex.quote(str(names[meant[0]] if meant else known[0]))}",
+    )
+
+
+def warn_of(model: Path) -> None:
+    """Says loudly what is wrong with a model, as far as its description and its scores beside it tell."""
+    from crossearth.components.evaluate.doubts import doubts
+    from crossearth.components.evaluate.results import DETAILS, read_results
+    from crossearth.model.weights.checkpoint import read_meta
+
+    meta = read_meta(model)
+    # in the working folder they lie apart, in the registry beside it
+    folders = (model.resolve().parent.parent / SCORES.name / model.name, model.parent)
+    results = (read_results(folder) for folder in folders if (folder / DETAILS).is_file())
+    scored = next((each for each in results if each.model_sha256 == meta["sha256"]), None)
+    for doubt in doubts(meta, scored):
+        err.print(f"WARNING: {doubt}", style="bold yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell(report: dict[str, Any]) -> None:
+    """Prints how a scene was read, what is to be known of its place, and the area of every class."""
+    used = f"bands {', '.join(map(str, report['bands']))} ({report['bands_from']})"
+    scaled = "{:g} to {:g}".format(*(report["value_range"] or (0, 255)))
+    used += f", values {scaled} ({report['value_range_from']})"
+    for line in (used, *report["notes"]):
+        out.print(f"{report['scene']}: {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_areas(path: Path, report: dict[str, Any]) -> None:
+    """Prints share and area of every class of a map, and where it can be looked at."""
+    rows = [
+        [each["name"], "" if each["share"] is None else f"{100 * each['share']:.1f}", _area(each["area_m2"])]
+        for each in report["classes"]
+    ]
+    print_table(str(path), ["class", "share %", "area"], rows, numbers=("share %", "area"))
+    preview = path.with_suffix(".png")
+    if preview.exists():
+        out.print(f"preview: {preview}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _area(area_m2: float | None) -> str:
+    """An area in the unit that suits its size."""
+    if area_m2 is None:
+        return "unknown"
+    for unit, size in (("km2", 1e6), ("ha", 1e4)):
+        if area_m2 >= size:
+            return f"{area_m2 / size:,.2f} {unit}"
+    return f"{area_m2:,.0f} m2"

@@ -1,0 +1,139 @@
+"""Polygons of a map on disk: GeoPackage, GeoJSON or GeoParquet, written a few thousand at a time."""
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyogrio
+import shapely
+from pyogrio.errors import DataLayerError, DataSourceError
+
+from crossearth.components.predict.maps import Grid
+from crossearth.components.predict.vectors import Polygon
+
+DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
+PARQUET = ".parquet"
+BATCH = 10_000
+LONGITUDE_LATITUDE = "EPSG:4326"  # what GeoJSON is in, whatever the map is in (RFC 7946)
+
+
+COLUMNS = ("class", "class_id", "area_m2", "confidence")
+
+
+class PolygonFile:
+    """A file of polygons in the map's CRS (GeoJSON: longitude and latitude), a column per fact.
+
+    Columns: `class` (name), `class_id`, `area_m2` (none where the map has no place on the Earth),
+    `confidence` (0..1), geometry.
+    """
+
+    def __init__(self, path: Path, grid: Grid, classes: Sequence[str]) -> None:
+        self.path, self._grid, self._classes = path, grid, list(classes)
+        self._kept: list[Polygon] = []
+        self._num = 0
+        self._parquet: pq.ParquetWriter | None = None
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, grid: Grid, classes: Sequence[str]) -> Iterator["PolygonFile"]:
+        """Its ending says the format; the file is whole when this is left without an error.
+
+        Raises:
+            OSError: the disk takes no more.
+        """
+        file = cls(path, grid, classes)
+        try:
+            yield file
+            if file._kept or not path.exists():  # a map without polygons has a file, too
+                file._write(file._kept)
+        except (DataSourceError, DataLayerError, pa.ArrowException) as error:
+            raise OSError(str(error)) from error
+        finally:
+            if file._parquet is not None:
+                file._parquet.close()
+        file._check()
+
+    def add(self, polygons: Sequence[Polygon]) -> None:
+        """Takes polygons in px of the map."""
+        self._kept += polygons
+        if len(self._kept) >= BATCH:
+            self._write(self._kept)
+            self._kept = []
+
+    def _write(self, polygons: Sequence[Polygon]) -> None:
+        table = self._table(polygons)
+        self._num += len(polygons)
+        if self.path.suffix == PARQUET:
+            self._write_parquet(table)
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "'crs' was not provided")  # polygons in px have none
+                pyogrio.write_dataframe(
+                    table,
+                    self.path,
+                    layer="polygons",
+                    driver=DRIVERS[self.path.suffix],
+                    geometry_type="Polygon",
+                    append=self.path.exists(),
+                )
+
+    def _table(self, polygons: Sequence[Polygon]) -> geopandas.GeoDataFrame:
+        geometries = np.array([each.geometry for each in polygons], object)
+        columns = {
+            "class": np.array([self._classes[each.class_id] for each in polygons], object),
+            "class_id": np.array([each.class_id for each in polygons], np.int32),
+            "area_m2": np.array([each.area_m2 for each in polygons], float),
+            "confidence": np.array([each.confidence for each in polygons], float),
+        }
+        a, b, c, d, e, f = self._grid.transform[:6]
+
+        def place(xy: Any) -> Any:
+            return np.stack([a * xy[:, 0] + b * xy[:, 1] + c, d * xy[:, 0] + e * xy[:, 1] + f], axis=1)
+
+        crs = None if self._grid.crs is None else self._grid.crs.to_wkt(version="WKT2_2019")
+        # the outer ring counter-clockwise, as GeoJSON wants it
+        placed = shapely.orient_polygons(shapely.transform(geometries, place))
+        table = geopandas.GeoDataFrame(columns, geometry=placed, crs=crs)
+        return table.to_crs(LONGITUDE_LATITUDE) if self.path.suffix == ".geojson" else table
+
+    def _write_parquet(self, table: geopandas.GeoDataFrame) -> None:
+        crs = {} if table.crs is None else {"crs": table.crs.to_json_dict()}
+        column = {"encoding": "WKB", "geometry_types": ["Polygon"], **crs}
+        if table.crs is None:
+            column["crs"] = None  # unknown; left out it would mean longitude and latitude
+        geo = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": column}}
+        plain = pa.table(table.to_arrow(index=False, geometry_encoding="WKB"))
+        schema = pa.schema(
+            [pa.field(each.name, each.type) for each in plain.schema], {"geo": json.dumps(geo)}
+        )
+        if self._parquet is None:
+            self._parquet = pq.ParquetWriter(self.path, schema, compression="zstd")
+        self._parquet.write_table(pa.Table.from_arrays(plain.columns, schema=schema))
+
+    def _check(self) -> None:
+        """A full disk may take the last polygons without a word."""
+        if self.path.suffix == PARQUET:
+            num = pq.read_metadata(self.path).num_rows
+        else:
+            num = pyogrio.read_info(self.path, force_feature_count=True)["features"]
+        if num != self._num:
+            raise OSError(f"{self.path.name} has {num} polygons, written were {self._num}")
+
+
+def is_polygon_file(path: Path) -> bool:
+    """Whether a file has the columns of a `PolygonFile`."""
+    try:
+        if path.suffix == PARQUET:
+            names = pq.read_schema(path).names
+        else:
+            names = list(pyogrio.read_info(path)["fields"])
+    except (DataSourceError, DataLayerError, pa.ArrowException, OSError):
+        return False
+    return set(COLUMNS) <= set(names)
