@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,16 +218,12 @@ def _look(
     (height, width), px = scene.seen, reference.window_px
     places = [(0, *corner) for corner in grid(height, width, px)]
 
-    def scores(windows_B3HW: Tensor) -> Tensor:
-        rows, columns = windows_B3HW.shape[-2:]
-        return window_scores(loaded, windows_B3HW)[..., :rows, :columns]
-
     seen = Seen()
     with open_view(scene) as shown:
         windows = list(_read(shown, [corner[1:] for corner in evenly(places, config.windows)], px))
     for first in range(0, len(windows), config.batch_size):
         batch = np.stack(windows[first : first + config.batch_size])
-        seen.add(torch.from_numpy(batch).to(engine.device), engine, scores)
+        seen.add(torch.from_numpy(batch).to(engine.device), engine, partial(window_scores, loaded))
     return seen
 
 
@@ -235,8 +232,8 @@ def _read(
 ) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Windows (3, H, W) as the network sees them, black where nothing is valid; those that hold data."""
     for top, left in corners:
-        rows, columns = (top, min(top + px, shown.height)), (left, min(left + px, shown.width))
-        window_3HW, seen_HW = shown.look(rows, columns)
+        # beyond the borders of a small scene it is mirrored, as for a map
+        window_3HW, seen_HW = shown.look((top, top + px), (left, left + px))
         window_3HW = np.where(seen_HW, window_3HW, 0).astype(np.uint8)
         if is_telling(window_3HW):
             yield window_3HW
