@@ -20,7 +20,7 @@ from services import free_port
 from sqlalchemy import text
 
 from crossearth.components.register.registry import Registry
-from crossearth.components.runtime import doctor, tracking
+from crossearth.components.runtime import doctor, tracking, tracking_store
 from crossearth.components.runtime.tracking import start_run, tracking_uri
 from crossearth.components.runtime.tracking_internals import create_tables
 from crossearth.components.runtime.tracking_server import own_version
