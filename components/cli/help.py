@@ -11,7 +11,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 GROUPS = {
     "Start": ("init", "doctor", "settings", "domains", "plan"),
     "Data": ("fetch", "synthesize", "ingest", "validate", "preview", "push", "pull", "styles", "stylize"),
-    "Models": ("train", "evaluate", "convert", "register", "rollback"),
+    "Models": ("train", "evaluate", "ablate", "convert", "register", "rollback"),
     "Results": ("show", "compare", "report", "models", "predict", "export"),
     "Clusters": ("pipeline",),
 }
