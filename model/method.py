@@ -9,22 +9,25 @@ from typing import Any, Literal
 Method = Literal["paper", "snapshot-dinov2", "snapshot-rvsa"]
 
 BLOCKS = {"mask_block_px": 64}
-METHODS: dict[Method, dict[str, dict[str, Any]]] = {
+METHODS: dict[Method, dict[str, Any]] = {
     # what the paper prints, and where it is silent our choice among what is known
     "paper": {
-        "style": {"probability": 0.1, "keep_ratio": 0.3, "block_px": 64},
+        "style_probability": 0.1,
+        "style": {"keep_ratio": 0.3, "block_px": 64},
         "tasks": {**BLOCKS, "mask_ratio": 0.7, "inject_plain": True, "inject_styled": True},
         "sizes": {"inject_at_inference": False},
     },
     # the authors' work of 27 October 2024, a DINOv2 network
     "snapshot-dinov2": {
-        "style": {"probability": 0.1, "keep_ratio": 0.3, "block_px": 64},
+        "style_probability": 0.1,
+        "style": {"keep_ratio": 0.3, "block_px": 64},
         "tasks": {**BLOCKS, "mask_ratio": 0.1, "inject_plain": False, "inject_styled": False},
         "sizes": {"inject_at_inference": False},
     },
     # the authors' work of 11 October 2024, a ViT-RVSA network
     "snapshot-rvsa": {
-        "style": {"probability": 0.1, "keep_ratio": 0.9, "block_px": 64},
+        "style_probability": 0.1,
+        "style": {"keep_ratio": 0.9, "block_px": 64},
         "tasks": {**BLOCKS, "mask_ratio": 0.7, "inject_plain": True, "inject_styled": False},
         "sizes": {"inject_at_inference": False},
     },
@@ -34,15 +37,14 @@ METHODS: dict[Method, dict[str, dict[str, Any]]] = {
 def described(train: Mapping[str, Any]) -> str:
     """The method of a training's configuration, with its numbers that are not the method's own."""
     name = train["method"]
-    changed = [
-        f"{section}.{key} {found}"
-        for section, key, value in _numbers(METHODS[name])
-        if (found := train[section].get(key, value)) != value
-    ]
+    changed = list(_changed(METHODS[name], train))
     return name + (f" (but {', '.join(changed)})" if changed else "")
 
 
-def _numbers(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Any]]:
-    for section, values in sections.items():
-        for key, value in values.items():
-            yield section, key, value
+def _changed(values: Mapping[str, Any], train: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        found = train.get(key, value)
+        if isinstance(value, Mapping):
+            yield from _changed(value, found, f"{above}{key}.")
+        elif found != value:
+            yield f"{above}{key} {found}"

@@ -13,7 +13,7 @@ from crossearth.components.runtime.params import Params
 from crossearth.components.train.setup import TrainConfig
 from crossearth.components.train.step import config_of
 from crossearth.data.catalog.domains import Catalog, known_entry
-from crossearth.data.common.config import load_config, merged, read_yaml
+from crossearth.data.common.config import checked, load_config, merged, read_yaml
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 
@@ -21,7 +21,7 @@ Value = bool | int | float | str | None
 LONGEST_LABEL = 80
 
 
-@dataclass(frozen=True)
+@checked
 class GridConfig:
     """What a grid's file says.
 

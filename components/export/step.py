@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ from torch.export import ExportedProgram
 from crossearth.components.export.description import MLM_KEY, Exported, deepness_metadata, mlm_metadata
 from crossearth.components.export.network import WindowClassifier, trace
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path
 from crossearth.model.weights.checkpoint import load, read_meta, trained_reading
@@ -30,7 +30,7 @@ LEAST_EQUAL = 0.99
 Images = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@checked
 class ExportConfig:
     """How a model is exported.
 

@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
@@ -110,8 +110,8 @@ class PredictConfig:
     confidence: bool = False
     quick_look: bool = False
     vector: Path | None = None
-    min_area_m2: NonNegativeFloat = 0
-    simplify_px: NonNegativeFloat = 0
+    min_area_m2: float = 0
+    simplify_px: float = 0
     classes: tuple[str, ...] | None = None
     preview_px: PositiveInt = 1024
     backbone: Path | None = None

@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from pydantic import PositiveInt
-from torch import Tensor
 
 from crossearth.components.evaluate.results import metric_name
 from crossearth.components.predict.sliding import Loaded, Precision, load_network, window_scores

@@ -47,7 +47,7 @@ def test_released_weights_are_converted_scored_and_map_a_scene(
     for command in weights.splitlines():
         typed(command)
     assert "P(r)2V" in typed("crossearth show potsdam-rgb")
-    (scene,) = (block for block in documented("sh") if "crossearth predict" in block)
+    scene = next(block for block in documented("sh") if "crossearth predict" in block)
     typed(scene.replace("artifacts/models/potsdam-rgb", "models/released-potsdam"))
     with rasterio.open(tmp_path / "map.tif") as file:
         assert file.shape == (64, 64)

@@ -93,7 +93,8 @@ def test_the_method_of_the_paper_is_the_defaults() -> None:
     config = asdict(TrainConfig())
     for section, values in METHODS["paper"].items():
         if section != "sizes":
-            assert {name: config[section][name] for name in values} == values
+            found = config[section]
+            assert ({name: found[name] for name in values} if isinstance(values, dict) else found) == values
     assert asdict(large_config(6)).items() >= METHODS["paper"]["sizes"].items()
     assert described(config) == "paper"
     assert all(values.keys() == METHODS["paper"].keys() for values in METHODS.values())
