@@ -11,16 +11,8 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 GROUPS = {
     "Start": ("init", "doctor", "settings", "domains", "plan"),
     "Data": ("fetch", "synthesize", "ingest", "validate", "preview", "push", "pull", "styles", "stylize"),
-<<<<<<< HEAD
-    "Models": ("train", "evaluate", "convert", "register", "rollback"),
-    "Results": ("show", "compare", "report", "models", "predict", "export", "watch"),
-||||||| df2dcaa
-    "Models": ("train", "evaluate", "convert", "register", "rollback"),
-    "Results": ("show", "compare", "report", "models", "predict", "export"),
-=======
     "Models": ("train", "evaluate", "ablate", "convert", "register", "rollback"),
-    "Results": ("show", "compare", "report", "models", "predict", "export"),
->>>>>>> main
+    "Results": ("show", "compare", "report", "models", "predict", "export", "watch"),
     "Clusters": ("pipeline",),
 }
 EXAMPLES = {  # a line of a terminal has room for 78 letters
