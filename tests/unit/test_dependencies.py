@@ -45,7 +45,7 @@ def needed_by(requirement: Requirement, seen: set[Requirement]) -> Iterator[str]
 
 # imports, by the extra that brings them; what comes with another library stands after it
 EXTRAS = {
-    "train": "boto3 botocore cachetools great_expectations jinja2 matplotlib mlflow pandas plotly psutil"
+    "train": "boto3 botocore cachetools great_expectations matplotlib mlflow pandas plotly psutil"
     " torchmetrics",
     "pipelines": "docker dvc kfp kubernetes",
     "cluster": "kubeflow psycopg2",

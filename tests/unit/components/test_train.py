@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -117,8 +118,8 @@ def run(
 class NoRun:
     """Stands for MLflow, which has tests of its own."""
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> Mock:
+        return Mock()
 
     def __exit__(self, *_: object) -> None:
         return None
@@ -249,7 +250,7 @@ def test_another_config_does_not_go_on_with_the_states_of_this_one(
         "sizes": NUMBERS["sizes"] | {"heads": 4},
     }
     with pytest.raises(
-        InputError, match=r"in sizes\.heads: nothing there, 4 now; style\.pro.*: 0.5 there, 0.1 now\n"
+        InputError, match=r"in sizes\.heads: nothing there, 4 now; style_probability: 0.5 there, 0.1 now\n"
     ):
         run(**changed)
     apart = replace(NUMBERS["tasks"], shared_pass=False)
@@ -449,14 +450,14 @@ def test_memory_may_run_out_after_the_loss(run: Train, monkeypatch: pytest.Monke
     ],
     ids=repr,
 )
-@pytest.mark.parametrize("place", ["build", "to", "AdamW"])
+@pytest.mark.parametrize("place", ["CrossEarth", "to", "AdamW"])
 def test_memory_may_run_out_before_the_first_step(
     error: Exception, place: str, run: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise error
 
-    owner = {"build": training_setup, "to": torch.nn.Module, "AdamW": torch.optim}[place]
+    owner = {"CrossEarth": training_setup, "to": torch.nn.Module, "AdamW": torch.optim}[place]
     monkeypatch.setattr(owner, place, full)
     with pytest.raises(InputError, match=r"(?s)loveda-urban: out of memory on cpu: .*set micro_batch: 1"):
         run()
@@ -466,7 +467,7 @@ def test_an_error_of_another_kind_is_no_lack_of_memory(run: Train, monkeypatch: 
     def broken(*_: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(training_setup, "build", broken)
+    monkeypatch.setattr(training_setup, "CrossEarth", broken)
     with pytest.raises(RuntimeError, match="broken"):
         run()
 
@@ -721,6 +722,7 @@ def test_logging_stays_quiet(run: Train, caplog: pytest.LogCaptureFixture, capsy
 
 def test_seeds_stand_side_by_side(work: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_commands, "_say_licence", lambda _: None)
     asked: list[tuple[str, int]] = []
     monkeypatch.setattr(
         step, "train", lambda *given: asked.append((given[3].name, given[4].seed)) or given[3]
