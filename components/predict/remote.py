@@ -17,7 +17,6 @@ from rasterio.transform import array_bounds
 from crossearth.data.common.config import listed, nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reader import Address, Raster, UnreachableError, open_raster, refused
-from crossearth.data.tiles.store import download
 
 SCHEMES = ("http", "https", "s3")
 MOST_BYTES = 16 << 20  # of a STAC item
@@ -104,6 +103,9 @@ def _read(item: str | Path, where: str) -> dict[str, Any]:
             text = item.read_bytes()
         elif urlsplit(item).scheme == "s3":
             with TemporaryDirectory() as folder:
+                # boto3 comes with an extra that who only maps does not need
+                from crossearth.data.tiles.store import download
+
                 download(item, Path(folder) / "item.json")
                 text = (Path(folder) / "item.json").read_bytes()
         else:
