@@ -9,8 +9,6 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from conftest import SHARED
@@ -23,6 +21,9 @@ from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.raster.reading import Reading
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights.checkpoint import load, save
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 # what version 1.5 of the extension asks for, as far as we use it; in an Item each key has a prefix
 TENSOR = {

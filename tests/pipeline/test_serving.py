@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import numpy as np
 import pytest
 import rasterio
@@ -32,6 +31,8 @@ from crossearth.components.register.step import register
 from crossearth.data.catalog.domains import Catalog
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights import checkpoint
+
+kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 RECIPE = "potsdam-rgb"
 MANIFEST = INFRA / "kserve/inference-service.yaml"
