@@ -21,7 +21,6 @@ import pytest
 import rasterio
 import torch
 import yaml
-from manifest_schema import INFRA, KUBERNETES
 from rasterio.transform import Affine
 from results_factory import write_fake_results
 
@@ -32,7 +31,9 @@ from crossearth.data.catalog.domains import Catalog
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights import checkpoint
 
-kubernetes_validate = pytest.importorskip("kubernetes_validate")
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install -e '.[services]'")
+
+from manifest_schema import INFRA, KUBERNETES  # noqa: E402
 
 RECIPE = "potsdam-rgb"
 MANIFEST = INFRA / "kserve/inference-service.yaml"
