@@ -15,7 +15,7 @@ import crossearth.data.common.torchvision_ops  # noqa: F401
 
 # isort: split
 import timm
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, split_model_name_tag
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.finite import refuse_nonfinite
-from crossearth.model.layers.positions import resample_patch_kernel, resample_positions, resize_positions
+from crossearth.model.layers.positions import resample_patch_kernel, resize_positions
 
 DINOV2 = "vit_large_patch14_dinov2"
 TRAINED_LAYER_SCALE = 0.1  # of a ViT that starts from nothing; pretrained ones bring theirs
@@ -233,6 +233,14 @@ def check_size(x_B3HW: Tensor, patch_px: int) -> None:
             expected=f"multiples of {patch_px} px from {2 * patch_px} on; the nearest: {rows} x {columns}",
             next_step="resize or pad it, or use sliding windows with a crop no larger than the image",
         )
+
+
+def resample_positions(positions_1TC: Tensor, rows: int, columns: int, num_prefix: int = 1) -> Tensor:
+    """A pretrained square position grid for another stored grid (bicubic to that size; prefix kept)."""
+    # the authors' converter smooths nothing
+    return resample_abs_pos_embed(
+        positions_1TC, [rows, columns], num_prefix_tokens=num_prefix, antialias=False
+    )
 
 
 def fit_state(state: Mapping[str, Tensor], backbone: Backbone, where: object) -> dict[str, Tensor]:

@@ -31,17 +31,6 @@ def resize_positions(positions_1TC: Tensor, rows: int, columns: int) -> Tensor:
     return torch.cat([positions_1TC[:, :1], resized_1NC], dim=1)
 
 
-def resample_positions(positions_1TC: Tensor, rows: int, columns: int, num_prefix: int = 1) -> Tensor:
-    """A pretrained square position grid for another stored grid (bicubic to that size; prefix R kept)."""
-    side = math.isqrt(positions_1TC.shape[1] - num_prefix)
-    if (side, side) == (rows, columns):
-        return positions_1TC
-    grid_1Cgg = positions_1TC[:, num_prefix:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    resized_1Chw = F.interpolate(grid_1Cgg, size=(rows, columns), mode="bicubic", align_corners=False)
-    resized_1GC = resized_1Chw.flatten(2).transpose(1, 2).to(positions_1TC.dtype)
-    return torch.cat([positions_1TC[:, :num_prefix], resized_1GC], dim=1)
-
-
 def resample_patch_kernel(kernel_C3PP: Tensor, patch_px: int) -> Tensor:
     """Patch kernels for patches of `patch_px` (bicubic, magnitudes not rescaled)."""
     if kernel_C3PP.shape[2:] == (patch_px, patch_px):

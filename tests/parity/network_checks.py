@@ -136,7 +136,8 @@ def check_labels(recording: Recording, case: str, labels_B1HW: Tensor) -> None:
 
 def check_conversion(recording: Recording) -> None:
     """Pretrained weights resampled to other patches and another position grid."""
-    from crossearth.model.layers.positions import resample_patch_kernel, resample_positions
+    from crossearth.model.layers.backbone import resample_positions
+    from crossearth.model.layers.positions import resample_patch_kernel
 
     if not recording.keys("convert"):
         return

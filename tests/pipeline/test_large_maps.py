@@ -6,12 +6,11 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 import rasterio
 import torch
+from random_scene import files, random_model, write
 from rasterio.transform import Affine
 from torch import Tensor, nn
 
@@ -21,28 +20,11 @@ from crossearth.components.predict.sliding import Loaded, plan
 from crossearth.components.predict.step import PredictConfig, predict
 from crossearth.components.predict.strips import open_scene, open_view
 from crossearth.data.common.errors import InputError
-from crossearth.model.crossearth import crossearth_tiny
-from crossearth.model.weights.checkpoint import save
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(5)
-    meta = {"classes": ["a", "b", "c"], "palette": ["#000000", "#888888", "#ffffff"], "provenance": "own"}
-    return save(crossearth_tiny(3, 64).eval(), tmp_path_factory.mktemp("model"), meta)
-
-
-def write(path: Path, height: int, width: int, **profile: Any) -> Path:
-    pixels = np.random.default_rng(0).integers(1, 255, (3, height, width), np.uint8)
-    size = {"height": height, "width": width, "count": 3, "dtype": "uint8"}
-    place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 4e5, 0, -0.5, 5e6)}
-    with rasterio.open(path, "w", driver="GTiff", **size, **place, **profile) as file:
-        file.write(pixels)
-    return path
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return random_model(tmp_path_factory.mktemp("model"))
 
 
 def test_processes_share_a_scene(tmp_path: Path, model: Path) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 import torch
-from rasterio.transform import Affine
+from random_scene import files, random_model, write
 
 from crossearth.components.predict import compute, step
 from crossearth.components.predict.compute import missing
@@ -27,22 +26,7 @@ FLOAT32 = PredictConfig(precision="float32", device="cpu")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(5)
-    meta = {"classes": ["a", "b", "c"], "palette": ["#000000", "#888888", "#ffffff"], "provenance": "own"}
-    return save(crossearth_tiny(3, 64).eval(), tmp_path_factory.mktemp("model"), meta)
-
-
-def write(path: Path, height: int, width: int, **profile: Any) -> Path:
-    pixels = np.random.default_rng(0).integers(1, 255, (3, height, width), np.uint8)
-    size = {"height": height, "width": width, "count": 3, "dtype": "uint8"}
-    place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 4e5, 0, -0.5, 5e6)}
-    with rasterio.open(path, "w", driver="GTiff", **size, **place, **profile) as file:
-        file.write(pixels)
-    return path
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return random_model(tmp_path_factory.mktemp("model"))
 
 
 class Stopping:
