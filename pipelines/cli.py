@@ -28,7 +28,7 @@ Name = Annotated[str, typer.Argument(help="benchmark, training, inference or mon
 ValuesFile = Annotated[
     Path | None, typer.Option("--values", help="What the steps ask of the cluster, see infra/values.yaml.")
 ]
-ParamsFile = Annotated[Path, typer.Option("--params", help="Numbers of the steps.")]
+ParamsFile = Annotated[Path, typer.Option("--params", help="Parameters of the steps.")]
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Preset of the params file [default: the file's].")
 ]

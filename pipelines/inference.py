@@ -81,7 +81,7 @@ def monitoring(inputs: Inputs, values: Values) -> GraphComponent:
             shards: number of pods that the scenes are dealt out to.
             predict: fields of PredictConfig, for example the bands.
             watch: fields of WatchConfig.
-            fail: whether the run fails where the scenes drift; the maps are made in any case.
+            fail: whether the run fails where the scenes drift; the maps are made beside it.
             params: contents of params.yaml.
             catalogs: list of the contents of further catalog files.
             workspace: the shared folder, where the claim is mounted.

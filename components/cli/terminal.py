@@ -47,7 +47,7 @@ Catalogs = Annotated[
 ParamsFile = Annotated[
     Path | None,
     typer.Option(
-        "--params", metavar="FILE", help="Numbers of the steps (default: params.yaml if it is here)."
+        "--params", metavar="FILE", help="Parameters of the steps (default: params.yaml if it is here)."
     ),
 ]
 ShardOption = Annotated[str, typer.Option(metavar="I/N", help="Only shard I of N, counted from 0.")]

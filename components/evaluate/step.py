@@ -138,12 +138,14 @@ def evaluate(
     ):
         scored = _scored_before(out_dir, config)
         done = set(processes.broadcast(list(scored)))  # the first process keeps what all went through
-        model = None
+        model, batch_size = None, config.batch_size
         for setting in recipe.settings:
             target = targets[setting.target]
             if target.key not in done:
                 done.add(target.key)
                 model = model or load(model_dir, device=choose_device(config.device))
+                # one for all processes, whose devices may have more or less room: tiles are dealt out by it
+                batch_size = batch_size or int(processes.broadcast(windows_per_pass(model)))
                 place = out_dir / "predictions" / setting.target
                 scores = score_target(
                     model,
@@ -151,7 +153,7 @@ def evaluate(
                     target.remap,
                     class_set.primary_metric,
                     processes,
-                    batch_size=config.batch_size or windows_per_pass(model),
+                    batch_size=batch_size,
                     tta=config.tta,
                     readers=config.readers,
                     num_pictures=config.panels,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import re2
 
+from crossearth.data.annotations.recognise import told
 from crossearth.data.catalog.domains import Domain, OwnFiles, Pairs, compiled_pattern
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import Member
@@ -58,7 +59,7 @@ def _starred(pattern: str, path: str) -> str:
 
 
 def apart(
-    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member], others: str
+    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member], others: Sequence[Member]
 ) -> tuple[list[Member], list[Member]]:
     """Images that are no masks and masks that are no images: what the narrower of both rules means counts.
 
@@ -80,7 +81,7 @@ def apart(
         raise InputError(
             f"{domain.name}: {len(shared)} files are both images and masks: "
             + some(sorted(image_at[path].path for path in shared))
-            + others,
+            + (told(others) if len(images) == len(masks) else ""),
             where=own.images,
             expected="`images` and `masks` that match different files, or `pairs`",
             next_step=f'say which are which, e.g. pairs: "{likely or "{}_sat.jpg -> {}_mask.png"}"',

@@ -125,7 +125,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
     if own.pairs is not None:
         files = [each for each in files if own.pairs.key(each.path, "mask")]
         found = [each for each in found if own.pairs.key(each.path, "image")]
-    found, files = apart(domain, own, found, files, told(lying) if len(found) == len(files) else "")
+    found, files = apart(domain, own, found, files, lying)
     if not found:
         refuse_unreadable(members)
         raise InputError(

@@ -37,7 +37,8 @@ def split_images(
         InputError: a published split that is none of train and test alone; a list that names other images; a
             scene in both splits.
     """
-    published = _published(own, images, scratch)
+    told = own.by in ("file", "folder", "lists")  # who says it himself is not asked what the publisher says
+    published = None if told else _published(own, images, scratch)
     if own.by == "found":
         if published is None:
             own = replace(own, by="block")
@@ -120,7 +121,9 @@ def _chosen(own: OwnFiles, by: SplitRule, of_word: Mapping[str, Sequence[str]], 
 def _undecided(domain: Domain, own: OwnFiles, published: OwnFiles) -> InputError:
     names = [*published.train_from, *published.test_from]
     by = "lists" if published.train_from and Path(published.train_from[0]).suffix else "folder"
-    train, test = (list(side) for side in (published.train_from, published.test_from))
+    train, test = list(published.train_from), list(published.test_from)
+    if by == "lists":  # these paths start here, and those of a catalog at the data folder
+        train, test = ([str(Path(name).resolve()) for name in side] for side in (train, test))
     if not train:
         line = "split: test, where all of them are for scores, or {by: block, test: 0.25}"
     else:

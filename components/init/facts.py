@@ -134,6 +134,15 @@ def _values(label: Raster, band: int | None) -> dict[Raw, int]:
     nodata = file.nodatavals[bands[0] - 1]
     if nodata is not None:
         plane = plane[~np.isnan(plane)] if math.isnan(nodata) else plane[plane != nodata]
+    if plane.dtype.kind == "f":
+        plane = plane[np.isfinite(plane)]
+        if (plane % 1).any():
+            raise InputError(
+                "labels with fractions",
+                where=label.where,
+                expected="whole numbers, or sides of a threshold",
+                next_step='write labels: {"<0.5": NAME, ">=0.5": NAME} in a catalog of your own',
+            )
     bits = int(file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
     if bits == 1 and file.dtypes[0] == "uint8":
         plane = np.where(plane > 0, 255, 0)

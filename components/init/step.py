@@ -20,7 +20,7 @@ from crossearth.data.annotations.recognise import told
 from crossearth.data.catalog.labels import IGNORE, IGNORE_NAME, plain_label
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_path
+from crossearth.data.common.files import write_text
 from crossearth.data.raster.archives import Member, index
 
 PARAMS = Path("params.yaml")
@@ -83,15 +83,13 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
     lines = _lines(facts, entry, classes, splits, _alone(layouts, sources))
     text = catalog_text(name, folder, entry, classes, lines, recipe)
     files = [path]
-    with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(path, text)
     options = ""
     if params.exists():
         known = {each.resolve() for each in load_params(params).catalogs}
         options = "" if path.resolve() in known else f" --catalog {shlex.quote(str(path))}"
     else:
-        with atomic_path(params) as partial:
-            partial.write_text(params_text(path.name, facts, entry), encoding="utf-8")
+        write_text(params, params_text(path.name, facts, entry))
         files.append(params)
     return Written(files, name, recipe, lines, options)
 
@@ -205,7 +203,7 @@ def _classes(raw: Mapping[Raw, int]) -> list[Class]:
 
 
 def _is_value(value: Raw) -> bool:
-    return isinstance(value, int) or str(value)[0] in "<>#"
+    return isinstance(value, int) or str(value).startswith(("<", ">", "#"))
 
 
 def _lines(

@@ -61,19 +61,19 @@ def plan(
     shared.begin(params, catalogs)
     with shared.step(workspace, "plan"):
         look(**wanted)
-        numbers, catalog = shared.inputs()
-        run(numbers, catalog)
+        parameters, catalog = shared.inputs()
+        run(parameters, catalog)
         identity = shared.identity()
-        datasets = dataset_items(catalog, numbers, recipes, versions, identity)
-        needed = archives_needed(catalog, numbers, datasets, recipes, stylize_shards)
+        datasets = dataset_items(catalog, parameters, recipes, versions, identity)
+        needed = archives_needed(catalog, parameters, datasets, recipes, stylize_shards)
         Path(archives).write_text(json.dumps(needed))
-        drawn = needed and "synthesize" in numbers.presets[numbers.preset]
-        Path(items).write_text(json.dumps(recipe_items(catalog, numbers, recipes, identity)))
-        Path(synthesize).write_text(digest_of_step(numbers, "synthesize", identity) if drawn else "")
-        validation = digest_of_step(numbers, "validate", identity)
+        drawn = needed and "synthesize" in parameters.presets[parameters.preset]
+        Path(items).write_text(json.dumps(recipe_items(catalog, parameters, recipes, identity)))
+        Path(synthesize).write_text(digest_of_step(parameters, "synthesize", identity) if drawn else "")
+        validation = digest_of_step(parameters, "validate", identity)
         Path(validate).write_text(validation)
-        styled = numbers.corpus in needed
-        Path(styles).write_text(digest_of_step(numbers, "styles", identity) if styled else "")
-        Path(stylize).write_text(digest_of_step(numbers, "stylize", identity))
-        Path(report).write_text(digest([validation, digest_of_step(numbers, "report", identity)]))
+        styled = parameters.corpus in needed
+        Path(styles).write_text(digest_of_step(parameters, "styles", identity) if styled else "")
+        Path(stylize).write_text(digest_of_step(parameters, "stylize", identity))
+        Path(report).write_text(digest([validation, digest_of_step(parameters, "report", identity)]))
         return datasets

@@ -39,13 +39,12 @@ class Wanted:
     """What is written besides the map.
 
     Attributes:
-        probabilities, confidence, quick_look, vector, min_area_m2, simplify_px, classes: as `PredictConfig`
+        probabilities, confidence, vector, min_area_m2, simplify_px, classes: as `PredictConfig`
             has them.
     """
 
     probabilities: bool = False
     confidence: bool = False
-    quick_look: bool = False
     vector: Path | None = None
     min_area_m2: float = 0
     simplify_px: float = 0
@@ -354,7 +353,7 @@ def refuse_foreign_vector(vector: Path) -> None:
 
 
 def publish_vector(folder: Path, vector: Path) -> None:
-    """Moves the finished polygons to where they belong, and puts the style beside them."""
+    """Moves the finished polygons to where they belong."""
     made = folder / f"polygons{vector.suffix}"
     with atomic_path(vector) as partial:
         shutil.copyfile(made, partial)

@@ -12,6 +12,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 from urllib.request import urlopen
 from xml.etree import ElementTree
 
+from rasterio.dtypes import dtype_rev, typename_fwd
 from rasterio.transform import array_bounds
 
 from crossearth.data.common.config import listed, nearest
@@ -21,10 +22,6 @@ from crossearth.data.raster.reader import Address, Raster, UnreachableError, ope
 SCHEMES = ("http", "https", "s3")
 MOST_BYTES = 16 << 20  # of a STAC item
 TIMEOUT_S = 60
-GDAL_TYPES = {
-    **{"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32"},
-    **{"int32": "Int32", "float32": "Float32", "float64": "Float64"},
-}
 AS_GEOTIFF = "GTIFF_DIR:1:"  # what has this prefix GDAL opens as nothing else: a VRT could point anywhere
 ONE_GRID = 1e-3  # px by which the borders of an item's bands may lie apart
 
@@ -226,7 +223,7 @@ def _source(raster: Raster, band: Band, path: str) -> dict[str, Any]:
         "crs": dataset.crs,
         "transform": dataset.transform,
         "bounds": array_bounds(dataset.height, dataset.width, dataset.transform),
-        "type": GDAL_TYPES.get(dataset.dtypes[band.index - 1], "Byte"),
+        "type": typename_fwd[dtype_rev[dataset.dtypes[band.index - 1]]],
         "nodata": dataset.nodatavals[band.index - 1],
         "scale": dataset.scales[band.index - 1],
         "offset": dataset.offsets[band.index - 1],

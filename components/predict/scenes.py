@@ -12,7 +12,7 @@ from crossearth.components.pods.workspace import ARTIFACTS, RUN, expect
 from crossearth.components.predict.step import PredictConfig, predict, refuse_clashes
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import read_json, sha256_file, write_json
+from crossearth.data.common.files import atomic_path, read_json, sha256_file, write_json
 from crossearth.data.raster.names import LONE_SUFFIXES, RASTER_SUFFIXES, rasters_among, sidecar_names
 from crossearth.data.raster.reader import LONE_KINDS, harmless, rasters_in
 from crossearth.data.tiles.store import download, list_objects
@@ -124,8 +124,11 @@ def fetch_scene(address: str) -> Path:
     for other in list_objects(address.removesuffix(PurePosixPath(address).suffix)):
         other_name = other.removeprefix(address.removesuffix(name))
         if other_name.lower() in beside:
-            sidecar = path.with_name(other_name)
-            download(other, sidecar)
-            if other.lower().endswith(".aux.xml"):
-                sidecar.write_bytes(harmless(sidecar.read_bytes(), other))
+            # other pods read this folder: what points elsewhere never lies there, not even for a moment
+            with TemporaryDirectory() as folder, atomic_path(path.with_name(other_name)) as partial:
+                download(other, Path(folder) / "sidecar")
+                content = (Path(folder) / "sidecar").read_bytes()
+                partial.write_bytes(
+                    harmless(content, other) if other.lower().endswith(".aux.xml") else content
+                )
     return path

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,10 @@ def local_models(folders: Sequence[Path], scores_dir: Path, catalog: Catalog) ->
 def find_scores(meta: Mapping[str, Any], scores_dir: Path) -> RecipeResult | None:
     """The results below `scores_dir` that are of this model's weights, None where there are none."""
     for details in sorted(scores_dir.glob(f"*/{DETAILS}")):
-        result = read_results(details.parent)
-        if result.model_sha256 == meta["sha256"]:
-            return result
+        with suppress(InputError):  # a damaged one, or one of another format, is not of this model
+            result = read_results(details.parent)
+            if result.model_sha256 == meta["sha256"]:
+                return result
     return None
 
 

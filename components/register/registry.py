@@ -1,7 +1,5 @@
 """The MLflow model registry: versions, the aliases champion and challenger, and the story of their moves.
 
-Besides tracking.py (runs) and tracking_server.py this is the project's only file that talks to MLflow
-(mapper.py runs inside it).
 Every move of an alias is a tag of the registered model, `move.0001` and so on, as a line that people read:
 what moved, when, who moved it, for which run and why.
 """
@@ -219,7 +217,10 @@ class Registry:
             for name, made in (*aliases, *others):
                 if made and ABOUT_TAG in made.tags:
                     uri = f"{MODELS}{name}"
-                    found.append(Listed(uri, About.from_json(made.tags[ABOUT_TAG], uri)))
+                    try:
+                        found.append(Listed(uri, About.from_json(made.tags[ABOUT_TAG], uri)))
+                    except InputError as error:
+                        found.append(Listed(uri, None, error.what))
         return found
 
     @_reaching()

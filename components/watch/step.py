@@ -11,6 +11,7 @@ Legend: B windows, K classes, H W pixels.
 """
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from pydantic import PositiveInt
+from rasterio.errors import NotGeoreferencedWarning
 
 from crossearth.components.evaluate.results import metric_name
 from crossearth.components.predict.sliding import Loaded, Precision, load_network, window_scores
@@ -65,7 +67,7 @@ class WatchConfig:
 
     Attributes:
         bands, value_range, precision, device, backbone: as in `PredictConfig`.
-        batch_size: windows per pass of the network.
+        batch_size: windows per pass of the network; None = as many as keep the device busy.
         windows: of one scene, at most; evenly spaced ones.
     """
 
@@ -74,7 +76,7 @@ class WatchConfig:
     precision: Precision = "auto"
     device: str = "auto"
     backbone: Path | None = None
-    batch_size: PositiveInt = 1
+    batch_size: PositiveInt | None = None
     windows: PositiveInt = 64
 
 
@@ -137,7 +139,7 @@ class Watched:
 
 
 def watch(
-    scenes: Sequence[Path],
+    scenes: Sequence[str | Path],
     model: Path,
     out_dir: Path,
     config: WatchConfig = WatchConfig(),  # noqa: B008 frozen
@@ -149,7 +151,7 @@ def watch(
     There a model has a run `watch RECIPE`, with a point for each call: a curve over time.
 
     Args:
-        scenes: raster files, or folders of them, searched with everything in them.
+        scenes: raster files, folders of them, searched with everything in them, or addresses.
         model: a model folder or file.
         own: whether the scenes are files of the user's own, see `open_raster`.
         weights_dir: folder of the style networks' weights, for models trained with engine "ghiasi".
@@ -164,16 +166,18 @@ def watch(
     trained = trained_reading(meta)
     readable: list[Scene] = []
     errors: list[InputError] = []
-    used = f"{choose_device(config.device)}: batch_size {config.batch_size}, precision {config.precision}"
-    with gdal(), enough_memory(model, used, "lower --batch-size, or choose another --device"):
-        for path in scene_files(scenes):
+    batch = config.batch_size or "found by itself"
+    used = f"{choose_device(config.device)}: batch_size {batch}, precision {config.precision}"
+    with gdal(), warnings.catch_warnings(), enough_memory(model, used, "choose another --device"):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        for path in scene_files(scenes, config.bands):
             try:
                 readable.append(open_scene(path, trained, config.bands, config.value_range, own))
             except InputError as error:
                 errors.append(error)
         if not readable:
             raise InputError("\n".join(map(str, errors)))
-        loaded = load_network(model, config.precision, config.device, config.backbone)
+        loaded = load_network(model, config.precision, config.device, config.backbone, config.batch_size)
         device = next(loaded.network.parameters()).device
         engine = style_engine(reference.engine, weights_dir).to(device)
         found, total = [], Seen()
@@ -220,8 +224,8 @@ def _look(
     seen = Seen()
     with open_view(scene) as shown:
         windows = list(_read(shown, [corner[1:] for corner in evenly(places, config.windows)], px))
-    for first in range(0, len(windows), config.batch_size):
-        batch = np.stack(windows[first : first + config.batch_size])
+    for first in range(0, len(windows), loaded.batch_size):
+        batch = np.stack(windows[first : first + loaded.batch_size])
         seen.add(torch.from_numpy(batch).to(engine.device), engine, partial(window_scores, loaded))
     return seen
 

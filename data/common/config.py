@@ -161,10 +161,10 @@ def checked(kind: type[Config]) -> type[Config]:
     hints = get_type_hints(kind, include_extras=True)
     kind.__annotations__ = {name: _strict(hints[name]) for name in kind.__annotations__}
     made: Any = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(kind)
-    construct = made.__init__
+    construct, described = made.__init__, signature(made)
 
     def init(self: Any, *args: Any, **named: Any) -> None:
-        values = signature(made).bind(*args, **named).arguments
+        values = described.bind(*args, **named).arguments
         try:
             construct(self, **values)
         except ValidationError as error:
@@ -172,7 +172,7 @@ def checked(kind: type[Config]) -> type[Config]:
 
     # for help() and the API's pages: pydantic's own constructor names no field
     plain = get_type_hints(kind)
-    fields = [each.replace(annotation=plain[name]) for name, each in signature(made).parameters.items()]
+    fields = [each.replace(annotation=plain[name]) for name, each in described.parameters.items()]
     this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     init.__signature__ = Signature([this, *fields], return_annotation=None)  # type: ignore[attr-defined]
     made.__init__ = init

@@ -14,8 +14,8 @@ def prefetch(
 ) -> Generator[Result, None, None]:
     """Results of function(item) in the order of items, computed by threads ahead of the consumer.
 
-    `items` itself is drawn in the consumer's thread: `ahead(write, map(compute, ahead(read, ...)))` overlaps
-    reading, one thread of compute and writing. At most 2 * workers + 1 items are under way.
+    `items` itself is drawn in the consumer's thread: `prefetch(write, map(compute, prefetch(read, ...)))`
+    overlaps reading, one thread of compute and writing. At most 2 * workers + 1 items are under way.
 
     Args:
         workers: threads.

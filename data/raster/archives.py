@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from crossearth.data.common.errors import InputError
+from crossearth.data.common.files import atomic_dir, digest
 from crossearth.data.raster.names import is_raster, sidecar_names
 
 ZIP_SUFFIXES = (".zip",)
@@ -270,8 +271,11 @@ def _index_archive(file: Path, prefix: str, scratch: Path, depth: int) -> Iterat
     if depth >= DEPTH:
         raise InputError(f"archives within archives, more than {DEPTH} deep", where=file)
     if file.name.lower().endswith(TAR_SUFFIXES):
-        unpacked = scratch / prefix
-        _unpack_tar(file, unpacked)
+        stat = file.stat()
+        unpacked = scratch / digest([str(file.resolve()), stat.st_size, stat.st_mtime_ns])[:16]
+        if not unpacked.is_dir():  # images, labels and lists may lie in one archive, each looked up by itself
+            with atomic_dir(unpacked) as folder:
+                _unpack_tar(file, folder)
         yield from _index_folder(unpacked, f"{prefix}/", scratch / "inner", depth + 1)
         return
     for entry in zip_entries(file):

@@ -139,7 +139,7 @@ STAGE = """
 """
 IN_GRAPH = """    items = validated.outputs["Output"]
     counted = census(workspace=workspace, recipes=items, key=planned.outputs["validate"])
-    place(counted, "census", values)
+    configure_pod(counted, "census", values)
 """
 
 
@@ -251,8 +251,8 @@ def test_a_parameter_of_training_takes_three_places(copy: Copy, tmp_path: Path) 
     copy.edit(setup, "        style: parameters of", "        beta2: of AdamW.\n        style: parameters of")
     copy.edit(
         setup,
-        "    weight_decay: float = 0.05\n",
-        "    weight_decay: float = 0.05\n    beta2: float = 0.999\n",
+        "    weight_decay: Share = 0.05\n",
+        "    weight_decay: Share = 0.05\n    beta2: float = 0.999\n",
     )
     copy.edit(
         "components/train/loop.py",

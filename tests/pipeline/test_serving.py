@@ -1,4 +1,4 @@
-"""The registered model behind HTTP, called as the README calls it; KServe's manifest for the same."""
+"""The registered model behind HTTP, called as docs/models.md calls it; KServe's manifest for the same."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from manifest_schema import INFRA, KUBERNETES  # noqa: E402
 RECIPE = "potsdam-rgb"
 MANIFEST = INFRA / "kserve/inference-service.yaml"
 STARTS_WITHIN_S = 180
-Readme = Callable[[str], list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +64,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def documented(readme: Readme) -> tuple[str, list[str]]:
-    """The README's command that starts the server, and its calls."""
-    (block,) = (block for block in readme("sh") if "mlflow models serve" in block)
+def documented() -> tuple[str, list[str]]:
+    """The command of docs/models.md that starts the server, and its calls."""
+    text = (INFRA.parent / "docs/models.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    (block,) = (block for block in blocks if "mlflow models serve" in block)
     lines = block.replace("\\\n", " ").splitlines()
     start = next(line for line in lines if line.startswith("mlflow models serve"))
     return start.removesuffix("&"), [line for line in lines if line.startswith("curl")]
@@ -111,7 +112,7 @@ def _answers(port: int) -> bool:
 
 
 def call(command: str, port: int, scene: Path) -> Any:
-    """What a documented call answers, with our port and our scene in place of the README's."""
+    """What a documented call answers, with our port and our scene in place of the document's."""
     here = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}", command)
     here = re.sub(r"https://[^\"]+\.tif", str(scene), here)
     done = subprocess.run(here, shell=True, capture_output=True, text=True, timeout=300, check=True)

@@ -32,13 +32,7 @@ def typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], str]:
     """Types a command in the test's folder, where it must succeed; gives what it prints."""
-
-    def run(command: str) -> str:
-        code, printed, errors = _type(command, tmp_path, monkeypatch, capsys)
-        assert code == 0, printed + errors
-        return printed
-
-    return run
+    return _typing(0, 0, tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -46,11 +40,16 @@ def refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], str]:
     """Types a command in the test's folder that must be refused; gives the message."""
+    return _typing(2, 1, tmp_path, monkeypatch, capsys)
 
+
+def _typing(
+    code: int, stream: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
     def run(command: str) -> str:
-        code, printed, errors = _type(command, tmp_path, monkeypatch, capsys)
-        assert code == 2, printed + errors
-        return errors
+        ended, *said = _type(command, folder, monkeypatch, capsys)
+        assert ended == code, "".join(said)
+        return said[stream]
 
     return run
 

@@ -49,6 +49,16 @@ def test_archives_within_archives(inner: str, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_a_tar_is_looked_up_again_where_it_was_unpacked(name: str, tmp_path: Path) -> None:
+    """Images, labels and split lists of one tar are each looked up, and it is unpacked once."""
+    (tmp_path / name).write_bytes(tar_bytes(FILES, "w" if name == "x.tar" else "w:gz"))
+    found = [index(tmp_path / "x", tmp_path / "scratch") for _ in range(2)]
+    assert found[0] == found[1] and len(found[0]) == len(FILES)
+    (tmp_path / name).write_bytes(tar_bytes({"f/other.tif": b"new"}, "w" if name == "x.tar" else "w:gz"))
+    assert [member.path for member in index(tmp_path / "x", tmp_path / "scratch")] == ["f/other.tif"]
+
+
 def test_archives_within_a_tar(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "out.tgz").write_bytes(tar_bytes({"f/in.zip": zip_bytes(FILES)}))
