@@ -366,22 +366,25 @@ class CrossEarth(nn.Module):
         """
         x_B3HW = x_B3HW.to(self.backbone.mask_token.dtype)
         rows, columns = (side // self.config.patch_px for side in x_B3HW.shape[2:])
-        if self.lora is not None:
-            self.lora.owner.keys = keys
         tokens_BTC = self.backbone.embed(x_B3HW)
         rotations = self.backbone.rotations(rows, columns)
         inject = self._injection(x_B3HW, geospatial)
         maps: list[Tensor] = []
         for layer, rotation in enumerate(rotations):
-            tokens_BTC = self._refined_block(tokens_BTC, layer, rotation)
+            tokens_BTC = self._refined_block(tokens_BTC, layer, rotation, keys)
             if layer in self.config.taps:
                 tokens_BTC = inject(tokens_BTC)
                 patches_BNC = tokens_BTC[:, self.backbone.num_prefix :]
                 maps.append(patches_BNC.transpose(1, 2).unflatten(2, (rows, columns)))
         return Features(tuple(maps), self.queries if self.rein is None else self.rein.queries())
 
-    def _refined_block(self, tokens_BTC: Tensor, layer: int, rotation: Tensor | None) -> Tensor:
+    def _refined_block(
+        self, tokens_BTC: Tensor, layer: int, rotation: Tensor | None, keys: Sequence[int]
+    ) -> Tensor:
         def refined(tokens_BTC: Tensor) -> Tensor:
+            # within: checkpointing runs it once more, when another pass may have set its own keys
+            if self.lora is not None:
+                self.lora.owner.keys = keys
             tokens_BTC = self.backbone.run(tokens_BTC, layer, rotation)
             return tokens_BTC if self.rein is None else self.rein(tokens_BTC, layer)
 

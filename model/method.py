@@ -8,27 +8,26 @@ from typing import Any, Literal
 
 Method = Literal["paper", "snapshot-dinov2", "snapshot-rvsa"]
 
-BLOCKS = {"mask_block_px": 64}
 METHODS: dict[Method, dict[str, Any]] = {
     # what the paper prints, and where it is silent our choice among what is known
     "paper": {
         "style_probability": 0.1,
         "style": {"keep_ratio": 0.3, "block_px": 64},
-        "tasks": {**BLOCKS, "mask_ratio": 0.7, "inject_plain": True, "inject_styled": True},
+        "tasks": {"mask_block_px": 64, "mask_ratio": 0.7, "inject_plain": True, "inject_styled": True},
         "sizes": {"inject_at_inference": False},
     },
     # the authors' work of 27 October 2024, a DINOv2 network
     "snapshot-dinov2": {
         "style_probability": 0.1,
         "style": {"keep_ratio": 0.3, "block_px": 64},
-        "tasks": {**BLOCKS, "mask_ratio": 0.1, "inject_plain": False, "inject_styled": False},
+        "tasks": {"mask_block_px": 64, "mask_ratio": 0.1, "inject_plain": False, "inject_styled": False},
         "sizes": {"inject_at_inference": False},
     },
     # the authors' work of 11 October 2024, a ViT-RVSA network
     "snapshot-rvsa": {
         "style_probability": 0.1,
         "style": {"keep_ratio": 0.9, "block_px": 64},
-        "tasks": {**BLOCKS, "mask_ratio": 0.7, "inject_plain": True, "inject_styled": False},
+        "tasks": {"mask_block_px": 64, "mask_ratio": 0.7, "inject_plain": True, "inject_styled": False},
         "sizes": {"inject_at_inference": False},
     },
 }

@@ -1,7 +1,7 @@
 """An ablation study: trains and scores every combination of a grid, and writes the table.
 
 What is done already is not done again, and an interrupted training goes on where it stopped: the same command
-again. Other numbers in the grid make other folders.
+again. Other values under `grid` make other folders; with other ones under `train` all is trained anew.
 """
 
 import logging
@@ -10,20 +10,20 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
 
 from crossearth.components.ablate.grid import Job, jobs, read_grid, train_config
-from crossearth.components.ablate.table import Outcome, collect, markdown, write
+from crossearth.components.ablate.table import Outcome, collect, write
 from crossearth.components.evaluate.results import metric_name
 from crossearth.components.evaluate.step import EvaluateConfig, evaluate
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import ABLATIONS, DOMAINS, EARTH_STYLES, style_weights_dir
 from crossearth.components.runtime.shell import quieten
 from crossearth.components.runtime.tracking import start_run
-from crossearth.components.train.setup import flat, plain
 from crossearth.components.train.step import train
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError, PartlyDoneError
@@ -59,12 +59,13 @@ def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processe
     config = read_grid(grid)
     wanted = jobs(config, params, catalog, out_dir, grid)
     log.info("%d trainings of %d combinations", len(wanted), len({job.cell.folder for job in wanted}))
-    errors = []
+    errors, finished = [], []
     for number, (job, error) in enumerate(_carried_out(wanted, catalog, processes), 1):
         told = "refused" if error else "done"
         print(f"{number}/{len(wanted)} {told}: {job.label}", file=sys.stderr, flush=True)
         errors += [error] if error else []
-    outcome = collect(wanted)
+        finished += [] if error else [job]
+    outcome = collect(wanted, finished)
     if not outcome.results:
         raise errors[0]
     path = write(outcome, out_dir, grid.stem)
@@ -125,22 +126,18 @@ def _in_process(job: Job, catalog: Catalog, threads: int) -> None:
     torch.set_num_threads(threads)
     quieten()
     job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.folder / "log.txt").open("a", buffering=1) as stream:
-        sys.stderr = stream
+    with (job.folder / "log.txt").open("a", buffering=1) as stream, redirect_stderr(stream):
         logging.basicConfig(stream=stream, level=logging.INFO, force=True)
-        try:
-            carry_out(job, catalog)
-        finally:
-            sys.stderr = sys.__stderr__
+        carry_out(job, catalog)
 
 
 def _track(outcome: Outcome, wanted: list[Job], name: str, path: Path) -> None:
     """One MLflow run for the table, with the trainings' runs below it."""
     keys = [result.recipe_hash for result in outcome.results]
     tags = {"step": "ablate", "trainings": f"{len(keys)} of {len(wanted)}"}
-    grid = {job.cell.folder: flat(plain(job.cell.values)) for job in wanted}
+    grid = {job.cell.folder: dict(job.cell.values) for job in wanted}
     with start_run(f"ablation {name}", key=digest([name, grid, sorted(keys)]), tags=tags) as run:
         run.log_metrics({metric_name(each.cell.label, each.setting): each.mean for each in outcome.scores})
-        run.describe(markdown(outcome, name))
+        run.describe(path.read_text(encoding="utf-8"))
         run.log_artifact(path)
         run.adopt(keys)

@@ -8,10 +8,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from crossearth.components.ablate.grid import Cell, Job, shown
-from crossearth.components.evaluate.results import DETAILS, RecipeResult, nan_to_none, read_results
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none, read_results
 from crossearth.components.report.markdown import SELECTIONS
 from crossearth.data.common.files import write_text
-from crossearth.model.weights.checkpoint import META_NAME, read_meta
+from crossearth.model.weights.checkpoint import read_meta
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,13 @@ class Outcome:
         return statistics.mean(means) if wanted and len(means) == len(wanted) else None
 
 
-def collect(jobs: Sequence[Job]) -> Outcome:
-    """Reads the results of the jobs that are done."""
+def collect(jobs: Sequence[Job], finished: Sequence[Job]) -> Outcome:
+    """Reads the results of the finished ones among all jobs; of a refused one older results may lie there."""
     found: dict[tuple[bool, str], dict[int, list[float]]] = {}
     held: dict[str, dict[int, list[float]]] = {}
     cells = list({job.cell.folder: job.cell for job in jobs}.values())
     results = []
-    for job in jobs:
-        if not (job.scores / DETAILS).is_file() or not (job.model / META_NAME).is_file():
-            continue
+    for job in sorted(finished, key=jobs.index):
         result, meta = read_results(job.scores), read_meta(job.model)
         results.append(result)
         row = cells.index(job.cell)

@@ -374,10 +374,11 @@ def models_show(
 ) -> None:
     """Print a model's card and the commands that use it."""
     from crossearth.components.register.listing import local_card
-    from crossearth.components.register.registry import MODELS, Registry
+    from crossearth.components.register.registry import MODELS as REGISTERED
+    from crossearth.components.register.registry import Registry
 
     _, loaded = inputs(None, catalog)
-    if model.startswith(MODELS):
+    if model.startswith(REGISTERED):
         card, next_steps = Registry().card(model), [f"mlflow models serve -m {model} --env-manager local"]
     else:
         known = [folder / model for folder in MODEL_FOLDERS if (folder / model).is_dir()]

@@ -78,7 +78,7 @@ def convert(released: Path, out_dir: Path, config: ConvertConfig, class_set: Cla
         "backbone": {
             "source": backbone_path.name if Path(config.backbone) == backbone_path else config.backbone,
             "sha256": sha256_file(backbone_path),
-            "licence": known.licence if (known := published(config.backbone)) else UNKNOWN_LICENCE,
+            "licence": ((known := published(config.backbone)) and known.licence) or UNKNOWN_LICENCE,
         },
         "training_only": sorted(checkpoint.training),
     }

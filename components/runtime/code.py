@@ -28,6 +28,7 @@ TELLING = {
         "components.runtime.tracking",
         "components.runtime.tracking_internals",
         "components.runtime.tracking_server",
+        "components.runtime.tracking_store",
         "components.runtime.version",
         "components.train.panel",
         "data.common.errors",

@@ -125,7 +125,7 @@ class Params:
             layers[f"recipes.{recipe}"] = sections.get("recipes", {}).get(recipe, {})
         if step == "train":
             named: Any = [values["method"] for values in layers.values() if "method" in values]
-            if named and named[-1] != "paper" and named[-1] in METHODS:
+            if named and named[-1] != "paper" and named[-1] in list(METHODS):
                 layers = {f"method {named[-1]}": METHODS[named[-1]], **layers}
         return layers
 

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -446,7 +446,8 @@ class _Writer(threading.Thread):
             )
         self._look_at_artifacts(client.get_experiment(experiment_id).artifact_location)
         if not self.has_ended:
-            self.load = _Load(self.run_id, self.uri)
+            with suppress(Exception):  # a by-product, too
+                self.load = _Load(self.run_id, self.uri)
         return client
 
     def _look_at_artifacts(self, location: str) -> None:
@@ -479,9 +480,13 @@ class _Load:
         if time.monotonic() - self.looked < LOAD_SECONDS:
             return []
         self.looked = time.monotonic()
-        self.monitor.collect_metrics()
-        found = self.monitor.aggregate_metrics()
-        self._forget()
+        try:
+            self.monitor.collect_metrics()
+            found = self.monitor.aggregate_metrics()
+            self._forget()
+        except Exception as error:  # a by-product: whatever a monitor does, curves and models are sent
+            log.warning("the machine's load is not known: %s", error)
+            return []
         now, step = int(time.time() * 1000), round(self.looked - self.began)
         return [(f"system/{name}", float(value), now, step) for name, value in found.items()]
 

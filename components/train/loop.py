@@ -352,6 +352,13 @@ class Training:
             if self.checkpoints.save_best(self.iteration, trained, found):
                 self.best_score = found
 
+    def held_out_score(self) -> float | None:
+        """The primary score, 0..1, on the source's held-out tiles of the weights that are selected."""
+        found = [point["held_out_score"] for point in self.curves if "held_out_score" in point]
+        if not found:
+            return None
+        return float(found[-1] if self.config.selection == "last" else self.best_score)
+
     def selected(self) -> tuple[CrossEarth, int]:
         """The network by the selection rule, and the iteration that it comes from."""
         if self.config.selection == "last":

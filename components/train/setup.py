@@ -169,7 +169,7 @@ class TrainConfig:
 
     @property
     def anneals_decay(self) -> bool:
-        """Whether weight decay falls to 0, as SoMA has it."""
+        """Whether weight decay falls to 1e-5, as SoMA has it."""
         return self.adapter == "lora" and self.lora.init == "soma"
 
     def network_config(self, num_classes: int, weights: Mapping[str, Any] | None = None) -> NetworkConfig:
@@ -195,6 +195,11 @@ class TrainConfig:
             "masked_modelling": branches.mim,
             "num_classes": num_classes,
         }
+        if fixed := sorted(own.keys() & self.sizes.keys()):
+            raise InputError(
+                f"sizes.{fixed[0]}: is no size",
+                expected="a size; adapter, lora and head stand in `train`, others follow from it",
+            )
         config = load_config(NetworkConfig, base | self.sizes | own, "sizes")
         if branches.mim and config.image_px != self.crop_px:
             raise InputError(

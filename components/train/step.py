@@ -243,7 +243,7 @@ def _write_model(out_dir: Path, training: Training) -> None:
         "selection": job.config.selection,
         "iteration": iteration,
         "skipped": training.skipped,
-        "held_out_score": training.best_score if job.held_rows else None,
+        "held_out_score": training.held_out_score(),
         "seed": job.config.seed,
         "input_hash": job.input_hash,
         "code": job.identity["code"],

@@ -10,20 +10,21 @@ Shape legend: B images, T tokens, I inputs and O outputs of a linear map, R rank
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.model.layers.backbone import Backbone
 
 MAX_RANK = 1024
 
 
-@dataclass(frozen=True)
+@checked
 class LoraConfig:
     """How LoRA branches are made.
 
@@ -32,23 +33,16 @@ class LoraConfig:
         alpha: the branch is scaled by alpha / rank.
         dropout: share of a branch's inputs that a training step leaves out, 0 to below 1.
         init: "zero" (LoRA's), or "soma": from minor singular components, and with its schedule: the first
-            third of the blocks gets no branches (8 of 24 in the paper), weight decay falls to 0 as a cosine.
+            third of the blocks gets no branches (8 of 24 in the paper), and weight decay falls to 1e-5 as a
+            cosine.
         first_block: the first block with branches, from 0; None = as `init` has it.
     """
 
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 16
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     init: Literal["zero", "soma"] = "zero"
-    first_block: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rank <= MAX_RANK:
-            raise InputError(f"lora.rank: {self.rank}", expected=f"1 to {MAX_RANK}")
-        if not 0 < self.alpha < math.inf:
-            raise InputError(f"lora.alpha: {self.alpha}", expected="a finite number above 0")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"lora.dropout: {self.dropout}", expected="0 to below 1")
+    first_block: NonNegativeInt | None = None
 
     def start(self, depth: int) -> int:
         """The first block with branches."""

@@ -160,11 +160,17 @@ def test_what_is_refused_is_named_and_all_else_stands_in_the_table(
         if job.cell.values["adapter"] == "lora" and job.seed == 1:
             raise InputError("no memory")
 
-    monkeypatch.setattr(step, "carry_out", some)
+    def none(job: Any, _: Catalog) -> None:
+        raise InputError("no memory")
+
+    monkeypatch.setattr(step, "carry_out", none)
     with pytest.raises(InputError, match="no memory"):  # nothing is there
         ablate(params, catalog, write_grid(tmp_path), tmp_path / "out")
-    outcome = step.collect([])
-    monkeypatch.setattr(step, "collect", lambda _: step.Outcome(({},), (), (), outcome.cells, 4))  # type: ignore[arg-type]
+    monkeypatch.setattr(step, "carry_out", some)
+    outcome = step.collect([], [])
+    monkeypatch.setattr(
+        step, "collect", lambda jobs, done: len(done) == 3 and step.Outcome(({},), (), (), outcome.cells, 4)
+    )  # type: ignore[arg-type]
     monkeypatch.setattr(step, "write", lambda *_: tmp_path / "table.md")
     monkeypatch.setattr(step, "_track", lambda *_: None)
     with pytest.raises(PartlyDoneError, match="1 of 4 trainings were refused") as error:
