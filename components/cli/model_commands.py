@@ -583,16 +583,17 @@ def predict(
 @app.command()
 def watch(
     model: Annotated[str, typer.Argument(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
-    scenes: Annotated[list[Path], typer.Argument(help="Rasters, or folders, searched recursively.")],
+    scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, or addresses, as of predict.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder of the page and the table.")] = WATCH,
     bands: Annotated[
         str | None,
-        typer.Option(help="Three band numbers in the network's order, e.g. 4,3,2 (default: the model's)."),
+        typer.Option(help="Three bands in the network's order, e.g. 4,3,2 or names (default: the model's)."),
     ] = None,
     value_range: Annotated[
         str | None,
         typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000 (default: the model's)."),
     ] = None,
+    gsd: Annotated[str, typer.Option(help="Metres per px that the network sees, as of predict.")] = "auto",
     windows: Annotated[int, typer.Option(help="Windows of a scene to look at, at most.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     backbone: Annotated[
@@ -616,8 +617,9 @@ def watch(
 
         found = fetch_model(model)
     options = {
-        "bands": parse_numbers("--bands", bands),
+        "bands": _bands(bands),
         "value_range": parse_numbers("--value-range", value_range),
+        "gsd": _gsd(gsd),
         "windows": windows,
         "device": device,
     }

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,13 +25,17 @@ from torch import Tensor
 from crossearth.components.predict import maps
 from crossearth.components.predict.estimate import Estimate, block_sums
 from crossearth.components.predict.style import write_legend, write_qgis_style
-from crossearth.components.predict.vectors import FORMATS, Regions
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path
 from crossearth.model.inference import best_class
 
 Kept = Mapping[str, NDArray[Any]]  # by name, each (bands, H, W), but that W of what is summed is smaller
+
+if TYPE_CHECKING:
+    from crossearth.components.predict.vectors import Regions
+
+FORMATS = (".gpkg", ".geojson", ".parquet")  # of polygons
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Wanted:
                     f"{given[0]} is about polygons, and none are asked for",
                     next_step="name their file: --vector MAP.gpkg",
                 )
-        elif self._vector_ending not in FORMATS:
+        elif self.vector_ending not in FORMATS:
             raise InputError(
                 "a file of polygons of a kind that is not known",
                 where=f"--vector {self.vector}",
@@ -88,7 +92,7 @@ class Wanted:
         return tuple(name for name, wanted in names.items() if wanted)
 
     @property
-    def _vector_ending(self) -> str:
+    def vector_ending(self) -> str:
         # Path(".gpkg") has no suffix
         return self.vector.suffix or self.vector.name if self.vector else ""
 
@@ -118,7 +122,7 @@ class Wanted:
             InputError: a least area, or GeoJSON, which is in longitude and latitude.
         """
         placed = grid.crs is not None and not grid.transform.is_identity
-        reason = "--min-area" if self.min_area_m2 else "GeoJSON" if self._vector_ending == ".geojson" else ""
+        reason = "--min-area" if self.min_area_m2 else "GeoJSON" if self.vector_ending == ".geojson" else ""
         if reason and not placed:
             raise InputError(
                 f"{reason} needs a place on the ground, and the scene has no CRS or no geotransform",
@@ -240,9 +244,11 @@ class Outputs:
             for _, raster in outputs._rasters.values():
                 raster.update_tags(**about)
             if wanted.vector:
-                from crossearth.components.predict.polygon_files import PolygonFile  # half a second
+                # their libraries take half a second, and most maps do without
+                from crossearth.components.predict.polygon_files import PolygonFile
+                from crossearth.components.predict.vectors import Regions
 
-                vector = folder / f"polygons{wanted.vector_of(folder / 'map.tif').suffix}"  # type: ignore[union-attr]
+                vector = folder / f"polygons{wanted.vector_ending}"
                 file = stack.enter_context(PolygonFile.open(vector, grid, classes))
                 outputs.regions = Regions(
                     file,

@@ -8,13 +8,13 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
@@ -37,7 +37,7 @@ from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.quick_look import write_quick_look
 from crossearth.components.predict.remote import address_of, is_item, is_remote, item_scene
 from crossearth.components.predict.sliding import Loaded, Plan, Precision, blocks, load_network, plan
-from crossearth.components.predict.strips import Scene, View, open_scene
+from crossearth.components.predict.strips import Bands, Gsd, Scene, View, open_scene
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.interrupts import Interrupts
 from crossearth.components.runtime.memory import enough_memory
@@ -93,14 +93,12 @@ class PredictConfig:
         backbone: file of the model's shared backbone where it was moved.
     """
 
-    bands: Annotated[tuple[PositiveInt, ...] | tuple[str, ...], Field(min_length=3, max_length=3)] | None = (
-        None
-    )
+    bands: Bands | None = None
     value_range: Rising | None = None
     precision: Precision = "auto"
     device: str = "auto"
     batch_size: PositiveInt | None = None
-    gsd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "native"] = "auto"
+    gsd: Gsd = "auto"
     tta: Tta = "none"
     bbox: tuple[float, float, float, float] | None = None
     bbox_crs: str = LONLAT

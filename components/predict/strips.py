@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, PositiveInt
 from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
 
@@ -40,7 +41,9 @@ MOST_ENLARGED = 8  # more is asked for by number: it costs the square, and shows
 PIECE_BYTES = 64 << 20  # of a scene's own px that are resampled at a time
 
 Span = tuple[int, int]
-Gsd = float | Literal["auto", "native"]
+# of a file: numbers, or names
+Bands = Annotated[tuple[PositiveInt, ...] | tuple[str, ...], Field(min_length=3, max_length=3)]
+Gsd = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "native"]
 Pixels = Callable[[Span, Span], tuple[Bytes, Mask]]  # rows and columns of a scene -> image, valid
 
 

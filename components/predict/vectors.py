@@ -22,7 +22,6 @@ from scipy.cluster.hierarchy import DisjointSet
 from crossearth.components.predict import maps
 from crossearth.data.raster.pixel_area import Ground
 
-FORMATS = (".gpkg", ".geojson", ".parquet")
 # corners of the regions that wait, some 100 bytes each; when there are more, the largest is cut at a row
 MOST_CORNERS = 4_000_000
 ROWS_AT_A_TIME = 32  # the areas of all px of a bunch would take as much memory as its probabilities

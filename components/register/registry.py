@@ -40,7 +40,7 @@ from crossearth.model.weights.checkpoint import (
 
 if TYPE_CHECKING:
     from mlflow.entities import RunInfo
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.models.model import ModelInfo
     from mlflow.tracking import MlflowClient
 
@@ -205,7 +205,7 @@ class Registry:
     def listed(self) -> list[Listed]:
         """Of each model that crossearth registered the versions with an alias, and the latest."""
         found = []
-        for model in self.client.search_registered_models():
+        for model in self._registered():
             aliases = [
                 (f"{model.name}@{alias}", self.aliased(model.name, alias)) for alias in sorted(model.aliases)
             ]
@@ -222,6 +222,13 @@ class Registry:
                     except InputError as error:
                         found.append(Listed(uri, None, error.what))
         return found
+
+    def _registered(self) -> Iterator["RegisteredModel"]:
+        token: str | None = None
+        while token != "":
+            page = self.client.search_registered_models(page_token=token)
+            yield from page
+            token = page.token or ""
 
     @_reaching()
     def card(self, uri: str) -> str:

@@ -30,7 +30,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from crossearth.components.evaluate.results import metric_name
 from crossearth.components.predict.sliding import Loaded, Precision, load_network, window_scores
 from crossearth.components.predict.step import scene_files
-from crossearth.components.predict.strips import Scene, open_scene, open_view
+from crossearth.components.predict.strips import Bands, Gsd, Scene, open_scene, open_view
 from crossearth.components.predict.strips import View as SceneView
 from crossearth.components.report.page import style_sheet
 from crossearth.components.runtime.memory import enough_memory
@@ -66,13 +66,14 @@ class WatchConfig:
     """How scenes are looked at.
 
     Attributes:
-        bands, value_range, precision, device, backbone: as in `PredictConfig`.
+        bands, value_range, gsd, precision, device, backbone: as in `PredictConfig`.
         batch_size: windows per pass of the network; None = as many as keep the device busy.
         windows: of one scene, at most; evenly spaced ones.
     """
 
-    bands: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    bands: Bands | None = None
     value_range: Rising | None = None
+    gsd: Gsd = "auto"
     precision: Precision = "auto"
     device: str = "auto"
     backbone: Path | None = None
@@ -172,7 +173,7 @@ def watch(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         for path in scene_files(scenes, config.bands):
             try:
-                readable.append(open_scene(path, trained, config.bands, config.value_range, own))
+                readable.append(open_scene(path, trained, config.bands, config.value_range, own, config.gsd))
             except InputError as error:
                 errors.append(error)
         if not readable:
