@@ -123,7 +123,7 @@ def run_undisturbed(folder: Path) -> dict[str, Undisturbed]:
     catalog = yaml.safe_load((folder / "catalog.yaml").read_text())
     catalog["settings"] = {"T2T": {"source": NAME, "target": NAME, "gap": "in-domain"}}
     (folder / "catalog.yaml").write_text(yaml.safe_dump(catalog))
-    preset = {"train": {**NUMBERS, "ablation": "rein"}}
+    preset = {"train": {**NUMBERS, "ablation": "rein"}, "stylize": {"style": {"block_px": 16}}}
     (folder / "params.yaml").write_text(yaml.safe_dump({"preset": "test", "presets": {"test": preset}}))
     save(folder / "scene.tif", draw(99, side=500)[0])
     steps = {}

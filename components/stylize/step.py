@@ -146,12 +146,13 @@ def stylize(
 
 def _refuse_small_tiles(source: Manifest, config: StyleConfig) -> None:
     for row in source.rows:
-        if min(row["width"], row["height"]) < config.block_px:
+        side_px = min(row["width"], row["height"])
+        if side_px < config.block_px:
             raise InputError(
                 f"tile {row['tile_id']} of {row['width']}x{row['height']} px is smaller than a mask block",
                 where=source.root,
                 expected=f"at least {config.block_px} px a side",
-                next_step="choose a smaller block_px",
+                next_step=f"write `stylize: {{style: {{block_px: {side_px}}}}}`, or less, into the preset of your params.yaml",
             )
 
 

@@ -259,8 +259,6 @@ def _write_model(out_dir: Path, training: Training) -> None:
         "pretrained": asdict(job.pretrained) if job.pretrained else None,
         "train": plain(asdict(job.config)),
     }
-    with atomic_path(out_dir / CURVES_NAME) as partial:
-        partial.write_text(csv_text(training.curves), encoding="utf-8")
     engine = job.styler.engine if job.styler else style_engine("spectral").to(training.processes.device)
     with training.predicting(), torch.inference_mode():
         reference = make_reference(
@@ -271,6 +269,8 @@ def _write_model(out_dir: Path, training: Training) -> None:
             network,
             job.input_hash,
         )
+    with atomic_path(out_dir / CURVES_NAME) as partial:
+        partial.write_text(csv_text(training.curves), encoding="utf-8")
     write_reference(out_dir, reference)
     checkpoint.save(network, out_dir, meta, job.config.backbones_dir)
     # beside the model, whose bytes are those of every training with the same inputs

@@ -270,7 +270,7 @@ def block_mask(
         raise InputError(
             f"an image of {height_px}x{width_px} px is smaller than a mask block",
             expected=f"at least {block_px} px a side",
-            next_step="choose a smaller block_px",
+            next_step=f"set block_px to {min(height_px, width_px)} or less",
         )
     if not 0 <= mask_ratio <= 1:
         raise InputError(f"mask ratio {mask_ratio} is outside its range", expected="a number in [0, 1]")

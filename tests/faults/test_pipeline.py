@@ -100,7 +100,7 @@ def test_a_pipeline_without_disk_killed_and_stopped_ends_as_if_it_had_not_been(
     process = start(disk, short_params)
     running = steps_of(process)
     another = start(disk, short_params)
-    assert "waiting for another process" in another.stderr.readline()
+    assert "waiting for process" in another.stderr.readline()
     another.terminate()
     said = another.communicate(timeout=30)[1]
     assert another.returncode == 143, said

@@ -26,7 +26,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "crossearth"  # the package's name: the folder above goes onto the path
-        for name in (*CODE, "infra", "tests"):
+        for name in (*CODE, "docs", "infra", "tests"):
             shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in FILES:
             shutil.copy(ROOT / name, self.root)
@@ -82,17 +82,17 @@ def copy(tmp_path: Path) -> Copy:
 
 STEP = '''"""Census: how many tiles every ingested domain has."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import ARTIFACTS, DOMAINS
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.config import checked
 from crossearth.data.common.files import write_json
 from crossearth.data.tiles.manifest import read_domain
 
 
-@dataclass(frozen=True)
+@checked
 class CensusConfig:
     """What is counted."""
 
