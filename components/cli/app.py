@@ -111,7 +111,7 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code in (130, 143):
             again = without_credentials(shlex.join(["crossearth", *sys.argv[1:]]))
-            told = "maps of finished scenes stay; all scenes anew" if "predict" in sys.argv[1:2] else "go on"
+            told = "a second run maps finished scenes again; go on" if "predict" in sys.argv[1:2] else "go on"
             err.print(f"stopped; {told} with: {again}", markup=False, highlight=False, soft_wrap=True)
         raise
     finally:

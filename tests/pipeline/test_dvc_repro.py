@@ -66,7 +66,7 @@ def test_own_domains_and_recipes_have_stages_also_in_a_copy_without_git(
         "archives": "datasets",
         "corpus": f"{NAME}/images",
         "catalogs": [f"datasets/{NAME}/{file}.yaml" for file in ("catalog", "settings")],
-        "dvc": {"datasets": [], "own": {NAME: f"datasets/{NAME}"}, "recipes": [NAME]},
+        "dvc": {"datasets": [], "seeds": [], "own": {NAME: f"datasets/{NAME}"}, "recipes": [NAME]},
         "presets": {"own": {step: {} for step in SECTIONS} | {"train": train}},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

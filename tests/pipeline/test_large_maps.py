@@ -55,9 +55,9 @@ class Cheap(nn.Module):
 
 
 MEMORY = """
-import sys, tracemalloc
-sys.path.insert(0, sys.argv[1])
+import sys
 from pathlib import Path
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import rasterio, torch
 from test_large_maps import Cheap, mapped
 before = int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
@@ -81,7 +81,7 @@ def mapped(folder: Path, width: int) -> None:
     parts.begin({})
     with rasterio.Env(GDAL_CACHEMAX=64 << 20), open_view(scene) as view:
         for panel in range(len(how.panels)):
-            task = Task(scene, how, parts, False, panel, range(140, 142))
+            task = Task(scene, how, parts, (), panel, range(140, 142))
             run(task, loaded, view, lambda _: None)
     assert parts.count() == 2 * len(how.panels)
 

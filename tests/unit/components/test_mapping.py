@@ -104,7 +104,7 @@ def test_ctrl_c_in_predict_does_not_promise_to_go_on(
     monkeypatch.setattr(app, "app", stopped)
     monkeypatch.setattr(app, "describe", lambda _: None)
     for command, said in (
-        ("predict", "maps of finished scenes stay; all scenes anew with"),
+        ("predict", "a second run maps finished scenes again; go on with"),
         ("train", "go on with"),
     ):
         monkeypatch.setattr(sys, "argv", ["crossearth", command])
