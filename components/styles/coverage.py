@@ -7,7 +7,7 @@ distance against the chi-squared quantile).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +192,9 @@ class _Probe:
         points = []
         for index in self._chosen(manifest):
             generator = keyed_generator("coverage", manifest.domain, manifest.rows[index]["tile_id"])
-            injected = inject(self._tile(manifest, index), self.earth, self.engine, self.config, [generator])
+            tile_13HW = self._tile(manifest, index)
+            config = replace(self.config, block_px=min(self.config.block_px, *tile_13HW.shape[2:]))
+            injected = inject(tile_13HW, self.earth, self.engine, config, [generator])
             points.append(self._point(injected.x_t))
         return np.concatenate(points)
 

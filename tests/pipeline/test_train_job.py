@@ -388,7 +388,7 @@ def test_a_node_finds_the_secrets_as_variables_and_works_in_the_workspace(
     def main() -> None:
         seen.update(key=os.environ["AWS_ACCESS_KEY_ID"], folder=Path.cwd(), arguments=sys.argv[1:])
 
-    monkeypatch.setattr("crossearth.components.cli.app.main", main)
+    monkeypatch.setattr("crossearth.pipelines.cli.main", main)
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.chdir("/")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")
