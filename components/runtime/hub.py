@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,8 +97,13 @@ def _refusal(error: Exception, status: int) -> InputError:
     if status in (401, 403):
         return InputError(f"the login is refused (HTTP {status})", where=address(), next_step=LOGIN)
     if status == 404 or isinstance(error, ValueError):
-        what = "what answers there is no model registry of Kubeflow"
-        return InputError(what, where=address(), expected=EXAMPLE, next_step=f"set ${URL}, or unset it")
+        ours = version("model-registry")
+        return InputError(
+            f"what answers there is no model registry of Kubeflow that the client {ours} knows",
+            where=address(),
+            expected=EXAMPLE,
+            next_step=f"set ${URL}, or pip install the model-registry of the server's release",
+        )
     words = str(getattr(error, "body", "") or error).strip() or type(error).__name__
     what = f"refuses (HTTP {status}): {words[:300]}" if status else f"does not answer: {words[:300]}"
     return InputError(f"Kubeflow Hub {what}", where=address(), next_step=f"start it, or unset ${URL}")
