@@ -159,6 +159,6 @@ async def _write(hub: "ModelRegistryAPIClient", entries: Sequence[Entry], champi
             await hub.upsert_model_version_artifact(artifact, version.id)
     for version in [each async for each in Pager(partial(hub.get_model_versions, model.id))]:
         known = dict(version.custom_properties or {})
-        if known.get(CHAMPION) is not (version.name == champion):
+        if known.get(CHAMPION, False) is not (version.name == champion):
             version.custom_properties = {**known, CHAMPION: version.name == champion}
             await hub.upsert_model_version(version)

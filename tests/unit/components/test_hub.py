@@ -16,6 +16,7 @@ from crossearth.components.register import decisions
 from crossearth.components.register.decisions import decide_all
 from crossearth.components.register.publish import publish
 from crossearth.components.register.registry import CHAMPION, Registry
+from crossearth.components.register.step import rollback
 from crossearth.components.runtime import hub as asking
 from crossearth.components.runtime.doctor import examine
 from crossearth.components.runtime.hub import refuse_own
@@ -101,7 +102,10 @@ def test_a_second_time_adds_nothing(hub: Hub, workshop: Workshop) -> None:
     assert len(hub.written) == 3
 
 
-def test_the_champion_is_told_with_every_version_and_moves(hub: Hub, workshop: Workshop) -> None:
+def test_the_champion_is_told_with_every_version_and_moves(
+    hub: Hub, workshop: Workshop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workshop.folder.parent)
     publish({NAME: "2"}, "again")
     assert flags(hub) == {"2": False, "1": True}
     registry = Registry()
@@ -113,6 +117,9 @@ def test_the_champion_is_told_with_every_version_and_moves(hub: Hub, workshop: W
         }
         publish({NAME: "2"}, "again")
         assert flags(hub) == {"2": True, "1": False}
+        code, *said = type_(f"crossearth rollback {RECIPE}", capsys, monkeypatch)
+        assert code == 0 and f"told: Kubeflow Hub at {hub.url}" in said[0], said
+        assert flags(hub) == {"2": False, "1": True}
         assert hub.kept["model_versions"][0]["customProperties"]["note"]["string_value"] == "of a person"
     finally:
         registry.move(NAME, CHAMPION, registry.version(NAME, "1"), "as before")
@@ -202,13 +209,15 @@ def test_a_login_is_a_token_of_the_environment_or_of_a_file(
 @pytest.mark.parametrize(
     "url", ["model-registry:8080", "ftp://hub", "http://", "http://a:b@hub", "http://h:x"]
 )
-def test_an_address_that_is_none_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_none_is_refused_before_anything_is_done(
+    url: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(asking.URL, url)
-    with pytest.raises(
-        InputError, match=r"(?s)CROSSEARTH_HUB_URL: .* is no address.*http://model-registry"
-    ) as no:
-        publish({NAME: "1"}, "again")
-    assert "a:b" not in str(no.value)
+    words = r"(?s)CROSSEARTH_HUB_URL: .* is no address.*http://model-registry"
+    for work in (workshop.register, lambda: rollback(workshop.recipe), lambda: publish({NAME: "1"}, "again")):
+        with pytest.raises(InputError, match=words) as no:
+            work()
+        assert "a:b" not in str(no.value)
 
 
 def test_nobody_is_told_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
