@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,25 +95,28 @@ def submit(
             next_step="build and push yours, see infra/README.md, and put its name and digest there",
         )
     pipeline = build(name, inputs, values, cache)
-    if cron is not None:
-        with TemporaryDirectory() as folder:
-            package = Path(folder) / "pipeline.yaml"
-            compiler.Compiler().compile(pipeline, str(package))
-            recurring = client.create_recurring_run(
-                experiment_id=client.create_experiment(experiment).experiment_id,
-                job_name=f"crossearth-{name}",
-                cron_expression=cron,
-                max_concurrency=1,
-                no_catchup=True,
-                params=arguments(pipeline, given),
-                pipeline_package_path=str(package),
+    chosen = arguments(pipeline, given)
+    experiment_id = client.create_experiment(experiment).experiment_id
+    with TemporaryDirectory() as folder:
+        package = str(Path(folder) / f"{pipeline.name}.yaml")
+        compiler.Compiler().compile(pipeline, package)
+        if cron is None:
+            run = client.create_run_from_pipeline_package(
+                package,
+                chosen,
+                run_name=f"{pipeline.name} {datetime.now():%Y-%m-%d %H-%M-%S}",
+                experiment_id=experiment_id,
                 service_account=service_account,
             )
+            return str(run.run_id)
+        recurring = client.create_recurring_run(
+            experiment_id=experiment_id,
+            job_name=f"crossearth-{name}",
+            cron_expression=cron,
+            max_concurrency=1,
+            no_catchup=True,
+            params=chosen,
+            pipeline_package_path=package,
+            service_account=service_account,
+        )
         return str(recurring.recurring_run_id)
-    run = client.create_run_from_pipeline_func(
-        pipeline,
-        arguments=arguments(pipeline, given),
-        experiment_name=experiment,
-        service_account=service_account,
-    )
-    return str(run.run_id)

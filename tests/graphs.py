@@ -19,6 +19,7 @@ SECRETS = dict.fromkeys(
         "AWS_SECRET_ACCESS_KEY",
         "MLFLOW_TRACKING_PASSWORD",
         "CROSSEARTH_KFP_TOKEN",
+        "CROSSEARTH_HUB_TOKEN",
     ),
     CANARY,
 )

@@ -109,16 +109,17 @@ def object_store(folder: Path, bucket: str) -> Iterator[str]:
 
 
 @contextmanager
-def tracking_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def tracking_server(folder: Path, port: int, host: str = "127.0.0.1") -> Iterator[subprocess.Popen[bytes]]:
     """MLflow's server, whose runs and artifacts lie in `folder`."""
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--host", host, "--allowed-hosts", f"{host}:{port}"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", f"{folder}/a"]
     # its job runner, which nothing here needs, is eight more processes
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        wait_for(lambda: socket.create_connection(("127.0.0.1", port)).close(), (folder / "log").read_text)
+        wait_for(lambda: socket.create_connection((host, port)).close(), (folder / "log").read_text)
         yield process
     finally:
         process.terminate()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -188,6 +190,7 @@ def register(
     for name in names or ():
         loaded.recipe(name)
 
+    from crossearth.components.register.publish import publish
     from crossearth.components.register.step import run
 
     outcomes = run(params, loaded, names or (), model, seed)
@@ -217,6 +220,13 @@ def register(
         REGISTRY,
         f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion --out MAP.tif",
     )
+    again = shlex.join(["crossearth", *sys.argv[1:]])
+    _tell(publish({outcome.name: outcome.version for outcome in outcomes}, again))
+
+
+def _tell(hub_url: str) -> None:
+    if hub_url:
+        out.print(f"told: Kubeflow Hub at {hub_url}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -230,10 +240,14 @@ def rollback(
     recipe = loaded.recipe(name)
 
     from crossearth.components.register.promotion import RegisterConfig
+    from crossearth.components.register.publish import publish
     from crossearth.components.register.step import rollback as run
 
-    before, now = run(recipe, params.config(RegisterConfig, "register"))
+    config = params.config(RegisterConfig, "register")
+    before, now = run(recipe, config)
     out.print(f"{name}: version {now} is champion again, instead of {before}", highlight=False)
+    again = f"crossearth register {name}{given(catalog, params_file)}"
+    _tell(publish({f"{config.prefix}-{name}": now}, again))
 
 
 @app.command()

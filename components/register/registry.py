@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from crossearth.components.evaluate.results import DETAILS, RecipeResult, SettingResult, read_results
 from crossearth.components.register.listing import About, Listed
@@ -25,6 +26,7 @@ from crossearth.components.runtime.tracking import (
     transferring,
     user_name,
 )
+from crossearth.components.runtime.tracking_internals import PROXIED, served_at
 from crossearth.components.runtime.tracking_server import refusal
 from crossearth.components.runtime.tracking_store import LOST_ARTIFACTS, database_of, lost_root
 from crossearth.data.common.config import nearest
@@ -276,6 +278,20 @@ class Registry:
                 return read_results(found.parent)
             except InputError:  # of another version of the format: its weights can be scored anew
                 return None
+
+    @_reaching()
+    def location(self, made: "ModelVersion") -> str:
+        """Address of a version's files, with the server's name where that hands them out; no login in it."""
+        uri = self.client.get_model_version_download_uri(made.name, str(made.version))
+        return served_at(uri, tracking_uri()) if urlsplit(uri).scheme == PROXIED else uri
+
+    @_reaching()
+    def written_by(self, made: "ModelVersion") -> str:
+        """Version of the MLflow that wrote a version's files."""
+        import mlflow
+
+        mlflow.set_tracking_uri(tracking_uri())
+        return str(mlflow.models.get_model_info(f"{MODELS}{made.name}/{made.version}").mlflow_version)
 
     @_reaching()
     def move(self, name: str, alias: str, new: "ModelVersion | None", why: str) -> None:

@@ -19,6 +19,7 @@ from crossearth.components.register.registry import (
     champion_before,
     registry_exists,
 )
+from crossearth.components.runtime.hub import address
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import MODELS, REGISTRY, SCORES, seed_suffix
 from crossearth.components.runtime.tracking import start_run, tracking_uri
@@ -99,9 +100,10 @@ def register(
 
     Raises:
         InputError: the registry does not answer; a model that `checkpoint.load` refuses; its scores are
-            missing, or those of other weights.
+            missing, or those of other weights; $CROSSEARTH_HUB_URL is no address.
     """
     config = config or RegisterConfig()
+    address()  # who cannot be told afterwards is said before anything is registered
     inputs = []
     for recipe in recipes:
         folder = model_dir or models_dir / f"{recipe.name}{suffix}"
@@ -198,8 +200,10 @@ def rollback(recipe: Recipe, config: RegisterConfig | None = None) -> tuple[str,
         (version that was champion, version that is).
 
     Raises:
-        InputError: no such model, or it never had another champion; the registry does not answer.
+        InputError: no such model, or it never had another champion; the registry does not answer;
+            $CROSSEARTH_HUB_URL is no address.
     """
+    address()
     name = f"{(config or RegisterConfig()).prefix}-{recipe.name}"
     registry = Registry() if registry_exists() else None
     present = registry.aliased(name, CHAMPION) if registry else None

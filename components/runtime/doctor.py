@@ -1,6 +1,7 @@
 """Checks the machine: what works, what is missing, and what to do about it."""
 
 import importlib.util
+import os
 import platform
 import shutil
 import socket
@@ -14,9 +15,10 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from crossearth.components.runtime.hub import URL, address, ask, look, refuse_own
 from crossearth.components.runtime.places import style_weights_dir
 from crossearth.components.runtime.tracking_store import LOST_ARTIFACTS, database_of, lost_artifacts
-from crossearth.data.common.errors import without_credentials
+from crossearth.data.common.errors import InputError, without_credentials
 
 Verdict = Literal["fine", "note", "missing"]
 GIB = 2**30
@@ -39,7 +41,7 @@ class Finding:
 
 
 def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
-    """Examines the machine, what is installed, data, weights and the tracking server; changes nothing.
+    """Examines the machine, what is installed, data, weights and servers; changes nothing.
 
     Args:
         data_dir: $CROSSEARTH_DATA.
@@ -64,6 +66,7 @@ def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
         ),
         _style_weights(),
         _tracking(tracking_uri),
+        *_hub(tracking_uri),
     ]
 
 
@@ -205,3 +208,20 @@ def _answer(uri: str, place: str) -> Finding:
     # training logs to older and newer ones; models are registered in another way since 3
     other = theirs.split(".")[0] != ours.split(".")[0]
     return Finding("MLflow", "missing" if other else "note", found, server.wanted())
+
+
+def _hub(tracking_uri: str) -> list[Finding]:
+    """Whether Kubeflow Hub can be told of models; nothing where it is not to be."""
+    check, advice = "Kubeflow Hub", f"see `Kubeflow Hub` in infra/README.md, or unset {URL}"
+    if importlib.util.find_spec("model_registry") is None:
+        what = "model-registry is not installed: pip install 'crossearth[cluster]'"
+        return [Finding(check, "missing", what, advice)] if os.environ.get(URL) else []
+    try:
+        url = address()
+        if not url:
+            return []
+        refuse_own(tracking_uri)
+        ask(look)
+    except InputError as error:
+        return [Finding(check, "missing", " ".join(str(error).split()), advice)]
+    return [Finding(check, "fine", url)]

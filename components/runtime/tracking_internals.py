@@ -1,10 +1,14 @@
-"""What MLflow has no public API for: views of its web page, tables of a new database, a plain request."""
+"""What MLflow has no public API for: views of its web page, tables of a new database, a plain request, and
+where a server hands out the artifacts that it keeps."""
 
 import base64
 import json
 import time
 import zlib
 from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+PROXIED = "mlflow-artifacts"  # scheme of artifacts that a server hands out
 
 
 def saved_view(key: str, name: str, columns: Sequence[str], order_by: str) -> tuple[str, str]:
@@ -55,3 +59,17 @@ def get_text(server_uri: str, path: str) -> str:
     from mlflow.utils.rest_utils import http_request
 
     return http_request(get_default_host_creds(server_uri), path, "GET", max_retries=1, timeout=10).text
+
+
+def served_at(uri: str, server_uri: str) -> str:
+    """The http address of artifacts that a server hands out, without a login.
+
+    Args:
+        uri: of the scheme `PROXIED`, which names no server.
+        server_uri: of the server, as MLFLOW_TRACKING_URI has it.
+    """
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    server = urlsplit(server_uri)
+    plain = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()
+    return str(MlflowArtifactsRepository.resolve_uri(uri, plain))

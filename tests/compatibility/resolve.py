@@ -33,7 +33,10 @@ NEIGHBOURS = (
     "ultralytics",
 )
 AGREED = ("numpy", "pandas", "plotly", "pyarrow")
-SHOWN = ("numpy", "pandas", "plotly", "pyarrow", "torch", "torchvision", "kfp", "mlflow", "dvc")
+SHOWN = (
+    *("numpy", "pandas", "plotly", "pyarrow", "torch", "torchvision", "kfp", "mlflow", "dvc"),
+    *("kubeflow", "model-registry"),
+)
 
 
 def resolve(python: str, *wanted: str) -> dict[str, str]:

@@ -62,7 +62,8 @@ def test_stylized_tiles_are_written_in_shards(with_kubeflow: Path) -> None:
     assert {path.name for path in (with_kubeflow / "artifacts/stylized").iterdir()} >= {"deepglobe"}
 
 
-def test_scenes_are_mapped_in_shards(with_kubeflow: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["inference", "monitoring"])
+def test_scenes_are_mapped_in_shards(name: str, with_kubeflow: Path, tmp_path: Path) -> None:
     scenes = tmp_path / "scenes"
     scenes.mkdir()
     for number in range(3):
@@ -72,10 +73,13 @@ def test_scenes_are_mapped_in_shards(with_kubeflow: Path, tmp_path: Path) -> Non
         ) as file:
             file.write(pixels)
     model = with_kubeflow / "artifacts/models/deepglobe"
-    done = run_pipeline(
-        "inference", tmp_path, "--set", f"scenes={scenes}", "--set", f"model={model}", "--set", "shards=2"
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    chosen = (f"scenes={scenes}", f"model={model}", "shards=2")
+    done = run_pipeline(name, tmp_path, *(word for value in chosen for word in ("--set", value)))
+    if name == "monitoring":  # noise is like nothing that the model has seen
+        assert done.returncode == 1
+        assert "step watch failed" in done.stderr and "the scenes drift" in done.stderr
+    else:
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     maps = sorted((tmp_path / "workspace/artifacts/maps").glob("*.tif"))
     assert [path.name for path in maps] == [f"scene-{number}.tif" for number in range(3)]
 

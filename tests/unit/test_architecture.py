@@ -18,6 +18,7 @@ OWNERS = {
     "pycocotools": {"data/annotations/coco.py"},
     "onnxruntime": {"components/export/step.py"},
     "great_expectations": {"components/validate/expectations.py"},
+    "model_registry": {"components/runtime/hub.py", "components/register/publish.py"},
     "mlflow": {
         *(f"components/runtime/{name}.py" for name in ("tracking", "tracking_internals", "tracking_server")),
         *(f"components/register/{name}.py" for name in ("registry", "step", "mapper")),

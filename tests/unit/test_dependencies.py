@@ -48,7 +48,7 @@ EXTRAS = {
     "train": "boto3 botocore cachetools great_expectations matplotlib mlflow pandas plotly psutil"
     " torchmetrics",
     "pipelines": "docker dvc kfp kubernetes",
-    "cluster": "kubeflow psycopg2",
+    "cluster": "kubeflow model_registry psycopg2",
 }
 META = {"classes": ["a", "b"], "palette": ["#000000", "#ffffff"], "provenance": "own"}
 WITHOUT = """

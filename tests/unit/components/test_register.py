@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
-import torch
 from mlflow.tracking import MlflowClient
+from registering import OLD, Workshop, scored
 from results_factory import write_fake_results
 from safetensors.torch import load_file, save_file
 
@@ -36,29 +35,12 @@ from crossearth.components.runtime.tracking import start_run, tracking_uri
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import sha256_file, write_checksummed
-from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights import checkpoint
 
 
 @pytest.fixture(scope="module")
 def recipe(catalog: Catalog) -> Recipe:
     return catalog.recipe("vaihingen-irrg")
-
-
-def scored(result: RecipeResult, **primary_scores: float) -> RecipeResult:
-    """The result with confusion matrices that give these primary IoUs per target, "-" written "_"."""
-    settings = []
-    for each in result.settings:
-        wanted = primary_scores[each.setting.target.replace("-", "_")]
-        num = len(result.classes)
-        size = 10**9
-        hits = round(2 * wanted * size / (1 + wanted))
-        table = np.full((num, num), 0)
-        for k in range(num):
-            table[k, k] = hits
-            table[k, (k + 1) % num] = size - hits
-        settings.append(replace(each, confusion=tuple(map(tuple, table.tolist()))))
-    return replace(result, settings=tuple(settings))
 
 
 @pytest.fixture
@@ -69,9 +51,6 @@ def base(tmp_path: Path, catalog: Catalog, recipe: Recipe) -> RecipeResult:
 
 def names(recipe: Recipe) -> tuple[str, ...]:
     return tuple(setting.abbr for setting in recipe.settings)
-
-
-OLD = {"potsdam_irrg": 0.50, "potsdam_rgb": 0.40, "vaihingen_irrg": 0.80}
 
 
 @pytest.mark.parametrize(
@@ -184,37 +163,6 @@ def test_the_card_says_what_a_reader_must_know(base: RecipeResult, recipe: Recip
         "Selection rule: last",
     ):
         assert needle in card
-
-
-class Workshop:
-    """Models and scores of one recipe, and a registry of their own."""
-
-    def __init__(self, folder: Path, catalog: Catalog, recipe: Recipe) -> None:
-        self.folder, self.catalog, self.recipe = folder, catalog, recipe
-
-    def train(self, seed: int, **primary_scores: float) -> None:
-        """A new model with these scores takes the place of the last."""
-        class_set = self.catalog.class_sets[self.recipe.class_set]
-        torch.manual_seed(seed)
-        meta = {"classes": class_set.classes, "palette": class_set.palette, "provenance": "synthetic"}
-        model_dir = self.folder / "models" / self.recipe.name
-        shutil.rmtree(model_dir, ignore_errors=True)
-        checkpoint.save(crossearth_tiny(len(class_set.classes)), model_dir, meta)
-        result = write_fake_results(
-            self.folder / "scores" / self.recipe.name, self.catalog, self.recipe, seed=seed
-        )
-        sha256 = checkpoint.read_meta(model_dir)["sha256"]
-        write_results(scored(replace(result, model_sha256=sha256), **{**OLD, **primary_scores}))
-
-    def register(self) -> Any:
-        (outcome,) = register(
-            [self.recipe],
-            self.catalog,
-            self.folder / "models",
-            self.folder / "scores",
-            self.folder / "registry",
-        )
-        return outcome
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +18,10 @@ import torch
 from domain_factory import write_domain
 from numpy.typing import NDArray
 
+from crossearth.components.pods import workspace
+from crossearth.components.predict.scenes import deal_scenes
+from crossearth.components.watch import component, step
 from crossearth.components.watch import reference as module
-from crossearth.components.watch import step
 from crossearth.components.watch.reference import (
     FEWEST,
     LOW,
@@ -149,6 +153,40 @@ def test_drift_is_an_exit_code_of_its_own_beside_bad_input(
         typed("crossearth watch model other.tif --device cpu")
     (tmp_path / "model/reference.json").unlink()
     assert "train the model again" in refused("crossearth watch model other.tif --device cpu")
+
+
+def test_a_pod_looks_at_the_scenes_of_all_shards(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    logged: dict[str, float] = {}
+    outputs = {
+        "page": SimpleNamespace(path=str(tmp_path / "page.html")),
+        "metrics": SimpleNamespace(log_metric=logged.__setitem__),
+    }
+
+    def drifts(fail: bool) -> bool:
+        items = deal_scenes("new", 2)
+        config = {"device": "cpu", "precision": "float32"}
+        pod: Any = component.watch.python_func
+        return bool(pod(str(tmp_path), items=items, model="model", config=config, fail=fail, **outputs))
+
+    for name in "ab":
+        scene(tmp_path / f"new/{name}.tif", fine())
+    assert not drifts(fail=True)
+    assert logged["within_training"] > 0.8
+    page = (tmp_path / "page.html").read_text()
+    assert "a.tif" in page and "b.tif" in page
+    for name in "ab":
+        scene(tmp_path / f"new/{name}.tif", coarse())
+    with pytest.raises(InputError, match=r"(?s)the scenes drift: 0 % .* set fail: false"):
+        drifts(fail=True)
+    (note,) = workspace.failures()
+    assert note["step"] == "watch"
+    assert logged["within_training"] == 0, "what was found is shown where the step fails, too"
+    assert drifts(fail=False)
 
 
 @pytest.mark.parametrize(

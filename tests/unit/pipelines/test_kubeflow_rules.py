@@ -69,6 +69,14 @@ def test_a_run_has_few_pods_and_grows_with_datasets_and_recipes(shards: int, tmp
         assert count_pods(documents, times) == 4 + 2 * len(once) + 5 * recipes + 3 * datasets + stylized
 
 
+@pytest.mark.parametrize(("name", "once"), [("inference", 7), ("monitoring", 9)])
+def test_a_run_that_maps_takes_three_pods_a_shard(name: str, once: int, tmp_path: Path) -> None:
+    out = compile_pipeline(name, read_inputs(ROOT / "params.yaml"), INFRA, tmp_path / "pipeline.yaml")
+    documents = list(yaml.safe_load_all(out.read_text()))
+    pods = [count_pods(documents, {"shards": shards}) for shards in (0, 1, 500)]
+    assert pods == [once, once + 3, once + 1500]
+
+
 def test_one_recipe_of_two_datasets_takes_28_pods_at_most(tmp_path: Path) -> None:
     """Each pod costs ten seconds: a step that gets its own must be worth that to all who run it."""
     out = compile_pipeline("benchmark", read_inputs(ROOT / "params.yaml"), INFRA, tmp_path / "pipeline.yaml")
@@ -100,10 +108,10 @@ def test_no_item_of_the_benchmark_is_longer_than_an_argument(
     listed = [f"s3://bucket/{number:038d}.tif" for number in range(100_000)]
     monkeypatch.setattr(scenes, "list_objects", lambda _: listed)
     shards = scenes.deal_scenes("s3://bucket/", 1)
-    # kfp hands the list of all items on, then each by itself
     assert scenes.read_shard(shards[0]) == listed
     with pytest.raises(InputError, match=r"step scenes made"):
         scenes.read_shard(shards[0] | {"digest": "another run's"})
+    monkeypatch.setattr(scenes, "list_objects", lambda _: listed[:1000])
     many = scenes.deal_scenes("s3://bucket/", 500)
     # kfp hands the list of all items on, then each by itself
     assert not too_long(many, *many, *shards)

@@ -19,6 +19,7 @@ import pytest
 import rasterio.shutil
 import yaml
 from google.protobuf import json_format
+from graphs import SECRETS
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 from own_domain import draw, save
@@ -121,7 +122,7 @@ def test_compiling_gives_the_same_bytes_without_secrets_or_paths_of_this_machine
 ) -> None:
     inputs = read_inputs(ROOT / "params.yaml")
     first = compile_pipeline(name, inputs, values, tmp_path / "first.yaml").read_bytes()
-    for variable in ("AWS_SECRET_ACCESS_KEY", "CROSSEARTH_KFP_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+    for variable in SECRETS:
         monkeypatch.setenv(variable, CANARY)
     monkeypatch.chdir(tmp_path)
     again = compile_pipeline(name, inputs, values, tmp_path / "again.yaml").read_bytes()
@@ -940,6 +941,7 @@ def test_submit_sends_the_graph_and_waits(server: Server, values_file: Path) -> 
     body = json.loads(next(body for path, body in server.posts if path.startswith("/apis/v2beta1/runs")))
     assert body["runtime_config"]["parameters"] == {"recipes": ["deepglobe"], "store": "s3://bucket/a"}
     assert body["service_account"] == "crossearth"
+    assert body["display_name"].startswith("crossearth-benchmark 2")
     assert "platforms" in json.dumps(body["pipeline_spec"])
 
 
