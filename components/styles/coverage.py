@@ -42,8 +42,8 @@ TILES = 64  # at most so many evenly spaced ones of a split are embedded
 
 def run(params: Params, catalog: Catalog) -> Path:
     """Measures in the working folder, with the styles that training injects."""
-    config = load_config(StyleConfig, params.values("train").get("style", {}), "params: train.style")
-    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, config, style_weights_dir())
+    training = params.config(load(STEPS["train"].config), "train")
+    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, training.style, style_weights_dir())
 
 
 def style_coverage(

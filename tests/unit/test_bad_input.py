@@ -286,9 +286,24 @@ CASES = {
         text("params.yaml", "preset: a\npresets: {a: {recipes: {town: 5}}}"), TRAINING, ("recipes.town", "5")
     ),
     "params: numbers of an unknown recipe": Case(
-        text("params.yaml", "preset: a\npresets: {a: {recipes: {potsdam-rbg: {lr: 0.1}}}}"),
-        "plan",
-        ("'potsdam-rbg'", "'potsdam-rgb'"),
+        text("params.yaml", "preset: a\npresets: {a: {recipes: {twon: {lr: 0.1}}}}"),
+        TRAINING,
+        ("'twon'", "'town'"),
+    ),
+    "params: numbers of an unknown recipe of another preset": Case(
+        text("params.yaml", "preset: a\npresets: {a: {}, b: {recipes: {potsdam-rbg: {lr: 0.1}}}}"),
+        "evaluate town --catalog catalog.yaml",
+        ("presets.b.recipes", "'potsdam-rbg'", "'potsdam-rgb'"),
+    ),
+    "params: dvc's unknown recipe": Case(
+        text("params.yaml", "preset: a\npresets: {a: {}}\ndvc: {recipes: [potsdam-rbg]}"),
+        "settings",
+        ("dvc.recipes", "'potsdam-rbg'", "'potsdam-rgb'"),
+    ),
+    "params: a misspelt style of training": Case(
+        text("params.yaml", "preset: a\npresets: {a: {train: {stlye: {alpha: 0.1}}}}"),
+        "styles coverage",
+        ("presets.a.train", "'stlye'", "'style'"),
     ),
     "params: a date where a number should be": Case(
         numbers(lr=date(2026, 1, 1)), "pipeline compile benchmark -o out.yaml", ("presets.mine.train", "lr")
