@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 from crossearth.components.ingest.preview import GAP_PX, INK, LINE_PX, PAPER, legend, overlay
 from crossearth.components.ingest.scene import Plan, ingest_scene
 from crossearth.components.ingest.sources import SceneSource, find_scenes
-from crossearth.components.ingest.step import IngestConfig, domains_named
+from crossearth.components.ingest.step import IngestConfig
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import PREVIEWS
 from crossearth.data.catalog.domains import Catalog, ClassSet, Domain
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.files import atomic_dir
+from crossearth.data.raster.reading import thinned_size
 
 SIDE_PX = 768
 LEAST_PX = 256
@@ -49,7 +50,7 @@ def check_labels(
     Raises:
         InputError: as ingest.
     """
-    domains = [domain for name in names for domain in domains_named(name, catalog)]
+    domains = [domain for name in names for domain in catalog.domains_named(name)]
     return [
         path
         for domain in domains
@@ -103,6 +104,5 @@ def _draw(work: Path, source: SceneSource, class_set: ClassSet | None) -> Image.
 def _read(path: Path) -> NDArray[np.uint8]:
     """A stored scene (bands, H, W), thinned to at most SIDE_PX."""
     with rasterio.open(path, driver="GTiff") as scene:
-        shrink = max(1.0, max(scene.width, scene.height) / SIDE_PX)
-        size = (max(1, round(scene.height / shrink)), max(1, round(scene.width / shrink)))
+        size = thinned_size(scene.width, scene.height, SIDE_PX)
         return np.asarray(scene.read(out_shape=(scene.count, *size)), np.uint8)

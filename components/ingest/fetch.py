@@ -13,7 +13,6 @@ from requests.adapters import HTTPAdapter
 from rich.progress import DownloadColumn, TransferSpeedColumn
 from urllib3 import Retry
 
-from crossearth.components.ingest.step import domains_named
 from crossearth.data.catalog.domains import Archive, Catalog, Dataset
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import fsync_dir, read_checksummed, require_free, write_checksummed
@@ -100,7 +99,7 @@ def by_hand(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[
 
 
 def _datasets(names: Sequence[str], catalog: Catalog) -> list[Dataset]:
-    wanted = dict.fromkeys(domain.dataset for name in names for domain in domains_named(name, catalog))
+    wanted = dict.fromkeys(domain.dataset for name in names for domain in catalog.domains_named(name))
     return [catalog.dataset(name) for name in wanted]
 
 

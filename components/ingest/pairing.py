@@ -21,9 +21,7 @@ MASK_WORDS = re.compile(r"mask|label|annot|truth|target|seg|lbl|gt", re.IGNORECA
 Kind = Literal["image", "mask"]
 
 
-def keys_of(
-    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]
-) -> Callable[[Member], str]:
+def keys_of(own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]) -> Callable[[Member], str]:
     """What gives the key of a user's image or mask: what the two have in common.
 
     It is what the stars of their patterns stand for, or the braces of `pairs`: of that only the last name,

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.io import DatasetReader
+from rasterio.transform import AffineTransformer, GCPTransformer, RPCTransformer, TransformerBase
 
 from crossearth.components.ingest.sources import SceneSource
 from crossearth.components.runtime.code import code_digest
@@ -17,6 +20,7 @@ from crossearth.data.annotations.opening import open_labels
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
+from crossearth.data.raster.gdal import GdalError, hearing
 from crossearth.data.raster.ground import in_crs
 from crossearth.data.raster.names import stacking
 from crossearth.data.raster.pixel_area import pixel_side_m
@@ -57,8 +61,7 @@ class Plan:
         # what is not finite is no data anyway
         nodata = domain.nodata if domain.nodata is not None and math.isfinite(domain.nodata) else None
         fit_px = px if rule == "fit" else None
-        masks = domain.own.masks if domain.own else None
-        label_band = masks.number if masks and masks.form == "band" else None
+        label_band = domain.masks.number if domain.masks and domain.masks.form == "band" else None
         reading = Reading(
             domain.band_indexes, dtype, domain.value_range, nodata, fit_px=fit_px, label_band=label_band
         )
@@ -114,9 +117,9 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
             tiles = cut_scene(image, work / image_path, cutting)
         else:
             spec = domain.label_spec(domain.scene_of(source.key))
-            masks, unknown = domain.own.masks if domain.own else None, domain.unknown_labels or "error"
+            unknown = domain.unknown_labels or "error"
             assert spec is not None  # noqa: S101  (labels have a map)
-            with open_labels(source.label, masks, spec, unknown, image) as (labels, rasters):
+            with open_labels(source.label, domain.masks, spec, unknown, image) as (labels, rasters):
                 for label in rasters:
                     _check_label(domain, image, label)
                 tiles = cut_scene(image, work / image_path, cutting, labels, work / label_path)
@@ -205,33 +208,55 @@ def _refuse_elsewhere(image: Raster, label: Raster) -> None:
 
     A world file says no CRS: its numbers are taken for the other's, or for each other's.
     """
-    ours, theirs = image.dataset, label.dataset
-    if any(each.transform.is_identity for each in (ours, theirs)):
+    ours, theirs = _corners(image.dataset), _corners(label.dataset)
+    if ours is None or theirs is None:
         return
-    apart = max(map(math.dist, _corners(ours, ours.crs), _corners(theirs, ours.crs)))
+    left_top, left_bottom, right_top, _ = ours.ends
+    moved = theirs.ends
+    if ours.crs is not None and theirs.crs is not None:
+        moved = in_crs(theirs.ends, theirs.crs, ours.crs)
+    apart = np.linalg.norm(ours.ends - moved, axis=1).max()
     # half a pixel along both sides is what programs that mean its corner or its centre differ by
-    allowed = 0.501 * math.dist(ours.transform @ (0, 0), ours.transform @ (1, 1))
+    allowed = 0.501 * math.hypot(
+        math.dist(left_top, left_bottom) / image.dataset.height,
+        math.dist(left_top, right_top) / image.dataset.width,
+    )
     if not apart <= allowed:
         raise InputError(
-            f"a label at {_place(label)}, for an image at {_place(image)}",
+            f"a label at {theirs}, for an image at {ours}",
             where=label.where,
             expected=f"the place of {image.where}, to half a pixel",
             next_step="pair the right files, or warp the label onto the image's grid",
         )
 
 
-def _corners(dataset: DatasetReader, crs: CRS | None) -> list[tuple[float, ...]]:
-    """A raster's corners in `crs`, where both are known; not finite where there is no way from its own."""
-    ends = [dataset.transform @ (col, row) for col in (0, dataset.width) for row in (0, dataset.height)]
-    if crs is None or dataset.crs is None:
-        return ends
-    return [tuple(end) for end in in_crs(np.array(ends), dataset.crs, crs).tolist()]
+class _Corners(NamedTuple):
+    """A raster's corners on the ground (4, 2), x and y: the two at its left first, top before bottom."""
+
+    ends: NDArray[np.float64]
+    crs: CRS | None
+
+    def __str__(self) -> str:
+        bounds = ", ".join(f"{bound:.10g}" for bound in (*self.ends.min(axis=0), *self.ends.max(axis=0)))
+        return f"{self.crs.to_string() if self.crs else 'no CRS'} ({bounds})"
 
 
-def _place(raster: Raster) -> str:
-    bounds = ", ".join(f"{bound:.10g}" for bound in raster.dataset.bounds)
-    crs = raster.dataset.crs
-    return f"{crs.to_string() if crs else 'no CRS'} ({bounds})"
+def _corners(dataset: DatasetReader) -> _Corners | None:
+    """By the transform, else by ground control points, else by RPCs at height 0; None = there is none."""
+    rows, cols = (0, dataset.height) * 2, (0, 0, dataset.width, dataset.width)
+    points, crs = dataset.gcps
+    with ExitStack() as stack, suppress(GdalError), hearing([], silent=True):
+        if not dataset.transform.is_identity:
+            transformer: TransformerBase = AffineTransformer(dataset.transform)
+            crs = dataset.crs
+        elif points:
+            transformer = stack.enter_context(GCPTransformer(points))
+        elif dataset.rpcs:
+            transformer, crs = stack.enter_context(RPCTransformer(dataset.rpcs)), CRS.from_epsg(4326)
+        else:
+            return None
+        return _Corners(np.transpose(transformer.xy(rows, cols, offset="ul")), crs)
+    return None  # too few points, or points on one line
 
 
 def _check_label(domain: Domain, image: Raster, label: Raster) -> None:

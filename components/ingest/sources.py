@@ -113,10 +113,10 @@ def _published(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
 
 
 def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
-    members = index(own.images, scratch / "images")
+    members = index(own.images, scratch)
     masks, lying = own.masks, list[Member]()
     if masks is not None and not is_one_file(masks):
-        lying = members if masks.place == own.images else index(masks.place, scratch / "masks")
+        lying = members if masks.place == own.images else index(masks.place, scratch)
     pattern = stars(own.image_pattern)
     found = [member for member in rasters(members) if pattern.search(member.path)]
     files = label_files(masks, lying) if masks else []
@@ -135,13 +135,13 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
             + (f", named as in {own.pairs.image}" if own.pairs else ""),
             next_step="correct `images` in the catalog file, or put images there",
         )
-    key_of = keys_of(domain, own, found, files)
+    key_of = keys_of(own, found, files)
     images = _by_key(domain, key_of, found, ())
     labels = _labels(domain, own, images, files, key_of, lying, scratch) if masks else None
     counted = images
     if labels is not None and own.unlabelled == "skip":
         counted = {key: image for key, image in images.items() if key in labels}
-    split_of = split_images(domain, own, images, counted, scratch / "lists")
+    split_of = split_images(domain, own, images, counted, scratch)
     images = {key: image for key, image in images.items() if key in split_of}
     if labels is not None:
         images = _labelled(domain, own, images, labels, files, lying)
@@ -171,7 +171,7 @@ def _labels(
     assert masks is not None and spec is not None  # noqa: S101  (the loader sees to it)
     if masks.form in ("coco", "imagefolder", "band", "page") or is_one_file(masks):
         unknown = domain.unknown_labels or "error"
-        return of_images(domain, masks, spec, unknown, images, lying, scratch / "masks")
+        return of_images(domain, masks, spec, unknown, images, lying, scratch)
     if masks.form == "class_folders":
         grouped: dict[str, list[Member]] = {}
         for file in files:
@@ -182,7 +182,7 @@ def _labels(
         grouped = {key: [file] for key, file in _by_key(domain, key_of, files, ()).items()}
     for key in sorted(set(grouped) - set(images), key=natural):
         log.warning("%s: mask %s has no image and is left out", domain.name, grouped[key][0])
-    return by_key(masks, {key: grouped[key] for key in grouped if key in images}, lying, scratch / "masks")
+    return by_key(masks, {key: grouped[key] for key in grouped if key in images}, lying, scratch)
 
 
 def _labelled(

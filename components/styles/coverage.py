@@ -19,8 +19,8 @@ from scipy.stats import chi2
 
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import COVERAGE, DOMAINS, EARTH_STYLES, style_weights_dir
+from crossearth.components.steps import STEPS, load
 from crossearth.data.catalog.domains import Catalog
-from crossearth.data.common.config import load_config
 from crossearth.data.common.files import write_checksummed
 from crossearth.data.common.progress import progress_bar
 from crossearth.data.style.earth import (

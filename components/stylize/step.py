@@ -152,7 +152,8 @@ def _refuse_small_tiles(source: Manifest, config: StyleConfig) -> None:
                 f"tile {row['tile_id']} of {row['width']}x{row['height']} px is smaller than a mask block",
                 where=source.root,
                 expected=f"at least {config.block_px} px a side",
-                next_step=f"write `stylize: {{style: {{block_px: {side_px}}}}}`, or less, into the preset of your params.yaml",
+                next_step=f"write `stylize: {{style: {{block_px: {side_px}}}}}`, or less, into the preset of "
+                "your params.yaml",
             )
 
 

@@ -29,6 +29,8 @@ Form = Literal[
     "band",
     "page",
 ]
+# labels of these are names, and no raw values of a raster
+NAMED: tuple[Form, ...] = ("polygons", "coco", "yolo", "labelme", "cvat", "class_folders")
 Unlabelled = Literal["error", "skip", "outside"]
 SplitRule = Literal["found", "block", "file", "folder", "lists", "train", "test"]
 Entry = TypeVar("Entry")
@@ -169,7 +171,7 @@ class Masks:
     @property
     def named(self) -> bool:
         """Whether labels are names, and no raw values of a raster."""
-        return self.form in ("polygons", "coco", "yolo", "labelme", "cvat", "class_folders")
+        return self.form in NAMED
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,11 @@ class Domain:
     train: Files | None = None
     test: Files | None = None
     own: OwnFiles | None = None
+
+    @property
+    def masks(self) -> Masks | None:
+        """The labels of a user's domain; None of a publisher's, whose are a raster an image."""
+        return self.own.masks if self.own else None
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -411,6 +418,22 @@ class Catalog:
     def domains_of(self, dataset: str) -> list[Domain]:
         """The domains of a dataset."""
         return [domain for domain in self.domains.values() if domain.dataset == dataset]
+
+    def domains_named(self, name: str) -> list[Domain]:
+        """All domains of the dataset of that name, else the domain of that name.
+
+        Raises:
+            InputError: there is neither.
+        """
+        if name in self.datasets:
+            return self.domains_of(name)
+        if name in self.domains:
+            return [self.domains[name]]
+        raise InputError(
+            f"unknown domain or dataset {name!r}",
+            expected=nearest(name, {*self.domains, *self.datasets}),
+            next_step="a domain of your own comes with --catalog FILE",
+        )
 
     def classes_of(self, domain: Domain) -> tuple[str, ...]:
         """Names of a domain's classes in id order; none where it has no labels."""

@@ -270,13 +270,14 @@ def _is_junk(path: str) -> bool:
 def _index_archive(file: Path, prefix: str, scratch: Path, depth: int) -> Iterator[Member]:
     if depth >= DEPTH:
         raise InputError(f"archives within archives, more than {DEPTH} deep", where=file)
+    status = file.stat()
+    # images, labels and lists may lie in one archive, each looked up by itself
+    unpacked = scratch / digest([str(file.resolve()), status.st_size, status.st_mtime_ns])[:16]
     if file.name.lower().endswith(TAR_SUFFIXES):
-        stat = file.stat()
-        unpacked = scratch / digest([str(file.resolve()), stat.st_size, stat.st_mtime_ns])[:16]
-        if not unpacked.is_dir():  # images, labels and lists may lie in one archive, each looked up by itself
+        if not unpacked.is_dir():
             with atomic_dir(unpacked) as folder:
                 _unpack_tar(file, folder)
-        yield from _index_folder(unpacked, f"{prefix}/", scratch / "inner", depth + 1)
+        yield from _index_folder(unpacked, f"{prefix}/", scratch, depth + 1)
         return
     for entry in zip_entries(file):
         # some tools of Windows write its own separator
@@ -284,9 +285,10 @@ def _index_archive(file: Path, prefix: str, scratch: Path, depth: int) -> Iterat
         if _is_junk(path):
             continue
         if is_archive(entry.filename):
-            inner = scratch / path
-            _unpack_entry(file, entry.filename, inner)
-            yield from _index_archive(inner, stem_of(path), scratch / "inner", depth + 1)
+            inner = unpacked / path
+            if not inner.exists():
+                _unpack_entry(file, entry.filename, inner)
+            yield from _index_archive(inner, stem_of(path), scratch, depth + 1)
         else:
             yield Member(path, file, entry.filename, entry.file_size, f"{entry.CRC:08x}", packed=True)
 

@@ -18,12 +18,14 @@ import pytest
 import rasterio
 import rasterio.shutil
 from own_domain import NAME, catalog, draw, own_domain, save, tree
+from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from crossearth.components.ingest import step
 from crossearth.components.ingest.scene import Plan
 from crossearth.components.ingest.sources import SceneSource
-from crossearth.components.ingest.step import IngestConfig, domains_named, ingest
+from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common import files
@@ -199,6 +201,20 @@ def test_metres_per_pixel_are_the_grounds(
 PLACE = {"crs": "EPSG:32633", "transform": from_origin(300_000, 5_000_000, 0.5, 0.5)}
 
 
+def control_points(left: float) -> dict[str, Any]:
+    """PLACE, or that beside it, as ground control points say it."""
+    corners = [(0, 0), (0, 64), (64, 0), (64, 64)]
+    points = [GroundControlPoint(row, col, left + col / 2, 5e6 - row / 2) for row, col in corners]
+    return {"gcps": points, "crs": "EPSG:32633"}
+
+
+def rpcs(lon: float) -> RPC:
+    """Of a camera right above: samples go with longitude, lines against latitude, a hundredth of a degree."""
+    one = [1.0] + [0.0] * 19
+    east, south = [0.0, 1.0] + [0.0] * 18, [0.0, 0.0, -1.0] + [0.0] * 17
+    return RPC(0, 1, 50, 0.01, one, south, 32, 32, lon, 0.01, one, east, 32, 32)
+
+
 def placed(town: Path, **place: Any) -> None:
     """The first scene with a georeference, and its mask with another."""
     image, mask = draw(0)
@@ -215,8 +231,9 @@ def placed(town: Path, **place: Any) -> None:
         {"crs": "EPSG:32633"},
         PLACE | {"transform": from_origin(300_000.25, 5_000_000.25, 0.5, 0.5)},
         PLACE | {"crs": "EPSG:25833"},
+        control_points(300_000),
     ],
-    ids=["the same", "none", "a CRS alone", "half a pixel off", "a CRS of another name"],
+    ids=["the same", "none", "a CRS alone", "half a pixel off", "a CRS of another name", "control points"],
 )
 def test_a_mask_lies_where_its_image_does_or_says_nothing(place: dict[str, Any], town: Path) -> None:
     placed(town, **place)
@@ -310,10 +327,10 @@ def test_unknown_labels_can_be_ignored(town: Path) -> None:
 
 def test_names_of_datasets_and_domains() -> None:
     benchmark = load_catalog()
-    assert [domain.name for domain in domains_named("potsdam", benchmark)] == ["potsdam-rgb", "potsdam-irrg"]
-    assert [domain.name for domain in domains_named("casid-sub", benchmark)] == ["casid-sub"]
+    assert [domain.name for domain in benchmark.domains_named("potsdam")] == ["potsdam-rgb", "potsdam-irrg"]
+    assert [domain.name for domain in benchmark.domains_named("casid-sub")] == ["casid-sub"]
     with pytest.raises(InputError, match="'potsdam-rgb'"):
-        domains_named("potsdam-rbg", benchmark)
+        benchmark.domains_named("potsdam-rbg")
 
 
 # --- wrong input: one clear error, nothing left behind
@@ -439,27 +456,50 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     ),
     **{
         f"mask {case}": (
-            lambda town, change=change: placed(town, **PLACE | change),
+            lambda town, place=place: placed(town, **place),
             {},
             rf"scene_0\.tif: a label at {words}.*\), for an image at EPSG:32633 \(300000, 4999968, 300032, "
             r"5000000\)\n  expected: the place of .*images/scene_0\.tif",
         )
-        for case, change, words in (
-            ("in another zone", {"crs": "EPSG:32632"}, r"EPSG:32632 \(300000,"),
-            ("beside", {"transform": from_origin(300_001, 5_000_000, 0.5, 0.5)}, r"EPSG:32633 \(300001,"),
+        for case, place, words in (
+            ("in another zone", PLACE | {"crs": "EPSG:32632"}, r"EPSG:32632 \(300000,"),
+            (
+                "beside",
+                PLACE | {"transform": from_origin(300_001, 5_000_000, 0.5, 0.5)},
+                r"EPSG:32633 \(300001,",
+            ),
             (
                 "of larger pixels",
-                {"transform": from_origin(300_000, 5_000_000, 0.6, 0.6)},
+                PLACE | {"transform": from_origin(300_000, 5_000_000, 0.6, 0.6)},
                 r"EPSG:32633 \(300000, 4999961\.6, 300038\.4,",
             ),
-            ("by a world file alone", {"crs": None, "transform": from_origin(7, 9, 2, 2)}, r"no CRS \(7,"),
+            ("by a world file alone", {"transform": from_origin(7, 9, 2, 2)}, r"no CRS \(7,"),
             (
                 "upside down",
-                {"transform": from_origin(300_000, 4_999_968, 0.5, -0.5)},
-                r"EPSG:32633 \(300000, 5000000,",
+                PLACE | {"transform": from_origin(300_000, 4_999_968, 0.5, -0.5)},
+                r"EPSG:32633 \(300000, 4999968,",
             ),
+            ("by ground control points", control_points(300_001), r"EPSG:32633 \(300001,"),
         )
     },
+    "both placed by ground control points, apart": (
+        lambda town: (
+            save(town / "images" / "scene_3.tif", draw(3)[0], **control_points(300_000))
+            or (town / "masks" / "scene_3.png").unlink()
+            or save(town / "masks" / "scene_3.tif", draw(3)[1], **control_points(900_000))
+        ),
+        {},
+        r"scene_3\.tif: a label at EPSG:32633 \(900000, .* for an image at EPSG:32633 \(300000,",
+    ),
+    "both placed by RPCs, apart": (
+        lambda town: (
+            save(town / "images" / "scene_3.tif", draw(3)[0], rpcs=rpcs(10))
+            or (town / "masks" / "scene_3.png").unlink()
+            or save(town / "masks" / "scene_3.tif", draw(3)[1], rpcs=rpcs(11))
+        ),
+        {},
+        r"scene_3\.tif: a label at EPSG:4326 \(10\.9",
+    ),
     "mask placed by its aux.xml": (
         lambda town: (
             save(town / "images" / "scene_3.tif", draw(3)[0], **PLACE)
@@ -574,7 +614,7 @@ def test_a_domain_of_the_datasets_name_leaves_the_others_of_the_dataset(town: Pa
     domains = {name: {"dataset": "city", **split} for name in ("city", "city-small")}
     (town / "city.yaml").write_text(json.dumps({"datasets": {"city": {"title": "City"}}, "domains": domains}))
     known = load_catalog([town / "city.yaml"], town)
-    assert [domain.name for domain in domains_named("city", known)] == ["city", "city-small"]
+    assert [domain.name for domain in known.domains_named("city")] == ["city", "city-small"]
     for name in ("city-small", "city"):
         ingest([name], known, town / "archives", town / "domains", ONE)
         small = town / "domains" / "city" / "city-small"
