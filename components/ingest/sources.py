@@ -20,7 +20,7 @@ from crossearth.components.ingest.pairing import apart, keys_of, some, stars, un
 from crossearth.components.ingest.splits import split_images
 from crossearth.data.annotations.recognise import told
 from crossearth.data.annotations.source import LabelSource
-from crossearth.data.catalog.domains import Domain, OwnFiles, Split, is_file_name
+from crossearth.data.catalog.domains import Domain, Masks, OwnFiles, Split, is_file_name
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.archives import Member, index, refuse_unreadable
@@ -137,7 +137,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
         )
     key_of = keys_of(own, found, files)
     images = _by_key(domain, key_of, found, ())
-    labels = _labels(domain, own, images, files, key_of, lying, scratch) if masks else None
+    labels = _labels(domain, masks, images, files, key_of, lying, scratch) if masks else None
     counted = images
     if labels is not None and own.unlabelled == "skip":
         counted = {key: image for key, image in images.items() if key in labels}
@@ -154,7 +154,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
 
 def _labels(
     domain: Domain,
-    own: OwnFiles,
+    masks: Masks,
     images: Mapping[str, Member],
     files: Sequence[Member],
     key_of: Callable[[Member], str],
@@ -167,11 +167,8 @@ def _labels(
         files: those of one image each.
         lying: all files at the labels' place.
     """
-    masks, spec = own.masks, domain.labels
-    assert masks is not None and spec is not None  # noqa: S101  (the loader sees to it)
     if masks.form in ("coco", "imagefolder", "band", "page") or is_one_file(masks):
-        unknown = domain.unknown_labels or "error"
-        return of_images(domain, masks, spec, unknown, images, lying, scratch)
+        return of_images(domain, masks, images, lying, scratch)
     if masks.form == "class_folders":
         grouped: dict[str, list[Member]] = {}
         for file in files:

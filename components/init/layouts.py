@@ -11,7 +11,7 @@ import numpy as np
 from crossearth.components.ingest.labelling import rasters
 from crossearth.components.ingest.pairing import MASK_WORDS, suggested
 from crossearth.components.ingest.splits import WORDS
-from crossearth.data.annotations import cvat, polygons
+from crossearth.data.annotations import cvat
 from crossearth.data.annotations.recognise import Recognised, recognise
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.errors import InputError
@@ -216,6 +216,8 @@ def _common_folder(files: Sequence[Member]) -> str:
 
 def _attributes(member: Member, members: Sequence[Member]) -> list[str | None]:
     """The attributes of polygons that may hold their class, the likeliest first, and none."""
+    from crossearth.data.annotations import polygons  # its libraries take a second to import
+
     try:
         with TemporaryDirectory() as scratch:
             files = polygons.on_disk(polygons.parts(member, members), Path(scratch))

@@ -45,8 +45,8 @@ class LabelSpec:
         classes: names in id order.
         kind: what `table` keys are.
         table: (raw, id) pairs; raw is a value, a colour packed as 0xRRGGBB, the least value of a threshold's
-            side, a band (its place from 1, or its name in lower case), or a name as `plain_label` leaves it.
-            id is a class id or IGNORE.
+            side (both 0: the upper one is what is above 0), a band (its place from 1, or its name in lower
+            case), or a name as `plain_label` leaves it. id is a class id or IGNORE.
         snap: colours only; channels count as 0 or 255, whichever is nearer. For publishers' labels that went
             through a lossy format.
     """
@@ -361,7 +361,8 @@ def _ids_of(values: NDArray[Any], kind: Kind, table: Table) -> NDArray[np.uint8]
     """Ids of values or of sides of a threshold, in numbers of any type; below 0 there is no side."""
     if kind == "threshold":
         (_, lower), (threshold, upper) = sorted(cast("tuple[tuple[float, int], ...]", table))
-        ids = np.where(values >= threshold, np.uint8(upper), np.uint8(lower))
+        above = values >= threshold if threshold else values > 0
+        ids = np.where(above, np.uint8(upper), np.uint8(lower))
         ids[~((values >= 0) & np.isfinite(values))] = UNKNOWN
         return ids
     known = sorted((raw, target) for raw, target in table if _holds(values.dtype, cast(int, raw)))
