@@ -5,25 +5,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from crossearth.components.ingest.pairing import ImageNames, some, stars
+from crossearth.components.ingest.pairing import ImageNames, stars
 from crossearth.data.annotations import cvat, imagefolder
 from crossearth.data.annotations.source import VECTOR_SUFFIXES, LabelSource
 from crossearth.data.catalog.domains import Domain, Masks
+from crossearth.data.common.config import some
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.archives import Member, file_at, index, read
-from crossearth.data.raster.names import rasters_among
+from crossearth.data.raster.archives import Member, file_at, index, rasters
 
 log = logging.getLogger(__name__)
 
 # texts beside YOLO's labels
 NO_YOLO = ("classes.txt", "train.txt", "val.txt", "test.txt")
 TEXTS = {"polygons": VECTOR_SUFFIXES, "yolo": (".txt",), "labelme": (".json",)}
-
-
-def rasters(members: Sequence[Member]) -> list[Member]:
-    """Those that are images."""
-    by_path = {member.path: member for member in members}
-    return [by_path[path] for path in rasters_among(list(by_path), lambda path: read(by_path[path]))]
 
 
 def is_one_file(masks: Masks) -> bool:

@@ -28,8 +28,6 @@ from crossearth.data.raster.reader import Raster, gdal, open_raster, refuse_pale
 from crossearth.data.raster.reading import Reading, bounds_of_bytes, is_tagged, raw_dtype
 from crossearth.data.tiles.scenes import Cutting, Grid, cut_scene
 
-LOSSY = ("JPEG", "JP2OpenJPEG")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -102,8 +100,8 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
 
     Raises:
         InputError: too few bands, values that are not 8 bit without a range, of another type than the first
-            image's or all beyond the range, a label of another size, elsewhere or compressed with loss, label
-            values outside the map.
+            image's or all beyond the range, turned by its EXIF, a label of another size, elsewhere or
+            compressed with loss, label values outside the map.
     """
     domain, cutting = plan.domain, plan.cutting
     image_path, label_path = source.stored("images"), source.stored("labels")
@@ -116,6 +114,8 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
         if source.label is None:
             tiles = cut_scene(image, work / image_path, cutting)
         else:
+            if domain.own:
+                _refuse_turned(image)
             spec = domain.label_spec(domain.scene_of(source.key))
             unknown = domain.unknown_labels or "error"
             assert spec is not None  # noqa: S101  (labels have a map)
@@ -269,15 +269,34 @@ def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
         )
     if domain.own:  # nobody can mend what a publisher says
         _refuse_elsewhere(image, label)
-    compression = theirs.compression.value if theirs.compression else ""
-    if (
-        domain.labels
-        and domain.labels.kind != "threshold"
-        and (theirs.driver in LOSSY or compression == "JPEG")
-    ):
+    if domain.labels and domain.labels.kind != "threshold" and _is_lossy(theirs):
         raise InputError(
-            "a label compressed with loss (JPEG): its values near edges are not what was drawn",
+            "a label compressed with loss: its values near edges are not what was drawn",
             where=label.where,
             expected="PNG or GeoTIFF",
             next_step="export the labels again without loss",
+        )
+
+
+def _is_lossy(dataset: DatasetReader) -> bool:
+    """JPEG, the lossy kinds of JPEG 2000 and WebP, and LERC with a tolerance."""
+    said = dataset.tags(ns="IMAGE_STRUCTURE")
+    return (
+        dataset.driver == "JPEG"
+        or said.get("COMPRESSION", "").endswith("JPEG")
+        or said.get("COMPRESSION_REVERSIBILITY") == "LOSSY"
+        or float(said.get("MAX_Z_ERROR", 0)) > 0
+    )
+
+
+def _refuse_turned(image: Raster) -> None:
+    """Refuses what viewers turn as its EXIF says: nobody knows which way round its labels were drawn."""
+    turned = image.dataset.tags().get("EXIF_Orientation", "1")
+    if turned not in ("0", "1"):
+        raise InputError(
+            f"an image that viewers turn (EXIF orientation {turned}), and labels do not say whether they did",
+            where=image.where,
+            expected="EXIF orientation 1",
+            next_step="where the labels lie on the image as it is shown, `magick mogrify -auto-orient FILE`; "
+            "where they lie on its pixels as they are stored, `exiftool -n -Orientation=1 FILE`",
         )

@@ -14,16 +14,16 @@ from crossearth.components.ingest.labelling import (
     is_one_file,
     label_files,
     of_images,
-    rasters,
 )
-from crossearth.components.ingest.pairing import apart, keys_of, some, stars, unpaired
+from crossearth.components.ingest.pairing import apart, folded, keys_of, stars, unpaired
 from crossearth.components.ingest.splits import split_images
 from crossearth.data.annotations.recognise import told
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.catalog.domains import Domain, Masks, OwnFiles, Split, is_file_name
+from crossearth.data.common.config import some
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
-from crossearth.data.raster.archives import Member, index, refuse_unreadable
+from crossearth.data.raster.archives import Member, index, rasters, refuse_unreadable
 from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.tiles.manifest import natural
 
@@ -173,7 +173,7 @@ def _labels(
         grouped: dict[str, list[Member]] = {}
         for file in files:
             grouped.setdefault(
-                key_of(file).lower().removeprefix(f"{class_of(masks, file).lower()}/"), []
+                folded(key_of(file)).removeprefix(f"{folded(class_of(masks, file))}/"), []
             ).append(file)
     else:
         grouped = {key: [file] for key, file in _by_key(domain, key_of, files, ()).items()}
@@ -231,13 +231,12 @@ def _matching(members: Sequence[Member], pattern: str) -> list[Member]:
 def _by_key(
     domain: Domain, key_of: Callable[[Member], str], members: Sequence[Member], scenes: Sequence[str]
 ) -> dict[str, Member]:
-    """Members by their key in lower case, those of `scenes` only if there are any."""
+    """Members by their folded key, those of `scenes` only if there are any."""
     wanted = {scene.lower() for scene in scenes}
     found: dict[str, Member] = {}
     named: dict[str, Member] = {}
     for member in members:
-        # lower case: an image and its label may differ in it, and some disks do not tell
-        key = key_of(member).lower()
+        key = folded(key_of(member))
         if wanted and domain.scene_of(key) not in wanted:
             continue
         other = named.setdefault(_file_name(key), member)

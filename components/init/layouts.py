@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from crossearth.components.ingest.labelling import rasters
 from crossearth.components.ingest.pairing import MASK_WORDS, suggested
 from crossearth.components.ingest.splits import WORDS
 from crossearth.data.annotations import cvat
 from crossearth.data.annotations.recognise import Recognised, recognise
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.archives import Member
+from crossearth.data.raster.archives import Member, rasters
 from crossearth.data.raster.reader import gdal, open_raster
 
 Entry = dict[str, Any]

@@ -1,7 +1,6 @@
 """The domains, class sets and settings of the benchmark and of the user, as frozen dataclasses."""
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
@@ -443,13 +442,9 @@ class Catalog:
         """The folder of an ingested domain, `domains_dir/<dataset>/<domain>`: one stage writes a dataset's.
 
         Raises:
-            InputError: an unknown domain, or the dataset's folder is itself a domain's, as it once was where
-                their names are equal.
+            InputError: an unknown domain.
         """
-        domain = self.domain(name)
-        dataset_dir = Path(domains_dir, domain.dataset)
-        _refuse_old_layout(dataset_dir)
-        return dataset_dir / domain.name
+        return Path(domains_dir, self.domain(name).dataset, name)
 
     def remap(self, from_class_set: str | None, to_class_set: str) -> tuple[int, ...]:
         """New id per old id; the identity where the class sets are one.
@@ -478,19 +473,6 @@ class Catalog:
     def published(self, abbr: str) -> list[PublishedScore]:
         """The published scores of a setting, by method; empty where none are known."""
         return list(self.scores.get(self.setting(abbr).abbr, ()))
-
-
-def _refuse_old_layout(dataset_dir: Path) -> None:
-    manifests = sorted(dataset_dir.glob("*.parquet"))
-    if manifests:
-        there = [path for each in manifests for path in (each, each.with_suffix("")) if path.exists()]
-        new = dataset_dir / dataset_dir.name
-        raise InputError(
-            "a domain in the layout of an earlier version",
-            where=dataset_dir,
-            expected=f"its files in {new}",
-            next_step=f"mkdir -p {shlex.quote(str(new))} && {shlex.join(['mv', *map(str, there), str(new)])}",
-        )
 
 
 def plain_name(name: str) -> str:

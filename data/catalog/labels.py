@@ -232,8 +232,10 @@ class LabelSpec:
             expected={"band": "one band above 0", "threshold": "numbers from 0"}.get(
                 self.kind, listed([self._show(raw) for raw, _ in self.table])
             ),
-            next_step="add them to the domain's `labels` in its catalog file, or say there "
-            "`unknown_labels: ignore`",
+            next_step="gdal_edit.py -a_nodata nan FILE has NaN ignored; where it is a class, write a number"
+            if pixels.dtype.kind == "f" and np.isnan(pixels).any()
+            else "add them to the domain's `labels` in its catalog file, "
+            "or say there `unknown_labels: ignore`",
         )
 
     def _show(self, raw: Any) -> str:

@@ -25,7 +25,7 @@ from typing import Self
 
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest
-from crossearth.data.raster.names import is_raster, sidecar_names
+from crossearth.data.raster.names import is_raster, rasters_among, sidecar_names
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -125,6 +125,12 @@ def file_at(place: Path, scratch: Path) -> Member:
         if PurePosixPath(member.path).name == place.name:
             return member
     raise InputError("no such file", where=place)
+
+
+def rasters(members: Sequence[Member]) -> list[Member]:
+    """Those that are images."""
+    by_path = {member.path: member for member in members}
+    return [by_path[path] for path in rasters_among(list(by_path), lambda path: read(by_path[path]))]
 
 
 def on_the_disk(place: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 from own_domain import NAME, catalog, draw, own_domain, save, tree
+from PIL import ExifTags, Image
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 from rasterio.transform import from_origin
@@ -341,6 +343,14 @@ def jpeg_label(town: Path) -> None:
     save(town / "masks" / "scene_3.jpg", draw(3)[1] * 255)
 
 
+def turned(town: Path) -> None:
+    image = Image.fromarray(draw(3)[0].transpose(1, 2, 0))
+    exif = image.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    (town / "images" / "scene_3.tif").unlink()
+    image.save(town / "images" / "scene_3.jpg", exif=exif)
+
+
 def truncated(town: Path) -> None:
     path = town / "images" / "scene_3.tif"
     path.write_bytes(path.read_bytes()[:9000])
@@ -445,6 +455,25 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         r"scene_3\.png: not an image",
     ),
     "jpeg label": (jpeg_label, {}, r"scene_3\.jpg: a label compressed with loss"),
+    "image turned by its EXIF": (
+        turned,
+        {},
+        r"scene_3\.jpg: an image that viewers turn \(EXIF orientation 6",
+    ),
+    **{
+        f"lossy label: {compression}": (
+            lambda town, options=options: (
+                (town / "masks" / "scene_3.png").unlink()
+                or save(town / "masks" / "scene_3.tif", np.repeat(draw(3)[1][None], 3, 0), **options)
+            ),
+            {},
+            r"scene_3\.tif: a label compressed with loss",
+        )
+        for compression, options in (
+            ("WebP", {"compress": "webp", "webp_level": 50}),
+            ("LERC", {"compress": "lerc", "max_z_error": 2}),
+        )
+    },
     "jpeg in tiff": (
         lambda town: (
             save(town / "masks" / "scene_3.png", draw(3)[1])
@@ -510,6 +539,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         ),
         {},
         r"scene_3\.png: a label at EPSG:32633 \(300000, 8999968,",
+    ),
+    "an aux.xml that is none": (
+        lambda town: (town / "images" / "scene_3.tif.aux.xml").write_text("<PAMDataset><SRS>EPSG:32633</SR"),
+        {},
+        r"scene_3\.tif\.aux\.xml: not XML",
     ),
     "both placed by world files, apart": (
         lambda town: (
@@ -623,18 +657,21 @@ def test_a_domain_of_the_datasets_name_leaves_the_others_of_the_dataset(town: Pa
     assert sorted(path.name for path in small.parent.iterdir()) == ["city", "city-small"]
 
 
-def test_a_domain_in_an_earlier_versions_place_is_named_with_the_way_to_move_it(town: Path) -> None:
-    path = run(town)
-    before, dataset = tree(path), path.parent
-    for each in path.iterdir():
-        each.rename(dataset / each.name)
-    path.rmdir()
-    with pytest.raises(InputError, match="layout of an earlier version") as caught:
-        run(town)
-    subprocess.run(str(caught.value).partition("next: ")[2], shell=True, check=True)
-    assert tree(path) == before
-    assert [each.name for each in dataset.iterdir()] == [NAME]
-    run(town)
+def test_a_label_of_jpeg_2000_without_loss_is_taken(town: Path) -> None:
+    (town / "masks" / "scene_7.png").unlink()
+    mask = town / "masks" / "scene_7.jp2"
+    save(mask, draw(7)[1], driver="JP2OpenJPEG", reversible="yes", quality=100)
+    _, test = manifests(run(town))
+    assert sum(row["class_pixels"][1] for row in test.rows if row["scene"] == "scene_7") > 0
+
+
+def test_an_accent_is_the_same_letter_however_a_disk_writes_it(town: Path) -> None:
+    for folder, suffix, form in (("images", ".tif", "NFC"), ("masks", ".png", "NFD")):
+        name = unicodedata.normalize(form, f"Süd{suffix}")
+        (town / folder / f"scene_7{suffix}").rename(town / folder / name)
+    split_file(*EVERY[:7], unicodedata.normalize("NFD", "SÜD.tif,test"))(town)
+    _, test = manifests(run(town, split="split.csv"))
+    assert {row["scene"] for row in test.rows} == {"scene_6", "Süd"}
 
 
 def test_too_little_disk_is_seen_before_anything_is_written(
