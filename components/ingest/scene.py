@@ -168,6 +168,16 @@ def _check_bands(domain: Domain, image: Raster) -> None:
             if domain.own
             else "fetch the publisher's file again",
         )
+    named = [(source.descriptions[index - 1] or "").strip().lower() for index in domain.band_indexes]
+    others = [name for name, ours in zip(named, domain.bands, strict=True) if name != ours.lower()]
+    if domain.own and not {name.lower() for name in domain.bands}.isdisjoint(others):
+        places = {name: index for index, name in enumerate(source.descriptions, 1) if name}
+        raise InputError(
+            f"bands that the file names {', '.join(named)}",
+            where=image.where,
+            expected=f"{', '.join(domain.bands)}, as the domain's `bands`",
+            next_step=f"say where they stand in the file, of {places}: bands: {{NAME: PLACE, ...}}",
+        )
 
 
 def _check_image(plan: Plan, image: Raster) -> None:

@@ -164,7 +164,7 @@ class Reading:
 
         Raises:
             InputError: all values lie on one side of the range, or, where they are no whole numbers, they all
-                become black though they differ.
+                become 0 or 1 of 255 though they differ.
         """
         if self.value_range is not None:
             self._refuse_outside(self.sample(raster), raster.where, next_step)
@@ -176,7 +176,7 @@ class Reading:
         least, most = float(values.min()), float(values.max())
         # px at the lower end may be a border that nothing was written to
         above = most > high and not ((values > low) & (values <= high)).any()
-        faint = most > least and most - low < (high - low) / 510 and bool((values % 1).any())
+        faint = most > least and most - low <= (high - low) / 255 and bool((values % 1).any())
         if most < low or above or faint:
             raise InputError(
                 f"values {least:g} to {most:g}, of which the range {low:g} to {high:g} leaves nothing",

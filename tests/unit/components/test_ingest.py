@@ -351,6 +351,11 @@ def turned(town: Path) -> None:
     image.save(town / "images" / "scene_3.jpg", exif=exif)
 
 
+def described(path: Path, *names: str) -> None:
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = names
+
+
 def truncated(town: Path) -> None:
     path = town / "images" / "scene_3.tif"
     path.write_bytes(path.read_bytes()[:9000])
@@ -583,6 +588,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         lambda town: save(town / "images" / "scene_3.tif", draw(3)[0][:2]),
         {},
         r"scene_3\.tif: an image of 2 bands\n  expected: at least 3",
+    ),
+    "bands that the file names otherwise": (
+        lambda town: described(town / "images" / "scene_3.tif", "Blue", "Green", "Red"),
+        {},
+        r"scene_3\.tif: bands that the file names blue, green, red\n  expected: red, green, blue",
     ),
     "band beyond the file": (lambda town: None, {"bands": [4, 2, 1]}, r"of 3 bands\n  expected: at least 4"),
     "one name twice": (
