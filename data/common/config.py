@@ -145,7 +145,7 @@ def listed(names: Iterable[object], most: int = NAMES_SHOWN) -> str:
     return ", ".join(every[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def some(names: Iterable[object]) -> str:
+def some(names: Iterable[str]) -> str:
     """Names of files in a row; of many, a few and how many more there are."""
     return listed(names, FILES_SHOWN)
 
