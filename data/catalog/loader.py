@@ -429,23 +429,13 @@ def _read_masks(catalog: Catalog, entry: _DomainEntry, images: Path, place: _Pla
     if value is None:
         raise InputError(f"{form}: {value}", where=where, expected="a place, or a number from 1")
     folder, pattern = (images, "*") if isinstance(value, int) else _folder_and_pattern(place, value)
-    masks = Masks(
-        form,
-        folder,
-        pattern,
-        value if isinstance(value, int) else None,
-        found.attribute,
-        found.layer,
-        found.crs,
-        found.all_touched,
-        place.path(found.names) if found.names else None,
-        found.column,
-    )
-    return (
-        _with_overlaps(masks, found, _class_set(catalog, entry, place.where))
-        if "outside" in FORMS[form]
-        else masks
-    )
+    number = value if isinstance(value, int) else None
+    names = place.path(found.names) if found.names else None
+    said = {key: getattr(found, key) for key in ("attribute", "layer", "crs", "all_touched", "column")}
+    masks = Masks(form, folder, pattern, number, names=names, **said)
+    if "outside" not in FORMS[form]:
+        return masks
+    return _with_overlaps(masks, found, _class_set(catalog, entry, place.where))
 
 
 def _with_overlaps(masks: Masks, entry: _MasksEntry, class_set: ClassSet) -> Masks:
