@@ -39,7 +39,7 @@ def keys_of(own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]) ->
             {member: _starred(pattern, member.path) for member in members}
             for pattern, members in ((own.image_pattern, images), (mask_pattern, masks))
         ]
-    key_of = found[0] | found[1]
+    key_of = {member: normalize("NFC", key) for keys in found for member, key in keys.items()}
     if all(len({folded(PurePosixPath(key).name) for key in keys.values()}) == len(keys) for keys in found):
         return lambda member: PurePosixPath(key_of[member]).name
     return key_of.__getitem__

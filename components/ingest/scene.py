@@ -168,15 +168,16 @@ def _check_bands(domain: Domain, image: Raster) -> None:
             if domain.own
             else "fetch the publisher's file again",
         )
-    named = [(source.descriptions[index - 1] or "").strip().lower() for index in domain.band_indexes]
-    others = [name for name, ours in zip(named, domain.bands, strict=True) if name != ours.lower()]
-    if domain.own and not {name.lower() for name in domain.bands}.isdisjoint(others):
-        places = {name: index for index, name in enumerate(source.descriptions, 1) if name}
+    names = [(name or "").strip().lower() for name in source.descriptions]
+    wanted_at = {name.lower(): index for name, index in zip(domain.bands, domain.band_indexes, strict=True)}
+    places = {name: names.index(name) + 1 for name in wanted_at if name in names}
+    if domain.own and any(names[wanted_at[name] - 1] != name for name in places):
         raise InputError(
-            f"bands that the file names {', '.join(named)}",
+            f"bands that the file names {', '.join(filter(None, names))}",
             where=image.where,
-            expected=f"{', '.join(domain.bands)}, as the domain's `bands`",
-            next_step=f"say where they stand in the file, of {places}: bands: {{NAME: PLACE, ...}}",
+            expected=", ".join(f"{name} at {index}" for name, index in wanted_at.items()),
+            next_step="correct the domain's `bands`: the file says "
+            + ", ".join(f"{name}: {index}" for name, index in places.items()),
         )
 
 
