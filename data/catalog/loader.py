@@ -79,7 +79,6 @@ FORMS: dict[Form, tuple[str, ...]] = {
     "page": (),
 }
 PerCent = Annotated[float, Field(ge=0, le=100)]
-Colour = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
 # names become folders, MLflow tags and URLs
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
 
@@ -134,7 +133,7 @@ class _File:
 @checked
 class _ClassSetEntry:
     classes: tuple[str, ...]
-    palette: tuple[Colour, ...] | None = None
+    palette: tuple[str, ...] | None = None
     primary_metric: Literal["mean", "foreground"] = "mean"
     maps: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -267,7 +266,7 @@ def _add_class_set(catalog: Catalog, name: str, values: Mapping[str, Any], place
         )
     if palette is None:
         palette = distinct_colours(len(classes))
-    if len(palette) != len(classes):
+    if len(palette) != len(classes) or not all(re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in palette):
         raise InputError(
             f"palette: {shown(list(palette))}",
             where=place.where,

@@ -242,12 +242,12 @@ CASES = {
     "catalog: unknown rule": Case(entry(tile={"px": 48, "rule": "slice"}), SETTINGS, ("rule", "cut")),
     "catalog: tiles of no size": Case(entry(tile={"px": 0, "rule": "cut"}), SETTINGS, ("px", "0")),
     "catalog: split above one": Case(
-        entry(split={"by": "block", "test": 2}), SETTINGS, ("split.test", "between 0 and 1")
+        entry(split={"by": "block", "test": 2}), SETTINGS, ("split: test", "less than 1")
     ),
     "catalog: unknown split": Case(entry(split="validation"), INGEST, ("validation",)),
     "catalog: two bands": Case(entry(bands=[1, 2]), SETTINGS, ("bands", "three")),
     "catalog: band 0": Case(entry(bands=[0, 1, 2]), SETTINGS, ("bands", "from 1")),
-    "catalog: range upside down": Case(entry(value_range=[9, 1]), SETTINGS, ("value_range", "lo < hi")),
+    "catalog: range upside down": Case(entry(value_range=[9, 1]), SETTINGS, ("value_range", "rising")),
     "catalog: nodata in words": Case(entry(nodata="black"), SETTINGS, ("nodata", "black")),
     "catalog: pattern": Case(entry(scene="(("), SETTINGS, ("scene", "((")),
     "catalog: a pattern that looks ahead": Case(
