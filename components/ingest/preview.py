@@ -84,7 +84,7 @@ def _row(pictures: Sequence[NDArray[np.uint8]], how: Image.Resampling) -> NDArra
     for place, picture in enumerate(pictures):
         left = place * (SIDE_PX + GAP_PX)
         fitted = ImageOps.pad(Image.fromarray(picture), (SIDE_PX, SIDE_PX), how, PAPER, (0, 0))
-        row[:SIDE_PX, left : left + SIDE_PX] = fitted
+        row[:SIDE_PX, left : left + SIDE_PX] = np.asarray(fitted)
     return row
 
 
