@@ -217,7 +217,8 @@ def class_folders(folder: Path) -> None:
     images(folder)
     for number in (1, 2):
         save(folder / f"masks/building/a{number}.png", drawn((255, BUILDING)))
-        save(folder / f"masks/road/a{number}.png", drawn((1, ROAD)))
+        # all above 0 counts
+        save(folder / f"masks/road/a{number}.tif", np.float32(0.25) * drawn((1, ROAD)))
 
 
 def image_folder(folder: Path) -> None:

@@ -26,10 +26,10 @@ def draw(number: int, side: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.uin
 def save(path: Path, array: NDArray[Any], **options: Any) -> None:
     planes = array[None] if array.ndim == 2 else array
     count, height, width = planes.shape
-    driver = {".png": "PNG", ".jpg": "JPEG"}.get(path.suffix, "GTiff")
+    options = {"driver": {".png": "PNG", ".jpg": "JPEG"}.get(path.suffix, "GTiff")} | options
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
-        path, "w", driver=driver, width=width, height=height, count=count, dtype=planes.dtype, **options
+        path, "w", width=width, height=height, count=count, dtype=planes.dtype, **options
     ) as file:
         file.write(planes)
 

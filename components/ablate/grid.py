@@ -10,7 +10,6 @@ from typing import Any
 
 from crossearth.components.evaluate.step import EvaluateConfig
 from crossearth.components.runtime.params import Params
-from crossearth.components.train.setup import TrainConfig
 from crossearth.components.train.step import config_of
 from crossearth.data.catalog.domains import Catalog, known_entry
 from crossearth.data.common.config import checked, load_config, merged, read_yaml
@@ -143,8 +142,3 @@ def with_values(params: Params, recipe: str, values: Mapping[str, Any]) -> Param
     own = merged(recipes.get(recipe, {}), values)
     changed = {**sections, "recipes": {**recipes, recipe: own}}
     return replace(params, presets={**params.presets, params.preset: changed})
-
-
-def train_config(job: Job, catalog: Catalog) -> TrainConfig:
-    """The numbers of a job's training."""
-    return config_of(job.params, catalog.recipe(job.recipe), job.seed)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from crossearth.components.ablate.grid import Job, jobs, read_grid, train_config
+from crossearth.components.ablate.grid import Job, jobs, read_grid
 from crossearth.components.ablate.table import Outcome, collect, write
 from crossearth.components.evaluate.results import metric_name
 from crossearth.components.evaluate.step import EvaluateConfig, evaluate
@@ -24,7 +24,7 @@ from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import ABLATIONS, DOMAINS, EARTH_STYLES, style_weights_dir
 from crossearth.components.runtime.shell import quieten
 from crossearth.components.runtime.tracking import start_run
-from crossearth.components.train.step import train
+from crossearth.components.train.step import config_of, train
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import digest
@@ -79,7 +79,7 @@ def carry_out(job: Job, catalog: Catalog) -> None:
     """Trains and scores, unless that is done."""
     recipe = catalog.recipe(job.recipe)
     job.folder.mkdir(parents=True, exist_ok=True)
-    config = train_config(job, catalog)
+    config = config_of(job.params, recipe, job.seed)
     train(recipe, catalog, DOMAINS, job.model, config, EARTH_STYLES, style_weights_dir())
     settings = job.params.config(EvaluateConfig, "evaluate")
     evaluate(recipe, catalog, DOMAINS, job.model, job.scores, settings)

@@ -131,8 +131,14 @@ def fetch(
     _, loaded = inputs(None, catalog)
     archives = data_dir() / "archives"
     rows = [
-        [archive.file, archive.size_gb or "not published", archive.homepage, archive.licence, archive.folder]
-        for archive in by_hand(names, loaded, archives)
+        [
+            archive.name,
+            archive.download_gb or archive.unpacked_gb or "not published",
+            dataset.homepage,
+            dataset.licence,
+            archives / dataset.name,
+        ]
+        for dataset, archive in by_hand(names, loaded)
     ]
     if rows:
         print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)

@@ -8,17 +8,19 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from crossearth.components.ingest.preview import GAP_PX, INK, LINE_PX, PAPER, legend, overlay
+from crossearth.components.ingest.preview import over_legend, overlay
 from crossearth.components.ingest.scene import Plan, ingest_scene
 from crossearth.components.ingest.sources import SceneSource, find_scenes
-from crossearth.components.ingest.step import IngestConfig, domains_named
+from crossearth.components.ingest.step import IngestConfig
 from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.pictures import GAP_PX, titled
 from crossearth.components.runtime.places import PREVIEWS
 from crossearth.data.catalog.domains import Catalog, ClassSet, Domain
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.files import atomic_dir
+from crossearth.data.raster.reading import thinned_size
 
 SIDE_PX = 768
 LEAST_PX = 256
@@ -49,7 +51,7 @@ def check_labels(
     Raises:
         InputError: as ingest.
     """
-    domains = [domain for name in names for domain in domains_named(name, catalog)]
+    domains = [domain for name in names for domain in catalog.domains_named(name)]
     return [
         path
         for domain in domains
@@ -75,34 +77,23 @@ def _check_domain(
 
 def _draw(work: Path, source: SceneSource, class_set: ClassSet | None) -> Image.Image:
     image_HW3 = _read(work / source.stored("images")).transpose(1, 2, 0)
+    label_HW = None if class_set is None else _read(work / source.stored("labels"))[0]
     pictures = [image_HW3]
-    below: Image.Image | None = None
-    scale = max(1, -(-LEAST_PX // max(image_HW3.shape[:2])))
-    width = 3 * GAP_PX + 2 * scale * image_HW3.shape[1]
-    if class_set is not None:
-        label_HW = _read(work / source.stored("labels"))[0]
+    if class_set is not None and label_HW is not None:
         pictures.append(overlay(image_HW3, label_HW, class_set))
+    scale = max(1, -(-LEAST_PX // max(image_HW3.shape[:2])))
+    apart = [np.pad(each, ((0, 0), (0, GAP_PX // scale), (0, 0)), constant_values=255) for each in pictures]
+    row = np.concatenate(apart, axis=1).repeat(scale, axis=0).repeat(scale, axis=1)
+    sheet = titled(row, [f"{source.split}: {source.image.path}"])
+    if class_set is not None and label_HW is not None:
         counts = np.bincount(label_HW.ravel(), minlength=IGNORE + 1) / label_HW.size
         shares = [*counts[: len(class_set.classes)], counts[IGNORE]]
-        below = legend(class_set, [f"{share:.1%}" for share in shares], width)
-    height = LINE_PX + scale * image_HW3.shape[0] + GAP_PX
-    sheet = Image.new("RGB", (width, height + (below.height if below else 0)), PAPER)
-    ImageDraw.Draw(sheet).text(
-        (GAP_PX, 4), f"{source.split}: {source.image}", INK, ImageFont.load_default(14)
-    )
-    for column, picture in enumerate(pictures):
-        drawn = Image.fromarray(picture).resize(
-            (scale * picture.shape[1], scale * picture.shape[0]), Image.Resampling.NEAREST
-        )
-        sheet.paste(drawn, (GAP_PX + column * (drawn.width + GAP_PX), LINE_PX))
-    if below is not None:
-        sheet.paste(below, (0, height))
-    return sheet
+        sheet = over_legend(sheet, class_set, [f"{share:.1%}" for share in shares])
+    return Image.fromarray(sheet)
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
     """A stored scene (bands, H, W), thinned to at most SIDE_PX."""
     with rasterio.open(path, driver="GTiff") as scene:
-        shrink = max(1.0, max(scene.width, scene.height) / SIDE_PX)
-        size = (max(1, round(scene.height / shrink)), max(1, round(scene.width / shrink)))
+        size = thinned_size(scene.width, scene.height, SIDE_PX)
         return np.asarray(scene.read(out_shape=(scene.count, *size)), np.uint8)

@@ -4,7 +4,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from requests.adapters import HTTPAdapter
 from rich.progress import DownloadColumn, TransferSpeedColumn
 from urllib3 import Retry
 
-from crossearth.components.ingest.step import domains_named
 from crossearth.data.catalog.domains import Archive, Catalog, Dataset
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import fsync_dir, read_checksummed, require_free, write_checksummed
@@ -28,24 +26,6 @@ RETRY = Retry(3, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504), r
 PAUSES_S = (1, 3, 9)
 
 
-@dataclass(frozen=True)
-class ByHand:
-    """An archive that the user must fetch himself, because its publisher wants it so.
-
-    Attributes:
-        size_gb: of the file where published, else about that of the rasters in it; None = unknown.
-        folder: where ingest looks for it.
-    """
-
-    dataset: str
-    title: str
-    homepage: str
-    licence: str
-    file: str
-    size_gb: float | None
-    folder: Path
-
-
 def fetch(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[Path]:
     """Downloads the openly offered archives of domains or datasets into `archives_dir/<dataset>`.
 
@@ -57,22 +37,12 @@ def fetch(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[Pa
     Raises:
         InputError: an unknown name; an address that does not answer; too little disk; a wrong checksum.
     """
-    return [
-        _fetch(archive, Path(archives_dir) / dataset.name / archive.name)
-        for dataset in _datasets(names, catalog)
-        for archive in dataset.archives
-        if archive.url
-    ]
+    return [_fetch(archive, path) for archive, path in _offered(names, catalog, archives_dir)]
 
 
 def to_download(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[str]:
     """What `fetch` has yet to download, a line each with its size, and the sum of the known ones."""
-    absent = [
-        (archive, Path(archives_dir) / dataset.name / archive.name)
-        for dataset in _datasets(names, catalog)
-        for archive in dataset.archives
-        if archive.url and not (Path(archives_dir) / dataset.name / archive.name).is_file()
-    ]
+    absent = [each for each in _offered(names, catalog, archives_dir) if not each[1].is_file()]
     sizes = [archive.download_gb for archive, _ in absent]
     told = [f"{size:g} GB" if size else "size not published" for size in sizes]
     lines = [f"to download: {path}, {size}" for (_, path), size in zip(absent, told, strict=True)]
@@ -81,27 +51,23 @@ def to_download(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> l
     return lines
 
 
-def by_hand(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[ByHand]:
-    """The archives of domains or datasets that are not offered openly."""
+def by_hand(names: Sequence[str], catalog: Catalog) -> list[tuple[Dataset, Archive]]:
+    """The archives of domains or datasets that the user must fetch, because their publisher wants it so."""
+    return [each for each in _archives(names, catalog) if not each[1].url]
+
+
+def _offered(names: Sequence[str], catalog: Catalog, archives_dir: Path) -> list[tuple[Archive, Path]]:
+    """The archives that are offered openly, and where each comes to lie."""
     return [
-        ByHand(
-            dataset.name,
-            dataset.title,
-            dataset.homepage,
-            dataset.licence,
-            archive.name,
-            archive.download_gb or archive.unpacked_gb,
-            Path(archives_dir) / dataset.name,
-        )
-        for dataset in _datasets(names, catalog)
-        for archive in dataset.archives
-        if not archive.url
+        (archive, Path(archives_dir) / dataset.name / archive.name)
+        for dataset, archive in _archives(names, catalog)
+        if archive.url
     ]
 
 
-def _datasets(names: Sequence[str], catalog: Catalog) -> list[Dataset]:
-    wanted = dict.fromkeys(domain.dataset for name in names for domain in domains_named(name, catalog))
-    return [catalog.dataset(name) for name in wanted]
+def _archives(names: Sequence[str], catalog: Catalog) -> list[tuple[Dataset, Archive]]:
+    wanted = dict.fromkeys(domain.dataset for name in names for domain in catalog.domains_named(name))
+    return [(each, archive) for each in map(catalog.dataset, wanted) for archive in each.archives]
 
 
 def _fetch(archive: Archive, path: Path) -> Path:

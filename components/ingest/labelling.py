@@ -5,24 +5,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from crossearth.components.ingest.pairing import ImageNames, some, stars
-from crossearth.data.annotations import cvat, imagefolder, yolo
+from crossearth.components.ingest.pairing import ImageNames, stars
+from crossearth.data.annotations import cvat, imagefolder
 from crossearth.data.annotations.source import VECTOR_SUFFIXES, LabelSource
 from crossearth.data.catalog.domains import Domain, Masks
-from crossearth.data.catalog.labels import LabelSpec, Unknown
+from crossearth.data.common.config import some
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.archives import Member, file_at, index, read
-from crossearth.data.raster.names import rasters_among
+from crossearth.data.raster.archives import Member, file_at, index, rasters
 
 log = logging.getLogger(__name__)
 
+# texts beside YOLO's labels
+NO_YOLO = ("classes.txt", "train.txt", "val.txt", "test.txt")
 TEXTS = {"polygons": VECTOR_SUFFIXES, "yolo": (".txt",), "labelme": (".json",)}
-
-
-def rasters(members: Sequence[Member]) -> list[Member]:
-    """Those that are images."""
-    by_path = {member.path: member for member in members}
-    return [by_path[path] for path in rasters_among(list(by_path), lambda path: read(by_path[path]))]
 
 
 def is_one_file(masks: Masks) -> bool:
@@ -45,7 +40,8 @@ def label_files(masks: Masks, members: Sequence[Member]) -> list[Member]:
         found = [each for each in rasters(members) if cvat.MASKS in PurePosixPath(each.path).parts]
     elif masks.form in TEXTS and not is_one_file(masks):
         found = [each for each in members if each.path.lower().endswith(TEXTS[masks.form])]
-        found = [each for each in found if masks.form != "yolo" or yolo.is_label(each)]
+        if masks.form == "yolo":
+            found = [each for each in found if PurePosixPath(each.path).name.lower() not in NO_YOLO]
     else:
         return []
     pattern = stars(masks.pattern)
@@ -74,6 +70,8 @@ def by_key(
     """
     part = ""
     if masks.form == "yolo":
+        from crossearth.data.annotations import yolo
+
         part = json.dumps(yolo.read_names(file_at(masks.names, scratch)) if masks.names else None)
     if masks.form == "cvat":
         tables = [each for each in members if PurePosixPath(each.path).name.lower() == cvat.LABELMAP]
@@ -96,13 +94,7 @@ def by_key(
 
 
 def of_images(
-    domain: Domain,
-    masks: Masks,
-    spec: LabelSpec,
-    unknown: Unknown,
-    images: Mapping[str, Member],
-    members: Sequence[Member],
-    scratch: Path,
+    domain: Domain, masks: Masks, images: Mapping[str, Member], members: Sequence[Member], scratch: Path
 ) -> dict[str, LabelSource]:
     """Labels of the forms in which a file is of many images, or an image holds its own.
 
@@ -116,26 +108,27 @@ def of_images(
     if masks.form in ("band", "page"):
         return {key: LabelSource.of(image) for key, image in images.items()}
     if masks.form == "polygons":
-        return _of_polygons(domain, masks, spec, unknown, images, scratch)
+        return _of_polygons(domain, masks, images, scratch)
     if masks.form == "coco":
-        return _of_coco(domain, masks, spec, unknown, images, members)
-    return _of_imagefolder(domain, masks, images, members)
+        return _of_coco(domain, masks, images, members)
+    return _of_imagefolder(masks, images, members)
+
+
+def _check_names(domain: Domain, counts: Mapping[str, int], where: object, what: str = "shapes") -> None:
+    """Refuses names that the domain's labels lack, unless it ignores them."""
+    assert domain.labels is not None  # noqa: S101  (the loader sees to it)
+    domain.labels.ids_of(counts, where, domain.unknown_labels or "error", what)
 
 
 def _of_polygons(
-    domain: Domain,
-    masks: Masks,
-    spec: LabelSpec,
-    unknown: Unknown,
-    images: Mapping[str, Member],
-    scratch: Path,
+    domain: Domain, masks: Masks, images: Mapping[str, Member], scratch: Path
 ) -> dict[str, LabelSource]:
     from crossearth.data.annotations import polygons
 
     main = file_at(masks.place, scratch)
     files = polygons.on_disk(polygons.parts(main, index(masks.place, scratch)), scratch)
     source = LabelSource(str(main), files)
-    spec.ids_of(polygons.names(masks, source), source, unknown, "polygons")
+    _check_names(domain, polygons.names(masks, source), source, "polygons")
     outside, covered = polygons.meeting(masks, source, list(images.values()))
     keys = [key for key, image in images.items() if image in covered]
     if not keys:
@@ -152,12 +145,7 @@ def _of_polygons(
 
 
 def _of_coco(
-    domain: Domain,
-    masks: Masks,
-    spec: LabelSpec,
-    unknown: Unknown,
-    images: Mapping[str, Member],
-    members: Sequence[Member],
+    domain: Domain, masks: Masks, images: Mapping[str, Member], members: Sequence[Member]
 ) -> dict[str, LabelSource]:
     from crossearth.data.annotations import coco
 
@@ -171,7 +159,7 @@ def _of_coco(
     lacking = []
     for file in files:
         said = coco.read_file(file)
-        spec.ids_of(said.names, str(file), unknown)
+        _check_names(domain, said.names, file)
         for name, part in said.parts.items():
             key = key_at.get(_address(file, name)) or names.one(name, file)
             if key is None:
@@ -202,7 +190,7 @@ def _address(member: Member, name: str) -> str:
 
 
 def _of_imagefolder(
-    domain: Domain, masks: Masks, images: Mapping[str, Member], members: Sequence[Member]
+    masks: Masks, images: Mapping[str, Member], members: Sequence[Member]
 ) -> dict[str, LabelSource]:
     table, _ = image_folder(masks, members)
     by_path = {_address(member, ""): member for member in members}

@@ -5,15 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
+from unicodedata import normalize
 
 import re2
 
 from crossearth.data.annotations.recognise import told
 from crossearth.data.catalog.domains import Domain, OwnFiles, Pairs, compiled_pattern
+from crossearth.data.common.config import some
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import Member
 
-SHOWN = 5
 SAMPLED = 20  # images whose names are looked at
 LOSSY = (".jpg", ".jpeg")
 # words by which people tell masks from images
@@ -21,9 +22,7 @@ MASK_WORDS = re.compile(r"mask|label|annot|truth|target|seg|lbl|gt", re.IGNORECA
 Kind = Literal["image", "mask"]
 
 
-def keys_of(
-    domain: Domain, own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]
-) -> Callable[[Member], str]:
+def keys_of(own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]) -> Callable[[Member], str]:
     """What gives the key of a user's image or mask: what the two have in common.
 
     It is what the stars of their patterns stand for, or the braces of `pairs`: of that only the last name,
@@ -40,10 +39,15 @@ def keys_of(
             {member: _starred(pattern, member.path) for member in members}
             for pattern, members in ((own.image_pattern, images), (mask_pattern, masks))
         ]
-    key_of = found[0] | found[1]
-    if all(len({PurePosixPath(key).name.lower() for key in keys.values()}) == len(keys) for keys in found):
+    key_of = {member: normalize("NFC", key) for keys in found for member, key in keys.items()}
+    if all(len({folded(PurePosixPath(key).name) for key in keys.values()}) == len(keys) for keys in found):
         return lambda member: PurePosixPath(key_of[member]).name
     return key_of.__getitem__
+
+
+def folded(name: str) -> str:
+    """What of a name counts: neither its case nor how its accents are written, which hang on the disk."""
+    return normalize("NFC", name).lower()
 
 
 def stars(pattern: str) -> Any:
@@ -110,8 +114,8 @@ def suggested(images: Sequence[str], masks: Sequence[str]) -> Pairs | None:
         best = max((likeness for likeness, _ in paired), default=0)
         choices.update(pairs for likeness, pairs in paired if likeness == best)
     for pairs in sorted(choices, key=lambda each: (-choices[each], "label" not in each.mask.lower())):
-        theirs = {pairs.key(path, "mask").lower() for path in masks} - {""}
-        ours = [pairs.key(path, "image").lower() for path in images if not (same and pairs.key(path, "mask"))]
+        theirs = {folded(pairs.key(path, "mask")) for path in masks} - {""}
+        ours = [folded(pairs.key(path, "image")) for path in images if not (same and pairs.key(path, "mask"))]
         if ours and len({*ours}) == len(ours) and {*ours} <= theirs:
             return pairs
     return None
@@ -155,13 +159,13 @@ class ImageNames:
     def __init__(self, images: Mapping[str, Member]) -> None:
         self._keys: dict[str, set[str]] = {}
         for key, image in images.items():
-            file = PurePosixPath(image.path.lower())
+            file = PurePosixPath(folded(image.path))
             for name in {key, str(file), str(file.with_suffix("")), file.name, file.stem}:
                 self._keys.setdefault(name, set()).add(key)
 
     def find(self, text: str) -> set[str]:
         """Keys of the images that a name may mean: of a path, those that agree with most of it."""
-        parts = PurePosixPath(text.strip().replace("\\", "/").lower()).parts
+        parts = PurePosixPath(folded(text.strip().replace("\\", "/"))).parts
         for first in range(len(parts)):
             below = PurePosixPath(*parts[first:])
             if keys := self._keys.get(str(below)) or self._keys.get(str(below.with_suffix(""))):
@@ -180,12 +184,6 @@ class ImageNames:
                 f"{text.strip()!r} may be {some(sorted(keys))}", where=where, expected="one of them"
             )
         return next(iter(keys), None)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of many names."""
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def unpaired(own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]) -> str:

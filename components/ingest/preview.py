@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageOps
 
 from crossearth.components.runtime.palette import colour_table
+from crossearth.components.runtime.pictures import GAP_PX, PAPER, titled, with_legend
 from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog, ClassSet
 from crossearth.data.catalog.labels import IGNORE
@@ -17,11 +18,7 @@ from crossearth.data.tiles.manifest import Manifest, read_domain, read_image, re
 EXPERIMENT = "crossearth-data"
 TILES_PER_SPLIT = 6
 SIDE_PX = 256
-GAP_PX = 8
-LINE_PX = 24
 LABEL_WEIGHT = 0.55
-INK, PAPER = (32, 32, 32), (255, 255, 255)
-IGNORED_COLOUR = (0, 0, 0)
 
 
 def preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path) -> Path:
@@ -36,18 +33,18 @@ def preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path) -> 
     entry = catalog.domain(domain)
     class_set = catalog.class_sets[entry.class_set] if entry.class_set else None
     manifests = [read_domain(catalog, domains_dir, domain, split) for split in entry.splits]
-    strips = [_split_strip(manifest, class_set) for manifest in manifests]
+    sheet = np.concatenate([_split_strip(manifest, class_set) for manifest in manifests])
     if class_set is not None:
-        strips.append(_legend(manifests, class_set))
-    width = max(strip.width for strip in strips)
-    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips)), PAPER)
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
+        shares = np.array([_fractions(manifest) for manifest in manifests]).T
+        splits = [manifest.split for manifest in manifests]
+        parts = [
+            ", ".join(f"{split} {share:.1%}" for split, share in zip(splits, line, strict=True))
+            for line in shares
+        ]
+        sheet = over_legend(sheet, class_set, parts)
     path = Path(out_dir) / f"{domain}.png"
     with atomic_path(path) as partial:
-        sheet.save(partial, "PNG", compress_level=1)
+        Image.fromarray(sheet).save(partial, "PNG", compress_level=1)
     return path
 
 
@@ -66,33 +63,29 @@ def log_preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path)
     return sheet
 
 
-def _split_strip(manifest: Manifest, class_set: ClassSet | None) -> Image.Image:
+def _split_strip(manifest: Manifest, class_set: ClassSet | None) -> NDArray[np.uint8]:
     """A title, a row of tiles, and a row of the same tiles under their labels."""
     steps = np.linspace(0, len(manifest) - 1, min(TILES_PER_SPLIT, len(manifest)))
     chosen = sorted({round(step) for step in steps})
-    cell = SIDE_PX + GAP_PX
-    rows = 1 if class_set is None else 2
-    strip = Image.new("RGB", (GAP_PX + cell * TILES_PER_SPLIT, 2 * LINE_PX + cell * rows), PAPER)
-    pen = ImageDraw.Draw(strip)
-    title = f"{manifest.domain}, {manifest.split}: {len(manifest)} tiles, {manifest.provenance} data"
-    pen.text((GAP_PX, 4), title, INK, ImageFont.load_default(16))
-    for column, index in enumerate(chosen):
-        left = GAP_PX + column * cell
-        image_HW3 = read_image(manifest, index).transpose(1, 2, 0)
-        name = manifest.rows[index]["tile_id"]
-        pen.text((left, LINE_PX), name[-30:], INK, ImageFont.load_default(12))
-        strip.paste(_fit(image_HW3, Image.Resampling.BILINEAR), (left, 2 * LINE_PX))
-        if class_set is not None:
-            label_HW = read_label(manifest, index)
-            over = overlay(image_HW3, label_HW, class_set)
-            strip.paste(_fit(over, Image.Resampling.NEAREST), (left, 2 * LINE_PX + cell))
-    return strip
+    images = [read_image(manifest, index).transpose(1, 2, 0) for index in chosen]
+    rows = [_row(images, Image.Resampling.BILINEAR)]
+    if class_set is not None:
+        labels = [read_label(manifest, index) for index in chosen]
+        laid = [overlay(*each, class_set) for each in zip(images, labels, strict=True)]
+        rows.append(_row(laid, Image.Resampling.NEAREST))
+    names = [manifest.rows[index]["tile_id"][-30:] for index in chosen]
+    tiles = titled(np.concatenate(rows), names + [""] * (TILES_PER_SPLIT - len(names)))
+    what = f"{manifest.domain}, {manifest.split}: {len(manifest)} tiles, {manifest.provenance} data"
+    return titled(tiles, [what])
 
 
-def _fit(image_HW3: NDArray[np.uint8], how: Image.Resampling) -> Image.Image:
-    scale = SIDE_PX / max(image_HW3.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in image_HW3.shape[:2])
-    return Image.fromarray(image_HW3).resize((width, height), how)
+def _row(pictures: Sequence[NDArray[np.uint8]], how: Image.Resampling) -> NDArray[np.uint8]:
+    row = np.full((SIDE_PX + GAP_PX, TILES_PER_SPLIT * (SIDE_PX + GAP_PX), 3), PAPER, np.uint8)
+    for place, picture in enumerate(pictures):
+        left = place * (SIDE_PX + GAP_PX)
+        fitted = ImageOps.pad(Image.fromarray(picture), (SIDE_PX, SIDE_PX), how, PAPER, (0, 0))
+        row[:SIDE_PX, left : left + SIDE_PX] = np.asarray(fitted)
+    return row
 
 
 def overlay(
@@ -105,36 +98,16 @@ def overlay(
         label_HW: ids.
     """
     grey_HW1 = image_HW3.mean(axis=2, keepdims=True)
-    colours = colour_table(class_set.palette, IGNORED_COLOUR)
+    colours = colour_table(class_set.palette)
     mixed = (1 - LABEL_WEIGHT) * grey_HW1 + LABEL_WEIGHT * colours[label_HW]
     return np.rint(mixed).astype(np.uint8)
 
 
-def _legend(manifests: list[Manifest], class_set: ClassSet) -> Image.Image:
-    """One line per class, and one for ignored pixels: colour, id, name, share of pixels per split."""
-    fractions = [_fractions(manifest) for manifest in manifests]
-    parts = [
-        ", ".join(
-            f"{manifest.split} {share[line]:.1%}"
-            for manifest, share in zip(manifests, fractions, strict=True)
-        )
-        for line in range(len(class_set.classes) + 1)
-    ]
-    return legend(class_set, parts, GAP_PX + (SIDE_PX + GAP_PX) * TILES_PER_SPLIT)
-
-
-def legend(class_set: ClassSet, parts: Sequence[str], width: int) -> Image.Image:
-    """A line per class and one for ignored pixels: colour, id, name, and in brackets its part of `parts`."""
-    names = [*class_set.classes, "ignored"]
-    colours = [*colour_table(class_set.palette)[: len(class_set.classes)].tolist(), list(IGNORED_COLOUR)]
-    drawn = Image.new("RGB", (width, LINE_PX * len(names) + GAP_PX), PAPER)
-    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(14)
-    for line, (name, colour, part) in enumerate(zip(names, colours, parts, strict=True)):
-        top = line * LINE_PX
-        pen.rectangle((GAP_PX, top + 3, GAP_PX + 28, top + LINE_PX - 3), tuple(colour), INK)
-        number = IGNORE if line == len(names) - 1 else line
-        pen.text((GAP_PX + 40, top + 3), f"{number}  {name}  ({part})", INK, font)
-    return drawn
+def over_legend(sheet_HW3: NDArray[np.uint8], class_set: ClassSet, parts: Sequence[str]) -> NDArray[np.uint8]:
+    """A sheet over a line of colour, id, name and part for each class, and the last for ignored pixels."""
+    ids, names = [*range(len(class_set.classes)), IGNORE], [*class_set.classes, "ignored"]
+    lines = [f"{id} {name} ({part})" for id, name, part in zip(ids, names, parts, strict=True)]
+    return with_legend(sheet_HW3, lines, colour_table(class_set.palette)[ids])
 
 
 def _fractions(manifest: Manifest) -> NDArray[np.float64]:

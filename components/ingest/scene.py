@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.io import DatasetReader
+from rasterio.transform import AffineTransformer, GCPTransformer, RPCTransformer, TransformerBase
 
 from crossearth.components.ingest.sources import SceneSource
 from crossearth.components.runtime.code import code_digest
@@ -17,14 +20,13 @@ from crossearth.data.annotations.opening import open_labels
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
+from crossearth.data.raster.gdal import GdalError, hearing
 from crossearth.data.raster.ground import in_crs
 from crossearth.data.raster.names import stacking
 from crossearth.data.raster.pixel_area import pixel_side_m
 from crossearth.data.raster.reader import Raster, gdal, open_raster, refuse_palette
 from crossearth.data.raster.reading import Reading, bounds_of_bytes, is_tagged, raw_dtype
 from crossearth.data.tiles.scenes import Cutting, Grid, cut_scene
-
-LOSSY = ("JPEG", "JP2OpenJPEG")
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,7 @@ class Plan:
         # what is not finite is no data anyway
         nodata = domain.nodata if domain.nodata is not None and math.isfinite(domain.nodata) else None
         fit_px = px if rule == "fit" else None
-        masks = domain.own.masks if domain.own else None
-        label_band = masks.number if masks and masks.form == "band" else None
+        label_band = domain.masks.number if domain.masks and domain.masks.form == "band" else None
         reading = Reading(
             domain.band_indexes, dtype, domain.value_range, nodata, fit_px=fit_px, label_band=label_band
         )
@@ -99,8 +100,8 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
 
     Raises:
         InputError: too few bands, values that are not 8 bit without a range, of another type than the first
-            image's or all beyond the range, a label of another size, elsewhere or compressed with loss, label
-            values outside the map.
+            image's or all beyond the range, turned by its EXIF, a label of another size, elsewhere or
+            compressed with loss, label values outside the map.
     """
     domain, cutting = plan.domain, plan.cutting
     image_path, label_path = source.stored("images"), source.stored("labels")
@@ -113,10 +114,12 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
         if source.label is None:
             tiles = cut_scene(image, work / image_path, cutting)
         else:
+            if domain.own:
+                _refuse_turned(image)
             spec = domain.label_spec(domain.scene_of(source.key))
-            masks, unknown = domain.own.masks if domain.own else None, domain.unknown_labels or "error"
+            unknown = domain.unknown_labels or "error"
             assert spec is not None  # noqa: S101  (labels have a map)
-            with open_labels(source.label, masks, spec, unknown, image) as (labels, rasters):
+            with open_labels(source.label, domain.masks, spec, unknown, image) as (labels, rasters):
                 for label in rasters:
                     _check_label(domain, image, label)
                 tiles = cut_scene(image, work / image_path, cutting, labels, work / label_path)
@@ -165,6 +168,17 @@ def _check_bands(domain: Domain, image: Raster) -> None:
             if domain.own
             else "fetch the publisher's file again",
         )
+    names = [(name or "").strip().lower() for name in source.descriptions]
+    wanted_at = {name.lower(): index for name, index in zip(domain.bands, domain.band_indexes, strict=True)}
+    places = {name: names.index(name) + 1 for name in wanted_at if name in names}
+    if domain.own and any(names[wanted_at[name] - 1] != name for name in places):
+        raise InputError(
+            f"bands that the file names {', '.join(filter(None, names))}",
+            where=image.where,
+            expected=", ".join(f"{name} at {index}" for name, index in wanted_at.items()),
+            next_step="correct the domain's `bands`: the file says "
+            + ", ".join(f"{name}: {index}" for name, index in places.items()),
+        )
 
 
 def _check_image(plan: Plan, image: Raster) -> None:
@@ -205,33 +219,55 @@ def _refuse_elsewhere(image: Raster, label: Raster) -> None:
 
     A world file says no CRS: its numbers are taken for the other's, or for each other's.
     """
-    ours, theirs = image.dataset, label.dataset
-    if any(each.transform.is_identity for each in (ours, theirs)):
+    ours, theirs = _corners(image.dataset), _corners(label.dataset)
+    if ours is None or theirs is None:
         return
-    apart = max(map(math.dist, _corners(ours, ours.crs), _corners(theirs, ours.crs)))
+    left_top, left_bottom, right_top, _ = ours.ends
+    moved = theirs.ends
+    if ours.crs is not None and theirs.crs is not None:
+        moved = in_crs(theirs.ends, theirs.crs, ours.crs)
+    apart = np.linalg.norm(ours.ends - moved, axis=1).max()
     # half a pixel along both sides is what programs that mean its corner or its centre differ by
-    allowed = 0.501 * math.dist(ours.transform @ (0, 0), ours.transform @ (1, 1))
+    allowed = 0.501 * math.hypot(
+        math.dist(left_top, left_bottom) / image.dataset.height,
+        math.dist(left_top, right_top) / image.dataset.width,
+    )
     if not apart <= allowed:
         raise InputError(
-            f"a label at {_place(label)}, for an image at {_place(image)}",
+            f"a label at {theirs}, for an image at {ours}",
             where=label.where,
             expected=f"the place of {image.where}, to half a pixel",
             next_step="pair the right files, or warp the label onto the image's grid",
         )
 
 
-def _corners(dataset: DatasetReader, crs: CRS | None) -> list[tuple[float, ...]]:
-    """A raster's corners in `crs`, where both are known; not finite where there is no way from its own."""
-    ends = [dataset.transform @ (col, row) for col in (0, dataset.width) for row in (0, dataset.height)]
-    if crs is None or dataset.crs is None:
-        return ends
-    return [tuple(end) for end in in_crs(np.array(ends), dataset.crs, crs).tolist()]
+class _Corners(NamedTuple):
+    """A raster's corners on the ground (4, 2), x and y: the two at its left first, top before bottom."""
+
+    ends: NDArray[np.float64]
+    crs: CRS | None
+
+    def __str__(self) -> str:
+        bounds = ", ".join(f"{bound:.10g}" for bound in (*self.ends.min(axis=0), *self.ends.max(axis=0)))
+        return f"{self.crs.to_string() if self.crs else 'no CRS'} ({bounds})"
 
 
-def _place(raster: Raster) -> str:
-    bounds = ", ".join(f"{bound:.10g}" for bound in raster.dataset.bounds)
-    crs = raster.dataset.crs
-    return f"{crs.to_string() if crs else 'no CRS'} ({bounds})"
+def _corners(dataset: DatasetReader) -> _Corners | None:
+    """By the transform, else by ground control points, else by RPCs at height 0; None = there is none."""
+    rows, cols = (0, dataset.height) * 2, (0, 0, dataset.width, dataset.width)
+    points, crs = dataset.gcps
+    with ExitStack() as stack, suppress(GdalError), hearing([], silent=True):
+        if not dataset.transform.is_identity:
+            transformer: TransformerBase = AffineTransformer(dataset.transform)
+            crs = dataset.crs
+        elif points:
+            transformer = stack.enter_context(GCPTransformer(points))
+        elif dataset.rpcs:
+            transformer, crs = stack.enter_context(RPCTransformer(dataset.rpcs)), CRS.from_epsg(4326)
+        else:
+            return None
+        return _Corners(np.transpose(transformer.xy(rows, cols, offset="ul")), crs)
+    return None  # too few points, or points on one line
 
 
 def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
@@ -244,15 +280,34 @@ def _check_label(domain: Domain, image: Raster, label: Raster) -> None:
         )
     if domain.own:  # nobody can mend what a publisher says
         _refuse_elsewhere(image, label)
-    compression = theirs.compression.value if theirs.compression else ""
-    if (
-        domain.labels
-        and domain.labels.kind != "threshold"
-        and (theirs.driver in LOSSY or compression == "JPEG")
-    ):
+    if domain.labels and domain.labels.kind != "threshold" and _is_lossy(theirs):
         raise InputError(
-            "a label compressed with loss (JPEG): its values near edges are not what was drawn",
+            "a label compressed with loss: its values near edges are not what was drawn",
             where=label.where,
             expected="PNG or GeoTIFF",
             next_step="export the labels again without loss",
+        )
+
+
+def _is_lossy(dataset: DatasetReader) -> bool:
+    """JPEG, the lossy kinds of JPEG 2000 and WebP, and LERC with a tolerance."""
+    said = dataset.tags(ns="IMAGE_STRUCTURE")
+    return (
+        dataset.driver == "JPEG"
+        or said.get("COMPRESSION", "").endswith("JPEG")
+        or said.get("COMPRESSION_REVERSIBILITY") == "LOSSY"
+        or float(said.get("MAX_Z_ERROR", 0)) > 0
+    )
+
+
+def _refuse_turned(image: Raster) -> None:
+    """Refuses what viewers turn as its EXIF says: nobody knows which way round its labels were drawn."""
+    turned = image.dataset.tags().get("EXIF_Orientation", "1")
+    if turned not in ("0", "1"):
+        raise InputError(
+            f"an image that viewers turn (EXIF orientation {turned}), and labels do not say whether they did",
+            where=image.where,
+            expected="EXIF orientation 1",
+            next_step="where the labels lie on the image as it is shown, `magick mogrify -auto-orient FILE`; "
+            "where they lie on its pixels as they are stored, `exiftool -n -Orientation=1 FILE`",
         )

@@ -14,16 +14,16 @@ from crossearth.components.ingest.labelling import (
     is_one_file,
     label_files,
     of_images,
-    rasters,
 )
-from crossearth.components.ingest.pairing import apart, keys_of, some, stars, unpaired
+from crossearth.components.ingest.pairing import apart, folded, keys_of, stars, unpaired
 from crossearth.components.ingest.splits import split_images
 from crossearth.data.annotations.recognise import told
 from crossearth.data.annotations.source import LabelSource
-from crossearth.data.catalog.domains import Domain, OwnFiles, Split, is_file_name
+from crossearth.data.catalog.domains import Domain, Masks, OwnFiles, Split, is_file_name
+from crossearth.data.common.config import some
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
-from crossearth.data.raster.archives import Member, index, refuse_unreadable
+from crossearth.data.raster.archives import Member, index, rasters, refuse_unreadable
 from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.tiles.manifest import natural
 
@@ -113,10 +113,10 @@ def _published(domain: Domain, root: Path, scratch: Path) -> list[SceneSource]:
 
 
 def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
-    members = index(own.images, scratch / "images")
+    members = index(own.images, scratch)
     masks, lying = own.masks, list[Member]()
     if masks is not None and not is_one_file(masks):
-        lying = members if masks.place == own.images else index(masks.place, scratch / "masks")
+        lying = members if masks.place == own.images else index(masks.place, scratch)
     pattern = stars(own.image_pattern)
     found = [member for member in rasters(members) if pattern.search(member.path)]
     files = label_files(masks, lying) if masks else []
@@ -135,13 +135,13 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
             + (f", named as in {own.pairs.image}" if own.pairs else ""),
             next_step="correct `images` in the catalog file, or put images there",
         )
-    key_of = keys_of(domain, own, found, files)
+    key_of = keys_of(own, found, files)
     images = _by_key(domain, key_of, found, ())
-    labels = _labels(domain, own, images, files, key_of, lying, scratch) if masks else None
+    labels = _labels(domain, masks, images, files, key_of, lying, scratch) if masks else None
     counted = images
     if labels is not None and own.unlabelled == "skip":
         counted = {key: image for key, image in images.items() if key in labels}
-    split_of = split_images(domain, own, images, counted, scratch / "lists")
+    split_of = split_images(domain, own, images, counted, scratch)
     images = {key: image for key, image in images.items() if key in split_of}
     if labels is not None:
         images = _labelled(domain, own, images, labels, files, lying)
@@ -154,7 +154,7 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
 
 def _labels(
     domain: Domain,
-    own: OwnFiles,
+    masks: Masks,
     images: Mapping[str, Member],
     files: Sequence[Member],
     key_of: Callable[[Member], str],
@@ -167,22 +167,19 @@ def _labels(
         files: those of one image each.
         lying: all files at the labels' place.
     """
-    masks, spec = own.masks, domain.labels
-    assert masks is not None and spec is not None  # noqa: S101  (the loader sees to it)
     if masks.form in ("coco", "imagefolder", "band", "page") or is_one_file(masks):
-        unknown = domain.unknown_labels or "error"
-        return of_images(domain, masks, spec, unknown, images, lying, scratch / "masks")
+        return of_images(domain, masks, images, lying, scratch)
     if masks.form == "class_folders":
         grouped: dict[str, list[Member]] = {}
         for file in files:
             grouped.setdefault(
-                key_of(file).lower().removeprefix(f"{class_of(masks, file).lower()}/"), []
+                folded(key_of(file)).removeprefix(f"{folded(class_of(masks, file))}/"), []
             ).append(file)
     else:
         grouped = {key: [file] for key, file in _by_key(domain, key_of, files, ()).items()}
     for key in sorted(set(grouped) - set(images), key=natural):
         log.warning("%s: mask %s has no image and is left out", domain.name, grouped[key][0])
-    return by_key(masks, {key: grouped[key] for key in grouped if key in images}, lying, scratch / "masks")
+    return by_key(masks, {key: grouped[key] for key in grouped if key in images}, lying, scratch)
 
 
 def _labelled(
@@ -234,13 +231,12 @@ def _matching(members: Sequence[Member], pattern: str) -> list[Member]:
 def _by_key(
     domain: Domain, key_of: Callable[[Member], str], members: Sequence[Member], scenes: Sequence[str]
 ) -> dict[str, Member]:
-    """Members by their key in lower case, those of `scenes` only if there are any."""
+    """Members by their folded key, those of `scenes` only if there are any."""
     wanted = {scene.lower() for scene in scenes}
     found: dict[str, Member] = {}
     named: dict[str, Member] = {}
     for member in members:
-        # lower case: an image and its label may differ in it, and some disks do not tell
-        key = key_of(member).lower()
+        key = folded(key_of(member))
         if wanted and domain.scene_of(key) not in wanted:
             continue
         other = named.setdefault(_file_name(key), member)

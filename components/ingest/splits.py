@@ -8,8 +8,9 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path, PurePosixPath
 
-from crossearth.components.ingest.pairing import ImageNames, some
+from crossearth.components.ingest.pairing import ImageNames, folded
 from crossearth.data.catalog.domains import VOC_LISTS, Domain, OwnFiles, Split, SplitRule
+from crossearth.data.common.config import some
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import Member, file_at, index, on_the_disk, read
 from crossearth.data.tiles.manifest import natural
@@ -142,12 +143,12 @@ def _undecided(domain: Domain, own: OwnFiles, published: OwnFiles) -> InputError
 
 def _by_folder(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:
     sides: dict[str, Split] = {
-        **dict.fromkeys((name.lower() for name in own.train_from), "train"),
-        **dict.fromkeys((name.lower() for name in own.test_from), "test"),
+        **dict.fromkeys(map(folded, own.train_from), "train"),
+        **dict.fromkeys(map(folded, own.test_from), "test"),
     }
     split_of: dict[str, Split] = {}
     for key, image in images.items():
-        found = {sides[part.lower()] for part in _folders(image) if part.lower() in sides}
+        found = {sides[part] for part in map(folded, _folders(image)) if part in sides}
         if len(found) > 1:
             raise InputError(f"{domain.name}: below folders of both splits", where=image)
         split_of |= dict.fromkeys([key], found.pop()) if found else {}
@@ -237,7 +238,7 @@ def _by_file(
             raise InputError(
                 f"line {number}: {','.join(line)!r}", where=own.file, expected="id,train or id,test"
             )
-        key = names.one(line[0], f"{own.file}: line {number}") or str(named).lower()
+        key = names.one(line[0], f"{own.file}: line {number}") or folded(str(named))
         split: Split = "train" if line[1].strip() == "train" else "test"
         scene = domain.scene_of(key)
         if split_of_scene.setdefault(scene, split) != split:

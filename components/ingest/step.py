@@ -25,7 +25,7 @@ from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import DOMAINS, PREVIEWS
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.catalog.labels import Unknown
-from crossearth.data.common.config import checked, nearest
+from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import (
     digest,
@@ -92,21 +92,8 @@ def ingest(
         InputError: an unknown name; missing, broken or contradictory files; label values outside the map; too
             little disk. Nothing of that domain is left behind.
     """
-    domains = [domain for name in names for domain in domains_named(name, catalog)]
+    domains = [domain for name in names for domain in catalog.domains_named(name)]
     return [ingest_domain(domain, catalog, archives_dir, domains_dir, config) for domain in domains]
-
-
-def domains_named(name: str, catalog: Catalog) -> list[Domain]:
-    """All domains of the dataset of that name, else the domain of that name."""
-    if name in catalog.datasets:
-        return catalog.domains_of(name)
-    if name in catalog.domains:
-        return [catalog.domains[name]]
-    raise InputError(
-        f"unknown domain or dataset {name!r}",
-        expected=nearest(name, {*catalog.domains, *catalog.datasets}),
-        next_step="a domain of your own comes with --catalog FILE",
-    )
 
 
 def ingest_domain(

@@ -16,7 +16,7 @@ from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.pixel_area import pixel_side_m
 from crossearth.data.raster.reader import Raster, gdal, open_raster
-from crossearth.data.raster.reading import Reading
+from crossearth.data.raster.reading import Reading, thinned_size
 
 MANY = 64  # values: labels that were drawn have fewer
 LOOKED_AT = 200
@@ -121,8 +121,7 @@ def raw_values(masks: Masks, sources: Sequence[SceneSource]) -> Counter[Raw]:
 
 def _values(label: Raster, band: int | None) -> dict[Raw, int]:
     file = label.dataset
-    shrink = max(1.0, max(file.width, file.height) / SIDE_PX)
-    size = (max(1, round(file.height / shrink)), max(1, round(file.width / shrink)))
+    size = thinned_size(file.width, file.height, SIDE_PX)
     count = file.count - (file.count in (2, 4) and file.colorinterp[-1] == ColorInterp.alpha)
     bands = [band] if band is not None else list(range(1, min(count, 3) + 1))
     planes = label.read(bands, out_shape=(len(bands), *size))
@@ -153,14 +152,12 @@ def _values(label: Raster, band: int | None) -> dict[Raw, int]:
 def class_shares(domain: Domain, sources: Sequence[SceneSource]) -> Mapping[int, float]:
     """Share of the px that each class id, and 255 = ignored, has in the labels that were looked at."""
     counts = np.zeros(IGNORE + 1, np.int64)
-    masks = domain.own.masks if domain.own else None
     for source in _spread(sources):
         if source.label is None or domain.labels is None:
             continue
         with gdal(), open_raster(source.image) as image:
-            shrink = max(1.0, max(image.dataset.shape) / SIDE_PX)
-            size = (max(1, round(image.dataset.height / shrink)), max(1, round(image.dataset.width / shrink)))
-            with open_labels(source.label, masks, domain.labels, "error", image) as (labels, _):
+            size = thinned_size(image.dataset.width, image.dataset.height, SIDE_PX)
+            with open_labels(source.label, domain.masks, domain.labels, "error", image) as (labels, _):
                 counts += np.bincount(labels.read(None, size).ravel(), minlength=IGNORE + 1)
     return {id: float(count) / max(1, counts.sum()) for id, count in enumerate(counts) if count}
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from crossearth.components.ingest.labelling import rasters
 from crossearth.components.ingest.pairing import MASK_WORDS, suggested
 from crossearth.components.ingest.splits import WORDS
-from crossearth.data.annotations import cvat, polygons
+from crossearth.data.annotations import cvat
 from crossearth.data.annotations.recognise import Recognised, recognise
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.archives import Member
+from crossearth.data.raster.archives import Member, rasters
 from crossearth.data.raster.reader import gdal, open_raster
 
 Entry = dict[str, Any]
@@ -216,6 +215,8 @@ def _common_folder(files: Sequence[Member]) -> str:
 
 def _attributes(member: Member, members: Sequence[Member]) -> list[str | None]:
     """The attributes of polygons that may hold their class, the likeliest first, and none."""
+    from crossearth.data.annotations import polygons  # its libraries take a second to import
+
     try:
         with TemporaryDirectory() as scratch:
             files = polygons.on_disk(polygons.parts(member, members), Path(scratch))

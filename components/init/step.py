@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from crossearth.components.ingest.pairing import some
 from crossearth.components.ingest.scene import Plan, ingest_scene
 from crossearth.components.ingest.sources import SceneSource, find_scenes
 from crossearth.components.init.facts import ImageFacts, Raw, class_shares, image_facts, raw_values
@@ -19,6 +18,7 @@ from crossearth.components.runtime.params import load_params
 from crossearth.data.annotations.recognise import told
 from crossearth.data.catalog.labels import IGNORE, IGNORE_NAME, plain_label
 from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.common.config import some
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import write_text
 from crossearth.data.raster.archives import Member, index

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crossearth.components.init.facts import ImageFacts, Raw
+from crossearth.data.catalog.domains import NAMED
 
 CROP_PX = 128
 
@@ -68,10 +69,7 @@ def catalog_text(
     text += [f"    {word}: {flow(value)}" for word, value in entry.items()]
     if "masks" in entry:
         text.append(f"    class_set: {key}")
-        named = (
-            isinstance(entry["masks"], Mapping)
-            and not {"band", "page", "imagefolder"} & entry["masks"].keys()
-        )
+        named = isinstance(entry["masks"], Mapping) and not entry["masks"].keys().isdisjoint(NAMED)
         labelled = [each for each in classes if each.raw is not None]
         if labelled:
             text.append("    labels:")

@@ -3,8 +3,6 @@
 from crossearth.components.runtime.params import Params
 from crossearth.components.steps import STEPS, load
 from crossearth.data.catalog.domains import Catalog
-from crossearth.data.common.config import nearest
-from crossearth.data.common.errors import InputError
 
 
 def check(params: Params, catalog: Catalog) -> None:
@@ -13,16 +11,9 @@ def check(params: Params, catalog: Catalog) -> None:
     Raises:
         InputError: a wrong key or value of any step; a dataset, domain or recipe that is not in the catalog.
     """
-    params.dvc.check(catalog)
+    params.check(catalog)
     kinds = {step.name: load(step.config) for step in STEPS.values() if step.config}
     for step, kind in kinds.items():
         params.config(kind, step)
-    recipes = catalog.recipes()
     for recipe in params.presets[params.preset].get("recipes", {}):
-        if recipe not in recipes:
-            raise InputError(
-                f"unknown recipe {recipe!r}",
-                where=f"params: presets.{params.preset}.recipes",
-                expected=nearest(recipe, recipes),
-            )
         params.config(kinds["train"], "train", recipe)

@@ -129,6 +129,25 @@ class Params:
                 layers = {f"method {named[-1]}": METHODS[named[-1]], **layers}
         return layers
 
+    def check(self, catalog: Catalog) -> None:
+        """Checks the names of recipes, domains and datasets against the catalog.
+
+        Raises:
+            InputError: a name that it does not have: its numbers would be for nothing.
+        """
+        self.dvc.check(catalog)
+        recipes = catalog.recipes()
+        for preset, sections in self.presets.items():
+            for name in sections.get("recipes", {}):
+                if name not in recipes:
+                    raise InputError(
+                        f"unknown recipe {name!r}",
+                        where=f"params: presets.{preset}.recipes",
+                        expected=nearest(name, recipes),
+                        next_step="correct the name; a recipe of your own comes with `catalogs: [FILE]` in "
+                        "params.yaml, or with --catalog FILE",
+                    )
+
     def may_lack_classes(self, catalog: Catalog) -> list[str]:
         """Domains for which every recipe sets `allow_absent_classes`."""
         recipes = catalog.recipes().values()

@@ -49,9 +49,15 @@ def seed_suffix(seed: int, usual: int) -> str:
 
 
 def inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:
-    """The parameters, and the catalog with the files that they and the command name."""
+    """The parameters, and the catalog with the files that they and the command name.
+
+    Raises:
+        InputError: a wrong file, or parameters of something that is not in the catalog.
+    """
     from crossearth.components.runtime.params import load_params
     from crossearth.data.catalog.loader import load_catalog
 
     params = load_params(params_file)
-    return params, load_catalog([*params.catalogs, *(catalogs or [])], data_dir())
+    catalog = load_catalog([*params.catalogs, *(catalogs or [])], data_dir())
+    params.check(catalog)
+    return params, catalog

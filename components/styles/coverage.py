@@ -19,8 +19,8 @@ from scipy.stats import chi2
 
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import COVERAGE, DOMAINS, EARTH_STYLES, style_weights_dir
+from crossearth.components.steps import STEPS, load
 from crossearth.data.catalog.domains import Catalog
-from crossearth.data.common.config import load_config
 from crossearth.data.common.files import write_checksummed
 from crossearth.data.common.progress import progress_bar
 from crossearth.data.style.earth import (
@@ -42,8 +42,8 @@ TILES = 64  # at most so many evenly spaced ones of a split are embedded
 
 def run(params: Params, catalog: Catalog) -> Path:
     """Measures in the working folder, with the styles that training injects."""
-    config = load_config(StyleConfig, params.values("train").get("style", {}), "params: train.style")
-    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, config, style_weights_dir())
+    training = params.config(load(STEPS["train"].config), "train")
+    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, training.style, style_weights_dir())
 
 
 def style_coverage(

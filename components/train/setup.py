@@ -288,8 +288,10 @@ def prepare(
         engine = style_engine(config.style.engine, style_weights_dir)
         earth = EarthStyles.load(styles, config.style.engine)
         styler = Styler(engine, earth, config.style, config.style_probability)
-    backbone = _backbone(config, Path(domains_dir).parent / BACKBONE_CACHE)
-    pretrained = describe(read_backbone(backbone), backbone, str(config.backbone)) if backbone else None
+    backbone, pretrained = None, None
+    if config.backbone is not None:
+        backbone = fetch_backbone(config.backbone, Path(domains_dir).parent / BACKBONE_CACHE)
+        pretrained = describe(read_backbone(backbone, shapes_only=True), backbone, config.backbone)
     network_config = config.network_config(len(class_set.classes), pretrained.sizes if pretrained else None)
     if network_config.frozen_backbone and config.backbone is None:
         raise InputError(
@@ -311,10 +313,6 @@ def prepare(
         sha256_file(backbone) if backbone else "",
         pretrained,
     )
-
-
-def _backbone(config: TrainConfig, cache_dir: Path) -> Path | None:
-    return None if config.backbone is None else fetch_backbone(config.backbone, cache_dir)
 
 
 def _check_classes(

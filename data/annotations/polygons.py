@@ -163,7 +163,7 @@ def _path(source: LabelSource) -> Path:
 
 
 def _layer(masks: Masks, source: LabelSource) -> dict[str, Any]:
-    """Name, CRS, bounds and number of features of the layer that is meant."""
+    """Name, CRS, kind of shapes, attributes and number of features of the layer that is meant."""
     path = _path(source)
     found = _layers(path, source.files[0].tag, source.where)
     if masks.layer is None and len(found) > 1:
@@ -286,11 +286,9 @@ def _crs(masks: Masks, source: LabelSource, said: str | None, image: Raster) -> 
 def _bounds(source: LabelSource, image: Raster, crs: CRS | None) -> tuple[float, float, float, float]:
     """What an image covers, in the polygons' coordinates, and a px more."""
     dataset = image.dataset
-    left, bottom, right, top = dataset.bounds
-    left, right, bottom, top = min(left, right), max(left, right), min(bottom, top), max(bottom, top)
     corners = [dataset.transform @ (x, y) for x in (-1, dataset.width + 1) for y in (-1, dataset.height + 1)]
     xs, ys = zip(*corners, strict=True)
-    bounds = min(*xs, left), min(*ys, bottom), max(*xs, right), max(*ys, top)
+    bounds = min(xs), min(ys), max(xs), max(ys)
     if crs is None:
         return bounds
     try:

@@ -14,14 +14,8 @@ from crossearth.data.raster.archives import Member, read
 from crossearth.data.raster.reader import Raster
 
 BOX = 5  # numbers of a line that is a box: class, middle and sides
-NOT_LABELS = ("classes.txt", "train.txt", "val.txt", "test.txt")
 # exporters round: a point may lie a little outside
 SLACK = 0.01
-
-
-def is_label(member: Member) -> bool:
-    """Whether a text file may hold labels, by its name."""
-    return member.path.rpartition("/")[2].lower() not in NOT_LABELS
 
 
 def read_names(member: Member) -> dict[str, str]:

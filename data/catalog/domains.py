@@ -1,7 +1,6 @@
 """The domains, class sets and settings of the benchmark and of the user, as frozen dataclasses."""
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
@@ -29,6 +28,8 @@ Form = Literal[
     "band",
     "page",
 ]
+# labels of these are names, and no raw values of a raster
+NAMED: tuple[Form, ...] = ("polygons", "coco", "yolo", "labelme", "cvat", "class_folders")
 Unlabelled = Literal["error", "skip", "outside"]
 SplitRule = Literal["found", "block", "file", "folder", "lists", "train", "test"]
 Entry = TypeVar("Entry")
@@ -169,7 +170,7 @@ class Masks:
     @property
     def named(self) -> bool:
         """Whether labels are names, and no raw values of a raster."""
-        return self.form in ("polygons", "coco", "yolo", "labelme", "cvat", "class_folders")
+        return self.form in NAMED
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,11 @@ class Domain:
     train: Files | None = None
     test: Files | None = None
     own: OwnFiles | None = None
+
+    @property
+    def masks(self) -> Masks | None:
+        """The labels of a user's domain; None of a publisher's, whose are a raster an image."""
+        return self.own.masks if self.own else None
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -412,6 +418,22 @@ class Catalog:
         """The domains of a dataset."""
         return [domain for domain in self.domains.values() if domain.dataset == dataset]
 
+    def domains_named(self, name: str) -> list[Domain]:
+        """All domains of the dataset of that name, else the domain of that name.
+
+        Raises:
+            InputError: there is neither.
+        """
+        if name in self.datasets:
+            return self.domains_of(name)
+        if name in self.domains:
+            return [self.domains[name]]
+        raise InputError(
+            f"unknown domain or dataset {name!r}",
+            expected=nearest(name, {*self.domains, *self.datasets}),
+            next_step="a domain of your own comes with --catalog FILE",
+        )
+
     def classes_of(self, domain: Domain) -> tuple[str, ...]:
         """Names of a domain's classes in id order; none where it has no labels."""
         return self.class_sets[domain.class_set].classes if domain.class_set else ()
@@ -420,13 +442,9 @@ class Catalog:
         """The folder of an ingested domain, `domains_dir/<dataset>/<domain>`: one stage writes a dataset's.
 
         Raises:
-            InputError: an unknown domain, or the dataset's folder is itself a domain's, as it once was where
-                their names are equal.
+            InputError: an unknown domain.
         """
-        domain = self.domain(name)
-        dataset_dir = Path(domains_dir, domain.dataset)
-        _refuse_old_layout(dataset_dir)
-        return dataset_dir / domain.name
+        return Path(domains_dir, self.domain(name).dataset, name)
 
     def remap(self, from_class_set: str | None, to_class_set: str) -> tuple[int, ...]:
         """New id per old id; the identity where the class sets are one.
@@ -455,19 +473,6 @@ class Catalog:
     def published(self, abbr: str) -> list[PublishedScore]:
         """The published scores of a setting, by method; empty where none are known."""
         return list(self.scores.get(self.setting(abbr).abbr, ()))
-
-
-def _refuse_old_layout(dataset_dir: Path) -> None:
-    manifests = sorted(dataset_dir.glob("*.parquet"))
-    if manifests:
-        there = [path for each in manifests for path in (each, each.with_suffix("")) if path.exists()]
-        new = dataset_dir / dataset_dir.name
-        raise InputError(
-            "a domain in the layout of an earlier version",
-            where=dataset_dir,
-            expected=f"its files in {new}",
-            next_step=f"mkdir -p {shlex.quote(str(new))} && {shlex.join(['mv', *map(str, there), str(new)])}",
-        )
 
 
 def plain_name(name: str) -> str:

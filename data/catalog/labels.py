@@ -45,8 +45,8 @@ class LabelSpec:
         classes: names in id order.
         kind: what `table` keys are.
         table: (raw, id) pairs; raw is a value, a colour packed as 0xRRGGBB, the least value of a threshold's
-            side, a band (its place from 1, or its name in lower case), or a name as `plain_label` leaves it.
-            id is a class id or IGNORE.
+            side (both 0: the upper one is what is above 0), a band (its place from 1, or its name in lower
+            case), or a name as `plain_label` leaves it. id is a class id or IGNORE.
         snap: colours only; channels count as 0 or 255, whichever is nearer. For publishers' labels that went
             through a lossy format.
     """
@@ -232,8 +232,10 @@ class LabelSpec:
             expected={"band": "one band above 0", "threshold": "numbers from 0"}.get(
                 self.kind, listed([self._show(raw) for raw, _ in self.table])
             ),
-            next_step="add them to the domain's `labels` in its catalog file, or say there "
-            "`unknown_labels: ignore`",
+            next_step="gdal_edit.py -a_nodata nan FILE has NaN ignored; where it is a class, write a number"
+            if pixels.dtype.kind == "f" and np.isnan(pixels).any()
+            else "add them to the domain's `labels` in its catalog file, "
+            "or say there `unknown_labels: ignore`",
         )
 
     def _show(self, raw: Any) -> str:
@@ -361,7 +363,8 @@ def _ids_of(values: NDArray[Any], kind: Kind, table: Table) -> NDArray[np.uint8]
     """Ids of values or of sides of a threshold, in numbers of any type; below 0 there is no side."""
     if kind == "threshold":
         (_, lower), (threshold, upper) = sorted(cast("tuple[tuple[float, int], ...]", table))
-        ids = np.where(values >= threshold, np.uint8(upper), np.uint8(lower))
+        above = values >= threshold if threshold else values > 0
+        ids = np.where(above, np.uint8(upper), np.uint8(lower))
         ids[~((values >= 0) & np.isfinite(values))] = UNKNOWN
         return ids
     known = sorted((raw, target) for raw, target in table if _holds(values.dtype, cast(int, raw)))

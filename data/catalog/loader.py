@@ -3,16 +3,16 @@
 Whatever is wrong in one is refused with the file, the key and the choices.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import re2
+from pydantic import Field, PositiveInt
 
 from crossearth.data.catalog.colours import distinct_colours
 from crossearth.data.catalog.domains import (
@@ -48,7 +48,16 @@ from crossearth.data.catalog.labels import (
     parse_labels,
     parse_names,
 )
-from crossearth.data.common.config import checked, home_path, listed, load_config, nearest, read_yaml, shown
+from crossearth.data.common.config import (
+    Rising,
+    checked,
+    home_path,
+    listed,
+    load_config,
+    nearest,
+    read_yaml,
+    shown,
+)
 from crossearth.data.common.errors import InputError
 
 BUILT_IN = (Path(__file__).with_name("catalog.yaml"), Path(__file__).with_name("settings.yaml"))
@@ -69,6 +78,7 @@ FORMS: dict[Form, tuple[str, ...]] = {
     "band": (),
     "page": (),
 }
+PerCent = Annotated[float, Field(ge=0, le=100)]
 # names become folders, MLflow tags and URLs
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
 
@@ -139,7 +149,7 @@ class _DatasetEntry:
 @checked
 class _BlockEntry:
     by: Literal["block"]
-    test: float = DEFAULT_TEST_SHARE
+    test: Annotated[float, Field(gt=0, lt=1)] = DEFAULT_TEST_SHARE
 
 
 @checked
@@ -172,8 +182,8 @@ class _MasksEntry:
     cvat: str | None = None
     class_folders: str | None = None
     imagefolder: str | None = None
-    band: int | None = None
-    page: int | None = None
+    band: PositiveInt | None = None
+    page: PositiveInt | None = None
     attribute: str | None = None
     layer: str | None = None
     crs: str | None = None
@@ -191,7 +201,7 @@ class _DomainEntry:
     class_set: str | None = None
     labels: dict[Any, Any] | None = None
     unknown_labels: Unknown | None = None
-    gsd_m: float | None = None
+    gsd_m: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     key: str | None = None
     scene: str = "(.+)"
     dataset: str | None = None
@@ -203,15 +213,15 @@ class _DomainEntry:
     pairs: str | None = None
     unlabelled: Unlabelled | None = None
     split: Any = None
-    value_range: tuple[float, float] | None = None
+    value_range: Rising | None = None
     nodata: float | None = None
 
 
 @checked
 class _PublishedEntry:
-    miou: float
+    miou: PerCent
     certainty: str
-    per_class: tuple[float, ...] | None = None
+    per_class: tuple[PerCent, ...] | None = None
 
 
 @checked
@@ -246,7 +256,7 @@ def _add_class_set(catalog: Catalog, name: str, values: Mapping[str, Any], place
     entry = load_config(_ClassSetEntry, values, place.where)
     _check_name(name, place.where)
     classes, palette = entry.classes, entry.palette
-    if not 2 <= len(classes) <= MAX_CLASSES:
+    if not 2 <= len(classes) <= MAX_CLASSES:  # pydantic would print all of them
         raise InputError(f"{len(classes)} classes", where=place.where, expected=f"2 to {MAX_CLASSES}")
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
         raise InputError(f"classes: {listed(twice)} more than once", where=place.where)
@@ -331,15 +341,6 @@ def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _
         raise InputError("unknown_labels: there are no labels", where=where)
     if entry.lossy_labels and (labels is None or labels.kind != "colour"):
         raise InputError("lossy_labels: only colours can be snapped", where=where)
-    if (
-        entry.value_range is not None
-        and not -math.inf < entry.value_range[0] < entry.value_range[1] < math.inf
-    ):
-        raise InputError(
-            f"value_range: {list(entry.value_range)}", where=where, expected="[lo, hi] with lo < hi"
-        )
-    if entry.gsd_m is not None and not 0 < entry.gsd_m < math.inf:
-        raise InputError(f"gsd_m: {entry.gsd_m}", where=where, expected="metres per px, above 0")
     catalog.domains[name] = Domain(
         name=name,
         dataset=name if own else str(entry.dataset),
@@ -424,26 +425,16 @@ def _read_masks(catalog: Catalog, entry: _DomainEntry, images: Path, place: _Pla
                 f"`{name}` does not go with `{form}`", where=where, expected=listed(FORMS[form]) or "nothing"
             )
     value = getattr(found, form)
-    if value is None or (isinstance(value, int) and value < 1):
+    if value is None:
         raise InputError(f"{form}: {value}", where=where, expected="a place, or a number from 1")
     folder, pattern = (images, "*") if isinstance(value, int) else _folder_and_pattern(place, value)
-    masks = Masks(
-        form,
-        folder,
-        pattern,
-        value if isinstance(value, int) else None,
-        found.attribute,
-        found.layer,
-        found.crs,
-        found.all_touched,
-        place.path(found.names) if found.names else None,
-        found.column,
-    )
-    return (
-        _with_overlaps(masks, found, _class_set(catalog, entry, place.where))
-        if "outside" in FORMS[form]
-        else masks
-    )
+    number = value if isinstance(value, int) else None
+    names = place.path(found.names) if found.names else None
+    said = {key: getattr(found, key) for key in ("attribute", "layer", "crs", "all_touched", "column")}
+    masks = Masks(form, folder, pattern, number, names=names, **said)
+    if "outside" not in FORMS[form]:
+        return masks
+    return _with_overlaps(masks, found, _class_set(catalog, entry, place.where))
 
 
 def _with_overlaps(masks: Masks, entry: _MasksEntry, class_set: ClassSet) -> Masks:
@@ -485,10 +476,6 @@ def _with_split(own: OwnFiles, split: Any, place: _Place) -> OwnFiles:
         kind = known_entry(SPLITS, str(split.get("by", "block")), "rule", where)
         rule = load_config(kind, {"by": "block", **split}, where)
         if isinstance(rule, _BlockEntry):
-            if not 0 < rule.test < 1:
-                raise InputError(
-                    f"split.test: {rule.test}", where=place.where, expected="a share between 0 and 1"
-                )
             return replace(own, by=rule.by, test=rule.test)
         if not rule.train or not rule.test or {*rule.train} & {*rule.test}:
             raise InputError(shown(dict(split)), where=where, expected="other names for train than for test")
@@ -613,9 +600,6 @@ def _check_gap(entry: _SettingEntry, where: str) -> None:
 
 def _read_score(class_set: ClassSet, method: str, values: Any, where: str) -> PublishedScore:
     entry = load_config(_PublishedEntry, _mapping(values, where), where)
-    scores = (entry.miou, *(entry.per_class or ()))
-    if not all(0 <= score <= 100 for score in scores):
-        raise InputError(f"scores {list(scores)}", where=where, expected="per cent, 0..100")
     if entry.per_class is not None and len(entry.per_class) != len(class_set.classes):
         raise InputError(
             f"{len(entry.per_class)} scores per class",

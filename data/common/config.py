@@ -33,7 +33,7 @@ Config = TypeVar("Config")
 
 
 MAX_BYTES = 2**20
-NAMES_SHOWN = 25
+NAMES_SHOWN, FILES_SHOWN = 25, 5
 VALUE_SHOWN = 300
 UNKNOWN_KEY = "unexpected_keyword_argument"  # as pydantic calls it
 
@@ -138,11 +138,16 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"{close[0]!r}? (choices: {listing})" if close else f"one of {listing}"
 
 
-def listed(names: Iterable[object]) -> str:
+def listed(names: Iterable[object], most: int = NAMES_SHOWN) -> str:
     """Names in a row; of many, the first ones and how many more there are."""
     every = [str(name) for name in names]
-    more = len(every) - NAMES_SHOWN
-    return ", ".join(every[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(every) - most
+    return ", ".join(every[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def some(names: Iterable[str]) -> str:
+    """Names of files in a row; of many, a few and how many more there are."""
+    return listed(names, FILES_SHOWN)
 
 
 def shown(value: object) -> str:

@@ -25,7 +25,7 @@ from typing import Self
 
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest
-from crossearth.data.raster.names import is_raster, sidecar_names
+from crossearth.data.raster.names import is_raster, rasters_among, sidecar_names
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -125,6 +125,12 @@ def file_at(place: Path, scratch: Path) -> Member:
         if PurePosixPath(member.path).name == place.name:
             return member
     raise InputError("no such file", where=place)
+
+
+def rasters(members: Sequence[Member]) -> list[Member]:
+    """Those that are images."""
+    by_path = {member.path: member for member in members}
+    return [by_path[path] for path in rasters_among(list(by_path), lambda path: read(by_path[path]))]
 
 
 def on_the_disk(place: Path) -> list[Path]:
@@ -270,13 +276,14 @@ def _is_junk(path: str) -> bool:
 def _index_archive(file: Path, prefix: str, scratch: Path, depth: int) -> Iterator[Member]:
     if depth >= DEPTH:
         raise InputError(f"archives within archives, more than {DEPTH} deep", where=file)
+    status = file.stat()
+    # images, labels and lists may lie in one archive, each looked up by itself
+    unpacked = scratch / digest([str(file.resolve()), status.st_size, status.st_mtime_ns])[:16]
     if file.name.lower().endswith(TAR_SUFFIXES):
-        stat = file.stat()
-        unpacked = scratch / digest([str(file.resolve()), stat.st_size, stat.st_mtime_ns])[:16]
-        if not unpacked.is_dir():  # images, labels and lists may lie in one archive, each looked up by itself
+        if not unpacked.is_dir():
             with atomic_dir(unpacked) as folder:
                 _unpack_tar(file, folder)
-        yield from _index_folder(unpacked, f"{prefix}/", scratch / "inner", depth + 1)
+        yield from _index_folder(unpacked, f"{prefix}/", scratch, depth + 1)
         return
     for entry in zip_entries(file):
         # some tools of Windows write its own separator
@@ -284,9 +291,10 @@ def _index_archive(file: Path, prefix: str, scratch: Path, depth: int) -> Iterat
         if _is_junk(path):
             continue
         if is_archive(entry.filename):
-            inner = scratch / path
-            _unpack_entry(file, entry.filename, inner)
-            yield from _index_archive(inner, stem_of(path), scratch / "inner", depth + 1)
+            inner = unpacked / path
+            if not inner.exists():
+                _unpack_entry(file, entry.filename, inner)
+            yield from _index_archive(inner, stem_of(path), scratch, depth + 1)
         else:
             yield Member(path, file, entry.filename, entry.file_size, f"{entry.CRC:08x}", packed=True)
 

@@ -57,6 +57,9 @@ class RasterLabels:
         return read_ids(self.raster, self.spec, self.unknown, window, shape, self.band)
 
 
+ABOVE_ZERO = LabelSpec(("", ""), "threshold", ((0, 0), (0, 1)))
+
+
 @dataclass(frozen=True)
 class ClassLayers:
     """Labels that are a raster a class: px above 0 have it.
@@ -73,9 +76,8 @@ class ClassLayers:
         """Class ids, as `Labels` has it; where a raster of the lot masks px, these are ignored."""
         ids = np.full(shape, self.outside, np.uint8)
         masked = np.zeros(shape, bool)
-        above_zero = LabelSpec(("", ""), "threshold", ((0, 0), (1, 1)))
         for id, raster in self.layers:
-            has = read_ids(raster, above_zero, "error", window, shape)
+            has = read_ids(raster, ABOVE_ZERO, "error", window, shape)
             ids[has == 1] = id
             masked |= has == IGNORE
         ids[masked] = IGNORE

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path, PurePosixPath
 
+from crossearth.data.common.config import some
 from crossearth.data.common.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ QUICKLOOK_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".jp2")
 BAND = re.compile(r"(?:^|(?<=[-_. ]))(?:b0?(?P<number>\d{1,2})|red|green|blue)(?=[-_. ]|$)", re.IGNORECASE)
 EARLIER_LANDSAT = ("lt04", "lt05", "le07")  # their blue is band 1; Sentinel-2's and later Landsats' is 2
 REPORT_KEYS = {"scene", "model", "classes"}
-SHOWN = 5
 
 
 def rasters_among(names: Sequence[str], content: Callable[[str], bytes]) -> list[str]:
@@ -51,7 +51,7 @@ def rasters_among(names: Sequence[str], content: Callable[[str], bytes]) -> list
     quicklooks = {name for name in pictures if PurePosixPath(name).parent in with_scenes}
     for what, left in (("quicklooks", quicklooks), ("maps of crossearth predict", maps & set(found))):
         if left:
-            log.warning("left out: %s", f"{what} ({_some(sorted(left))})")
+            log.warning("left out: %s", f"{what} ({some(sorted(left))})")
     return [name for name in scenes if name not in quicklooks]
 
 
@@ -129,8 +129,3 @@ def _parts_of_map(name: str, lower: Set[str], content: Callable[[str], bytes]) -
         return []  # named otherwise in capitals, which no map is
     beside = [str(path.with_name(f"{path.stem}.{kind}.tif")) for kind in ("probabilities", "confidence")]
     return [name, preview, *beside] if ours else []
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

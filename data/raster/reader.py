@@ -316,6 +316,9 @@ def open_raster(
                 path = str(source)
             else:
                 path = stack.enter_context(_in_memory(source)) if packed else str(source.container)
+            # GDAL does without a damaged one, and so without the place and the nodata value that it says
+            if (beside := Path(f"{path}.aux.xml")).is_file():
+                _xml(beside.read_bytes(), beside)
             drivers = LONE_DRIVERS if packed or not own else None
             if page is not None:
                 path, where = f"GTIFF_DIR:{page}:{path}", f"{where}: page {page}"
@@ -384,12 +387,7 @@ def harmless(content: bytes, where: object) -> bytes:
     Raises:
         InputError: it is not XML.
     """
-    try:
-        root = ElementTree.fromstring(content)  # noqa: S314  (expat stops entities that grow without bounds)
-    except ElementTree.ParseError as error:
-        raise InputError(
-            f"not XML: {error}", where=where, next_step="fetch the file again, or remove it"
-        ) from error
+    root = _xml(content, where)
     for child in list(root):
         for part in list(child) if child.tag == "PAMRasterBand" else []:
             if part.tag not in PAM_BAND:
@@ -397,6 +395,15 @@ def harmless(content: bytes, where: object) -> bytes:
         if child.tag not in (*PAM_PLACE, "PAMRasterBand"):
             root.remove(child)
     return ElementTree.tostring(root)
+
+
+def _xml(content: bytes, where: object) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(content)  # noqa: S314  (expat stops entities that grow without bounds)
+    except ElementTree.ParseError as error:
+        raise InputError(
+            f"not XML: {error}", where=where, next_step="fetch the file again, or remove it"
+        ) from error
 
 
 def _refuse_complex(dataset: DatasetReader, where: str) -> None:

@@ -106,8 +106,7 @@ class Reading:
     def sample(self, raster: Raster) -> NDArray[np.float64]:
         """Valid values (3, N) of a thinned reading, as the tags make them."""
         source = raster.dataset
-        shrink = max(1.0, max(source.width, source.height) / SAMPLE_PX)
-        size = tuple(max(1, round(side / shrink)) for side in (source.height, source.width))
+        size = thinned_size(source.width, source.height, SAMPLE_PX)
         raw_3HW = raster.read(self.bands, out_shape=(3, *size))
         valid_HW = self._valid(raw_3HW, self._seen(raster, out_shape=size))
         return _physical(raw_3HW[:, valid_HW], *tags(raster, self.bands))
@@ -165,7 +164,7 @@ class Reading:
 
         Raises:
             InputError: all values lie on one side of the range, or, where they are no whole numbers, they all
-                become black though they differ.
+                become 0 or 1 of 255 though they differ.
         """
         if self.value_range is not None:
             self._refuse_outside(self.sample(raster), raster.where, next_step)
@@ -177,7 +176,7 @@ class Reading:
         least, most = float(values.min()), float(values.max())
         # px at the lower end may be a border that nothing was written to
         above = most > high and not ((values > low) & (values <= high)).any()
-        faint = most > least and most - low < (high - low) / 510 and bool((values % 1).any())
+        faint = most > least and most - low <= (high - low) / 255 and bool((values % 1).any())
         if most < low or above or faint:
             raise InputError(
                 f"values {least:g} to {most:g}, of which the range {low:g} to {high:g} leaves nothing",
@@ -270,6 +269,11 @@ def fitted_size(width: int, height: int, fit_px: int | None) -> tuple[int, int]:
         return width, height
     scale = fit_px / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def thinned_size(width: int, height: int, most_px: int) -> tuple[int, int]:
+    """Height and width of an image of which every so many px are read; its own up to `most_px` a side."""
+    return fitted_size(width, height, min(max(width, height), most_px))[::-1]
 
 
 def fit(image_3HW: Bytes, valid_HW: Mask, width: int, height: int) -> tuple[Bytes, Mask]:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.archives import Member, index, read
-from crossearth.data.raster.names import RASTER_SUFFIXES, rasters_among
+from crossearth.data.raster.archives import Member, index, rasters, read
+from crossearth.data.raster.names import RASTER_SUFFIXES
 from crossearth.data.raster.reader import gdal, open_raster
 from crossearth.data.raster.reading import Reading, fit, raw_dtype
 
@@ -44,8 +44,7 @@ def list_images(folder: Path, scratch: Path) -> list[Member]:
     Raises:
         InputError: no such folder, a broken archive, or no image.
     """
-    found = {member.path: member for member in index(folder, scratch)}
-    members = [found[path] for path in rasters_among(list(found), lambda path: read(found[path]))]
+    members = rasters(index(folder, scratch))
     if not members:
         raise InputError(
             "no images here",

@@ -154,8 +154,9 @@ def _compute_buffers(vit: nn.Module) -> None:
             owner, _, leaf = name.rpartition(".")
             setattr(vit.get_submodule(owner), leaf, torch.empty_like(buffer, device="cpu"))
             owners.add(owner)
-    for owner in owners:
-        cast(Any, vit.get_submodule(owner)).init_non_persistent_buffers()
+    with torch.device("cpu"):
+        for owner in owners:
+            cast(Any, vit.get_submodule(owner)).init_non_persistent_buffers()
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,10 @@ def published(name: str) -> Published | None:
 
 def published_names() -> list[str]:
     """The weights that timm publishes for plain ViTs."""
-    return timm.list_models("*vit*", pretrained=True)
+    # a number of heads for every block, which another depth does not fit
+    return timm.list_models(
+        module=["vision_transformer", "eva"], exclude_filters="*sapiens2*", pretrained=True
+    )
 
 
 def heads_of(architecture: str, embed: int) -> int:

@@ -318,16 +318,22 @@ def write_state(path: Path, state: Mapping[str, Tensor]) -> None:
         partial.chmod(mode)  # safetensors hides its files from everyone else, on shared disks too
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(path: Path, shapes_only: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors (CPU, the file's dtypes) of a safetensors file, by name, one in memory at a time.
+
+    Args:
+        shapes_only: reads the file's header alone: float32 tensors of these shapes on the device "meta".
 
     Raises:
         InputError: it is not one, or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            names = sorted(file.keys())
-        for name in names:
+            shapes = {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
+        for name, shape in shapes.items():
+            if shapes_only:
+                yield name, torch.empty(shape, device="meta")
+                continue
             # opened for every tensor: the pages of one mapping would all stay in memory beside the copies
             with safe_open(path, framework="pt") as file:
                 tensor = file.get_tensor(name).clone()

@@ -56,7 +56,7 @@ def describe(state: Mapping[str, Tensor], path: Path, source: str) -> Pretrained
     A patch whose side is no power of two (DINOv2's 14) becomes one of 16, as the authors made it.
 
     Args:
-        state: under timm's names, as `read_backbone` gives it.
+        state: under timm's names, as `read_backbone` gives it; its shapes are enough.
         path: of its file.
         source: what the user called it: a name of timm's hub, a file, an address.
 

@@ -181,17 +181,20 @@ def load_released(
     load_strictly(model, frozen | state, released.path)
 
 
-def read_backbone(path: Path) -> dict[str, Tensor]:
+def read_backbone(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     """Reads a vision transformer under timm's names (which are DINOv2's).
 
     Knows safetensors files (timm's, or a shared backbone of ours) and files of torch.save (DINOv2's own, the
     authors' converted one, or a whole checkpoint that holds a backbone).
 
+    Args:
+        shapes_only: as `read_tensors` has it; a file of torch.save is read whole all the same.
+
     Raises:
         InputError: none of these, or no backbone in it.
     """
     if path.suffix == ".safetensors":
-        groups = {"": dict(read_tensors(path))}
+        groups = {"": dict(read_tensors(path, shapes_only))}
     else:
         groups = _groups(read_torch_file(path), path)
     place = _find(groups, PATCH_KERNEL, path)

@@ -31,13 +31,33 @@ MODULES = {"crossearth." + ".".join(path.with_suffix("").parts): path for path i
 
 def imports(path: Path) -> set[str]:
     """Modules that a file imports, at its top or within a function."""
+    return imported(ast.parse((ROOT / path).read_text()))
+
+
+def imported(tree: ast.AST) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= (names & MODULES.keys()) or {node.module}
+    return found
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Modules that a file brings in before any of its functions runs, and those that these bring."""
+    found: set[str] = set()
+    todo = {path}
+    seen: set[Path] = set()
+    while todo - seen:
+        path = (todo - seen).pop()
+        seen.add(path)
+        tree = ast.parse((ROOT / path).read_text())
+        tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = imported(tree)
+        todo |= {MODULES[name] for name in names & MODULES.keys()}
+        found |= names
     return found
 
 
@@ -57,6 +77,13 @@ def test_a_heavy_library_is_imported_by_its_owner_alone(path: Path) -> None:
     for library, owners in OWNERS.items():
         if path.as_posix() not in owners:
             assert library not in {name.split(".")[0] for name in imports(path)}, library
+
+
+@pytest.mark.parametrize("step", ["ingest", "init"])
+def test_who_has_no_shapes_waits_for_no_library_of_shapes(step: str) -> None:
+    libraries = {name.split(".")[0] for name in imported_at_once(Path("components", step, "step.py"))}
+    assert "rasterio" in libraries
+    assert not libraries & {"geopandas", "pycocotools", "pyogrio", "shapely", "torch"}
 
 
 def test_no_room_stands_in_a_circle() -> None:

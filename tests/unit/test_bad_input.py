@@ -242,12 +242,12 @@ CASES = {
     "catalog: unknown rule": Case(entry(tile={"px": 48, "rule": "slice"}), SETTINGS, ("rule", "cut")),
     "catalog: tiles of no size": Case(entry(tile={"px": 0, "rule": "cut"}), SETTINGS, ("px", "0")),
     "catalog: split above one": Case(
-        entry(split={"by": "block", "test": 2}), SETTINGS, ("split.test", "between 0 and 1")
+        entry(split={"by": "block", "test": 2}), SETTINGS, ("split: test", "less than 1")
     ),
     "catalog: unknown split": Case(entry(split="validation"), INGEST, ("validation",)),
     "catalog: two bands": Case(entry(bands=[1, 2]), SETTINGS, ("bands", "three")),
     "catalog: band 0": Case(entry(bands=[0, 1, 2]), SETTINGS, ("bands", "from 1")),
-    "catalog: range upside down": Case(entry(value_range=[9, 1]), SETTINGS, ("value_range", "lo < hi")),
+    "catalog: range upside down": Case(entry(value_range=[9, 1]), SETTINGS, ("value_range", "rising")),
     "catalog: nodata in words": Case(entry(nodata="black"), SETTINGS, ("nodata", "black")),
     "catalog: pattern": Case(entry(scene="(("), SETTINGS, ("scene", "((")),
     "catalog: a pattern that looks ahead": Case(
@@ -286,9 +286,24 @@ CASES = {
         text("params.yaml", "preset: a\npresets: {a: {recipes: {town: 5}}}"), TRAINING, ("recipes.town", "5")
     ),
     "params: numbers of an unknown recipe": Case(
-        text("params.yaml", "preset: a\npresets: {a: {recipes: {potsdam-rbg: {lr: 0.1}}}}"),
-        "plan",
-        ("'potsdam-rbg'", "'potsdam-rgb'"),
+        text("params.yaml", "preset: a\npresets: {a: {recipes: {twon: {lr: 0.1}}}}"),
+        TRAINING,
+        ("'twon'", "'town'"),
+    ),
+    "params: numbers of an unknown recipe of another preset": Case(
+        text("params.yaml", "preset: a\npresets: {a: {}, b: {recipes: {potsdam-rbg: {lr: 0.1}}}}"),
+        "evaluate town --catalog catalog.yaml",
+        ("presets.b.recipes", "'potsdam-rbg'", "'potsdam-rgb'"),
+    ),
+    "params: dvc's unknown recipe": Case(
+        text("params.yaml", "preset: a\npresets: {a: {}}\ndvc: {recipes: [potsdam-rbg]}"),
+        "settings",
+        ("dvc.recipes", "'potsdam-rbg'", "'potsdam-rgb'"),
+    ),
+    "params: a misspelt style of training": Case(
+        text("params.yaml", "preset: a\npresets: {a: {train: {stlye: {alpha: 0.1}}}}"),
+        "styles coverage",
+        ("presets.a.train", "'stlye'", "'style'"),
     ),
     "params: a date where a number should be": Case(
         numbers(lr=date(2026, 1, 1)), "pipeline compile benchmark -o out.yaml", ("presets.mine.train", "lr")

@@ -87,7 +87,7 @@ def test_combinations_are_configurations_of_a_training(
     found = jobs(read_grid(path), params, catalog, tmp_path, path)
     assert len(found) == 2 * 2 * 2 and len({job.folder for job in found}) == 8
     assert [job.seed for job in found[:4]] == [0] * 4, "first one seed of everything"
-    config = step.train_config(found[-1], catalog)
+    config = step.config_of(found[-1].params, catalog.recipe(found[-1].recipe), found[-1].seed)
     assert (config.adapter, config.style.alpha, config.seed) == ("none", 0.9, 1)
     assert (config.style.block_px, config.ablation) == (16, "+style")
     assert Cell({"backbone": "../weights/a.safetensors", "lr": 0.1}).label == "backbone a, lr 0.1"

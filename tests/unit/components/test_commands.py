@@ -15,7 +15,7 @@ from released import write_released
 from results_factory import write_benchmark
 
 from crossearth.components.convert import step as convert
-from crossearth.components.ingest.preview import GAP_PX, LINE_PX
+from crossearth.components.runtime.pictures import GAP_PX, LINE_PX
 from crossearth.data.catalog.domains import Catalog
 from crossearth.model.crossearth import CrossEarth, tiny_config
 from crossearth.model.weights.names import to_released
@@ -85,7 +85,7 @@ def test_labels_are_looked_at_before_anything_is_ingested(typed: Typed, tmp_path
     assert not (tmp_path / "artifacts/domains").exists()
     with Image.open(drawn[1]) as picture:
         image, labelled = (
-            np.asarray(picture)[LINE_PX:][:256, left : left + 256] for left in (GAP_PX, 256 + 2 * GAP_PX)
+            np.asarray(picture)[LINE_PX:][:256, left : left + 256] for left in (0, 256 + GAP_PX)
         )
     scene, mask = draw(0)
     assert (image[::4, ::4].transpose(2, 0, 1) == scene).all()

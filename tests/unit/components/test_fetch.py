@@ -241,12 +241,9 @@ def test_too_little_disk(publisher: Publisher, tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_is_not_offered_openly_is_listed_with_page_and_size(tmp_path: Path) -> None:
-    (item,) = by_hand(["city"], catalog(tmp_path, "https://city.org/x"), tmp_path)
-    assert (item.title, item.homepage, item.licence, item.file, item.size_gb) == (
-        *("City", "https://city.org", "ask", "Test.zip"),
-        2.5,
-    )
-    assert item.folder == tmp_path / "city"
+    ((dataset, archive),) = by_hand(["city"], catalog(tmp_path, "https://city.org/x"))
+    assert (dataset.title, dataset.homepage, dataset.licence) == ("City", "https://city.org", "ask")
+    assert (archive.name, archive.download_gb) == ("Test.zip", 2.5)
 
 
 def test_the_benchmarks_open_archives_have_checksums() -> None:
@@ -254,4 +251,4 @@ def test_the_benchmarks_open_archives_have_checksums() -> None:
     offered = [archive for dataset in known.datasets.values() for archive in dataset.archives if archive.url]
     assert {archive.name for archive in offered} >= {"Train.zip", "Val.zip"}
     assert all(archive.md5 for archive in offered)
-    assert {item.file for item in by_hand(["potsdam-rgb"], known, Path())} >= {"5_Labels_all_noBoundary.zip"}
+    assert {archive.name for _, archive in by_hand(["potsdam-rgb"], known)} >= {"5_Labels_all_noBoundary.zip"}

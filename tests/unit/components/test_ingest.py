@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,15 @@ import pytest
 import rasterio
 import rasterio.shutil
 from own_domain import NAME, catalog, draw, own_domain, save, tree
+from PIL import ExifTags, Image
+from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from crossearth.components.ingest import step
 from crossearth.components.ingest.scene import Plan
 from crossearth.components.ingest.sources import SceneSource
-from crossearth.components.ingest.step import IngestConfig, domains_named, ingest
+from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common import files
@@ -199,6 +203,20 @@ def test_metres_per_pixel_are_the_grounds(
 PLACE = {"crs": "EPSG:32633", "transform": from_origin(300_000, 5_000_000, 0.5, 0.5)}
 
 
+def control_points(left: float) -> dict[str, Any]:
+    """PLACE, or that beside it, as ground control points say it."""
+    corners = [(0, 0), (0, 64), (64, 0), (64, 64)]
+    points = [GroundControlPoint(row, col, left + col / 2, 5e6 - row / 2) for row, col in corners]
+    return {"gcps": points, "crs": "EPSG:32633"}
+
+
+def rpcs(lon: float) -> RPC:
+    """Of a camera right above: samples go with longitude, lines against latitude, a hundredth of a degree."""
+    one = [1.0] + [0.0] * 19
+    east, south = [0.0, 1.0] + [0.0] * 18, [0.0, 0.0, -1.0] + [0.0] * 17
+    return RPC(0, 1, 50, 0.01, one, south, 32, 32, lon, 0.01, one, east, 32, 32)
+
+
 def placed(town: Path, **place: Any) -> None:
     """The first scene with a georeference, and its mask with another."""
     image, mask = draw(0)
@@ -215,8 +233,9 @@ def placed(town: Path, **place: Any) -> None:
         {"crs": "EPSG:32633"},
         PLACE | {"transform": from_origin(300_000.25, 5_000_000.25, 0.5, 0.5)},
         PLACE | {"crs": "EPSG:25833"},
+        control_points(300_000),
     ],
-    ids=["the same", "none", "a CRS alone", "half a pixel off", "a CRS of another name"],
+    ids=["the same", "none", "a CRS alone", "half a pixel off", "a CRS of another name", "control points"],
 )
 def test_a_mask_lies_where_its_image_does_or_says_nothing(place: dict[str, Any], town: Path) -> None:
     placed(town, **place)
@@ -310,10 +329,10 @@ def test_unknown_labels_can_be_ignored(town: Path) -> None:
 
 def test_names_of_datasets_and_domains() -> None:
     benchmark = load_catalog()
-    assert [domain.name for domain in domains_named("potsdam", benchmark)] == ["potsdam-rgb", "potsdam-irrg"]
-    assert [domain.name for domain in domains_named("casid-sub", benchmark)] == ["casid-sub"]
+    assert [domain.name for domain in benchmark.domains_named("potsdam")] == ["potsdam-rgb", "potsdam-irrg"]
+    assert [domain.name for domain in benchmark.domains_named("casid-sub")] == ["casid-sub"]
     with pytest.raises(InputError, match="'potsdam-rgb'"):
-        domains_named("potsdam-rbg", benchmark)
+        benchmark.domains_named("potsdam-rbg")
 
 
 # --- wrong input: one clear error, nothing left behind
@@ -322,6 +341,19 @@ def test_names_of_datasets_and_domains() -> None:
 def jpeg_label(town: Path) -> None:
     (town / "masks" / "scene_3.png").unlink()
     save(town / "masks" / "scene_3.jpg", draw(3)[1] * 255)
+
+
+def turned(town: Path) -> None:
+    image = Image.fromarray(draw(3)[0].transpose(1, 2, 0))
+    exif = image.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    (town / "images" / "scene_3.tif").unlink()
+    image.save(town / "images" / "scene_3.jpg", exif=exif)
+
+
+def described(path: Path, *names: str) -> None:
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = names
 
 
 def truncated(town: Path) -> None:
@@ -428,6 +460,25 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         r"scene_3\.png: not an image",
     ),
     "jpeg label": (jpeg_label, {}, r"scene_3\.jpg: a label compressed with loss"),
+    "image turned by its EXIF": (
+        turned,
+        {},
+        r"scene_3\.jpg: an image that viewers turn \(EXIF orientation 6",
+    ),
+    **{
+        f"lossy label: {compression}": (
+            lambda town, options=options: (
+                (town / "masks" / "scene_3.png").unlink()
+                or save(town / "masks" / "scene_3.tif", np.repeat(draw(3)[1][None], 3, 0), **options)
+            ),
+            {},
+            r"scene_3\.tif: a label compressed with loss",
+        )
+        for compression, options in (
+            ("WebP", {"compress": "webp", "webp_level": 50}),
+            ("LERC", {"compress": "lerc", "max_z_error": 2}),
+        )
+    },
     "jpeg in tiff": (
         lambda town: (
             save(town / "masks" / "scene_3.png", draw(3)[1])
@@ -439,27 +490,50 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     ),
     **{
         f"mask {case}": (
-            lambda town, change=change: placed(town, **PLACE | change),
+            lambda town, place=place: placed(town, **place),
             {},
             rf"scene_0\.tif: a label at {words}.*\), for an image at EPSG:32633 \(300000, 4999968, 300032, "
             r"5000000\)\n  expected: the place of .*images/scene_0\.tif",
         )
-        for case, change, words in (
-            ("in another zone", {"crs": "EPSG:32632"}, r"EPSG:32632 \(300000,"),
-            ("beside", {"transform": from_origin(300_001, 5_000_000, 0.5, 0.5)}, r"EPSG:32633 \(300001,"),
+        for case, place, words in (
+            ("in another zone", PLACE | {"crs": "EPSG:32632"}, r"EPSG:32632 \(300000,"),
+            (
+                "beside",
+                PLACE | {"transform": from_origin(300_001, 5_000_000, 0.5, 0.5)},
+                r"EPSG:32633 \(300001,",
+            ),
             (
                 "of larger pixels",
-                {"transform": from_origin(300_000, 5_000_000, 0.6, 0.6)},
+                PLACE | {"transform": from_origin(300_000, 5_000_000, 0.6, 0.6)},
                 r"EPSG:32633 \(300000, 4999961\.6, 300038\.4,",
             ),
-            ("by a world file alone", {"crs": None, "transform": from_origin(7, 9, 2, 2)}, r"no CRS \(7,"),
+            ("by a world file alone", {"transform": from_origin(7, 9, 2, 2)}, r"no CRS \(7,"),
             (
                 "upside down",
-                {"transform": from_origin(300_000, 4_999_968, 0.5, -0.5)},
-                r"EPSG:32633 \(300000, 5000000,",
+                PLACE | {"transform": from_origin(300_000, 4_999_968, 0.5, -0.5)},
+                r"EPSG:32633 \(300000, 4999968,",
             ),
+            ("by ground control points", control_points(300_001), r"EPSG:32633 \(300001,"),
         )
     },
+    "both placed by ground control points, apart": (
+        lambda town: (
+            save(town / "images" / "scene_3.tif", draw(3)[0], **control_points(300_000))
+            or (town / "masks" / "scene_3.png").unlink()
+            or save(town / "masks" / "scene_3.tif", draw(3)[1], **control_points(900_000))
+        ),
+        {},
+        r"scene_3\.tif: a label at EPSG:32633 \(900000, .* for an image at EPSG:32633 \(300000,",
+    ),
+    "both placed by RPCs, apart": (
+        lambda town: (
+            save(town / "images" / "scene_3.tif", draw(3)[0], rpcs=rpcs(10))
+            or (town / "masks" / "scene_3.png").unlink()
+            or save(town / "masks" / "scene_3.tif", draw(3)[1], rpcs=rpcs(11))
+        ),
+        {},
+        r"scene_3\.tif: a label at EPSG:4326 \(10\.9",
+    ),
     "mask placed by its aux.xml": (
         lambda town: (
             save(town / "images" / "scene_3.tif", draw(3)[0], **PLACE)
@@ -470,6 +544,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         ),
         {},
         r"scene_3\.png: a label at EPSG:32633 \(300000, 8999968,",
+    ),
+    "an aux.xml that is none": (
+        lambda town: (town / "images" / "scene_3.tif.aux.xml").write_text("<PAMDataset><SRS>EPSG:32633</SR"),
+        {},
+        r"scene_3\.tif\.aux\.xml: not XML",
     ),
     "both placed by world files, apart": (
         lambda town: (
@@ -509,6 +588,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         lambda town: save(town / "images" / "scene_3.tif", draw(3)[0][:2]),
         {},
         r"scene_3\.tif: an image of 2 bands\n  expected: at least 3",
+    ),
+    "bands that the file names otherwise": (
+        lambda town: described(town / "images" / "scene_3.tif", "Blue", "Green", "Red"),
+        {},
+        r"scene_3\.tif: bands that the file names blue, green, red\n.*\n.* red: 3, green: 2, blue: 1",
     ),
     "band beyond the file": (lambda town: None, {"bands": [4, 2, 1]}, r"of 3 bands\n  expected: at least 4"),
     "one name twice": (
@@ -574,7 +658,7 @@ def test_a_domain_of_the_datasets_name_leaves_the_others_of_the_dataset(town: Pa
     domains = {name: {"dataset": "city", **split} for name in ("city", "city-small")}
     (town / "city.yaml").write_text(json.dumps({"datasets": {"city": {"title": "City"}}, "domains": domains}))
     known = load_catalog([town / "city.yaml"], town)
-    assert [domain.name for domain in domains_named("city", known)] == ["city", "city-small"]
+    assert [domain.name for domain in known.domains_named("city")] == ["city", "city-small"]
     for name in ("city-small", "city"):
         ingest([name], known, town / "archives", town / "domains", ONE)
         small = town / "domains" / "city" / "city-small"
@@ -583,18 +667,21 @@ def test_a_domain_of_the_datasets_name_leaves_the_others_of_the_dataset(town: Pa
     assert sorted(path.name for path in small.parent.iterdir()) == ["city", "city-small"]
 
 
-def test_a_domain_in_an_earlier_versions_place_is_named_with_the_way_to_move_it(town: Path) -> None:
-    path = run(town)
-    before, dataset = tree(path), path.parent
-    for each in path.iterdir():
-        each.rename(dataset / each.name)
-    path.rmdir()
-    with pytest.raises(InputError, match="layout of an earlier version") as caught:
-        run(town)
-    subprocess.run(str(caught.value).partition("next: ")[2], shell=True, check=True)
-    assert tree(path) == before
-    assert [each.name for each in dataset.iterdir()] == [NAME]
-    run(town)
+def test_a_label_of_jpeg_2000_without_loss_is_taken(town: Path) -> None:
+    (town / "masks" / "scene_7.png").unlink()
+    mask = town / "masks" / "scene_7.jp2"
+    save(mask, draw(7)[1], driver="JP2OpenJPEG", reversible="yes", quality=100)
+    _, test = manifests(run(town))
+    assert sum(row["class_pixels"][1] for row in test.rows if row["scene"] == "scene_7") > 0
+
+
+def test_an_accent_is_the_same_letter_however_a_disk_writes_it(town: Path) -> None:
+    for folder, suffix, form in (("images", ".tif", "NFC"), ("masks", ".png", "NFD")):
+        name = unicodedata.normalize(form, f"Süd{suffix}")
+        (town / folder / f"scene_7{suffix}").rename(town / folder / name)
+    split_file(*EVERY[:7], unicodedata.normalize("NFD", "SÜD.tif,test"))(town)
+    _, test = manifests(run(town, split="split.csv"))
+    assert {row["scene"] for row in test.rows} == {"scene_6", "Süd"}
 
 
 def test_too_little_disk_is_seen_before_anything_is_written(

@@ -403,6 +403,7 @@ def test_an_arrays_nodata_is_nodata(network: CrossEarth, tmp_path: Path) -> None
         (DEEP, COARSE / 255, "an array of float64"),
         (REAL, COARSE.astype(np.float32) * 20, "values 20 to 5100, of which the range 0 to 1 leaves nothing"),
         (REAL, COARSE.astype(np.float32) * 1e-6, "leaves nothing"),
+        (REAL, COARSE.astype(np.float32) / 66_000, "leaves nothing"),  # two levels of 256 are left
         (replace(DEEP, tagged=True), COARSE.astype(np.uint16), "expected: floating-point values after scale"),
         (replace(BYTES, fit_px=48), COARSE, "64 x 64 px\n  expected: a longer side of 48 px"),
         (BYTES, COARSE[..., :2], r"\(H, W, 3\)"),

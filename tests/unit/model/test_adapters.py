@@ -14,7 +14,7 @@ from torch import Tensor
 from crossearth.data.common.errors import InputError
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny, taps_of
 from crossearth.model.inference import predict_labels
-from crossearth.model.layers.backbone import fit_state, plain_vit
+from crossearth.model.layers.backbone import fit_state, plain_vit, published_names
 from crossearth.model.layers.lora import LoraConfig
 from crossearth.model.training.multitask import (
     BRANCHES,
@@ -43,6 +43,7 @@ FAMILIES = [
     ("vit_base_patch16_224", 1),  # no LayerScale
     ("vit_base_patch16_siglip_224", 0),  # no class token
     ("vit_base_patch16_rope_mixed_224", 1),  # other rotations in each block
+    ("eva02_base_patch14_224", 1),  # rotations that are computed from bands
 ]
 META = {"classes": ["a", "b", "c"], "palette": ["#000000"] * 3, "provenance": "own"}
 
@@ -288,7 +289,7 @@ def published_weights(folder: Path, architecture: str, name: str, **sizes: Any) 
 
 
 def described(path: Path, source: str = "") -> Any:
-    return describe(read_backbone(path), path, source or str(path))
+    return describe(read_backbone(path, shapes_only=True), path, source or str(path))
 
 
 @pytest.mark.parametrize(
@@ -324,6 +325,7 @@ def test_sizes_of_an_unnamed_file_are_taken_from_its_parameters(
         ("vit_small_patch16_dinov3.lvd1689m", "vit_small_patch16_dinov3", 123.675, "dinov3-license"),
         ("vit_base_patch14_reg4_dinov2.lvd142m", "vit_base_patch14_reg4_dinov2", 123.675, "apache-2.0"),
         ("vit_base_patch16_224.augreg_in21k", "vit_base_patch16_224", 127.5, "apache-2.0"),
+        ("eva02_tiny_patch14_224.mim_in22k", "eva02_tiny_patch14_224", 122.771, "mit"),
     ],
 )
 def test_named_weights_bring_their_normalisation_and_licence(
@@ -380,3 +382,10 @@ def test_weights_that_are_not_what_their_name_says_are_refused(tmp_path: Path) -
 def test_a_name_that_timm_does_not_publish_is_refused_before_any_network(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"vit_small_patch16_dinov3\.lvd1689m"):
         fetch_backbone("vit_small_patch16_dinov3.lvd1689", tmp_path)
+
+
+def test_the_weights_that_are_offered_are_of_plain_vits() -> None:
+    architectures = {name.partition(".")[0] for name in published_names()}
+    assert {DINOV2, DINOV3, "eva02_large_patch14_448", "vit_base_patch16_siglip_224"} <= architectures
+    others = ("mobilevit_s", "levit_128", "vit_base_r50_s16_224", "vitamin_base_224", "davit_base")
+    assert not architectures & {*others}
