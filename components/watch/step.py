@@ -28,6 +28,7 @@ from pydantic import PositiveInt
 from rasterio.errors import NotGeoreferencedWarning
 
 from crossearth.components.evaluate.results import metric_name
+from crossearth.components.predict.remote import Source, raster_of
 from crossearth.components.predict.sliding import Loaded, Precision, load_network, window_scores
 from crossearth.components.predict.step import scene_files
 from crossearth.components.predict.strips import Bands, Gsd, Scene, open_scene, open_view
@@ -140,7 +141,7 @@ class Watched:
 
 
 def watch(
-    scenes: Sequence[str | Path],
+    scenes: Sequence[str | Source],
     model: Path,
     out_dir: Path,
     config: WatchConfig = WatchConfig(),  # noqa: B008 frozen
@@ -171,8 +172,9 @@ def watch(
     used = f"{choose_device(config.device)}: batch_size {batch}, precision {config.precision}"
     with gdal(), warnings.catch_warnings(), enough_memory(model, used, "choose another --device"):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        for path in scene_files(scenes, config.bands):
+        for source in scene_files(scenes, config.bands):
             try:
+                path = raster_of(source)
                 readable.append(open_scene(path, trained, config.bands, config.value_range, own, config.gsd))
             except InputError as error:
                 errors.append(error)
