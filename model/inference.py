@@ -99,26 +99,25 @@ def slide(
     """
     rows, columns = windows.size
     sums_BKHW: Tensor | None = None
-    weight_hw = windows.profile(0)[:, None] * windows.profile(1) if windows.bump else None
+    weight_hw = windows.profile(0)[:, None] * windows.profile(1)
     begun: int | None = None  # the buffer's first row
+    done = 0  # of its rows
     for strip in strips:
-        begun = strip.top if begun is None else begun
+        begun = strip.top if begun is None else begun + done
         images, _, height, width = strip.image.shape
         room = strip.top + height - begun
         if sums_BKHW is not None:
-            sums_BKHW = F.pad(sums_BKHW, (0, 0, 0, room - sums_BKHW.shape[2]))
+            sums_BKHW = _moved_up(sums_BKHW, done, room)
         for chosen in in_batches(strip.corners, max(1, batch_size // images)):
             places = [(y - strip.top, x - strip.left) for y, x in chosen]
             crops = [strip.image[..., y : y + rows, x : x + columns] for y, x in places]
             scores = score(torch.cat(crops)).float()
             if sums_BKHW is None:
                 sums_BKHW = scores.new_zeros(images, scores.shape[1], room, width)
-            if weight_hw is not None:
-                weight_hw = weight_hw.to(scores.device)
-                scores = scores * weight_hw
+            weight_hw = weight_hw.to(scores.device)
             down = strip.top - begun
             for (y, x), part_BKhw in zip(places, scores.split(images), strict=True):
-                sums_BKHW[..., y + down : y + down + rows, x : x + columns] += part_BKhw
+                sums_BKHW[..., y + down : y + down + rows, x : x + columns].addcmul_(part_BKhw, weight_hw)
         done = strip.finished - begun
         if sums_BKHW is None:
             yield begun, None
@@ -126,8 +125,17 @@ def slide(
             total_H = windows.total(0, begun, strip.finished).to(sums_BKHW.device)
             total_W = windows.total(1, strip.left, strip.left + width).to(sums_BKHW.device)
             yield begun, sums_BKHW[:, :, :done].div_(total_H[:, None] * total_W)
-            sums_BKHW = sums_BKHW[:, :, done:].clone()
-        begun = strip.finished
+
+
+def _moved_up(sums_BKHW: Tensor, done: int, room: int) -> Tensor:
+    """The rows below the first `done`, then zeros, at least `room` rows in all: in place where they fit."""
+    rest_BKHW = sums_BKHW[:, :, done:].clone()
+    kept = rest_BKHW.shape[2]
+    if room > sums_BKHW.shape[2]:
+        return F.pad(rest_BKHW, (0, 0, 0, room - kept))
+    sums_BKHW[:, :, :kept] = rest_BKHW
+    sums_BKHW[:, :, kept:] = 0
+    return sums_BKHW
 
 
 def in_batches(corners: Sequence[Corner], most: int) -> Iterator[Sequence[Corner]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,23 @@ from crossearth.components.runtime.places import MODELS, SCORES
 from crossearth.data.common.errors import InputError
 
 MAPS_IN_FULL = 5  # whose areas are printed
+
+
+@contextmanager
+def opened(model: str) -> Iterator[tuple[Path, Path | None]]:
+    """A model by what the user calls it: a path, or models:/NAME@ALIAS of the registry.
+
+    Yields:
+        Its folder or file, and the file of its shared backbone where the registry has it apart.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    from crossearth.components.register.registry import open_model
+
+    with open_model(model) as (path, backbone):
+        expect_model(path)
+        yield path, backbone
 
 
 def expect_model(model: Path) -> None:

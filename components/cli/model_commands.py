@@ -11,13 +11,13 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
 from rich.markdown import Markdown
 
-from crossearth.components.cli.mapping import MAPS_IN_FULL, expect_model, print_areas, tell, warn_of
+from crossearth.components.cli.mapping import MAPS_IN_FULL, opened, print_areas, tell, warn_of
 from crossearth.components.cli.terminal import (
     AsCsv,
     AsJson,
@@ -47,9 +47,6 @@ from crossearth.components.runtime.places import (
     seed_suffix,
     style_weights_dir,
 )
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 app = typer.Typer()
 models_app = typer.Typer(help="The models that there are, here and in the registry.")
@@ -425,18 +422,18 @@ def export(
     """Write a model as one file for other programs: ONNX (QGIS with Deepness), or a graph of torch."""
     from crossearth.components.export.step import ExportConfig
     from crossearth.components.export.step import export as run
-    from crossearth.components.register.registry import open_model
     from crossearth.data.common.config import load_config
 
     _, loaded = inputs(None, catalog)
     config = load_config(ExportConfig, {"format": format_}, "export")
     name = _file_name(model)
-    with open_model(model) as (folder, shared):
+    with opened(model) as (folder, shared):
         config = replace(config, backbone=backbone or shared)
         written = run(folder, name, file or EXPORT / f"{name}.{format_}", config, loaded)
-    load = "onnxruntime.InferenceSession" if format_ == "onnx" else "torch.export.load"
     done(written, "")
-    out.print(f"for QGIS's plugin Deepness, or {load}({str(written)!r})", highlight=False, soft_wrap=True)
+    deepness = "QGIS's plugin Deepness, or "
+    how = f"{deepness}onnxruntime.InferenceSession" if format_ == "onnx" else "torch.export.load"
+    out.print(f"for {how}({str(written)!r})", highlight=False, soft_wrap=True)
 
 
 def _file_name(model: str) -> str:
@@ -542,8 +539,6 @@ def predict(
     shard: ShardOption = "0/1",
 ) -> None:
     """Map scenes of any size: Cloud Optimized GeoTIFF, preview and areas per class."""
-    from contextlib import nullcontext
-
     from crossearth.components.predict.step import PredictConfig
     from crossearth.components.predict.step import predict as run
     from crossearth.data.common.config import load_config
@@ -551,11 +546,6 @@ def predict(
     from crossearth.data.common.files import read_json
     from crossearth.data.common.shards import Shard
 
-    found: AbstractContextManager[tuple[Path, Path | None]] = nullcontext((Path(model), None))
-    if model.startswith(("models:/", "runs:/")):
-        from crossearth.components.register.registry import fetch_model
-
-        found = fetch_model(model)
     options = {
         "bands": _bands(bands),
         "value_range": parse_numbers("--value-range", value_range),
@@ -575,8 +565,7 @@ def predict(
         "simplify_px": simplify,
         "classes": None if classes is None else [name.strip() for name in classes.split(",")],
     }
-    with found as (folder, shared):
-        expect_model(folder)
+    with opened(model) as (folder, shared):
         warn_of(folder)
         config = load_config(PredictConfig, options | {"backbone": backbone or shared}, "predict")
         try:
@@ -618,18 +607,11 @@ def watch(
     as_csv: AsCsv = False,
 ) -> None:
     """Say whether new scenes are like what a model has seen: styles, bands, confidence."""
-    from contextlib import nullcontext
-
     from crossearth.components.watch.step import WatchConfig, view
     from crossearth.components.watch.step import watch as run
     from crossearth.data.common.config import load_config
     from crossearth.data.common.errors import PartlyDoneError
 
-    found: AbstractContextManager[tuple[Path, Path | None]] = nullcontext((Path(model), None))
-    if model.startswith(("models:/", "runs:/")):
-        from crossearth.components.register.registry import fetch_model
-
-        found = fetch_model(model)
     options = {
         "bands": _bands(bands),
         "value_range": parse_numbers("--value-range", value_range),
@@ -637,7 +619,7 @@ def watch(
         "windows": windows,
         "device": device,
     }
-    with found as (model_dir, shared):
+    with opened(model) as (model_dir, shared):
         config = load_config(WatchConfig, options | {"backbone": backbone or shared}, "watch")
         watched = run(scenes, model_dir, folder, config, weights_dir=style_weights_dir())
     if print_view(view(watched), as_json, as_csv):

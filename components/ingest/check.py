@@ -20,6 +20,7 @@ from crossearth.components.runtime.places import PREVIEWS
 from crossearth.data.catalog.domains import Catalog, ClassSet, Domain
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.files import atomic_dir
+from crossearth.data.common.spaced import evenly
 from crossearth.data.raster.reading import thinned_size
 
 SIDE_PX = 768
@@ -68,8 +69,7 @@ def _check_domain(
     with TemporaryDirectory() as work, atomic_dir(target) as folder:
         sources = find_scenes(domain, Path(archives_dir) / domain.dataset, Path(work) / "unpacked")
         plan = Plan.of(domain, catalog, config.tile_px, sources[0])
-        steps = np.linspace(0, len(sources) - 1, min(number, len(sources)))
-        for source in [sources[round(step)] for step in steps]:
+        for source in evenly(sources, number):
             ingest_scene(plan, Path(work), source)
             _draw(Path(work), source, class_set).save(folder / f"{source.split}_{source.name}.png")
     return sorted(target.iterdir())

@@ -13,6 +13,7 @@ from crossearth.components.runtime.tracking import start_run
 from crossearth.data.catalog.domains import Catalog, ClassSet
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.files import atomic_path, digest
+from crossearth.data.common.spaced import evenly
 from crossearth.data.tiles.manifest import Manifest, read_domain, read_image, read_label
 
 EXPERIMENT = "crossearth-data"
@@ -65,8 +66,7 @@ def log_preview(domain: str, catalog: Catalog, domains_dir: Path, out_dir: Path)
 
 def _split_strip(manifest: Manifest, class_set: ClassSet | None) -> NDArray[np.uint8]:
     """A title, a row of tiles, and a row of the same tiles under their labels."""
-    steps = np.linspace(0, len(manifest) - 1, min(TILES_PER_SPLIT, len(manifest)))
-    chosen = sorted({round(step) for step in steps})
+    chosen = evenly(range(len(manifest)), TILES_PER_SPLIT)
     images = [read_image(manifest, index).transpose(1, 2, 0) for index in chosen]
     rows = [_row(images, Image.Resampling.BILINEAR)]
     if class_set is not None:

@@ -14,6 +14,7 @@ from crossearth.data.annotations.opening import named_shapes, open_labels
 from crossearth.data.catalog.domains import Domain, Masks
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
+from crossearth.data.common.spaced import evenly
 from crossearth.data.raster.pixel_area import pixel_side_m
 from crossearth.data.raster.reader import Raster, gdal, open_raster
 from crossearth.data.raster.reading import Reading, thinned_size
@@ -58,7 +59,7 @@ def image_facts(sources: Sequence[SceneSource]) -> ImageFacts:
     Raises:
         InputError: a file that cannot be read.
     """
-    chosen = _spread(sources)
+    chosen = evenly(sources, LOOKED_AT)
     found = ImageFacts(len(sources), len(chosen))
     sides, ranges = [], []
     for source in chosen:
@@ -93,7 +94,7 @@ def raw_values(masks: Masks, sources: Sequence[SceneSource]) -> Counter[Raw]:
         InputError: labels that cannot be read.
     """
     found: Counter[Raw] = Counter()
-    for source in _spread(sources):
+    for source in evenly(sources, LOOKED_AT):
         if source.label is None:
             continue
         if masks.form == "class_folders":
@@ -152,7 +153,7 @@ def _values(label: Raster, band: int | None) -> dict[Raw, int]:
 def class_shares(domain: Domain, sources: Sequence[SceneSource]) -> Mapping[int, float]:
     """Share of the px that each class id, and 255 = ignored, has in the labels that were looked at."""
     counts = np.zeros(IGNORE + 1, np.int64)
-    for source in _spread(sources):
+    for source in evenly(sources, LOOKED_AT):
         if source.label is None or domain.labels is None:
             continue
         with gdal(), open_raster(source.image) as image:
@@ -160,8 +161,3 @@ def class_shares(domain: Domain, sources: Sequence[SceneSource]) -> Mapping[int,
             with open_labels(source.label, domain.masks, domain.labels, "error", image) as (labels, _):
                 counts += np.bincount(labels.read(None, size).ravel(), minlength=IGNORE + 1)
     return {id: float(count) / max(1, counts.sum()) for id, count in enumerate(counts) if count}
-
-
-def _spread(sources: Sequence[SceneSource]) -> list[SceneSource]:
-    steps = np.linspace(0, len(sources) - 1, min(LOOKED_AT, len(sources)))
-    return [sources[round(step)] for step in steps]

@@ -30,12 +30,8 @@ class Parts:
         """The parts of a map."""
         return cls(target.with_name(f".{target.name}.parts"))
 
-    def begin(self, identity: Mapping[str, Any]) -> int:
-        """Keeps the parts of an earlier run of the same identity, and none of another.
-
-        Returns:
-            How many there are.
-        """
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Keeps the parts of an earlier run of the same identity, and none of another."""
         plain = json.loads(json.dumps(identity, default=str))
         try:
             same = read_json(self.folder / IDENTITY) == plain
@@ -51,7 +47,6 @@ class Parts:
         found = len(list(self.folder.glob("*.zip")))
         if found:
             log.warning("%s: goes on with %d parts of an earlier run", self.folder, found)
-        return found
 
     def remove(self) -> None:
         """Removes all of it."""
@@ -80,10 +75,6 @@ class Parts:
         """What was stored of a part."""
         with np.load(self._path(strip, panel), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-
-    def count(self) -> int:
-        """How many there are."""
-        return sum(1 for _ in self.folder.glob("*.zip"))
 
     def _path(self, strip: int, panel: int) -> Path:
         return self.folder / f"{strip}-{panel}.zip"

@@ -2,15 +2,15 @@
 
 from base64 import b64encode
 from collections.abc import Mapping
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
+
+from crossearth.components.runtime.pages import render
 
 TEMPLATE = "quick_look.html"
 QUALITY = 85
@@ -26,22 +26,18 @@ def write_quick_look(
         preview: the map's PNG.
         report: the map's report, for the legend.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["hectares"] = _hectares
-    template = environment.from_string(
-        files("crossearth.components.predict").joinpath(TEMPLATE).read_text("utf-8")
-    )
     buffer = BytesIO()
     Image.fromarray(image_HW3).save(buffer, "WEBP", quality=QUALITY, method=0)
-    page = template.render(
-        report=report,
-        classes=[each | {"colour": colour} for each, colour in zip(report["classes"], palette, strict=True)],
-        size=image_HW3.shape[1::-1],
-        image=_uri("image/webp", buffer.getvalue()),
-        overlay=_uri("image/png", preview.read_bytes()),
-    )
+    values = {
+        "report": report,
+        "classes": [
+            each | {"colour": colour} for each, colour in zip(report["classes"], palette, strict=True)
+        ],
+        "size": image_HW3.shape[1::-1],
+        "image": _uri("image/webp", buffer.getvalue()),
+        "overlay": _uri("image/png", preview.read_bytes()),
+    }
+    page = render("predict", TEMPLATE, values, {"hectares": _hectares})
     path.write_text(page, encoding="utf-8")
 
 

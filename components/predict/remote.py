@@ -1,11 +1,11 @@
 """Scenes that lie on servers, and STAC items: which raster an address or an item stands for."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -34,7 +34,40 @@ class Band:
     index: int
 
 
-def is_remote(scene: str | Path) -> bool:
+@dataclass(frozen=True)
+class Pending:
+    """A scene whose raster is found when its turn comes: one that fails does not keep the others waiting.
+
+    Attributes:
+        where: how the user named it, an address without its query.
+        find: gives the raster, or raises an InputError.
+    """
+
+    where: str | Path
+    find: Callable[[], Path | Address] = field(compare=False)
+
+    def __str__(self) -> str:
+        return str(self.where)
+
+    @property
+    def stem(self) -> str:
+        """Its name without suffix."""
+        return PurePosixPath(self.where).stem
+
+
+Source = Path | Address | Pending
+
+
+def raster_of(source: Source) -> Path | Address:
+    """The raster of a scene.
+
+    Raises:
+        InputError: it cannot be found.
+    """
+    return source.find() if isinstance(source, Pending) else source
+
+
+def is_remote(scene: object) -> bool:
     """Whether a scene is an address of a server."""
     return isinstance(scene, str) and "://" in scene
 
@@ -59,6 +92,11 @@ def is_item(scene: str | Path) -> bool:
     """Whether a scene is named as a STAC item is."""
     path = urlsplit(scene).path if isinstance(scene, str) else scene.name
     return path.lower().endswith((".json", ".geojson"))
+
+
+def pending_item(item: str | Path, names: Sequence[str] | None) -> Pending:
+    """The scene of a STAC item; see `item_scene`."""
+    return Pending(_plain(item) if isinstance(item, str) else item, partial(item_scene, item, names))
 
 
 def item_scene(item: str | Path, names: Sequence[str] | None) -> Address | Path:
@@ -99,12 +137,10 @@ def _read(item: str | Path, where: str) -> dict[str, Any]:
         if isinstance(item, Path):
             text = item.read_bytes()
         elif urlsplit(item).scheme == "s3":
-            with TemporaryDirectory() as folder:
-                # boto3 comes with an extra that who only maps does not need
-                from crossearth.data.tiles.store import download
+            # boto3 comes with an extra that who only maps does not need
+            from crossearth.data.tiles.store import read_object
 
-                download(item, Path(folder) / "item.json")
-                text = (Path(folder) / "item.json").read_bytes()
+            text = read_object(item, MOST_BYTES)
         else:
             address_of(item)  # refuses what is not of a server
             with urlopen(item, timeout=TIMEOUT_S) as answer:  # noqa: S310

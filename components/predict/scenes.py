@@ -2,20 +2,21 @@
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
 from crossearth.components.pods.items import Item
 from crossearth.components.pods.workspace import ARTIFACTS, RUN, expect
+from crossearth.components.predict.remote import Pending, Source
 from crossearth.components.predict.step import PredictConfig, predict, refuse_clashes
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, read_json, sha256_file, write_json
 from crossearth.data.raster.names import LONE_SUFFIXES, RASTER_SUFFIXES, rasters_among, sidecar_names
 from crossearth.data.raster.reader import LONE_KINDS, harmless, rasters_in
-from crossearth.data.tiles.store import download, list_objects
+from crossearth.data.tiles.store import list_objects, mirror, read_object
 
 SCENES = ARTIFACTS / "scenes"
 SHARDS = RUN / "shards"
@@ -80,10 +81,15 @@ def predict_scenes(scenes: Sequence[str], model: str, out: str, config: dict[str
     return [str(written) for written in predict(local, Path(model), folder, settings, own=own)]
 
 
-def local_scenes(scenes: Sequence[str]) -> tuple[list[Path], bool]:
-    """Files of scenes, those of an object store fetched; and whether they are the user's own."""
+def local_scenes(scenes: Sequence[str]) -> tuple[list[Source], bool]:
+    """Scenes as `predict` takes them, and whether they are files of the user's own.
+
+    Those of an object store are fetched when their turn comes.
+    """
     stored = any(urlsplit(scene).scheme == "s3" for scene in scenes)  # all of one source
-    return [fetch_scene(scene) if stored else Path(scene) for scene in scenes], not stored
+    return [
+        Pending(scene, partial(fetch_scene, scene)) if stored else Path(scene) for scene in scenes
+    ], not stored
 
 
 def _scenes_in_store(source: str) -> list[str]:
@@ -93,15 +99,8 @@ def _scenes_in_store(source: str) -> list[str]:
         InputError: one is of a kind that is not read from a store.
     """
     prefix = f"{source.rstrip('/')}/"
-
-    def content(name: str) -> bytes:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "report.json"
-            download(prefix + name, path)
-            return path.read_bytes()
-
     names = [address.removeprefix(prefix) for address in list_objects(source) if address.startswith(prefix)]
-    found = rasters_among(names, content)
+    found = rasters_among(names, lambda name: read_object(prefix + name))
     for name in found:
         if not name.lower().endswith(LONE_SUFFIXES):
             raise InputError(
@@ -115,20 +114,27 @@ def _scenes_in_store(source: str) -> list[str]:
 
 
 def fetch_scene(address: str) -> Path:
-    """Brings an image of a store here, with the files beside it that are read with it."""
+    """Brings an image of a store here, with the files beside it that are read with it; keeps what is here."""
     parts = urlsplit(address)
     path = SCENES / parts.netloc / parts.path.lstrip("/")
-    download(address, path)
-    name = path.name
-    beside = sidecar_names(name)
-    for other in list_objects(address.removesuffix(PurePosixPath(address).suffix)):
-        other_name = other.removeprefix(address.removesuffix(name))
-        if other_name.lower() in beside:
+    mirror(address, path)
+    before = address.removesuffix(path.name)
+    beside = sidecar_names(path.name)
+    stored = {
+        other.removeprefix(before): other
+        for other in list_objects(address.removesuffix(PurePosixPath(address).suffix))
+        if other.removeprefix(before).lower() in beside
+    }
+    for here in path.parent.iterdir():
+        if here.name.lower() in beside and here.name not in stored:
+            here.unlink()  # gone from the store
+    for name, other in stored.items():
+        content = read_object(other)
+        if name.lower().endswith(".aux.xml"):
             # other pods read this folder: what points elsewhere never lies there, not even for a moment
-            with TemporaryDirectory() as folder, atomic_path(path.with_name(other_name)) as partial:
-                download(other, Path(folder) / "sidecar")
-                content = (Path(folder) / "sidecar").read_bytes()
-                partial.write_bytes(
-                    harmless(content, other) if other.lower().endswith(".aux.xml") else content
-                )
+            content = harmless(content, other)
+        sidecar = path.with_name(name)
+        if not sidecar.is_file() or sidecar.read_bytes() != content:
+            with atomic_path(sidecar) as unfinished:
+                unfinished.write_bytes(content)
     return path

@@ -35,7 +35,15 @@ from crossearth.components.predict.outputs import (
 )
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.quick_look import write_quick_look
-from crossearth.components.predict.remote import address_of, is_item, is_remote, item_scene
+from crossearth.components.predict.remote import (
+    Pending,
+    Source,
+    address_of,
+    is_item,
+    is_remote,
+    pending_item,
+    raster_of,
+)
 from crossearth.components.predict.sliding import Loaded, Plan, Precision, blocks, load_network, plan
 from crossearth.components.predict.strips import Bands, Gsd, Scene, View, open_scene
 from crossearth.components.runtime.code import code_digest
@@ -126,7 +134,7 @@ class PredictConfig:
 
 
 def predict(
-    scenes: Sequence[str | Path],
+    scenes: Sequence[str | Source],
     model: Path,
     out: Path,
     config: PredictConfig = PredictConfig(),  # noqa: B008 frozen
@@ -178,13 +186,15 @@ def predict(
         config.wanted.class_ids(meta["classes"])
         trained = trained_reading(meta)
         asked = _asked(config)
-        readable: list[Scene] = []
+        readable: list[tuple[Scene, Path]] = []
         errors: list[InputError] = []
-        for path in targets:
+        for source, target in targets.items():
             try:
+                path = raster_of(source)
+                _refuse_replaced({path}, target, config.wanted)
                 scene = open_scene(path, trained, config.bands, config.value_range, own, config.gsd, asked)
                 config.wanted.refuse_unplaced(scene.grid, path)
-                readable.append(scene)
+                readable.append((scene, target))
             except InputError as error:
                 errors.append(error)
         if not readable:
@@ -194,13 +204,12 @@ def predict(
         if config.jobs > 1:
             load = partial(_load, model, replace(config, batch_size=loaded.batch_size))
             team = stack.enter_context(Team.start(config.jobs, load, _devices(config.device)))
-        plans = [plan(scene, loaded.network.config, loaded.batch_size) for scene in readable]
+        plans = [plan(scene, loaded.network.config, loaded.batch_size) for scene, _ in readable]
         written: list[Path] = []
         progress = stack.enter_context(bar(MofNCompleteColumn(), "windows", TimeRemainingColumn()))
         task = progress.add_task("", total=sum(each.num_windows for each in plans))
-        for scene, how in zip(readable, plans, strict=True):
+        for (scene, target), how in zip(readable, plans, strict=True):
             progress.update(task, description=scene.path.name)
-            target = targets[scene.path]
             try:
                 _map(scene, how, target, loaded, team, config, partial(progress.advance, task))
                 written.append(target)
@@ -375,14 +384,14 @@ def _write_rows(
 
 
 def _targets(
-    scenes: Sequence[str | Path],
+    scenes: Sequence[str | Source],
     out: Path,
     bands: Sequence[int] | Sequence[str] | None,
     wanted: Wanted,
-) -> dict[Path | Address, Path]:
+) -> dict[Source, Path]:
     """The map's path per scene."""
     files = scene_files(scenes, bands)
-    single = len(files) == 1 and (is_remote(scenes[0]) or not Path(scenes[0]).is_dir()) and not out.is_dir()
+    single = len(files) == 1 and not _is_folder(scenes[0]) and not out.is_dir()
     if single and out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(
             "the map's name", where=out, expected="a name that ends in .tif, or a folder that exists"
@@ -399,20 +408,30 @@ def _targets(
             expected=f"{wanted.vector.suffix} alone: a file beside each map",
         )
     refuse_clashes(targets, wanted)
-    originals = {_one_name(file) for file in files if isinstance(file, Path)}
-    for file, target in targets.items():
-        for written in _written(target, wanted):
-            if _one_name(written) in originals:
-                raise InputError(
-                    f"the map's files would replace the scene {written}",
-                    where=file,
-                    next_step="choose another --out",
-                )
+    originals = {file.where if isinstance(file, Pending) else file for file in files}
+    for target in targets.values():
+        _refuse_replaced(originals, target, wanted)
         _refuse_foreign(target)
         vector = wanted.vector_of(target)
         if vector:
             refuse_foreign_vector(vector)
     return targets
+
+
+def _is_folder(scene: str | Source) -> bool:
+    return isinstance(scene, str | Path) and not is_remote(scene) and Path(scene).is_dir()
+
+
+def _refuse_replaced(originals: set[Any], target: Path, wanted: Wanted) -> None:
+    """Refuses a map one of whose files would take the place of a scene."""
+    names = {_one_name(each): each for each in originals if isinstance(each, Path)}
+    for written in _written(target, wanted):
+        if _one_name(written) in names:
+            raise InputError(
+                f"the map's files would replace the scene {written}",
+                where=names[_one_name(written)],
+                next_step="choose another --out",
+            )
 
 
 def refuse_clashes(targets: Mapping[Any, Path], wanted: Wanted = MAP_ALONE) -> None:
@@ -442,19 +461,24 @@ def _one_name(path: Path) -> str:
 
 
 def scene_files(
-    scenes: Sequence[str | Path], bands: Sequence[int] | Sequence[str] | None = None
-) -> list[Path | Address]:
-    """The scenes, also of folders and of STAC items.
+    scenes: Sequence[str | Source], bands: Sequence[int] | Sequence[str] | None = None
+) -> list[Source]:
+    """The scenes, also of folders; what a STAC item describes is looked for later.
 
     Raises:
         InputError: one is not there, a folder without any, or none is given.
     """
-    files: list[Path | Address] = []
+    files: list[Source] = []
     names = [band for band in bands or () if isinstance(band, str)] or None
     for given in scenes:
+        if isinstance(given, Address | Pending):
+            files.append(given)
+            continue
         scene = given if is_remote(given) else Path(given)
+        if isinstance(scene, Path) and not scene.exists():
+            raise InputError("no such scene", where=scene)
         if is_item(scene):
-            files.append(item_scene(scene, names))
+            files.append(pending_item(scene, names))
             continue
         if isinstance(scene, str):
             files.append(address_of(scene))
@@ -467,9 +491,6 @@ def scene_files(
                 expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
             )
         files += found
-    for file in files:
-        if isinstance(file, Path) and not file.is_file():
-            raise InputError("no such scene", where=file)
     if not files:
         raise InputError("no scene given")
     return files

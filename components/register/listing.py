@@ -12,7 +12,13 @@ from crossearth.components.register.model_card import model_card
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
-from crossearth.model.weights.checkpoint import META_NAME, WEIGHTS_NAME, read_meta, trained_reading
+from crossearth.model.weights.checkpoint import (
+    META_NAME,
+    WEIGHTS_NAME,
+    read_meta,
+    trained_gsd_m,
+    trained_reading,
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def describe(meta: Mapping[str, Any], folder: Path, catalog: Catalog, result: Re
     return About(
         classes=tuple(meta["classes"]),
         bands=source.bands if source else tuple(map(str, reading.bands)) if reading else (),
-        gsd_m=(reading and reading.gsd_m) or (source and source.gsd_m) or None,
+        gsd_m=trained_gsd_m(meta, source),
         licence=catalog.dataset(source.dataset).licence if source else "",
         provenance=meta["provenance"],
         scores=result.summary() if result else {},

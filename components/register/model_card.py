@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from crossearth.components.evaluate.results import RecipeResult, nan_to_none
 from crossearth.data.catalog.domains import Catalog, Domain
-from crossearth.model.weights.checkpoint import trained_reading
+from crossearth.model.weights.checkpoint import trained_gsd_m, trained_reading
 
 
 def model_card(
@@ -97,8 +97,7 @@ def _bands(meta: Mapping[str, Any], source: Domain | None) -> str:
 
 
 def _pixel_size(meta: Mapping[str, Any], source: Domain | None) -> str:
-    reading = trained_reading(meta)
-    gsd_m = (reading and reading.gsd_m) or (source and source.gsd_m)
+    gsd_m = trained_gsd_m(meta, source)
     return f"{gsd_m} m per pixel" if gsd_m else "mixed or unknown ground sample distance"
 
 

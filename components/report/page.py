@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from crossearth.components.evaluate.results import RecipeResult, nan_to_none, read_picture
@@ -18,6 +17,7 @@ from crossearth.components.report.compare import Comparison
 from crossearth.components.report.markdown import heading, interval_note, latex, per_cent, title
 from crossearth.components.report.show import signed
 from crossearth.components.report.summary import Line, Summary, distinct, facts
+from crossearth.components.runtime.pages import render
 from crossearth.components.runtime.version import git_revision
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.files import csv_text
@@ -47,50 +47,38 @@ def page(
         styles: what `styles fit` found, None where it has not run.
         comparison: with other results, None where there are none.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
+    gaps = distinct(line.setting.gap for line in summary.lines)
+    each = max(1, PICTURES_BYTES // (2 * GOOD_PICTURE_BYTES * len(summary.lines)))
+    plotly = files("plotly").joinpath("package_data/plotly.min.js").read_bytes()
+    values = {
+        "summary": summary,
+        "title": title(summary),
+        "heading": heading(summary),
+        "interval_note": interval_note(summary),
+        "results": results,
+        "settings": [
+            _setting(line, gaps.index(line.setting.gap), summary, worst_tiles, each) for line in summary.lines
+        ],
+        "matrices": _matrices(summary),
+        "published": _published(summary, catalog),
+        "trainings": [_training(result) for result in results],
+        "csv": csv_text([facts(line) for line in summary.lines]),
+        "latex": latex(summary),
+        "validation": validation,
+        "styles": styles,
+        "comparison": comparison,
+        "revision": git_revision(),
+        "others": [title for _, title in OTHER_SCORES.values()],
+        "figures": figures(summary, results, (styles or {}).get("coverage")),
+        "plotly": b64encode(gzip.compress(plotly, mtime=0)).decode(),
+    }
+    filters = {
         "percent": per_cent,
         "signed": signed,
         "short": lambda text: str(text)[:10],
         "duration": _duration,
     }
-    template = environment.from_string(_template())
-    gaps = distinct(line.setting.gap for line in summary.lines)
-    each = max(1, PICTURES_BYTES // (2 * GOOD_PICTURE_BYTES * len(summary.lines)))
-    plotly = files("plotly").joinpath("package_data/plotly.min.js").read_bytes()
-    return template.render(
-        summary=summary,
-        title=title(summary),
-        heading=heading(summary),
-        interval_note=interval_note(summary),
-        results=results,
-        settings=[
-            _setting(line, gaps.index(line.setting.gap), summary, worst_tiles, each) for line in summary.lines
-        ],
-        matrices=_matrices(summary),
-        published=_published(summary, catalog),
-        trainings=[_training(result) for result in results],
-        csv=csv_text([facts(line) for line in summary.lines]),
-        latex=latex(summary),
-        validation=validation,
-        styles=styles,
-        comparison=comparison,
-        revision=git_revision(),
-        others=[title for _, title in OTHER_SCORES.values()],
-        figures=figures(summary, results, (styles or {}).get("coverage")),
-        plotly=b64encode(gzip.compress(plotly, mtime=0)).decode(),
-    )
-
-
-def style_sheet() -> str:
-    """The page's CSS, for other pages that shall look like it."""
-    return _template().partition("<style>")[2].partition("</style>")[0]
-
-
-def _template() -> str:
-    return files("crossearth.components.report").joinpath(TEMPLATE).read_text("utf-8")
+    return render("report", TEMPLATE, values, filters)
 
 
 def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int, pictures: int) -> dict[str, Any]:

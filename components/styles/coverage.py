@@ -23,12 +23,14 @@ from crossearth.components.steps import STEPS, load
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.files import write_checksummed
 from crossearth.data.common.progress import progress_bar
+from crossearth.data.common.spaced import evenly
 from crossearth.data.style.earth import (
     EarthStyles,
     StyleConfig,
     StyleEngine,
     inject,
     keyed_generator,
+    squared_distances,
     style_engine,
 )
 from crossearth.data.tiles.manifest import Manifest, is_ingested, read_image, read_manifest
@@ -149,7 +151,7 @@ class Space:
 
     def share_within_earth(self, points: NDArray[np.float64]) -> float:
         """Share of points (N, components), 0..1, that lie where the Earth's styles have `MASS`."""
-        return _share_within(points, np.eye(len(self.scale)))
+        return _share_within(points, np.zeros(len(self.scale)), np.eye(len(self.scale)))
 
     def compare(
         self,
@@ -173,7 +175,7 @@ class Space:
         size = len(self.scale)
         mean, covariance = _gaussian(source)
         mixed = (1 - alpha) ** 2 * covariance + alpha**2 * np.eye(size)
-        return _share_within(target - (1 - alpha) * mean, mixed)
+        return _share_within(target, (1 - alpha) * mean, mixed)
 
 
 @dataclass(frozen=True)
@@ -202,17 +204,18 @@ class _Probe:
         return self.space.project(self.engine.embed(image_13HW).cpu().double().numpy())
 
     def _chosen(self, manifest: Manifest) -> Iterable[int]:
-        chosen = np.unique(np.linspace(0, len(manifest) - 1, min(TILES, len(manifest))).astype(int))
-        return progress_bar(chosen.tolist(), manifest.domain, len(chosen))
+        chosen = evenly(range(len(manifest)), TILES)
+        return progress_bar(chosen, manifest.domain, len(chosen))
 
     def _tile(self, manifest: Manifest, index: int) -> torch.Tensor:
         return torch.from_numpy(read_image(manifest, index))[None].to(self.engine.device)
 
 
-def _share_within(off: NDArray[np.float64], covariance: NDArray[np.float64]) -> float:
-    """Share of offsets (N, components) from a Gaussian's mean that lie where it has `MASS`."""
-    squared = np.einsum("nd,nd->n", off, np.linalg.solve(covariance, off.T).T)
-    return float((squared <= chi2.ppf(MASS, off.shape[1])).mean())
+def _share_within(
+    points: NDArray[np.float64], mean: NDArray[np.float64], covariance: NDArray[np.float64]
+) -> float:
+    """Share of points (N, components) that lie where a Gaussian has `MASS`."""
+    return float((squared_distances(points, mean, covariance) <= chi2.ppf(MASS, points.shape[1])).mean())
 
 
 def _gaussian(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

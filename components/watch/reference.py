@@ -25,7 +25,14 @@ from torch import Tensor
 from crossearth.data.common.config import Share, checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import read_checksummed, write_checksummed
-from crossearth.data.style.earth import EarthStyles, EngineName, StyleEngine, StyleMoments
+from crossearth.data.common.spaced import evenly
+from crossearth.data.style.earth import (
+    EarthStyles,
+    EngineName,
+    StyleEngine,
+    StyleMoments,
+    squared_distances,
+)
 from crossearth.data.tiles.manifest import Manifest, held_out, read_image
 from crossearth.model.weights.checkpoint import REFERENCE_NAME
 
@@ -54,10 +61,8 @@ class Gaussian:
 
     def distances(self, e_ND: NDArray[np.float64]) -> NDArray[np.float64]:
         """Squared Mahalanobis distances (N) of embeddings."""
-        off_ND = e_ND - np.asarray(self.mean)
         covariance_DD = np.asarray(self.covariance) + RIDGE * np.eye(len(self.mean))
-        solved: NDArray[np.float64] = np.linalg.solve(covariance_DD, off_ND.T).T
-        return np.einsum("nd,nd->n", off_ND, solved)
+        return squared_distances(e_ND, np.asarray(self.mean), covariance_DD)
 
 
 @checked
@@ -153,14 +158,6 @@ class Seen:
 def is_telling(window_3HW: NDArray[np.uint8]) -> bool:
     """Whether at least half of a window is not black, and so holds data."""
     return bool((window_3HW.max(axis=0) > 0).mean() >= 0.5)
-
-
-def evenly(places: Sequence[tuple[int, int, int]], most: int) -> list[tuple[int, int, int]]:
-    """At most so many of them, evenly spaced."""
-    if not places:
-        return []
-    chosen = np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))
-    return [places[place] for place in chosen]
 
 
 def grid(height: int, width: int, px: int) -> list[tuple[int, int]]:

@@ -16,24 +16,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from pydantic import PositiveInt
 from rasterio.errors import NotGeoreferencedWarning
 
 from crossearth.components.evaluate.results import metric_name
+from crossearth.components.predict.remote import Source, raster_of
 from crossearth.components.predict.sliding import Loaded, Precision, load_network, window_scores
 from crossearth.components.predict.step import scene_files
 from crossearth.components.predict.strips import Bands, Gsd, Scene, open_scene, open_view
 from crossearth.components.predict.strips import View as SceneView
-from crossearth.components.report.page import style_sheet
 from crossearth.components.runtime.memory import enough_memory
+from crossearth.components.runtime.pages import render
 from crossearth.components.runtime.processes import choose_device
 from crossearth.components.runtime.tables import TextTable, View
 from crossearth.components.runtime.tracking import start_run
@@ -43,7 +41,6 @@ from crossearth.components.watch.reference import (
     WITHIN,
     Reference,
     Seen,
-    evenly,
     grid,
     is_telling,
     read_reference,
@@ -52,12 +49,13 @@ from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, write_json, write_text
 from crossearth.data.common.progress import progress_bar
+from crossearth.data.common.spaced import evenly
 from crossearth.data.raster.reader import gdal
 from crossearth.data.style.earth import StyleEngine, style_engine
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
 LIMIT = 0.5
-TABLE_NAME, PAGE_NAME = "watch.json", "watch.html"
+TABLE_NAME, PAGE_NAME, TEMPLATE = "watch.json", "watch.html", "template.html"
 ALL = "all scenes"
 
 
@@ -140,7 +138,7 @@ class Watched:
 
 
 def watch(
-    scenes: Sequence[str | Path],
+    scenes: Sequence[str | Source],
     model: Path,
     out_dir: Path,
     config: WatchConfig = WatchConfig(),  # noqa: B008 frozen
@@ -171,8 +169,9 @@ def watch(
     used = f"{choose_device(config.device)}: batch_size {batch}, precision {config.precision}"
     with gdal(), warnings.catch_warnings(), enough_memory(model, used, "choose another --device"):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        for path in scene_files(scenes, config.bands):
+        for source in scene_files(scenes, config.bands):
             try:
+                path = raster_of(source)
                 readable.append(open_scene(path, trained, config.bands, config.value_range, own, config.gsd))
             except InputError as error:
                 errors.append(error)
@@ -220,11 +219,9 @@ def _look(
 ) -> Seen:
     """Measures windows of a scene, a batch of one size at a time."""
     (height, width), px = scene.seen, reference.window_px
-    places = [(0, *corner) for corner in grid(height, width, px)]
-
     seen = Seen()
     with open_view(scene) as shown:
-        windows = list(_read(shown, [corner[1:] for corner in evenly(places, config.windows)], px))
+        windows = list(_read(shown, evenly(grid(height, width, px), config.windows), px))
     for first in range(0, len(windows), loaded.batch_size):
         batch = np.stack(windows[first : first + loaded.batch_size])
         seen.add(torch.from_numpy(batch).to(engine.device), engine, partial(window_scores, loaded))
@@ -330,26 +327,19 @@ def _write(
             "errors": [str(error) for error in errors],
         },
     )
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = files("crossearth.components.watch").joinpath("template.html").read_text("utf-8")
-    write_text(
-        page,
-        environment.from_string(text).render(
-            style=Markup(style_sheet()),  # noqa: S704 our own file
-            model=meta.get("recipe") or model,
-            sha256=meta["sha256"],
-            when=when,
-            reference=reference,
-            limit=LIMIT,
-            within=WITHIN,
-            low=LOW,
-            all=all_scenes,
-            scenes=scenes,
-            errors=errors,
-        ),
-    )
+    values = {
+        "model": meta.get("recipe") or model,
+        "sha256": meta["sha256"],
+        "when": when,
+        "reference": reference,
+        "limit": LIMIT,
+        "within": WITHIN,
+        "low": LOW,
+        "all": all_scenes,
+        "scenes": scenes,
+        "errors": errors,
+    }
+    write_text(page, render("watch", TEMPLATE, values))
     return [table, page]
 
 

@@ -8,7 +8,7 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from rasterio.warp import transform
-from scipy.interpolate import RectBivariateSpline
+from scipy.interpolate import BSpline, make_interp_spline
 
 from crossearth.data.raster.gdal import GdalError
 
@@ -23,22 +23,25 @@ NODES = 33  # a side: cubic between them, a map of the whole world is right to 1
 class Ground:
     """Pixel areas of a raster of `height` rows and `width` columns that has a place on the Earth."""
 
-    def __init__(self, areas: RectBivariateSpline, width: int) -> None:
-        self._areas, self._columns = areas, np.arange(width) + 0.5
+    def __init__(self, areas: Floats, rows: Floats, columns: Floats, width: int) -> None:
+        """Of the areas at the nodes (rows, columns); a cubic spline lies between them."""
+        along = make_interp_spline(rows, areas)
+        across = make_interp_spline(columns, along.c.T)
+        # what each px takes of its row's spline is the same for all rows
+        self._row = BSpline(along.t, across.c.T, along.k)
+        self._shares = BSpline.design_matrix(np.arange(width) + 0.5, across.t, across.k)
 
     @classmethod
     def of(cls, crs: CRS | None, affine: Affine, width: int, height: int) -> "Ground | None":
         """The raster's; None where its CRS and transform do not place all of it on the Earth."""
         rows, columns = _nodes(height), _nodes(width)
         areas = _areas_m2(crs, affine, np.repeat(rows, NODES), np.tile(columns, NODES))
-        if areas is None:
-            return None
-        return cls(RectBivariateSpline(rows, columns, areas.reshape(NODES, NODES)), width)
+        return None if areas is None else cls(areas.reshape(NODES, NODES), rows, columns, width)
 
     def areas_m2(self, row: int) -> Floats:
         """Areas of the pixels of one row, (width,)."""
         # a pole may lie within: no cubic goes below 0 there
-        return np.maximum(self._areas(row + 0.5, self._columns)[0], 0)
+        return np.maximum(self._shares @ self._row(row + 0.5), 0)
 
 
 def _nodes(length: int) -> Floats:

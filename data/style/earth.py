@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import PositiveInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -248,6 +250,15 @@ class EarthStyles:
 
     def _origin(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("engine", "count", "corpus_digest", "shrinkage")}
+
+
+def squared_distances(
+    e_ND: NDArray[np.float64], mean_D: NDArray[np.float64], covariance_DD: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Squared Mahalanobis distances (N,) of embeddings from a Gaussian's mean."""
+    off_ND = e_ND - mean_D
+    squared_N: NDArray[np.float64] = np.einsum("nd,dn->n", off_ND, np.linalg.solve(covariance_DD, off_ND.T))
+    return squared_N
 
 
 def keyed_generator(*key: object) -> torch.Generator:

@@ -33,7 +33,15 @@ from pydantic import Field
 
 from crossearth.data.common.config import checked, load_config
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_path, digest, file_lock, replace_dir, sha256_file
+from crossearth.data.common.files import (
+    atomic_path,
+    digest,
+    file_lock,
+    read_json,
+    replace_dir,
+    sha256_file,
+    write_json,
+)
 from crossearth.data.common.progress import progress_bar
 from crossearth.data.tiles.manifest import read_manifest
 
@@ -208,13 +216,65 @@ def download(url: str, path: Path) -> None:
         InputError: no such object; store down, bucket missing, or keys refused.
     """
     config = StoreConfig(url)
-    with _speaking_to(config) as client, atomic_path(path) as partial:
-        try:
-            client.download_file(config.bucket, config.key(), str(partial))
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in NO_OBJECT:
-                raise
-            raise InputError("no such object in the store", where=url) from error
+    with _speaking_to(config) as client, _expecting(url), atomic_path(path) as partial:
+        client.download_file(config.bucket, config.key(), str(partial))
+
+
+def mirror(url: str, path: Path) -> None:
+    """As `download`, but a file that was fetched before is kept where neither it nor the object has changed.
+
+    A hidden file beside it says which object it is. Raises as `download`.
+    """
+    config = StoreConfig(url)
+    record = path.with_name(f".{path.name}.object")
+    with _speaking_to(config) as client, _expecting(url):
+        # asked for before the bytes: where they change meanwhile, the next call sees it
+        etag = client.head_object(Bucket=config.bucket, Key=config.key())["ETag"]
+    if path.is_file() and _recorded(record) == _state(etag, path):
+        return
+    download(url, path)
+    write_json(record, _state(etag, path))
+
+
+def read_object(url: str, most_bytes: int = 16 * MIB) -> bytes:
+    """The content of a small object, s3://bucket/key.
+
+    Raises:
+        InputError: no such object, or one of more than `most_bytes`; store down, bucket missing, or keys
+            refused.
+    """
+    config = StoreConfig(url)
+    with _speaking_to(config) as client, _expecting(url):
+        body = client.get_object(Bucket=config.bucket, Key=config.key())["Body"]
+        content: bytes = body.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise InputError("too large an object", where=url, expected=f"at most {most_bytes / MIB:g} MiB")
+    return content
+
+
+@contextmanager
+def _expecting(url: str) -> Iterator[None]:
+    """Names the object that is not there."""
+    try:
+        yield
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in NO_OBJECT:
+            raise
+        raise InputError("no such object in the store", where=url) from error
+
+
+def _state(etag: str, path: Path) -> dict[str, Any]:
+    """Which object a file is, and how it was when it was fetched."""
+    stat = path.stat()
+    return {"etag": etag, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _recorded(record: Path) -> dict[str, Any]:
+    """What was written of an earlier fetch; nothing where that cannot be read."""
+    try:
+        return read_json(record)
+    except (OSError, InputError):
+        return {}
 
 
 def _describe(root: Path, path: Path) -> _File:

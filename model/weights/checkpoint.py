@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from crossearth.data.catalog.domains import Domain
 from crossearth.data.common.config import checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, read_json, sha256_file, verified, write_checksummed
@@ -215,6 +216,16 @@ def trained_reading(meta: Mapping[str, Any]) -> Reading | None:
     """How the files were read that a model of this description was trained on; None = unknown."""
     found = meta.get("reading")
     return found and load_config(Reading, found, "the model's reading")
+
+
+def trained_gsd_m(meta: Mapping[str, Any], source: Domain | None) -> float | None:
+    """Metres per px that a model was trained on; None = unknown or mixed.
+
+    Args:
+        source: the domain that it was trained on, where the catalog knows it: models of old do not say.
+    """
+    reading = trained_reading(meta)
+    return (reading and reading.gsd_m) or (source and source.gsd_m) or None
 
 
 def _files(path: Path) -> tuple[Path, Path]:

@@ -1,6 +1,7 @@
 """Mapping of one scene, beside the network alone on as many ready windows. Random weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from bench_network import ABOUT, NUM_CLASSES, large_model
 from harness import Action, Case, Form, scratch
 from rasterio.transform import Affine
 from rasterio.windows import Window
+from torch import Tensor, nn
 
 from crossearth.components.predict.sliding import load_network, plan, window_scores
 from crossearth.components.predict.step import PredictConfig, predict
 from crossearth.components.predict.strips import open_scene
-from crossearth.model.crossearth import crossearth_tiny
+from crossearth.model.crossearth import NetworkConfig, crossearth_tiny
+from crossearth.model.inference import MOST_WINDOWS
 from crossearth.model.weights.checkpoint import save
 
 CROP_PX = 256
@@ -50,16 +53,6 @@ def small_windows() -> Path:
     return folder if folder.exists() else save(crossearth_tiny(NUM_CLASSES, 128), folder, ABOUT)
 
 
-def mapping_wide(width: int) -> Action:
-    """A scene of 300 rows: memory is what it costs to be wide."""
-    scene, folder = scratch(f"wide-{width}.tif"), tiny_model()
-    if not scene.exists():
-        size = {"width": width, "height": 300, "count": 3, "dtype": "uint8"}
-        with rasterio.open(scene, "w", driver="GTiff", tiled=True, sparse_ok=True, **size):
-            pass
-    return lambda: predict([scene], folder, scratch(f"wide-map-{width}.tif"))
-
-
 def network_alone(size_px: int, model: Callable[[], Path]) -> Action:
     loaded = load_network(model())
     config, batch = loaded.network.config, loaded.batch_size
@@ -82,8 +75,37 @@ def case(size_px: int, model: Callable[[], Path]) -> Case:
     forms = {
         "network alone": Form(lambda: network_alone(size_px, model)),
         "predict": Form(lambda: mapping(size_px, model)),
+        "predict, with polygons": Form(lambda: mapping(size_px, model, vector=Path(".gpkg"))),
     }
     return Case(forms, "scene", rounds=3)
+
+
+class Constant(nn.Module):
+    """A network that costs nothing: what remains is what a scene takes."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config, self.weight = config, nn.Parameter(torch.zeros(1))
+        torch.manual_seed(0)
+        coarse_BK44 = torch.rand(MOST_WINDOWS, config.num_classes, 4, 4)
+        self.scores_BKHW = nn.functional.interpolate(coarse_BK44, size=config.crop_px, mode="bilinear")
+
+    def forward(self, windows_B3HW: Tensor) -> Tensor:
+        return self.scores_BKHW[: len(windows_B3HW)]
+
+
+def mapping_cheaply(size_px: int) -> Action:
+    """A scene that no block of is stored, through `Constant`."""
+    scene, folder = scratch(f"sparse-{size_px}.tif"), tiny_model()
+    if not scene.exists():
+        size = {"width": size_px, "height": size_px, "count": 3, "dtype": "uint8"}
+        place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 4e5, 0, -0.5, 5e6)}
+        tiles = {"tiled": True, "sparse_ok": True, "bigtiff": "yes"}
+        with rasterio.open(scene, "w", driver="GTiff", **size, **place, **tiles):
+            pass
+    loaded = load_network(folder)
+    cheap = replace(loaded, network=Constant(loaded.network.config))  # type: ignore[arg-type]
+    return lambda: predict([scene], folder, scratch(f"sparse-map-{size_px}.tif"), loaded=cheap)
 
 
 CASES = {
@@ -105,12 +127,12 @@ CASES = {
         "scene",
         rounds=3,
     ),
-    "width of predict": Case(
+    "memory of predict, without a network": Case(
         {
-            f"{width} px": Form(lambda width=width: mapping_wide(width), width / 1000)  # type: ignore[misc]
-            for width in (4_000, 40_000)
+            f"{size} px": Form(lambda size=size: mapping_cheaply(size), (size / 1000) ** 2)  # type: ignore[misc]
+            for size in (4_000, 40_000)
         },
-        "thousand columns",
+        "megapixel",
         rounds=1,
     ),
     "growth of predict": Case(

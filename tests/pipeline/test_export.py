@@ -219,15 +219,24 @@ def test_torch_runs_a_pt2_without_our_code(model: Path, exported: Callable[[str]
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_a_file_that_gives_other_classes_does_not_appear(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "spoilt",
+    [lambda shares: 1 - shares, lambda shares: shares**2 / (shares**2).sum(1, keepdims=True)],
+    ids=["other classes", "other probabilities"],
+)
+def test_a_file_that_gives_something_else_does_not_appear(
+    spoilt: Callable[..., NDArray[np.float32]], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(program: object, path: Path, exported: object) -> Callable[..., NDArray[np.float32]]:
         path.touch()
-        return lambda images: 1 - ours(model, np.uint8(images * 255).transpose(0, 2, 3, 1))
+        return lambda images: spoilt(
+            ours(model, np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1))
+        )
 
     monkeypatch.setattr(step, "_write_pt2", wrong)
     monkeypatch.setattr(step, "trace", lambda window: None)
-    with pytest.raises(RuntimeError, match="of the pixels get the class that the model gives them"):
+    with pytest.raises(
+        RuntimeError, match="pixels get the class and the probabilities that the model gives them"
+    ):
         export(model, "m", tmp_path / "m.pt2", ExportConfig("pt2"), load_catalog())
     assert not list(tmp_path.iterdir())

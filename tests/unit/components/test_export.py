@@ -12,7 +12,7 @@ import torch
 
 from crossearth.components.cli.model_commands import _file_name
 from crossearth.components.export import step
-from crossearth.components.export.step import ExportConfig, export
+from crossearth.components.export.step import NAME, ExportConfig, _plain_name, export
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
 from crossearth.model.crossearth import crossearth_tiny
@@ -74,6 +74,11 @@ def test_bad_input_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_is_no_name_of_a_file(tmp_path: Path, catalog: Catalog) -> None:
+    with pytest.raises(InputError, match="a folder"):
+        export(tmp_path, "m", tmp_path, ExportConfig("pt2"), catalog)
+
+
 def test_a_file_is_called_as_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     meta = {"classes": ["a", "b"], "palette": ["#000000"] * 2, "provenance": "own"}
@@ -81,3 +86,18 @@ def test_a_file_is_called_as_the_model(tmp_path: Path, monkeypatch: pytest.Monke
     assert _file_name("potsdam-rgb") == _file_name("potsdam-rgb/model.safetensors") == "potsdam-rgb"
     assert _file_name("models:/crossearth-x@champion") == "crossearth-x-champion"
     assert _file_name("models:/crossearth-x/3") == "crossearth-x-3"
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("potsdam-rgb", "potsdam-rgb"),
+        ("of colours", "of-colours"),
+        ("2024-roads", "model-2024-roads"),
+        ("a", "model-a"),
+        ("_x.y_", "x.y"),
+        ("土地", "model"),
+    ],
+)
+def test_a_name_is_one_that_the_metadata_s_readers_take(name: str, plain: str) -> None:
+    assert _plain_name(name) == plain and NAME.fullmatch(plain)

@@ -16,6 +16,7 @@ from crossearth.components.predict.remote import address_of, item_scene
 from crossearth.components.predict.step import PredictConfig, predict
 from crossearth.components.predict.strips import open_scene, open_view
 from crossearth.data.common.errors import InputError, PartlyDoneError
+from crossearth.data.common.shards import Shard
 from crossearth.data.raster import reader
 from crossearth.data.raster.reader import Address, UnreachableError, open_raster
 from crossearth.model.crossearth import crossearth_tiny
@@ -210,6 +211,52 @@ def test_scenes_here_and_there_are_mapped_together(server: RangeServer, model: P
     with pytest.raises(InputError, match="not an address of a scene"):
         predict(["gs://bucket/scene.tif"], model, tmp_path / "x.tif", FLOAT32)
     assert isinstance(address_of("s3://bucket/a/scene.tif"), Address)
+
+
+def test_a_broken_item_does_not_keep_the_others_from_being_mapped(
+    server: RangeServer, model: Path, tmp_path: Path
+) -> None:
+    good, broken = (tmp_path / name for name in ("good", "broken"))
+    for folder in (good, broken):
+        folder.mkdir()
+    bands = [{"name": name} for name in NAMES]
+    for folder, image in ((good, "image.tif"), (broken, "absent.tif")):
+        path = item(folder, {"visual": {"href": image, "roles": ["data"], "bands": bands}})
+        path.rename(folder / f"{folder.name}.json")
+    write(good / "image.tif", pixels(3, 64))
+    scenes = [broken / "broken.json", good / "good.json", f"{server.address}/gone.json"]
+    with pytest.raises(
+        PartlyDoneError, match=r"2 of 3(?s:.*)absent\.tif(?s:.*)gone\.json: there is nothing"
+    ) as caught:
+        predict(scenes, model, tmp_path / "maps", FLOAT32)
+    assert caught.value.done == [tmp_path / "maps" / "good.tif"], "called as the item: images are often alike"
+
+
+def test_a_shard_opens_no_item_of_another(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "image.tif", pixels(3, 64))
+    bands = [{"name": name} for name in NAMES]
+    paths = []
+    for name in ("a.json", "b.json"):
+        path = item(tmp_path, {"visual": {"href": "image.tif", "roles": ["data"], "bands": bands}})
+        paths.append(path.rename(tmp_path / name))
+    paths[1].write_text("no item")
+    [written] = predict(paths, model, tmp_path / "maps", FLOAT32, shard=Shard(0, 2))
+    assert written == tmp_path / "maps" / "a.tif"
+
+
+def test_a_map_does_not_replace_the_image_of_its_item(model: Path, tmp_path: Path) -> None:
+    image = write(tmp_path / "item.tif", pixels(3, 64))
+    bands = [{"name": name} for name in NAMES]
+    path = item(tmp_path, {"visual": {"href": "item.tif", "roles": ["data"], "bands": bands}})
+    with rasterio.open(image, "r+") as file:
+        file.update_tags(CLASSES="[]")  # as a map of an earlier run has: those are replaced
+    path.rename(tmp_path / "scene.json")
+    before = image.read_bytes()
+    with pytest.raises(InputError, match="would replace the scene"):
+        predict([tmp_path / "scene.json"], model, image, FLOAT32)
+    assert image.read_bytes() == before
 
 
 def test_bands_of_a_file_are_chosen_by_their_names(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from crossearth.components.pods import workspace
 from crossearth.components.predict.scenes import deal_scenes
+from crossearth.components.runtime.code import _sources
 from crossearth.components.watch import component, step
 from crossearth.components.watch import reference as module
 from crossearth.components.watch.reference import (
@@ -318,3 +319,10 @@ def test_a_reference_of_another_model_or_a_changed_one_is_refused(tmp_path: Path
     write_json(path, read_json(path) | {"farthest": 1e9})
     with pytest.raises(InputError, match="changed since it was written"):
         read_reference(tmp_path, HASH)
+
+
+def test_watch_needs_nothing_of_the_report() -> None:
+    """Its charts need a library that takes seconds to import."""
+    sources = {path.as_posix() for path in _sources("crossearth.components.watch.step")}
+    assert any(path.endswith("runtime/page.css") for path in sources)
+    assert not [path for path in sources if "components/report" in path]

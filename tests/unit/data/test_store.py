@@ -16,7 +16,7 @@ from domain_factory import write_domain
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.tiles import store
-from crossearth.data.tiles.store import FORMAT, StoreConfig, pull, push
+from crossearth.data.tiles.store import FORMAT, StoreConfig, mirror, pull, push, read_object
 
 FILE = {"path": "train.parquet", "sha256": "0" * 64, "size": 1}
 INDEX = {"format": FORMAT, "domain": "town", "version": "v", "manifests": {"train": "d"}, "files": [FILE]}
@@ -91,6 +91,46 @@ def test_a_push_asks_for_the_domains_own_files_and_lists_nothing(
     held[damaged] -= 1
     again = push(tmp_path / "town", there)
     assert (again.moved_files, again.kept_files) == (1, 4)
+
+
+def test_an_object_that_is_here_already_is_not_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, asked, content, tag = tmp_path / "scene.tif", [], "first", "1"
+
+    def download_file(bucket: str, key: str, path: str) -> None:
+        asked.append(key)
+        Path(path).write_text(content)
+
+    client = SimpleNamespace(head_object=lambda **_: {"ETag": tag}, download_file=download_file)
+    monkeypatch.setattr(store, "_client", lambda: client)
+
+    def times_fetched() -> int:
+        mirror("s3://bucket/a/scene.tif", here)
+        assert here.read_text() == content
+        return len(asked)
+
+    assert times_fetched() == times_fetched() == 1
+    here.write_text("other")
+    assert times_fetched() == times_fetched() == 2, "changed here"
+    here.unlink()
+    assert times_fetched() == times_fetched() == 3, "gone here"
+    content, tag = "other", "2"
+    assert times_fetched() == times_fetched() == 4, "changed in the store, of the same size"
+
+
+def test_an_object_is_read_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get_object(Bucket: str, Key: str) -> dict[str, io.BytesIO]:
+        if Key != "item.json":
+            raise ClientError({"Error": {"Code": "NoSuchKey"}}, "GetObject")
+        return {"Body": io.BytesIO(b"12345")}
+
+    monkeypatch.setattr(store, "_client", lambda: SimpleNamespace(get_object=get_object))
+    assert read_object("s3://bucket/item.json", 5) == b"12345"
+    with pytest.raises(InputError, match="too large an object"):
+        read_object("s3://bucket/item.json", 4)
+    with pytest.raises(InputError, match=r"s3://bucket/other\.json: no such object"):
+        read_object("s3://bucket/other.json")
 
 
 def test_no_upload_waits_for_a_100_continue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from crossearth.components.pods import prerequisites, workspace
 from crossearth.components.pods.prerequisites import check_prerequisites
 from crossearth.components.pods.train_job import TrainJobConfig
 from crossearth.components.predict import scenes
+from crossearth.components.predict.strips import open_scene
 from crossearth.components.runtime.params import Params, load_params
 from crossearth.components.runtime.places import PLAN
 from crossearth.components.steps import PODS, STEPS
@@ -261,12 +262,13 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         found = [f"s3://bucket/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()]
         return sorted(address for address in found if address.startswith(url))
 
-    def download(url: str, path: Path) -> None:
+    def mirror(url: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(local(url), path)
+        shutil.copy2(local(url), path)
 
     monkeypatch.setattr(scenes, "list_objects", list_objects)
-    monkeypatch.setattr(scenes, "download", download)
+    monkeypatch.setattr(scenes, "mirror", mirror)
+    monkeypatch.setattr(scenes, "read_object", lambda url: local(url).read_bytes())
     monkeypatch.setattr(scenes, "SCENES", tmp_path / "here")
     return folder
 
@@ -312,6 +314,23 @@ def test_a_scene_of_a_store_comes_with_its_place(bucket: Path) -> None:
     assert "passwd" not in here.with_name("scene.tif.aux.xml").read_text()
     with open_raster(here, own=False) as raster:
         assert (raster.dataset.crs, raster.dataset.transform.c) == ("EPSG:32633", 100)
+
+
+def test_a_scene_that_is_fetched_again_is_the_scene_that_was_here(bucket: Path) -> None:
+    save(bucket / "scene.tif", draw(0)[0])
+    world = bucket / "scene.tfw"
+    world.write_text("0.5\n0\n0\n-0.5\n100.25\n199.75\n")
+
+    def state() -> str:
+        return open_scene(scenes.fetch_scene("s3://bucket/scene.tif")).state
+
+    first = state()
+    assert state() == first, "parts of its map would be dropped"
+    world.write_text("0.5\n0\n0\n-0.5\n100.75\n199.75\n")
+    assert state() != first
+    world.unlink()
+    here = scenes.fetch_scene("s3://bucket/scene.tif")
+    assert not here.with_suffix(".tfw").exists(), "a place that the store no longer gives it"
 
 
 def test_an_item_changes_with_what_its_step_depends_on(
