@@ -19,9 +19,9 @@ DILATIONS = (1, 6, 12, 18)
 class ReconstructionHead(nn.Module):
     """One ASPP for the four rescaled maps, joined at a common size, then two 1x1 convolutions to an image.
 
-    Nothing is convolved at the size of a raised map. Raising is linear and the same for all channels, so it
-    comes after what mixes channels, and is a product with a matrix along each side: an eighth of the operations
-    at stride 4, where most of them are.
+    No kernel of 3x3 runs over a raised map. Raising is linear and the same for all channels, so it comes after
+    what mixes channels, and is a product with a matrix along each side: an eighth of the operations at stride 4,
+    where most of them are.
 
     Args:
         embed: C of the maps.
@@ -73,7 +73,9 @@ class ReconstructionHead(nn.Module):
         """The sum of the dilated convolutions of a rescaled map, (B, D, H, W)."""
         small_BDhw = self.reduce(rescale(map_BChw, min(scale, 1.0)))
         down_VKhH, across_VLwW = (
-            torch.stack([shifted(resizing(side, small_BDhw, scale=max(scale, 1.0)), rate) for rate in DILATIONS])
+            torch.stack(
+                [shifted(resizing(side, small_BDhw, scale=max(scale, 1.0)), rate) for rate in DILATIONS]
+            )
             for side in small_BDhw.shape[2:]
         )
         taps_BVKLDhw = torch.einsum("vkldc,bchw->bvkldhw", kernels_VKLDD, small_BDhw)
