@@ -19,9 +19,9 @@ DILATIONS = (1, 6, 12, 18)
 class ReconstructionHead(nn.Module):
     """One ASPP for the four rescaled maps, joined at a common size, then two 1x1 convolutions to an image.
 
-    No kernel of 3x3 runs over a raised map. Raising is linear and the same for all channels, so it comes after
-    what mixes channels, and is a product with a matrix along each side: an eighth of the operations at stride 4,
-    where most of them are.
+    No kernel of 3x3 runs over a raised map. Raising is linear and the same for all channels, so it comes
+    after what mixes channels, and is a product with a matrix along each side: an eighth of the operations at
+    stride 4, where most of them are.
 
     Args:
         embed: C of the maps.
@@ -72,11 +72,9 @@ class ReconstructionHead(nn.Module):
     def _dilate(self, map_BChw: Tensor, scale: float, kernels_VKLDD: Tensor) -> Tensor:
         """The sum of the dilated convolutions of a rescaled map, (B, D, H, W)."""
         small_BDhw = self.reduce(rescale(map_BChw, min(scale, 1.0)))
+        raising = [resizing(side, small_BDhw, scale=max(scale, 1.0)) for side in small_BDhw.shape[2:]]
         down_VKhH, across_VLwW = (
-            torch.stack(
-                [shifted(resizing(side, small_BDhw, scale=max(scale, 1.0)), rate) for rate in DILATIONS]
-            )
-            for side in small_BDhw.shape[2:]
+            torch.stack([shifted(matrix_hH, rate) for rate in DILATIONS]) for matrix_hH in raising
         )
         taps_BVKLDhw = torch.einsum("vkldc,bchw->bvkldhw", kernels_VKLDD, small_BDhw)
         wide_BVKDhW = torch.einsum("bvkldhw,vlwx->bvkdhx", taps_BVKLDhw, across_VLwW)
