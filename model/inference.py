@@ -21,9 +21,7 @@ Score = Callable[[Tensor], Tensor]  # windows (b, 3, h, w) -> scores (b, K, h, w
 Tta = Literal["none", "d4"]
 
 BUMP_FLOOR = 1e-3  # least weight along a side: a pixel that only the edges of windows reach has one, too
-# patches x channels of a pass: more takes as long per window, or longer: glibc maps tensors above 32 MiB anew
-# in every pass
-PASS_ON_CPU = 300_000
+PASS_ON_CPU = 400_000  # patches x channels of a pass: more takes as long per window
 PASS_ON_GPU = 32_000_000
 MOST_WINDOWS = 64  # a pass
 FREE_SHARE = 0.8  # of a GPU's free memory, for one pass
