@@ -66,7 +66,7 @@ class ReconstructionHead(nn.Module):
         layers = [cast(nn.Conv2d, layer) for layer in self.dilated]
         kernels_VDDKL = torch.stack([layer.weight for layer in layers])
         biases_VD = torch.stack([cast(Tensor, layer.bias) for layer in layers])
-        bias_D = torch.einsum("vdi,vi->d", joins_VDD, biases_VD) + self.project.bias
+        bias_D = torch.einsum("vdi,vi->d", joins_VDD, biases_VD) + cast(Tensor, self.project.bias)
         return torch.einsum("vdi,vickl->vkldc", joins_VDD, kernels_VDDKL), bias_D
 
     def _dilate(self, map_BChw: Tensor, scale: float, kernels_VKLDD: Tensor) -> Tensor:
