@@ -21,19 +21,21 @@ def write_domain(
     ignore: bool = False,
     split: str = "test",
     absent: int = 0,
+    lower: int | None = 3,
 ) -> None:
-    """Writes a split of `tiles` scenes of one tile each in the layout of `ingest`; the fourth is lower.
+    """Writes a split of `tiles` scenes of one tile each in the layout of `ingest`.
 
     Args:
         ignore: whether no pixel has a label.
         absent: how many of the last classes no pixel has.
+        lower: the tile that has three quarters of the height; None = none.
     """
     classes = load_catalog().class_sets[class_set].classes
     num_classes = len(classes)
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(tiles):
-        height = tile_px if index != 3 else tile_px * 3 // 4
+        height = tile_px if index != lower else tile_px * 3 // 4
         image_3HW = rng.integers(1, 256, (3, height, tile_px), dtype=np.uint8)
         label_HW = rng.integers(0, num_classes - absent, (height, tile_px), dtype=np.uint8)
         label_HW[rng.random(label_HW.shape) < 0.1] = 255

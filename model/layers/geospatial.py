@@ -34,7 +34,8 @@ class GeospatialExtractor(nn.Module):
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Normalised image -> one token per patch, (B, N, C)."""
-        return self.layers(x_B3HW).flatten(2).transpose(1, 2)
+        # contiguous: attention over tokens that lie otherwise is computed in float32, all pairs in memory
+        return self.layers(x_B3HW).flatten(2).transpose(1, 2).contiguous()
 
 
 class Injector(nn.Module):

@@ -32,10 +32,9 @@ def matching_cost(
     weight_class * -p(class) + weight_mask * mean binary cross entropy + weight_dice * dice over the points.
     """
     class_cost_QG = -class_logits_QK1.softmax(dim=-1)[..., class_ids_G]
-    positive_QP = F.softplus(-mask_logits_QP)
-    negative_QP = F.softplus(mask_logits_QP)
-    num_points = mask_logits_QP.shape[-1]
-    mask_cost_QG = (positive_QP @ masks_GP.mT + negative_QP @ (1 - masks_GP).mT) / num_points
+    # the cross entropy of a point is softplus(x) outside the mask, and softplus(-x) = softplus(x) - x inside
+    outside_Q1 = F.softplus(mask_logits_QP).sum(-1, keepdim=True)
+    mask_cost_QG = (outside_Q1 - mask_logits_QP @ masks_GP.mT) / mask_logits_QP.shape[-1]
     probability_QP = mask_logits_QP.sigmoid()
     overlap_QG = 2 * probability_QP @ masks_GP.mT + DICE_EPSILON
     total_QG = probability_QP.sum(-1)[..., :, None] + masks_GP.sum(-1)[..., None, :] + DICE_EPSILON
