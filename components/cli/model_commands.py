@@ -68,13 +68,15 @@ def train(
     wanted = seed_numbers(seeds, params.seed)
     recipes = [loaded.recipe(name) for name in names]
 
-    from crossearth.components.train.step import config_of, run
+    from crossearth.components.runtime.trial import METRIC, trial_values
+    from crossearth.components.train.step import place, run
+    from crossearth.model.weights.checkpoint import read_meta
 
-    for recipe in recipes:  # a wrong number of the last is refused before the first is trained
-        config_of(params, recipe, wanted[0])
+    # a wrong number of the last is refused before the first is trained
+    places = {recipe.name: [place(params, recipe, seed)[1] for seed in wanted] for recipe in recipes}
     option = f" --seeds {seeds}" if seeds else ""
     for recipe in recipes:
-        folders = [MODELS / f"{recipe.name}{seed_suffix(seed, params.seed)}" for seed in wanted]
+        folders = places[recipe.name]
         before = [_written_at(folder) for folder in folders]
         for seed in wanted:
             run(params, loaded, recipe.name, seed)
@@ -87,7 +89,11 @@ def train(
                     out.print(f"{folder}: nothing to do, trained already from these inputs", highlight=False)
             for folder in folders:
                 _say_licence(folder)
-            done(written, f"crossearth evaluate {recipe.name}{option}{given(catalog, params_file)}")
+            trial = trial_values()  # which is scored on its source alone: a target must not decide
+            again = "" if trial else f"crossearth evaluate {recipe.name}{option}{given(catalog, params_file)}"
+            done(written, again)
+            for folder in folders if trial else []:
+                typer.echo(f"{METRIC}={read_meta(folder)[METRIC]}")  # as Katib's collector reads it
 
 
 def _written_at(folder: Path) -> int | None:
