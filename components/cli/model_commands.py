@@ -127,6 +127,29 @@ def ablate(
 
 
 @app.command()
+def tune(
+    recipe: Annotated[
+        str, typer.Argument(help="`crossearth settings` names them.", autocompletion=recipe_names)
+    ],
+    grid: Annotated[Path, typer.Option("--grid", metavar="FILE", help="YAML: the values that numbers take.")],
+    jobs: Annotated[int, typer.Option(help="Trainings at a time.")] = 1,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Train a recipe with every combination of a grid, as experiments of DVC, and say which is the best."""
+    from crossearth.components.tune.step import failures, run, view
+    from crossearth.data.common.errors import PartlyDoneError
+
+    tuning = run(*inputs(None, None), recipe, grid, jobs)
+    best = tuning.best
+    if print_view(view(tuning), as_json, as_csv) and best:
+        out.print(f"best: {best.trial.cell.label}", highlight=False, soft_wrap=True, markup=False)
+        done([], f"dvc exp apply {best.name}")
+    if errors := failures(tuning):
+        raise PartlyDoneError(f"{len(errors)} of {len(tuning.trials)} trainings have no score", errors, [])
+
+
+@app.command()
 def evaluate(
     names: Recipes,
     model: Annotated[
