@@ -27,8 +27,8 @@ app.add_typer(pipeline_app, name="pipeline")
 
 # where a cluster has a kind, and nobody who works on its objects
 STALLED = {
-    "OptimizationJob": "Kubeflow Trainer 2.3 knows the kind alone; delete it, and give --kind Experiment (Katib)",
-    "Experiment": "is Katib's controller running? kubectl get pods -A -l katib.kubeflow.org/component=controller",
+    "OptimizationJob": "Trainer had the kind before its controller; delete it and try --kind Experiment",
+    "Experiment": "is Katib running? kubectl get pods -A -l katib.kubeflow.org/component=controller",
 }
 Name = Annotated[str, typer.Argument(help="benchmark, training, inference or monitoring")]
 ValuesFile = Annotated[
@@ -251,7 +251,9 @@ def tune(
     found = replace(found, preset=preset or found.preset)
     trials = read_trials(grid, recipe, found, load_catalog([*found.catalogs, *(catalog or [])]))
     asked = load_values(values)
-    job = replace(load_config(TrainJobConfig, asked.trial_job(), values), namespace=namespace)
+    job = load_config(TrainJobConfig, asked.trial_job(), values)
+    namespace = namespace or job.namespace
+    job = replace(job, namespace=namespace)
     if kind is not None and kind not in GROUPS:
         raise InputError(f"--kind: {kind!r}", expected=nearest(kind, GROUPS))
     # a manifest of a given kind needs no cluster; its runtime is then the one of infra/kustomize/trainer
@@ -267,7 +269,7 @@ def tune(
     cluster.create(made)
     _tell(f"created {made['kind']} {cluster.namespace}/{made['metadata']['name']}, {len(trials)} trials")
     if not cluster.is_taken_up(made):
-        _fail(f"no controller has taken it up: {STALLED[made['kind']]}")
+        _fail(f"no controller has taken it up yet: {STALLED[made['kind']]}")
     plural = ".".join(GROUPS[made["kind"]][2::-2])
     _tell(f"next: kubectl -n {cluster.namespace} get {plural} {made['metadata']['name']} -o yaml")
 

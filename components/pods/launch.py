@@ -48,7 +48,7 @@ def job_name(arguments: Sequence[str], workspace: str, config: TrainJobConfig) -
 
 
 def kubernetes_name(words: Sequence[str], identity: object, longest: int) -> str:
-    """Words as a name that Kubernetes takes, of `longest` characters at most: another one for what differs."""
+    """A name that Kubernetes takes, of `longest` characters at most: another one for another `identity`."""
     tail = digest(identity)[:6]
     plain = re.sub("[^a-z0-9]+", "-", "-".join(words).lower())
     return f"{plain[: longest - len(tail) - 1].strip('-')}-{tail}"

@@ -6,7 +6,6 @@ name in `train`, in capitals; two underlines stand for the dot of a nested one: 
 
 import json
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from crossearth.data.common.config import parse_yaml
@@ -48,11 +47,6 @@ def trial_values() -> dict[str, Any]:
     """
     variables = sorted(name for name in os.environ if name.startswith(PREFIX))
     return {_name(each): parse_yaml(os.environ[each], f"${each}") for each in variables}
-
-
-def names(values: Mapping[str, Any]) -> str:
-    """The variables of some values, for a message."""
-    return ", ".join(f"${PREFIX}{parameter(name).upper()}" for name in values)
 
 
 def _name(variable_name: str) -> str:

@@ -66,8 +66,8 @@ def place(params: Params, recipe: Recipe, seed: int | None = None) -> tuple[Trai
         try:
             config = config_of(params.with_values(recipe.name, nested(values)), recipe, seed)
         except InputError as error:
-            raise InputError(str(error), where=trial.names(values)) from error
-        expect_score(config, trial.names(values))
+            raise InputError(str(error), where=f"the trial's variables ${trial.PREFIX}...") from error
+        expect_score(config, f"${trial.variable('held_out_share')}")
     return config, folder / f"{recipe.name}{seed_suffix(config.seed, params.seed)}"
 
 
@@ -83,7 +83,7 @@ def expect_score(config: TrainConfig, where: object) -> None:
             where=where,
             expected="held_out_share above 0, for example 0.2: the share of the source's tiles, in whole "
             "scenes, that are scored and not trained on",
-            next_step="write `train: {held_out_share: 0.2}` into the grid's file",
+            next_step="write train: {held_out_share: 0.2} into the grid's file",
         )
 
 

@@ -1,7 +1,8 @@
 """A tuning on a cluster: an OptimizationJob of Kubeflow Trainer, or an Experiment of Katib over TrainJobs.
 
-Either one runs all combinations of the grid, each in a TrainJob that `train`s with the values that it finds in
-its variables (`runtime.trial`), and chooses by the one metric that a trial reports.
+Either one runs all combinations of the grid, each in a TrainJob that trains with the values that it finds in
+its variables (`runtime.trial`), and chooses by the one metric that a trial reports. All numbers of a trial
+stand in the object: the workspace may hold the params.yaml of another preset.
 """
 
 import time
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from crossearth.components.pods.launch import kubernetes_name
 from crossearth.components.pods.train_job import LONGEST_NAME, NODE, TrainJobConfig, train_job_spec
 from crossearth.components.runtime.trial import METRIC, parameter, variable, written
+from crossearth.components.train.setup import flat
 from crossearth.components.tune.trials import Trial
 from crossearth.data.common.errors import InputError
 
@@ -55,7 +57,8 @@ def manifest(
         key: list(dict.fromkeys(written(each.cell.values[key]) for each in trials))
         for key in trials[0].cell.values
     }
-    fixed = {variable(key): written(value) for key, value in trials[0].fixed.items() if key not in space}
+    others = {key: value for key, value in flat(trials[0].numbers).items() if key not in {*space, "seed"}}
+    fixed = {variable(key): written(value) for key, value in others.items()}
     variables = {key: variable(key) for key in space}
     arguments = ["train", recipe]
     name = kubernetes_name(
@@ -178,7 +181,7 @@ class Cluster:
         raise InputError(
             "the cluster has neither OptimizationJobs nor Experiments",
             where="kinds",
-            next_step="install Kubeflow Trainer 2.3 or later, or Katib",
+            next_step="install Katib, or a Kubeflow Trainer after 2.3",
         )
 
     def runtime_kind(self, name: str) -> str:
@@ -219,7 +222,7 @@ class Cluster:
     def is_taken_up(self, wanted: dict[str, Any], seconds: float = TAKEN_UP_S) -> bool:
         """Whether a controller has written into the object's status, within so many seconds.
 
-        Kubeflow Trainer 2.3 has the kind OptimizationJob, and no controller of it yet.
+        Kubeflow Trainer had the kind OptimizationJob in its master for a time without a controller of it.
         """
         group, version, plural = GROUPS[wanted["kind"]]
         name, end = wanted["metadata"]["name"], time.monotonic() + seconds
