@@ -1,5 +1,6 @@
 """A manifest against the schema of Kubernetes, Kubeflow Trainer or Katib, as their packages have them."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,21 @@ def closed(schema: Any) -> Any:
     return found
 
 
+@cache
+def validator(kind: str) -> jsonschema.Draft202012Validator:
+    if kind == "OptimizationJob":
+        return jsonschema.Draft202012Validator(closed(yaml.safe_load(OPTIMIZATION_JOB.read_text())))
+    return jsonschema.Draft202012Validator(katib_schema() if kind == "Experiment" else trainer_schema(kind))
+
+
 def check(manifest: Any) -> None:
     if manifest["kind"] == "OptimizationJob":
-        jsonschema.validate(manifest, closed(yaml.safe_load(OPTIMIZATION_JOB.read_text())))
-        jsonschema.validate(manifest["spec"]["trainJobTemplate"]["spec"], trainer_schema("TrainJobSpec"))
-    elif manifest["apiVersion"].startswith("trainer.kubeflow.org/"):
-        jsonschema.validate(manifest, trainer_schema(manifest["kind"]))
+        validator("OptimizationJob").validate(manifest)
+        validator("TrainJobSpec").validate(manifest["spec"]["trainJobTemplate"]["spec"])
     elif manifest["kind"] == "Experiment":
-        jsonschema.validate(manifest, katib_schema())
-        check({"metadata": {}, **manifest["spec"]["trialTemplate"]["trialSpec"]})
+        validator("Experiment").validate(manifest)
+        check(manifest["spec"]["trialTemplate"]["trialSpec"])
+    elif manifest["apiVersion"].startswith("trainer.kubeflow.org/"):
+        validator(manifest["kind"]).validate(manifest)
     else:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)

@@ -166,7 +166,7 @@ def kinds(group: str, *plurals: str) -> dict[str, Any]:
     resources = [
         {"name": name, "kind": name, "singularName": "", "namespaced": True, "verbs": []} for name in plurals
     ]
-    return {f"/apis/{group}/": {"groupVersion": group, "kind": "APIResourceList", "resources": resources}}
+    return {f"/apis/{group}": {"groupVersion": group, "kind": "APIResourceList", "resources": resources}}
 
 
 @pytest.fixture
