@@ -257,21 +257,22 @@ def tune(
     if kind is not None and kind not in GROUPS:
         raise InputError(f"--kind: {kind!r}", expected=nearest(kind, GROUPS))
     # a manifest of a given kind needs no cluster; its runtime is then the one of infra/kustomize/trainer
-    cluster = None if output and kind else Cluster(namespace)
-    chosen = kind or (cluster.kind() if cluster else "")
-    runtime_kind = cluster.runtime_kind(job.runtime) if cluster else "TrainingRuntime"
-    made = manifest(chosen, recipe, trials, job, asked.workspace.mount, runtime_kind, asked.parallel.recipes)
+    cluster, runtime_kind = None, "TrainingRuntime"
+    if not (output and kind):
+        cluster = Cluster(namespace)
+        kind, runtime_kind = kind or cluster.kind(), cluster.runtime_kind(job.runtime)
+    made = manifest(kind, recipe, trials, job, asked.workspace.mount, runtime_kind, asked.parallel.recipes)
     if output:
         write_text(output, json.dumps(made, indent=2) + "\n")
         _tell(f"wrote {output}: {made['kind']} {made['metadata']['name']}, {len(trials)} trials")
         _tell(f"next: kubectl{f' -n {namespace}' if namespace else ''} apply -f {shlex.quote(str(output))}")
-        return
-    cluster.create(made)
-    _tell(f"created {made['kind']} {cluster.namespace}/{made['metadata']['name']}, {len(trials)} trials")
-    if not cluster.is_taken_up(made):
-        _fail(f"no controller has taken it up yet: {STALLED[made['kind']]}")
-    plural = ".".join(GROUPS[made["kind"]][2::-2])
-    _tell(f"next: kubectl -n {cluster.namespace} get {plural} {made['metadata']['name']} -o yaml")
+    elif cluster:
+        cluster.create(made)
+        _tell(f"created {made['kind']} {cluster.namespace}/{made['metadata']['name']}, {len(trials)} trials")
+        if not cluster.is_taken_up(made):
+            _fail(f"no controller has taken it up yet: {STALLED[made['kind']]}")
+        group, _, plural = GROUPS[made["kind"]]
+        _tell(f"next: kubectl -n {cluster.namespace} get {plural}.{group} {made['metadata']['name']} -o yaml")
 
 
 def _watch(host: str, run_id: str, token_file: Path | None) -> None:

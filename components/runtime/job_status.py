@@ -27,7 +27,7 @@ class JobStatus:
 
     def __init__(self, wanted: bool = True) -> None:
         """`wanted`: whether this process is the one that speaks for the job."""
-        self._said: tuple[int, int | None, dict[str, float]] | None = None
+        self._said: tuple[int, int | None, dict[str, float | int | str]] | None = None
         self._ended = threading.Event()
         self._well = False
         self._thread: threading.Thread | None = None
@@ -59,21 +59,19 @@ class JobStatus:
         self._said = percent, None if seconds_left is None else round(seconds_left), {**before, **metrics}
 
     def _work(self) -> None:
-        pause = EVERY_S
-        while not self._ended.wait(pause):
-            pause = EVERY_S if self._send() else min(2 * pause, LONGEST_PAUSE_S)
-        for number in range(LAST_TRIES * self._well):
-            time.sleep(EVERY_S if number else 0)
-            if self._send():
-                return
-
-    def _send(self) -> bool:
-        if self._said is None:
-            return True
         try:
             from kubeflow.trainer import update_trainjob_status
         except ModuleNotFoundError:
             log.warning("kubeflow is not installed: the TrainJob's status stays empty")
-            return True
-        percent, seconds_left, metrics = self._said
-        return update_trainjob_status(percent, seconds_left, dict(metrics))
+            return
+
+        def send() -> bool:
+            return self._said is None or update_trainjob_status(*self._said)
+
+        pause = EVERY_S
+        while not self._ended.wait(pause):
+            pause = EVERY_S if send() else min(2 * pause, LONGEST_PAUSE_S)
+        for number in range(LAST_TRIES * self._well):
+            time.sleep(EVERY_S if number else 0)
+            if send():
+                return

@@ -8,7 +8,7 @@ stand in the object: the workspace may hold the params.yaml of another preset.
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
 from crossearth.components.pods.launch import kubernetes_name
 from crossearth.components.pods.train_job import LONGEST_NAME, NODE, TrainJobConfig, train_job_spec
@@ -17,8 +17,7 @@ from crossearth.components.train.setup import flat
 from crossearth.components.tune.trials import Trial
 from crossearth.data.common.errors import InputError
 
-Kind = Literal["OptimizationJob", "Experiment"]
-GROUPS: dict[Kind, tuple[str, str, str]] = {  # group, version, plural; the first one that is there is taken
+GROUPS = {  # kind -> group, version, plural; the first one that is there is taken
     "OptimizationJob": ("trainer.kubeflow.org", "v1alpha1", "optimizationjobs"),
     "Experiment": ("kubeflow.org", "v1beta1", "experiments"),
 }
@@ -29,7 +28,7 @@ TAKEN_UP_S = 30.0
 
 
 def manifest(
-    kind: Kind,
+    kind: str,
     recipe: str,
     trials: Sequence[Trial],
     config: TrainJobConfig,
@@ -168,7 +167,7 @@ class Cluster:
         self.api = client.CustomObjectsApi()
         self.namespace = namespace or get_default_target_namespace()
 
-    def kind(self) -> Kind:
+    def kind(self) -> str:
         """What the cluster has for tunings.
 
         Raises:

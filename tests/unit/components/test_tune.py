@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from rich.console import Console
 from training_folder import NUMBERS, RECIPE
 
+from crossearth.components.cli.extras import extra_of
 from crossearth.components.runtime.params import DvcConfig, Params
 from crossearth.components.tune import experiments, step
 from crossearth.components.tune.experiments import expect_repository
@@ -98,6 +100,13 @@ def test_a_folder_that_dvc_has_no_experiments_in_is_refused_with_what_to_do(
     git("add", ".")
     assert "git add -f own.yaml" in refused(Path("own.yaml"))
     expect_repository([Path("params.yaml"), Path("/elsewhere/catalog.yaml")])
+
+
+def test_without_dvc_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dvc.exceptions", None)
+    with pytest.raises(ModuleNotFoundError) as error:
+        expect_repository([])
+    assert extra_of(error.value.name or "") == "pipelines"  # as `main` says
 
 
 class Dvc:

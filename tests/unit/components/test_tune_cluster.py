@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +26,7 @@ from crossearth.components.pods.train_job import TrainJobConfig
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.trial import PREFIX
 from crossearth.components.train.step import place
-from crossearth.components.tune.cluster import Cluster, Kind, manifest
+from crossearth.components.tune.cluster import Cluster, manifest
 from crossearth.components.tune.trials import Trial, read_trials
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import load_config
@@ -31,7 +34,7 @@ from crossearth.data.common.errors import InputError
 from crossearth.pipelines.resources import load_values
 
 VALUES = INFRA / "values.yaml"
-KINDS: list[Kind] = ["OptimizationJob", "Experiment"]
+KINDS = ["OptimizationJob", "Experiment"]
 GRID: dict[str, Any] = {
     "grid": {"lr": [0.001, 1e-05], "style.alpha": [0.4, None], "ablation": ["+style"]},
     "train": {"held_out_share": 0.25, "scale": [1.0, 1.5], "style": {"block_px": 16}},
@@ -50,14 +53,14 @@ def trials(tmp_path: Path, params: Params, catalog: Catalog) -> list[Trial]:
     return read_trials(path, RECIPE, params, catalog)
 
 
-def made(kind: Kind, trials: list[Trial]) -> dict[str, Any]:
+def made(kind: str, trials: list[Trial]) -> dict[str, Any]:
     values = load_values(VALUES)
     job = load_config(TrainJobConfig, values.trial_job(), VALUES)
     return manifest(kind, RECIPE, trials, job, "/workspace", "TrainingRuntime", 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_manifest_is_what_its_kind_takes(kind: Kind, trials: list[Trial]) -> None:
+def test_a_manifest_is_what_its_kind_takes(kind: str, trials: list[Trial]) -> None:
     wanted = made(kind, trials)
     check(wanted)
     # the names of its TrainJobs, and those of their pods, are labels of 63 characters at most
@@ -88,7 +91,7 @@ def test_the_kinds_say_the_same(trials: list[Trial]) -> None:
     assert all(word.isascii() and not {*word} & {*" '\"$;&|<>(){}"} for word in command), "Katib's shell"
 
 
-def assigned(kind: Kind, wanted: dict[str, Any], values: dict[str, str]) -> dict[str, str]:
+def assigned(kind: str, wanted: dict[str, Any], values: dict[str, str]) -> dict[str, str]:
     """The variables of one trial's pods, as the controllers make them."""
     if kind == "OptimizationJob":
         env = wanted["spec"]["trainJobTemplate"]["spec"]["trainer"]["env"]
@@ -102,7 +105,7 @@ def assigned(kind: Kind, wanted: dict[str, Any], values: dict[str, str]) -> dict
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trial_trains_with_the_numbers_of_the_grid_whatever_the_workspace_has(
-    kind: Kind, trials: list[Trial], catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    kind: str, trials: list[Trial], catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"lr": "1e-05", "style__alpha": "0.4", "ablation": "+style"}
     variables = assigned(kind, made(kind, trials), values)
@@ -120,6 +123,18 @@ def test_a_trial_trains_with_the_numbers_of_the_grid_whatever_the_workspace_has(
     assert folder.parts[:2] == ("artifacts", "trials") and folder.name == RECIPE
     monkeypatch.setenv(f"{PREFIX}LR", "0.001")
     assert place(in_workspace, catalog.recipe(RECIPE))[1] != folder
+
+
+def test_what_torchrun_starts_in_a_pod_is_the_command_of_the_job(tmp_path: Path) -> None:
+    variables = {"CROSSEARTH_WORKSPACE": str(tmp_path), "CROSSEARTH_ARGUMENTS": '["train", "--help"]'}
+    done = subprocess.run(
+        [sys.executable, "-m", "crossearth.components.pods.train_job"],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "process 0 of 1 $ crossearth train --help" in done.stdout, done.stderr
 
 
 def test_what_an_optimization_job_does_not_take_is_refused(
@@ -202,7 +217,7 @@ def test_the_kind_is_what_the_cluster_has(objects: dict[str, Any], trials: list[
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_created_is_there_once_and_somebody_works_on_it(
-    kind: Kind, objects: dict[str, Any], trials: list[Trial]
+    kind: str, objects: dict[str, Any], trials: list[Trial]
 ) -> None:
     cluster, wanted = Cluster("team"), made(kind, trials)
     cluster.create(wanted)
