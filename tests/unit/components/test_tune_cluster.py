@@ -53,10 +53,10 @@ def trials(tmp_path: Path, params: Params, catalog: Catalog) -> list[Trial]:
     return read_trials(path, RECIPE, params, catalog)
 
 
-def made(kind: str, trials: list[Trial]) -> dict[str, Any]:
+def made(kind: str, trials: list[Trial], recipe: str = RECIPE) -> dict[str, Any]:
     values = load_values(VALUES)
     job = load_config(TrainJobConfig, values.trial_job(), VALUES)
-    return manifest(kind, RECIPE, trials, job, "/workspace", "TrainingRuntime", 3)
+    return manifest(kind, recipe, trials, job, "/workspace", "TrainingRuntime", 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +64,8 @@ def test_a_manifest_is_what_its_kind_takes(kind: str, trials: list[Trial]) -> No
     wanted = made(kind, trials)
     check(wanted)
     # the names of its TrainJobs, and those of their pods, are labels of 63 characters at most
-    assert len(f"{wanted['metadata']['name']}-trial-100-node-0-0-abcde") <= 63
+    long = made(kind, trials, 30 * "town-")["metadata"]["name"]
+    assert len(f"{long}-trial-100-node-0-0-abcde") <= 63
     assert made(kind, trials) == wanted and made(kind, trials[:2])["metadata"] != wanted["metadata"]
     for path in (["spec"], ["spec", "parameters", 0]):
         wrong = copy.deepcopy(wanted)
