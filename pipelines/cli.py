@@ -257,11 +257,13 @@ def tune(
     if kind is not None and kind not in GROUPS:
         raise InputError(f"--kind: {kind!r}", expected=nearest(kind, GROUPS))
     # a manifest of a given kind needs no cluster; its runtime is then the one of infra/kustomize/trainer
-    cluster, runtime_kind = None, "TrainingRuntime"
-    if not (output and kind):
+    cluster: Cluster | None = None
+    if output and kind:
+        chosen, runtime_kind = kind, "TrainingRuntime"
+    else:
         cluster = Cluster(namespace)
-        kind, runtime_kind = kind or cluster.kind(), cluster.runtime_kind(job.runtime)
-    made = manifest(kind, recipe, trials, job, asked.workspace.mount, runtime_kind, asked.parallel.recipes)
+        chosen, runtime_kind = kind or cluster.kind(), cluster.runtime_kind(job.runtime)
+    made = manifest(chosen, recipe, trials, job, asked.workspace.mount, runtime_kind, asked.parallel.recipes)
     if output:
         write_text(output, json.dumps(made, indent=2) + "\n")
         _tell(f"wrote {output}: {made['kind']} {made['metadata']['name']}, {len(trials)} trials")
