@@ -86,6 +86,7 @@ STEPS = {
         Step("init", "init.step:init", own_pod=False),
         Step("export", "export.step:export", own_pod=False),
         Step("ablate", "ablate.step:run", own_pod=False),
+        Step("tune", "tune.step:run", own_pod=False),
         Step("finish", network=True, cached=False),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,11 @@ pipeline_app = typer.Typer(
 )
 app.add_typer(pipeline_app, name="pipeline")
 
+# where a cluster has a kind, and nobody who works on its objects
+STALLED = {
+    "OptimizationJob": "Trainer had the kind before its controller; delete it and try --kind Experiment",
+    "Experiment": "is Katib running? kubectl get pods -A -l katib.kubeflow.org/component=controller",
+}
 Name = Annotated[str, typer.Argument(help="benchmark, training, inference or monitoring")]
 ValuesFile = Annotated[
     Path | None, typer.Option("--values", help="What the steps ask of the cluster, see infra/values.yaml.")
@@ -207,6 +213,68 @@ def submit(
     out.print(f"{'recurring run' if cron else 'run'} {run_id}", highlight=False)
     if watch:
         _watch(host, run_id, token_file)
+
+
+@pipeline_app.command()
+def tune(
+    recipe: Annotated[str, typer.Argument(help="`crossearth settings` names them.")],
+    grid: Annotated[Path, typer.Option("--grid", metavar="FILE", help="YAML: the values that numbers take.")],
+    values: Annotated[Path, typer.Option("--values", help="What the steps ask of the cluster.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the manifest, and create nothing.")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="OptimizationJob or Experiment [default: what the cluster has, in this order]."),
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", help="Of the workspace [default: kubectl's].")
+    ] = None,
+    params: ParamsFile = Path("params.yaml"),
+    catalog: Catalogs = None,
+    preset: Preset = None,
+) -> None:
+    """Train a recipe with every combination of a grid, on the cluster of kubectl's current context."""
+    from dataclasses import replace
+
+    from crossearth.components.pods.train_job import TrainJobConfig
+    from crossearth.components.runtime.params import load_params
+    from crossearth.components.tune.cluster import GROUPS, Cluster, manifest
+    from crossearth.components.tune.trials import read_trials
+    from crossearth.data.catalog.loader import load_catalog
+    from crossearth.data.common.config import load_config, nearest
+    from crossearth.data.common.errors import InputError
+    from crossearth.data.common.files import write_text
+    from crossearth.pipelines.resources import load_values
+
+    found = load_params(params)
+    found = replace(found, preset=preset or found.preset)
+    trials = read_trials(grid, recipe, found, load_catalog([*found.catalogs, *(catalog or [])]))
+    asked = load_values(values)
+    job = load_config(TrainJobConfig, asked.trial_job(), values)
+    namespace = namespace or job.namespace
+    job = replace(job, namespace=namespace)
+    if kind is not None and kind not in GROUPS:
+        raise InputError(f"--kind: {kind!r}", expected=nearest(kind, GROUPS))
+    # a manifest of a given kind needs no cluster; its runtime is then the one of infra/kustomize/trainer
+    cluster: Cluster | None = None
+    if output and kind:
+        chosen, runtime_kind = kind, "TrainingRuntime"
+    else:
+        cluster = Cluster(namespace)
+        chosen, runtime_kind = kind or cluster.kind(), cluster.runtime_kind(job.runtime)
+    made = manifest(chosen, recipe, trials, job, asked.workspace.mount, runtime_kind, asked.parallel.recipes)
+    if output:
+        write_text(output, json.dumps(made, indent=2) + "\n")
+        _tell(f"wrote {output}: {made['kind']} {made['metadata']['name']}, {len(trials)} trials")
+        _tell(f"next: kubectl{f' -n {namespace}' if namespace else ''} apply -f {shlex.quote(str(output))}")
+    elif cluster:
+        cluster.create(made)
+        _tell(f"created {made['kind']} {cluster.namespace}/{made['metadata']['name']}, {len(trials)} trials")
+        if not cluster.is_taken_up(made):
+            _fail(f"no controller has taken it up yet: {STALLED[made['kind']]}")
+        group, _, plural = GROUPS[made["kind"]]
+        _tell(f"next: kubectl -n {cluster.namespace} get {plural}.{group} {made['metadata']['name']} -o yaml")
 
 
 def _watch(host: str, run_id: str, token_file: Path | None) -> None:

@@ -221,8 +221,10 @@ class Values:
 
     def train_job(self) -> dict[str, Any]:
         """Fields of TrainJobConfig for training on several nodes; empty for one."""
-        if self.trainer.nodes == 1:
-            return {}
+        return {} if self.trainer.nodes == 1 else self.trial_job()
+
+    def trial_job(self) -> dict[str, Any]:
+        """Fields of TrainJobConfig for a training of a tuning: a TrainJob, of one node too."""
         wanted = self.resources("train")
         tolerations = [
             {key: value for key, value in asdict(toleration).items() if value is not None}

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePath
 from typing import Any
 
 from crossearth.components.evaluate.step import EvaluateConfig
-from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.params import Params, nested
 from crossearth.components.train.step import config_of
 from crossearth.data.catalog.domains import Catalog, known_entry
 from crossearth.data.common.config import checked, load_config, merged, read_yaml
@@ -25,20 +24,22 @@ class GridConfig:
     """What a grid's file says.
 
     Attributes:
-        recipes: that are trained; each is scored on its own targets.
+        recipes: that `ablate` trains; each is scored on its own targets.
         seeds: of the trainings.
         grid: number of `train`, dotted where it is nested -> the values that it takes. A row of the table is
             one combination.
         train: numbers of all trainings, over those of params.yaml.
     """
 
-    recipes: tuple[str, ...]
     grid: dict[str, tuple[Value, ...]]
+    recipes: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     train: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, values in {"recipes": self.recipes, "seeds": self.seeds, **self.grid}.items():
+        lists = {"seeds": self.seeds, **self.grid}
+        lists |= {"recipes": self.recipes} if self.recipes else {}
+        for name, values in lists.items():
             if not values or len({*map(repr, values)}) < len(values):
                 raise InputError(f"{name}: {list(values)}", expected="one value or more, none of them twice")
         if "seed" in {*self.grid, *self.train}:
@@ -65,13 +66,7 @@ class Cell:
 
     def over(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """`values` of `train` with this combination's on top."""
-        nested = (_nested(name.split("."), value) for name, value in self.values.items())
-        return reduce(merged, nested, dict(values))
-
-
-def _nested(path: list[str], value: Any) -> dict[str, Any]:
-    first, *rest = path
-    return {first: _nested(rest, value) if rest else value}
+        return merged(values, nested(self.values))
 
 
 def shown(value: Value) -> str:
@@ -126,19 +121,10 @@ def jobs(config: GridConfig, params: Params, catalog: Catalog, out_dir: Path, wh
     recipes = [known_entry(catalog.recipes(), name, "recipe", f"{where}: recipes") for name in config.recipes]
     found = []
     for seed, cell, recipe in product(config.seeds, cells(config), recipes):
-        own = with_values(params, recipe.name, cell.over(config.train))
+        own = params.with_values(recipe.name, cell.over(config.train))
         try:
             config_of(own, recipe, seed)
         except InputError as error:
             raise InputError(f"{cell.label}: {error}", where=where) from error
         found.append(Job(cell, recipe.name, seed, own, out_dir / cell.folder / f"seed-{seed}"))
     return found
-
-
-def with_values(params: Params, recipe: str, values: Mapping[str, Any]) -> Params:
-    """Params in which `values` of `train` go before all others of a recipe."""
-    sections = params.presets[params.preset]
-    recipes = sections.get("recipes", {})
-    own = merged(recipes.get(recipe, {}), values)
-    changed = {**sections, "recipes": {**recipes, recipe: own}}
-    return replace(params, presets={**params.presets, params.preset: changed})

@@ -57,6 +57,8 @@ def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processe
     if processes < 1:
         raise InputError(f"--jobs: {processes}", expected="1 or more")
     config = read_grid(grid)
+    if not config.recipes:
+        raise InputError("recipes: none", where=grid, expected="recipes: [NAME, ...]")
     wanted = jobs(config, params, catalog, out_dir, grid)
     log.info("%d trainings of %d combinations", len(wanted), len({job.cell.folder for job in wanted}))
     errors, finished = [], []

@@ -11,7 +11,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 GROUPS = {
     "Start": ("init", "doctor", "settings", "domains", "plan"),
     "Data": ("fetch", "synthesize", "ingest", "validate", "preview", "push", "pull", "styles", "stylize"),
-    "Models": ("train", "evaluate", "ablate", "convert", "register", "rollback"),
+    "Models": ("train", "evaluate", "ablate", "tune", "convert", "register", "rollback"),
     "Results": ("show", "compare", "report", "models", "predict", "export", "watch"),
     "Clusters": ("pipeline",),
 }
@@ -32,6 +32,7 @@ EXAMPLES = {  # a line of a terminal has room for 78 letters
         "crossearth evaluate --seeds 0,1,2 potsdam-rgb",
         "crossearth evaluate potsdam-rgb --model models/potsdam",
     ),
+    "tune": ("crossearth tune potsdam-rgb --grid grid.yaml --jobs 2",),
     "show": ("crossearth show", "crossearth show potsdam-rgb", "crossearth show --csv > settings.csv"),
     "compare": ("crossearth compare results/before artifacts/scores",),
     "report": ("crossearth report", "crossearth report --against results/before"),

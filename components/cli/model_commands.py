@@ -67,13 +67,15 @@ def train(
     wanted = seed_numbers(seeds, params.seed)
     recipes = [loaded.recipe(name) for name in names]
 
-    from crossearth.components.train.step import config_of, run
+    from crossearth.components.runtime.trial import METRIC, trial_values
+    from crossearth.components.train.step import place, run
+    from crossearth.model.weights.checkpoint import read_meta
 
-    for recipe in recipes:  # a wrong number of the last is refused before the first is trained
-        config_of(params, recipe, wanted[0])
+    # a wrong number of the last is refused before the first is trained
+    places = {recipe.name: [place(params, recipe, seed)[1] for seed in wanted] for recipe in recipes}
     option = f" --seeds {seeds}" if seeds else ""
     for recipe in recipes:
-        folders = [MODELS / f"{recipe.name}{seed_suffix(seed, params.seed)}" for seed in wanted]
+        folders = places[recipe.name]
         before = [_written_at(folder) for folder in folders]
         for seed in wanted:
             run(params, loaded, recipe.name, seed)
@@ -86,7 +88,11 @@ def train(
                     out.print(f"{folder}: nothing to do, trained already from these inputs", highlight=False)
             for folder in folders:
                 _say_licence(folder)
-            done(written, f"crossearth evaluate {recipe.name}{option}{given(catalog, params_file)}")
+            trial = trial_values()  # which is scored on its source alone: a target must not decide
+            again = "" if trial else f"crossearth evaluate {recipe.name}{option}{given(catalog, params_file)}"
+            done(written, again)
+            for folder in folders if trial else []:
+                typer.echo(f"{METRIC}={read_meta(folder)[METRIC]}")  # as Katib's collector reads it
 
 
 def _written_at(folder: Path) -> int | None:
@@ -117,6 +123,29 @@ def ablate(
     written = run(*inputs(params_file, catalog), grid, jobs)
     out.print(Markdown(written.read_text(encoding="utf-8")))
     done(written, "crossearth show RECIPE; the runs lie below the table's in MLflow")
+
+
+@app.command()
+def tune(
+    recipe: Annotated[
+        str, typer.Argument(help="`crossearth settings` names them.", autocompletion=recipe_names)
+    ],
+    grid: Annotated[Path, typer.Option("--grid", metavar="FILE", help="YAML: the values that numbers take.")],
+    jobs: Annotated[int, typer.Option(help="Trainings at a time.")] = 1,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Train a recipe with every combination of a grid, as experiments of DVC, and say which is the best."""
+    from crossearth.components.tune.step import failures, run, view
+    from crossearth.data.common.errors import PartlyDoneError
+
+    tuning = run(*inputs(None, None), recipe, grid, jobs)
+    best = tuning.best
+    if print_view(view(tuning), as_json, as_csv) and best:
+        out.print(f"best: {best.trial.cell.label}", highlight=False, soft_wrap=True, markup=False)
+        done([], f"dvc exp apply {best.name}")
+    if errors := failures(tuning):
+        raise PartlyDoneError(f"{len(errors)} of {len(tuning.trials)} trainings have no score", errors, [])
 
 
 @app.command()

@@ -44,6 +44,11 @@ def launch(
 
 def job_name(arguments: Sequence[str], workspace: str, config: TrainJobConfig) -> str:
     """A name that Kubernetes takes, another one for another workspace."""
-    tail = digest([workspace, arguments, config.pod])[:6]
-    words = re.sub("[^a-z0-9]+", "-", "-".join(["crossearth", *arguments]).lower())
-    return f"{words[: LONGEST_NAME - len(tail) - 1].strip('-')}-{tail}"
+    return kubernetes_name(["crossearth", *arguments], [workspace, arguments, config.pod], LONGEST_NAME)
+
+
+def kubernetes_name(words: Sequence[str], identity: object, longest: int) -> str:
+    """A name that Kubernetes takes, of `longest` characters at most: another one for another `identity`."""
+    tail = digest(identity)[:6]
+    plain = re.sub("[^a-z0-9]+", "-", "-".join(words).lower())
+    return f"{plain[: longest - len(tail) - 1].strip('-')}-{tail}"

@@ -170,6 +170,41 @@ def work(secrets: Path = SECRETS) -> None:
     script.load()()
 
 
+def train_job_spec(
+    config: TrainJobConfig, runtime_kind: str, arguments: Sequence[str], workspace: str
+) -> dict[str, Any]:
+    """`spec` of a TrainJob that runs `crossearth ARGUMENTS` on every node and that others create.
+
+    It is what `run_train_job` creates, but that no file of the workspace has to be touched for its nodes.
+
+    Args:
+        runtime_kind: TrainingRuntime, of the namespace, or ClusterTrainingRuntime.
+    """
+    from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
+
+    environment = {
+        **config.environment,
+        "CROSSEARTH_WORKSPACE": workspace,
+        "CROSSEARTH_ARGUMENTS": json.dumps(list(arguments)),
+    }
+    job: dict[str, Any] = {}
+    # the SDK's options write into a job that it creates itself; of the backend this one asks for its type
+    _pod_patch(config)(job, None, KubernetesBackend.__new__(KubernetesBackend))
+    return {
+        "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": runtime_kind, "name": config.runtime},
+        "activeDeadlineSeconds": math.ceil(config.timeout_s),
+        "trainer": {
+            "image": config.image,
+            "numNodes": config.nodes,
+            # Katib writes it into a line of a shell: no word may need quotes
+            "command": ["torchrun", f"--nproc-per-node={config.processes}", "-m", __name__],
+            "env": [{"name": name, "value": value} for name, value in environment.items()],
+            "resourcesPerNode": {"requests": config.resources, "limits": config.resources},
+        },
+        **job["spec"],
+    }
+
+
 def _leave_without(lease: Path, seconds: float) -> None:
     """Ends this process when `lease` has not been touched for so long, by this machine's clock."""
     touched, since = 0, time.monotonic()
@@ -412,3 +447,7 @@ def _events(client: "TrainerClient", name: str) -> str:
         )
         or "no events"
     )
+
+
+if __name__ == "__main__":  # what torchrun starts in a pod of a TrainJob that was not made by the SDK
+    work()

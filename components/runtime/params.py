@@ -1,7 +1,7 @@
 """params.yaml: the parameters of every step, as two presets in one file."""
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -160,10 +160,28 @@ class Params:
                 found.append(domain)
         return found
 
+    def with_values(self, recipe: str, values: Mapping[str, Any]) -> "Params":
+        """Params in which `values` of `train`, nested as in the file, go before all others of a recipe."""
+        sections = self.presets[self.preset]
+        recipes = sections.get("recipes", {})
+        own = merged(recipes.get(recipe, {}), values)
+        changed = {**sections, "recipes": {**recipes, recipe: own}}
+        return replace(self, presets={**self.presets, self.preset: changed})
+
     def config(self, kind: type[Config], step: str, recipe: str | None = None) -> Config:
         """The config dataclass of a step; unknown keys and wrong values raise InputError naming them."""
         where = f"params: presets.{self.preset}.{step}" + (f" + recipes.{recipe}" if recipe else "")
         return load_config(kind, self.values(step, recipe), where)
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under dotted names, nested as in a file: {"style.alpha": 0.5} is {"style": {"alpha": 0.5}}."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        found = merged(found, value)
+    return found
 
 
 def _refuse_seed(values: Mapping[str, Any], where: str) -> None:

@@ -24,6 +24,7 @@ SCORES = ARTIFACTS / "scores"
 STYLES = ARTIFACTS / "styles"
 EARTH_STYLES = STYLES / "earth.safetensors"
 STYLIZED = ARTIFACTS / "stylized"
+TRIALS = ARTIFACTS / "trials"
 VALIDATION = ARTIFACTS / "validation"
 WATCH = ARTIFACTS / "watch"
 

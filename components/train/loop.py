@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from crossearth.components.runtime.interrupts import EXIT_CODES, Interrupts
+from crossearth.components.runtime.job_status import JobStatus
 from crossearth.components.runtime.processes import Processes
 from crossearth.components.runtime.tracking import Run
+from crossearth.components.runtime.trial import METRIC
 from crossearth.components.runtime.version import git_revision
 from crossearth.components.train.effective_batch import BatchSampler, Gradients
 from crossearth.components.train.panel import training_panel
@@ -204,7 +206,7 @@ class Training:
         with reading(self.stream, positions, config.workers, lambda: bool(self.interrupts.received)) as micro:
             yield iter(lambda: list(itertools.islice(micro, positions.per_iteration)), [])
 
-    def fit(self, batches: Iterator[list[Batch]], run: Run | None) -> None:
+    def fit(self, batches: Iterator[list[Batch]], run: Run | None, status: JobStatus) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace, saved = Pace(), time.monotonic()
         name, total = self.job.recipe.name, self.config.iterations
@@ -237,6 +239,8 @@ class Training:
                         panel = training_panel(self.multi_task_loss, batch[0], self.job.class_set)
                     run.log_image(panel, f"panels/{self.iteration:06d}.png")
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
+                percent = 99 * self.iteration // self.config.iterations  # all of it once the model is written
+                status.say(percent, progress.tasks[task].time_remaining, self._latest())
                 line.update(self.iteration, f"loss {self.loss:.3f}")
                 due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
                 # saved after the last iteration too: if the model cannot be written, no step is repeated
@@ -251,6 +255,10 @@ class Training:
                 where=f"recipe {self.job.recipe.name}",
                 next_step=self._calmer(),
             )
+
+    def _latest(self) -> dict[str, float]:
+        score = self.held_out_score()
+        return {"loss": self.loss} | ({} if score is None else {METRIC: score})
 
     def _progress(self) -> Progress:
         columns = (MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[loss]}")

@@ -10,10 +10,19 @@ from pathlib import Path
 
 import torch
 
+from crossearth.components.runtime import trial
 from crossearth.components.runtime.code import code_digest
+from crossearth.components.runtime.job_status import JobStatus
 from crossearth.components.runtime.memory import enough_memory
-from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, MODELS, seed_suffix, style_weights_dir
+from crossearth.components.runtime.params import Params, nested
+from crossearth.components.runtime.places import (
+    DOMAINS,
+    EARTH_STYLES,
+    MODELS,
+    TRIALS,
+    seed_suffix,
+    style_weights_dir,
+)
 from crossearth.components.runtime.processes import Processes, join_processes
 from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
 from crossearth.components.runtime.version import git_revision, torch_version
@@ -40,11 +49,48 @@ def config_of(params: Params, recipe: Recipe, seed: int | None = None) -> TrainC
     return replace(config, seed=params.seed if seed is None else seed)
 
 
+def place(params: Params, recipe: Recipe, seed: int | None = None) -> tuple[TrainConfig, Path]:
+    """Numbers and folder of a recipe's training in the working folder.
+
+    A trial of a tuning (`runtime.trial`) has its own values, and a folder of its own: others of the same
+    recipe run at the same time.
+
+    Raises:
+        InputError: wrong numbers; a trial of an unknown number or with a wrong value, or one without tiles
+            held out that it could be scored on.
+    """
+    config, folder = config_of(params, recipe, seed), MODELS
+    values = trial.trial_values()
+    if values:
+        folder = TRIALS / digest(values)[:8]
+        try:
+            config = config_of(params.with_values(recipe.name, nested(values)), recipe, seed)
+        except InputError as error:
+            raise InputError(str(error), where=f"the trial's variables ${trial.PREFIX}...") from error
+        expect_score(config, f"${trial.variable('held_out_share')}")
+    return config, folder / f"{recipe.name}{seed_suffix(config.seed, params.seed)}"
+
+
+def expect_score(config: TrainConfig, where: object) -> None:
+    """Refuses a training whose numbers nothing could be chosen by.
+
+    Raises:
+        InputError: it holds no tiles of its source out.
+    """
+    if not config.held_out_share:
+        raise InputError(
+            "held_out_share is 0: there is no score to choose by, and a target must not decide",
+            where=where,
+            expected="held_out_share above 0, for example 0.2: the share of the source's tiles, in whole "
+            "scenes, that are scored and not trained on",
+            next_step="write train: {held_out_share: 0.2} into the grid's file",
+        )
+
+
 def run(params: Params, catalog: Catalog, name: str, seed: int | None = None) -> Path:
     """Trains the recipe `name` in the working folder; another seed than params.yaml's stands beside it."""
     recipe = catalog.recipe(name)
-    config = config_of(params, recipe, seed)
-    out_dir = MODELS / f"{recipe.name}{seed_suffix(config.seed, params.seed)}"
+    config, out_dir = place(params, recipe, seed)
     return train(recipe, catalog, DOMAINS, out_dir, config, EARTH_STYLES, style_weights_dir())
 
 
@@ -89,6 +135,7 @@ def train(
     with (
         join_processes() as processes,
         processes.file_lock(out_dir, f"a training of {recipe.name}"),
+        JobStatus(processes.is_main_process) as status,
     ):
         checkpoints = Checkpoints(
             out_dir.with_name(f"{out_dir.name}{STATES_SUFFIX}"), job.config.keep_checkpoints, job.identity
@@ -98,15 +145,23 @@ def train(
             if processes.is_main_process:
                 checkpoints.clear()
                 _send_again(out_dir, job)
+                status.say(100, 0, _score(out_dir))
             return out_dir
         with _memory(job, processes):
-            _run(job, processes, checkpoints, out_dir)
+            _run(job, processes, checkpoints, out_dir, status)
         if processes.is_main_process:
             checkpoints.clear()
+            status.say(100, 0, _score(out_dir))
     return out_dir
 
 
-def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path) -> None:
+def _score(out_dir: Path) -> dict[str, float]:
+    """What a model is chosen by, if tiles of its source were held out."""
+    found = checkpoint.read_meta(out_dir)["held_out_score"]
+    return {} if found is None else {trial.METRIC: found}
+
+
+def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path, status: JobStatus) -> None:
     network = make_network(job)
     if processes.size > 1:
         processes.assert_equal(
@@ -120,7 +175,7 @@ def _run(job: Job, processes: Processes, checkpoints: Checkpoints, out_dir: Path
     training = Training(job, network, processes, checkpoints)
     tracking = _tracking(job) if processes.is_main_process else contextlib.nullcontext()
     with training.loading() as batches, tracking as run:
-        training.fit(batches, run)
+        training.fit(batches, run, status)
         if processes.is_main_process:
             _write_model(out_dir, training)
             if run is not None:
