@@ -81,6 +81,7 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
     splits: Counter[str] = Counter(source.split for source in sources)
     recipe = bool(classes) and len(splits) == 2
     lines = _lines(facts, entry, classes, splits, _alone(layouts, sources))
+    lines += [f"left out: {kind.files[0]}: {kind.what}" for kind in layouts.kinds if kind.form is None]
     text = catalog_text(name, folder, entry, classes, lines, recipe)
     files = [path]
     write_text(path, text)

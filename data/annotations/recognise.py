@@ -27,6 +27,7 @@ CONTAINERS = (
     ".lmdb",
     ".zarr",
 )
+OTHER_RASTERS = (".mrf", ".ers", ".ecw", ".sid", ".asc", ".grd", ".kea")
 YOLO_TABLES = ("data.yaml", "dataset.yaml", "data.yml")
 MAX_BYTES = 512 * 2**20
 FILES_READ = 5
@@ -71,6 +72,8 @@ def recognise(members: Sequence[Member]) -> list[Recognised]:
             kind = _of_json(member)
         elif name.endswith(CONTAINERS):
             kind = None, "a container of many images (export them as GeoTIFF or PNG)"
+        elif name.endswith(OTHER_RASTERS):
+            kind = None, "an image of a kind that is not read (gdal_translate makes a GeoTIFF of it)"
         if kind is not None:
             found.setdefault(kind, []).append(member)
     return [Recognised(form, what, tuple(files)) for (form, what), files in found.items()]

@@ -669,12 +669,18 @@ def test_what_lies_there_instead_of_masks_is_named_with_the_words_for_it(
         run(tmp_path, images="pictures", masks=".", labels=VALUES)
 
 
-def test_a_container_of_images_is_named(tmp_path: Path) -> None:
-    for name in ("x.h5", "data.yaml.bak", "notes.docx", "labels.cache", "x.npy"):
-        write(tmp_path / f"images/{name}", b"\x89HDF")
-    with pytest.raises(
-        InputError, match=r"no images in this folder\n  here: .*x\.h5: a container of many images"
-    ):
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("x.h5", "a container of many images"),
+        ("x.mrf", "an image of a kind that is not read"),
+        ("x.ers", "an image of a kind that is not read"),
+    ],
+)
+def test_what_holds_images_and_is_not_read_is_named(name: str, what: str, tmp_path: Path) -> None:
+    for other in (name, "x.idx", "data.yaml.bak", "notes.docx", "labels.cache"):
+        write(tmp_path / f"images/{other}", b"\x89HDF")
+    with pytest.raises(InputError, match=rf"no images in this folder\n  here: .*{name}: {what}"):
         run(tmp_path, class_set=None)
 
 
