@@ -1,5 +1,6 @@
 """The steps of a user's small domain, and what an undisturbed run of each leaves."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,8 @@ def run_here(
     """
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CROSSEARTH_DATA", data)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow puts there what it is told: not for the next test
+    # mlflow puts there what it is told: not for the next test
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", ""))
     monkeypatch.setattr(sys, "argv", ["crossearth", *command.split()])
     with pytest.raises(SystemExit) as stop:
         main()
