@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -444,9 +444,10 @@ def refuse_clashes(targets: Mapping[Any, Path], wanted: Wanted = MAP_ALONE) -> N
         InputError: names the file and both scenes.
     """
     first: dict[str, Any] = {}
+    folder = cache(Path.resolve)  # of a hundred thousand maps a few
     for scene, target in targets.items():
         for path in _written(target, wanted):
-            other = first.setdefault(_one_name(path), scene)
+            other = first.setdefault(f"{folder(path.parent)}/{path.name}".casefold(), scene)
             if other != scene:
                 raise InputError(
                     f"two scenes would give {path}: this one and {other}",
