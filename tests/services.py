@@ -112,7 +112,7 @@ def object_store(folder: Path, bucket: str) -> Iterator[str]:
 def tracking_server(folder: Path, port: int, host: str = "127.0.0.1") -> Iterator[subprocess.Popen[bytes]]:
     """MLflow's server, whose runs and artifacts lie in `folder`."""
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--host", host, "--allowed-hosts", f"{host}:{port}"]
+    command += ["--host", host, "--allowed-hosts", f"{host}:*,127.0.0.1:*"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", f"{folder}/a"]
     # its job runner, which nothing here needs, is eight more processes
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
