@@ -27,7 +27,7 @@ define all_of
 endef
 
 # A copy without .git, such as a zip from the web, is one without versions for dvc too.
-demo: export PATH := $(CURDIR)/$(BIN):$(PATH)
+demo: export PATH := $(abspath $(BIN)):$(PATH)
 demo: install
 	test -e .git || dvc config --local core.no_scm true
 	dvc repro synthesize
