@@ -19,8 +19,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
-# What a stage's command does for one item takes about as long as its start: two processes, a thread each, do it for all
-# items, and dvc takes over what they wrote. Two progress bars would fight over one terminal, hence TERM=dumb.
+# dvc starts a command for each item, one after the other, and each start takes seconds: two processes, a thread each, do
+# all items, and dvc takes over what they wrote. Two progress bars would fight over one terminal, hence TERM=dumb.
 define all_of
 	dvc stage list --name-only $(1) | cut -d@ -f2 | TERM=dumb OMP_NUM_THREADS=1 xargs -P 2 -n $(2) crossearth $(1)
 	dvc commit --force --quiet $(1)

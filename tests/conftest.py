@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -54,6 +56,14 @@ def weights_dir() -> Path:
 def kubeflow_dir() -> Path:
     """Runs recorded from a real control plane."""
     return _shared("kubeflow")
+
+
+@pytest.fixture
+def pods_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body of a component may run in this process: what it sets is set back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
 
 
 @pytest.fixture

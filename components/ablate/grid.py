@@ -25,7 +25,7 @@ class GridConfig:
 
     Attributes:
         recipes: that `ablate` trains; each is scored on its own targets.
-        seeds: of the trainings.
+        seeds: of the trainings; none = that of params.yaml.
         grid: number of `train`, dotted where it is nested -> the values that it takes. A row of the table is
             one combination.
         train: numbers of all trainings, over those of params.yaml.
@@ -33,13 +33,12 @@ class GridConfig:
 
     grid: dict[str, tuple[Value, ...]]
     recipes: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = ()
     train: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lists = {"seeds": self.seeds, **self.grid}
-        lists |= {"recipes": self.recipes} if self.recipes else {}
-        for name, values in lists.items():
+        given = {"recipes": self.recipes, "seeds": self.seeds}
+        for name, values in {**{key: each for key, each in given.items() if each}, **self.grid}.items():
             if not values or len({*map(repr, values)}) < len(values):
                 raise InputError(f"{name}: {list(values)}", expected="one value or more, none of them twice")
         if "seed" in {*self.grid, *self.train}:
@@ -120,7 +119,7 @@ def jobs(config: GridConfig, params: Params, catalog: Catalog, out_dir: Path, wh
     params.config(EvaluateConfig, "evaluate")
     recipes = [known_entry(catalog.recipes(), name, "recipe", f"{where}: recipes") for name in config.recipes]
     found = []
-    for seed, cell, recipe in product(config.seeds, cells(config), recipes):
+    for seed, cell, recipe in product(config.seeds or (params.seed,), cells(config), recipes):
         own = params.with_values(recipe.name, cell.over(config.train))
         try:
             config_of(own, recipe, seed)

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from functools import cache, partial
@@ -191,7 +191,7 @@ def predict(
         for source, target in targets.items():
             try:
                 path = raster_of(source)
-                _refuse_replaced({path}, target, config.wanted)
+                _refuse_replaced(_by_name([path]), target, config.wanted)
                 scene = open_scene(path, trained, config.bands, config.value_range, own, config.gsd, asked)
                 config.wanted.refuse_unplaced(scene.grid, path)
                 readable.append((scene, target))
@@ -408,7 +408,7 @@ def _targets(
             expected=f"{wanted.vector.suffix} alone: a file beside each map",
         )
     refuse_clashes(targets, wanted)
-    originals = {file.where if isinstance(file, Pending) else file for file in files}
+    originals = _by_name(file.where if isinstance(file, Pending) else file for file in files)
     for target in targets.values():
         _refuse_replaced(originals, target, wanted)
         _refuse_foreign(target)
@@ -422,14 +422,18 @@ def _is_folder(scene: str | Source) -> bool:
     return isinstance(scene, str | Path) and not is_remote(scene) and Path(scene).is_dir()
 
 
-def _refuse_replaced(originals: set[Any], target: Path, wanted: Wanted) -> None:
+def _by_name(scenes: Iterable[object]) -> dict[str, Path]:
+    """Those of the scenes that are files here, by what makes two names one file."""
+    return {_one_name(each): each for each in scenes if isinstance(each, Path)}
+
+
+def _refuse_replaced(originals: Mapping[str, Path], target: Path, wanted: Wanted) -> None:
     """Refuses a map one of whose files would take the place of a scene."""
-    names = {_one_name(each): each for each in originals if isinstance(each, Path)}
     for written in _written(target, wanted):
-        if _one_name(written) in names:
+        if scene := originals.get(_one_name(written)):
             raise InputError(
                 f"the map's files would replace the scene {written}",
-                where=names[_one_name(written)],
+                where=scene,
                 next_step="choose another --out",
             )
 

@@ -1,7 +1,7 @@
 """How far a training is, in the status of the TrainJob whose pod this is (Kubeflow Trainer 2.2 and later).
 
 Trainer names an address to its pods where its feature `TrainJobStatus` is on; Kubeflow's SDK knows what is
-sent there. It waits for the answer, so a thread does it: no server, whatever it does, holds a training up.
+sent there. It waits for the answer, so a thread does it: a server that is away costs some seconds at the end.
 """
 
 import logging

@@ -56,14 +56,14 @@ def read_trials(grid: Path, recipe: str, params: Params, catalog: Catalog) -> li
             where=grid,
             expected=f"{name} among them, or no `recipes`",
         )
-    if config.seeds not in {(0,), (params.seed,)}:
+    if config.seeds not in {(), (params.seed,)}:
         raise InputError(
             f"seeds: {list(config.seeds)}",
             where=grid,
             expected=f"none: a tuning has the seed of params.yaml, {params.seed}",
             next_step="train the best few with several seeds: crossearth ablate GRID.yaml",
         )
-    wanted = replace(config, recipes=(name,), seeds=(params.seed,))
+    wanted = replace(config, recipes=(name,), seeds=())
     fixed = flat(config.train)
     found = [
         Trial(job.cell, fixed, config_of(job.params, tuned, job.seed))

@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,12 +84,9 @@ def test_scenes_are_mapped_in_shards(name: str, with_kubeflow: Path, tmp_path: P
 
 
 def test_a_step_refuses_what_another_run_has_left_in_the_workspace(
-    with_kubeflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_kubeflow: Path, tmp_path: Path, pods_process: None
 ) -> None:
     """Kubeflow may have taken the earlier step's result from its cache, but not the bytes."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     workspace.enter(str(with_kubeflow))
     params, catalog = workspace.inputs()
     (dataset, *_) = plan_items.dataset_items(catalog, params, RECIPES[:1], {}, "code")

@@ -874,6 +874,24 @@ def test_an_interrupt_leaves_the_old_map_and_no_half_file(tmp_path: Path, model:
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
+def test_names_of_many_scenes_are_looked_at_once_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr(step, "_one_name", lambda path: looked.append(path) or str(path))
+    counts = []
+    for number in (10, 20):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        scenes = [folder / f"{index}.tif" for index in range(number)]
+        for scene in scenes:
+            scene.touch()
+        looked.clear()
+        step._targets(scenes, tmp_path, None, step.MAP_ALONE)
+        counts.append(len(looked))
+    assert counts[1] == 2 * counts[0], "a hundred thousand scenes are mapped in one go"
+
+
 def test_a_full_disk_leaves_no_map(tmp_path: Path, model: Path) -> None:
     scene = write(tmp_path / "scene.tif", pixels(300, 400))
     program = (

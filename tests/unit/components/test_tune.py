@@ -48,6 +48,7 @@ def write_grid(folder: Path, **changes: Any) -> Path:
         (RECIPE, {"train": {}}, "held_out_share is 0"),
         (RECIPE, {"grid": {"held_out_share": [0.0, 0.2]}}, "held_out_share is 0"),
         (RECIPE, {"seeds": [0, 1]}, "crossearth ablate"),
+        (RECIPE, {"seeds": [7]}, "crossearth ablate"),
         (RECIPE, {"recipes": ["deepglobe"]}, f"{RECIPE} among them"),
     ],
 )

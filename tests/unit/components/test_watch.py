@@ -2,8 +2,6 @@
 
 import json
 import logging
-import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -156,12 +154,7 @@ def test_drift_is_an_exit_code_of_its_own_beside_bad_input(
     assert "train the model again" in refused("crossearth watch model other.tif --device cpu")
 
 
-def test_a_pod_looks_at_the_scenes_of_all_shards(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+def test_a_pod_looks_at_the_scenes_of_all_shards(tmp_path: Path, model: Path, pods_process: None) -> None:
     logged: dict[str, float] = {}
     outputs = {
         "page": SimpleNamespace(path=str(tmp_path / "page.html")),

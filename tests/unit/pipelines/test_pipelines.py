@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -396,11 +395,8 @@ def test_a_steps_key_changes_with_its_numbers_and_with_the_catalogs(
 
 
 def test_keys_change_with_what_is_validated_and_with_the_workspace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pods_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     monkeypatch.setattr(prerequisites, "examine", lambda *_: [])
     outputs = ("items", "synthesize", "validate", "styles", "stylize", "report", "archives")
