@@ -105,7 +105,7 @@ def _client(host: str, namespace: str | None, token_file: Path | None) -> Client
 
 
 def _fail(message: str) -> None:
-    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    err.print(message, style="red")
     raise typer.Exit(1)
 
 
@@ -129,14 +129,12 @@ def compile_(
         load_values(values) if values else LOCAL,
         output,
     )
-    out.print(f"wrote {written}", highlight=False, soft_wrap=True)
+    out.print(f"wrote {written}")
     words = ["--values", str(values or "VALUES.yaml")]
     words += ["--preset", preset] if preset else []
     words += ["--stylize-shards", str(stylize_shards)] if stylize_shards else []
     options = shlex.join(words) + given(catalog, params if params != Path("params.yaml") else None)
-    out.print(
-        f"next: crossearth pipeline submit {name} --host HOST {options}", highlight=False, soft_wrap=True
-    )
+    out.print(f"next: crossearth pipeline submit {name} --host HOST {options}")
 
 
 @pipeline_app.command()
@@ -170,7 +168,7 @@ def run(
         )
     except PipelineError as error:
         _fail(f"pipeline {name}: {error}")
-    out.print(f"finished; results are below {folder / 'artifacts'}", highlight=False, soft_wrap=True)
+    out.print(f"finished; results are below {folder / 'artifacts'}")
 
 
 @pipeline_app.command()
@@ -210,7 +208,7 @@ def submit(
         run_id = kubeflow.submit(
             client, name, inputs, wanted, chosen, experiment, service_account, cache, cron
         )
-    out.print(f"{'recurring run' if cron else 'run'} {run_id}", highlight=False)
+    out.print(f"{'recurring run' if cron else 'run'} {run_id}")
     if watch:
         _watch(host, run_id, token_file)
 
@@ -266,15 +264,21 @@ def tune(
     made = manifest(chosen, recipe, trials, job, asked.workspace.mount, runtime_kind, asked.parallel.recipes)
     if output:
         write_text(output, json.dumps(made, indent=2) + "\n")
-        _tell(f"wrote {output}: {made['kind']} {made['metadata']['name']}, {len(trials)} trials")
-        _tell(f"next: kubectl{f' -n {namespace}' if namespace else ''} apply -f {shlex.quote(str(output))}")
+        out.print(f"wrote {output}: {made['kind']} {made['metadata']['name']}, {len(trials)} trials")
+        out.print(
+            f"next: kubectl{f' -n {namespace}' if namespace else ''} apply -f {shlex.quote(str(output))}"
+        )
     elif cluster:
         cluster.create(made)
-        _tell(f"created {made['kind']} {cluster.namespace}/{made['metadata']['name']}, {len(trials)} trials")
+        out.print(
+            f"created {made['kind']} {cluster.namespace}/{made['metadata']['name']}, {len(trials)} trials"
+        )
         if not cluster.is_taken_up(made):
             _fail(f"no controller has taken it up yet: {STALLED[made['kind']]}")
         group, _, plural = GROUPS[made["kind"]]
-        _tell(f"next: kubectl -n {cluster.namespace} get {plural}.{group} {made['metadata']['name']} -o yaml")
+        out.print(
+            f"next: kubectl -n {cluster.namespace} get {plural}.{group} {made['metadata']['name']} -o yaml"
+        )
 
 
 def _watch(host: str, run_id: str, token_file: Path | None) -> None:
@@ -285,11 +289,7 @@ def _watch(host: str, run_id: str, token_file: Path | None) -> None:
     run, reasons = watch(Api(host, token_file), run_id, err)
     if run.state != FINISHED:
         _fail(f"run {run_id}: {story(run, reasons)}")
-    _tell(story(run, reasons))
-
-
-def _tell(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.print(story(run, reasons))
 
 
 @pipeline_app.command("list")
@@ -321,7 +321,7 @@ def why(run_id: RunId, host: Host, token_file: TokenFile = None) -> None:
     from crossearth.pipelines.api import Api
     from crossearth.pipelines.watch import read, story
 
-    _tell(story(*read(Api(host, token_file), run_id)))
+    out.print(story(*read(Api(host, token_file), run_id)))
 
 
 @pipeline_app.command()
@@ -330,4 +330,4 @@ def stop(run_id: RunId, host: Host, token_file: TokenFile = None) -> None:
     from crossearth.pipelines.api import Api
 
     Api(host, token_file).stop(run_id)
-    _tell(f"stopping {run_id}: Kubeflow calls it FAILED in the end, `crossearth pipeline list` CANCELED")
+    out.print(f"stopping {run_id}: Kubeflow calls it FAILED in the end, `crossearth pipeline list` CANCELED")

@@ -80,7 +80,7 @@ def watch(api: Api, run_id: str, console: Console, poll_s: float = 10.0) -> tupl
                 status.update(progress(run, datetime.now(UTC)))
                 line = progress(run, None)
                 if line != told and not console.is_terminal:
-                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+                    console.print(line)
                 told = line
             except UnreachableError:
                 if time.monotonic() - answered > PATIENCE_S:

@@ -94,7 +94,7 @@ def main() -> None:
             describe(app)
             app(standalone_mode=True)
     except (InputError, PartlyDoneError) as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"error: {error}", style="red")
         sys.exit(1 if isinstance(error, PartlyDoneError) else 2)
     except ModuleNotFoundError as error:
         from crossearth.components.cli.extras import extra_of
@@ -106,13 +106,13 @@ def main() -> None:
             f"this command needs {error.name}, which is not installed",
             next_step=f"pip install 'crossearth[{extra}]'",
         )
-        err.print(f"error: {missing}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"error: {missing}", style="red")
         sys.exit(2)
     except SystemExit as stop:
         if stop.code in (130, 143):
             again = without_credentials(shlex.join(["crossearth", *sys.argv[1:]]))
             told = "a second run maps finished scenes again; go on" if "predict" in sys.argv[1:2] else "go on"
-            err.print(f"stopped; {told} with: {again}", markup=False, highlight=False, soft_wrap=True)
+            err.print(f"stopped; {told} with: {again}")
         raise
     finally:
         sys.excepthook = print_uncaught  # typer has put its own there

@@ -115,7 +115,7 @@ def init(
 
         written = run(folder, data_dir(), Path())
         for line in written.lines:
-            out.print(line, highlight=False, soft_wrap=True, markup=False)
+            out.print(line)
         done(written.files, f"crossearth ingest {written.name} --check 8{written.options}")
 
 
@@ -143,11 +143,11 @@ def fetch(
     if rows:
         print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
     for line in to_download(names, loaded, archives):
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line)
     written = run(names, loaded, archives)
     done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}")
     if rows or written:
-        out.print(f"      with `archives: {archives}` in params.yaml", highlight=False, soft_wrap=True)
+        out.print(f"      with `archives: {archives}` in params.yaml")
 
 
 @app.command()
@@ -193,9 +193,7 @@ def validate(
     counts = read_json(written / SUMMARY)["counts"]
     out.print(
         f"{counts['domains']} domains, {counts['tiles']:,} tiles: all {counts['checks'] - counts['failed']} "
-        "expectations hold" + (f", {counts['failed']} of earlier domains do not" if counts["failed"] else ""),
-        highlight=False,
-        soft_wrap=True,
+        "expectations hold" + (f", {counts['failed']} of earlier domains do not" if counts["failed"] else "")
     )
     own = [recipe.name for recipe in loaded.recipes().values() if loaded.domain(recipe.source).own]
     train = f"crossearth train {shlex.join(own) if own else 'RECIPE'}{given(catalog, params_file)}"

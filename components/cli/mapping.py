@@ -78,7 +78,7 @@ def warn_of(model: Path) -> None:
     results = (read_results(folder) for folder in folders if (folder / DETAILS).is_file())
     scored = next((each for each in results if each.model_sha256 == meta["sha256"]), None)
     for doubt in doubts(meta, scored):
-        err.print(f"WARNING: {doubt}", style="bold yellow", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"WARNING: {doubt}", style="bold yellow")
 
 
 def tell(report: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def tell(report: dict[str, Any]) -> None:
     scaled = "{:g} to {:g}".format(*(report["value_range"] or (0, 255)))
     used += f", values {scaled} ({report['value_range_from']})"
     for line in (used, *report["notes"]):
-        out.print(f"{report['scene']}: {line}", highlight=False, soft_wrap=True, markup=False)
+        out.print(f"{report['scene']}: {line}")
 
 
 def print_areas(path: Path, report: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def print_areas(path: Path, report: dict[str, Any]) -> None:
     print_table(str(path), ["class", "share %", "area"], rows, numbers=("share %", "area"))
     preview = path.with_suffix(".png")
     if preview.exists():
-        out.print(f"preview: {preview}", highlight=False, soft_wrap=True, markup=False)
+        out.print(f"preview: {preview}")
 
 
 def _area(area_m2: float | None) -> str:

@@ -85,7 +85,7 @@ def train(
                 if time is None or time != _written_at(folder):
                     written.append(folder)
                 else:
-                    out.print(f"{folder}: nothing to do, trained already from these inputs", highlight=False)
+                    out.print(f"{folder}: nothing to do, trained already from these inputs")
             for folder in folders:
                 _say_licence(folder)
             trial = trial_values()  # which is scored on its source alone: a target must not decide
@@ -107,7 +107,7 @@ def _say_licence(model: Path) -> None:
     pretrained = read_meta(model).get("pretrained")
     if pretrained:
         line = f"backbone {pretrained['name']}: licence {pretrained['licence']}"
-        out.print(line, highlight=False, soft_wrap=True, markup=False)
+        out.print(line)
 
 
 @app.command()
@@ -121,7 +121,7 @@ def ablate(
     from crossearth.components.ablate.step import run
 
     written = run(*inputs(params_file, catalog), grid, jobs)
-    out.print(Markdown(written.read_text(encoding="utf-8")))
+    out.print(Markdown(written.read_text(encoding="utf-8")), soft_wrap=False)
     done(written, "crossearth show RECIPE; the runs lie below the table's in MLflow")
 
 
@@ -142,7 +142,7 @@ def tune(
     tuning = run(*inputs(None, None), recipe, grid, jobs)
     best = tuning.best
     if print_view(view(tuning), as_json, as_csv) and best:
-        out.print(f"best: {best.trial.cell.label}", highlight=False, soft_wrap=True, markup=False)
+        out.print(f"best: {best.trial.cell.label}")
         done([], f"dvc exp apply {best.name}")
     if errors := failures(tuning):
         raise PartlyDoneError(f"{len(errors)} of {len(tuning.trials)} trainings have no score", errors, [])
@@ -252,7 +252,7 @@ def register(
 
 def _tell(hub_url: str) -> None:
     if hub_url:
-        out.print(f"told: Kubeflow Hub at {hub_url}", highlight=False, soft_wrap=True)
+        out.print(f"told: Kubeflow Hub at {hub_url}")
 
 
 @app.command()
@@ -271,7 +271,7 @@ def rollback(
 
     config = params.config(RegisterConfig, "register")
     before, now = run(recipe, config)
-    out.print(f"{name}: version {now} is champion again, instead of {before}", highlight=False)
+    out.print(f"{name}: version {now} is champion again, instead of {before}")
     again = f"crossearth register {name}{given(catalog, params_file)}"
     _tell(publish({f"{config.prefix}-{name}": now}, again))
 
@@ -304,9 +304,9 @@ def show(
     if not print_view(tables.benchmark([SCORES], loaded, replicates), as_json, as_csv):
         return
     if (REPORT / "index.html").exists():
-        out.print(f"report: {REPORT / 'index.html'}", highlight=False, soft_wrap=True)
+        out.print(f"report: {REPORT / 'index.html'}")
     for line in runs_told():
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line)
 
 
 @app.command()
@@ -372,7 +372,7 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
     try:
         found += Registry().listed() if registry_exists() else []
     except InputError as error:  # the models that are here can be used without it
-        err.print(f"note: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"note: {error}", style="yellow")
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in found], indent=2))
         return
@@ -400,11 +400,7 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
         [row(each) for each in found],
     )
     shown = next((each.name for each in found if each.about), None)
-    out.print(
-        f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE",
-        highlight=False,
-        soft_wrap=True,
-    )
+    out.print(f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE")
 
 
 @models_app.command("show")
@@ -425,7 +421,7 @@ def models_show(
         model = str(next(iter(known), model) if not Path(model).exists() else model)
         card, next_steps = local_card(Path(model), SCORES, loaded)
     if out.is_terminal:
-        out.print(Markdown(card))
+        out.print(Markdown(card), soft_wrap=False)
     else:
         typer.echo(card)
     for line in (
@@ -433,7 +429,7 @@ def models_show(
         f"crossearth export {model} --format onnx",
         *next_steps,
     ):
-        out.print(f"next: {line}", highlight=False, soft_wrap=True)
+        out.print(f"next: {line}")
 
 
 @app.command()
@@ -462,7 +458,7 @@ def export(
     done(written, "")
     deepness = "QGIS's plugin Deepness, or "
     how = f"{deepness}onnxruntime.InferenceSession" if format_ == "onnx" else "torch.export.load"
-    out.print(f"for {how}({str(written)!r})", highlight=False, soft_wrap=True)
+    out.print(f"for {how}({str(written)!r})")
 
 
 def _file_name(model: str) -> str:
@@ -607,7 +603,7 @@ def predict(
         if number < MAPS_IN_FULL:
             print_areas(path, told)
     done(written, "")
-    out.print("areas per class: in the .json beside each map", highlight=False)
+    out.print("areas per class: in the .json beside each map")
     if broken:
         raise broken
 
@@ -658,5 +654,5 @@ def watch(
         what = f"{len(watched.errors)} of {looked} scenes were not looked at"
         raise PartlyDoneError(what, watched.errors, watched.scenes)
     if watched.all.drifts and fail:
-        err.print(f"drift: {watched.all.reason}", style="red", highlight=False, soft_wrap=True)
+        err.print(f"drift: {watched.all.reason}", style="red")
         raise typer.Exit(1)

@@ -14,8 +14,9 @@ from rich.console import Console, RenderableType
 
 from crossearth.components.runtime.tables import UNBOUNDED, TextTable, View
 
-out = Console()
-err = Console(stderr=True)
+# lines as they are: names may have brackets, and what is to be pasted must not be broken
+out = Console(markup=False, highlight=False, soft_wrap=True)
+err = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
 def recipe_names(incomplete: str) -> list[str]:
@@ -59,11 +60,11 @@ def done(written: Path | list[Path], next_step: str, look_at: Path | None = None
     """Says what was written, what of it to look at, and the command that comes next, to be pasted."""
     for path in written if isinstance(written, list) else [written]:
         line = f"wrote {path}" if path.exists() else f"{path} comes with the last of the other shards"
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line)
     if look_at and look_at.exists():
-        out.print(f"look: {look_at}", highlight=False, soft_wrap=True)
+        out.print(f"look: {look_at}")
     if next_step:
-        out.print(f"next: {next_step}", highlight=False, soft_wrap=True)
+        out.print(f"next: {next_step}")
 
 
 def given(catalogs: list[Path] | None, params_file: Path | None = None) -> str:
@@ -86,7 +87,7 @@ def print_table(
 
 def print_whole(renderable: RenderableType) -> None:
     """Prints as wide as the terminal is; a pipe or a log has no width of its own: nothing is cut there."""
-    (out if out.is_terminal else Console(width=UNBOUNDED)).print(renderable)
+    (out if out.is_terminal else Console(width=UNBOUNDED)).print(renderable, soft_wrap=False)
 
 
 def print_view(view: View, as_json: bool, as_csv: bool) -> bool:
