@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
@@ -98,60 +99,17 @@ def refuse_unshared_batches(inputs: Inputs, values: Values) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Recipes:
-    """The parameter of a pipeline that says which recipes are trained.
-
-    Attributes:
-        name: of the parameter.
-        kind: `list` of names, or `str` for one name.
-        default: its value.
-        meaning: its description.
-    """
-
-    name: str
-    kind: type
-    default: Any
-    meaning: str
-
-
-def benchmark(inputs: Inputs, values: Values) -> GraphComponent:
-    """The pipeline that trains and scores recipes and writes the report.
+def benchmark(inputs: Inputs, values: Values, one: bool = False) -> GraphComponent:
+    """The pipeline that trains and scores recipes and reports; this is the one declaration of its parameters.
 
     Args:
         inputs: defaults of the pipeline's parameters.
         values: resources, image, secrets.
-    """
-    return graph(
-        name="crossearth-benchmark",
-        description="Trains one model per recipe, scores it on domains that it has never seen, reports.",
-        recipes=Recipes(
-            "recipes",
-            list,
-            inputs.recipes,
-            "names of the recipes to train; the default is all that the catalog derives",
-        ),
-        register_models=True,
-        inputs=inputs,
-        values=values,
-    )
-
-
-def graph(
-    *, name: str, description: str, recipes: Recipes, register_models: bool, inputs: Inputs, values: Values
-) -> GraphComponent:
-    """A pipeline that trains, scores and reports; this is the one declaration of its parameters.
-
-    Args:
-        name: of the pipeline.
-        description: of the pipeline.
-        recipes: the first parameter.
-        register_models: default of the parameter of this name.
-        inputs: defaults of the other parameters.
-        values: resources, image, secrets.
+        one: whether it is the pipeline `training`, of one recipe, whose model is not registered.
     """
     refuse_unshared_batches(inputs, values)
-    register_default, params_default, catalogs_default = register_models, inputs.params, inputs.catalogs
+    pod = partial(configure_pod, values=values)
+    params_default, catalogs_default = inputs.params, inputs.catalogs
 
     def pipeline(
         chosen: Any,
@@ -163,32 +121,105 @@ def graph(
         dvc_repository: str = "",
         dvc_revision: str = "",
         dvc_path: str = "",
-        register_models: bool = register_default,
+        register_models: bool = not one,
     ) -> None:
         with dsl.ExitHandler(finish_task(workspace, values)):
-            prepared = prepare(
-                workspace=workspace,
-                recipes=chosen if recipes.kind is list else [chosen],
-                params=params,
-                catalogs=catalogs,
-                store=store,
-                versions=versions,
-                dvc=(dvc_repository, dvc_revision, dvc_path),
-                stylize_shards=inputs.stylize_shards,
-                values=values,
+            planned = pod(
+                plan(
+                    workspace=workspace,
+                    params=params,
+                    catalogs=catalogs,
+                    recipes=[chosen] if one else chosen,
+                    versions=versions,
+                    stylize_shards=inputs.stylize_shards,
+                    wanted=wanted(values),
+                ),
+                "plan",
+            ).outputs
+            brought = pod(
+                archives(
+                    workspace=workspace,
+                    key=planned["synthesize"],
+                    repository=dvc_repository,
+                    revision=dvc_revision,
+                    path=dvc_path,
+                    needed=planned["archives"],
+                ),
+                "archives",
+            ).output
+            datasets = planned["Output"]
+            with dsl.ParallelFor(datasets, name="datasets", parallelism=values.parallel.ingest) as dataset:
+                ingested = pod(
+                    ingest(workspace=workspace, item=dataset, archives=brought, store=store), "ingest"
+                )
+            fitted = pod(styles(workspace=workspace, archives=brought, key=planned["styles"]), "styles")
+            validated = pod(
+                validate(
+                    workspace=workspace,
+                    items=datasets,
+                    datasets=dsl.Collected(ingested.outputs["Output"]),
+                    recipes=planned["items"],
+                    styles=fitted.output,
+                    key=planned["validate"],
+                ),
+                "validate",
+            ).outputs
+            items = validated["Output"]
+            if number := inputs.stylize_shards:  # Kubeflow never ends a loop over nothing
+                dealt = pod(
+                    shards(workspace=workspace, recipes=items, number=number, key=planned["stylize"]),
+                    "shards",
+                )
+                with dsl.ParallelFor(
+                    dealt.output, name="stylize-shards", parallelism=values.parallel.stylize
+                ) as shard:
+                    pod(stylize(workspace=workspace, item=shard), "stylize")
+            with dsl.ParallelFor(items, name="recipes", parallelism=values.parallel.recipes) as recipe:
+                trained = pod(
+                    train(
+                        workspace=workspace,
+                        item=recipe,
+                        processes=values.processes("train"),
+                        job=values.train_job(),
+                    ),
+                    "train",
+                )
+                scored = pod(
+                    evaluate(
+                        workspace=workspace,
+                        item=recipe,
+                        model=trained.outputs["Output"],
+                        processes=values.processes("evaluate"),
+                    ),
+                    "evaluate",
+                )
+            pod(
+                report(
+                    workspace=workspace,
+                    recipes=items,
+                    scores=dsl.Collected(scored.outputs["Output"]),
+                    coverage=validated["coverage"],
+                    key=planned["report"],
+                    register_models=register_models,
+                ),
+                "report",
             )
-            train_and_score(prepared, workspace, register_models, values)
 
+    if one:
+        name, default, meaning = "recipe", inputs.recipes[0], "name of the recipe to train"
+        description = "Trains one recipe and scores it on domains that it has never seen."
+    else:
+        name, default = "recipes", inputs.recipes
+        meaning = "names of the recipes to train; the default is all that the catalog derives"
+        description = "Trains one model per recipe, scores it on domains that it has never seen, reports."
     # kfp reads the signature and the docstring: the first parameter gets its own name, type and description
     _, *others = signature(pipeline).parameters.values()
-    first = Parameter(
-        recipes.name, Parameter.POSITIONAL_OR_KEYWORD, default=recipes.default, annotation=recipes.kind
-    )
+    first = Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=type(default))
     pipeline.__signature__ = Signature([first, *others])  # type: ignore[attr-defined]
     pipeline.__doc__ = f"""{description}
 
     Args:
-        {recipes.name}: {recipes.meaning}.
+        {name}: {meaning}.
         params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's parameters.
         catalogs: list of the contents of further catalog files with your own domains and settings.
         workspace: the shared folder, where the claim is mounted.
@@ -199,95 +230,15 @@ def graph(
         dvc_path: the folder of archives in it.
         register_models: whether models are registered and promoted by the rule.
     """
-    return dsl.pipeline(pipeline, name=name, description=description)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What the preparing steps hand on.
-
-    Attributes:
-        recipes: channel of the recipes' items.
-        coverage: channel of the digest of how far they cover the unseen domains.
-        report: channel of the digest of what the report depends on besides the scores.
-    """
-
-    recipes: Any
-    coverage: Any
-    report: Any
+    return dsl.pipeline(
+        pipeline, name=f"crossearth-{'training' if one else 'benchmark'}", description=description
+    )
 
 
 def finish_task(workspace: Any, values: Values) -> dsl.PipelineTask:
     """The exit handler's task."""
     task = finish(workspace=workspace, pipeline=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
     return configure_pod(task, "finish", values)
-
-
-def prepare(
-    *,
-    workspace: Any,
-    recipes: Any,
-    params: Any,
-    catalogs: Any,
-    store: Any,
-    versions: Any,
-    dvc: tuple[Any, Any, Any],
-    stylize_shards: int,
-    values: Values,
-) -> Prepared:
-    """Prerequisites and plan, archives, tiles, styles, validation with coverage, and stylized tiles.
-
-    Args:
-        dvc: repository, revision and path of archives that DVC versions.
-        stylize_shards: 0 = the graph has neither the loop nor what deals out: Kubeflow never ends a loop
-            over nothing.
-    """
-    planned = plan(
-        workspace=workspace,
-        params=params,
-        catalogs=catalogs,
-        recipes=recipes,
-        versions=versions,
-        stylize_shards=stylize_shards,
-        wanted=wanted(values),
-    )
-    configure_pod(planned, "plan", values)
-    repository, revision, path = dvc
-    brought = archives(
-        workspace=workspace,
-        key=planned.outputs["synthesize"],
-        repository=repository,
-        revision=revision,
-        path=path,
-        needed=planned.outputs["archives"],
-    )
-    configure_pod(brought, "archives", values)
-    datasets = planned.outputs["Output"]
-    with dsl.ParallelFor(datasets, name="datasets", parallelism=values.parallel.ingest) as dataset:
-        ingested = ingest(workspace=workspace, item=dataset, archives=brought.output, store=store)
-        configure_pod(ingested, "ingest", values)
-    fitted = styles(workspace=workspace, archives=brought.output, key=planned.outputs["styles"])
-    configure_pod(fitted, "styles", values)
-    validated = validate(
-        workspace=workspace,
-        items=datasets,
-        datasets=dsl.Collected(ingested.outputs["Output"]),
-        recipes=planned.outputs["items"],
-        styles=fitted.output,
-        key=planned.outputs["validate"],
-    )
-    configure_pod(validated, "validate", values)
-    items = validated.outputs["Output"]
-    if stylize_shards:
-        dealt = shards(
-            workspace=workspace, recipes=items, number=stylize_shards, key=planned.outputs["stylize"]
-        )
-        configure_pod(dealt, "shards", values)
-        with dsl.ParallelFor(
-            dealt.output, name="stylize-shards", parallelism=values.parallel.stylize
-        ) as shard:
-            configure_pod(stylize(workspace=workspace, item=shard), "stylize", values)
-    return Prepared(items, validated.outputs["coverage"], planned.outputs["report"])
 
 
 def wanted(values: Values, trains: bool = True) -> dict[str, Any]:
@@ -299,31 +250,3 @@ def wanted(values: Values, trains: bool = True) -> dict[str, Any]:
         "training_runtime": values.trainer.runtime if many else "",
         "namespace": (values.trainer.namespace or "") if many else "",
     }
-
-
-def train_and_score(prepared: Prepared, workspace: Any, register_models: Any, values: Values) -> None:
-    """The loop over the recipes, the report and the registry."""
-    with dsl.ParallelFor(prepared.recipes, name="recipes", parallelism=values.parallel.recipes) as recipe:
-        trained = train(
-            workspace=workspace,
-            item=recipe,
-            processes=values.processes("train"),
-            job=values.train_job(),
-        )
-        configure_pod(trained, "train", values)
-        scored = evaluate(
-            workspace=workspace,
-            item=recipe,
-            model=trained.outputs["Output"],
-            processes=values.processes("evaluate"),
-        )
-        configure_pod(scored, "evaluate", values)
-    reported = report(
-        workspace=workspace,
-        recipes=prepared.recipes,
-        scores=dsl.Collected(scored.outputs["Output"]),
-        coverage=prepared.coverage,
-        key=prepared.report,
-        register_models=register_models,
-    )
-    configure_pod(reported, "report", values)

@@ -1,6 +1,7 @@
 """The pipelines by name: built, compiled, and the values of their parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from crossearth.data.common.config import nearest, parse_yaml
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path
 from crossearth.pipelines.benchmark import Inputs, benchmark
-from crossearth.pipelines.inference import inference, monitoring
+from crossearth.pipelines.inference import inference
 from crossearth.pipelines.resources import Values
-from crossearth.pipelines.training import training
 
-PIPELINES = {"benchmark": benchmark, "training": training, "inference": inference, "monitoring": monitoring}
+PIPELINES: dict[str, Callable[[Inputs, Values], GraphComponent]] = {
+    "benchmark": benchmark,
+    "training": partial(benchmark, one=True),
+    "inference": inference,
+    "monitoring": partial(inference, watches=True),
+}
 
 
 class PipelineError(RuntimeError):

@@ -17,48 +17,18 @@ WATCHING = {
 }
 
 
-def inference(inputs: Inputs, values: Values) -> GraphComponent:
-    """The pipeline that maps scenes with a trained model.
+def inference(inputs: Inputs, values: Values, watches: bool = False) -> GraphComponent:
+    """The pipeline that maps scenes with a trained model; this is the one declaration of its parameters.
 
     Args:
-        inputs: default of the pipeline's parameter `params`.
+        inputs: defaults of the pipeline's parameters `params` and `catalogs`.
         values: resources, image, secrets.
+        watches: whether it is the pipeline `monitoring`, for a schedule: it also says whether the scenes are
+            like what the model has seen.
     """
-    return graph(
-        name="crossearth-inference",
-        description="Maps scenes of any size, in shards.",
-        watches=False,
-        inputs=inputs,
-        values=values,
-    )
-
-
-def monitoring(inputs: Inputs, values: Values) -> GraphComponent:
-    """The pipeline for a schedule: it maps scenes, and says whether they are like what the model has seen.
-
-    Args:
-        inputs: default of the pipeline's parameter `params`.
-        values: resources, image, secrets.
-    """
-    return graph(
-        name="crossearth-monitoring",
-        description="Maps scenes and looks whether they drift.",
-        watches=True,
-        inputs=inputs,
-        values=values,
-    )
-
-
-def graph(*, name: str, description: str, watches: bool, inputs: Inputs, values: Values) -> GraphComponent:
-    """A pipeline that maps scenes; this is the one declaration of its parameters.
-
-    Args:
-        name: of the pipeline.
-        description: of the pipeline.
-        watches: whether it looks for drift, too.
-        inputs: default of the parameter `params`.
-        values: resources, image, secrets.
-    """
+    name, description = "crossearth-inference", "Maps scenes of any size, in shards."
+    if watches:
+        name, description = "crossearth-monitoring", "Maps scenes and looks whether they drift."
     params_default, catalogs_default = inputs.params, inputs.catalogs
 
     def pipeline(
