@@ -6,6 +6,7 @@ D query channels, K classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -160,71 +161,66 @@ def taps_of(depth: int) -> tuple[int, ...]:
     return depth // 3 - 1, depth // 2 - 1, -(-2 * depth // 3) - 1, depth - 1
 
 
-def large_config(num_classes: int, image_px: int = 512, **changes: Any) -> NetworkConfig:
-    """The paper's network: ViT-L/16, frozen; windows of `image_px` with a stride of two thirds."""
-    config = NetworkConfig(num_classes, image_px, crop_px=image_px, stride_px=round(2 * image_px / 3))
-    return replace(config, **changes)
-
-
-def small_config(num_classes: int, image_px: int = 512, **changes: Any) -> NetworkConfig:
-    """ViT-S sizes, frozen, and a head half as deep: for one GPU of 8 GB."""
-    config = NetworkConfig(
-        num_classes,
-        image_px,
-        embed=384,
-        depth=12,
-        heads=6,
-        taps=taps_of(12),
-        channels=192,
-        mask_channels=192,
-        encoder_layers=3,
-        encoder_ffn=768,
-        decoder_layers=3,
-        decoder_ffn=768,
-        crop_px=image_px,
-        stride_px=round(2 * image_px / 3),
-        reconstruction_channels=64,
-        reconstruction_px=image_px // 2,
-    )
-    return replace(config, **changes)
-
-
-def tiny_config(num_classes: int, image_px: int = 128, **changes: Any) -> NetworkConfig:
-    """A network that a CPU trains from scratch within minutes; the same code at small sizes."""
-    config = NetworkConfig(
-        num_classes,
-        image_px,
-        patch_px=8,
-        embed=96,
-        depth=4,
-        heads=3,
-        mlp_ratio=2.0,
-        taps=(0, 1, 2, 3),
-        num_tokens=20,
-        rank=4,
-        channels=48,
-        mask_channels=48,
-        head_heads=4,
-        encoder_layers=1,
-        encoder_ffn=96,
-        decoder_layers=2,
-        decoder_ffn=96,
-        norm_groups=8,
-        crop_px=image_px,
-        stride_px=round(2 * image_px / 3),
-        frozen_backbone=False,
-        reconstruction_channels=16,
-        reconstruction_px=image_px // 2,
-    )
-    return replace(config, **changes)
-
-
-# by the name that `train.network` in params.yaml gives
-SIZES: dict[str, Callable[[int, int], NetworkConfig]] = {
-    "large": large_config,
-    "small": small_config,
-    "tiny": tiny_config,
+# by the name that `train.network` in params.yaml gives: side of the windows, and what is not the paper's
+SIZES: dict[str, dict[str, Any]] = {
+    # the paper's: ViT-L/16, frozen
+    "large": {"image_px": 512, "reconstruction_px": 512},
+    # ViT-S sizes, frozen, and a head half as deep: for one GPU of 8 GB
+    "small": {
+        "image_px": 512,
+        "embed": 384,
+        "depth": 12,
+        "heads": 6,
+        "taps": taps_of(12),
+        "channels": 192,
+        "mask_channels": 192,
+        "encoder_layers": 3,
+        "encoder_ffn": 768,
+        "decoder_layers": 3,
+        "decoder_ffn": 768,
+        "reconstruction_channels": 64,
+    },
+    # a CPU trains it from scratch within minutes
+    "tiny": {
+        "image_px": 128,
+        "patch_px": 8,
+        "embed": 96,
+        "depth": 4,
+        "heads": 3,
+        "mlp_ratio": 2.0,
+        "taps": (0, 1, 2, 3),
+        "num_tokens": 20,
+        "rank": 4,
+        "channels": 48,
+        "mask_channels": 48,
+        "head_heads": 4,
+        "encoder_layers": 1,
+        "encoder_ffn": 96,
+        "decoder_layers": 2,
+        "decoder_ffn": 96,
+        "norm_groups": 8,
+        "frozen_backbone": False,
+        "reconstruction_channels": 16,
+    },
 }
+
+
+def network_config(size: str, num_classes: int, image_px: int | None = None, **changes: Any) -> NetworkConfig:
+    """The network of a size; its windows have a stride of two thirds.
+
+    Args:
+        size: a name of `SIZES`.
+        image_px: side of the windows; None = the size's own.
+        changes: of single numbers.
+    """
+    row = SIZES[size]
+    side = image_px or row["image_px"]
+    windows = {"image_px": side, "crop_px": side, "stride_px": round(2 * side / 3)}
+    return NetworkConfig(num_classes, **{"reconstruction_px": side // 2, **row, **windows, **changes})
+
+
+large_config = partial(network_config, "large")
+tiny_config = partial(network_config, "tiny")
 
 
 @dataclass(frozen=True)
@@ -446,11 +442,6 @@ class CrossEarth(nn.Module):
             self.lora, self.config = None, replace(self.config, adapter="none")
 
 
-def crossearth_large(num_classes: int, image_px: int = 512, **changes: Any) -> CrossEarth:
-    """The paper's network; its backbone's weights are to be loaded."""
-    return CrossEarth(large_config(num_classes, image_px, **changes))
-
-
-def crossearth_tiny(num_classes: int, image_px: int = 128, **changes: Any) -> CrossEarth:
+def crossearth_tiny(num_classes: int, image_px: int | None = None, **changes: Any) -> CrossEarth:
     """The small network of the demonstration and the tests."""
     return CrossEarth(tiny_config(num_classes, image_px, **changes))

@@ -21,7 +21,7 @@ from crossearth.data.style.earth import EarthStyles, StyleConfig, style_engine
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import TileDataset
 from crossearth.data.tiles.manifest import Manifest, held_out, read_domain
-from crossearth.model.crossearth import SIZES, Adapter, CrossEarth, Head, NetworkConfig
+from crossearth.model.crossearth import SIZES, Adapter, CrossEarth, Head, NetworkConfig, network_config
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.layers.lora import LoraConfig
 from crossearth.model.method import Method
@@ -181,7 +181,7 @@ class TrainConfig:
         Raises:
             InputError: `sizes` has an unknown key or sizes that do not fit together.
         """
-        base = asdict(SIZES[self.network](num_classes, self.crop_px))
+        base = asdict(network_config(self.network, num_classes, self.crop_px))
         branches = BRANCHES[self.ablation]
         if weights:
             base |= {"frozen_backbone": True, **weights}

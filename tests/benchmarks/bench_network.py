@@ -12,7 +12,7 @@ from harness import Action, Case, Form, scratch
 from torch import Tensor
 
 from crossearth.components.predict.sliding import load_network, window_scores
-from crossearth.model.crossearth import crossearth_large
+from crossearth.model.crossearth import CrossEarth, large_config
 from crossearth.model.weights.checkpoint import load, save
 from crossearth.model.weights.names import to_released
 
@@ -24,7 +24,7 @@ def large_model() -> Path:
     """Folder of a ViT-L with random weights."""
     folder = scratch("vit-large")
     if not folder.exists():
-        save(crossearth_large(NUM_CLASSES), folder, ABOUT)
+        save(CrossEarth(large_config(NUM_CLASSES)), folder, ABOUT)
     return folder
 
 

@@ -137,9 +137,8 @@ STAGE = """
 
   report:
 """
-IN_GRAPH = """    items = validated.outputs["Output"]
-    counted = census(workspace=workspace, recipes=items, key=planned.outputs["validate"])
-    configure_pod(counted, "census", values)
+IN_GRAPH = """            items = validated["Output"]
+            pod(census(workspace=workspace, recipes=items, key=planned["validate"]), "census")
 """
 
 
@@ -162,7 +161,7 @@ def test_a_step_takes_five_places(copy: Copy, tmp_path: Path) -> None:
         first,
         f"from crossearth.components.census.component import census\n{first}",
     )
-    copy.edit("pipelines/benchmark.py", '    items = validated.outputs["Output"]\n', IN_GRAPH)
+    copy.edit("pipelines/benchmark.py", '            items = validated["Output"]\n', IN_GRAPH)
     assert len(copy.places) <= 5, copy.places
 
     folder = tmp_path / "folder"
@@ -272,12 +271,19 @@ def test_a_parameter_of_training_takes_three_places(copy: Copy, tmp_path: Path) 
     assert '"beta2": 0.95' in (folder / "artifacts/models/loveda-urban/model.json").read_text()
 
 
-SIZE = '''def middle_config(num_classes: int, image_px: int = 256, **changes: Any) -> NetworkConfig:
-    """Between the two."""
-    return replace(tiny_config(num_classes, image_px, embed=192, heads=6), **changes)
+SIZE = """    "middle": {
+        "image_px": 64,
+        "patch_px": 8,
+        "embed": 192,
+        "depth": 4,
+        "heads": 6,
+        "taps": (0, 1, 2, 3),
+        "frozen_backbone": False,
+    },
+}
 
 
-# by the name'''
+def network_config("""
 BUILD = """
 import torch
 from crossearth.components.train.setup import TrainConfig
@@ -289,12 +295,7 @@ TrainConfig(network="middel")
 
 
 def test_a_size_of_the_network_takes_one_place(copy: Copy) -> None:
-    copy.edit("model/crossearth.py", "# by the name", SIZE)
-    copy.edit(
-        "model/crossearth.py",
-        '    "tiny": tiny_config,',
-        '    "tiny": tiny_config,\n    "middle": middle_config,',
-    )
+    copy.edit("model/crossearth.py", "}\n\n\ndef network_config(", SIZE)
     assert len(copy.places) == 1, copy.places
     said = copy.run("-c", BUILD, rc=1)
     assert "192 (1, 5, 64, 64)" in said

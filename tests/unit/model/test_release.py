@@ -15,7 +15,7 @@ from torch import Tensor
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import sha256_file
 from crossearth.data.tiles import store
-from crossearth.model.crossearth import CrossEarth, crossearth_large, tiny_config
+from crossearth.model.crossearth import CrossEarth, large_config, tiny_config
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.weights import release
 from crossearth.model.weights.checkpoint import save, state_digest
@@ -55,7 +55,9 @@ def vit(model: CrossEarth) -> dict[str, Tensor]:
 def test_every_name_of_the_released_model_has_one_of_ours_and_back(parity_dir: Path) -> None:
     keys = json.loads((parity_dir / "vitl_keys.json").read_text())["keys"]
     with torch.device("meta"):
-        expected = {name: list(tensor.shape) for name, tensor in crossearth_large(6).state_dict().items()}
+        expected = {
+            name: list(tensor.shape) for name, tensor in CrossEarth(large_config(6)).state_dict().items()
+        }
     assert {to_ours(name): entry["shape"] for name, entry in keys.items()} == expected
     assert all(to_released(str(to_ours(name))) == name for name in keys)
     trained = [name for name, entry in keys.items() if entry["in_official_state_dict"]]
