@@ -216,8 +216,8 @@ def windows_per_pass(model: CrossEarth, jobs: int = 1) -> int:
         return wanted
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    reduced = any(weight.dtype == torch.bfloat16 for weight in model.parameters())
-    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=reduced):
+    bf16 = any(weight.dtype == torch.bfloat16 for weight in model.parameters())
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=bf16):
         model(torch.zeros(2, 3, config.crop_px, config.crop_px, device=device))
     per_window = (torch.cuda.max_memory_allocated(device) - before) / 2
     torch.cuda.empty_cache()

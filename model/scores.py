@@ -98,7 +98,7 @@ def score(confusion_KK: Counts, primary_metric: PrimaryMetric = "mean") -> Score
 def bootstrap(
     tile_sets: list[Counts], primary_metric: PrimaryMetric, replicates: int, rng: np.random.Generator
 ) -> Shares:
-    """Headline scores of resampled tiles: each replicate draws the N tiles with replacement.
+    """Primary scores of resampled tiles: each replicate draws the N tiles with replacement.
 
     All sets see the same draws, so that differences between them are paired.
 

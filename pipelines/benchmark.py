@@ -205,6 +205,7 @@ def benchmark(inputs: Inputs, values: Values, one: bool = False) -> GraphCompone
                 "report",
             )
 
+    default: Any
     if one:
         name, default, meaning = "recipe", inputs.recipes[0], "name of the recipe to train"
         description = "Trains one recipe and scores it on domains that it has never seen."

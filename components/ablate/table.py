@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
 from crossearth.components.ablate.grid import Cell, Job, shown
 from crossearth.components.evaluate.results import RecipeResult, nan_to_none, read_results
 from crossearth.components.report.markdown import SELECTIONS
-from crossearth.data.common.files import write_text
+from crossearth.data.common.files import markdown_table, write_text
 from crossearth.model.weights.checkpoint import read_meta
 
 
@@ -123,7 +121,7 @@ def _rows(outcome: Outcome) -> str:
                 *(_written(cells.get(setting)) for setting in held),
             ]
         )
-    return tabulate(lines, columns, tablefmt="github", disable_numparse=True)
+    return markdown_table(columns, lines)
 
 
 def _written(score: Score | None) -> str:

@@ -125,7 +125,7 @@ class RecipeResult:
         return score(np.array(result.confusion, dtype=np.int64), self.primary_metric)
 
     def summary(self) -> dict[str, float]:
-        """Headline IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
+        """Primary IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
         of_kind: dict[bool, list[float | None]] = {True: [], False: []}
         for each in self.settings:
             of_kind[each.setting.unseen].append(nan_to_none(self.scores(each).primary_metric))

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
-from tabulate import tabulate
 
 from crossearth.components.evaluate.predictions import FORMATS, picture_strip, prediction_writer
 from crossearth.components.evaluate.results import (
@@ -39,7 +38,7 @@ from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.data.catalog.domains import TIMING_SUFFIX, Catalog, ClassSet, Recipe, Setting
 from crossearth.data.common.config import checked, listed
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import atomic_dir, digest, read_json, write_text
+from crossearth.data.common.files import atomic_dir, digest, markdown_table, read_json, write_text
 from crossearth.data.tiles.manifest import Manifest, read_domain
 from crossearth.model.inference import Tta, windows_per_pass
 from crossearth.model.scores import OTHER_SCORES
@@ -375,14 +374,12 @@ def _track(result: RecipeResult, meta: dict[str, Any], manifests: Mapping[str, M
         "seed": "none" if result.seed is None else str(result.seed),
         "scored_with": str(result.lineage["git_revision"]),
     }
-    table = tabulate(
-        [
+    table = markdown_table(
+        ["setting", "gap", f"{result.metric} %"],
+        (
             [each.setting.abbr, each.setting.gap, f"{100 * result.scores(each).primary_metric:.1f}"]
             for each in result.settings
-        ],
-        ["setting", "gap", f"{result.metric} %"],
-        tablefmt="github",
-        disable_numparse=True,
+        ),
     )
     if "synthetic" in {each.provenance for each in result.settings}:
         table = f"Synthetic miniatures: not comparable with published scores.\n\n{table}"

@@ -9,12 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from crossearth.components.plan.configs import check
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import PLAN
 from crossearth.components.steps import STEPS, Step
-from crossearth.components.train.setup import TrainConfig, flat, plain
+from crossearth.components.train.setup import TrainConfig, flat
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common.files import atomic_dir, write_json
 
@@ -103,7 +105,7 @@ def parameters(params: Params, recipe: str) -> list[tuple[str, Any, str]]:
     config = replace(config, seed=params.seed, style=style, schedule_iterations=config.poly_end)
     layers = {key: flat(values) for key, values in params.layers("train", recipe).items()}
     found = []
-    for name, value in flat(plain(asdict(config))).items():
+    for name, value in flat(to_jsonable_python(config)).items():
         origin = next((key for key in reversed(layers) if name in layers[key]), "default")
         found.append((name, value, "seed" if name == "seed" else origin))
     return found

@@ -69,7 +69,6 @@ class Step:
         began, ended: of all tries together.
         node: Argo's id of the last pod that there was, "" = none.
         pod: the name of that pod, "" = not known.
-        tries: pods that ran the step's own code.
         message: Argo's about the last pod that failed; of a step that goes on, what holds it up.
         limit: the pod's memory, as in Kubernetes, "" = not known.
         by_driver: Kubeflow's driver failed, the step's own code never began.
@@ -84,7 +83,6 @@ class Step:
     ended: datetime | None = None
     node: str = ""
     pod: str = ""
-    tries: int = 0
     message: str = ""
     limit: str = ""
     by_driver: bool = False
@@ -270,7 +268,6 @@ def _step(
         ended=_time(times[-1].get("finishedAt")) if state not in (RUNNING, PENDING) else None,
         node=pods[-1]["id"] if pods else "",
         pod=pod_name(workflow, pods[-1]) if pods else "",
-        tries=len(ran),
         message=message,
         limit=limit,
         by_driver=not executors and state == FAILED,
@@ -382,7 +379,6 @@ def _task_step(name: str, task: Mapping[str, Any], pods: list[str], by_driver: b
         began=_time(task.get("start_time")),
         ended=_time(task.get("end_time")),
         node=pods[-1] if pods else "",
-        tries=len(pods),
         message=(task.get("error") or {}).get("message") or "",
         by_driver=by_driver,
     )

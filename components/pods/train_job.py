@@ -12,7 +12,7 @@ from dataclasses import field
 from http import HTTPStatus
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from crossearth.components.runtime.tracking import EXPERIMENT, PARENT_RUN
 from crossearth.data.common.config import checked
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 5.0
 NODE = "node"
+LAST_LINES = 100  # of a log, that an error holds
 # Secrets' keys lie here under the names of their variables: Kubeflow Trainer lets no TrainJob patch the
 # environment of its nodes, and the SDK knows plain values alone
 SECRETS = Path("/var/run/crossearth")
@@ -141,7 +142,7 @@ def run_train_job(
             lease.parent.mkdir(parents=True, exist_ok=True)
             lease.touch()
         client.train(runtime=runtime, trainer=trainer, options=options)
-        follow(client, name, config.schedule_timeout_s, config.timeout_s, lease=lease)
+        follow(client, name, config.schedule_timeout_s, config.timeout_s, lease)
     finally:
         _delete(client, name)
         if lease:
@@ -236,19 +237,16 @@ def follow(
     name: str,
     schedule_timeout_s: float,
     timeout_s: float,
-    log: TextIO | None = None,
     lease: Path | None = None,
 ) -> None:
     """Prints a TrainJob's log as it comes and returns when it has completed.
 
     Args:
-        log: where to; standard output if None.
         lease: file to touch as long as this lasts.
 
     Raises:
         TrainJobError: it failed, not all pods ran within `schedule_timeout_s`, or it took over `timeout_s`.
     """
-    log = log or sys.stdout
     started = answered = time.monotonic()
     reader: threading.Thread | None = None
     complete, waiting = False, ""
@@ -269,14 +267,14 @@ def follow(
         waited = answered - started
         # a job that a queue let go keeps the status Created: its pods say more
         if reader is None and RUNNING in (job.status, *(step.status for step in job.steps)):
-            reader = threading.Thread(target=_copy_log, args=(client, name, log), daemon=True)
+            reader = threading.Thread(target=_copy_log, args=(client, name), daemon=True)
             reader.start()
         # the first pod starts while others wait for room, and trains with nobody until it gives up
         complete = complete or _started(job) >= job.num_nodes
         if not complete:
             said, waiting = waiting, _waiting(client, job)
             if waiting != said:
-                print(waiting, file=log, flush=True)
+                print(waiting, flush=True)
             if waited > schedule_timeout_s:
                 raise TrainJobError(
                     f"TrainJob {name}: not all pods ran within {schedule_timeout_s:.0f} s: {waiting}\n"
@@ -288,7 +286,7 @@ def follow(
             )
         time.sleep(POLL_SECONDS)
     if reader is None:
-        _copy_log(client, name, log)
+        _copy_log(client, name)
     else:
         reader.join(timeout=30)
     if job.status == FAILED:
@@ -417,21 +415,21 @@ def _address(client: "TrainerClient", name: str) -> tuple[str, str, str, str, st
     return constants.GROUP, constants.VERSION, where, constants.TRAINJOB_PLURAL, name
 
 
-def _copy_log(client: "TrainerClient", name: str, log: TextIO) -> None:
+def _copy_log(client: "TrainerClient", name: str) -> None:
     try:
         for line in client.get_job_logs(name, follow=True):
-            print(line, file=log, flush=True)
+            print(line, flush=True)
     except RuntimeError as error:
         # the log is a courtesy: the job's status decides
-        print(f"log of TrainJob {name} broke off: {error}", file=log, flush=True)
+        print(f"log of TrainJob {name} broke off: {error}", flush=True)
 
 
-def _last_lines(client: "TrainerClient", name: str, number: int = 100) -> str:
+def _last_lines(client: "TrainerClient", name: str) -> str:
     try:
         lines = list(client.get_job_logs(name, follow=False))
     except RuntimeError as error:
         return f"no log: {error}"
-    return "\n".join(lines[-number:])
+    return "\n".join(lines[-LAST_LINES:])
 
 
 def _events(client: "TrainerClient", name: str) -> str:

@@ -7,6 +7,7 @@ from crossearth.components.register.publish import publish
 from crossearth.components.register.step import run
 from crossearth.components.runtime.params import Params
 from crossearth.data.catalog.domains import Catalog
+from crossearth.data.common.files import markdown_table
 
 MLFLOW_RETRIES = "5"  # of a request to the registry, half a minute in all
 HUB_PAUSES_S = (1, 2, 4, 8, 15)  # as long
@@ -26,9 +27,15 @@ def decide_all(params: Params, catalog: Catalog, names: Sequence[str]) -> tuple[
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
     outcomes = run(params, catalog, names)
     publish({each.name: each.version for each in outcomes}, AGAIN, HUB_PAUSES_S)
-    lines = ["| recipe | version | promoted | champion | refused by |", "|---|---|---|---|---|"]
-    for each in outcomes:
-        refused = "; ".join(check.question for check in each.checks if not check.holds)
-        promoted = "yes" if each.promoted else "no"
-        lines.append(f"| {each.recipe} | {each.version} | {promoted} | {each.champion} | {refused} |")
-    return [each.recipe for each in outcomes if each.promoted], "\n".join(lines) + "\n"
+    rows = [
+        [
+            each.recipe,
+            each.version,
+            "yes" if each.promoted else "no",
+            each.champion,
+            "; ".join(check.question for check in each.checks if not check.holds),
+        ]
+        for each in outcomes
+    ]
+    columns = ["recipe", "version", "promoted", "champion", "refused by"]
+    return [each.recipe for each in outcomes if each.promoted], markdown_table(columns, rows) + "\n"

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tabulate import tabulate
-
 from crossearth.components.evaluate.results import RecipeResult, nan_to_none
 from crossearth.data.catalog.domains import Catalog, Domain
+from crossearth.data.common.files import markdown_table
 from crossearth.model.weights.checkpoint import trained_gsd_m, trained_reading
 
 
@@ -85,7 +84,7 @@ def _scores(result: RecipeResult) -> list[str]:
         f"Selection rule: {result.selection}. Seed: {'none' if result.seed is None else result.seed}."
         f" Training {result.recipe_hash[:16]}.",
         "",
-        tabulate(rows, columns, tablefmt="github", disable_numparse=True),
+        markdown_table(columns, rows),
     ]
 
 

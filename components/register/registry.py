@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from crossearth.components.evaluate.results import DETAILS, RecipeResult, SettingResult, read_results
@@ -244,7 +244,7 @@ class Registry:
         try:
             made = self.aliased(name, alias) if at else self.client.get_model_version(name, number)
         except _mlflow_exception() as error:
-            if getattr(error, "error_code", "") not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            if not _is_absent(error):
                 raise
             made = None
         if made is None:
@@ -256,10 +256,10 @@ class Registry:
         """The version that carries an alias, None where none does."""
         try:
             return self.client.get_model_version_by_alias(name, alias)
-        except Exception as error:
-            if getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-                return None
-            raise
+        except _mlflow_exception() as error:
+            if not _is_absent(error):
+                raise
+            return None
 
     @_reaching()
     def scores(self, made: "ModelVersion") -> RecipeResult | None:
@@ -288,10 +288,7 @@ class Registry:
     @_reaching()
     def written_by(self, made: "ModelVersion") -> str:
         """Version of the MLflow that wrote a version's files."""
-        import mlflow
-
-        mlflow.set_tracking_uri(tracking_uri())
-        return str(mlflow.models.get_model_info(f"{MODELS}{made.name}/{made.version}").mlflow_version)
+        return str(_mlflow().models.get_model_info(f"{MODELS}{made.name}/{made.version}").mlflow_version)
 
     @_reaching()
     def move(self, name: str, alias: str, new: "ModelVersion | None", why: str) -> None:
@@ -345,14 +342,13 @@ def _files(
 
 
 def _log_model(run_id: str, name: str, files: Mapping[str, Path]) -> "ModelInfo":
-    import mlflow
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    mlflow.set_tracking_uri(tracking_uri())
+    mlflow = _mlflow()
     example = (trained_reading(read_meta(files["model"])) or BYTES).example(EXAMPLE_PX)
     with transferring(), mlflow.start_run(run_id=run_id):
         return mlflow.pyfunc.log_model(
@@ -447,13 +443,9 @@ def _fetch(uri: str, copies: str | None) -> tuple[Path, Path | None]:
         raise _no_model(uri, "there is no registry here")
     with _reaching():
         connect(tracking_uri())
-        import mlflow
-        from mlflow.artifacts import download_artifacts
-
-        mlflow.set_tracking_uri(tracking_uri())
         try:
             with transferring():
-                folder = Path(download_artifacts(artifact_uri=uri, dst_path=copies))
+                folder = Path(_mlflow().artifacts.download_artifacts(artifact_uri=uri, dst_path=copies))
         except (_mlflow_exception(), OSError) as error:
             raise _no_model(uri, _first_line(error), _similar(uri)) from error
     paths = _parts_of(folder)
@@ -494,10 +486,23 @@ def _no_model(uri: str, why: str, similar: str = "") -> InputError:
     )
 
 
+def _mlflow() -> Any:
+    """MLflow's own functions, which speak to the registry's server from here on."""
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    return mlflow
+
+
 def _mlflow_exception() -> type[Exception]:
     from mlflow.exceptions import MlflowException
 
     return MlflowException
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether the registry says that it has no such model, version or alias."""
+    return getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
 def _first_line(error: Exception) -> str:

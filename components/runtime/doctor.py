@@ -6,7 +6,6 @@ import platform
 import shutil
 import socket
 import sqlite3
-import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -49,7 +48,7 @@ def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
         tracking_uri: MLflow's address.
     """
     return [
-        _python(),
+        Finding("Python", "fine", platform.python_version()),
         _dependencies(),
         *_devices(),
         _shared_memory(),
@@ -68,16 +67,6 @@ def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
         _tracking(tracking_uri),
         *_hub(tracking_uri),
     ]
-
-
-def _python() -> Finding:
-    supported = sys.version_info >= (3, 11)
-    return Finding(
-        "Python",
-        "fine" if supported else "missing",
-        platform.python_version(),
-        "" if supported else "install Python 3.11",
-    )
 
 
 def _dependencies() -> Finding:

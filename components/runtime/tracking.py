@@ -276,7 +276,7 @@ def start_run(
         writer.close()
 
 
-def end_runs(pipeline_run: str, status: str, why: str, experiment: str = EXPERIMENT_NAME) -> int:
+def end_runs(pipeline_run: str, status: str, why: str) -> int:
     """Ends the runs of a pipeline's run that are RUNNING still: whoever wrote them was killed.
 
     Args:
@@ -291,7 +291,7 @@ def end_runs(pipeline_run: str, status: str, why: str, experiment: str = EXPERIM
         return 0
     try:
         client = connect(tracking_uri())
-        found = _given_experiment(client) or client.get_experiment_by_name(experiment)
+        found = _given_experiment(client) or client.get_experiment_by_name(EXPERIMENT_NAME)
         query = f"tags.{PIPELINE_TAG} = '{pipeline_run}' and attributes.status = 'RUNNING'"
         runs = client.search_runs([found.experiment_id], query) if found else []
         for run in runs:

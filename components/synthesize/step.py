@@ -55,8 +55,6 @@ def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig,
     for name in datasets:
         if name not in PACKERS:
             raise InputError(f"dataset {name!r} is not drawn", expected=nearest(name, PACKERS))
-    if seed < 0:
-        raise InputError(f"seed: {seed}", expected="0 or more")
     out_dir.mkdir(parents=True, exist_ok=True)
     require_free(out_dir, NEEDED_BYTES[config.counts], "drawing archives")
     # the slowest first: the last worker to finish sets the time

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic_core import to_jsonable_python
 
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Seed
@@ -233,7 +234,7 @@ class Job:
         Not so what changes the last digits alone (`Processes.computing`): one `dvc repro` on two machines,
         or a cache that they share, would train everything twice. The model's description has it.
         """
-        values = flat(plain(asdict(self.config)))
+        values = flat(to_jsonable_python(self.config))
         chosen = {name: value for name, value in values.items() if name not in RUNTIME_FIELDS}
         return {
             **chosen,
@@ -243,7 +244,7 @@ class Job:
             "manifest": self.manifest.digest,
             "styles": self.styler.earth.digest if self.styler else "",
             "backbone": self.backbone_sha256,
-            "backbone_sizes": plain(self.pretrained.sizes) if self.pretrained else {},
+            "backbone_sizes": to_jsonable_python(self.pretrained.sizes) if self.pretrained else {},
             "code": code_digest("train"),
             "torch": torch_version(),
         }
@@ -350,12 +351,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict) and value
         found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return found
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: paths as text, tuples as lists."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

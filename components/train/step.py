@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from pydantic_core import to_jsonable_python
 
 from crossearth.components.runtime import trial
 from crossearth.components.runtime.code import code_digest
@@ -27,7 +28,7 @@ from crossearth.components.runtime.processes import Processes, join_processes
 from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
 from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.components.train.loop import Training
-from crossearth.components.train.setup import Job, TrainConfig, flat, make_network, plain, prepare
+from crossearth.components.train.setup import Job, TrainConfig, flat, make_network, prepare
 from crossearth.components.train.state import Checkpoints
 from crossearth.components.watch.reference import make_reference, write_reference
 from crossearth.data.catalog.domains import STATES_SUFFIX, TIMING_SUFFIX, Catalog, Recipe
@@ -235,7 +236,7 @@ def _tracking(job: Job) -> Iterator[Run]:
         "manifest_digests": f"{job.manifest.domain}/{job.manifest.split}: {job.manifest.digest}",
         "seed": str(job.config.seed),
         "selection": job.config.selection,
-        "method": described(plain(asdict(job.config))),
+        "method": described(to_jsonable_python(job.config)),
         "backbone_licence": job.pretrained.licence if job.pretrained else "",
         "provenance": job.manifest.provenance,
     }
@@ -286,6 +287,7 @@ def _is_tracked(out_dir: Path, job: Job) -> bool:
 def _write_model(out_dir: Path, training: Training) -> None:
     job = training.job
     network, iteration = training.selected()
+    parameters = to_jsonable_python(job.config)
     meta = {
         "classes": list(job.class_set.classes),
         "palette": list(job.class_set.palette),
@@ -310,9 +312,9 @@ def _write_model(out_dir: Path, training: Training) -> None:
         "computed": training.computed,
         "manifest": job.manifest.digest,
         "styles": job.styler.earth.digest if job.styler else "",
-        "method": described(plain(asdict(job.config))),
+        "method": described(parameters),
         "pretrained": asdict(job.pretrained) if job.pretrained else None,
-        "train": plain(asdict(job.config)),
+        "train": parameters,
     }
     engine = job.styler.engine if job.styler else style_engine("spectral").to(training.processes.device)
     with training.predicting(), torch.inference_mode():

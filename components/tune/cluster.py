@@ -65,7 +65,11 @@ def manifest(
     )
     spec = train_job_spec(config, runtime_kind, arguments, workspace)
     spec["trainer"]["env"] += [{"name": each, "value": value} for each, value in fixed.items()]
-    make = _optimization_job if kind == "OptimizationJob" else _experiment
+    number, parallel = len(trials), min(parallel, len(trials))
+    if kind == "OptimizationJob":
+        made = _optimization_job(space, spec, number, parallel)
+    else:
+        made = _experiment(space, variables, spec, number, parallel)
     group, version, _ = GROUPS[kind]
     return {
         "apiVersion": f"{group}/{version}",
@@ -75,12 +79,12 @@ def manifest(
             "labels": {"app.kubernetes.io/name": "crossearth"},
             **({"namespace": config.namespace} if config.namespace else {}),
         },
-        "spec": make(space, variables, spec, len(trials), min(parallel, len(trials))),
+        "spec": made,
     }
 
 
 def _optimization_job(
-    space: dict[str, list[str]], _: dict[str, str], spec: dict[str, Any], trials: int, parallel: int
+    space: dict[str, list[str]], spec: dict[str, Any], trials: int, parallel: int
 ) -> dict[str, Any]:
     """Its controller makes the variables of the parameters' names."""
     if trials > MOST_TRIALS:

@@ -1,12 +1,14 @@
 """The trials of a tuning: the combinations of a grid, each a training of one recipe."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from crossearth.components.ablate.grid import Cell, jobs, read_grid
 from crossearth.components.runtime.params import Params
-from crossearth.components.train.setup import TrainConfig, flat, plain
+from crossearth.components.train.setup import TrainConfig, flat
 from crossearth.components.train.step import config_of, expect_score
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
@@ -34,8 +36,8 @@ class Trial:
     @property
     def numbers(self) -> dict[str, Any]:
         """All of its numbers, as a model's description has them."""
-        numbers: dict[str, Any] = plain(asdict(self.config))
-        return numbers
+        found: dict[str, Any] = to_jsonable_python(self.config)
+        return found
 
 
 def read_trials(grid: Path, recipe: str, params: Params, catalog: Catalog) -> list[Trial]:

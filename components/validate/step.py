@@ -2,10 +2,9 @@
 
 import io
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from html import escape
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crossearth.components.ingest.preview import EXPERIMENT
+from crossearth.components.runtime.pages import render
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import DOMAINS, VALIDATION
 from crossearth.components.runtime.tracking import start_run
@@ -38,30 +38,8 @@ from crossearth.data.tiles.manifest import Manifest, read_domain
 
 log = logging.getLogger(__name__)
 
-DOCS, SUMMARY = "docs", "summary.json"
+DOCS, SUMMARY, INDEX = "docs", "summary.json", "index.html"
 PLACES_SHOWN = 5
-INDEX = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Data Docs: {domains} domains</title>
-<style>
-body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }}
-table {{ border-collapse: collapse; width: 100% }}
-th, td {{ border-bottom: 1px solid #c4ccd4; padding: .3rem .6rem; text-align: left }}
-:root {{ color-scheme: light dark }}
-</style>
-<h1>Data Docs</h1>
-<p>{domains} domains, {tiles:,} tiles: {checks} expectations, {failed} failed.</p>
-<table>
-<thead><tr><th scope="col">domain</th><th scope="col">tiles</th><th scope="col">data</th>
-<th scope="col">expectations</th><th scope="col">failed</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</html>
-"""
 
 
 def run(params: Params, catalog: Catalog, names: Sequence[str] = ()) -> Path:
@@ -170,7 +148,7 @@ def _log(manifests: dict[str, list[Manifest]], out_dir: Path) -> None:
 def _write_summary(
     manifests: dict[str, list[Manifest]], checks: Sequence[Check], path: Path, config: ValidateConfig
 ) -> None:
-    summary = {}
+    summary: dict[str, Any] = {}
     for name, splits in manifests.items():
         shared = near_duplicates(splits[0], splits[1], config.near_duplicate_bits) if len(splits) == 2 else []
         ground = shared_ground(splits[0], splits[1]) if len(splits) == 2 else []
@@ -200,23 +178,10 @@ def _write_summary(
         "failed": sum(not check.passed for check in checks),
     }
     write_checksummed(path, {"counts": counts, "domains": summary})
-    write_text(path.parent / DOCS / "index.html", _index(counts, summary))
-
-
-def _index(counts: Mapping[str, int], domains: Mapping[str, Any]) -> str:
-    """The first page of the Data Docs: a line per domain; needs no network."""
-    rows = []
-    for name, found in domains.items():
-        failed = sum(not check["passed"] for check in found["checks"])
-        page = PurePosixPath(found["docs"]).relative_to(DOCS)
-        tiles = ", ".join(f"{split} {each['tiles']:,}" for split, each in found["splits"].items())
-        cells = (tiles, found["provenance"], str(len(found["checks"])), str(failed))
-        rows.append(
-            f'<tr><th scope="row"><a href="{quote(str(page))}">{escape(name)}</a></th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-            + "</tr>"
-        )
-    return INDEX.format(**counts, rows="\n".join(rows))
+    # the first page of the Data Docs: theirs is blank without a network
+    pages = {name: quote(found["docs"].removeprefix(f"{DOCS}/")) for name, found in summary.items()}
+    page = render("validate", INDEX, {"counts": counts, "domains": summary, "pages": pages})
+    write_text(path.parent / DOCS / INDEX, page)
 
 
 def _page(folder: Path, domain: str) -> str:

@@ -110,11 +110,10 @@ class LabelSpec:
         known = dict(self.table)
         lacking = [name for name in counts if plain_label(name) not in known]
         if lacking and unknown == "error":
-            examples = ", ".join(f"{name!r} ({counts[name]} {what})" for name in lacking[:5])
-            rest = len(lacking) - 5
+            examples = listed([f"{name!r} ({counts[name]} {what})" for name in lacking], 5)
             classes = listed([*self.classes, IGNORE_NAME])
             raise InputError(
-                f"classes that nobody named: {examples}" + (f" and {rest} more" if rest > 0 else ""),
+                f"classes that nobody named: {examples}",
                 where=where,
                 expected=nearest(lacking[0], map(str, known)),
                 next_step=f"add them to the domain's `labels` in its catalog file, e.g. "

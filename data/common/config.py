@@ -98,24 +98,17 @@ def read_yaml(path: Path) -> Any:
     """Parses a YAML file with the safe loader.
 
     Raises:
-        InputError: the file is missing, unreadable, too large or no file, or `parse_yaml` refuses its text.
+        InputError: the file is missing, unreadable or too large, or `parse_yaml` refuses its text.
     """
     try:
-        text = _read_text(Path(path))
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES // 2**20} MiB")
+        text = content.decode()
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read: {error}", where=path, expected="a file of YAML") from error
     return parse_yaml(text, path)
-
-
-def _read_text(path: Path) -> str:
-    # a pipe or a device may have no end
-    if path.exists() and not path.is_file():
-        raise OSError("not a file")
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise OSError(f"more than {MAX_BYTES // 2**20} MiB")
-    return content.decode()
 
 
 def parse_yaml(text: str, where: object) -> Any:

@@ -1,11 +1,15 @@
-"""Weights that are not numbers are no weights: a network of them maps one class, and no error says why."""
+"""Weights that a network cannot take: others than it has, or such that are no numbers.
+
+Of those it would map one class, and no error says why.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
 
 NAMED = 5  # parameters that an error spells out
@@ -23,13 +27,27 @@ def refuse_nonfinite(tensors: Iterable[tuple[str, Tensor]], where: object, next_
     """
     names = [name for name, tensor in tensors if not _is_finite(tensor)]
     if names:
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         raise InputError(
-            f"weights that are not finite: {', '.join(names[:NAMED])}{more}",
+            f"weights that are not finite: {listed(names, NAMED)}",
             where=where,
             expected="neither NaN nor infinite numbers",
             next_step=next_step,
         )
+
+
+def misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """How tensors differ from those that a network has, in names and shapes; "" = they fit."""
+    shapes = [
+        f"{name} is {tuple(given[name].shape)}, the network's is {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    return "; ".join(
+        f"{title} ({len(names)}): {listed(names, NAMED)}"
+        for title, names in (("missing", missing), ("not of this network", extra), ("other shape", shapes))
+        if names
+    )
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -18,6 +18,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -307,7 +308,7 @@ def zip_entries(file: Path) -> list[zipfile.ZipInfo]:
             or a device, or is too large; entries that overlap; more than an archive
             may claim.
     """
-    with _Reading(file):
+    with _reading(file):
         entries = [
             entry for entry in _open_zip(file).infolist() if not entry.filename.endswith(("/", BACKSLASH))
         ]
@@ -368,7 +369,7 @@ def _refuse_total(file: Path, total: int, archive_bytes: int) -> None:
 
 def _unpack_entry(file: Path, name: str, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
-    with _Reading(file), _open_zip(file).open(name) as source, to.open("wb") as target:
+    with _reading(file), _open_zip(file).open(name) as source, to.open("wb") as target:
         shutil.copyfileobj(source, target, CHUNK)
 
 
@@ -388,7 +389,7 @@ class _Header(tarfile.TarInfo):
 def _unpack_tar(file: Path, to: Path) -> None:
     """Unpacks plain files only, counting bytes as they come: a compressed tar says its total nowhere."""
     archive_bytes, total = file.stat().st_size, 0
-    with _Reading(file), tarfile.open(file, tarinfo=_Header) as archive:
+    with _reading(file), tarfile.open(file, tarinfo=_Header) as archive:
         for entry in archive:
             if entry.isdir():
                 continue
@@ -412,32 +413,28 @@ def _unpack_tar(file: Path, to: Path) -> None:
             _refuse_total(file, total, archive_bytes)
 
 
-class _Reading:
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
     """Turns every way in which an archive can be broken into one error that names it."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Exception) or isinstance(error, InputError | MemoryError):
-            return
-        if isinstance(error, PermissionError):
-            raise InputError("no permission to read it", where=self.file) from error
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except PermissionError as error:
+        raise InputError("no permission to read it", where=file) from error
+    except NotImplementedError as error:
+        raise InputError(
+            f"compressed in a way that is not read ({error})",
+            where=file,
+            next_step="unpack it with `7z x`",
+        ) from error
+    except Exception as error:
         # EINVAL is a seek to where an offset of the directory leads: before the file
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            return
-        if isinstance(error, NotImplementedError):
-            raise InputError(
-                f"compressed in a way that is not read ({error})",
-                where=self.file,
-                next_step="unpack it with `7z x`",
-            ) from error
+            raise
         raise InputError(
-            f"broken or truncated archive of {self.file.stat().st_size} bytes ({error})",
-            where=self.file,
+            f"broken or truncated archive of {file.stat().st_size} bytes ({error})",
+            where=file,
             next_step="download it again",
         ) from error
 
@@ -459,7 +456,7 @@ def read(member: Member) -> bytes:
     Raises:
         InputError: the archive is broken, or the file cannot be read.
     """
-    with _Reading(member.container):
+    with _reading(member.container):
         if not member.name:
             return member.container.read_bytes()
         return _open_zip(member.container).read(member.name)

@@ -275,7 +275,7 @@ def block_mask(
         bool (1, height_px, width_px) on the CPU, True = keep; blocks at the right and bottom may be cut.
 
     Raises:
-        InputError: the image is smaller than a block, or mask_ratio is outside [0, 1].
+        InputError: the image is smaller than a block.
     """
     if min(height_px, width_px) < block_px:
         raise InputError(
@@ -283,8 +283,6 @@ def block_mask(
             expected=f"at least {block_px} px a side",
             next_step=f"set block_px to {min(height_px, width_px)} or less",
         )
-    if not 0 <= mask_ratio <= 1:
-        raise InputError(f"mask ratio {mask_ratio} is outside its range", expected="a number in [0, 1]")
     rows, columns = -(-height_px // block_px), -(-width_px // block_px)
     keep_1RC = torch.rand(1, rows, columns, generator=generator) >= mask_ratio
     keep_1HW = keep_1RC.repeat_interleave(block_px, dim=1).repeat_interleave(block_px, dim=2)

@@ -16,7 +16,7 @@ from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, In
 
 from crossearth.data.common.cpu import has_bfloat16_convolutions
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.finite import refuse_nonfinite
+from crossearth.data.common.finite import misfits, refuse_nonfinite
 
 DIM = 100
 MIN_PX = 43
@@ -275,11 +275,8 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     wanted = network.state_dict()
     # counters of training steps, absent in files older than torch 0.4.1
     optional = {name for name in wanted if name.endswith("num_batches_tracked")}
-    missing = sorted(wanted.keys() - state.keys() - optional)
-    unknown = sorted(state.keys() - wanted.keys())
-    misshapen = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
-    for names, fault in ((missing, "missing"), (unknown, "unknown"), (sorted(misshapen), "of another shape")):
-        if names:
-            raise InputError(f"{len(names)} parameters {fault}, the first {names[0]!r}", where=where)
+    needed = {name: tensor for name, tensor in wanted.items() if name in state or name not in optional}
+    if problems := misfits(state, needed):
+        raise InputError(f"the weights do not fit the network; {problems}", where=where)
     refuse_nonfinite(state.items(), where, "get the file again")
     network.load_state_dict(state, strict=False)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Json
 
 from crossearth.data.catalog.domains import Catalog, Split, is_file_name
-from crossearth.data.common.config import listed
+from crossearth.data.common.config import checked, listed, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path
 from crossearth.data.raster.reading import Reading
@@ -28,8 +28,6 @@ from crossearth.data.tiles.scenes import Window, read_window
 
 Provenance = Literal["synthetic", "publisher", "own"]
 FORMAT = "4"
-_CLASSES = TypeAdapter(tuple[str, ...])
-_READING = TypeAdapter(Reading)
 
 SCHEMA = pa.schema(
     [
@@ -56,6 +54,21 @@ SCHEMA = pa.schema(
         ("ignored_pixels", pa.int64()),
     ]
 )
+
+
+@checked
+class _About:
+    """What the file says besides its rows."""
+
+    domain: str
+    split: Split
+    classes: Json[tuple[str, ...]]
+    provenance: Provenance
+    reading: Json[Reading]
+
+    def __post_init__(self) -> None:
+        if not is_file_name(self.domain):
+            raise InputError(f"domain: {self.domain!r} is no name")
 
 
 @dataclass(frozen=True)
@@ -183,25 +196,15 @@ def _problem(table: pa.Table) -> str:
         return "a manifest of another version"
     if about.pop("digest", "") != _digest(about, table):
         return "it was changed since it was written: its digest is another"
-    if not is_file_name(about.get("domain", "")):
-        return f"domain: {about.get('domain')!r} is no name"
-    if about.get("split") not in get_args(Split):
-        return f"split: {about.get('split')!r} is none of {', '.join(get_args(Split))}"
-    if about.get("provenance") not in get_args(Provenance):
-        return f"provenance: {about.get('provenance')!r} is none of {', '.join(get_args(Provenance))}"
     try:
-        classes = _CLASSES.validate_json(about.get("classes", ""))
-    except ValidationError:
-        return f"classes: {about.get('classes')!r} is no list of names"
-    try:
-        _READING.validate_json(about.get("reading", ""))
-    except ValidationError:
-        return f"reading: {about.get('reading')!r} does not say how files were read"
+        known = _known(about)
+    except InputError as error:
+        return str(error)
     for column in table.column_names:
         if table[column].null_count:
             return f"{column}: some rows have none"
-    if any(len(counts) != len(classes) for counts in table["class_pixels"].to_pylist()):
-        return f"class_pixels: some rows have other than {len(classes)} counts"
+    if any(len(counts) != len(known.classes) for counts in table["class_pixels"].to_pylist()):
+        return f"class_pixels: some rows have other than {len(known.classes)} counts"
     for column in ("tile_id", "image", "label"):
         for name in table[column].unique().to_pylist():
             if not _is_inside(column, name):
@@ -232,18 +235,13 @@ def _digest(about: Mapping[str, str], table: pa.Table) -> str:
     return content.hexdigest()
 
 
+def _known(about: Mapping[str, str]) -> _About:
+    return load_config(_About, {field.name: about.get(field.name, "") for field in fields(_About)}, "")
+
+
 def _manifest(root: Path, table: pa.Table) -> Manifest:
     about = _about(table)
-    return Manifest(
-        root=root,
-        domain=about["domain"],
-        split=about["split"],
-        classes=_CLASSES.validate_json(about["classes"]),
-        provenance=cast(Provenance, about["provenance"]),
-        reading=_READING.validate_json(about["reading"]),
-        table=table,
-        digest=about["digest"],
-    )
+    return Manifest(root, **vars(_known(about)), table=table, digest=about["digest"])
 
 
 def window(row: dict[str, Any]) -> Window:

@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.finite import refuse_nonfinite
+from crossearth.data.common.finite import misfits, refuse_nonfinite
 from crossearth.model.layers.positions import resample_patch_kernel, resize_positions
 
 DINOV2 = "vit_large_patch14_dinov2"
@@ -272,16 +272,9 @@ def fit_state(state: Mapping[str, Tensor], backbone: Backbone, where: object) ->
             num_prefix = 0 if backbone.vit.no_embed_class else backbone.num_prefix
             rows, columns = backbone.vit.patch_embed.grid_size
             given["pos_embed"] = resample_positions(given["pos_embed"], rows, columns, num_prefix)
-    problems = [f"missing {name}" for name in sorted(expected.keys() - given.keys())]
-    problems += [f"not of this network {name}" for name in sorted(given.keys() - expected.keys())]
-    problems += [
-        f"{name} is {tuple(given[name].shape)}, the network's is {tuple(expected[name].shape)}"
-        for name in sorted(given.keys() & expected.keys())
-        if given[name].shape != expected[name].shape
-    ]
-    if problems:
+    if problems := misfits(given, expected):
         raise InputError(
-            f"the backbone's weights do not fit the network ({len(problems)}): {'; '.join(problems[:10])}",
+            f"the backbone's weights do not fit the network; {problems}",
             where=where,
             expected="weights of the same embedding, depth and MLP width",
         )

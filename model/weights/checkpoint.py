@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ from crossearth.data.catalog.domains import Domain
 from crossearth.data.common.config import checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, read_json, sha256_file, verified, write_checksummed
-from crossearth.data.common.finite import refuse_nonfinite
+from crossearth.data.common.finite import misfits, refuse_nonfinite
 from crossearth.data.raster.reading import Reading
 from crossearth.data.tiles.manifest import Provenance
 from crossearth.model.crossearth import CrossEarth, NetworkConfig
@@ -84,25 +84,10 @@ def save(model: CrossEarth, folder: Path, meta: Mapping[str, Any], backbones_dir
         `folder`.
 
     Raises:
-        InputError: a key of `meta` is absent, its classes are not the network's, or a weight is not finite.
+        InputError: a weight is not finite.
     """
     folder = Path(folder)
     config = model.config
-    for key in ("classes", "palette", "provenance"):
-        if key not in meta:
-            raise InputError(f"the model's description lacks {key!r}", where=folder)
-    if meta["provenance"] not in get_args(Provenance):
-        raise InputError(
-            f"provenance: {meta['provenance']!r}",
-            where=folder,
-            expected=f"one of {', '.join(get_args(Provenance))}",
-        )
-    if not len(meta["classes"]) == len(meta["palette"]) == config.num_classes:
-        raise InputError(
-            f"{len(meta['classes'])} classes and {len(meta['palette'])} colours",
-            where=folder,
-            expected=f"{config.num_classes} of each: the network's classes",
-        )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     refuse_nonfinite(state.items(), folder, "nothing was written; make the model again")
     backbone = None
@@ -290,13 +275,7 @@ def load_strictly(
     """
     expected = model.state_dict()
     unused = MASKED_MODELLING if model.config.inject_at_inference else (*MASKED_MODELLING, *INJECTION)
-    missing = sorted(name for name in expected.keys() - state.keys() if not name.startswith(unused))
-    extra = sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, the network's is {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & state.keys())
-        if state[name].shape != expected[name].shape
-    ]
+    needed = {name: value for name, value in expected.items() if name in state or not name.startswith(unused)}
     for head, others in CLASS_HEADS:
         if head in state and len(state[head]) - others != model.config.num_classes:
             raise InputError(
@@ -304,13 +283,8 @@ def load_strictly(
                 where=where,
                 expected=f"{model.config.num_classes}",
             )
-    problems = [
-        f"{title} ({len(names)}): {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-        for title, names in (("missing", missing), ("not of this network", extra), ("other shape", shapes))
-        if names
-    ]
-    if problems:
-        raise InputError("the weights do not fit the network; " + "; ".join(problems), where=where)
+    if problems := misfits(state, needed):
+        raise InputError(f"the weights do not fit the network; {problems}", where=where)
     refuse_nonfinite(state.items(), where, MADE_ANEW)
     given = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
     model.load_state_dict(given, strict=False, assign=assign)

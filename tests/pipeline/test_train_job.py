@@ -1,6 +1,5 @@
 """TrainJobs through Kubeflow's SDK: against an API server that knows the schema, and as local processes."""
 
-import io
 import json
 import os
 import re
@@ -484,11 +483,12 @@ def test_a_local_job_that_fails_is_a_failure(local_client: TrainerClient, tmp_pa
         run_train_job("local-fail", ["train", "nowhere"], str(tmp_path), local_config(tmp_path), local_client)
 
 
-def test_following_prints_the_log(client: TrainerClient, cluster: Cluster) -> None:
+def test_following_prints_the_log(
+    client: TrainerClient, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
     cluster.jobs["j"] = {
         "metadata": {"name": "j", "namespace": NAMESPACE, "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {"runtimeRef": {"name": "crossearth-torch"}, "trainer": {"numNodes": 2}},
     }
-    log = io.StringIO()
-    follow(client, "j", 5, 5, log)
-    assert "out of tiles" in log.getvalue()
+    follow(client, "j", 5, 5)
+    assert "out of tiles" in capsys.readouterr().out

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reading import Reading
@@ -156,24 +155,24 @@ def test_a_forged_row_is_refused(tmp_path: Path, change: dict[str, Any], words: 
 @pytest.mark.parametrize(
     ("split", "classes", "provenance", "reading", "words"),
     [
-        ("train", 7, "own", READING, "classes: '7' is no list of names"),
-        ("train", {"road": 1}, "own", READING, "classes: .* is no list of names"),
-        ("train", ("background", 1), "own", READING, "classes: .* is no list of names"),
+        ("train", 7, "own", READING, "classes: .*found '7'"),
+        ("train", {"road": 1}, "own", READING, "classes"),
+        ("train", ("background", 1), "own", READING, "classes"),
         (
             "train",
             ("background", "road"),
             "elsewhere",
             READING,
-            "'elsewhere' is none of synthetic, publisher, own",
+            "provenance: .*'synthetic', 'publisher' or 'own'.*'elsewhere'",
         ),
-        ("val", ("background", "road"), "own", READING, "'val' is none of train, test"),
+        ("val", ("background", "road"), "own", READING, "split: .*'train' or 'test'.*'val'"),
         *(
             (
                 "train",
                 ("background", "road"),
                 "own",
                 forged(**wrong),
-                "reading: .* does not say how",
+                "reading",
             )
             for wrong in ({"bands": (1, 2)}, {"dtype": 7}, {"nodata": "black"})
         ),
@@ -183,7 +182,7 @@ def test_a_forged_head_is_refused(
     tmp_path: Path, split: str, classes: Any, provenance: Any, reading: Reading, words: str
 ) -> None:
     (tmp_path / "train.parquet").touch()
-    with suppress(ValidationError):  # the writer looks at what it wrote
+    with suppress(InputError):  # the writer looks at what it wrote
         write_manifest(tmp_path, "town", split, classes, provenance, reading, ROWS)
     (tmp_path / f"{split}.parquet").rename(tmp_path / "train.parquet")
     with pytest.raises(InputError, match=words):

@@ -279,9 +279,9 @@ class TestGhiasiWeights:
     @pytest.mark.parametrize(
         ("change", "fault"),
         [
-            (lambda state: state.pop("layers.0.conv.bias"), "missing, the first 'layers.0.conv.bias'"),
-            (lambda state: state.update(extra=torch.zeros(1)), "unknown, the first 'extra'"),
-            (lambda state: state.update({"layers.0.conv.bias": torch.zeros(7)}), "of another shape"),
+            (lambda state: state.pop("layers.0.conv.bias"), r"missing \(1\): layers.0.conv.bias"),
+            (lambda state: state.update(extra=torch.zeros(1)), r"not of this network \(1\): extra"),
+            (lambda state: state.update({"layers.0.conv.bias": torch.zeros(7)}), "other shape"),
             (lambda state: state["layers.0.conv.bias"].fill_(float("nan")), "not finite: layers.0.conv.bias"),
         ],
     )

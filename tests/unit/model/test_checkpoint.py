@@ -186,17 +186,6 @@ def test_a_shared_backbone_that_is_not_finite_is_named(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_classes_must_be_the_networks(tmp_path: Path) -> None:
-    for wrong in ({"classes": ["a", "b"]}, {"palette": ["#000000"]}):
-        with pytest.raises(InputError, match="3 of each"):
-            save(tiny(), tmp_path / "m", {**META, **wrong})
-    with pytest.raises(InputError, match="provenance: 'elsewhere'"):
-        save(tiny(), tmp_path / "m", {**META, "provenance": "elsewhere"})
-    with pytest.raises(InputError, match="lacks 'provenance'"):
-        save(tiny(), tmp_path / "m", {key: META[key] for key in ("classes", "palette")})
-    assert not (tmp_path / "m").exists()
-
-
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     folder = save(tiny(), tmp_path / "m", META)
     image = tmp_path / "image.png"
