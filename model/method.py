@@ -1,4 +1,4 @@
-"""The method's unknown numbers, as each source of them has it (docs/method.md); no torch here.
+"""The method's unknown parameters, as each source of them has it (docs/method.md); no torch here.
 
 A name stands for values of a training's configuration; what params.yaml gives itself goes before them.
 """
@@ -34,7 +34,7 @@ METHODS: dict[Method, dict[str, Any]] = {
 
 
 def described(train: Mapping[str, Any]) -> str:
-    """The method of a training's configuration, with its numbers that are not the method's own."""
+    """The method of a training's configuration, with its parameters that are not the method's own."""
     name = train["method"]
     changed = list(_changed(METHODS[name], train))
     return name + (f" (but {', '.join(changed)})" if changed else "")

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crossearth.components.cli.app import app, main
-from crossearth.components.cli.terminal import err, given, out, print_table
+from crossearth.components.cli.terminal import Catalogs, Grid, Recipe, err, given, out, print_table
 
 if TYPE_CHECKING:
-    from kfp.client import Client
-
     from crossearth.pipelines.benchmark import Inputs
 
 __all__ = ["main"]
@@ -37,10 +35,6 @@ ValuesFile = Annotated[
 ParamsFile = Annotated[Path, typer.Option("--params", help="Parameters of the steps.")]
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Preset of the params file [default: the file's].")
-]
-Catalogs = Annotated[
-    list[Path] | None,
-    typer.Option("--catalog", help="Further catalog file with your own domains and settings (repeatable)."),
 ]
 Recipes = Annotated[
     list[str] | None, typer.Option("--recipe", help="Train this recipe (repeatable) [default: all].")
@@ -96,12 +90,6 @@ def _given(
             f"{len(recipes)} recipes for pipeline {name}", where="--recipe", expected="benchmark"
         )
     return chosen
-
-
-def _client(host: str, namespace: str | None, token_file: Path | None) -> Client:
-    from crossearth.pipelines.submit import connect
-
-    return connect(host, namespace, token_file)
 
 
 def _fail(message: str) -> None:
@@ -203,7 +191,7 @@ def submit(
         raise InputError(what, where="--cron", expected="six fields, such as '0 0 3 * * *', without --watch")
     inputs, wanted = _inputs(params, catalog, preset, stylize_shards), load_values(values)
     chosen = _given(name, inputs, settings, recipe)
-    client = _client(host, namespace, token_file)
+    client = kubeflow.connect(host, namespace, token_file)
     with kubeflow.asking(host):
         run_id = kubeflow.submit(
             client, name, inputs, wanted, chosen, experiment, service_account, cache, cron
@@ -215,8 +203,8 @@ def submit(
 
 @pipeline_app.command()
 def tune(
-    recipe: Annotated[str, typer.Argument(help="`crossearth settings` names them.")],
-    grid: Annotated[Path, typer.Option("--grid", metavar="FILE", help="YAML: the values that numbers take.")],
+    recipe: Recipe,
+    grid: Grid,
     values: Annotated[Path, typer.Option("--values", help="What the steps ask of the cluster.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the manifest, and create nothing.")

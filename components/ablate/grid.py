@@ -26,9 +26,9 @@ class GridConfig:
     Attributes:
         recipes: that `ablate` trains; each is scored on its own targets.
         seeds: of the trainings; none = that of params.yaml.
-        grid: number of `train`, dotted where it is nested -> the values that it takes. A row of the table is
-            one combination.
-        train: numbers of all trainings, over those of params.yaml.
+        grid: parameter of `train`, dotted where it is nested -> the values that it takes. A row of the
+            table is one combination.
+        train: parameters of all trainings, over those of params.yaml.
     """
 
     grid: dict[str, tuple[Value, ...]]
@@ -42,7 +42,7 @@ class GridConfig:
             if not values or len({*map(repr, values)}) < len(values):
                 raise InputError(f"{name}: {list(values)}", expected="one value or more, none of them twice")
         if "seed" in {*self.grid, *self.train}:
-            raise InputError("seed: stands among the numbers of `train`", expected="seeds: [0, 1, ...]")
+            raise InputError("seed: stands among the parameters of `train`", expected="seeds: [0, 1, ...]")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def shown(value: Value) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One training and its scores; `params` are those of the working folder with the cell's numbers."""
+    """One training and its scores; `params` are those of the working folder with the cell's values."""
 
     cell: Cell
     recipe: str
@@ -106,7 +106,7 @@ def read_grid(path: Path) -> GridConfig:
 
 
 def cells(config: GridConfig) -> list[Cell]:
-    """The combinations, the last number running fastest."""
+    """The combinations, the last parameter running fastest."""
     return [Cell(dict(zip(config.grid, values, strict=True))) for values in product(*config.grid.values())]
 
 

@@ -41,7 +41,7 @@ def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processe
     """Trains and scores what the grid names, then writes `out_dir/table.md` and sends it to MLflow.
 
     Args:
-        params: numbers that the grid leaves out.
+        params: parameters that the grid leaves out.
         grid: YAML, see `GridConfig`.
         out_dir: gets a folder per combination and seed, with `models` and `scores`.
         processes: trainings at a time, each with its share of the machine's threads; their messages go to

@@ -33,7 +33,7 @@ class Outcome:
     Attributes:
         results: of its finished jobs.
         scores: a row's cells, on unseen domains first.
-        held_out: (combination, recipe) -> scores on held-out tiles of the source, by which numbers may be
+        held_out: (combination, recipe) -> scores on held-out tiles of the source, by which parameters may be
             chosen.
     """
 

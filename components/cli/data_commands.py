@@ -74,7 +74,7 @@ def plan(
     params, loaded = inputs(params_file, catalog)
     for recipe in [loaded.recipe(name).name for name in names or ()]:
         rows = [[name, json.dumps(value), origin] for name, value, origin in parameters(params, recipe)]
-        print_table(f"{recipe}, preset {params.preset}", ["number", "value", "from"], rows)
+        print_table(f"{recipe}, preset {params.preset}", ["parameter", "value", "from"], rows)
     if names:
         return
     done(run(params, loaded), "")

@@ -22,7 +22,10 @@ from crossearth.components.cli.terminal import (
     AsCsv,
     AsJson,
     Catalogs,
+    Grid,
+    Jobs,
     ParamsFile,
+    Recipe,
     Recipes,
     Seeds,
     ShardOption,
@@ -51,6 +54,16 @@ from crossearth.components.runtime.places import (
 app = typer.Typer()
 models_app = typer.Typer(help="The models that there are, here and in the registry.")
 app.add_typer(models_app, name="models")
+Model = Annotated[str, typer.Argument(help="Model folder, file, or models:/NAME@ALIAS of the registry.")]
+Backbone = Annotated[Path | None, typer.Option(help="The model's shared backbone, where it was moved.")]
+Bands = Annotated[
+    str | None,
+    typer.Option(help="Three bands in the network's order, e.g. 4,3,2 or red,green,blue (default: model's)."),
+]
+ValueRange = Annotated[
+    str | None, typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000 (default: the model's).")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 # where `train` writes, and where the documents put converted models
 MODEL_FOLDERS = (MODELS, Path("models"))
 
@@ -112,8 +125,8 @@ def _say_licence(model: Path) -> None:
 
 @app.command()
 def ablate(
-    grid: Annotated[Path, typer.Argument(help="YAML: recipes, seeds, and the values that numbers take.")],
-    jobs: Annotated[int, typer.Option(help="Trainings at a time.")] = 1,
+    grid: Annotated[Path, typer.Argument(help="YAML: recipes, seeds, and the values that parameters take.")],
+    jobs: Jobs = 1,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
 ) -> None:
@@ -127,11 +140,9 @@ def ablate(
 
 @app.command()
 def tune(
-    recipe: Annotated[
-        str, typer.Argument(help="`crossearth settings` names them.", autocompletion=recipe_names)
-    ],
-    grid: Annotated[Path, typer.Option("--grid", metavar="FILE", help="YAML: the values that numbers take.")],
-    jobs: Annotated[int, typer.Option(help="Trainings at a time.")] = 1,
+    recipe: Recipe,
+    grid: Grid,
+    jobs: Jobs = 1,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -434,14 +445,12 @@ def models_show(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
+    model: Model,
     format_: Annotated[str, typer.Option("--format", help="onnx or pt2 (for torch.export.load).")],
     file: Annotated[
         Path | None, typer.Option("--out", help="The file (default: artifacts/export/MODEL.FORMAT).")
     ] = None,
-    backbone: Annotated[
-        Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
-    ] = None,
+    backbone: Backbone = None,
     catalog: Catalogs = None,
 ) -> None:
     """Write a model as one file for other programs: ONNX (QGIS with Deepness), or a graph of torch."""
@@ -507,18 +516,10 @@ def predict(
     ],
     model: Annotated[str, typer.Option(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
     maps: Annotated[Path, typer.Option("--out", help="The map's file; for several scenes a folder.")],
-    bands: Annotated[
-        str | None,
-        typer.Option(
-            help="Three bands in the network's order, e.g. 4,3,2 or red,green,blue (default: model's)."
-        ),
-    ] = None,
-    value_range: Annotated[
-        str | None,
-        typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000 (default: the model's)."),
-    ] = None,
+    bands: Bands = None,
+    value_range: ValueRange = None,
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[
         int | None, typer.Option(help="Windows per pass of the network (default: as many as it takes well).")
     ] = None,
@@ -558,9 +559,7 @@ def predict(
     classes: Annotated[
         str | None, typer.Option(help="Polygons of these classes alone, e.g. building,water.")
     ] = None,
-    backbone: Annotated[
-        Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
-    ] = None,
+    backbone: Backbone = None,
     shard: ShardOption = "0/1",
 ) -> None:
     """Map scenes of any size: Cloud Optimized GeoTIFF, preview and areas per class."""
@@ -610,23 +609,15 @@ def predict(
 
 @app.command()
 def watch(
-    model: Annotated[str, typer.Argument(help="Model folder, file, or models:/NAME@ALIAS of the registry.")],
+    model: Model,
     scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, or addresses, as of predict.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder of the page and the table.")] = WATCH,
-    bands: Annotated[
-        str | None,
-        typer.Option(help="Three bands in the network's order, e.g. 4,3,2 or names (default: the model's)."),
-    ] = None,
-    value_range: Annotated[
-        str | None,
-        typer.Option(help="Raw values that become 0 and 255, e.g. 0,3000 (default: the model's)."),
-    ] = None,
+    bands: Bands = None,
+    value_range: ValueRange = None,
     gsd: Annotated[str, typer.Option(help="Metres per px that the network sees, as of predict.")] = "auto",
     windows: Annotated[int, typer.Option(help="Windows of a scene to look at, at most.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    backbone: Annotated[
-        Path | None, typer.Option(help="The model's shared backbone, where it was moved.")
-    ] = None,
+    device: Device = "auto",
+    backbone: Backbone = None,
     fail: Annotated[bool, typer.Option(help="End with 1 where the scenes drift, for schedulers.")] = True,
     as_json: AsJson = False,
     as_csv: AsCsv = False,

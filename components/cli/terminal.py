@@ -51,6 +51,9 @@ ParamsFile = Annotated[
         "--params", metavar="FILE", help="Parameters of the steps (default: params.yaml if it is here)."
     ),
 ]
+Recipe = Annotated[str, typer.Argument(help="`crossearth settings` names them.", autocompletion=recipe_names)]
+Grid = Annotated[Path, typer.Option("--grid", metavar="FILE", help="YAML: the values that parameters take.")]
+Jobs = Annotated[int, typer.Option(help="Trainings at a time.")]
 ShardOption = Annotated[str, typer.Option(metavar="I/N", help="Only shard I of N, counted from 0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables; scores as fractions.")]
@@ -79,10 +82,9 @@ def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[Any]],
     numbers: Collection[str] = (),
-    spare: Sequence[str] = (),
 ) -> None:
     """Prints rows under columns, as `TextTable` describes them."""
-    print_whole(TextTable(columns, rows, title=title, numbers=numbers, spare=spare))
+    print_whole(TextTable(columns, rows, title=title, numbers=numbers))
 
 
 def print_whole(renderable: RenderableType) -> None:

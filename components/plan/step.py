@@ -33,7 +33,7 @@ def plan(catalog: Catalog, params: Params, out_dir: Path) -> Path:
     step; each with the digest of the code that its step runs.
 
     Raises:
-        InputError: a wrong number of any step.
+        InputError: a wrong parameter of any step.
     """
     check(params, catalog)
     with atomic_dir(out_dir) as folder:
@@ -93,12 +93,12 @@ def _of_scores(recipe: Recipe, catalog: Catalog, _: Params) -> dict[str, Any]:
 
 
 def parameters(params: Params, recipe: str) -> list[tuple[str, Any, str]]:
-    """Every number of a recipe's training: its (dotted) name, its value, and where that comes from.
+    """Every parameter of a recipe's training: its (dotted) name, its value, and where that comes from.
 
     It comes from "default", the class's, or from a key of the preset in force: "train" or "recipes.NAME".
 
     Raises:
-        InputError: a wrong number.
+        InputError: a wrong parameter.
     """
     config = params.config(TrainConfig, "train", recipe)
     style = replace(config.style, alpha=config.style.earth_share)

@@ -133,7 +133,7 @@ class Params:
         """Checks the names of recipes, domains and datasets against the catalog.
 
         Raises:
-            InputError: a name that it does not have: its numbers would be for nothing.
+            InputError: a name that it does not have: its values would be for nothing.
         """
         self.dvc.check(catalog)
         recipes = catalog.recipes()

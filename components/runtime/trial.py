@@ -1,7 +1,7 @@
 """The values that a tuning on a cluster gives to one training: Kubeflow Trainer's OptimizationJob, or Katib.
 
-They arrive as variables, KUBEFLOW_TRAINER_OPT_<NAME>, as Trainer's controller sets them. NAME is the number's
-name in `train`, in capitals; two underlines stand for the dot of a nested one: LR, STYLE__ALPHA.
+They arrive as variables, KUBEFLOW_TRAINER_OPT_<NAME>, as Trainer's controller sets them. NAME is that of the
+parameter in `train`, in capitals; two underlines stand for the dot of a nested one: LR, STYLE__ALPHA.
 """
 
 import json
@@ -16,7 +16,7 @@ METRIC = "held_out_score"  # what a trial reports: its score on held-out tiles o
 
 
 def variable(name: str) -> str:
-    """The variable of a number, as Trainer's controller makes it of the name that it has in `parameter`.
+    """The variable of a parameter, as Trainer's controller makes it of the name that it has in `parameter`.
 
     Raises:
         InputError: another name would have this variable, too.
@@ -28,7 +28,7 @@ def variable(name: str) -> str:
 
 
 def parameter(name: str) -> str:
-    """What a number is called in an OptimizationJob or an Experiment: no dot, which no variable may have."""
+    """A parameter's name in an OptimizationJob or Experiment: without dots, which no variable may have."""
     return name.replace(".", "__")
 
 

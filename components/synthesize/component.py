@@ -22,7 +22,7 @@ def archives(workspace: str, key: str, repository: str, revision: str, path: str
     from crossearth.components.synthesize.step import run
 
     with shared.step(workspace, "archives"):
-        numbers, _ = shared.inputs()
+        params, _ = shared.inputs()
         if key:
-            return draw_archives(partial(run, numbers), numbers.archives, key)
-        return fetch_archives(numbers.archives, repository, revision, path, needed)
+            return draw_archives(partial(run, params), params.archives, key)
+        return fetch_archives(params.archives, repository, revision, path, needed)

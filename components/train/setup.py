@@ -60,8 +60,8 @@ class TrainConfig:
     At 1024 px the method has crop_px 1024, lr 6e-5 and schedule "warmup-poly".
 
     Attributes:
-        method: whose numbers are meant where sources of the method differ, see `METHODS`. In params.yaml it
-            brings them; what is given besides goes before them.
+        method: whose parameters are meant where sources of the method differ, see `METHODS`. In params.yaml
+            it brings them; what is given besides goes before them.
         network: a name of `SIZES`; "large" is the paper's, "small" for one GPU of 8 GB, "tiny" one that a CPU
             trains from scratch.
         sizes: changes of single sizes of it, by the names of `NetworkConfig`. With a `backbone` those of the
@@ -229,7 +229,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a training to be resumed, each number under its own (dotted) name.
+        """What must be equal for a training to be resumed, each parameter under its own (dotted) name.
 
         Not so what changes the last digits alone (`Processes.computing`): one `dvc repro` on two machines,
         or a cache that they share, would train everything twice. The model's description has it.

@@ -45,19 +45,19 @@ log = logging.getLogger(__name__)
 
 
 def config_of(params: Params, recipe: Recipe, seed: int | None = None) -> TrainConfig:
-    """The numbers of a recipe's training, with the seed of all steps or another one."""
+    """The parameters of a recipe's training, with the seed of all steps or another one."""
     config = params.config(TrainConfig, "train", recipe.name)
     return replace(config, seed=params.seed if seed is None else seed)
 
 
 def place(params: Params, recipe: Recipe, seed: int | None = None) -> tuple[TrainConfig, Path]:
-    """Numbers and folder of a recipe's training in the working folder.
+    """Parameters and folder of a recipe's training in the working folder.
 
     A trial of a tuning (`runtime.trial`) has its own values, and a folder of its own: others of the same
     recipe run at the same time.
 
     Raises:
-        InputError: wrong numbers; a trial of an unknown number or with a wrong value, or one without tiles
+        InputError: wrong parameters; a trial of an unknown one or with a wrong value, or one without tiles
             held out that it could be scored on.
     """
     config, folder = config_of(params, recipe, seed), MODELS
@@ -73,7 +73,7 @@ def place(params: Params, recipe: Recipe, seed: int | None = None) -> tuple[Trai
 
 
 def expect_score(config: TrainConfig, where: object) -> None:
-    """Refuses a training whose numbers nothing could be chosen by.
+    """Refuses a training whose parameters nothing could be chosen by.
 
     Raises:
         InputError: it holds no tiles of its source out.

@@ -1,7 +1,7 @@
 """A tuning on a cluster: an OptimizationJob of Kubeflow Trainer, or an Experiment of Katib over TrainJobs.
 
 Either one runs all combinations of the grid, each in a TrainJob that trains with the values that it finds in
-its variables (`runtime.trial`), and chooses by the one metric that a trial reports. All numbers of a trial
+its variables (`runtime.trial`), and chooses by the one metric that a trial reports. All parameters of a trial
 stand in the object: the workspace may hold the params.yaml of another preset.
 """
 
@@ -56,7 +56,7 @@ def manifest(
         key: list(dict.fromkeys(written(each.cell.values[key]) for each in trials))
         for key in trials[0].cell.values
     }
-    others = {key: value for key, value in flat(trials[0].numbers).items() if key not in {*space, "seed"}}
+    others = {key: value for key, value in flat(trials[0].parameters).items() if key not in {*space, "seed"}}
     fixed = {variable(key): written(value) for key, value in others.items()}
     variables = {key: variable(key) for key in space}
     arguments = ["train", recipe]

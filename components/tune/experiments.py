@@ -19,7 +19,7 @@ from crossearth.data.common.errors import InputError
 
 LOCK = "dvc.lock"
 FILES = ("dvc.yaml", "params.yaml")
-DATA = ("validate", "styles")  # the stages that trainings hang on, besides their numbers
+DATA = ("validate", "styles")  # the stages that trainings hang on, besides their parameters
 
 
 def expect_repository(files: Iterable[Path]) -> None:
@@ -92,7 +92,7 @@ def states() -> dict[str, str]:
 
 
 def queue(name: str, recipe: str, preset: str, values: Mapping[str, Any]) -> None:
-    """Queues the training of a recipe with other values of its numbers.
+    """Queues the training of a recipe with other values of its parameters.
 
     Raises:
         InputError: DVC refused; it has said why.

@@ -102,7 +102,7 @@ def run(params: Params, catalog: Catalog, recipe: str, grid: Path, jobs: int = 1
 
 def view(tuning: Tuning) -> View:
     """Its table, in the grid's order."""
-    numbers = list(tuning.trials[0].trial.cell.values)
+    names = list(tuning.trials[0].trial.cell.values)
     rows: list[dict[str, Any]] = [
         {**each.trial.cell.values, METRIC: each.score, "experiment": each.name, "state": each.state}
         for each in tuning.trials
@@ -116,7 +116,7 @@ def view(tuning: Tuning) -> View:
         for each in tuning.trials
     ]
     title = f"{tuning.recipe}: primary score on held-out tiles of {tuning.source}, per cent"
-    columns = [*numbers, "held out", "experiment"]
+    columns = [*names, "held out", "experiment"]
     return View(TextTable(columns, cells, title=title, numbers=["held out"]), rows, rows)
 
 
@@ -134,9 +134,9 @@ def failures(tuning: Tuning) -> list[InputError]:
 
 
 def _name(trial: Trial, recipe: str) -> str:
-    """A name of an experiment, of what it trains with: numbers, code, tiles and styles."""
+    """A name of an experiment, of what it trains with: parameters, code, tiles and styles."""
     made = [VALIDATION / "sources" / f"{recipe}.json", EARTH_STYLES]
-    inputs = [trial.numbers, code_digest("train"), *map(sha256_file, made)]
+    inputs = [trial.parameters, code_digest("train"), *map(sha256_file, made)]
     return f"{recipe}-{digest(inputs)[:SHORT]}"
 
 
@@ -144,10 +144,10 @@ def _scored(trial: Trial, name: str, recipe: str, state: str) -> Scored:
     if state != "Success":
         return Scored(trial, name, state, None)
     model = read_model(recipe, name)
-    if model["train"] != trial.numbers:
-        wrong = [key for key, value in trial.numbers.items() if model["train"].get(key) != value]
+    if model["train"] != trial.parameters:
+        wrong = [key for key, value in trial.parameters.items() if model["train"].get(key) != value]
         raise InputError(
-            f"was trained with other numbers: {', '.join(wrong)}",
+            f"was trained with other parameters: {', '.join(wrong)}",
             where=f"experiment {name}",
             next_step=f"dvc exp remove {name}; the same command trains it again",
         )

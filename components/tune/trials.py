@@ -21,7 +21,7 @@ class Trial:
     Attributes:
         cell: its combination.
         fixed: what all trials of the grid have besides, by (dotted) name.
-        config: all of its numbers.
+        config: all of its parameters.
     """
 
     cell: Cell
@@ -30,12 +30,12 @@ class Trial:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What it changes of the recipe's numbers, by (dotted) name."""
+        """What it changes of the recipe's parameters, by (dotted) name."""
         return {**self.fixed, **self.cell.values}
 
     @property
-    def numbers(self) -> dict[str, Any]:
-        """All of its numbers, as a model's description has them."""
+    def parameters(self) -> dict[str, Any]:
+        """All of its parameters, as a model's description has them."""
         found: dict[str, Any] = to_jsonable_python(self.config)
         return found
 

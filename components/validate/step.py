@@ -66,8 +66,8 @@ def validate(
 
     Args:
         names: domains, which are added to what `out_dir` has: that is validated anew, for tiles, catalog or
-            numbers may have changed since, and what no longer holds is named. None = all labelled domains of
-            the catalog that were ingested, and nothing else.
+            parameters may have changed since, and what no longer holds is named. None = all labelled domains
+            of the catalog that were ingested, and nothing else.
         may_lack_classes: domains whose training tiles may be without some class.
 
     Raises:

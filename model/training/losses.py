@@ -95,30 +95,21 @@ def segmentation_loss(
     """
     # sums over thousands of points want float32, under autocast as well
     with torch.autocast(label_BHW.device.type, enabled=False):
-        return _loss_terms(predictions, label_BHW, generator, config)
-
-
-def _loss_terms(
-    predictions: Sequence[Prediction],
-    label_BHW: Tensor,
-    generator: torch.Generator | Sequence[torch.Generator] | PointSource,
-    config: SegmentationLossConfig,
-) -> dict[str, Tensor]:
-    instances = [instances_of(label_HW) for label_HW in label_BHW]
-    class_logits_LBQK1 = torch.stack([each.class_logits for each in predictions]).float()
-    mask_logits_LBQhw = torch.stack([each.mask_logits for each in predictions]).float()
-    points = draw_points(_point_source(generator), class_logits_LBQK1.shape[:3], instances, config)
-    points = Points(*(part.to(label_BHW.device) for part in points))
-    with torch.no_grad():
-        matches = match(class_logits_LBQK1, mask_logits_LBQhw, instances, points.match, config)
-    terms = {"loss_cls": config.weight_class * _class_loss(class_logits_LBQK1, matches.labels, config)}
-    terms |= _mask_losses(mask_logits_LBQhw, instances, matches, points, config)
-    last = len(predictions) - 1
-    return {
-        name if layer == last else f"d{layer}.{name}": values_L[layer]
-        for layer in range(len(predictions))
-        for name, values_L in terms.items()
-    }
+        instances = [instances_of(label_HW) for label_HW in label_BHW]
+        class_logits_LBQK1 = torch.stack([each.class_logits for each in predictions]).float()
+        mask_logits_LBQhw = torch.stack([each.mask_logits for each in predictions]).float()
+        points = draw_points(_point_source(generator), class_logits_LBQK1.shape[:3], instances, config)
+        points = Points(*(part.to(label_BHW.device) for part in points))
+        with torch.no_grad():
+            matches = match(class_logits_LBQK1, mask_logits_LBQhw, instances, points.match, config)
+        terms = {"loss_cls": config.weight_class * _class_loss(class_logits_LBQK1, matches.labels, config)}
+        terms |= _mask_losses(mask_logits_LBQhw, instances, matches, points, config)
+        last = len(predictions) - 1
+        return {
+            name if layer == last else f"d{layer}.{name}": values_L[layer]
+            for layer in range(len(predictions))
+            for name, values_L in terms.items()
+        }
 
 
 def instances_of(label_HW: Tensor) -> Instances:

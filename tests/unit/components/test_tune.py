@@ -154,7 +154,7 @@ def tuned(
         def model(_: str, name: str) -> dict[str, Any]:
             (words,) = [each for each in dvc.queued if name in each][-1:]
             (lr,) = [float(word.split("=")[1]) for word in words if ".lr=" in word]
-            return {"train": trials[lr].numbers, **dvc.models[name]}
+            return {"train": trials[lr].parameters, **dvc.models[name]}
 
         monkeypatch.setattr(step, "read_model", model)
         return run(params, catalog, RECIPE, grid)
@@ -220,8 +220,8 @@ def test_an_experiment_that_trained_with_other_numbers_is_no_result(
 ) -> None:
     dvc = Dvc(0.1, 0.2)
     found = tuned(dvc)
-    other = {**found.trials[0].trial.numbers, "lr": 0.5}
+    other = {**found.trials[0].trial.parameters, "lr": 0.5}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "read_model", lambda *_: {"train": other, "held_out_score": 0.9})
-        with pytest.raises(InputError, match=r"other numbers: lr(.|\n)*dvc exp remove"):
+        with pytest.raises(InputError, match=r"other parameters: lr(.|\n)*dvc exp remove"):
             step._scored(found.trials[0].trial, found.trials[0].name, RECIPE, "Success")
