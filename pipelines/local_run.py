@@ -1,6 +1,5 @@
 """Runs a pipeline on this machine, each step in a process or a container of its own."""
 
-import json
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ from kfp import local
 from crossearth.components.pods.workspace import CHECKOUT_MARKS, FAILURES
 from crossearth.components.runtime.places import data_dir, style_weights_dir
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import file_lock
+from crossearth.data.common.files import file_lock, read_json
 from crossearth.pipelines.benchmark import Inputs
 from crossearth.pipelines.containers import kept_exit_codes
 from crossearth.pipelines.graphs import PipelineError, arguments, build
@@ -182,9 +181,7 @@ def _stopping(end: Callable[[], None]) -> Iterator[None]:
 
 def _story(workspace: Path) -> str:
     """The steps that failed, with their messages; the runner's own words say neither."""
-    notes = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((workspace / FAILURES).glob("*.json"))
-    ]
+    notes = map(read_json, sorted((workspace / FAILURES).glob("*.json")))
     return "\n".join(
         f"step {' '.join(part for part in (note['step'], note['item']) if part)} failed: {note['message']}"
         for note in notes

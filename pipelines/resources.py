@@ -4,10 +4,11 @@ import math
 import re
 from dataclasses import asdict, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from kfp import dsl, kubernetes
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, NonNegativeInt, PositiveInt
+from pydantic_core import PydanticCustomError
 
 from crossearth.components.pods.train_job import SECRETS
 from crossearth.components.steps import PODS, STEPS
@@ -18,21 +19,19 @@ THREADS = ("OMP_NUM_THREADS", "GDAL_NUM_THREADS")
 LONGEST_STEP_S = 7 * 24 * 3600  # a step without a timeout is tried again until then
 LEAVE_S = 600  # what a step has to take a TrainJob away whose time is up
 
+
+def _like(pattern: str, meant: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise PydanticCustomError("quantity", f"Input should be {meant}")  # type: ignore[type-var]
+        return value
+
+    return AfterValidator(check)
+
+
 # the quantities of Kubernetes that kfp takes
-_CORES = re.compile(r"(\d*\.)?\d+m?")
-_BYTES = re.compile(r"\d+([EPTGMK]i?)?")
-
-
-def _check_cores(what: str, value: str) -> None:
-    if not _CORES.fullmatch(value):
-        raise InputError(f"{what}: {value!r} is no number of cores", expected='for example "8" or "500m"')
-
-
-def _check_bytes(what: str, value: str | None) -> None:
-    if value is not None and not _BYTES.fullmatch(value):
-        raise InputError(
-            f"{what}: {value!r} is no number of bytes", expected='a whole number: "16Gi", "1536Mi" or "64G"'
-        )
+Cores = Annotated[str, _like(r"(\d*\.)?\d+m?", 'a number of cores: "8" or "500m"')]
+Bytes = Annotated[str, _like(r"\d+([EPTGMK]i?)?", 'a whole number of bytes: "16Gi", "1536Mi" or "64G"')]
 
 
 @checked
@@ -59,20 +58,14 @@ class Resources:
         tolerations: taints of the node that do not matter.
     """
 
-    cpu: str | None = "2"
-    memory: str = "4Gi"
+    cpu: Cores | None = "2"
+    memory: Bytes = "4Gi"
     gpus: NonNegativeInt = 0
     gpu_type: str = "nvidia.com/gpu"
-    shm: str | None = None
+    shm: Bytes | None = None
     timeout_s: PositiveInt | None = None
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.cpu is not None:
-            _check_cores("cpu", self.cpu)
-        for name in ("memory", "shm"):
-            _check_bytes(name, getattr(self, name))
 
     @property
     def processes(self) -> int:
@@ -99,12 +92,11 @@ class Workspace:
 
     claim: str | None = "crossearth-workspace"
     mount: str = "/workspace"
-    scratch: str | None = None
+    scratch: Bytes | None = None
 
     def __post_init__(self) -> None:
         if not self.mount.startswith("/"):
             raise InputError(f"workspace.mount: {self.mount!r} is not absolute")
-        _check_bytes("workspace.scratch", self.scratch)
 
 
 @checked
@@ -335,12 +327,6 @@ def _place_on_kubernetes(task: dsl.PipelineTask, wanted: Resources, values: Valu
     for label, value in sorted(wanted.node_selector.items()):
         kubernetes.add_node_selector(task, label, value)
     for toleration in wanted.tolerations:
-        kubernetes.add_toleration(
-            task,
-            key=toleration.key,
-            operator=toleration.operator,
-            value=toleration.value,
-            effect=toleration.effect,
-        )
+        kubernetes.add_toleration(task, **asdict(toleration))
     if wanted.timeout_s:
         kubernetes.set_timeout(task, wanted.timeout_s)

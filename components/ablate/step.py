@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from crossearth.components.ablate.grid import Job, jobs, read_grid
-from crossearth.components.ablate.table import Outcome, collect, write
+from crossearth.components.ablate.table import Outcome, collect, markdown
 from crossearth.components.evaluate.results import metric_name
 from crossearth.components.evaluate.step import EvaluateConfig, evaluate
 from crossearth.components.runtime.params import Params
@@ -27,7 +27,7 @@ from crossearth.components.runtime.tracking import start_run
 from crossearth.components.train.step import config_of, train
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError, PartlyDoneError
-from crossearth.data.common.files import digest
+from crossearth.data.common.files import digest, write_text
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processe
     outcome = collect(wanted, finished)
     if not outcome.results:
         raise errors[0]
-    path = write(outcome, out_dir, grid.stem)
+    path = out_dir / "table.md"
+    write_text(path, markdown(outcome, grid.stem))
     _track(outcome, wanted, grid.stem, path)
     if errors:
         raise PartlyDoneError(f"{len(errors)} of {len(wanted)} trainings were refused", errors, [path])

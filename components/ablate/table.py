@@ -3,12 +3,11 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from crossearth.components.ablate.grid import Cell, Job, shown
 from crossearth.components.evaluate.results import RecipeResult, nan_to_none, read_results
 from crossearth.components.report.markdown import SELECTIONS
-from crossearth.data.common.files import markdown_table, write_text
+from crossearth.data.common.files import markdown_table
 from crossearth.model.weights.checkpoint import read_meta
 
 
@@ -129,10 +128,3 @@ def _written(score: Score | None) -> str:
         return ""
     mean = f"{100 * score.mean:.1f}"
     return f"{mean} ± {100 * statistics.stdev(score.values):.1f}" if len(score.values) > 1 else mean
-
-
-def write(outcome: Outcome, folder: Path, name: str) -> Path:
-    """Writes `folder/table.md`."""
-    path = folder / "table.md"
-    write_text(path, markdown(outcome, name))
-    return path

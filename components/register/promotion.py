@@ -87,29 +87,25 @@ def decide(
 
 
 def _complete(champion: RecipeResult | None, challenger: RecipeResult, settings: tuple[str, ...]) -> Check:
-    def told(result: RecipeResult | None) -> str:
-        if result is None:
-            return ""
-        return f"{len(_chosen(result, settings))} of {len(settings)}"
-
-    holds = all(
-        len(_chosen(result, settings)) == len(settings)
-        for result in (challenger, champion)
-        if result is not None
+    whole = f"{len(settings)} of {len(settings)}"
+    old, new = (
+        f"{len(_chosen(result, settings))} of {len(settings)}" if result else ""
+        for result in (champion, challenger)
     )
-    return Check("scored on all settings of the recipe", told(champion), told(challenger), holds)
+    return Check("scored on all settings of the recipe", old, new, old in ("", whole) and new == whole)
 
 
 def _finite(champion: RecipeResult | None, challenger: RecipeResult, settings: tuple[str, ...]) -> Check:
-    def undefined(result: RecipeResult | None) -> str:
-        if result is None:
-            return ""
-        chosen = _chosen(result, settings).items()
-        return ", ".join(
-            f"{name}: nan" for name, each in chosen if np.isnan(result.scores(each).primary_metric)
+    old, new = (
+        ", ".join(
+            f"{name}: nan"
+            for name, each in _chosen(result, settings).items()
+            if np.isnan(result.scores(each).primary_metric)
         )
-
-    old, new = undefined(champion), undefined(challenger)
+        if result
+        else ""
+        for result in (champion, challenger)
+    )
     return Check("all of these scores are numbers", old, new, not old and not new)
 
 

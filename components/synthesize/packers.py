@@ -65,7 +65,7 @@ class World:
     sensor: Sensor
 
 
-@dataclass(frozen=True)
+@checked
 class Synthetic:
     """components/synthesize/synthetic.yaml.
 
@@ -83,15 +83,7 @@ class Synthetic:
 @cache
 def synthetic() -> Synthetic:
     """What is drawn, as components/synthesize/synthetic.yaml has it."""
-    values = read_yaml(DRAWN)
-    return Synthetic(
-        {name: load_config(World, world, f"{DRAWN}: {name}") for name, world in values["worlds"].items()},
-        {
-            name: load_config(Landscape, land, f"{DRAWN}: {name}")
-            for name, land in values["million_aid"].items()
-        },
-        {area: (width, height) for area, (width, height) in values["vaihingen"].items()},
-    )
+    return load_config(Synthetic, read_yaml(DRAWN), DRAWN)
 
 
 @dataclass(frozen=True)
@@ -151,17 +143,14 @@ class Draughtsman:
             math.isqrt(crops) if self.counts == "mini" else max(math.isqrt(crops), min(24, math.isqrt(count)))
         )
         for first in range(0, count, side * side):
-            whole = self._scene(domain, f"{part}/{first}", width * side, height * side)
+            rng = self.rng(domain, f"{part}/{first}")
+            whole = self.scene(synthetic().worlds[domain], width * side, height * side, rng)
             for index in range(min(side * side, count - first)):
                 top, left = index // side * height, index % side * width
                 yield SyntheticScene(
                     np.ascontiguousarray(whole.image[:, top : top + height, left : left + width]),
                     whole.land.window(top, left, height, width),
                 )
-
-    def _scene(self, domain: str, name: str, width: int, height: int) -> SyntheticScene:
-        world, rng = synthetic().worlds[domain], self.rng(domain, name)
-        return self.scene(world, width, height, rng)
 
     def scene(self, world: World, width: int, height: int, rng: np.random.Generator) -> SyntheticScene:
         """One scene of a world, its sun and air a little different each time."""
@@ -177,18 +166,11 @@ class Draughtsman:
         return SyntheticScene(render(land, world.climate, sensor, rng), land)
 
 
-class ArchiveWriter:
+class ArchiveWriter(zipfile.ZipFile):
     """A zip file whose bytes hang on its contents alone."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._zip = zipfile.ZipFile(path, "w")
-
-    def __enter__(self) -> "ArchiveWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._zip.close()
+        super().__init__(path, "w")
 
     def add(self, name: str, content: bytes) -> None:
         """Adds a file; formats without a compression of their own are deflated."""
@@ -196,7 +178,7 @@ class ArchiveWriter:
         entry.external_attr = 0o644 << 16
         packed = name.endswith((".png", ".jpg"))
         entry.compress_type = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
-        self._zip.writestr(entry, content, compresslevel=None if packed else 1)
+        self.writestr(entry, content, compresslevel=None if packed else 1)
 
 
 def encode(
@@ -224,9 +206,9 @@ def png(array: U8) -> bytes:
     return encode(array, "PNG", zlevel=1)
 
 
-def jpg(array: U8, quality: int = 88) -> bytes:
+def jpg(array: U8) -> bytes:
     """A JPEG."""
-    return encode(array, "JPEG", quality=quality)
+    return encode(array, "JPEG", quality=88)
 
 
 def world_file(transform: Affine) -> bytes:

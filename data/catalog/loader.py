@@ -153,23 +153,16 @@ class _BlockEntry:
 
 
 @checked
-class _FolderEntry:
-    by: Literal["folder"]
+class _NamesEntry:
+    by: Literal["folder", "lists"]
     train: tuple[str, ...]
     test: tuple[str, ...]
 
 
-@checked
-class _ListsEntry:
-    by: Literal["lists"]
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-
-
-SPLITS: dict[str, type[_BlockEntry | _FolderEntry | _ListsEntry]] = {
+SPLITS: dict[str, type[_BlockEntry | _NamesEntry]] = {
     "block": _BlockEntry,
-    "folder": _FolderEntry,
-    "lists": _ListsEntry,
+    "folder": _NamesEntry,
+    "lists": _NamesEntry,
 }
 
 
@@ -480,7 +473,7 @@ def _with_split(own: OwnFiles, split: Any, place: _Place) -> OwnFiles:
         if not rule.train or not rule.test or {*rule.train} & {*rule.test}:
             raise InputError(shown(dict(split)), where=where, expected="other names for train than for test")
         sides = [rule.train, rule.test]
-        if isinstance(rule, _ListsEntry):
+        if rule.by == "lists":
             sides = [tuple(str(place.path(name)) for name in names) for names in sides]
         return replace(own, by=rule.by, train_from=sides[0], test_from=sides[1])
     if split in ("train", "test"):
