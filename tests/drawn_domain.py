@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
+from crossearth.data.raster.grid import Grid
 from crossearth.data.raster.reading import Reading
 from crossearth.data.tiles.manifest import Manifest, write_manifest
-from crossearth.data.tiles.scenes import Grid, describe, scene_writer, windows
+from crossearth.data.tiles.scenes import describe, scene_writer, windows
 
 
 def draw_domain(
@@ -33,7 +34,7 @@ def draw_domain(
         image = image + generator.integers(0, 40, image.shape).astype(np.uint8)
         label = (image[0] > 120).astype(np.uint8)
         image = (image * np.array(tint)[:, None, None]).astype(np.uint8)
-        grid = Grid(width, height, rasterio.Affine.translation(500, 900), None)
+        grid = Grid(width, height, None, rasterio.Affine.translation(500, 900))
         paths = {"image": f"{split}/images/{scene}.tif", "label": f"{split}/labels/{scene}.tif"}
         with scene_writer(root / paths["image"], grid, 3) as writer:
             writer.write(image)

@@ -25,8 +25,8 @@ from crossearth.data.raster.ground import in_crs
 from crossearth.data.raster.names import stacking
 from crossearth.data.raster.pixel_area import pixel_side_m
 from crossearth.data.raster.reader import Raster, gdal, open_raster, refuse_palette
-from crossearth.data.raster.reading import Reading, bounds_of_bytes, is_tagged, raw_dtype
-from crossearth.data.tiles.scenes import Cutting, Grid, cut_scene
+from crossearth.data.raster.reading import Reading, bounds_of_bytes, fitted_size, is_tagged, raw_dtype
+from crossearth.data.tiles.scenes import Cutting, cut_scene
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _tile_id(name: str, tile: dict[str, Any], cutting: Cutting) -> str:
 def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
     """Metres on the ground per stored px: the catalog's number, else the file's middle pixel's, else 0."""
     source = image.dataset
-    shrink = source.width / Grid.of(source, cutting).width
+    shrink = source.width / fitted_size(source.width, source.height, cutting.reading.fit_px)[0]
     side = domain.gsd_m or pixel_side_m(source.crs, source.transform, source.width, source.height)
     # the last digits would be the processor's, and what is ingested has a digest
     return round((side or 0) * shrink, 6)

@@ -38,9 +38,9 @@ from crossearth.data.common.files import (
 )
 from crossearth.data.common.pool import PoolError, process_pool
 from crossearth.data.common.progress import progress_bar
+from crossearth.data.raster.grid import Grid
 from crossearth.data.raster.reader import gdal, open_raster
 from crossearth.data.tiles.manifest import Provenance, write_manifest
-from crossearth.data.tiles.scenes import Grid
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ def _refuse_small_disk(plan: Plan, sources: Sequence[SceneSource], work: Path) -
         return
     largest = max(sources, key=lambda source: source.image.size)
     with gdal(), open_raster(largest.image) as image:
-        grid = Grid.of(image.dataset, plan.cutting)
+        grid = Grid.of(image.dataset).fitted(plan.cutting.reading.fit_px)
     stored = 3 * grid.width * grid.height * STORED_SHARE / max(largest.image.size, 1)
     needed = int(stored * sum(source.image.size for source in sources)) + SPARE_BYTES
     require_free(work.parent, needed, plan.domain.name)

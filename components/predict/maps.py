@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,15 +11,13 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader, DatasetWriter
-from rasterio.rpc import RPC
-from rasterio.transform import Affine
+from rasterio.io import DatasetWriter
 
 from crossearth.components.predict.style import attribute_table
+from crossearth.data.raster.grid import Grid
 from crossearth.data.raster.names import is_map_report
 from crossearth.data.raster.pixel_area import Ground
 
@@ -29,64 +26,6 @@ CLASSES = "CLASSES"  # the map's tag that holds the names of its classes
 # probabilities are stored as whole steps of this size: 255 stays free for nodata
 PROBABILITY_STEP = 1 / 254
 COG_OPTIONS = {"driver": "COG", "compress": "DEFLATE", "blocksize": 512, "bigtiff": "IF_SAFER"}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where a raster's pixels lie.
-
-    Attributes:
-        width, height: size in px.
-        crs, transform: where known, else None and identity.
-        gcps, gcps_crs: ground control points, where there is no transform.
-        rpcs: rational polynomial coefficients, where there is no transform.
-    """
-
-    width: int
-    height: int
-    crs: CRS | None
-    transform: Affine
-    gcps: tuple[GroundControlPoint, ...] = ()
-    gcps_crs: CRS | None = None
-    rpcs: RPC | None = None
-
-    @classmethod
-    def of(cls, source: DatasetReader) -> "Grid":
-        """The grid of an open raster."""
-        size = (source.width, source.height)
-        if not source.transform.is_identity:
-            return cls(*size, source.crs, source.transform)
-        gcps, gcps_crs = source.gcps
-        return cls(*size, source.crs, source.transform, tuple(gcps), gcps_crs, source.rpcs)
-
-    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> "Grid":
-        """The grid of some of its rows and columns."""
-        (top, bottom), (left, right) = rows, columns
-        moved = self.transform @ Affine.translation(left, top)
-        return Grid(right - left, bottom - top, self.crs, moved)
-
-    def notes(self, placed: bool) -> list[str]:
-        """What a user of the map should know about its place on the ground.
-
-        Args:
-            placed: whether all of it is known to lie on the Earth.
-        """
-        notes = []
-        if self.gcps or self.rpcs:
-            how, warp = ("ground control points", "-tps") if self.gcps else ("an RPC model", "-rpc")
-            return [
-                f"the scene is placed by {how} only: the map keeps that, areas are not known; "
-                f"gdalwarp {warp} MAP.tif PLACED.tif lays it on the ground"
-            ]
-        if self.crs is None:
-            notes.append("the scene has no CRS: the map has none either, and areas are not known")
-        elif not placed:
-            notes.append("the CRS and the transform give no place on the Earth: areas are not known")
-        if self.transform.is_identity:
-            notes.append("the scene has no geotransform: the map is in pixels")
-        elif not self.transform.is_rectilinear:
-            notes.append("the grid is rotated or sheared: the map keeps the scene's transform")
-        return notes
 
 
 class Tally:

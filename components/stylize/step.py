@@ -34,6 +34,7 @@ from crossearth.data.common.files import atomic_path, digest, file_lock, replace
 from crossearth.data.common.prefetch import prefetch
 from crossearth.data.common.progress import progress_bar
 from crossearth.data.common.shards import WHOLE, Shard, is_done
+from crossearth.data.raster.grid import Grid
 from crossearth.data.style.earth import (
     EarthStyles,
     StyleConfig,
@@ -43,7 +44,7 @@ from crossearth.data.style.earth import (
     style_engine,
 )
 from crossearth.data.tiles.manifest import Manifest, read_image, read_manifest, window, write_manifest
-from crossearth.data.tiles.scenes import Grid, Window, describe, read_window, scene_writer
+from crossearth.data.tiles.scenes import Window, describe, read_window, scene_writer
 
 RUN_FILE = "stylize.json"
 ORIGINS_FILE = "styles.parquet"
@@ -292,7 +293,7 @@ class _Job:
 def _write_tile(path: Path, scene_path: Path, row: dict[str, Any], image: NDArray[np.uint8]) -> None:
     """Writes a tile where it lies in a scene of the source's size: its window then fits the labels too."""
     with rasterio.open(scene_path, driver="GTiff") as scene:
-        grid = Grid(scene.width, scene.height, scene.transform, scene.crs)
+        grid = Grid.of(scene)
     with atomic_path(path) as partial_path, scene_writer(partial_path, grid, 3) as writer:
         writer.update_tags(sha256=_sha256(image))
         writer.write(image, window=window(row).slices())

@@ -9,23 +9,23 @@ open in any GIS. The measurement behind the choice stands in data/README.md.
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
+from rasterio.io import DatasetWriter, MemoryFile
 
 from crossearth.data.catalog.domains import Rule, window_starts
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
+from crossearth.data.raster.grid import Grid
 from crossearth.data.raster.masks import Labels
 from crossearth.data.raster.reader import Raster
-from crossearth.data.raster.reading import Reading, fit, fitted_size
+from crossearth.data.raster.reading import Reading, fit
 
 BLOCK_PX = 256
 LOOK_CELLS = 16
@@ -122,28 +122,6 @@ class Cutting:
     least_px: int = 0
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Size of a stored scene in px and its place: `transform` maps px to units of `crs`."""
-
-    width: int
-    height: int
-    transform: rasterio.Affine
-    crs: CRS | None
-
-    @classmethod
-    def of(cls, source: DatasetReader, cutting: Cutting) -> "Grid":
-        """The grid that `source` is stored on: its own, but for rule "fit"."""
-        width, height = fitted_size(source.width, source.height, cutting.reading.fit_px)
-        shrink = rasterio.Affine.scale(source.width / width, source.height / height)
-        placed = not source.transform.is_identity
-        return cls(width, height, source.transform @ shrink if placed else source.transform, source.crs)
-
-    def padded(self, least_px: int) -> "Grid":
-        """This grid, both sides at least so long."""
-        return replace(self, width=max(self.width, least_px), height=max(self.height, least_px))
-
-
 def cut_scene(
     image: Raster,
     image_path: Path,
@@ -165,7 +143,7 @@ def cut_scene(
     Raises:
         InputError: damaged pixels, or label values outside the map.
     """
-    seen = Grid.of(image.dataset, cutting)
+    seen = Grid.of(image.dataset).fitted(cutting.reading.fit_px)
     grid = seen.padded(cutting.least_px)
     height = min(cutting.px, grid.height) if cutting.rule == "cut" else grid.height
     lefts = windows(grid.width, height, cutting.px, cutting.rule)
