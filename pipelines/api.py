@@ -107,11 +107,9 @@ class Api:
         return list(self._json(f"/apis/v2beta1/runs?{urlencode(asked)}").get("runs") or [])
 
     def run(self, run_id: str) -> dict[str, Any]:
-        """A run as the server knows it."""
         return self._json(f"/apis/v2beta1/runs/{_part(run_id)}")
 
     def stop(self, run_id: str) -> None:
-        """Stops a run."""
         self._json(f"/apis/v2beta1/runs/{_part(run_id)}:terminate", b"")
 
     def workflow(self, run_id: str) -> dict[str, Any] | None:
@@ -200,7 +198,6 @@ class Api:
 
 
 def _part(text: str) -> str:
-    """A part of an address."""
     return quote(text, safe="")
 
 

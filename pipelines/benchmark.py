@@ -237,7 +237,6 @@ def benchmark(inputs: Inputs, values: Values, one: bool = False) -> GraphCompone
 
 
 def finish_task(workspace: Any, values: Values) -> dsl.PipelineTask:
-    """The exit handler's task."""
     task = finish(workspace=workspace, pipeline=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
     return configure_pod(task, "finish", values)
 

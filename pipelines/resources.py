@@ -196,7 +196,6 @@ class Values:
                 )
 
     def resources(self, step: str) -> Resources:
-        """What `step` asks of the cluster."""
         return self.steps.get(step, self.default)
 
     def processes(self, step: str) -> int:

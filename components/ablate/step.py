@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 
 def run(params: Params, catalog: Catalog, grid: Path, processes: int = 1) -> Path:
-    """Runs a grid in the working folder."""
     return ablate(params, catalog, grid, ABLATIONS / grid.stem, processes)
 
 

@@ -121,7 +121,6 @@ class RecipeResult:
         return "miou" if self.primary_metric == "mean" else "iou"
 
     def scores(self, result: SettingResult) -> Scores:
-        """The scores of one of this recipe's settings."""
         return score(np.array(result.confusion, dtype=np.int64), self.primary_metric)
 
     def summary(self) -> dict[str, float]:

@@ -22,7 +22,6 @@ from crossearth.data.common.files import atomic_dir, write_json
 
 
 def run(params: Params, catalog: Catalog) -> Path:
-    """Plans in the working folder."""
     return plan(catalog, params, PLAN)
 
 

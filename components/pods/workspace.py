@@ -105,7 +105,6 @@ def _parse(text: str, kind: type, where: str) -> Any:
 
 
 def inputs() -> tuple[Params, Catalog]:
-    """Params and catalog of the run in the working folder."""
     return places.inputs(PARAMS, None)
 
 

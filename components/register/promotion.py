@@ -33,8 +33,6 @@ class RegisterConfig:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the decision."""
-
     question: str
     champion: str
     challenger: str

@@ -200,7 +200,6 @@ class Registry:
 
     @_reaching()
     def version(self, name: str, number: str) -> "ModelVersion":
-        """A version by its number."""
         return self.client.get_model_version(name, number)
 
     @_reaching()

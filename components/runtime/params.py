@@ -82,7 +82,6 @@ class Params:
 
     @property
     def style_images(self) -> Path:
-        """Folder of the images whose styles are injected."""
         return self.archives / self.corpus
 
     def __post_init__(self) -> None:

@@ -13,7 +13,6 @@ ELSEWHERE = "set MLFLOW_TRACKING_URI to the address of a server of MLflow, or un
 
 
 def own_version() -> str:
-    """Of the client."""
     return version("mlflow")
 
 

@@ -73,7 +73,6 @@ class StylesConfig:
 
     @property
     def side_px(self) -> int:
-        """`image_px`, or the engine's default."""
         return self.image_px or (256 if self.engine == "ghiasi" else 512)
 
 

@@ -124,11 +124,9 @@ class Draughtsman:
         self.seed, self.counts = seed, counts
 
     def number(self, mini: int, published: int) -> int:
-        """How many images to draw."""
         return mini if self.counts == "mini" else published
 
     def px(self, mini: int, published: int) -> int:
-        """How large to draw a side."""
         return mini if self.counts == "mini" else math.ceil(published / self.SHRINK)
 
     def rng(self, *name: object) -> np.random.Generator:
@@ -202,12 +200,10 @@ def tif(array: U8, transform: Affine | None = None, crs: str | None = None) -> b
 
 
 def png(array: U8) -> bytes:
-    """A PNG."""
     return encode(array, "PNG", zlevel=1)
 
 
 def jpg(array: U8) -> bytes:
-    """A JPEG."""
     return encode(array, "JPEG", quality=88)
 
 

@@ -181,13 +181,11 @@ class Land:
     variant: NDArray[np.uint8]
 
     def window(self, top: int, left: int, height: int, width: int) -> "Land":
-        """A part of the scene."""
         part = (slice(top, top + height), slice(left, left + width))
         return Land(*(getattr(self, layer.name)[part] for layer in fields(self)))
 
 
 def draw(height: int, width: int, landscape: Landscape, sensor: Sensor, rng: np.random.Generator) -> Land:
-    """Draws the land under an image of height x width px."""
     return _Drawing(height, width, landscape, sensor, rng).land()
 
 

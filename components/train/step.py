@@ -225,7 +225,6 @@ def _is_done(out_dir: Path, job: Job) -> bool:
 
 @contextlib.contextmanager
 def _tracking(job: Job) -> Iterator[Run]:
-    """The MLflow run."""
     tags = {
         "step": "train",
         "recipe": job.recipe.name,

@@ -101,7 +101,6 @@ def run(params: Params, catalog: Catalog, recipe: str, grid: Path, jobs: int = 1
 
 
 def view(tuning: Tuning) -> View:
-    """Its table, in the grid's order."""
     names = list(tuning.trials[0].trial.cell.values)
     rows: list[dict[str, Any]] = [
         {**each.trial.cell.values, METRIC: each.score, "experiment": each.name, "state": each.state}

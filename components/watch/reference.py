@@ -130,13 +130,11 @@ class Seen:
             self.confidence += torch.bincount(levels, minlength=LEVELS + 1).cpu().numpy()
 
     def __add__(self, other: "Seen") -> "Seen":
-        """What was measured of both."""
         return Seen(
             self.embeddings + other.embeddings, self.confidence + other.confidence, self.sums + other.sums
         )
 
     def __len__(self) -> int:
-        """Windows."""
         return sum(map(len, self.embeddings))
 
     def low_confidence(self, threshold: float) -> float:

@@ -197,7 +197,6 @@ class Pairs:
 
 
 def _braces(pattern: str) -> Any:
-    """The regular expression of a pattern of `Pairs`."""
     names = ["[^/]*".join(re2.escape(part) for part in piece.split("*")) for piece in pattern.split("{}")]
     return compiled_pattern("(?s)^(?:(.*)/)?" + "([^/]+)".join(names) + "$")
 
@@ -288,7 +287,6 @@ class Domain:
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits that it has."""
         if self.own is None:
             return tuple(split for split, files in (("train", self.train), ("test", self.test)) if files)  # type: ignore[misc]
         return (self.own.by,) if self.own.by in ("train", "test") else ("train", "test")
@@ -313,11 +311,9 @@ class Domain:
         return _first_group(self.key or "(.+)", stem) or stem
 
     def scene_of(self, key: str) -> str:
-        """The scene of a key."""
         return _first_group(self.scene, key) or key
 
     def label_spec(self, scene: str) -> LabelSpec | None:
-        """The label map for one scene."""
         return self.labels.snapped() if self.labels and scene in self.lossy_labels else self.labels
 
 
@@ -415,7 +411,6 @@ class Catalog:
         return recipes
 
     def domains_of(self, dataset: str) -> list[Domain]:
-        """The domains of a dataset."""
         return [domain for domain in self.domains.values() if domain.dataset == dataset]
 
     def domains_named(self, name: str) -> list[Domain]:

@@ -159,7 +159,6 @@ def require_free(folder: Path, num_bytes: int, what: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

@@ -47,7 +47,6 @@ class Shard:
         return folder / f"part-{self}"
 
     def parts(self, folder: Path) -> list[Path]:
-        """The parts of all shards."""
         return [shard.part(folder) for shard in self._all()]
 
     def read_parts(self, folder: Path) -> list[dict[str, Any]] | None:

@@ -32,7 +32,6 @@ class Grid:
 
     @classmethod
     def of(cls, source: DatasetReader) -> "Grid":
-        """The grid of an open raster."""
         size = (source.width, source.height)
         if not source.transform.is_identity:
             return cls(*size, source.crs, source.transform)

@@ -114,12 +114,10 @@ class Address:
 
     @property
     def name(self) -> str:
-        """The file's name."""
         return PurePosixPath(self.where).name
 
     @property
     def stem(self) -> str:
-        """The file's name without suffix."""
         return PurePosixPath(self.where).stem
 
 

@@ -93,7 +93,6 @@ class StyleConfig:
 
     @property
     def earth_share(self) -> float:
-        """`alpha`, or the engine's default."""
         return DEFAULT_ALPHA[self.engine] if self.alpha is None else self.alpha
 
 

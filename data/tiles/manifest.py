@@ -245,7 +245,6 @@ def _manifest(root: Path, table: pa.Table) -> Manifest:
 
 
 def window(row: dict[str, Any]) -> Window:
-    """The window of a manifest row."""
     return Window(row["col_off"], row["row_off"], row["width"], row["height"])
 
 

@@ -71,11 +71,9 @@ class StoreConfig:
 
     @property
     def bucket(self) -> str:
-        """The bucket's name."""
         return urlsplit(self.url).netloc
 
     def key(self, *parts: str) -> str:
-        """Key of an object below the prefix."""
         return "/".join(part for part in (urlsplit(self.url).path.strip("/"), *parts) if part)
 
 

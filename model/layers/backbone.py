@@ -84,7 +84,6 @@ class Backbone(nn.Module):
 
     @property
     def blocks(self) -> nn.Sequential:
-        """The transformer blocks."""
         return cast(nn.Sequential, self.vit.blocks)
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -114,7 +113,6 @@ class Backbone(nn.Module):
         return list(rotation) if self.vit.rope_mixed else [rotation] * depth
 
     def run(self, tokens_BTC: Tensor, layer: int, rotation: Tensor | None) -> Tensor:
-        """Block `layer`."""
         block = self.blocks[layer]
         return block(tokens_BTC) if rotation is None else block(tokens_BTC, rope=rotation)
 

@@ -52,8 +52,6 @@ class Inert:
 
 
 class PlainDict:
-    """Stands for a class of dictionaries: gives a plain one."""
-
     def __new__(cls, *args: Any) -> dict[Any, Any]:  # type: ignore[misc]
         return {}
 
