@@ -22,6 +22,7 @@ from crossearth.components.register.listing import About, Listed
 from crossearth.components.runtime.tracking import (
     KEY_TAG,
     connect,
+    find_run,
     tracking_uri,
     transferring,
     user_name,
@@ -320,9 +321,7 @@ class Registry:
     @_reaching()
     def run_of(self, key: str) -> str | None:
         """Id of the run whose inputs' hash is `key`, None where there is none."""
-        experiments = [each.experiment_id for each in self.client.search_experiments()]
-        found = self.client.search_runs(experiments, filter_string=f"tags.{KEY_TAG} = '{key}'", max_results=1)
-        return str(found[0].info.run_id) if found else None
+        return find_run(self.client, {KEY_TAG: key})
 
 
 def _files(

@@ -133,6 +133,14 @@ def transferring() -> Iterator[None]:
             os.environ[TIMEOUT] = before
 
 
+def find_run(client: "MlflowClient", tags: Mapping[str, str]) -> str | None:
+    """Id of a run of any experiment that has these tags; None where there is none."""
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    query = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+    found = client.search_runs(experiments, query, max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
 class Run:
     """A run that is being written; every method returns at once and none raises what the server does."""
 

@@ -45,6 +45,8 @@ from crossearth.model.training.multitask import (
     parameter_groups,
 )
 
+# of a training, in its saved states
+KEPT = ("skipped", "nonfinite", "best_score", "curves", "steps", "computed", "seconds")
 NONFINITE_ALLOWED = 2  # steps in a row that are skipped; one more stops the training
 
 log = logging.getLogger(__name__)
@@ -124,15 +126,8 @@ class Training:
         state = self.checkpoints.latest()
         if state is not None:
             self._load(state)
-            about = state.about
-            self.iteration, self.skipped, self.nonfinite = (
-                about[key] for key in ("iteration", "skipped", "nonfinite")
-            )
-            self.best_score, self.curves, self.steps = (
-                about[key] for key in ("best_score", "curves", "steps")
-            )
-            self.computed = about["computed"]
-            self.seconds = about["seconds"]
+            for name in ("iteration", *KEPT):
+                setattr(self, name, state.about[name])
         self._compute_on()
         self.processes.assert_equal(
             {
@@ -178,17 +173,8 @@ class Training:
         """
         self._refuse_nonfinite()
         if self.processes.is_main_process:
-            about = {
-                "skipped": self.skipped,
-                "nonfinite": self.nonfinite,
-                "best_score": self.best_score,
-                "curves": self.curves,
-                "steps": self.steps,
-                "computed": self.computed,
-                "seconds": self.seconds,
-                "git_revision": self.git_revision,
-            }
-            self.checkpoints.save(self.iteration, self._state(), about)
+            about = {name: getattr(self, name) for name in KEPT}
+            self.checkpoints.save(self.iteration, self._state(), {**about, "git_revision": self.git_revision})
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[Iterator[list[Batch]]]:

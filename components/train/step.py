@@ -25,7 +25,7 @@ from crossearth.components.runtime.places import (
     style_weights_dir,
 )
 from crossearth.components.runtime.processes import Processes, join_processes
-from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, start_run, tracking_uri
+from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, find_run, start_run, tracking_uri
 from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.components.train.loop import Training
 from crossearth.components.train.setup import Job, TrainConfig, flat, make_network, prepare
@@ -276,11 +276,8 @@ def _send_again(out_dir: Path, job: Job) -> None:
 
 def _is_tracked(out_dir: Path, job: Job) -> bool:
     """Whether the server has all of the training."""
-    client = connect(tracking_uri())
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    sha256 = checkpoint.read_meta(out_dir)["sha256"]
-    query = f"tags.{KEY_TAG} = '{job.input_hash}' and tags.{MODEL_TAG} = '{sha256}'"
-    return bool(client.search_runs(experiments, query, max_results=1))
+    tags = {KEY_TAG: job.input_hash, MODEL_TAG: checkpoint.read_meta(out_dir)["sha256"]}
+    return find_run(connect(tracking_uri()), tags) is not None
 
 
 def _write_model(out_dir: Path, training: Training) -> None:
