@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
+from operator import attrgetter
 
 from rich.console import Console
 
@@ -100,9 +101,8 @@ def progress(run: RunState, now: datetime | None) -> str:
     Args:
         now: says for how long too; without it the line changes only when the run does.
     """
-    parts = [
-        _running(name, list(steps), now) for name, steps in groupby(_by_name(run), lambda step: step.name)
-    ]
+    going = sorted(run.of(RUNNING, PENDING), key=attrgetter("name"))
+    parts = [_running(name, list(steps), now) for name, steps in groupby(going, attrgetter("name"))]
     if not parts and run.state == RUNNING:
         parts = ["between two steps" if run.steps else "no step has begun yet"]
     elif not parts and run.state in (PENDING, UNKNOWN):
@@ -113,10 +113,6 @@ def progress(run: RunState, now: datetime | None) -> str:
     if failed:
         parts.append(f"failed: {', '.join(map(str, failed))}")
     return "; ".join(["is being stopped", *parts] if run.stopped and run.state == RUNNING else parts)
-
-
-def _by_name(run: RunState) -> list[Step]:
-    return sorted(run.of(RUNNING, PENDING), key=lambda step: step.name)
 
 
 def _running(name: str, steps: Sequence[Step], now: datetime | None) -> str:

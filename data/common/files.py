@@ -79,23 +79,23 @@ def _wait(lock: BaseFileLock, path: Path, doing: str) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A write that fails does not say where it wrote: this does."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno:
-            error.filename = error.filename or os.fspath(path)
-        raise
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which nobody else writes meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(path):
+        try:
+            yield path.with_name(f".{path.name}.partial")
+        except OSError as error:  # a write that fails does not say where it wrote
+            if error.errno:
+                error.filename = error.filename or os.fspath(path)
+            raise
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path), _naming(path):
-        partial = path.with_name(f".{path.name}.partial")
+    with _beside(path) as partial:
         partial.unlink(missing_ok=True)  # a killed process left it
         try:
             yield partial
@@ -110,10 +110,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def partial_dir(path: Path) -> Iterator[Path]:
     """Yields an empty hidden folder beside `path`, gone at the end."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path), _naming(path):
-        partial = path.with_name(f".{path.name}.partial")
+    with _beside(Path(path)) as partial:
         shutil.rmtree(partial, ignore_errors=True)  # a killed process left it
         partial.mkdir()
         try:

@@ -213,9 +213,8 @@ def download(url: str, path: Path) -> None:
     Raises:
         InputError: no such object; store down, bucket missing, or keys refused.
     """
-    config = StoreConfig(url)
-    with _speaking_to(config) as client, _expecting(url), atomic_path(path) as partial:
-        client.download_file(config.bucket, config.key(), str(partial))
+    with _object(url) as (client, place), atomic_path(path) as partial:
+        client.download_file(Filename=str(partial), **place)
 
 
 def mirror(url: str, path: Path) -> None:
@@ -223,11 +222,10 @@ def mirror(url: str, path: Path) -> None:
 
     A hidden file beside it says which object it is. Raises as `download`.
     """
-    config = StoreConfig(url)
     record = path.with_name(f".{path.name}.object")
-    with _speaking_to(config) as client, _expecting(url):
+    with _object(url) as (client, place):
         # asked for before the bytes: where they change meanwhile, the next call sees it
-        etag = client.head_object(Bucket=config.bucket, Key=config.key())["ETag"]
+        etag = client.head_object(**place)["ETag"]
     if path.is_file() and _recorded(record) == _state(etag, path):
         return
     download(url, path)
@@ -241,9 +239,8 @@ def read_object(url: str, most_bytes: int = 16 * MIB) -> bytes:
         InputError: no such object, or one of more than `most_bytes`; store down, bucket missing, or keys
             refused.
     """
-    config = StoreConfig(url)
-    with _speaking_to(config) as client, _expecting(url):
-        body = client.get_object(Bucket=config.bucket, Key=config.key())["Body"]
+    with _object(url) as (client, place):
+        body = client.get_object(**place)["Body"]
         content: bytes = body.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise InputError("too large an object", where=url, expected=f"at most {most_bytes / MIB:g} MiB")
@@ -251,14 +248,16 @@ def read_object(url: str, most_bytes: int = 16 * MIB) -> bytes:
 
 
 @contextmanager
-def _expecting(url: str) -> Iterator[None]:
-    """Names the object that is not there."""
-    try:
-        yield
-    except ClientError as error:
-        if error.response["Error"]["Code"] not in NO_OBJECT:
-            raise
-        raise InputError("no such object in the store", where=url) from error
+def _object(url: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A client, and the bucket and key of the object at `url`; it is named where it is not there."""
+    config = StoreConfig(url)
+    with _speaking_to(config) as client:
+        try:
+            yield client, {"Bucket": config.bucket, "Key": config.key()}
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in NO_OBJECT:
+                raise
+            raise InputError("no such object in the store", where=url) from error
 
 
 def _state(etag: str, path: Path) -> dict[str, Any]:
