@@ -226,7 +226,7 @@ def tune(
     from crossearth.components.pods.train_job import TrainJobConfig
     from crossearth.components.runtime.params import load_params
     from crossearth.components.tune.cluster import GROUPS, Cluster, manifest
-    from crossearth.components.tune.trials import read_trials
+    from crossearth.components.tune.step import read_trials
     from crossearth.data.catalog.loader import load_catalog
     from crossearth.data.common.config import load_config, nearest
     from crossearth.data.common.errors import InputError

@@ -1,17 +1,18 @@
 """A grid of trainings: every combination of some values, recipes and seeds."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePath
 from typing import Any
 
-from crossearth.components.evaluate.step import EvaluateConfig
+from pydantic_core import to_jsonable_python
+
 from crossearth.components.runtime.params import Params, nested
+from crossearth.components.train.setup import TrainConfig, flat
 from crossearth.components.train.step import config_of
 from crossearth.data.catalog.domains import Catalog, known_entry
-from crossearth.data.common.config import checked, load_config, merged, read_yaml
+from crossearth.data.common.config import checked, load_config, read_yaml
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 
@@ -63,10 +64,6 @@ class Cell:
         kept = re.sub(r"[^\w.+=-]", "_", plain)[:LONGEST_LABEL]
         return f"{kept}-{digest(self.values)[:8]}"
 
-    def over(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """`values` of `train` with this combination's on top."""
-        return merged(values, nested(self.values))
-
 
 def shown(value: Value) -> str:
     """A value in a table: of a path the file's name."""
@@ -75,13 +72,25 @@ def shown(value: Value) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One training and its scores; `params` are those of the working folder with the cell's values."""
+    """One training and its scores.
+
+    Attributes:
+        values: what the grid changes of the recipe's parameters, by (dotted) name.
+        config: all of them.
+    """
 
     cell: Cell
     recipe: str
     seed: int
-    params: Params
+    values: dict[str, Any]
+    config: TrainConfig
     folder: Path
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All of its parameters, as a model's description has them."""
+        found: dict[str, Any] = to_jsonable_python(self.config)
+        return found
 
     @property
     def model(self) -> Path:
@@ -116,14 +125,13 @@ def jobs(config: GridConfig, params: Params, catalog: Catalog, out_dir: Path, wh
     Raises:
         InputError: an unknown recipe, or a combination that is no configuration of a training.
     """
-    params.config(EvaluateConfig, "evaluate")
     recipes = [known_entry(catalog.recipes(), name, "recipe", f"{where}: recipes") for name in config.recipes]
     found = []
     for seed, cell, recipe in product(config.seeds or (params.seed,), cells(config), recipes):
-        own = params.with_values(recipe.name, cell.over(config.train))
+        values = {**flat(config.train), **cell.values}
         try:
-            config_of(own, recipe, seed)
+            own = config_of(params.with_values(recipe.name, nested(values)), recipe, seed)
         except InputError as error:
             raise InputError(f"{cell.label}: {error}", where=where) from error
-        found.append(Job(cell, recipe.name, seed, own, out_dir / cell.folder / f"seed-{seed}"))
+        found.append(Job(cell, recipe.name, seed, values, own, out_dir / cell.folder / f"seed-{seed}"))
     return found

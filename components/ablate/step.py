@@ -7,10 +7,11 @@ again. Other values under `grid` make other folders; with other ones under `trai
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
+from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import ABLATIONS, DOMAINS, EARTH_STYLES, style_weights_dir
 from crossearth.components.runtime.shell import quieten
 from crossearth.components.runtime.tracking import start_run
-from crossearth.components.train.step import config_of, train
+from crossearth.components.train.step import train
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import digest, write_text
@@ -58,10 +59,11 @@ def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processe
     config = read_grid(grid)
     if not config.recipes:
         raise InputError("recipes: none", where=grid, expected="recipes: [NAME, ...]")
+    carried = partial(carry_out, catalog=catalog, scoring=params.config(EvaluateConfig, "evaluate"))
     wanted = jobs(config, params, catalog, out_dir, grid)
     log.info("%d trainings of %d combinations", len(wanted), len({job.cell.folder for job in wanted}))
     errors, finished = [], []
-    for number, (job, error) in enumerate(_carried_out(wanted, catalog, processes), 1):
+    for number, (job, error) in enumerate(_carried_out(wanted, carried, processes), 1):
         told = "refused" if error else "done"
         print(f"{number}/{len(wanted)} {told}: {job.label}", file=sys.stderr, flush=True)
         errors += [error] if error else []
@@ -77,24 +79,22 @@ def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processe
     return path
 
 
-def carry_out(job: Job, catalog: Catalog) -> None:
+def carry_out(job: Job, catalog: Catalog, scoring: EvaluateConfig) -> None:
     """Trains and scores, unless that is done."""
     recipe = catalog.recipe(job.recipe)
     job.folder.mkdir(parents=True, exist_ok=True)
-    config = config_of(job.params, recipe, job.seed)
-    train(recipe, catalog, DOMAINS, job.model, config, EARTH_STYLES, style_weights_dir())
-    settings = job.params.config(EvaluateConfig, "evaluate")
-    evaluate(recipe, catalog, DOMAINS, job.model, job.scores, settings)
+    train(recipe, catalog, DOMAINS, job.model, job.config, EARTH_STYLES, style_weights_dir())
+    evaluate(recipe, catalog, DOMAINS, job.model, job.scores, scoring)
 
 
 def _carried_out(
-    wanted: list[Job], catalog: Catalog, processes: int
+    wanted: list[Job], work: Callable[[Job], None], processes: int
 ) -> Iterator[tuple[Job, InputError | None]]:
     """The jobs as they end, with what was wrong with each."""
     if processes == 1:
         for job in wanted:
             try:
-                carry_out(job, catalog)
+                work(job)
                 yield job, None
             except InputError as error:
                 yield job, error
@@ -102,7 +102,7 @@ def _carried_out(
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         futures: dict[Future[None], Job] = {
-            pool.submit(_in_process, job, catalog, threads): job for job in wanted
+            pool.submit(_in_process, job, work, threads): job for job in wanted
         }
         try:
             for future in as_completed(futures):
@@ -123,14 +123,14 @@ def _carried_out(
             raise
 
 
-def _in_process(job: Job, catalog: Catalog, threads: int) -> None:
+def _in_process(job: Job, work: Callable[[Job], None], threads: int) -> None:
     """The job in a process of its own, whose progress bar would overwrite those of the others."""
     torch.set_num_threads(threads)
     quieten()
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "log.txt").open("a", buffering=1) as stream, redirect_stderr(stream):
         logging.basicConfig(stream=stream, level=logging.INFO, force=True)
-        carry_out(job, catalog)
+        work(job)
 
 
 def _track(outcome: Outcome, wanted: list[Job], name: str, path: Path) -> None:

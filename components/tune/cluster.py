@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+from crossearth.components.ablate.grid import Job
 from crossearth.components.pods.launch import kubernetes_name
 from crossearth.components.pods.train_job import LONGEST_NAME, NODE, TrainJobConfig, train_job_spec
 from crossearth.components.runtime.trial import METRIC, parameter, variable, written
 from crossearth.components.train.setup import flat
-from crossearth.components.tune.trials import Trial
 from crossearth.data.common.errors import InputError
 
 GROUPS = {  # kind -> group, version, plural; the first one that is there is taken
@@ -30,7 +30,7 @@ TAKEN_UP_S = 30.0
 def manifest(
     kind: str,
     recipe: str,
-    trials: Sequence[Trial],
+    trials: Sequence[Job],
     config: TrainJobConfig,
     workspace: str,
     runtime_kind: str,

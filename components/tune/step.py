@@ -3,16 +3,17 @@
 The score is that on tiles of the source that are held out. No target is looked at, so none can decide.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crossearth.components.ablate.grid import shown
+from crossearth.components.ablate.grid import Job, jobs, read_grid, shown
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import EARTH_STYLES, VALIDATION
 from crossearth.components.runtime.tables import TextTable, View
 from crossearth.components.runtime.trial import METRIC
+from crossearth.components.train.step import expect_score
 from crossearth.components.tune.experiments import (
     expect_repository,
     forget_failed,
@@ -22,7 +23,6 @@ from crossearth.components.tune.experiments import (
     run_queue,
     states,
 )
-from crossearth.components.tune.trials import Trial, read_trials
 from crossearth.data.catalog.domains import Catalog, known_entry
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, sha256_file
@@ -41,7 +41,7 @@ class Scored:
         score: of the weights that it keeps, on held-out tiles of the source, 0..1; None where it has none.
     """
 
-    trial: Trial
+    trial: Job
     name: str
     state: str
     score: float | None
@@ -100,6 +100,36 @@ def run(params: Params, catalog: Catalog, recipe: str, grid: Path, jobs: int = 1
     return Tuning(recipe, catalog.recipe(recipe).source, tuple(scored))
 
 
+def read_trials(grid: Path, recipe: str, params: Params, catalog: Catalog) -> list[Job]:
+    """The trials of a grid's file, in its order.
+
+    They all have the seed of params.yaml: `ablate` trains the best ones with others.
+
+    Raises:
+        InputError: no such recipe, or none of the file's; not a grid; a combination that is no configuration,
+            or holds no tiles out.
+    """
+    name = catalog.recipe(recipe).name
+    config = read_grid(grid)
+    if config.recipes and name not in config.recipes:
+        raise InputError(
+            f"recipes: {', '.join(config.recipes)}",
+            where=grid,
+            expected=f"{name} among them, or no `recipes`",
+        )
+    if config.seeds not in {(), (params.seed,)}:
+        raise InputError(
+            f"seeds: {list(config.seeds)}",
+            where=grid,
+            expected=f"none: a tuning has the seed of params.yaml, {params.seed}",
+            next_step="train the best few with several seeds: crossearth ablate GRID.yaml",
+        )
+    found = jobs(replace(config, recipes=(name,), seeds=()), params, catalog, Path(), grid)
+    for each in found:
+        expect_score(each.config, grid)
+    return found
+
+
 def view(tuning: Tuning) -> View:
     names = list(tuning.trials[0].trial.cell.values)
     rows: list[dict[str, Any]] = [
@@ -132,14 +162,14 @@ def failures(tuning: Tuning) -> list[InputError]:
     ]
 
 
-def _name(trial: Trial, recipe: str) -> str:
+def _name(trial: Job, recipe: str) -> str:
     """A name of an experiment, of what it trains with: parameters, code, tiles and styles."""
     made = [VALIDATION / "sources" / f"{recipe}.json", EARTH_STYLES]
     inputs = [trial.parameters, code_digest("train"), *map(sha256_file, made)]
     return f"{recipe}-{digest(inputs)[:SHORT]}"
 
 
-def _scored(trial: Trial, name: str, recipe: str, state: str) -> Scored:
+def _scored(trial: Job, name: str, recipe: str, state: str) -> Scored:
     if state != "Success":
         return Scored(trial, name, state, None)
     model = read_model(recipe, name)
@@ -153,7 +183,7 @@ def _scored(trial: Trial, name: str, recipe: str, state: str) -> Scored:
     return Scored(trial, name, state, model[METRIC])
 
 
-def _expect_backbones(trials: list[Trial], grid: Path) -> None:
+def _expect_backbones(trials: list[Job], grid: Path) -> None:
     """Refuses files that no copy of the folder would have.
 
     Raises:

@@ -87,7 +87,7 @@ def test_combinations_are_configurations_of_a_training(
     found = jobs(read_grid(path), params, catalog, tmp_path, path)
     assert len(found) == 2 * 2 * 2 and len({job.folder for job in found}) == 8
     assert [job.seed for job in found[:4]] == [0] * 4, "first one seed of everything"
-    config = step.config_of(found[-1].params, catalog.recipe(found[-1].recipe), found[-1].seed)
+    config = found[-1].config
     assert (config.adapter, config.style.alpha, config.seed) == ("none", 0.9, 1)
     assert (config.style.block_px, config.ablation) == (16, "+style")
     assert Cell({"backbone": "../weights/a.safetensors", "lr": 0.1}).label == "backbone a, lr 0.1"
@@ -156,11 +156,11 @@ def test_every_combination_is_trained_once_and_is_a_row(
 def test_what_is_refused_is_named_and_all_else_stands_in_the_table(
     tmp_path: Path, params: Params, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def some(job: Any, _: Catalog) -> None:
+    def some(job: Any, **_: object) -> None:
         if job.cell.values["adapter"] == "lora" and job.seed == 1:
             raise InputError("no memory")
 
-    def none(job: Any, _: Catalog) -> None:
+    def none(job: Any, **_: object) -> None:
         raise InputError("no memory")
 
     monkeypatch.setattr(step, "carry_out", none)
@@ -171,11 +171,11 @@ def test_what_is_refused_is_named_and_all_else_stands_in_the_table(
     monkeypatch.setattr(
         step, "collect", lambda jobs, done: len(done) == 3 and step.Outcome(({},), (), (), outcome.cells, 4)
     )  # type: ignore[arg-type]
-    monkeypatch.setattr(step, "write", lambda *_: tmp_path / "table.md")
+    monkeypatch.setattr(step, "markdown", lambda *_: "")
     monkeypatch.setattr(step, "_track", lambda *_: None)
     with pytest.raises(PartlyDoneError, match="1 of 4 trainings were refused") as error:
         ablate(params, catalog, write_grid(tmp_path), tmp_path / "out")
-    assert error.value.done == [tmp_path / "table.md"]
+    assert error.value.done == [tmp_path / "out" / "table.md"]
 
 
 def test_the_backbone_decides_the_networks_sizes_and_is_frozen_unless_asked() -> None:

@@ -17,8 +17,7 @@ from crossearth.components.cli.extras import extra_of
 from crossearth.components.runtime.params import DvcConfig, Params
 from crossearth.components.tune import experiments, step
 from crossearth.components.tune.experiments import expect_repository
-from crossearth.components.tune.step import Tuning, failures, run, view
-from crossearth.components.tune.trials import read_trials
+from crossearth.components.tune.step import Tuning, failures, read_trials, run, view
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError
 

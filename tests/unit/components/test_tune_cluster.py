@@ -22,12 +22,13 @@ from kubernetes import client
 from manifest_schema import INFRA, check
 from training_folder import NUMBERS, RECIPE
 
+from crossearth.components.ablate.grid import Job
 from crossearth.components.pods.train_job import TrainJobConfig
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.trial import PREFIX
 from crossearth.components.train.step import place
 from crossearth.components.tune.cluster import Cluster, manifest
-from crossearth.components.tune.trials import Trial, read_trials
+from crossearth.components.tune.step import read_trials
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
@@ -47,20 +48,20 @@ def params() -> Params:
 
 
 @pytest.fixture
-def trials(tmp_path: Path, params: Params, catalog: Catalog) -> list[Trial]:
+def trials(tmp_path: Path, params: Params, catalog: Catalog) -> list[Job]:
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(GRID))
     return read_trials(path, RECIPE, params, catalog)
 
 
-def made(kind: str, trials: list[Trial], recipe: str = RECIPE) -> dict[str, Any]:
+def made(kind: str, trials: list[Job], recipe: str = RECIPE) -> dict[str, Any]:
     values = load_values(VALUES)
     job = load_config(TrainJobConfig, values.trial_job(), VALUES)
     return manifest(kind, recipe, trials, job, "/workspace", "TrainingRuntime", 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_manifest_is_what_its_kind_takes(kind: str, trials: list[Trial]) -> None:
+def test_a_manifest_is_what_its_kind_takes(kind: str, trials: list[Job]) -> None:
     wanted = made(kind, trials)
     check(wanted)
     # the names of its TrainJobs, and those of their pods, are labels of 63 characters at most
@@ -77,7 +78,7 @@ def test_a_manifest_is_what_its_kind_takes(kind: str, trials: list[Trial]) -> No
             check(wrong)
 
 
-def test_the_kinds_say_the_same(trials: list[Trial]) -> None:
+def test_the_kinds_say_the_same(trials: list[Job]) -> None:
     own, katib = (made(kind, trials)["spec"] for kind in KINDS)
     assert own["objectives"] == [{"metric": "held_out_score", "direction": "Maximize"}]
     assert katib["objective"]["objectiveMetricName"] == "held_out_score"
@@ -106,7 +107,7 @@ def assigned(kind: str, wanted: dict[str, Any], values: dict[str, str]) -> dict[
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trial_trains_with_the_numbers_of_the_grid_whatever_the_workspace_has(
-    kind: str, trials: list[Trial], catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    kind: str, trials: list[Job], catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"lr": "1e-05", "style__alpha": "0.4", "ablation": "+style"}
     variables = assigned(kind, made(kind, trials), values)
@@ -141,7 +142,7 @@ def test_what_torchrun_starts_in_a_pod_is_the_command_of_the_job(tmp_path: Path)
 def test_what_an_optimization_job_does_not_take_is_refused(
     tmp_path: Path, params: Params, catalog: Catalog
 ) -> None:
-    def of(**grid: Any) -> list[Trial]:
+    def of(**grid: Any) -> list[Job]:
         path = tmp_path / "grid.yaml"
         path.write_text(yaml.safe_dump({**GRID, "grid": grid}))
         return read_trials(path, RECIPE, params, catalog)
@@ -200,7 +201,7 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 TRAINER, KATIB = "trainer.kubeflow.org/v1alpha1", "kubeflow.org/v1beta1"
 
 
-def test_the_kind_is_what_the_cluster_has(objects: dict[str, Any], trials: list[Trial]) -> None:
+def test_the_kind_is_what_the_cluster_has(objects: dict[str, Any], trials: list[Job]) -> None:
     cluster = Cluster("team")
     with pytest.raises(InputError, match=r"neither.*\n.*install Katib"):
         cluster.kind()
@@ -218,7 +219,7 @@ def test_the_kind_is_what_the_cluster_has(objects: dict[str, Any], trials: list[
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_created_is_there_once_and_somebody_works_on_it(
-    kind: str, objects: dict[str, Any], trials: list[Trial]
+    kind: str, objects: dict[str, Any], trials: list[Job]
 ) -> None:
     cluster, wanted = Cluster("team"), made(kind, trials)
     cluster.create(wanted)
