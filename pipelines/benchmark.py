@@ -57,7 +57,7 @@ def read_inputs(
     Raises:
         InputError: whatever is wrong in them.
     """
-    from crossearth.components.plan.configs import check  # brings torch, which lists of runs do without
+    from crossearth.components.plan.step import check  # brings torch, which lists of runs do without
 
     if not params_file.exists():
         raise InputError(

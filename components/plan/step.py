@@ -11,14 +11,27 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from crossearth.components.plan.configs import check
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import PLAN
-from crossearth.components.steps import STEPS, Step
+from crossearth.components.steps import STEPS, Step, load
 from crossearth.components.train.setup import TrainConfig, flat
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common.files import atomic_dir, write_json
+
+
+def check(params: Params, catalog: Catalog) -> None:
+    """Looks at all parameters of the preset in force.
+
+    Raises:
+        InputError: a wrong key or value of any step; a dataset, domain or recipe that is not in the catalog.
+    """
+    params.check(catalog)
+    kinds = {step.name: load(step.config) for step in STEPS.values() if step.config}
+    for step, kind in kinds.items():
+        params.config(kind, step)
+    for recipe in params.presets[params.preset].get("recipes", {}):
+        params.config(kinds["train"], "train", recipe)
 
 
 def run(params: Params, catalog: Catalog) -> Path:

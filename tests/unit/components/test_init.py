@@ -10,7 +10,7 @@ import yaml
 from labelled_folders import FORMS, SIDE, voc
 from own_domain import draw, own_domain, save
 
-from crossearth.components.plan.configs import check
+from crossearth.components.plan.step import check
 from crossearth.components.runtime.params import load_params
 from crossearth.components.train.setup import TrainConfig
 from crossearth.data.catalog.loader import load_catalog
