@@ -23,7 +23,7 @@ LEAVE_S = 600  # what a step has to take a TrainJob away whose time is up
 def _like(pattern: str, meant: str) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
-            raise PydanticCustomError("quantity", f"Input should be {meant}")  # type: ignore[type-var]
+            raise PydanticCustomError("quantity", f"Input should be {meant}")
         return value
 
     return AfterValidator(check)

@@ -133,8 +133,9 @@ def test_a_label_may_be_that_of_another_domain(tmp_path: Path) -> None:
 
 def test_a_domain_that_is_no_name_is_refused(tmp_path: Path) -> None:
     """Predictions take it for their folder's name."""
-    write_manifest(tmp_path, "../../x", "train", (), "own", READING, ROWS)
-    with pytest.raises(InputError, match=r"domain: '\.\./\.\./x' is no name"):
+    with suppress(InputError):  # the writer looks at what it wrote
+        write_manifest(tmp_path, "../../x", "train", (), "own", READING, ROWS)
+    with pytest.raises(InputError, match=r"domain: .*'\.\./\.\./x'"):
         read_manifest(tmp_path, "train")
 
 
@@ -155,7 +156,7 @@ def test_a_forged_row_is_refused(tmp_path: Path, change: dict[str, Any], words: 
 @pytest.mark.parametrize(
     ("split", "classes", "provenance", "reading", "words"),
     [
-        ("train", 7, "own", READING, "classes: .*found '7'"),
+        ("train", 7, "own", READING, "classes: .*found 7"),
         ("train", {"road": 1}, "own", READING, "classes"),
         ("train", ("background", 1), "own", READING, "classes"),
         (
