@@ -130,7 +130,10 @@ def _in_process(job: Job, work: Callable[[Job], None], threads: int) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "log.txt").open("a", buffering=1) as stream, redirect_stderr(stream):
         logging.basicConfig(stream=stream, level=logging.INFO, force=True)
-        work(job)
+        try:
+            work(job)
+        except (KeyboardInterrupt, SystemExit):  # a result like others for the pool, which begins the next
+            os._exit(1)
 
 
 def _track(outcome: Outcome, wanted: list[Job], name: str, path: Path) -> None:

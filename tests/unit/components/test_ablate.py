@@ -1,6 +1,9 @@
 """`ablate`: a grid is checked before anything is trained, trained once, and stands in one table."""
 
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from earth_styles import write_styles
 from safetensors.torch import save_file
 
 from crossearth.components.ablate import step
-from crossearth.components.ablate.grid import Cell, jobs, read_grid
+from crossearth.components.ablate.grid import Cell, Job, jobs, read_grid
 from crossearth.components.ablate.step import ablate
 from crossearth.components.runtime.params import Params
 from crossearth.components.train.setup import TrainConfig
@@ -191,3 +194,19 @@ def test_the_backbone_decides_the_networks_sizes_and_is_frozen_unless_asked() ->
     assert network.injector == "own", "LoRA has no map to lend"
     trained = TrainConfig(network="tiny", ablation="rein", sizes={"frozen_backbone": False})
     assert not trained.network_config(3, weights).frozen_backbone
+
+
+def _stopped(job: Job, stop: BaseException) -> None:
+    (job.folder / "began").touch()
+    raise stop
+
+
+@pytest.mark.parametrize("stop", [SystemExit(143), KeyboardInterrupt()])
+def test_a_process_that_is_stopped_begins_no_other_training(
+    stop: BaseException, tmp_path: Path, params: Params, catalog: Catalog
+) -> None:
+    path = write_grid(tmp_path)
+    wanted = jobs(read_grid(path), params, catalog, tmp_path, path)[:2]
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        wait([pool.submit(step._in_process, job, partial(_stopped, stop=stop), 1) for job in wanted])
+    assert [(job.folder / "began").exists() for job in wanted] == [True, False]
