@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help install demo test lint docs clean
 
 help:
-	@echo "make demo   install, score the 32 settings on drawn miniatures, print the table"
+	@echo "make demo   install, score the 32 settings on synthetic miniatures, print the table"
 	@echo "make test   install, run the unit tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documents and the API as web pages: artifacts/docs/index.html"

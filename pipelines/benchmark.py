@@ -221,7 +221,7 @@ def benchmark(inputs: Inputs, values: Values, one: bool = False) -> GraphCompone
 
     Args:
         {name}: {meaning}.
-        params: contents of params.yaml; its `preset` chooses drawn miniatures or the paper's parameters.
+        params: contents of params.yaml; its `preset` chooses synthetic miniatures or the paper's parameters.
         catalogs: list of the contents of further catalog files with your own domains and settings.
         workspace: the shared folder, where the claim is mounted.
         store: s3://bucket/prefix that ingested domains are mirrored to, empty for none.

@@ -35,7 +35,7 @@ def plan(
         wanted: arguments of `check_prerequisites`.
         stylize_shards: shards of stylized tiles, 0 for none.
         items: gets the recipes' items.
-        synthesize: gets the digest of what the drawn archives depend on; empty if none are drawn.
+        synthesize: gets the digest of what the synthetic archives depend on; empty without any.
         validate, styles, stylize, report: get the digest of what that step depends on besides earlier steps;
             that of `styles` is empty if nothing is restyled.
         archives: gets the folders of archives that are read.
@@ -67,9 +67,9 @@ def plan(
         datasets = dataset_items(catalog, parameters, recipes, versions, identity)
         needed = archives_needed(catalog, parameters, datasets, recipes, stylize_shards)
         Path(archives).write_text(json.dumps(needed))
-        drawn = needed and "synthesize" in parameters.presets[parameters.preset]
+        synthetic = needed and "synthesize" in parameters.presets[parameters.preset]
         Path(items).write_text(json.dumps(recipe_items(catalog, parameters, recipes, identity)))
-        Path(synthesize).write_text(digest_of_step(parameters, "synthesize", identity) if drawn else "")
+        Path(synthesize).write_text(digest_of_step(parameters, "synthesize", identity) if synthetic else "")
         validation = digest_of_step(parameters, "validate", identity)
         Path(validate).write_text(validation)
         styled = parameters.corpus in needed

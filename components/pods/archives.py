@@ -32,10 +32,10 @@ def draw_archives(draw: Callable[[], object], archives: Path, key: str) -> str:
         Digest of the archives.
     """
     note = _note(archives)
-    if not (note.is_file() and holds(archives) and read_json(note) == _drawn(archives, key)):
+    if not (note.is_file() and holds(archives) and read_json(note) == _about(archives, key)):
         note.unlink(missing_ok=True)
         draw()
-        write_json(note, _drawn(archives, key))
+        write_json(note, _about(archives, key))
     return str(read_json(note)["content"])
 
 
@@ -94,7 +94,7 @@ def fetch_archives(archives: Path, repository: str, revision: str, path: str, ne
     return digest([repository, revision, path, described])
 
 
-def _drawn(archives: Path, key: str) -> dict[str, str]:
+def _about(archives: Path, key: str) -> dict[str, str]:
     return {"key": key, "content": content_digest(archives)}
 
 

@@ -8,12 +8,12 @@ def archives(workspace: str, key: str, repository: str, revision: str, path: str
     """Draws miniature archives of every dataset, or brings the publishers'.
 
     Args:
-        key: digest of what drawn archives depend on; empty for the publishers': those of a git repository's
-            .dvc file, or those in the workspace.
+        key: digest of what synthetic archives depend on; empty for the publishers': those of a git
+            repository's .dvc file, or those in the workspace.
         needed: folders of archives that are read; without any nothing is brought.
 
     Returns:
-        What stands for the archives in the cache: the digest of drawn ones; the revision, or names and sizes.
+        What stands for the archives in the cache: their digest if synthetic; the revision, or names and sizes.
     """
     from functools import partial
 

@@ -45,7 +45,7 @@ CASID = np.array([0, 0, 0, 2, 4, 3, 0, 1, 0], np.uint8)
 RESCUENET = np.array([0, 0, 0, 9, 1, 7, 7, 2, 0, 6], np.uint8)
 RESCUENET_BLOCKED, RESCUENET_POOL = 8, 10
 
-DRAWN = Path(__file__).with_name("synthetic.yaml")
+SYNTHETIC = Path(__file__).with_name("synthetic.yaml")
 POTSDAM_SCENES = (
     *(f"{row}_{col}" for row in (2, 3, 4, 5) for col in (10, 11, 12)),
     *(f"{row}_{col}" for row in (6, 7) for col in range(7, 13)),
@@ -83,12 +83,12 @@ class Synthetic:
 @cache
 def synthetic() -> Synthetic:
     """What is drawn, as components/synthesize/synthetic.yaml has it."""
-    return load_config(Synthetic, read_yaml(DRAWN), DRAWN)
+    return load_config(Synthetic, read_yaml(SYNTHETIC), SYNTHETIC)
 
 
 @dataclass(frozen=True)
 class SyntheticScene:
-    """One drawn image.
+    """One synthetic image.
 
     Attributes:
         image: uint8 (4, H, W): red, green, blue, near infrared.
@@ -419,14 +419,14 @@ def synthesize_dataset(dataset: str, out_dir: Path, seed: int, counts: Counts = 
         The folder.
 
     Raises:
-        InputError: a folder of that name that holds something else than drawn archives.
+        InputError: a folder of that name that holds something else than synthetic archives.
     """
     folder = out_dir / dataset
     if folder.exists() and any(folder.iterdir()) and not (folder / PROVENANCE_FILE).is_file():
         raise InputError(
-            "holds files that were not drawn here: they are not overwritten",
+            "holds files that are no synthetic archives: they are not overwritten",
             where=folder,
-            next_step="choose another folder for drawn archives",
+            next_step="choose another folder for synthetic archives",
         )
     with atomic_dir(folder) as partial, rasterio.Env(GDAL_PAM_ENABLED=False, GDAL_NUM_THREADS=1):
         PACKERS[dataset](partial, Draughtsman(seed, counts))

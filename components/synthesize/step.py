@@ -54,7 +54,7 @@ def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig,
     """
     for name in datasets:
         if name not in PACKERS:
-            raise InputError(f"dataset {name!r} is not drawn", expected=nearest(name, PACKERS))
+            raise InputError(f"dataset {name!r} has no synthetic archives", expected=nearest(name, PACKERS))
     out_dir.mkdir(parents=True, exist_ok=True)
     require_free(out_dir, NEEDED_BYTES[config.counts], "drawing archives")
     # the slowest first: the last worker to finish sets the time

@@ -160,7 +160,7 @@ class Sensor:
 
 @dataclass(frozen=True)
 class Land:
-    """A drawn scene; all arrays (H, W).
+    """A synthetic scene; all arrays (H, W).
 
     Attributes:
         material: of `Material`, without cars.
