@@ -12,14 +12,7 @@ PROXIED = "mlflow-artifacts"  # scheme of artifacts that a server hands out
 
 
 def saved_view(key: str, name: str, columns: Sequence[str], order_by: str) -> tuple[str, str]:
-    """Name and value of the experiment's tag that MLflow's web page shows as a saved view.
-
-    Args:
-        key: identity of the view: a tag of the same key replaces it.
-        name: shown under Views.
-        columns: metrics to show, in this order.
-        order_by: the metric that sorts the table, highest first.
-    """
+    """Name and value of the experiment's tag that MLflow shows as a saved view (see `Run.save_view`)."""
     state = {
         "searchFilter": "",
         "orderByKey": f"metrics.`{order_by}`",

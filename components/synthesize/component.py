@@ -13,7 +13,7 @@ def archives(workspace: str, key: str, repository: str, revision: str, path: str
         needed: folders of archives that are read; without any nothing is brought.
 
     Returns:
-        What stands for the archives in the cache: their digest if synthetic; the revision, or names and sizes.
+        What stands for the archives in the cache: their digest if synthetic; revision, or names and sizes.
     """
     from functools import partial
 
