@@ -40,7 +40,7 @@ STALE = {
     "components/register/promotion.py": set(),
     "components/report/template.html": {"report"},
     "components/report/page.py": {"report"},
-    "components/runtime/page.css": {"report"},
+    "components/runtime/page.css": {"report", "validate"},
     "components/runtime/params.py": set(),
     "components/runtime/processes.py": {"train", "evaluate"},
     "components/runtime/tracking.py": set(),

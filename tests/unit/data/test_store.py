@@ -98,9 +98,9 @@ def test_an_object_that_is_here_already_is_not_fetched_again(
 ) -> None:
     here, asked, content, tag = tmp_path / "scene.tif", [], "first", "1"
 
-    def download_file(bucket: str, key: str, path: str) -> None:
-        asked.append(key)
-        Path(path).write_text(content)
+    def download_file(Bucket: str, Key: str, Filename: str) -> None:
+        asked.append(Key)
+        Path(Filename).write_text(content)
 
     client = SimpleNamespace(head_object=lambda **_: {"ETag": tag}, download_file=download_file)
     monkeypatch.setattr(store, "_client", lambda: client)
