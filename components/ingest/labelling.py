@@ -127,7 +127,7 @@ def _of_polygons(
 
     main = file_at(masks.place, scratch)
     files = polygons.on_disk(polygons.parts(main, index(masks.place, scratch)), scratch)
-    source = LabelSource(str(main), files)
+    source = polygons.indexed(masks, LabelSource(str(main), files), scratch)
     _check_names(domain, polygons.names(masks, source), source, "polygons")
     outside, covered = polygons.meeting(masks, source, list(images.values()))
     keys = [key for key, image in images.items() if image in covered]

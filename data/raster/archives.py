@@ -293,7 +293,7 @@ def _index_archive(file: Path, prefix: str, scratch: Path, depth: int) -> Iterat
         if is_archive(entry.filename):
             inner = unpacked / path
             if not inner.exists():
-                _unpack_entry(file, entry.filename, inner)
+                unpack(file, entry.filename, inner)
             yield from _index_archive(inner, stem_of(path), scratch, depth + 1)
         else:
             yield Member(path, file, entry.filename, entry.file_size, f"{entry.CRC:08x}", packed=True)
@@ -366,7 +366,12 @@ def _refuse_total(file: Path, total: int, archive_bytes: int) -> None:
         )
 
 
-def _unpack_entry(file: Path, name: str, to: Path) -> None:
+def unpack(file: Path, name: str, to: Path) -> None:
+    """Writes an entry of a zip to a file, a piece at a time.
+
+    Raises:
+        InputError: the archive is broken.
+    """
     to.parent.mkdir(parents=True, exist_ok=True)
     with _Reading(file), _open_zip(file).open(name) as source, to.open("wb") as target:
         shutil.copyfileobj(source, target, CHUNK)
