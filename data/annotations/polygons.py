@@ -3,6 +3,7 @@
 A file may be larger than the memory: it is read in pieces, and for an image only what lies in its bounds.
 """
 
+import json
 import math
 import re
 import warnings
@@ -20,7 +21,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError as ProjError
 from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
-from shapely import STRtree, box, length
+from shapely import length
 
 from crossearth.data.annotations.shapes import Shape
 from crossearth.data.annotations.source import LabelSource
@@ -107,7 +108,11 @@ def _write_indexed(source: LabelSource, layer: dict[str, Any], attribute: str | 
         with (
             warnings.catch_warnings(),
             pyogrio.open_arrow(
-                _path(source), layer=layer["name"], columns=columns, batch_size=PIECE
+                _path(source),
+                layer=layer["name"],
+                columns=columns,
+                batch_size=PIECE,
+                encoding=layer["encoding"],
             ) as (meta, stream),
         ):
             warnings.filterwarnings("ignore", "'crs' was not provided")
@@ -126,22 +131,23 @@ def _write_indexed(source: LabelSource, layer: dict[str, Any], attribute: str | 
         raise _unreadable(_path(source), source.where, error) from error
 
 
-def attributes(source: LabelSource) -> dict[str, int]:
-    """The attributes of the first layer, and how many different values each has: of many, about as many.
+def attributes(source: LabelSource) -> dict[str, dict[str, int]]:
+    """The attributes of each layer that may hold polygons, and how many different values each has.
+
+    Of an attribute of very many values it says about as many.
 
     Raises:
         InputError: the file cannot be read.
     """
-    path, tag = _path(source), source.files[0].tag
-    layer = next(iter(_layers(path, tag, source.where).values()), None)
-    if layer is None:
-        return {}
-    values: dict[str, set[str]] = {name: set() for name in layer["fields"]}
-    for piece in _pieces(source, layer, layer["fields"]):
-        for name, found in values.items():
-            if len(found) <= MANY_VALUES:
-                found.update(map(str, piece[name].to_pylist()))
-    return {name: len(found) for name, found in values.items()}
+    counts = {}
+    for layer in _polygonal(_layers(_path(source), source.files[0].tag, source.where)).values():
+        values: dict[str, set[str]] = {name: set() for name in layer["fields"]}
+        for piece in _pieces(source, layer, layer["fields"]):
+            for name, found in values.items():
+                if len(found) <= MANY_VALUES:
+                    found.update(map(str, piece[name].to_pylist()))
+        counts[layer["name"]] = {name: len(found) for name, found in values.items()}
+    return counts
 
 
 def names(masks: Masks, source: LabelSource) -> dict[str, int]:
@@ -167,6 +173,8 @@ def shapes(masks: Masks, source: LabelSource, image: Raster) -> list[Shape]:
         InputError: as `names`; a place that is known of one of the two alone.
     """
     layer = _layer(masks, source)
+    if not layer["features"]:
+        return []
     crs = _crs(masks, source, layer["crs"], image)
     bounds = _bounds(source, image, crs)
     frame = _in_bounds(source, layer["name"], masks.attribute, bounds)
@@ -202,6 +210,8 @@ def meeting(masks: Masks, source: LabelSource, images: Sequence[Member]) -> tupl
         InputError: as `shapes`.
     """
     layer = _layer(masks, source)
+    if not layer["features"]:
+        raise InputError("no polygons", where=source, expected="some: the layer is empty")
     met, covered = [np.empty(0, np.int64)], []
     for member in images:
         with gdal(), open_raster(member) as image:
@@ -221,13 +231,21 @@ def _layer(masks: Masks, source: LabelSource) -> dict[str, Any]:
     """Name, CRS, kind of shapes, attributes, number of features and index of the layer that is meant."""
     path = _path(source)
     found = _layers(path, source.files[0].tag, source.where)
-    if masks.layer is None and len(found) > 1:
-        raise InputError(f"{len(found)} layers", where=source, expected=f"`layer`: one of {listed(found)}")
-    name = masks.layer or next(iter(found), "")
+    # points and lines may lie beside
+    meant = _polygonal(found) or found
+    if masks.layer is None and len(meant) > 1:
+        raise InputError(
+            f"{len(meant)} layers",
+            where=source,
+            expected=f"`layer`: one of {listed(meant)}",
+            next_step="say it in the catalog file, e.g. masks: {polygons: ..., "
+            f"layer: {json.dumps(next(iter(meant)), ensure_ascii=False)}}}",
+        )
+    name = masks.layer or next(iter(meant), "")
     if name not in found:
         raise InputError(f"no layer {name!r}", where=source, expected=nearest(name, found))
     layer = found[name]
-    if "Line" in layer["kind"] or "Point" in layer["kind"]:
+    if not _polygonal({name: layer}):
         raise _no_polygons(source, [layer["kind"]])
     # a file without features often says no attributes either
     if masks.attribute is not None and layer["features"] and masks.attribute not in layer["fields"]:
@@ -237,6 +255,15 @@ def _layer(masks: Masks, source: LabelSource) -> dict[str, Any]:
             expected=nearest(masks.attribute, layer["fields"]),
         )
     return layer
+
+
+def _polygonal(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those that are not of other shapes."""
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if "Line" not in layer["kind"] and "Point" not in layer["kind"]
+    }
 
 
 @lru_cache(maxsize=8)
@@ -261,7 +288,13 @@ def _layers(path: Path, tag: str, where: str) -> dict[str, dict[str, Any]]:
             "name": name,
             "crs": info["crs"],
             "kind": str(info["geometry_type"]),
-            "fields": [str(field) for field in info["fields"]],
+            # a list is no name
+            "fields": [
+                str(field)
+                for field, kind in zip(info["fields"], info["dtypes"], strict=True)
+                if not str(kind).startswith("list")
+            ],
+            "encoding": info["encoding"] if suffix == ".shp" else None,
             "features": int(info["features"]),
             "indexed": bool(info["capabilities"]["fast_spatial_filter"]),
         }
@@ -273,7 +306,9 @@ def _unreadable(path: Path, where: str, error: Exception) -> InputError:
     if place := JSON_FAULT.search(str(error)):
         line, column, what = place.groups()
         return InputError(
-            f"not JSON: {what}", where=f"{where}: line {line}, column {column}", next_step="export the file again"
+            f"not JSON: {what}",
+            where=f"{where}: line {line}, column {column}",
+            next_step="export the file again",
         )
     return InputError(
         f"cannot be read: {error}",
@@ -285,7 +320,13 @@ def _unreadable(path: Path, where: str, error: Exception) -> InputError:
 
 def _pieces(source: LabelSource, layer: dict[str, Any], columns: list[str]) -> Iterator[Any]:
     """Attributes of all features, `PIECE` features at a time."""
-    options = {"columns": columns, "read_geometry": False, "batch_size": PIECE, "use_pyarrow": True}
+    options = {
+        "columns": columns,
+        "read_geometry": False,
+        "batch_size": PIECE,
+        "use_pyarrow": True,
+        "encoding": layer["encoding"],
+    }
     try:
         with pyogrio.open_arrow(_path(source), layer=layer["name"], **options) as (_, stream):
             yield from stream

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from crossearth.data.annotations.cvat import LABELMAP
 from crossearth.data.annotations.documents import top_level
-from crossearth.data.annotations.imagefolder import TABLES
+from crossearth.data.annotations.imagefolder import TABLES, is_table
 from crossearth.data.annotations.source import VECTOR_SUFFIXES
 from crossearth.data.catalog.domains import Form
 from crossearth.data.common.errors import InputError
@@ -58,7 +58,7 @@ def recognise(members: Sequence[Member]) -> list[Recognised]:
             kind = "polygons", "polygons"
         elif name.endswith(OTHER_VECTOR):
             kind = None, "polygons of a kind that is not read (export them as GeoPackage)"
-        elif name in TABLES:
+        elif name in TABLES and is_table(member):
             kind = "imagefolder", "an image folder of Hugging Face"
         elif name == LABELMAP:
             kind = "cvat", "CVAT's segmentation masks"
