@@ -42,11 +42,16 @@ class Layouts:
     def entries(self) -> Iterator[Entry]:
         """Domains to try, the likeliest first; `masks` that are absent mean images alone."""
         for kind in self.kinds:
-            yield from self._labels_of(kind)
-        yield from self._folders()
+            if kind.form != "polygons":
+                yield from self._labels_of(kind)
+        yield from self._folders(paired=False)
         yield from self._siblings()
-        yield from self._flat()
         yield from self._class_folders()
+        yield from self._folders(paired=True)
+        yield from self._flat()
+        for kind in self.kinds:  # beside masks, outlines of an area lie as often
+            if kind.form == "polygons":
+                yield from self._labels_of(kind)
         yield from self._within()
         yield {"images": self.root}
 
@@ -115,8 +120,8 @@ class Layouts:
         for named in _attributes(files, self.members):
             yield {"polygons": self.at(place), **named, "outside": OUTSIDE}
 
-    def _folders(self) -> Iterator[Entry]:
-        """Folders whose names say which holds images and which masks."""
+    def _folders(self, paired: bool) -> Iterator[Entry]:
+        """Folders whose names say which holds images and which masks; `paired`: where names differ."""
         # Semantic_masks/images/a.png is a mask, and labels_of_2020/images/a.png may be an image
         for order in (lambda kinds: kinds[-1:], lambda kinds: [at for at in kinds if at[1] == "masks"]):
             found: dict[str, dict[tuple[str, ...], list[str]]] = {"images": {}, "masks": {}}
@@ -132,8 +137,9 @@ class Layouts:
                 for image in sorted(found["images"]):
                     if len(image) == len(mask):
                         entry = {"images": self._pattern(image), "masks": self._pattern(mask)}
-                        yield entry
-                        if pairs := suggested(found["images"][image], found["masks"][mask]):
+                        if not paired:
+                            yield entry
+                        elif pairs := suggested(found["images"][image], found["masks"][mask]):
                             yield {**entry, "pairs": str(pairs)}
 
     def _siblings(self) -> Iterator[Entry]:

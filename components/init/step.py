@@ -85,7 +85,12 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
     splits: Counter[str] = Counter(source.split for source in sources)
     recipe = bool(classes) and len(splits) == 2
     lines = _lines(facts, entry, classes, splits, _alone(layouts, sources))
-    lines += [f"left out: {kind.files[0]}: {kind.what}" for kind in layouts.kinds if kind.form is None]
+    used = entry.get("masks")
+    lines += [
+        f"left out: {kind.files[0]}: {kind.what}"
+        for kind in layouts.kinds
+        if not isinstance(used, Mapping) or kind.form not in used
+    ]
     text = catalog_text(name, folder, entry, classes, lines, recipe)
     files = [path]
     write_text(path, text)
@@ -234,7 +239,9 @@ def _classes(raw: Mapping[Raw, int]) -> list[Class]:
     elif all(re.fullmatch("#[0-9a-f]{6}", str(value)) for value in values):
         names = {value: STUB[0] if value == "#000000" else f"class_{str(value)[1:]}" for value in values}
     else:
-        names = {value: plain_label(str(value)) or "unnamed" for value in values}
+        # of names that differ in their case alone, one stands for all
+        first = {plain_label(str(value)) or "unnamed": value for value in reversed(values)}
+        names = {first[name]: name for name in reversed(first)}
     found = dict.fromkeys([STUB[0], *(name for name in names.values() if name != IGNORE_NAME)])
     if len(found) < 2:
         found |= {STUB[1]: None}

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -60,7 +61,7 @@ def read_file(member: Member, scratch: Path) -> CocoFile:
     with closing(sqlite3.connect(folder / DATABASE)) as database:
         names = dict(database.execute("SELECT name, COUNT(*) FROM shapes GROUP BY name"))
         rows = database.execute("SELECT image, number, name, drawn FROM shapes ORDER BY image, number")
-        digests = {key: digest([row[1:] for row in theirs]) for key, theirs in groupby(rows, itemgetter(0))}
+        digests = {key: _digest(theirs) for key, theirs in groupby(rows, itemgetter(0))}
     parts: dict[str, LabelSource] = {}
     for key, (file, size) in images.items():
         if file in parts:
@@ -110,6 +111,13 @@ def _drawn(member: Member, images: Container[Any]) -> Iterator[tuple[Any, int, s
             raise InputError("segmentation: lists in lists without end", where=where) from error
     if number < 0:
         _list(member, "annotations")
+
+
+def _digest(rows: Iterable[tuple[Any, ...]]) -> str:
+    found = sha256()
+    for row in rows:
+        found.update(json.dumps(row).encode())
+    return found.hexdigest()
 
 
 def _list(member: Member, key: str) -> list[Any]:

@@ -294,7 +294,8 @@ def _layers(path: Path, tag: str, where: str) -> dict[str, dict[str, Any]]:
                 for field, kind in zip(info["fields"], info["dtypes"], strict=True)
                 if not str(kind).startswith("list")
             ],
-            "encoding": info["encoding"] if suffix == ".shp" else None,
+            # UTF-8 is also what GDAL makes of an encoding that the file says
+            "encoding": info["encoding"] if info["encoding"] != "UTF-8" else None,
             "features": int(info["features"]),
             "indexed": bool(info["capabilities"]["fast_spatial_filter"]),
         }
@@ -320,6 +321,8 @@ def _unreadable(path: Path, where: str, error: Exception) -> InputError:
 
 def _pieces(source: LabelSource, layer: dict[str, Any], columns: list[str]) -> Iterator[Any]:
     """Attributes of all features, `PIECE` features at a time."""
+    if not columns:
+        return
     options = {
         "columns": columns,
         "read_geometry": False,

@@ -14,12 +14,17 @@ from labelled_folders import (
     coco_2017,
     deep_globe,
     i_said,
+    images,
     inria,
+    labelme_file,
     land_cover_ai,
+    layer,
     massachusetts,
+    on_ground,
     space_net,
     voc,
     with_masks,
+    write,
 )
 from own_domain import draw, own_domain, save
 
@@ -134,6 +139,23 @@ def test_layouts_of_publishers(
     assert entry.items() >= expected.items()
     assert f"split: {splits}" in printed
     assert "11.7% of the pixels" in printed or make is space_net  # of it a third has no building
+
+
+def test_masks_come_before_outlines_that_lie_beside(typed: Typed, tmp_path: Path) -> None:
+    with_masks(tmp_path / "town", *(f"images/{name}.tif -> masks/{name}.png" for name in ("a1", "a2")))
+    layer(tmp_path / "town/area.gpkg", [("area", on_ground((0, 0, 16, 16), number)) for number in (0, 1)])
+    entry, printed = started(typed, tmp_path)
+    assert entry["masks"] == "town/masks"
+    assert "area.gpkg: polygons\n" in printed
+
+
+def test_names_that_differ_in_their_case_are_one_class(typed: Typed, tmp_path: Path) -> None:
+    images(tmp_path / "town", "a1.png", "a2.png")
+    for number, name in ((1, "Road"), (2, "road")):
+        shape = {"label": name, "points": [[2, 3], [8, 9]], "shape_type": "rectangle"}
+        write(tmp_path / f"town/a{number}.json", labelme_file(f"a{number}.png", shapes=[shape]))
+    entry, _ = started(typed, tmp_path)
+    assert [*entry["labels"].values()] == ["road"]
 
 
 def test_a_published_test_set_is_never_trained_on(typed: Typed, tmp_path: Path) -> None:
