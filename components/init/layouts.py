@@ -123,12 +123,15 @@ class Layouts:
     def _folders(self, paired: bool) -> Iterator[Entry]:
         """Folders whose names say which holds images and which masks; `paired`: where names differ."""
         # Semantic_masks/images/a.png is a mask, and labels_of_2020/images/a.png may be an image
-        for order in (lambda kinds: kinds[-1:], lambda kinds: [at for at in kinds if at[1] == "masks"]):
+        for any_says_masks in (False, True):
             found: dict[str, dict[tuple[str, ...], list[str]]] = {"images": {}, "masks": {}}
             for each in self.rasters:
                 parts = PurePosixPath(each.path).parts[:-1]
                 kinds = [(at, kind) for at, part in enumerate(parts) if (kind := _kind_of_folder(part))]
-                for at, kind in (order(kinds) or kinds[-1:])[:1]:
+                if any_says_masks:
+                    kinds = [each for each in kinds if each[1] == "masks"][:1] or kinds
+                if kinds:
+                    at, kind = kinds[-1]
                     folder = (*("*" for _ in parts[:at]), parts[at])
                     found[kind].setdefault(folder, []).append(each.path)
             for mask in sorted(
