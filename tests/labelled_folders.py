@@ -256,6 +256,87 @@ def one_folder(folder: Path) -> None:
         save(folder / f"flat/a{number}_mask.png", BOTH)
 
 
+def space_net(folder: Path) -> None:
+    """A GeoJSON an image, whose names differ in the middle; of an image without buildings an empty one."""
+    images(folder, *(f"PS-RGB/SN2_AOI_2_PS-RGB_img{number}.tif" for number in (1, 2, 10)))
+    for number in (1, 2, 10):
+        features = [
+            {
+                "type": "Feature",
+                "properties": {"landuse": kind},
+                "geometry": on_ground(area, number - 1).__geo_interface__,
+            }
+            for kind, area in SHAPES * (number != 10)
+        ]
+        write(
+            folder / f"geojson_buildings/SN2_AOI_2_geojson-buildings_img{number}.geojson",
+            {
+                "type": "FeatureCollection",
+                "crs": {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}},
+                "features": features,
+            },
+        )
+
+
+def with_masks(folder: Path, *names: str) -> None:
+    """Images and masks in pairs: "image.png -> mask.png"; an image alone has none."""
+    for name in names:
+        image, _, mask = name.partition(" -> ")
+        images(folder, image)
+        if mask:
+            save(folder / mask, BOTH)
+
+
+def inria(folder: Path) -> None:
+    """The publisher keeps the labels of the test images."""
+    with_masks(
+        folder, *(f"train/images/{city}.tif -> train/gt/{city}.tif" for city in ("austin1", "vienna1"))
+    )
+    images(folder, "test/images/bellingham1.tif")
+
+
+def deep_globe(folder: Path) -> None:
+    with_masks(folder, *(f"train/{number}_sat.jpg -> train/{number}_mask.png" for number in (1, 20, 33)))
+    images(folder, "valid/4_sat.jpg", "test/5_sat.jpg")
+    write(folder / "metadata.csv", "image_id,split,sat_image_path\n1,train,train/1_sat.jpg\n")
+
+
+def land_cover_ai(folder: Path) -> None:
+    """What its split.py makes: tiles, and lists of them beside."""
+    with_masks(folder, *(f"output/{name}.jpg -> output/{name}_m.png" for name in ("M_0", "M_1", "N_0")))
+    for name, tile in (("train", "M_0"), ("val", "M_1"), ("test", "N_0")):
+        write(folder / f"{name}.txt", f"{tile}\n")
+
+
+def i_said(folder: Path) -> None:
+    for name in ("P0003", "P0004"):
+        with_masks(folder, f"images/{name}.png -> Semantic_masks/images/{name}_instance_color_RGB.png")
+        save(folder / f"Instance_masks/images/{name}_instance_id_RGB.png", BOTH * 9)
+
+
+def massachusetts(folder: Path) -> None:
+    for split, name in (("train", "1"), ("train", "2"), ("val", "3"), ("test", "4")):
+        with_masks(folder, f"tiff/{split}/{name}.tiff -> tiff/{split}_labels/{name}.tif")
+
+
+def cityscapes(folder: Path) -> None:
+    for split, city, name in (("train", "a", "a_1"), ("train", "a", "a_2"), ("val", "b", "b_3")):
+        masks = f"gtFine/{split}/{city}/{name}_gtFine"
+        with_masks(folder, f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.png -> {masks}_labelIds.png")
+        save(folder / f"{masks}_color.png", colours(BOTH))
+        save(folder / f"{masks}_instanceIds.png", BOTH * 9)
+
+
+def coco_2017(folder: Path) -> None:
+    images(folder, "train2017/a1.png", "train2017/a2.png", "val2017/b1.png")
+    write(folder / "annotations/instances_train2017.json", coco_file())
+    content = coco_file()
+    content |= {"images": [{"id": 1, "file_name": "b1.png"}], "annotations": content["annotations"][:2]}
+    write(folder / "annotations/instances_val2017.json", content)
+    captions = {"images": content["images"], "annotations": [{"id": 1, "image_id": 1, "caption": "x"}]}
+    write(folder / "annotations/captions_val2017.json", captions)
+
+
 VALUES = {0: "background", 1: "building", 2: "road"}
 OUTSIDE = {"outside": "background"}
 LANDUSE = {"attribute": "landuse", **OUTSIDE}

@@ -110,7 +110,7 @@ def of_images(
     if masks.form == "polygons":
         return _of_polygons(domain, masks, images, scratch)
     if masks.form == "coco":
-        return _of_coco(domain, masks, images, members)
+        return _of_coco(domain, masks, images, members, scratch)
     return _of_imagefolder(masks, images, members)
 
 
@@ -127,7 +127,7 @@ def _of_polygons(
 
     main = file_at(masks.place, scratch)
     files = polygons.on_disk(polygons.parts(main, index(masks.place, scratch)), scratch)
-    source = LabelSource(str(main), files)
+    source = polygons.indexed(masks, LabelSource(str(main), files), scratch)
     _check_names(domain, polygons.names(masks, source), source, "polygons")
     outside, covered = polygons.meeting(masks, source, list(images.values()))
     keys = [key for key, image in images.items() if image in covered]
@@ -145,7 +145,7 @@ def _of_polygons(
 
 
 def _of_coco(
-    domain: Domain, masks: Masks, images: Mapping[str, Member], members: Sequence[Member]
+    domain: Domain, masks: Masks, images: Mapping[str, Member], members: Sequence[Member], scratch: Path
 ) -> dict[str, LabelSource]:
     from crossearth.data.annotations import coco
 
@@ -158,7 +158,7 @@ def _of_coco(
     found: dict[str, LabelSource] = {}
     lacking = []
     for file in files:
-        said = coco.read_file(file)
+        said = coco.read_file(file, scratch)
         _check_names(domain, said.names, file)
         for name, part in said.parts.items():
             key = key_at.get(_address(file, name)) or names.one(name, file)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 from unicodedata import normalize
@@ -18,7 +18,7 @@ from crossearth.data.raster.archives import Member
 SAMPLED = 20  # images whose names are looked at
 LOSSY = (".jpg", ".jpeg")
 # words by which people tell masks from images
-MASK_WORDS = re.compile(r"mask|label|annot|truth|target|seg|lbl|gt", re.IGNORECASE)
+MASK_WORDS = re.compile(r"mask|label|annot|ann_|truth|target|seg|lbl|gt|^[_-]m$", re.IGNORECASE)
 Kind = Literal["image", "mask"]
 
 
@@ -98,7 +98,7 @@ def _place(member: Member) -> str:
 
 
 def suggested(images: Sequence[str], masks: Sequence[str]) -> Pairs | None:
-    """The pattern that gives every image one mask, if their names show one.
+    """The pattern that gives every image one mask, or every mask one image, if their names show one.
 
     Args:
         images, masks: paths; the same ones where it is not known which are which.
@@ -109,22 +109,29 @@ def suggested(images: Sequence[str], masks: Sequence[str]) -> Pairs | None:
         paired = [
             (_likeness(image, mask), pairs)
             for mask in masks
-            if mask != image and (pairs := _pattern(PurePosixPath(image), PurePosixPath(mask)))
+            if mask != image
+            for pairs in _patterns(PurePosixPath(image), PurePosixPath(mask), told=not same)
         ]
         best = max((likeness for likeness, _ in paired), default=0)
         choices.update(pairs for likeness, pairs in paired if likeness == best)
+    likely: Pairs | None = None
     for pairs in sorted(choices, key=lambda each: (-choices[each], "label" not in each.mask.lower())):
-        theirs = {folded(pairs.key(path, "mask")) for path in masks} - {""}
+        theirs = {name for path in masks if (name := PurePosixPath(folded(pairs.key(path, "mask"))).name)}
         ours = [folded(pairs.key(path, "image")) for path in images if not (same and pairs.key(path, "mask"))]
-        if ours and len({*ours}) == len(ours) and {*ours} <= theirs:
+        names = {PurePosixPath(name).name for name in ours}
+        if ours and len({*ours}) == len(ours) and names <= theirs:
             return pairs
-    return None
+        # publishers keep the labels of their tests
+        if likely is None and len(theirs) > 1 and theirs <= names and MASK_WORDS.search(pairs.mask):
+            likely = pairs
+    return likely
 
 
 def _likeness(one: str, other: str) -> int:
-    """How many letters two files' names share at their beginning or at their end."""
+    """How many letters two files' names share at their beginning and at their end."""
     stems = PurePosixPath(one).stem, PurePosixPath(other).stem
-    return max(_common(*stems), _common(stems[0][::-1], stems[1][::-1]))
+    shared = _common(*stems) + _common(stems[0][::-1], stems[1][::-1])
+    return min(shared, *map(len, stems))
 
 
 def _common(one: str, other: str) -> int:
@@ -133,24 +140,38 @@ def _common(one: str, other: str) -> int:
     )
 
 
-def _pattern(image: PurePosixPath, mask: PurePosixPath) -> Pairs | None:
-    """How one image's name becomes one mask's, if the mask's has a word that masks have."""
+def _patterns(image: PurePosixPath, mask: PurePosixPath, told: bool) -> Iterator[Pairs]:
+    """How one image's name becomes one mask's: at its end, at its beginning, or between.
+
+    Args:
+        told: whether it is known that it is a mask; else the name has to have a word that masks have.
+    """
     ours, theirs = image.stem, mask.stem
-    ahead, behind = _common(ours, theirs), _common(ours[::-1], theirs[::-1])
+    ahead = ours[: _common(ours, theirs)]
+    behind = ours[len(ours) - _common(ours[::-1], theirs[::-1]) :]
     # the sign between words belongs to what differs: {}_mask and not {}mask
-    if ahead < max(len(ours), len(theirs)):
-        ahead = len(ours[:ahead].rstrip("_-. "))
-    if behind < max(len(ours), len(theirs)):
-        behind = len(ours[len(ours) - behind :].lstrip("_-. "))
-    if ahead >= behind:
-        ends = ours[ahead:], theirs[ahead:]
-        pairs = Pairs(f"{{}}{ends[0]}{image.suffix}", f"{{}}{ends[1]}{mask.suffix}")
-    else:
-        ends = ours[: len(ours) - behind], theirs[: len(theirs) - behind]
-        pairs = Pairs(f"{ends[0]}{{}}{image.suffix}", f"{ends[1]}{{}}{mask.suffix}")
-    by_word = MASK_WORDS.search(ends[1]) is not None and MASK_WORDS.search(ends[0]) is None
-    by_suffix = ends == ("", "") and image.suffix != mask.suffix and mask.suffix.lower() not in LOSSY
-    return pairs if max(ahead, behind) and (by_word or by_suffix) else None
+    if len(ahead) < max(len(ours), len(theirs)):
+        ahead, behind = ahead.rstrip("_-. "), behind.lstrip("_-. ")
+    shared = []
+    if ahead and len(ahead) >= len(behind):
+        shared.append((ahead, ""))
+    elif behind:
+        shared.append(("", behind))
+    # between words: {}_sat_{} and not {}s{}
+    before, after = (
+        re.search(r"^(.*)[_\-. ]$", ours[: len(ahead) + 1]),
+        re.search(r"[_\-. ](.*)$", ours[len(ours) - len(behind) - 1 :]),
+    )
+    if before and after and len(ahead) + len(behind) < min(len(ours), len(theirs)):
+        shared.append((before[1], after[1]))
+    for first, last in shared:
+        ends = [name[len(first) : len(name) - len(last)] for name in (ours, theirs)]
+        by_word = MASK_WORDS.search(ends[1]) is not None and MASK_WORDS.search(ends[0]) is None
+        by_suffix = ends == ["", ""] and image.suffix != mask.suffix and mask.suffix.lower() not in LOSSY
+        if told or by_word or by_suffix:
+            start, stop = "{}" if first else "", "{}" if last else ""
+            image_end, mask_end = (f"{start}{end}{stop}" for end in ends)
+            yield Pairs(f"{image_end}{image.suffix}", f"{mask_end}{mask.suffix}")
 
 
 class ImageNames:

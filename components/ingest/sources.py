@@ -148,6 +148,12 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
     sources: list[SceneSource] = []
     for split in domain.splits:
         of_split = {key: image for key, image in images.items() if split_of[key] == split}
+        if not of_split:
+            raise InputError(
+                f"{domain.name}: no image of the {split} split has a label",
+                where=own.images,
+                next_step="say another `split` in the catalog file, e.g. split: {by: block, test: 0.25}",
+            )
         sources += _pair(domain, key_of, split, of_split, labels, prefix="")
     return sources
 
@@ -177,8 +183,13 @@ def _labels(
             ).append(file)
     else:
         grouped = {key: [file] for key, file in _by_key(domain, key_of, files, ()).items()}
-    for key in sorted(set(grouped) - set(images), key=natural):
-        log.warning("%s: mask %s has no image and is left out", domain.name, grouped[key][0])
+    if odd := sorted(set(grouped) - set(images), key=natural):
+        log.warning(
+            "%s: %d masks have no image and are left out: %s",
+            domain.name,
+            len(odd),
+            some([str(grouped[key][0]) for key in odd]),
+        )
     return by_key(masks, {key: grouped[key] for key in grouped if key in images}, lying, scratch)
 
 

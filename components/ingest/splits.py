@@ -3,10 +3,11 @@
 import csv
 import logging
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from crossearth.components.ingest.pairing import ImageNames, folded
 from crossearth.data.catalog.domains import VOC_LISTS, Domain, OwnFiles, Split, SplitRule
@@ -24,6 +25,17 @@ WORDS = {
 }
 
 
+class UndecidedError(InputError):
+    """No split that is clear by itself; `choice` is what the catalog file may say."""
+
+    choice: Any = None
+
+
+def word_of(name: str) -> str | None:
+    """The split that a folder's or a list's name means: train2017 is one of "train"."""
+    return WORDS.get(name.lower().rstrip("0123456789_-"))
+
+
 def split_images(
     domain: Domain, own: OwnFiles, images: Mapping[str, Member], counted: Mapping[str, Member], scratch: Path
 ) -> dict[str, Split]:
@@ -39,7 +51,7 @@ def split_images(
             scene in both splits.
     """
     told = own.by in ("file", "folder", "lists")  # who says it himself is not asked what the publisher says
-    published = None if told else _published(own, images, scratch)
+    published = None if told else _published(domain, own, counted, scratch)
     if own.by == "found":
         if published is None:
             own = replace(own, by="block")
@@ -64,33 +76,60 @@ def split_images(
         return dict.fromkeys(images, "train" if own.by == "train" else "test")
     scenes = sorted({domain.scene_of(key) for key in counted}, key=natural)
     if len(scenes) < 2:
-        raise InputError(
+        alone = UndecidedError(
             f"{domain.name}: one scene cannot be split into train and test",
             where=own.images,
             next_step="say `split: train` or `split: test`, or cut the image into several files",
         )
+        alone.choice = "train"
+        raise alone
     held = min(len(scenes) - 1, max(1, round(own.test * len(scenes))))
     tested = set(scenes[-held:])
     return {key: "test" if domain.scene_of(key) in tested else "train" for key in counted}
 
 
-def _published(own: OwnFiles, images: Mapping[str, Member], scratch: Path) -> OwnFiles | None:
+def _published(domain: Domain, own: OwnFiles, images: Mapping[str, Member], scratch: Path) -> OwnFiles | None:
     """The split that a publisher made, if folders or lists show one; by "found" where it takes a person."""
     folders = {part.lower(): part for image in images.values() for part in _folders(image)}
-    of_word: dict[str, list[str]] = {}
-    for part in sorted(folders):
-        if part in WORDS:
-            of_word.setdefault(WORDS[part], []).append(folders[part])
+    of_word = _by_word((part, folders[part]) for part in sorted(folders))
     if of_word and of_word.keys() != {"train"}:
-        unsaid = [
-            image for image in images.values() if not {each.lower() for each in _folders(image)} & {*WORDS}
-        ]
+        unsaid = [image for image in images.values() if not any(map(word_of, _folders(image)))]
         return _chosen(own, "folder", of_word, bool(unsaid))
-    lists = {path.stem.lower(): path for path in _lists_beside(own.images.parent / VOC_LISTS, scratch)}
-    of_word = {WORDS[name]: [str(path)] for name, path in lists.items() if name in WORDS}
+    lists = _lists_beside(own.images.parent / VOC_LISTS, scratch)
+    if not lists:
+        lists = _lists_of(domain, images, (own.images.parent, own.images), scratch)
+    of_word = _by_word((path.stem, str(path)) for path in lists)
     if "train" in of_word and len(of_word) > 1:
         return _chosen(own, "lists", of_word, False)
     return None
+
+
+def _by_word(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Places of each split that a name means."""
+    found: dict[str, list[str]] = {}
+    for name, place in named:
+        if word := word_of(name):
+            found.setdefault(word, []).append(place)
+    return found
+
+
+def _lists_of(
+    domain: Domain, images: Mapping[str, Member], places: Iterable[Path], scratch: Path
+) -> list[Path]:
+    """train.txt and its like beside the images, where they name them."""
+    names = ImageNames(images)
+    for place in places:
+        lists = [path for path in sorted(place.glob("*.txt")) if word_of(path.stem)]
+        firsts = [_text(path, scratch).strip().partition("\n")[0] for path in lists]
+        if len(lists) > 1 and all(map(names.find, firsts)):
+            return lists
+        if lists:
+            log.warning(
+                "%s: %s name no images of these, and are not used as a split",
+                domain.name,
+                some([str(path) for path in lists]),
+            )
+    return []
 
 
 def _lists_beside(place: Path, scratch: Path) -> list[Path]:
@@ -132,13 +171,15 @@ def _undecided(domain: Domain, own: OwnFiles, published: OwnFiles) -> InputError
             f"split: {{by: {by}, train: [{', '.join(train)}], test: [{test[-1]}]}}; "
             "what it does not name is left out"
         )
-    return InputError(
+    undecided = UndecidedError(
         f"{domain.name}: a published split of {some([Path(name).name for name in names])}"
         + (", and images outside of it" if len(names) == 2 and train else ""),
         where=own.images,
         expected="a line that says which are trained on, and which are scored",
         next_step=f"write {line}",
     )
+    undecided.choice = {"by": by, "train": train, "test": [test[-1]]} if train else "test"
+    return undecided
 
 
 def _by_folder(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> dict[str, Split]:

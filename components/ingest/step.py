@@ -153,6 +153,7 @@ def _workshop(domains_dir: Path, name: str) -> Iterator[Path]:
                 shutil.rmtree(work, ignore_errors=True)
                 raise
             finally:
+                shutil.rmtree(work / UNPACKED, ignore_errors=True)
                 with suppress(OSError):  # a killed process left something, or another domain is at work there
                     work.parent.rmdir()
     except OSError as error:

@@ -1,7 +1,9 @@
 """How images and labels may lie in a folder: the entries of a catalog file that are worth trying."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from crossearth.components.ingest.pairing import MASK_WORDS, suggested
-from crossearth.components.ingest.splits import WORDS
 from crossearth.data.annotations import cvat
-from crossearth.data.annotations.recognise import Recognised, recognise
+from crossearth.data.annotations.recognise import FILES_READ, Recognised, recognise
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import Member, rasters
@@ -21,6 +22,7 @@ Entry = dict[str, Any]
 CLASS_WORDS = ("class", "type", "label", "landuse", "category", "kind", "name", "code")
 MAX_NAMES = 100
 OUTSIDE = "background"
+INSTANCES = "instances"
 FEW = 32  # values of a band of labels, at most
 
 
@@ -40,23 +42,18 @@ class Layouts:
     def entries(self) -> Iterator[Entry]:
         """Domains to try, the likeliest first; `masks` that are absent mean images alone."""
         for kind in self.kinds:
-            yield from self._labels_of(kind)
-        yield from self._folders()
-        yield from self._flat()
+            if kind.form != "polygons":
+                yield from self._labels_of(kind)
+        yield from self._folders(paired=False)
+        yield from self._siblings()
         yield from self._class_folders()
+        yield from self._folders(paired=True)
+        yield from self._flat()
+        for kind in self.kinds:  # beside masks, outlines of an area lie as often
+            if kind.form == "polygons":
+                yield from self._labels_of(kind)
         yield from self._within()
         yield {"images": self.root}
-
-    def split(self) -> dict[str, Any] | None:
-        """The split that folders' names show, where it takes a choice: what is held for tests is tested."""
-        parts = {part for each in self.rasters for part in PurePosixPath(each.path).parts[:-1]}
-        of_word: dict[str, list[str]] = {}
-        for part in sorted(parts):
-            if part.lower() in WORDS:
-                of_word.setdefault(WORDS[part.lower()], []).append(part)
-        if of_word.keys() == {"train", "val", "test"}:
-            return {"by": "folder", "train": of_word["train"], "test": of_word["test"]}
-        return None
 
     def at(self, *parts: str) -> str:
         """A place below the folder, as a catalog file writes it."""
@@ -73,12 +70,19 @@ class Layouts:
         first, images = kind.files[0].path, self._images()
         folder = str(PurePosixPath(first).parent)
         if kind.form == "polygons":
+            paths = [each.path for each in self.rasters], [each.path for each in kind.files]
+            pairs = suggested(*paths) if len(kind.files) > 1 else None
             for masks in self._polygons(kind.files):
                 yield {"images": images, "masks": masks}
+                if pairs:
+                    yield {"images": self.root, "masks": masks, "pairs": str(pairs)}
         elif kind.form == "coco":
-            names = {PurePosixPath(each.path).name for each in kind.files}
-            pattern = f"*{names.pop()}" if len(names) == 1 else f"{_common_folder(kind.files)}/*.json"
-            place = self.at(first if len(kind.files) == 1 else pattern)
+            # in COCO itself captions and keypoints of the same images lie beside
+            files = [each for each in kind.files if each.stem.startswith(INSTANCES)]
+            start, files = (INSTANCES, files) if files else ("", list(kind.files))
+            names = {PurePosixPath(each.path).name for each in files}
+            pattern = f"*{names.pop()}" if len(names) == 1 else f"{_common_folder(files)}/{start}*.json"
+            place = self.at(files[0].path if len(files) == 1 else pattern)
             yield {"images": images, "masks": {"coco": place, "outside": OUTSIDE}}
         elif kind.form == "labelme":
             place = self.at(_common_folder(kind.files))
@@ -113,37 +117,46 @@ class Layouts:
     def _polygons(self, files: Sequence[Member]) -> Iterator[Entry]:
         """One file for all images, or one an image, with each attribute that may hold the class."""
         place = files[0].path if len(files) == 1 else _common_folder(files)
-        for attribute in _attributes(files[0], self.members):
-            named = {"attribute": attribute} if attribute else {}
+        for named in _attributes(files, self.members):
             yield {"polygons": self.at(place), **named, "outside": OUTSIDE}
 
-    def _folders(self) -> Iterator[Entry]:
-        """Folders whose names say which holds images and which masks."""
-        found: dict[str, list[tuple[str, ...]]] = {"images": [], "masks": []}
-        for each in self.rasters:
-            parts = PurePosixPath(each.path).parts[:-1]
-            for at in reversed(range(len(parts))):
-                kind = _kind_of_folder(parts[at])
-                if kind:
-                    found[kind].append((*("*" for _ in parts[:at]), parts[at]))
-                    break
-        ours, theirs = ({*each} for each in (found["images"], found["masks"]))
-        for mask in sorted(theirs):
-            for image in sorted(ours):
-                if len(image) == len(mask):
-                    yield {"images": self._pattern(image), "masks": self._pattern(mask)}
-                    yield from self._paired(self._pattern(image), image, self._pattern(mask), mask)
+    def _folders(self, paired: bool) -> Iterator[Entry]:
+        """Folders whose names say which holds images and which masks; `paired`: where names differ."""
+        # Semantic_masks/images/a.png is a mask, and labels_of_2020/images/a.png may be an image
+        for any_says_masks in (False, True):
+            found: dict[str, dict[tuple[str, ...], list[str]]] = {"images": {}, "masks": {}}
+            for each in self.rasters:
+                parts = PurePosixPath(each.path).parts[:-1]
+                kinds = [(at, kind) for at, part in enumerate(parts) if (kind := _kind_of_folder(part))]
+                if any_says_masks:
+                    kinds = [each for each in kinds if each[1] == "masks"][:1] or kinds
+                if kinds:
+                    at, kind = kinds[-1]
+                    folder = (*("*" for _ in parts[:at]), parts[at])
+                    found[kind].setdefault(folder, []).append(each.path)
+            for mask in sorted(
+                found["masks"], key=lambda folder: (bool(OF_OBJECTS.search(folder[-1])), folder)
+            ):
+                for image in sorted(found["images"]):
+                    if len(image) == len(mask):
+                        entry = {"images": self._pattern(image), "masks": self._pattern(mask)}
+                        if not paired:
+                            yield entry
+                        elif pairs := suggested(found["images"][image], found["masks"][mask]):
+                            yield {**entry, "pairs": str(pairs)}
 
-    def _paired(
-        self, images: str, image: tuple[str, ...], masks: str, mask: tuple[str, ...]
-    ) -> Iterator[Entry]:
-        """Folders in which names differ, with the pattern that pairs them."""
-        paths = [
-            [each.path for each in self.rasters if folder[-1] in PurePosixPath(each.path).parts[:-1]]
-            for folder in (image, mask)
-        ]
-        if pairs := suggested(*paths):
-            yield {"images": images, "masks": masks, "pairs": str(pairs)}
+    def _siblings(self) -> Iterator[Entry]:
+        """`train` beside `train_labels`."""
+        folders = {str(PurePosixPath(each.path).parent) for each in self.rasters}
+        ends = {
+            (str(PurePosixPath(one).parent), other.removeprefix(one))
+            for one in folders
+            for other in folders
+            if other != one and other.startswith(one) and MASK_WORDS.search(other.removeprefix(one))
+        }
+        for parent, end in ends if len(ends) == 1 else ():
+            if "/" not in end:
+                yield {"images": self.at(parent, "*", "*"), "masks": self.at(parent, f"*{end}", "*")}
 
     def _pattern(self, parts: tuple[str, ...]) -> str:
         return self.at(*parts, *(["*"] if len(parts) > 1 else []))
@@ -184,6 +197,8 @@ class Layouts:
             yield {"images": self.root, "masks": {"band": bands}}
 
 
+# masks of instances, beside those of classes
+OF_OBJECTS = re.compile(r"instance|object", re.IGNORECASE)
 IMAGE_FOLDERS = (
     *("images", "image", "imgs", "img", "sat", "satellite", "rgb", "ortho", "tiles", "jpegimages", "scenes"),
     *("input", "inputs", "source", "leftimg8bit", "pictures", "photos", "img_dir", "x"),
@@ -213,16 +228,21 @@ def _common_folder(files: Sequence[Member]) -> str:
     return str(PurePosixPath(*shared))
 
 
-def _attributes(member: Member, members: Sequence[Member]) -> list[str | None]:
-    """The attributes of polygons that may hold their class, the likeliest first, and none."""
+def _attributes(files: Sequence[Member], members: Sequence[Member]) -> list[dict[str, str]]:
+    """Layer and attribute of polygons that may hold their class, the likeliest first, and no attribute."""
     from crossearth.data.annotations import polygons  # its libraries take a second to import
 
-    try:
-        with TemporaryDirectory() as scratch:
-            files = polygons.on_disk(polygons.parts(member, members), Path(scratch))
-            found = polygons.attributes(LabelSource(str(member), files))
-    except InputError:
-        return [None]
-    few = [name for name, count in found.items() if 1 < count <= MAX_NAMES]
-    likely = [name for word in CLASS_WORDS for name in few if word in name.lower()]
-    return [*dict.fromkeys([*likely]), None]
+    found: dict[str, dict[str, int]] = {}
+    for file in files[:FILES_READ]:  # of an image without polygons there may be an empty one
+        with TemporaryDirectory() as scratch, suppress(InputError):
+            parts = polygons.on_disk(polygons.parts(file, members), Path(scratch))
+            found = polygons.attributes(LabelSource(str(file), parts))
+        if any(found.values()):
+            break
+    choices = []
+    for layer, counts in found.items():
+        named = {"layer": layer} if len(found) > 1 else {}
+        few = [name for name, count in counts.items() if 1 < count <= MAX_NAMES]
+        likely = dict.fromkeys(name for word in CLASS_WORDS for name in few if word in name.lower())
+        choices += [{**named, "attribute": name} for name in likely]
+    return [*choices, *({"layer": layer} for layer in found if len(found) > 1), {}]

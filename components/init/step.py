@@ -1,9 +1,11 @@
 """Init: looks at a folder of images and labels and writes the catalog and the numbers that fit them."""
 
+import logging
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +13,7 @@ from typing import Any
 
 from crossearth.components.ingest.scene import Plan, ingest_scene
 from crossearth.components.ingest.sources import SceneSource, find_scenes
+from crossearth.components.ingest.splits import UndecidedError
 from crossearth.components.init.facts import ImageFacts, Raw, class_shares, image_facts, raw_values
 from crossearth.components.init.layouts import Entry, Layouts
 from crossearth.components.init.text import Class, catalog_text, params_text
@@ -23,6 +26,7 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import write_text
 from crossearth.data.raster.archives import Member, index
 
+INGEST = find_scenes.__module__.rpartition(".")[0]
 PARAMS = Path("params.yaml")
 SMALL_PX = 1024  # images up to this size are tiles as they are
 STUB = ("background", "foreground")
@@ -81,7 +85,12 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
     splits: Counter[str] = Counter(source.split for source in sources)
     recipe = bool(classes) and len(splits) == 2
     lines = _lines(facts, entry, classes, splits, _alone(layouts, sources))
-    lines += [f"left out: {kind.files[0]}: {kind.what}" for kind in layouts.kinds if kind.form is None]
+    used = entry.get("masks")
+    lines += [
+        f"left out: {kind.files[0]}: {kind.what}"
+        for kind in layouts.kinds
+        if not isinstance(used, Mapping) or kind.form not in used
+    ]
     text = catalog_text(name, folder, entry, classes, lines, recipe)
     files = [path]
     write_text(path, text)
@@ -133,14 +142,36 @@ class _Trial:
         for entry in layouts.entries():
             if "masks" not in entry and errors:
                 break
-            stub = {**entry, "unknown_labels": "ignore"} if "masks" in entry else entry
-            for more in _variants(entry, layouts):
+            for more in [{}, {"unlabelled": "skip"}] if "masks" in entry else [{}]:
                 try:
-                    domain = self.load({**stub, **more}, []).domain(self.name)
-                    return {**entry, **more}, find_scenes(domain, Path(), self.scratch / "unpacked")
+                    return self._found({**entry, **more})
                 except InputError as error:
                     errors.append(error)
         raise errors[0]
+
+    def _found(self, entry: Entry) -> tuple[Entry, list[SceneSource]]:
+        """An entry and its scenes; with a split, where it takes somebody to say one."""
+        stub = {**entry, "unknown_labels": "ignore"} if "masks" in entry else entry
+        try:
+            with _held_back(logging.getLogger(INGEST)) as said:
+                domain = self.load(stub, []).domain(self.name)
+                found = find_scenes(domain, Path(), self.scratch / "unpacked")
+        except UndecidedError as error:
+            if "split" in entry:
+                raise
+            return self._found({**entry, "split": self._from_the_data(error.choice)})
+        for record in said:
+            logging.getLogger(record.name).handle(record)
+        return entry, found
+
+    def _from_the_data(self, split: Any) -> Any:
+        """A split whose lists are named as a catalog file names places."""
+        if isinstance(split, str) or split["by"] != "lists":
+            return split
+        sides = {
+            side: [_root(Path(name), self.data_dir) for name in split[side]] for side in ("train", "test")
+        }
+        return {"by": "lists", **sides}
 
     def ingest_one(self, entry: Entry, classes: Sequence[Class], sources: Sequence[SceneSource]) -> None:
         """Ingests one scene for nothing: what ingest refuses is refused before anything is written."""
@@ -149,12 +180,26 @@ class _Trial:
         ingest_scene(plan, self.scratch / "work", sources[0])
 
 
-def _variants(entry: Entry, layouts: Layouts) -> list[dict[str, Any]]:
-    """What a layout may need besides: a choice among published splits, one split, images left out."""
-    split = layouts.split()
-    splits: list[dict[str, Any]] = [{}, *([{"split": split}] if split else []), {"split": "train"}]
-    skips: list[dict[str, Any]] = [{}, {"unlabelled": "skip"}] if "masks" in entry else [{}]
-    return [{**one, **other} for other in skips for one in splits]
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@contextmanager
+def _held_back(log: logging.Logger) -> Iterator[list[logging.LogRecord]]:
+    """What is logged meanwhile: of layouts that do not fit nobody wants to hear."""
+    kept = _Kept()
+    log.addHandler(kept)
+    log.propagate = False
+    try:
+        yield kept.records
+    finally:
+        log.propagate = True
+        log.removeHandler(kept)
 
 
 def _masks(tried: _Trial, entry: Entry) -> Any:
@@ -194,7 +239,9 @@ def _classes(raw: Mapping[Raw, int]) -> list[Class]:
     elif all(re.fullmatch("#[0-9a-f]{6}", str(value)) for value in values):
         names = {value: STUB[0] if value == "#000000" else f"class_{str(value)[1:]}" for value in values}
     else:
-        names = {value: plain_label(str(value)) or "unnamed" for value in values}
+        # of names that differ in their case alone, one stands for all
+        first = {plain_label(str(value)) or "unnamed": value for value in reversed(values)}
+        names = {first[name]: name for name in reversed(first)}
     found = dict.fromkeys([STUB[0], *(name for name in names.values() if name != IGNORE_NAME)])
     if len(found) < 2:
         found |= {STUB[1]: None}
@@ -241,7 +288,7 @@ def _lines(
             if each.raw is not None
         ]
     if alone:
-        lines.append(f"left out, of a name that nothing pairs with: {some(alone)}")
+        lines.append(f"left out, neither an image of a split nor its label: {some(alone)}")
     return lines
 
 

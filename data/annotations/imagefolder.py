@@ -2,16 +2,32 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from crossearth.data.annotations.documents import parse_json
 from crossearth.data.common.config import listed, nearest, shown
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.archives import Member, read
+from crossearth.data.raster.archives import Member, opened, read
 
 TABLES = ("metadata.jsonl", "metadata.csv")
+HEAD_BYTES = 2**20
 IMAGE_COLUMNS = ("file_name", "image_file_name", "input_file_name")
+
+
+def is_table(member: Member) -> bool:
+    """Whether a file of such a name is a table of images, by its first line."""
+    with opened(member) as file:
+        line = file.readline(HEAD_BYTES).decode("utf-8-sig", "replace")
+    if member.path.lower().endswith(".csv"):
+        columns = next(csv.reader([line]), [])
+    else:
+        try:
+            columns = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+    return any(name in columns for name in IMAGE_COLUMNS) if isinstance(columns, list | dict) else False
 
 
 def read_table(member: Member, column: str | None) -> dict[str, str]:

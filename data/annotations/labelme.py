@@ -54,7 +54,10 @@ def _area(shape: Any, where: str) -> Any:
             return outline(np.array([(x, y), (right, y), (right, bottom), (x, bottom)]))
         return Bitmap(round(x), round(y), _mask(entry(shape, "mask", str, where), where))
     raise InputError(
-        f"a {kind}", where=where, expected="polygon, rectangle, circle or mask: others have no area"
+        f"a {kind}",
+        where=where,
+        expected="polygon, rectangle, circle or mask: others have no area",
+        next_step="draw it as one of these in labelme, or remove it there",
     )
 
 

@@ -1,28 +1,35 @@
-"""Polygons of a geographic information system, in the coordinates of the ground."""
+"""Polygons of a geographic information system, in the coordinates of the ground.
 
+A file may be larger than the memory: it is read in pieces, and for an image only what lies in its bounds.
+"""
+
+import json
 import math
+import re
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyogrio
 from pyogrio.errors import CRSError, DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
 from pyproj import CRS
 from pyproj.exceptions import CRSError as ProjError
 from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
-from shapely import STRtree, box, length
+from shapely import length
 
-from crossearth.data.annotations.documents import parse_json
 from crossearth.data.annotations.shapes import Shape
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.catalog.domains import Masks
 from crossearth.data.common.config import listed, nearest
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import digest
-from crossearth.data.raster.archives import Member, read
+from crossearth.data.common.files import atomic_dir, digest
+from crossearth.data.raster.archives import Member, unpack
 from crossearth.data.raster.reader import Raster, gdal, open_raster
 
 # by its first bytes GDAL would open anything, and some kinds point to other files
@@ -33,11 +40,14 @@ SIGNATURES = {
     ".shp": (b"\0\0\x27\x0a",),
     ".fgb": (b"fgb\x03",),
 }
-INDEXED = (".gpkg", ".fgb", ".shp")  # a part of these is read without the rest
+INDEXED = "indexed.gpkg"
 WITHOUT_ATTRIBUTE = "polygon"
 # straight lines of one CRS are curves of another: a point every so many px
 STEP_PX = 32
 MAX_POINTS = 1_000_000
+MANY_VALUES = 1000  # of an attribute: it is no class
+PIECE = 2**14  # features that are held at once, where all of them are asked
+JSON_FAULT = re.compile(r"At line (\d+), character (\d+): (.*)")  # GDAL's words
 ERRORS = (CRSError, DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError)
 
 
@@ -62,28 +72,82 @@ def on_disk(files: Sequence[Member], folder: Path) -> tuple[Member, ...]:
     for member in files:
         if member.name:
             place = folder / PurePosixPath(member.path).name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(read(member))
+            unpack(member.container, member.name, place)
             member = Member(member.path, place, "", member.size, member.tag, packed=True)
         placed.append(member)
     return tuple(placed)
 
 
-def attributes(source: LabelSource) -> dict[str, int]:
-    """The attributes of the first layer, and how many different values each has.
+def indexed(masks: Masks, source: LabelSource, scratch: Path) -> LabelSource:
+    """A file whose features are found by their bounds: the file itself, or a GeoPackage made of it.
+
+    To GeoJSON, and to a shapefile without its index (.qix), GDAL would look from end to end for every image.
+
+    Args:
+        scratch: gets the GeoPackage, unless it has it already.
+
+    Raises:
+        InputError: as `names`.
+    """
+    layer = _layer(masks, source)
+    if layer["indexed"]:
+        return source
+    folder = scratch / digest([source.identity, source.where, layer["name"], masks.attribute])[:16]
+    if not folder.is_dir():
+        with atomic_dir(folder) as partial:
+            _write_indexed(source, layer, masks.attribute, partial / INDEXED)
+    first, *others = source.files
+    # path, size and tag stay the original's: on these the labels' identity hangs
+    return replace(source, files=(replace(first, container=folder / INDEXED), *others))
+
+
+def _write_indexed(source: LabelSource, layer: dict[str, Any], attribute: str | None, path: Path) -> None:
+    """A GeoPackage, which keeps the order of the features and holds few of them in memory."""
+    columns = [attribute] if attribute else []
+    try:
+        with (
+            warnings.catch_warnings(),
+            pyogrio.open_arrow(
+                _path(source),
+                layer=layer["name"],
+                columns=columns,
+                batch_size=PIECE,
+                encoding=layer["encoding"],
+            ) as (meta, stream),
+        ):
+            warnings.filterwarnings("ignore", "'crs' was not provided")
+            pyogrio.write_arrow(
+                stream,
+                path,
+                driver="GPKG",
+                layer=layer["name"],
+                geometry_name=meta["geometry_name"] or "wkb_geometry",
+                geometry_type="Unknown",
+                crs=layer["crs"],
+                # names that no attribute has
+                layer_options={"FID": "crossearth_fid", "GEOMETRY_NAME": "crossearth_shape"},
+            )
+    except ERRORS as error:
+        raise _unreadable(_path(source), source.where, error) from error
+
+
+def attributes(source: LabelSource) -> dict[str, dict[str, int]]:
+    """The attributes of each layer that may hold polygons, and how many different values each has.
+
+    Of an attribute of very many values it says about as many.
 
     Raises:
         InputError: the file cannot be read.
     """
-    path, tag = _path(source), source.files[0].tag
-    layer = next(iter(_layers(path, tag, source.where).values()), None)
-    if layer is None:
-        return {}
-    try:
-        frame = pyogrio.read_dataframe(path, layer=layer["name"], read_geometry=False)
-    except ERRORS as error:
-        raise _unreadable(path, source.where, error) from error
-    return {str(name): int(frame[name].astype(str).nunique()) for name in frame.columns}
+    counts = {}
+    for layer in _polygonal(_layers(_path(source), source.files[0].tag, source.where)).values():
+        values: dict[str, set[str]] = {name: set() for name in layer["fields"]}
+        for piece in _pieces(source, layer, layer["fields"]):
+            for name, found in values.items():
+                if len(found) <= MANY_VALUES:
+                    found.update(map(str, piece[name].to_pylist()))
+        counts[layer["name"]] = {name: len(found) for name, found in values.items()}
+    return counts
 
 
 def names(masks: Masks, source: LabelSource) -> dict[str, int]:
@@ -96,8 +160,10 @@ def names(masks: Masks, source: LabelSource) -> dict[str, int]:
     layer = _layer(masks, source)
     if masks.attribute is None:
         return {WITHOUT_ATTRIBUTE: layer["features"]}
-    frame = _frame(source, layer["name"], masks.attribute, read_geometry=False)
-    return dict(Counter(map(_name, frame[masks.attribute])))
+    found: Counter[str] = Counter()
+    for piece in _pieces(source, layer, [masks.attribute]):
+        found.update(map(_name, piece[masks.attribute].to_pylist()))
+    return dict(found)
 
 
 def shapes(masks: Masks, source: LabelSource, image: Raster) -> list[Shape]:
@@ -107,9 +173,11 @@ def shapes(masks: Masks, source: LabelSource, image: Raster) -> list[Shape]:
         InputError: as `names`; a place that is known of one of the two alone.
     """
     layer = _layer(masks, source)
+    if not layer["features"]:
+        return []
     crs = _crs(masks, source, layer["crs"], image)
     bounds = _bounds(source, image, crs)
-    frame = _meeting(source, layer["name"], masks.attribute, bounds)
+    frame = _in_bounds(source, layer["name"], masks.attribute, bounds)
     frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty]
     if odd := sorted({*frame.geom_type} - {"Polygon", "MultiPolygon"}):
         raise _no_polygons(source, odd)
@@ -142,20 +210,17 @@ def meeting(masks: Masks, source: LabelSource, images: Sequence[Member]) -> tupl
         InputError: as `shapes`.
     """
     layer = _layer(masks, source)
-    try:
-        _, sides = pyogrio.read_bounds(_path(source), layer=layer["name"])
-    except ERRORS as error:
-        raise _unreadable(_path(source), source.where, error) from error
-    tree = STRtree(box(*sides))
-    met: set[int] = set()
-    covered = []
+    if not layer["features"]:
+        raise InputError("no polygons", where=source, expected="some: the layer is empty")
+    met, covered = [np.empty(0, np.int64)], []
     for member in images:
         with gdal(), open_raster(member) as image:
             bounds = _bounds(source, image, _crs(masks, source, layer["crs"], image))
-        if len(here := tree.query(box(*bounds))):
+        fids, _ = _read(pyogrio.read_bounds, source, layer=layer["name"], bbox=bounds)
+        if len(fids):
+            met.append(fids)
             covered.append(member)
-            met.update(here.tolist())
-    return sides.shape[1] - len(met), covered
+    return layer["features"] - len(np.unique(np.concatenate(met))), covered
 
 
 def _path(source: LabelSource) -> Path:
@@ -163,24 +228,42 @@ def _path(source: LabelSource) -> Path:
 
 
 def _layer(masks: Masks, source: LabelSource) -> dict[str, Any]:
-    """Name, CRS, kind of shapes, attributes and number of features of the layer that is meant."""
+    """Name, CRS, kind of shapes, attributes, number of features and index of the layer that is meant."""
     path = _path(source)
     found = _layers(path, source.files[0].tag, source.where)
-    if masks.layer is None and len(found) > 1:
-        raise InputError(f"{len(found)} layers", where=source, expected=f"`layer`: one of {listed(found)}")
-    name = masks.layer or next(iter(found), "")
+    # points and lines may lie beside
+    meant = _polygonal(found) or found
+    if masks.layer is None and len(meant) > 1:
+        raise InputError(
+            f"{len(meant)} layers",
+            where=source,
+            expected=f"`layer`: one of {listed(meant)}",
+            next_step="say it in the catalog file, e.g. masks: {polygons: ..., "
+            f"layer: {json.dumps(next(iter(meant)), ensure_ascii=False)}}}",
+        )
+    name = masks.layer or next(iter(meant), "")
     if name not in found:
         raise InputError(f"no layer {name!r}", where=source, expected=nearest(name, found))
     layer = found[name]
-    if "Line" in layer["kind"] or "Point" in layer["kind"]:
+    if not _polygonal({name: layer}):
         raise _no_polygons(source, [layer["kind"]])
-    if masks.attribute is not None and masks.attribute not in layer["fields"]:
+    # a file without features often says no attributes either
+    if masks.attribute is not None and layer["features"] and masks.attribute not in layer["fields"]:
         raise InputError(
             f"no attribute {masks.attribute!r}",
             where=source,
             expected=nearest(masks.attribute, layer["fields"]),
         )
     return layer
+
+
+def _polygonal(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those that are not of other shapes."""
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if "Line" not in layer["kind"] and "Point" not in layer["kind"]
+    }
 
 
 @lru_cache(maxsize=8)
@@ -190,8 +273,6 @@ def _layers(path: Path, tag: str, where: str) -> dict[str, dict[str, Any]]:
     with path.open("rb") as file:
         head = file.read(64).lstrip() if suffix in (".geojson", ".json") else file.read(64)
     if not head.startswith(SIGNATURES[suffix]):
-        if suffix in (".geojson", ".json"):
-            parse_json(path.read_bytes(), where)
         raise InputError(
             f"not what {suffix} files are",
             where=where,
@@ -207,16 +288,29 @@ def _layers(path: Path, tag: str, where: str) -> dict[str, dict[str, Any]]:
             "name": name,
             "crs": info["crs"],
             "kind": str(info["geometry_type"]),
-            "fields": [str(field) for field in info["fields"]],
+            # a list is no name
+            "fields": [
+                str(field)
+                for field, kind in zip(info["fields"], info["dtypes"], strict=True)
+                if not str(kind).startswith("list")
+            ],
+            # UTF-8 is also what GDAL makes of an encoding that the file says
+            "encoding": info["encoding"] if info["encoding"] != "UTF-8" else None,
             "features": int(info["features"]),
+            "indexed": bool(info["capabilities"]["fast_spatial_filter"]),
         }
         for name, info in infos.items()
     }
 
 
 def _unreadable(path: Path, where: str, error: Exception) -> InputError:
-    if path.suffix.lower() in (".geojson", ".json"):
-        parse_json(path.read_bytes(), where)  # knows the line and the column
+    if place := JSON_FAULT.search(str(error)):
+        line, column, what = place.groups()
+        return InputError(
+            f"not JSON: {what}",
+            where=f"{where}: line {line}, column {column}",
+            next_step="export the file again",
+        )
     return InputError(
         f"cannot be read: {error}",
         where=where,
@@ -225,31 +319,42 @@ def _unreadable(path: Path, where: str, error: Exception) -> InputError:
     )
 
 
-def _frame(source: LabelSource, layer: str, attribute: str | None, **options: Any) -> Any:
-    path = _path(source)
+def _pieces(source: LabelSource, layer: dict[str, Any], columns: list[str]) -> Iterator[Any]:
+    """Attributes of all features, `PIECE` features at a time."""
+    if not columns:
+        return
+    options = {
+        "columns": columns,
+        "read_geometry": False,
+        "batch_size": PIECE,
+        "use_pyarrow": True,
+        "encoding": layer["encoding"],
+    }
     try:
-        return pyogrio.read_dataframe(
-            path, layer=layer, columns=[attribute] if attribute else [], force_2d=True, **options
-        )
+        with pyogrio.open_arrow(_path(source), layer=layer["name"], **options) as (_, stream):
+            yield from stream
     except ERRORS as error:
-        raise _unreadable(path, source.where, error) from error
+        raise _unreadable(_path(source), source.where, error) from error
 
 
-@lru_cache(maxsize=1)
-def _whole(source: LabelSource, layer: str, attribute: str | None) -> Any:
-    return _frame(source, layer, attribute)
+def _in_bounds(source: LabelSource, layer: str, attribute: str | None, bounds: Sequence[float]) -> Any:
+    """The features that may meet a box, in the file's order, which is not that of an index."""
+    return _read(
+        pyogrio.read_dataframe,
+        source,
+        layer=layer,
+        columns=[attribute] if attribute else [],
+        force_2d=True,
+        bbox=tuple(bounds),
+        fid_as_index=True,
+    ).sort_index()
 
 
-def _meeting(source: LabelSource, layer: str, attribute: str | None, bounds: Sequence[float]) -> Any:
-    """The features whose bounds meet others, in the file's order."""
-    if _path(source).suffix.lower() in INDEXED:
-        return _frame(source, layer, attribute, bbox=tuple(bounds))
-    frame = _whole(source, layer, attribute)
-    left, bottom, right, top = bounds
-    theirs = frame.geometry.bounds
-    return frame[
-        (theirs.minx <= right) & (theirs.maxx >= left) & (theirs.miny <= top) & (theirs.maxy >= bottom)
-    ]
+def _read(function: Any, source: LabelSource, **options: Any) -> Any:
+    try:
+        return function(_path(source), **options)
+    except ERRORS as error:
+        raise _unreadable(_path(source), source.where, error) from error
 
 
 def _crs(masks: Masks, source: LabelSource, said: str | None, image: Raster) -> CRS | None:

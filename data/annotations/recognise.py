@@ -1,13 +1,13 @@
 """What a file is that is no image, and how a domain's `masks` would name it."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from crossearth.data.annotations.cvat import LABELMAP
-from crossearth.data.annotations.imagefolder import TABLES
+from crossearth.data.annotations.documents import top_level
+from crossearth.data.annotations.imagefolder import TABLES, is_table
 from crossearth.data.annotations.source import VECTOR_SUFFIXES
 from crossearth.data.catalog.domains import Form
 from crossearth.data.common.errors import InputError
@@ -29,7 +29,6 @@ CONTAINERS = (
 )
 OTHER_RASTERS = (".mrf", ".ers", ".ecw", ".sid", ".asc", ".grd", ".kea")
 YOLO_TABLES = ("data.yaml", "dataset.yaml", "data.yml")
-MAX_BYTES = 512 * 2**20
 FILES_READ = 5
 YOLO_BYTES = 2**20
 
@@ -59,7 +58,7 @@ def recognise(members: Sequence[Member]) -> list[Recognised]:
             kind = "polygons", "polygons"
         elif name.endswith(OTHER_VECTOR):
             kind = None, "polygons of a kind that is not read (export them as GeoPackage)"
-        elif name in TABLES:
+        elif name in TABLES and is_table(member):
             kind = "imagefolder", "an image folder of Hugging Face"
         elif name == LABELMAP:
             kind = "cvat", "CVAT's segmentation masks"
@@ -115,18 +114,16 @@ def _is_yolo(member: Member) -> bool:
 
 
 def _of_json(member: Member) -> tuple[Form | None, str] | None:
-    if member.size > MAX_BYTES:
-        return None
+    seen = set()
     try:
-        found = json.loads(read(member).decode("utf-8-sig"))
-    except (ValueError, RecursionError, InputError):
+        for key, value in top_level(member):
+            seen.add(key)
+            if seen >= {"images", "annotations", "categories"}:
+                return "coco", "a COCO file"
+            if seen >= {"shapes", "imagePath"}:
+                return "labelme", "labelme's shapes"
+            if key == "type" and value == "FeatureCollection":
+                return "polygons", "polygons"
+    except InputError:
         return None
-    if not isinstance(found, dict):
-        return None
-    if found.keys() >= {"images", "annotations", "categories"}:
-        return "coco", "a COCO file"
-    if "shapes" in found and "imagePath" in found:
-        return "labelme", "labelme's shapes"
-    if found.get("type") == "FeatureCollection":
-        return "polygons", "polygons"
     return None

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import IO, Self
 
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_dir, digest
@@ -294,7 +294,7 @@ def _index_archive(file: Path, prefix: str, scratch: Path, depth: int) -> Iterat
         if is_archive(entry.filename):
             inner = unpacked / path
             if not inner.exists():
-                _unpack_entry(file, entry.filename, inner)
+                unpack(file, entry.filename, inner)
             yield from _index_archive(inner, stem_of(path), scratch, depth + 1)
         else:
             yield Member(path, file, entry.filename, entry.file_size, f"{entry.CRC:08x}", packed=True)
@@ -367,7 +367,12 @@ def _refuse_total(file: Path, total: int, archive_bytes: int) -> None:
         )
 
 
-def _unpack_entry(file: Path, name: str, to: Path) -> None:
+def unpack(file: Path, name: str, to: Path) -> None:
+    """Writes an entry of a zip to a file, a piece at a time.
+
+    Raises:
+        InputError: the archive is broken.
+    """
     to.parent.mkdir(parents=True, exist_ok=True)
     with _reading(file), _open_zip(file).open(name) as source, to.open("wb") as target:
         shutil.copyfileobj(source, target, CHUNK)
@@ -448,6 +453,19 @@ def _open_zip(file: Path) -> zipfile.ZipFile:
 def _zip_handle(process: int, file: Path, changed: int) -> zipfile.ZipFile:
     """Kept open: reading the directory of 17 000 entries takes 0.1 s."""
     return zipfile.ZipFile(file)
+
+
+@contextmanager
+def opened(member: Member) -> Iterator[IO[bytes]]:
+    """The bytes of a member as a stream, which may be wound back.
+
+    Raises:
+        InputError: as `read`, and for whatever else goes wrong in the `with`.
+    """
+    with _Reading(member.container):
+        stream = _open_zip(member.container).open(member.name) if member.name else member.container.open("rb")
+        with stream as file:
+            yield file
 
 
 def read(member: Member) -> bytes:

@@ -1,17 +1,21 @@
-"""Ingest of one scene as its publisher ships it, on one worker; files written included.
+"""Ingest of one scene as its publisher ships it, and of polygons, on one worker; files written included.
 
-The baseline does what converters commonly do: a PNG per tile and label, colours compared one by one.
+The baselines do what converters commonly do: a PNG per tile and label, colours compared one by one; all
+polygons of a file in one table.
 """
 
+import json
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import rasterio
 from harness import Action, Case, Form, scratch
 from numpy.typing import NDArray
 from PIL import Image
+from rasterio.features import rasterize
 from rasterio.transform import from_origin
 
 from crossearth.components.ingest.step import IngestConfig, ingest
@@ -31,6 +35,18 @@ domains:
     labels: {"#ffffff": impervious surface, "#0000ff": building, "#00ffff": low vegetation, "#00ff00": tree,
              "#ffff00": car, "#ff0000": clutter, "#000000": ignore}
     tile: {px: 512, rule: cut}
+"""
+POLYGONS = 100_000, 400_000
+ON_IMAGE = 200  # of them; the others lie beside
+POLYGONS_CATALOG = """
+class_sets:
+  town: {classes: [background, building, road]}
+domains:
+  town:
+    images: images
+    masks: {polygons: labels.geojson, attribute: landuse, outside: background}
+    split: train
+    class_set: town
 """
 runs = count()
 
@@ -93,8 +109,71 @@ def ours() -> Action:
     return lambda: ingest(["scene"], known, folder, scratch(f"potsdam-{next(runs)}"), IngestConfig(workers=1))
 
 
+def geojson(number: int) -> Path:
+    """Folder with an image of 512 px and a GeoJSON of so many polygons of 12 points, a few of them on it."""
+    folder = scratch(f"polygons-{number}")
+    if not folder.exists():
+        left, top = 300_000.0, 5_000_000.0
+        image, _ = ground(512, 512)
+        place = {"crs": "EPSG:32633", "transform": from_origin(left, top, 0.5, 0.5)}
+        save(folder / "images" / "a.tif", image, **place)
+        angles = np.linspace(0, 2 * np.pi, 13)
+        circle = 5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        circle[-1] = circle[0]
+        rng = np.random.default_rng(0)
+        with (folder / "labels.geojson").open("w") as file:
+            name = '{"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}'
+            file.write(f'{{"type": "FeatureCollection", "crs": {name}, "features": [\n')
+            for at in range(number):
+                shift = 0 if at % (number // ON_IMAGE) == 0 else 1000
+                ring = circle + [left + shift, top] + rng.uniform(0, 256, 2) * [1, -1]
+                feature = {
+                    "type": "Feature",
+                    "properties": {"landuse": "road" if at % 2 else "building", "name": f"number {at}"},
+                    "geometry": {"type": "Polygon", "coordinates": [ring.round(3).tolist()]},
+                }
+                file.write(json.dumps(feature) + (",\n" if at + 1 < number else "]}\n"))
+        (folder / "catalog.yaml").write_text(POLYGONS_CATALOG)
+    return folder
+
+
+def held_whole() -> Action:
+    """What converters commonly do: the file as one table, and of it what meets the image."""
+    folder = geojson(POLYGONS[1])
+
+    def convert() -> None:
+        frame = geopandas.read_file(folder / "labels.geojson")
+        with rasterio.open(folder / "images" / "a.tif") as image:
+            near = frame.cx[image.bounds.left : image.bounds.right, image.bounds.bottom : image.bounds.top]
+            ids = near["landuse"].map({"building": 1, "road": 2})
+            rasterize(zip(near.geometry, ids, strict=True), image.shape, transform=image.transform)
+
+    return convert
+
+
+def streamed(number: int) -> Form:
+    """The peak must not grow with the file."""
+
+    def prepare() -> Action:
+        folder = geojson(number)
+        known = load_catalog([folder / "catalog.yaml"], folder)
+        return lambda: ingest(
+            ["town"], known, folder, scratch(f"polygons-{next(runs)}"), IngestConfig(workers=1)
+        )
+
+    return Form(prepare, number)
+
+
 CASES = {
+    "ingest polygons of a large GeoJSON": Case(
+        {
+            f"plain, {POLYGONS[1]}": Form(held_whole, POLYGONS[1]),
+            **{f"ingest, {number}": streamed(number) for number in POLYGONS},
+        },
+        "polygon",
+        rounds=1,
+    ),
     "ingest Potsdam, 6000 px": Case(
         {"plain": Form(plain, TILES), "ingest": Form(ours, TILES)}, "tile", rounds=3
-    )
+    ),
 }

@@ -16,6 +16,7 @@ OWNERS = {
     "torchmetrics": {"model/metrics.py"},
     "boto3": {"data/tiles/store.py"},
     "pycocotools": {"data/annotations/coco.py"},
+    "ijson": {"data/annotations/documents.py"},
     "dvc": {"components/tune/experiments.py"},
     "onnxruntime": {"components/export/step.py"},
     "great_expectations": {"components/validate/expectations.py"},

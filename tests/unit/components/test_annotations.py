@@ -1,14 +1,18 @@
 """Labels in the layouts in which the tools write that people label with."""
 
+import json
 import logging
 import os
 import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import yaml
 from labelled_folders import (
@@ -47,19 +51,24 @@ from labelled_folders import (
 )
 from numpy.typing import NDArray
 from own_domain import save
-from shapely import LineString
+from shapely import LineString, MultiPolygon, Point, Polygon, force_3d
 
 from crossearth.components.ingest import step
 from crossearth.components.ingest.pairing import suggested
+from crossearth.components.ingest.sources import find_scenes
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.components.plan.items import _own_files
+from crossearth.data.annotations import polygons as polygons_room
+from crossearth.data.annotations.coco import read_file as read_coco
+from crossearth.data.annotations.polygons import PIECE
 from crossearth.data.annotations.shapes import DrawnLabels, outline
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
+from crossearth.data.raster.archives import file_at
 from crossearth.data.tiles.manifest import read_label, read_manifest
 
 
-def run(folder: Path, **entry: Any) -> dict[str, NDArray[np.uint8]]:
+def run(folder: Path, workers: int = 1, **entry: Any) -> dict[str, NDArray[np.uint8]]:
     """Ingests the domain `town` of `folder`; its labels by the names of their tiles."""
     values = {
         "images": "images",
@@ -73,7 +82,7 @@ def run(folder: Path, **entry: Any) -> dict[str, NDArray[np.uint8]]:
     sections = {"class_sets": {"town": {"classes": list(CLASSES)}}, "domains": {"town": values}}
     file.write_text(yaml.safe_dump(sections))
     catalog = load_catalog([file], folder)
-    (path,) = ingest(["town"], catalog, folder, folder / "domains", IngestConfig(workers=1))
+    (path,) = ingest(["town"], catalog, folder, folder / "domains", IngestConfig(workers=workers))
     found = {}
     for split in catalog.domain("town").splits:
         manifest = read_manifest(path, split)
@@ -150,6 +159,180 @@ def test_a_shape_of_any_extent_is_drawn_at_once() -> None:
     far = outline(np.array([[-1e9, -1e9], [8.5, -1e9], [8.5, 1e9], [-1e9, 1e9]]))
     labels = DrawnLabels("a", SIDE, SIDE, ((1, far),), 0, all_touched=True)
     np.testing.assert_array_equal(labels.read(None, (SIDE, SIDE)), drawn((1, (0, 0, 9, 16))))
+
+
+# --- files larger than the memory
+
+
+STREAMED = {"GeoJSON": "labels.geojson", "shapefile": "v/labels.shp", "GeoPackage": "labels.gpkg"}
+
+
+@pytest.mark.parametrize("path", STREAMED.values(), ids=STREAMED)
+def test_of_polygons_each_image_reads_those_in_its_bounds(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polygons(tmp_path, path)
+    held = []
+
+    def spied(name: str) -> None:
+        function = getattr(pyogrio, name)
+
+        def call(*places: Any, **options: Any) -> Any:
+            found = function(*places, **options)
+            held.append((options.get("bbox"), len(found if name == "read_dataframe" else found[0])))
+            return found
+
+        monkeypatch.setattr(pyogrio, name, call)
+
+    spied("read_dataframe")
+    spied("read_bounds")
+    pieces = []
+    opened = pyogrio.open_arrow
+    monkeypatch.setattr(
+        pyogrio, "open_arrow", lambda *a, **k: pieces.append(k["batch_size"]) or opened(*a, **k)
+    )
+    found = run(tmp_path, masks={"polygons": path, **LANDUSE})
+    np.testing.assert_array_equal(found["a2"], BOTH)
+    assert all(bbox and number == 2 for bbox, number in held) and len(held) == 4
+    assert {*pieces} == {PIECE}
+
+
+def test_a_file_without_an_index_gets_one_for_all_processes_and_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polygons(tmp_path, "labels.geojson")
+    write_indexed = polygons_room._write_indexed
+
+    def spied(*arguments: Any) -> None:
+        with (tmp_path / "written").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        write_indexed(*arguments)
+
+    monkeypatch.setattr(polygons_room, "_write_indexed", spied)
+    masks = {"polygons": "labels.geojson", **LANDUSE}
+    np.testing.assert_array_equal(run(tmp_path, workers=2, masks=masks)["a2"], BOTH)
+    assert (tmp_path / "written").read_text() == f"{os.getpid()}\n"
+    assert not [*(tmp_path / "domains").rglob("*.gpkg")]
+
+
+@pytest.mark.parametrize("form", ["GeoJSON in degrees", "COCO, polygons"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InputError("no")])
+def test_what_was_made_of_the_labels_goes_with_a_run_that_fails(
+    form: str, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, entry = FORMS[form]
+    make(tmp_path)
+    there = []
+
+    def fail(*_: object) -> None:
+        there.extend(path.suffix for path in (tmp_path / "domains").rglob("*.*"))
+        raise error
+
+    monkeypatch.setattr(step, "ingest_scene", fail)
+    with pytest.raises((KeyboardInterrupt, InputError)):
+        run(tmp_path, **entry)
+    assert {*there} & {".gpkg", ".sqlite"}
+    assert not [path for path in (tmp_path / "domains").rglob("*") if path.suffix in (".gpkg", ".sqlite")]
+
+
+def test_a_coco_file_is_never_held_whole(tmp_path: Path) -> None:
+    content = coco_file()
+    one = {**content["annotations"][0], "segmentation": [[float(value) for value in range(60)]]}
+    content["annotations"] = [{**one, "id": number} for number in range(2000)]
+    file = write(tmp_path / "annotations.json", content)
+    member = file_at(file, tmp_path)
+    tracemalloc.start()
+    try:
+        found = read_coco(member, tmp_path / "scratch")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.names == {"Building": 2000}
+    assert peak < file.stat().st_size
+
+
+@pytest.mark.parametrize("path", ["labels.gpkg", "labels.geojson"])
+def test_the_files_order_is_kept_whatever_an_index_does(path: str, tmp_path: Path) -> None:
+    """An R-tree gives its hits in an order of its own."""
+    images(tmp_path)
+    rng = np.random.default_rng(0)
+    boxes = [(x, y, x + 5, y + 5) for x, y in rng.integers(0, SIDE - 5, (200, 2)).tolist()]
+    kinds = ["building", "road"] * 100
+    options = {"SPATIAL_INDEX": "YES"} if path.endswith("gpkg") else {}
+    layer(
+        tmp_path / path, [(kind, on_ground(area)) for kind, area in zip(kinds, boxes, strict=True)], **options
+    )
+    masks = {"polygons": path, **LANDUSE, "order": "file"}
+    found = run(tmp_path, masks=masks, unlabelled="skip")
+    ids = {"building": 1, "road": 2}
+    expected = drawn(*((ids[kind], area) for kind, area in zip(kinds, boxes, strict=True)))
+    np.testing.assert_array_equal(found["a1"], expected)
+
+
+@pytest.mark.parametrize("form", ["GeoJSON in degrees", "COCO, polygons"])
+def test_labels_identity_hangs_on_the_original_file(form: str, tmp_path: Path) -> None:
+    make, entry = FORMS[form]
+    make(tmp_path)
+    run(tmp_path, **entry)
+    catalog = load_catalog([tmp_path / "catalog.yaml"], tmp_path)
+
+    def identities(scratch: str) -> list[str]:
+        found = find_scenes(catalog.domain("town"), tmp_path, tmp_path / scratch)
+        return [source.identity for source in found]
+
+    before = identities("one")
+    assert identities("two") == before
+    file = tmp_path / str(next(iter(entry["masks"].values())))
+    file.write_text(file.read_text().replace("oad", "oof"))
+    with pytest.raises(InputError, match="nobody named"):
+        identities("three")
+
+
+@pytest.mark.parametrize(
+    ("form", "path"), [("GeoJSON in degrees", "labels.geojson"), ("COCO, polygons", "annotations.json")]
+)
+def test_a_fault_deep_in_a_large_file_has_its_place(form: str, path: str, tmp_path: Path) -> None:
+    make, entry = FORMS[form]
+    make(tmp_path)
+    content = json.loads((tmp_path / path).read_text())
+    key = "features" if "features" in content else "annotations"
+    content[key] *= 1000
+    lines = json.dumps(content, indent=1).splitlines()
+    at = len(lines) - 50
+    lines[at] = "\u00e4" + lines[at]
+    (tmp_path / path).write_text("\n".join(lines))
+    with pytest.raises(InputError, match=rf"{path}: line {at + 1}, column 1: not JSON"):
+        run(tmp_path, **entry)
+
+
+# --- what people's files have besides
+
+
+def test_points_may_lie_beside_polygons_in_a_file(tmp_path: Path) -> None:
+    polygons(tmp_path, "labels.gpkg", layer="landuse")
+    layer(tmp_path / "labels.gpkg", [("x", Point(LEFT, TOP))], layer="survey")
+    np.testing.assert_array_equal(run(tmp_path, **GPKG)["a1"], BOTH)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "UTF-8", "without .cpg"])
+def test_names_of_a_shapefile_are_read_in_its_encoding(encoding: str, tmp_path: Path) -> None:
+    images(tmp_path, "images/a1.tif")
+    said = encoding.removeprefix("without .cpg") or "ISO-8859-1"
+    layer(tmp_path / "v/labels.shp", [("Gebäude", on_ground(BUILDING))], encoding=said)
+    if said != encoding:
+        (tmp_path / "v/labels.cpg").unlink()
+    found = run(tmp_path, **SHP, labels={"Gebäude": "building"})
+    np.testing.assert_array_equal(found["a1"], drawn((1, BUILDING)))
+
+
+@pytest.mark.parametrize("path", ["labels.gpkg", "labels.geojson", "v/labels.shp"])
+def test_holes_parts_and_heights(path: str, tmp_path: Path) -> None:
+    images(tmp_path, "images/a1.tif")
+    outer, hole, other = (1, 1, 9, 9), (3, 3, 6, 6), (12, 12, 15, 15)
+    ring = Polygon(on_ground(outer).exterior, [on_ground(hole).exterior])
+    layer(tmp_path / path, [("building", force_3d(MultiPolygon([ring, on_ground(other)]), 7.0))])
+    found = run(tmp_path, masks={"polygons": path, **LANDUSE})
+    np.testing.assert_array_equal(found["a1"], drawn((1, outer), (0, hole), (1, other)))
 
 
 # --- images without a label
@@ -242,6 +425,17 @@ def two_layers(folder: Path) -> None:
     layer(folder / "labels.gpkg", [("road", on_ground(ROAD))], layer="roads")
 
 
+def empty(folder: Path) -> None:
+    images(folder)
+    geopandas.GeoDataFrame({"landuse": []}, geometry=[], crs="EPSG:32633").to_file(folder / "labels.gpkg")
+
+
+def lists(folder: Path) -> None:
+    polygons(folder, "labels.geojson")
+    text = (folder / "labels.geojson").read_text().replace('"road"', '[ "road" ]')
+    write(folder / "labels.geojson", text.replace('"Building"', '[ "Building" ]'))
+
+
 def metres_as_degrees(folder: Path) -> None:
     """GeoJSON without a CRS is in degrees, whatever its numbers are."""
     images(folder)
@@ -281,7 +475,9 @@ WRONG: dict[str, tuple[Callable[[Path], object], Mapping[str, Any], str]] = {
         "no attribute 'landus'\n  expected: 'landuse'",
     ),
     "polygons that are lines": (lines, GPKG, r"labels\.gpkg: shapes that are no polygons: LineString"),
-    "polygons: two layers": (two_layers, GPKG, "2 layers\n.*roads"),
+    "polygons: two layers": (two_layers, GPKG, '2 layers\n.*roads\n.*layer: "roofs"'),
+    "polygons: none": (empty, GPKG, r"labels\.gpkg: no polygons"),
+    "polygons: lists for names": (lists, GEOJSON, "no attribute 'landuse'"),
     "polygons: broken JSON": (
         edited(in_degrees, "labels.geojson", lambda text: text[:-20]),
         GEOJSON,
@@ -493,6 +689,7 @@ CITIES = {"images": "data/*/images/*", "masks": "data/*/masks/*", "labels": VALU
     [
         ("images/train/a images/train/b images/test/a", MASKS, "train/train_a train/train_b test/test_a"),
         ("images/train/a images/val/b", MASKS, "train/a test/b"),
+        ("images/train2017/a images/val2017/b", MASKS, "train/a test/b"),
         ("data/train/images/a data/validation/images/b", CITIES, "train/a test/b"),
         (
             "images/train/a images/val/b images/test/c",
@@ -566,6 +763,19 @@ def test_lists_of_pascal_voc_are_the_split(tmp_path: Path, caplog: pytest.LogCap
     write(tmp_path / "mine.txt", "SegmentationClass/a2.png")
     write(tmp_path / "theirs.txt", "\nA1.jpg\n")
     assert [*run(tmp_path, **(entry | {"split": lists}))] == ["a2", "test/a1"]
+
+
+def test_lists_beside_the_images_are_the_split_or_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values(tmp_path, "images/a1", "images/a2", "images/a3")
+    write(tmp_path / "train.txt", "./images/a3.png\n")
+    write(tmp_path / "val.txt", "./images/a1.png\n")
+    assert [*run(tmp_path, **MASKS)] == ["a3", "test/a1"]
+    for name in ("train", "val"):  # of tiles that are made of the images later
+        write(tmp_path / f"{name}.txt", f"{name}_0\n")
+    assert [*run(tmp_path, **MASKS)] == ["a1", "a2", "test/a3"]
+    assert "name no images of these, and are not used as a split" in caplog.text
 
 
 def test_lists_in_the_archive_of_the_images_are_the_split(tmp_path: Path) -> None:
@@ -702,6 +912,8 @@ def test_the_message_of_names_that_differ_has_the_line_that_pairs_them(tmp_path:
         ("a_1_leftImg8bit.png a_1_gtFine_labelIds.png", "{}_leftImg8bit.png -> {}_gtFine_labelIds.png"),
         ("img_1.tif label_1.tif img_2.tif label_2.tif", "img_{}.tif -> label_{}.tif"),
         ("1.jpg 1.png 2.jpg 2.png", "{}.jpg -> {}.png"),
+        ("a_sat_1.tif a_mask_1.tif a_sat_2.tif a_mask_2.tif", "{}_sat_{}.tif -> {}_mask_{}.tif"),
+        ("1_sat.jpg 1_mask.png 2_sat.jpg 2_mask.png 3_sat.jpg", "{}_sat.jpg -> {}_mask.png"),
         ("1.jpg 2.jpg 3.jpg", None),
         ("1_a.png 1_b.png", None),
     ],

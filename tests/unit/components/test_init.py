@@ -7,7 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from labelled_folders import FORMS, SIDE, voc
+from labelled_folders import (
+    FORMS,
+    SIDE,
+    cityscapes,
+    coco_2017,
+    deep_globe,
+    i_said,
+    images,
+    inria,
+    labelme_file,
+    land_cover_ai,
+    layer,
+    massachusetts,
+    on_ground,
+    space_net,
+    voc,
+    with_masks,
+    write,
+)
 from own_domain import draw, own_domain, save
 
 from crossearth.components.plan.step import check
@@ -56,7 +74,7 @@ def test_images_and_masks_are_described(typed: Typed, tmp_path: Path) -> None:
         "5 train, 2 test",
     ):
         assert words in printed
-    assert "left out, of a name that nothing pairs with: images/scene_3.tif\n" in printed
+    assert "left out, neither an image of a split nor its label: images/scene_3.tif\n" in printed
     share = np.mean([draw(number)[1] for number in range(8) if number != 3])
     assert f"1: foreground, {share:.1%} of the pixels" in printed
     assert "scene_3" in printed
@@ -98,6 +116,52 @@ def test_a_split_in_three_is_written(typed: Typed, tmp_path: Path) -> None:
     entry, _ = started(typed, tmp_path)
     assert entry["split"] == {"by": "folder", "train": ["train"], "test": ["test"]}
     assert entry["images"] == "town/*/images/*"
+
+
+@pytest.mark.parametrize(
+    ("make", "expected", "splits"),
+    [
+        (space_net, {"pairs": "{}_PS-RGB_{}.tif -> {}_geojson-buildings_{}.geojson"}, "2 train, 1 test"),
+        (inria, {"images": "town/*/images/*", "unlabelled": "skip"}, "1 train, 1 test"),
+        (deep_globe, {"pairs": "{}_sat.jpg -> {}_mask.png", "unlabelled": "skip"}, "2 train, 1 test"),
+        (land_cover_ai, {"pairs": "{}.jpg -> {}_m.png"}, "1 train, 1 test"),
+        (i_said, {"masks": "town/Semantic_masks"}, "1 train, 1 test"),
+        (massachusetts, {"masks": "town/tiff/*_labels/*"}, "2 train, 1 test"),
+        (cityscapes, {"pairs": "{}_leftImg8bit.png -> {}_gtFine_labelIds.png"}, "2 train, 1 test"),
+        (coco_2017, {"images": "town"}, "2 train, 1 test"),
+    ],
+)
+def test_layouts_of_publishers(
+    make: Callable[[Path], None], expected: dict[str, Any], splits: str, typed: Typed, tmp_path: Path
+) -> None:
+    make(tmp_path / "town")
+    entry, printed = started(typed, tmp_path)
+    assert entry.items() >= expected.items()
+    assert f"split: {splits}" in printed
+    assert "11.7% of the pixels" in printed or make is space_net  # of it a third has no building
+
+
+def test_masks_come_before_outlines_that_lie_beside(typed: Typed, tmp_path: Path) -> None:
+    with_masks(tmp_path / "town", *(f"images/{name}.tif -> masks/{name}.png" for name in ("a1", "a2")))
+    layer(tmp_path / "town/area.gpkg", [("area", on_ground((0, 0, 16, 16), number)) for number in (0, 1)])
+    entry, printed = started(typed, tmp_path)
+    assert entry["masks"] == "town/masks"
+    assert "area.gpkg: polygons\n" in printed
+
+
+def test_names_that_differ_in_their_case_are_one_class(typed: Typed, tmp_path: Path) -> None:
+    images(tmp_path / "town", "a1.png", "a2.png")
+    for number, name in ((1, "Road"), (2, "road")):
+        shape = {"label": name, "points": [[2, 3], [8, 9]], "shape_type": "rectangle"}
+        write(tmp_path / f"town/a{number}.json", labelme_file(f"a{number}.png", shapes=[shape]))
+    entry, _ = started(typed, tmp_path)
+    assert [*entry["labels"].values()] == ["road"]
+
+
+def test_a_published_test_set_is_never_trained_on(typed: Typed, tmp_path: Path) -> None:
+    with_masks(tmp_path / "town", *(f"images/test/{name}.png -> masks/test/{name}.png" for name in "ab"))
+    entry, _ = started(typed, tmp_path)
+    assert entry["split"] == "test"
 
 
 def test_images_alone_are_a_style_source(typed: Typed, tmp_path: Path) -> None:
