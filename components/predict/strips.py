@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt
@@ -21,7 +22,14 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.names import stacking
 from crossearth.data.raster.pixel_area import pixel_sides_m
-from crossearth.data.raster.reader import Address, Raster, open_raster, refuse_palette
+from crossearth.data.raster.reader import (
+    GDAL_CACHE_BYTES,
+    MOST_CACHE_BYTES,
+    Address,
+    Raster,
+    open_raster,
+    refuse_palette,
+)
 from crossearth.data.raster.reading import (
     BILINEAR,
     Bytes,
@@ -38,7 +46,7 @@ RANGE_PERCENTILES = (2, 98)
 MOST_SHRUNK = 2  # a scene that is so many times as large as those fitted in training is seen too coarsely
 ALIKE = 1.1  # px of the training's size within a tenth are seen as they are
 MOST_ENLARGED = 8  # more is asked for by number: it costs the square, and shows nothing that is not there
-PIECE_BYTES = 64 << 20  # of a scene's own px that are resampled at a time
+PIECE_BYTES = 16 << 20  # of a scene's own px that are resampled at a time
 
 Span = tuple[int, int]
 # of a file: numbers, or names
@@ -382,13 +390,21 @@ class View:
 @contextmanager
 def open_view(scene: Scene) -> Iterator[View]:
     """The view of a scene's file."""
-    with open_raster(scene.path, scene.own) as raster:
+    with open_raster(scene.path, scene.own) as raster, rasterio.Env(GDAL_CACHEMAX=_cache_bytes(raster)):
         reading = scene.reading
         yield View(
             scene,
             lambda rows, columns: reading.read(raster, (rows, columns)),
             lambda rows, columns: reading.valid(raster, (rows, columns)),
         )
+
+
+def _cache_bytes(raster: Raster) -> int:
+    """Memory for a scene's blocks: a row of them, which strips read several times, within bounds."""
+    source = raster.dataset
+    rows = max(shape[0] for shape in source.block_shapes)
+    row_bytes = source.width * sum(np.dtype(dtype).itemsize for dtype in source.dtypes)
+    return min(max(GDAL_CACHE_BYTES, rows * row_bytes), MOST_CACHE_BYTES)
 
 
 def _mirrored(span: Span, low: int, high: int) -> NDArray[np.int64]:

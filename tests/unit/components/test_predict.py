@@ -188,6 +188,7 @@ def test_any_rectangle_of_a_map_has_the_digits_of_the_whole(
         blocks_of(loaded, scene, strips=range(3, 5)), whole[:, slice(how.strips[3][0], how.strips[4][1])]
     )
     monkeypatch.setattr(sliding, "SUMS_BYTES", 4 * len(CLASSES) * 64 * 90)
+    monkeypatch.setattr(sliding, "PANEL_WINDOWS", 1)
     monkeypatch.setattr(sliding, "BLOCK_BYTES", 4 * len(CLASSES) * 90 * 20)
     assert len(plan(scene, network.config, 1).panels) > 2
     assert torch.equal(blocks_of(loaded, scene), whole)
