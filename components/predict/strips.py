@@ -1,7 +1,7 @@
 """A scene: how its file is read, which part of it is mapped, and at which resolution the network sees it."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,13 +35,16 @@ from crossearth.data.raster.reading import (
     Bytes,
     Mask,
     Reading,
+    band_names,
     bounds_of_bytes,
     fitted_size,
     is_tagged,
     raw_dtype,
+    refuse_other_names,
     resample,
 )
 
+MODELS = "the model's"  # who chose
 RANGE_PERCENTILES = (2, 98)
 MOST_SHRUNK = 2  # a scene that is so many times as large as those fitted in training is seen too coarsely
 ALIKE = 1.1  # px of the training's size within a tenth are seen as they are
@@ -122,11 +125,15 @@ def open_scene(
         named = path.bands if isinstance(path, Address) else ()
         chosen, bands_from = _choose_bands(raster, bands, trained, named)
         plan = replace(trained or Reading(chosen, ""), bands=chosen, dtype=raw_dtype(raster, chosen))
+        if bands_from == MODELS:
+            refuse_other_names(raster, plan, _take_from)
+        else:
+            plan = replace(plan, names=())
         if value_range is not None:
             plan, range_from = replace(plan, value_range=value_range), "as given"
         elif trained is not None:
             _refuse_other_values(raster, plan, trained)
-            range_from = "8 bit as it is" if trained.value_range is None else "the model's"
+            range_from = "8 bit as it is" if trained.value_range is None else MODELS
         elif plan.dtype == "uint8":
             range_from = "8 bit as it is"
         else:
@@ -232,7 +239,7 @@ def _choose_bands(
     elif bands is not None:
         asked, origin = [_number(raster, band) for band in bands], "as given"
     elif trained is not None:
-        asked, origin = trained.bands, "the model's"
+        asked, origin = trained.bands, MODELS
     else:
         colours = enumerate(source.colorinterp, 1)
         asked, origin = (
@@ -257,11 +264,18 @@ def _choose_bands(
 def _number(raster: Raster, band: int | str) -> int:
     if isinstance(band, int):
         return band
-    names = {name.lower(): place for place, name in enumerate(raster.dataset.descriptions, 1) if name}
+    names = {name: place for place, name in enumerate(band_names(raster), 1) if name}
     if band.lower() not in names:
         known = listed(names) or "none: its bands have no names, take their numbers"
         raise InputError(f"no band {band!r}", where=raster.where, expected=known)
     return names[band.lower()]
+
+
+def _take_from(places: Mapping[str, int]) -> str:
+    """What to do about bands that lie elsewhere, by name."""
+    if len(places) == 3:
+        return f"--bands {','.join(map(str, places.values()))} takes them from where they are"
+    return "say with --bands which of its bands are meant, in the order of the training"
 
 
 def _example(count: int) -> str:

@@ -349,6 +349,49 @@ def test_a_scene_of_other_values_than_the_training_is_refused(
         open_scene(scene, trained)
 
 
+def named(path: Path, names: tuple[str, ...], colours: tuple[ColorInterp, ...] = ()) -> Path:
+    write(path, pixels(70, 80, max(len(names), len(colours))))
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = names or file.descriptions
+        file.colorinterp = colours or file.colorinterp
+    return path
+
+
+RGB = replace(BYTES, names=(("red", "b4"), ("green", "b3"), ("blue", "b2")))
+IRRG = replace(BYTES, names=(("near infrared",), ("red",), ("green",)))
+TURNED = (ColorInterp.blue, ColorInterp.green, ColorInterp.red)
+
+
+@pytest.mark.parametrize(
+    ("trained", "names", "colours", "words"),
+    [
+        (RGB, ("Blue", "Green", "Red"), (), "names blue, green, red\n.*red at 1.*\n.*--bands 3,2,1 takes"),
+        (RGB, ("B2", "B3", "B4"), (), r"names b2, b3, b4\n.*red at 1.*\n.*--bands 3,2,1 takes"),
+        (RGB, ("", "", "red"), (), r"names red\n.*\n.*say with --bands which"),
+        (RGB, (), TURNED, r"names blue, green, red\n.*\n.*--bands 3,2,1 takes"),
+        (IRRG, ("red", "green", "blue"), (), r"names red, green, blue\n.*near infrared at 1.*\n.*say with"),
+        (RGB, ("Red", "Green", "Blue"), TURNED, None),
+        (RGB, ("one", "two", "three"), (), None),
+        (IRRG, (), TURNED[::-1], None),  # every writer's default: says nothing
+        (BYTES, ("Blue", "Green", "Red"), (), None),
+    ],
+)
+def test_bands_that_a_scene_names_otherwise_than_the_training_are_refused(
+    trained: Reading,
+    names: tuple[str, ...],
+    colours: tuple[ColorInterp, ...],
+    words: str | None,
+    tmp_path: Path,
+) -> None:
+    scene = named(tmp_path / "scene.tif", names, colours)
+    assert open_scene(scene, trained, bands=(1, 2, 3)).reading.bands == (1, 2, 3), "the user's word counts"
+    if words is None:
+        assert open_scene(scene, trained).bands_from == "the model's"
+        return
+    with pytest.raises(InputError, match=words):
+        open_scene(scene, trained)
+
+
 def test_a_band_that_is_named_is_no_alpha(tmp_path: Path, network: CrossEarth) -> None:
     """GDAL's defaults tag a fourth band of 8 bits as alpha: near infrared is 0 on water."""
     image = pixels(70, 80, bands=4)
