@@ -43,7 +43,7 @@ from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.shards import Shard
 from crossearth.data.raster.reading import Reading, fit
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
-from crossearth.model.inference import slide_logits, window_starts
+from crossearth.model.inference import Tta, predict_labels, slide_logits, window_starts
 from crossearth.model.weights.checkpoint import save
 
 CLASSES = ["field", "road", "water"]
@@ -173,6 +173,19 @@ def test_streamed_scores_are_those_of_the_sliding_window(
     loaded = Loaded(network, torch.float32, CLASSES, PALETTE, {}, batch_size)
     scores = blocks_of(loaded, open_scene(write(tmp_path / "scene.tif", image)))
     torch.testing.assert_close(scores, slide(network, image), atol=1e-5, rtol=1e-5)
+
+
+def test_tta_asks_the_network_exactly_eight_times_as_often(network: CrossEarth, tmp_path: Path) -> None:
+    scene = open_scene(write(tmp_path / "scene.tif", pixels(170, 230)))
+    image = torch.from_numpy(pixels(170, 230))[None]
+    asked: dict[Tta, list[int]] = {"none": [], "d4": []}  # windows of each pass
+    for tta, passes in asked.items():
+        loaded = Loaded(network, torch.float32, CLASSES, PALETTE, {}, 3, tta)
+        hook = network.register_forward_pre_hook(lambda _, given, to=passes: to.append(len(given[0])))
+        blocks_of(loaded, scene)
+        predict_labels(network, image, 3, tta)
+        hook.remove()
+    assert asked["d4"] == [windows for windows in asked["none"] for _ in range(8)]
 
 
 @pytest.mark.parametrize("gsd", ["native", 0.7])
