@@ -18,7 +18,6 @@ from crossearth.components.predict.sliding import Loaded, load_network, plan, wi
 from crossearth.components.predict.step import PredictConfig, predict
 from crossearth.components.predict.strips import open_scene
 from crossearth.model.crossearth import NetworkConfig, crossearth_tiny
-from crossearth.model.inference import MOST_WINDOWS
 from crossearth.model.weights.checkpoint import save
 
 CROP_PX = 256
@@ -89,11 +88,11 @@ class Constant(nn.Module):
     speckle: how far scores scatter from px to px; 0 = maps of a few large regions.
     """
 
-    def __init__(self, config: NetworkConfig, speckle: float = 0) -> None:
+    def __init__(self, config: NetworkConfig, batch_size: int, speckle: float) -> None:
         super().__init__()
         self.config, self.weight = config, nn.Parameter(torch.zeros(1))
         torch.manual_seed(0)
-        coarse_BK44 = torch.rand(MOST_WINDOWS, config.num_classes, 4, 4)
+        coarse_BK44 = torch.rand(batch_size, config.num_classes, 4, 4)
         self.scores_BKHW = nn.functional.interpolate(coarse_BK44, size=config.crop_px, mode="bilinear")
         noise_BKHW = nn.functional.avg_pool2d(torch.rand_like(self.scores_BKHW), 3, 1, 1)
         self.scores_BKHW += speckle * noise_BKHW
@@ -104,7 +103,8 @@ class Constant(nn.Module):
 
 def cheap(model: Path, speckle: float = 0) -> Loaded:
     loaded = load_network(model)
-    return replace(loaded, network=Constant(loaded.network.config, speckle))  # type: ignore[arg-type]
+    network = Constant(loaded.network.config, loaded.batch_size, speckle)
+    return replace(loaded, network=network)  # type: ignore[arg-type]
 
 
 def beside_the_network(size_px: int, **options: Any) -> Action:
