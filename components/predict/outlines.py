@@ -83,7 +83,8 @@ def trace(corners_N: Corners, num: int) -> NDArray[np.object_]:
     begins_side = corners_N["down"] == corners_N["beyond"]
     left = begins_side.tolist()
     candidates = np.flatnonzero(begins_side)
-    order, begins = [], []
+    order: list[int] = []
+    begins: list[int] = []
     # from the top left, so that an outline does not depend on the order of its corners
     for start in candidates[np.lexsort((x[candidates], y[candidates]))].tolist():
         if left[start]:
