@@ -129,8 +129,10 @@ def slide(
 
 def _moved_up(sums_BKHW: Tensor, done: int, room: int) -> Tensor:
     """The rows below the first `done`, then zeros, at least `room` rows in all: in place where they fit."""
-    rest_BKHW = sums_BKHW[:, :, done:].clone()
+    rest_BKHW = sums_BKHW[:, :, done:]
     kept = rest_BKHW.shape[2]
+    if kept > done:
+        rest_BKHW = rest_BKHW.clone()  # they would be written over before they are read
     if room > sums_BKHW.shape[2]:
         return F.pad(rest_BKHW, (0, 0, 0, room - kept))
     sums_BKHW[:, :, :kept] = rest_BKHW

@@ -25,7 +25,15 @@ from crossearth.data.raster.ground import in_crs
 from crossearth.data.raster.names import stacking
 from crossearth.data.raster.pixel_area import pixel_side_m
 from crossearth.data.raster.reader import Raster, gdal, open_raster, refuse_palette
-from crossearth.data.raster.reading import Reading, bounds_of_bytes, fitted_size, is_tagged, raw_dtype
+from crossearth.data.raster.reading import (
+    Reading,
+    band_names,
+    bounds_of_bytes,
+    fitted_size,
+    is_tagged,
+    raw_dtype,
+    refuse_other_names,
+)
 from crossearth.data.tiles.scenes import Cutting, cut_scene
 
 
@@ -56,12 +64,19 @@ class Plan:
             refuse_palette(image, domain.band_indexes)
             _check_bands(domain, image)
             dtype = raw_dtype(image, domain.band_indexes)
+            names = _names(domain, image)
         # what is not finite is no data anyway
         nodata = domain.nodata if domain.nodata is not None and math.isfinite(domain.nodata) else None
         fit_px = px if rule == "fit" else None
         label_band = domain.masks.number if domain.masks and domain.masks.form == "band" else None
         reading = Reading(
-            domain.band_indexes, dtype, domain.value_range, nodata, fit_px=fit_px, label_band=label_band
+            domain.band_indexes,
+            dtype,
+            domain.value_range,
+            nodata,
+            fit_px=fit_px,
+            label_band=label_band,
+            names=names,
         )
         cutting = Cutting(px, rule, reading, len(classes))
         identity = digest([asdict(domain), asdict(cutting), classes, code_digest("ingest")])
@@ -168,22 +183,29 @@ def _check_bands(domain: Domain, image: Raster) -> None:
             if domain.own
             else "fetch the publisher's file again",
         )
-    names = [(name or "").strip().lower() for name in source.descriptions]
-    wanted_at = {name.lower(): index for name, index in zip(domain.bands, domain.band_indexes, strict=True)}
-    places = {name: names.index(name) + 1 for name in wanted_at if name in names}
-    if domain.own and any(names[wanted_at[name] - 1] != name for name in places):
-        raise InputError(
-            f"bands that the file names {', '.join(filter(None, names))}",
-            where=image.where,
-            expected=", ".join(f"{name} at {index}" for name, index in wanted_at.items()),
-            next_step="correct the domain's `bands`: the file says "
-            + ", ".join(f"{name}: {index}" for name, index in places.items()),
-        )
+
+
+def _names(domain: Domain, image: Raster) -> tuple[tuple[str, ...], ...]:
+    """What the catalog and, in a user's own domain, the first file call each band."""
+    found = band_names(image) if domain.own else []
+    return tuple(
+        tuple(dict.fromkeys(filter(None, (name.lower(), *found[index - 1 : index]))))
+        for name, index in zip(domain.bands, domain.band_indexes, strict=True)
+    )
 
 
 def _check_image(plan: Plan, image: Raster) -> None:
     _check_bands(plan.domain, image)
     reading = plan.cutting.reading
+    if plan.domain.own:
+        refuse_other_names(
+            image,
+            reading,
+            lambda places: (
+                "correct the domain's `bands`: the file says "
+                + ", ".join(f"{name}: {place}" for name, place in places.items())
+            ),
+        )
     dtype = raw_dtype(image, reading.bands)
     if reading.value_range is None and dtype != "uint8":
         values = reading.sample(image)

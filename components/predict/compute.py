@@ -11,7 +11,6 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 import numpy as np
-import rasterio
 import torch
 
 from crossearth.components.predict.outputs import Kept, keep
@@ -19,7 +18,6 @@ from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.sliding import Loaded, Plan, blocks
 from crossearth.components.predict.strips import Scene, View, open_view
 
-GDAL_CACHE_BYTES = 256 << 20
 TASKS_PER_JOB = 4  # a corner without data is done at once: none waits long for the last
 LEAST_STRIPS = 4  # a task: the windows above its first strip are computed twice
 LOOK_EVERY_S = 0.2
@@ -170,5 +168,5 @@ def _run(task: Task) -> None:
         with _Member.done.get_lock():
             _Member.done.value += windows
 
-    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), open_view(task.scene) as view:
+    with open_view(task.scene) as view:
         run(task, _Member.loaded, view, advance)

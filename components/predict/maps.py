@@ -77,8 +77,8 @@ def rows_writer(path: Path, grid: Grid, bands: int) -> Iterator[DatasetWriter]:
         crs=grid.crs,
         transform=None if grid.transform.is_identity else grid.transform,
         tiled=True,
-        blockxsize=512,
-        blockysize=512,
+        blockxsize=1024,
+        blockysize=64,  # a bunch of rows ends within a row of blocks, which then waits in memory
         compress="zstd",
         zstd_level=1,
         bigtiff="if_safer",

@@ -155,10 +155,14 @@ class Block:
         return ids_HW
 
     @cached_property
+    def totals(self) -> Tensor:
+        """(H, W) float32: the sum of the scores, by which they become probabilities."""
+        return self.scores.sum(0).clamp(min=torch.finfo(torch.float32).tiny)
+
+    @cached_property
     def probabilities(self) -> Tensor:
         """(K, H, W) float32, 0..1: the scores as shares of their sum."""
-        totals_HW = self.scores.sum(0).clamp(min=torch.finfo(torch.float32).tiny)
-        return self.scores / totals_HW
+        return self.scores / self.totals
 
 
 def keep(block: Block, names: Sequence[str]) -> Kept:
@@ -177,7 +181,7 @@ def keep(block: Block, names: Sequence[str]) -> Kept:
     if "shares" in names:
         kept["shares"] = _steps(block.probabilities, block.valid)
     if "confidence" in names:
-        kept["confidence"] = _steps(block.probabilities.amax(0)[None], block.valid)
+        kept["confidence"] = _steps((block.scores.amax(0) / block.totals)[None], block.valid)
     if "entropy" in names:
         kept["entropy"] = _steps(_entropy(block.probabilities)[None], block.valid)
     if "expected" in names:

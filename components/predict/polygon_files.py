@@ -16,7 +16,7 @@ import shapely
 from pyogrio.errors import DataLayerError, DataSourceError
 
 from crossearth.components.predict.maps import Grid
-from crossearth.components.predict.vectors import Polygon
+from crossearth.components.predict.vectors import Polygons
 
 DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
 PARQUET = ".parquet"
@@ -36,7 +36,7 @@ class PolygonFile:
 
     def __init__(self, path: Path, grid: Grid, classes: Sequence[str]) -> None:
         self.path, self._grid, self._classes = path, grid, list(classes)
-        self._kept: list[Polygon] = []
+        self._kept: list[Polygons] = []
         self._num = 0
         self._parquet: pq.ParquetWriter | None = None
 
@@ -51,8 +51,8 @@ class PolygonFile:
         file = cls(path, grid, classes)
         try:
             yield file
-            if file._kept or not path.exists():  # a map without polygons has a file, too
-                file._write(file._kept)
+            if any(map(len, file._kept)) or not path.exists():  # a map without polygons has a file, too
+                file._write()
         except (DataSourceError, DataLayerError, pa.ArrowException) as error:
             raise OSError(str(error)) from error
         finally:
@@ -60,16 +60,16 @@ class PolygonFile:
                 file._parquet.close()
         file._check()
 
-    def add(self, polygons: Sequence[Polygon]) -> None:
+    def add(self, polygons: Polygons) -> None:
         """Takes polygons in px of the map."""
-        self._kept += polygons
-        if len(self._kept) >= BATCH:
-            self._write(self._kept)
-            self._kept = []
+        self._kept.append(polygons)
+        if sum(map(len, self._kept)) >= BATCH:
+            self._write()
 
-    def _write(self, polygons: Sequence[Polygon]) -> None:
-        table = self._table(polygons)
-        self._num += len(polygons)
+    def _write(self) -> None:
+        table = self._table(self._kept)
+        self._kept = []
+        self._num += len(table)
         if self.path.suffix == PARQUET:
             self._write_parquet(table)
         else:
@@ -84,13 +84,17 @@ class PolygonFile:
                     append=self.path.exists(),
                 )
 
-    def _table(self, polygons: Sequence[Polygon]) -> geopandas.GeoDataFrame:
-        geometries = np.array([each.geometry for each in polygons], object)
+    def _table(self, polygons: Sequence[Polygons]) -> geopandas.GeoDataFrame:
+        def joined(values: Sequence[Any], dtype: Any) -> Any:
+            return np.concatenate([np.empty(0, dtype), *values])
+
+        class_ids = joined([each.class_ids for each in polygons], np.uint8)
+        outlines = joined([each.outlines for each in polygons], object)
         columns = {
-            "class": np.array([self._classes[each.class_id] for each in polygons], object),
-            "class_id": np.array([each.class_id for each in polygons], np.int32),
-            "area_m2": np.array([each.area_m2 for each in polygons], float),
-            "confidence": np.array([each.confidence for each in polygons], float),
+            "class": np.array(self._classes, object)[class_ids],
+            "class_id": class_ids.astype(np.int32),
+            "area_m2": joined([each.areas_m2 for each in polygons], float),
+            "confidence": joined([each.confidences for each in polygons], float),
         }
         a, b, c, d, e, f = self._grid.transform[:6]
 
@@ -99,7 +103,7 @@ class PolygonFile:
 
         crs = None if self._grid.crs is None else self._grid.crs.to_wkt(version="WKT2_2019")
         # the outer ring counter-clockwise, as GeoJSON wants it
-        placed = shapely.orient_polygons(shapely.transform(geometries, place))
+        placed = shapely.orient_polygons(shapely.transform(outlines, place))
         table = geopandas.GeoDataFrame(columns, geometry=placed, crs=crs)
         return table.to_crs(LONGITUDE_LATITUDE) if self.path.suffix == ".geojson" else table
 

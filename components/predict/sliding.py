@@ -27,8 +27,12 @@ from crossearth.model.weights.checkpoint import load, read_meta
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-SUMS_BYTES = 128 << 20  # of the scores that wait for further windows: a wider scene is cut into panels
-BLOCK_BYTES = 64 << 20  # of the scores of one block
+# of the scores that wait for further windows: a wider scene is cut into panels. The windows at a panel's edge
+# are computed for its neighbour, too: of large windows it may take more, that this stays within 3 %
+SUMS_BYTES, MOST_SUMS_BYTES = 64 << 20, 512 << 20
+PANEL_WINDOWS = 48
+KEPT_BYTES = 64 << 20  # of what is kept of a strip of a panel, a byte of each class
+BLOCK_BYTES = 16 << 20  # of the scores of one block
 
 
 @dataclass(frozen=True)
@@ -189,8 +193,9 @@ def plan(scene: Scene, config: NetworkConfig, batch_size: int) -> Plan:
     finished = [group[0] for group in groups[1:]] + [scene.seen[0]]
     ends = [0, *np.searchsorted(down.upper, finished).tolist()]
     height = max(bottom - top for top, bottom in pairwise(ends))
-    room = SUMS_BYTES // (4 * config.num_classes * (crop + (at_once - 1) * stride)) / scene.scale[1]
-    widest = max(1, int(min(room, BLOCK_BYTES // (height * config.num_classes))))
+    column_bytes = 4 * config.num_classes * (crop + (at_once - 1) * stride)
+    seen = max(SUMS_BYTES // column_bytes, min(PANEL_WINDOWS * stride, MOST_SUMS_BYTES // column_bytes))
+    widest = max(1, int(min(seen / scene.scale[1], KEPT_BYTES // (height * config.num_classes))))
     count = -(-scene.grid.width // widest)
     sides = [scene.grid.width * index // count for index in range(count + 1)]
     return Plan(windows, groups, list(pairwise(ends)), list(pairwise(sides)), down, across)

@@ -21,7 +21,7 @@ from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from crossearth.components.predict import maps
 from crossearth.components.predict.area import LONLAT, Asked, box, polygons_of
-from crossearth.components.predict.compute import GDAL_CACHE_BYTES, Team, compute
+from crossearth.components.predict.compute import Team, compute
 from crossearth.components.predict.outputs import (
     CannotWriteError,
     Outputs,
@@ -58,7 +58,13 @@ from crossearth.data.common.progress import bar
 from crossearth.data.common.shards import WHOLE, Shard
 from crossearth.data.raster.gdal import GdalError
 from crossearth.data.raster.names import RASTER_SUFFIXES
-from crossearth.data.raster.reader import Address, UnreachableError, open_raster, rasters_in
+from crossearth.data.raster.reader import (
+    GDAL_CACHE_BYTES,
+    Address,
+    UnreachableError,
+    open_raster,
+    rasters_in,
+)
 from crossearth.data.raster.reading import BYTES
 from crossearth.model.inference import Tta
 from crossearth.model.weights.checkpoint import read_meta, trained_reading

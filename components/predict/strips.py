@@ -1,13 +1,14 @@
 """A scene: how its file is read, which part of it is mapped, and at which resolution the network sees it."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt
@@ -21,24 +22,34 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.names import stacking
 from crossearth.data.raster.pixel_area import pixel_sides_m
-from crossearth.data.raster.reader import Address, Raster, open_raster, refuse_palette
+from crossearth.data.raster.reader import (
+    GDAL_CACHE_BYTES,
+    MOST_CACHE_BYTES,
+    Address,
+    Raster,
+    open_raster,
+    refuse_palette,
+)
 from crossearth.data.raster.reading import (
     BILINEAR,
     Bytes,
     Mask,
     Reading,
+    band_names,
     bounds_of_bytes,
     fitted_size,
     is_tagged,
     raw_dtype,
+    refuse_other_names,
     resample,
 )
 
+MODELS = "the model's"  # who chose
 RANGE_PERCENTILES = (2, 98)
 MOST_SHRUNK = 2  # a scene that is so many times as large as those fitted in training is seen too coarsely
 ALIKE = 1.1  # px of the training's size within a tenth are seen as they are
 MOST_ENLARGED = 8  # more is asked for by number: it costs the square, and shows nothing that is not there
-PIECE_BYTES = 64 << 20  # of a scene's own px that are resampled at a time
+PIECE_BYTES = 16 << 20  # of a scene's own px that are resampled at a time
 
 Span = tuple[int, int]
 # of a file: numbers, or names
@@ -114,11 +125,15 @@ def open_scene(
         named = path.bands if isinstance(path, Address) else ()
         chosen, bands_from = _choose_bands(raster, bands, trained, named)
         plan = replace(trained or Reading(chosen, ""), bands=chosen, dtype=raw_dtype(raster, chosen))
+        if bands_from == MODELS:
+            refuse_other_names(raster, plan, _take_from)
+        else:
+            plan = replace(plan, names=())
         if value_range is not None:
             plan, range_from = replace(plan, value_range=value_range), "as given"
         elif trained is not None:
             _refuse_other_values(raster, plan, trained)
-            range_from = "8 bit as it is" if trained.value_range is None else "the model's"
+            range_from = "8 bit as it is" if trained.value_range is None else MODELS
         elif plan.dtype == "uint8":
             range_from = "8 bit as it is"
         else:
@@ -224,7 +239,7 @@ def _choose_bands(
     elif bands is not None:
         asked, origin = [_number(raster, band) for band in bands], "as given"
     elif trained is not None:
-        asked, origin = trained.bands, "the model's"
+        asked, origin = trained.bands, MODELS
     else:
         colours = enumerate(source.colorinterp, 1)
         asked, origin = (
@@ -249,11 +264,18 @@ def _choose_bands(
 def _number(raster: Raster, band: int | str) -> int:
     if isinstance(band, int):
         return band
-    names = {name.lower(): place for place, name in enumerate(raster.dataset.descriptions, 1) if name}
+    names = {name: place for place, name in enumerate(band_names(raster), 1) if name}
     if band.lower() not in names:
         known = listed(names) or "none: its bands have no names, take their numbers"
         raise InputError(f"no band {band!r}", where=raster.where, expected=known)
     return names[band.lower()]
+
+
+def _take_from(places: Mapping[str, int]) -> str:
+    """What to do about bands that lie elsewhere, by name."""
+    if len(places) == 3:
+        return f"--bands {','.join(map(str, places.values()))} takes them from where they are"
+    return "say with --bands which of its bands are meant, in the order of the training"
 
 
 def _example(count: int) -> str:
@@ -382,13 +404,21 @@ class View:
 @contextmanager
 def open_view(scene: Scene) -> Iterator[View]:
     """The view of a scene's file."""
-    with open_raster(scene.path, scene.own) as raster:
+    with open_raster(scene.path, scene.own) as raster, rasterio.Env(GDAL_CACHEMAX=_cache_bytes(raster)):
         reading = scene.reading
         yield View(
             scene,
             lambda rows, columns: reading.read(raster, (rows, columns)),
             lambda rows, columns: reading.valid(raster, (rows, columns)),
         )
+
+
+def _cache_bytes(raster: Raster) -> int:
+    """Memory for a scene's blocks: a row of them, which strips read several times, within bounds."""
+    source = raster.dataset
+    rows = max(shape[0] for shape in source.block_shapes)
+    row_bytes = source.width * sum(np.dtype(dtype).itemsize for dtype in source.dtypes)
+    return min(max(GDAL_CACHE_BYTES, rows * row_bytes), MOST_CACHE_BYTES)
 
 
 def _mirrored(span: Span, low: int, high: int) -> NDArray[np.int64]:

@@ -1,82 +1,61 @@
 """Polygons of a map, made while its rows come: memory holds what goes on below them, not the map.
 
 Each bunch of rows is cut into connected pieces. Pieces that reach the last of these rows wait until their
-region ends, then they are joined. Until a polygon is written its corners are whole px of the map.
+region ends. Until a polygon is written its corners are whole px of the map.
 
-Legend: H W px of a bunch of whole rows, N its pieces (from 1; 0 = none).
+Legend: H W px of a bunch of whole rows, N its pieces (from 1; 0 = none), R regions: the pieces, and those
+that waited above them, joined (from 1; 0 = none).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import rasterio.features
 import shapely
 from numpy.typing import NDArray
-from rasterio.transform import Affine
 from scipy import ndimage
-from scipy.cluster.hierarchy import DisjointSet
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from crossearth.components.predict import maps
+from crossearth.components.predict.outlines import CORNER, corners, trace
 from crossearth.data.raster.pixel_area import Ground
 
-# corners of the regions that wait, some 100 bytes each; when there are more, the largest is cut at a row
-MOST_CORNERS = 4_000_000
+# of the regions that wait, some 200 bytes each when they are traced; of more the largest is cut at a row
+MOST_CORNERS = 2_000_000
+BUNCH_PX = 8_000_000
 ROWS_AT_A_TIME = 32  # the areas of all px of a bunch would take as much memory as its probabilities
+PART = np.dtype([("region", np.int32), ("outline", object)])
 
-Geometries = NDArray[np.object_]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Polygon:
-    """A region of one class, connected along the sides of px.
+class Polygons:
+    """Regions of one class each, connected along the sides of px.
 
     Attributes:
-        geometry: in px of the map: x to the right, y down.
-        area_m2: of its px on the Earth's ellipsoid; NaN where the map has no place there.
-        confidence: mean probability of its class over its px, 0..1.
+        outlines: (N,) shapely polygons in px of the map: x to the right, y down.
+        class_ids: (N,) uint8.
+        areas_m2: (N,), of their px on the Earth's ellipsoid; NaN where the map has no place there.
+        confidences: (N,), mean probability of the class over the px, 0..1.
     """
 
-    geometry: Any
-    class_id: int
-    area_m2: float
-    confidence: float
+    outlines: NDArray[np.object_]
+    class_ids: NDArray[np.uint8]
+    areas_m2: Floats
+    confidences: Floats
+
+    def __len__(self) -> int:
+        return len(self.outlines)
 
 
 class Sink(Protocol):
     """Takes polygons."""
 
-    def add(self, polygons: Sequence[Polygon]) -> None:
+    def add(self, polygons: Polygons) -> None:
         """The polygons that ended with the last rows."""
-
-
-@dataclass
-class _Region:
-    """What is known so far of a region that goes on below."""
-
-    class_id: int
-    parts: list[Any] = field(default_factory=list)
-    pixels: int = 0
-    area_m2: float = 0.0
-    confidence: float = 0.0  # sum over its px
-
-    @property
-    def corners(self) -> int:
-        return int(shapely.get_num_coordinates(self.parts).sum())
-
-    def merge(self, other: "_Region") -> None:
-        self.parts += other.parts
-        self.pixels += other.pixels
-        self.area_m2 += other.area_m2
-        self.confidence += other.confidence
-
-    def polygon(self) -> Polygon:
-        # the joins leave corners in the middle of straight sides
-        whole = self.parts[0] if len(self.parts) == 1 else shapely.simplify(shapely.union_all(self.parts), 0)
-        return Polygon(whole, self.class_id, self.area_m2, self.confidence / self.pixels)
 
 
 class Regions:
@@ -109,8 +88,13 @@ class Regions:
         self._wanted = np.zeros(256, bool)
         self._wanted[list(classes)] = True
         self._min_area_m2, self._simplify_px = min_area_m2, simplify_px
-        self._waiting: dict[int, _Region] = {}  # by a number that `_above_W` holds
-        self._above_W = np.full(width, -1)  # of each px of the last row: the region that it is of, -1 = none
+        # of what waits, from 1: where it is in the last row; class ids; px, areas and probabilities, summed;
+        # its corners so far, or its parts where they are simplified
+        self._above_W = np.zeros(width, np.int64)
+        self._ids_R = np.zeros(1, np.uint8)
+        self._sums_R = np.zeros((3, 1))
+        self._shapes = np.empty(0, PART if simplify_px else CORNER)
+        self._bottom = 0
 
     def add(self, top: int, ids_HW: NDArray[np.uint8], confidence_HW: NDArray[np.uint8]) -> None:
         """Takes whole rows, those below the ones before.
@@ -120,109 +104,140 @@ class Regions:
             ids_HW: class ids, 255 = nodata.
             confidence_HW: probability of that class in steps of `maps.PROBABILITY_STEP`.
         """
+        at_once = max(1, BUNCH_PX // ids_HW.shape[1])
+        for first in range(0, len(ids_HW), at_once):
+            rows = slice(first, first + at_once)
+            self._add(top + first, ids_HW[rows], confidence_HW[rows])
+
+    def _add(self, top: int, ids_HW: NDArray[np.uint8], confidence_HW: NDArray[np.uint8]) -> None:
         # to simplify a side both of its neighbours are needed
         pieces_HW, ids_N = _pieces(ids_HW, np.ones(256, bool) if self._simplify_px else self._wanted)
-        regions = self._measure(top, pieces_HW, ids_N, confidence_HW)
-        for geometry, piece in zip(*self._outlines(top, pieces_HW, ids_N), strict=True):
-            regions[piece].parts.append(geometry)
-        self._join(regions, pieces_HW)
+        region_of_N, region_of_R, ids_R = self._joined(pieces_HW[0], ids_N)
+        sums_R = np.stack(
+            [
+                np.bincount(region_of_N, of_pieces, len(ids_R)) + np.bincount(region_of_R, waited, len(ids_R))
+                for of_pieces, waited in zip(
+                    self._measure(top, pieces_HW, confidence_HW, len(ids_N)), self._sums_R, strict=True
+                )
+            ]
+        )
+        self._shapes["region"] = region_of_R[self._shapes["region"]]
+        if self._simplify_px:
+            fresh = self._simplified(top, pieces_HW, ids_N)
+            fresh["region"] = region_of_N[fresh["region"]]
+        else:
+            inside = corners(top + 1, pieces_HW)
+            inside["region"] = region_of_N[inside["region"]]
+            seam = corners(top, np.stack([region_of_R[self._above_W], region_of_N[pieces_HW[0]]]))
+            fresh = np.concatenate([seam, inside])
+        self._shapes = np.concatenate([self._shapes, fresh])
+        self._above_W, self._ids_R, self._sums_R = region_of_N[pieces_HW[-1]], ids_R, sums_R
+        self._bottom = top + len(ids_HW)
+        ended_R = self._wanted[ids_R]
+        ended_R[self._above_W] = False
+        self._emit(ended_R)
         self._cut_the_largest()
 
     def close(self) -> None:
         """After the last rows."""
-        self._emit(list(self._waiting.values()))
-        self._waiting = {}
+        self._end(self._wanted[self._ids_R])
+
+    def _joined(
+        self, first_W: NDArray[np.int32], ids_N: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+        """Joins pieces to what waits above: the region of each piece and of all that waits, class ids."""
+        above = self._above_W
+        meet = (above > 0) & (first_W > 0) & (self._ids_R[above] == ids_N[first_W])
+        num = len(ids_N) - 1, len(self._ids_R) - 1
+        nodes = first_W[meet] - 1, above[meet] - 1 + num[0]
+        links = coo_array((np.ones(len(nodes[0]), bool), nodes), shape=(sum(num), sum(num)))
+        count, found = connected_components(links, directed=False)
+        region_of_N, region_of_R = (
+            np.concatenate([[0], part + 1]).astype(np.int64) for part in np.split(found, [num[0]])
+        )
+        ids_R = np.full(count + 1, maps.NODATA, np.uint8)
+        ids_R[region_of_R], ids_R[region_of_N] = self._ids_R, ids_N
+        return region_of_N, region_of_R, ids_R
 
     def _measure(
-        self,
-        top: int,
-        pieces_HW: NDArray[np.int32],
-        ids_N: NDArray[np.uint8],
-        confidence_HW: NDArray[np.uint8],
-    ) -> dict[int, _Region]:
-        """The wanted pieces by number, without outlines."""
-        sums = np.zeros((3, len(ids_N)))
+        self, top: int, pieces_HW: NDArray[np.int32], confidence_HW: NDArray[np.uint8], num: int
+    ) -> Floats:
+        """Of each piece the number of px, their area and the sum of their probabilities: (3, N + 1)."""
+        sums = np.zeros((3, num))
         for first in range(0, len(pieces_HW), ROWS_AT_A_TIME):
             rows = slice(first, first + ROWS_AT_A_TIME)
-            numbers = pieces_HW[rows].ravel()
-            shares = confidence_HW[rows].ravel() * maps.PROBABILITY_STEP
+            numbers = pieces_HW[rows].ravel().astype(np.intp)
             if self._ground is None:
                 areas = np.full(numbers.shape, np.nan)
             else:
                 height = len(pieces_HW[rows])
                 areas = np.concatenate([self._ground.areas_m2(top + first + row) for row in range(height)])
-            for total, weights in zip(sums, (None, areas, shares), strict=True):
-                total += np.bincount(numbers, weights, len(ids_N))
-        return {
-            int(piece): _Region(int(ids_N[piece]), [], int(sums[0, piece]), sums[1, piece], sums[2, piece])
-            for piece in np.flatnonzero(self._wanted[ids_N] & (sums[0] > 0))
-            if piece
-        }
+            for total, weights in zip(sums, (None, areas, confidence_HW[rows].ravel()), strict=True):
+                total += np.bincount(numbers, weights, num)
+        sums[2] *= maps.PROBABILITY_STEP
+        return sums
 
-    def _outlines(
-        self, top: int, pieces_HW: NDArray[np.int32], ids_N: NDArray[np.uint8]
-    ) -> tuple[Geometries, list[int]]:
-        """Outlines of the wanted pieces, and whose they are."""
-        found = list(
-            rasterio.features.shapes(
-                pieces_HW, pieces_HW > 0, connectivity=4, transform=Affine.translation(0, top)
-            )
-        )
-        numbers = np.array([int(number) for _, number in found], int)
-        outlines = _polygons([outline["coordinates"] for outline, _ in found])
-        if self._simplify_px and len(found):
+    def _simplified(self, top: int, pieces_HW: NDArray[np.int32], ids_N: NDArray[np.uint8]) -> NDArray[Any]:
+        """The wanted pieces, their inner borders simplified."""
+        of_all = corners(top, np.pad(pieces_HW, ((1, 1), (0, 0))))
+        of_all["region"] -= 1
+        outlines = trace(of_all, len(ids_N) - 1)
+        if len(outlines):
             outlines = shapely.coverage_simplify(outlines, self._simplify_px, simplify_boundary=False)
-        wanted = self._wanted[ids_N[numbers]]
-        return outlines[wanted], numbers[wanted].tolist()
-
-    def _join(self, pieces: dict[int, _Region], pieces_HW: NDArray[np.int32]) -> None:
-        """Joins pieces to what waits above them; what does not reach the last row ends."""
-        # pieces go by their numbers, what waits by numbers below 0
-        regions = {-1 - number: region for number, region in self._waiting.items()} | pieces
-        same = DisjointSet(regions)
-        for number, piece in np.unique(np.stack([self._above_W, pieces_HW[0]]), axis=1).T.tolist():
-            above, below = regions.get(-1 - number), pieces.get(piece)
-            if number >= 0 and above and below and above.class_id == below.class_id:
-                same.merge(-1 - number, piece)
-        joined: dict[int, _Region] = {}
-        for number, region in regions.items():
-            root = same[number]
-            if root in joined:
-                joined[root].merge(region)
-            else:
-                joined[root] = region
-        last = [piece for piece in np.unique(pieces_HW[-1]).tolist() if piece in pieces]
-        going_on = {root: number for number, root in enumerate(dict.fromkeys(same[piece] for piece in last))}
-        numbers_N = np.full(int(pieces_HW[-1].max()) + 1, -1)
-        numbers_N[last] = [going_on[same[piece]] for piece in last]
-        self._above_W = numbers_N[pieces_HW[-1]]
-        self._waiting = {number: joined[root] for root, number in going_on.items()}
-        self._emit([region for root, region in joined.items() if root not in going_on])
+        wanted = np.flatnonzero(self._wanted[ids_N[1:]])
+        parts = np.empty(len(wanted), PART)
+        parts["region"], parts["outline"] = wanted + 1, outlines[wanted]
+        return parts
 
     def _cut_the_largest(self) -> None:
-        corners = {number: region.corners for number, region in self._waiting.items()}
-        while sum(corners.values()) > MOST_CORNERS:
-            largest = max(corners, key=corners.__getitem__)
-            del corners[largest]
-            self._emit([self._waiting.pop(largest)])
-            self._above_W[self._above_W == largest] = -1
-            self.cut += 1
+        counts = shapely.get_num_coordinates(self._shapes["outline"]) if self._simplify_px else None
+        corners_R = np.bincount(self._shapes["region"], counts, len(self._ids_R))
+        excess = corners_R.sum() - MOST_CORNERS
+        if excess <= 0:
+            return
+        largest_first = np.argsort(-corners_R)
+        num = 1 + int(np.searchsorted(np.cumsum(corners_R[largest_first]), excess))
+        cut_R = np.zeros(len(corners_R), bool)
+        cut_R[largest_first[:num]] = True
+        self.cut += num
+        self._end(cut_R)
 
-    def _emit(self, regions: Sequence[_Region]) -> None:
-        ended = [region for region in regions if not region.area_m2 < self._min_area_m2]
-        self.left_out += len(regions) - len(ended)
-        self._sink.add([region.polygon() for region in ended])
+    def _end(self, ended_R: NDArray[np.bool_]) -> None:
+        """Ends regions that wait at the last row."""
+        if not self._simplify_px:
+            below = corners(self._bottom, np.stack([self._above_W, np.zeros_like(self._above_W)]))
+            self._shapes = np.concatenate([self._shapes, below[ended_R[below["region"]]]])
+        self._emit(ended_R)
 
+    def _emit(self, ended_R: NDArray[np.bool_]) -> None:
+        """Gives regions to the sink, and forgets them."""
+        large_R = ended_R & ~(self._sums_R[1] < self._min_area_m2)
+        self.left_out += int(ended_R.sum() - large_R.sum())
+        shapes = self._shapes[large_R[self._shapes["region"]]]
+        shapes["region"] = (np.cumsum(large_R) - 1)[shapes["region"]]
+        pixels, areas_m2, confidences = self._sums_R[:, large_R]
+        outlines = self._outlines(shapes, len(pixels))
+        self._sink.add(Polygons(outlines, self._ids_R[large_R], areas_m2, confidences / pixels))
+        # what stays is numbered anew
+        stays_R = self._wanted[self._ids_R] & ~ended_R
+        stays_R[0] = True
+        self._shapes = self._shapes[stays_R[self._shapes["region"]]]
+        number_R = np.where(stays_R, np.cumsum(stays_R) - 1, 0)
+        self._shapes["region"] = number_R[self._shapes["region"]]
+        self._above_W = number_R[self._above_W]
+        self._ids_R, self._sums_R = self._ids_R[stays_R], self._sums_R[:, stays_R]
 
-def _polygons(rings_N: Sequence[Sequence[Any]]) -> Geometries:
-    """Polygons of their rings, the outer one first: all at once, as one by one takes ten times as long."""
-    rings = list(chain.from_iterable(rings_N))
-    points = np.array(list(chain.from_iterable(rings)), float).reshape(-1, 2)
-    lines = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), list(map(len, rings))))
-    polygons: Geometries = shapely.polygons(
-        lines, indices=np.repeat(np.arange(len(rings_N)), list(map(len, rings_N)))
-    )
-    return polygons
+    def _outlines(self, shapes: NDArray[Any], num: int) -> NDArray[np.object_]:
+        if not self._simplify_px:
+            return trace(shapes, num)
+        parts: list[list[Any]] = [[] for _ in range(num)]
+        for region, outline in shapes.tolist():
+            parts[region].append(outline)
+        # the joins leave corners in the middle of straight sides
+        return np.array(
+            [each[0] if len(each) == 1 else shapely.simplify(shapely.union_all(each), 0) for each in parts],
+            object,
+        )
 
 
 def _pieces(

@@ -39,7 +39,8 @@ PAM_PLACE = {"SRS", "GeoTransform", "GCPList"}
 PAM_BAND = {"NoDataValue", "Offset", "Scale", "ColorInterp", "Description", "CategoryNames"}
 # values as they are, one after the other: GDAL takes zeros for those that a file lacks
 RAW_DRIVERS = ("ENVI", "EHdr", "PNM")
-GDAL_CACHE_MB = 128
+GDAL_CACHE_BYTES = 64 << 20  # rasterio takes bytes, however few
+MOST_CACHE_BYTES = 256 << 20
 THINNING_BYTES = 64 << 20
 OPTIONS: dict[str, Any] = {
     # a file's .aux.xml is read; it would be written only with statistics, which nobody computes here
@@ -84,7 +85,7 @@ Span = tuple[int, int]
 @contextmanager
 def gdal(**more: Any) -> Iterator[None]:
     """GDAL as workers want it who each read one of many files: a small block cache and one thread."""
-    with rasterio.Env(SESSION, GDAL_CACHEMAX=GDAL_CACHE_MB, GDAL_NUM_THREADS=1, **OPTIONS, **more):
+    with rasterio.Env(SESSION, GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_NUM_THREADS=1, **OPTIONS, **more):
         yield
 
 

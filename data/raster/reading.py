@@ -4,7 +4,7 @@ A domain's manifests keep its `Reading`, and a model takes it from there: scenes
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -20,6 +20,7 @@ from crossearth.data.raster.reader import Raster
 
 SAMPLE_PX = 1024
 BILINEAR = Image.Resampling.BILINEAR
+COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -40,6 +41,7 @@ class Reading:
         largest_px: longer side of the largest image that was fitted so.
         tagged: whether scale and offset tags changed values.
         label_band: a band that holds labels: it is no transparency, whatever it is tagged as.
+        names: of each band, what the domain and its files call it, in lower case; () = nothing is known.
     """
 
     bands: tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -51,6 +53,7 @@ class Reading:
     largest_px: int | None = None
     tagged: bool = False
     label_band: int | None = None
+    names: tuple[tuple[str, ...], ...] = ()
 
     def to_bytes(
         self,
@@ -211,6 +214,47 @@ class Reading:
 
 
 BYTES = Reading((1, 2, 3), "uint8")  # what a model takes that does not know how its files were read
+
+
+def band_names(raster: Raster) -> list[str]:
+    """What a file calls each of its bands, in lower case: its description, else its colour; "" = nothing.
+
+    Colours that begin with red, green, blue are what every writer puts, and say nothing.
+    """
+    colours = [each.name if each in COLOURS else "" for each in raster.dataset.colorinterp]
+    if tuple(raster.dataset.colorinterp[:3]) == COLOURS:
+        colours = [""] * len(colours)
+    return [
+        (description or "").strip().lower() or colour
+        for description, colour in zip(raster.dataset.descriptions, colours, strict=True)
+    ]
+
+
+def refuse_other_names(
+    raster: Raster, reading: Reading, next_step: Callable[[Mapping[str, int]], str]
+) -> None:
+    """Refuses a file that has one of the reading's bands elsewhere, by its own words.
+
+    Args:
+        next_step: what to do, of the places that the file says.
+
+    Raises:
+        InputError: names what the file says.
+    """
+    found = band_names(raster)
+    wanted = list(zip(reading.bands, reading.names, strict=False))
+    said = [next((name for name in names if name in found), None) for _, names in wanted]
+    places = {name: found.index(name) + 1 for name in said if name}
+    if all(
+        name is None or found[band - 1] in names for name, (band, names) in zip(said, wanted, strict=True)
+    ):
+        return
+    raise InputError(
+        f"bands that the file names {', '.join(filter(None, found))}",
+        where=raster.where,
+        expected=", ".join(f"{names[0]} at {band}" for band, names in wanted),
+        next_step=next_step(places),
+    )
 
 
 def raw_dtype(raster: Raster, bands: Sequence[int]) -> str:

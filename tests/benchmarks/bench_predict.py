@@ -14,14 +14,15 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor, nn
 
-from crossearth.components.predict.sliding import load_network, plan, window_scores
+from crossearth.components.predict.sliding import Loaded, load_network, plan, window_scores
 from crossearth.components.predict.step import PredictConfig, predict
 from crossearth.components.predict.strips import open_scene
 from crossearth.model.crossearth import NetworkConfig, crossearth_tiny
-from crossearth.model.inference import MOST_WINDOWS
 from crossearth.model.weights.checkpoint import save
 
 CROP_PX = 256
+SPECKLE = 0.1  # gives some 4000 polygons a megapixel, fifty times as many as models of the road sets
+PART = 0.05
 
 
 def write_scene(size_px: int) -> Path:
@@ -53,10 +54,11 @@ def small_windows() -> Path:
     return folder if folder.exists() else save(crossearth_tiny(NUM_CLASSES, 128), folder, ABOUT)
 
 
-def network_alone(size_px: int, model: Callable[[], Path]) -> Action:
+def network_alone(size_px: int, model: Callable[[], Path], share: float = 1) -> Action:
+    """share: of the scene's windows that are computed."""
     loaded = load_network(model())
     config, batch = loaded.network.config, loaded.batch_size
-    number = plan(open_scene(write_scene(size_px)), config, batch).num_windows
+    number = round(share * plan(open_scene(write_scene(size_px)), config, batch).num_windows)
     windows_B3HW = torch.randint(0, 256, (batch, 3, config.crop_px, config.crop_px), dtype=torch.uint8)
 
     def run() -> None:
@@ -81,17 +83,35 @@ def case(size_px: int, model: Callable[[], Path]) -> Case:
 
 
 class Constant(nn.Module):
-    """A network that costs nothing: what remains is what a scene takes."""
+    """A network that costs nothing: what remains is what a scene takes.
 
-    def __init__(self, config: NetworkConfig) -> None:
+    speckle: how far scores scatter from px to px; 0 = maps of a few large regions.
+    """
+
+    def __init__(self, config: NetworkConfig, batch_size: int, speckle: float) -> None:
         super().__init__()
         self.config, self.weight = config, nn.Parameter(torch.zeros(1))
         torch.manual_seed(0)
-        coarse_BK44 = torch.rand(MOST_WINDOWS, config.num_classes, 4, 4)
+        coarse_BK44 = torch.rand(batch_size, config.num_classes, 4, 4)
         self.scores_BKHW = nn.functional.interpolate(coarse_BK44, size=config.crop_px, mode="bilinear")
+        noise_BKHW = nn.functional.avg_pool2d(torch.rand_like(self.scores_BKHW), 3, 1, 1)
+        self.scores_BKHW += speckle * noise_BKHW
 
     def forward(self, windows_B3HW: Tensor) -> Tensor:
         return self.scores_BKHW[: len(windows_B3HW)]
+
+
+def cheap(model: Path, speckle: float = 0) -> Loaded:
+    loaded = load_network(model)
+    network = Constant(loaded.network.config, loaded.batch_size, speckle)
+    return replace(loaded, network=network)  # type: ignore[arg-type]
+
+
+def beside_the_network(size_px: int, **options: Any) -> Action:
+    """A scene through `Constant`, its map full of small regions."""
+    scene, folder = write_scene(size_px), tiny_model()
+    loaded, config = cheap(folder, SPECKLE), PredictConfig(**options)
+    return lambda: predict([scene], folder, scratch(f"map-{size_px}.tif"), config, loaded=loaded)
 
 
 def mapping_cheaply(size_px: int) -> Action:
@@ -103,14 +123,22 @@ def mapping_cheaply(size_px: int) -> Action:
         tiles = {"tiled": True, "sparse_ok": True, "bigtiff": "yes"}
         with rasterio.open(scene, "w", driver="GTiff", **size, **place, **tiles):
             pass
-    loaded = load_network(folder)
-    cheap = replace(loaded, network=Constant(loaded.network.config))  # type: ignore[arg-type]
-    return lambda: predict([scene], folder, scratch(f"sparse-map-{size_px}.tif"), loaded=cheap)
+    loaded = cheap(folder)
+    return lambda: predict([scene], folder, scratch(f"sparse-map-{size_px}.tif"), loaded=loaded)
 
 
 CASES = {
     "predict a scene of 6000 px, tiny": case(6000, tiny_model),
     "predict a scene of 2048 px, ViT-L": case(2048, large_model),
+    "beside the network, scene of 6000 px, tiny": Case(
+        {
+            "network alone, on a part": Form(lambda: network_alone(6000, tiny_model, PART), 36 * PART),
+            "scene": Form(lambda: beside_the_network(6000), 36),
+            "scene, with polygons": Form(lambda: beside_the_network(6000, vector=Path(".gpkg")), 36),
+        },
+        "megapixel",
+        rounds=2,
+    ),
     "windows a pass, scene of 3000 px, windows of 128 px": Case(
         {
             name: Form(lambda batch=batch: mapping(3000, small_windows, batch_size=batch))  # type: ignore[misc]
@@ -121,7 +149,7 @@ CASES = {
     ),
     "tta": Case(
         {
-            tta: Form(lambda tta=tta: mapping(1000, tta=tta))  # type: ignore[misc]
+            tta: Form(lambda tta=tta: mapping(512, tta=tta))  # type: ignore[misc]
             for tta in ("none", "d4")
         },
         "scene",

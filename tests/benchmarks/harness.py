@@ -53,7 +53,9 @@ class Cost:
 
     seconds, cpu_seconds: wall, and of all threads. spread: half the interquartile range of the wall seconds,
     as a share of their median. speed: items per second. ratio: of the speed to the baseline's, median over
-    the rounds. peak_mb: most memory of a process that does nothing else, MiB.
+    the rounds. cpu_ratio: of the CPU seconds an item takes to the baseline's, median over the rounds; on a
+    machine that others use it says more than the wall. peak_mb: most memory of a process that does nothing
+    else, MiB.
     """
 
     seconds: float
@@ -61,6 +63,7 @@ class Cost:
     spread: float
     speed: float
     ratio: float
+    cpu_ratio: float
     peak_mb: float
 
 
@@ -87,11 +90,13 @@ def measure(name: str, case: Case) -> Result:
     del actions
     baseline = next(iter(case.forms))
     costs = {}
+    first = case.forms[baseline].items
     for form, each in case.forms.items():
         wall, cpu = (list(column) for column in zip(*runs[form], strict=True))
         quartiles = statistics.quantiles(wall, n=4) if len(wall) > 1 else [wall[0]] * 3
         per_item = [seconds / each.items for seconds in wall]
-        of_baseline = [seconds / case.forms[baseline].items for seconds, _ in runs[baseline]]
+        of_baseline = [seconds / first for seconds, _ in runs[baseline]]
+        cpu_of_baseline = [seconds / first for _, seconds in runs[baseline]]
         middle = statistics.median(wall)
         costs[form] = Cost(
             seconds=middle,
@@ -99,6 +104,10 @@ def measure(name: str, case: Case) -> Result:
             spread=(quartiles[2] - quartiles[0]) / 2 / middle,
             speed=each.items / middle,
             ratio=statistics.median(a / b for a, b in zip(of_baseline, per_item, strict=True)),
+            cpu_ratio=statistics.median(
+                seconds / each.items / of_first
+                for seconds, of_first in zip(cpu, cpu_of_baseline, strict=True)
+            ),
             peak_mb=_peak_apart(name, form),
         )
     return Result(costs, difference)
@@ -108,7 +117,7 @@ def show(name: str, case: Case, result: Result) -> None:
     """Prints a case as a table."""
     table = Table(title=f"{name} ({case.rounds} rounds)", title_justify="left", title_style="bold")
     table.add_column("form")
-    for column in ("wall s", "spread", "CPU s", f"{case.unit}s / s", "ratio", "peak MiB"):
+    for column in ("wall s", "spread", "CPU s", f"{case.unit}s / s", "ratio", "CPU ratio", "peak MiB"):
         table.add_column(column, justify="right")
     for form, cost in result.costs.items():
         table.add_row(
@@ -118,6 +127,7 @@ def show(name: str, case: Case, result: Result) -> None:
             f"{cost.cpu_seconds:.4g}",
             f"{cost.speed:.4g}",
             f"{cost.ratio:.2f}",
+            f"{cost.cpu_ratio:.3f}",
             f"{cost.peak_mb:.0f}",
         )
     console = Console(width=110)

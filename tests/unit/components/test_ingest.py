@@ -21,6 +21,7 @@ import rasterio.shutil
 from own_domain import NAME, catalog, draw, own_domain, save, tree
 from PIL import ExifTags, Image
 from rasterio.control import GroundControlPoint
+from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
@@ -356,6 +357,11 @@ def described(path: Path, *names: str) -> None:
         file.descriptions = names
 
 
+def coloured(path: Path, *colours: str) -> None:
+    with rasterio.open(path, "r+") as file:
+        file.colorinterp = [ColorInterp[colour] for colour in colours]
+
+
 def truncated(town: Path) -> None:
     path = town / "images" / "scene_3.tif"
     path.write_bytes(path.read_bytes()[:9000])
@@ -591,6 +597,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     ),
     "bands that the file names otherwise": (
         lambda town: described(town / "images" / "scene_3.tif", "Blue", "Green", "Red"),
+        {},
+        r"scene_3\.tif: bands that the file names blue, green, red\n.*\n.* red: 3, green: 2, blue: 1",
+    ),
+    "bands in the order of other colours": (
+        lambda town: coloured(town / "images" / "scene_3.tif", "blue", "green", "red"),
         {},
         r"scene_3\.tif: bands that the file names blue, green, red\n.*\n.* red: 3, green: 2, blue: 1",
     ),

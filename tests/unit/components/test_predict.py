@@ -43,7 +43,7 @@ from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.shards import Shard
 from crossearth.data.raster.reading import Reading, fit
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
-from crossearth.model.inference import slide_logits, window_starts
+from crossearth.model.inference import Tta, predict_labels, slide_logits, window_starts
 from crossearth.model.weights.checkpoint import save
 
 CLASSES = ["field", "road", "water"]
@@ -175,6 +175,19 @@ def test_streamed_scores_are_those_of_the_sliding_window(
     torch.testing.assert_close(scores, slide(network, image), atol=1e-5, rtol=1e-5)
 
 
+def test_tta_asks_the_network_exactly_eight_times_as_often(network: CrossEarth, tmp_path: Path) -> None:
+    scene = open_scene(write(tmp_path / "scene.tif", pixels(170, 230)))
+    image = torch.from_numpy(pixels(170, 230))[None]
+    asked: dict[Tta, list[int]] = {"none": [], "d4": []}  # windows of each pass
+    for tta, passes in asked.items():
+        loaded = Loaded(network, torch.float32, CLASSES, PALETTE, {}, 3, tta)
+        hook = network.register_forward_pre_hook(lambda _, given, to=passes: to.append(len(given[0])))
+        blocks_of(loaded, scene)
+        predict_labels(network, image, 3, tta)
+        hook.remove()
+    assert asked["d4"] == [windows for windows in asked["none"] for _ in range(8)]
+
+
 @pytest.mark.parametrize("gsd", ["native", 0.7])
 def test_any_rectangle_of_a_map_has_the_digits_of_the_whole(
     gsd: Any, network: CrossEarth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -188,6 +201,7 @@ def test_any_rectangle_of_a_map_has_the_digits_of_the_whole(
         blocks_of(loaded, scene, strips=range(3, 5)), whole[:, slice(how.strips[3][0], how.strips[4][1])]
     )
     monkeypatch.setattr(sliding, "SUMS_BYTES", 4 * len(CLASSES) * 64 * 90)
+    monkeypatch.setattr(sliding, "PANEL_WINDOWS", 1)
     monkeypatch.setattr(sliding, "BLOCK_BYTES", 4 * len(CLASSES) * 90 * 20)
     assert len(plan(scene, network.config, 1).panels) > 2
     assert torch.equal(blocks_of(loaded, scene), whole)
@@ -344,6 +358,49 @@ def test_a_scene_of_other_values_than_the_training_is_refused(
     with rasterio.open(scene, "r+") as file:
         file.scales = profile.get("scales", file.scales)
         file.offsets = profile.get("offsets", file.offsets)
+    with pytest.raises(InputError, match=words):
+        open_scene(scene, trained)
+
+
+def named(path: Path, names: tuple[str, ...], colours: tuple[ColorInterp, ...] = ()) -> Path:
+    write(path, pixels(70, 80, max(len(names), len(colours))))
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = names or file.descriptions
+        file.colorinterp = colours or file.colorinterp
+    return path
+
+
+RGB = replace(BYTES, names=(("red", "b4"), ("green", "b3"), ("blue", "b2")))
+IRRG = replace(BYTES, names=(("near infrared",), ("red",), ("green",)))
+TURNED = (ColorInterp.blue, ColorInterp.green, ColorInterp.red)
+
+
+@pytest.mark.parametrize(
+    ("trained", "names", "colours", "words"),
+    [
+        (RGB, ("Blue", "Green", "Red"), (), "names blue, green, red\n.*red at 1.*\n.*--bands 3,2,1 takes"),
+        (RGB, ("B2", "B3", "B4"), (), r"names b2, b3, b4\n.*red at 1.*\n.*--bands 3,2,1 takes"),
+        (RGB, ("", "", "red"), (), r"names red\n.*\n.*say with --bands which"),
+        (RGB, (), TURNED, r"names blue, green, red\n.*\n.*--bands 3,2,1 takes"),
+        (IRRG, ("red", "green", "blue"), (), r"names red, green, blue\n.*near infrared at 1.*\n.*say with"),
+        (RGB, ("Red", "Green", "Blue"), TURNED, None),
+        (RGB, ("one", "two", "three"), (), None),
+        (IRRG, (), TURNED[::-1], None),  # every writer's default: says nothing
+        (BYTES, ("Blue", "Green", "Red"), (), None),
+    ],
+)
+def test_bands_that_a_scene_names_otherwise_than_the_training_are_refused(
+    trained: Reading,
+    names: tuple[str, ...],
+    colours: tuple[ColorInterp, ...],
+    words: str | None,
+    tmp_path: Path,
+) -> None:
+    scene = named(tmp_path / "scene.tif", names, colours)
+    assert open_scene(scene, trained, bands=(1, 2, 3)).reading.bands == (1, 2, 3), "the user's word counts"
+    if words is None:
+        assert open_scene(scene, trained).bands_from == "the model's"
+        return
     with pytest.raises(InputError, match=words):
         open_scene(scene, trained)
 

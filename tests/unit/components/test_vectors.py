@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import geopandas
 import numpy as np
@@ -21,7 +21,7 @@ from shapely.geometry import shape
 from crossearth.components.predict import polygon_files, vectors
 from crossearth.components.predict.maps import NODATA, PROBABILITY_STEP, Grid
 from crossearth.components.predict.polygon_files import PolygonFile, is_polygon_file
-from crossearth.components.predict.vectors import Polygon, Regions
+from crossearth.components.predict.vectors import Polygons, Regions
 from crossearth.data.raster.pixel_area import Ground
 
 CLASSES = ["field", "road", "water"]
@@ -32,11 +32,21 @@ NOWHERE = Grid(WIDTH, HEIGHT, None, Affine.identity())
 Ids = NDArray[np.uint8]
 
 
+class Polygon(NamedTuple):
+    """One of `Polygons`."""
+
+    geometry: Any
+    class_id: int
+    area_m2: float
+    confidence: float
+
+
 class Collected(list[Polygon]):
     """A sink that keeps them."""
 
-    def add(self, polygons: Any) -> None:
-        self.extend(polygons)
+    def add(self, polygons: Polygons) -> None:
+        columns = (polygons.outlines, polygons.class_ids, polygons.areas_m2, polygons.confidences)
+        self.extend(map(Polygon, *(each.tolist() for each in columns)))
 
 
 def map_of(seed: int, block: int) -> Ids:
@@ -70,10 +80,12 @@ def whole(ids: Ids) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(("seed", "block"), [(0, 1), (1, 1), (2, 7), (3, 20)])
-def test_polygons_are_those_of_the_whole_map(seed: int, block: int) -> None:
+def test_polygons_are_those_of_the_whole_map(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "BUNCH_PX", 11 * WIDTH)
     ids, found = map_of(seed, block), Collected()
     regions_of(ids, found, seed=seed)
     assert sorted((each.class_id, shapely.normalize(each.geometry).wkt) for each in found) == whole(ids)
+    assert all(each.geometry.is_valid for each in found)
 
 
 @pytest.mark.parametrize("grid", [UTM, DEGREES], ids=["UTM", "degrees"])

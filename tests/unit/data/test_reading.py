@@ -222,6 +222,8 @@ def test_a_manifest_knows_how_its_files_were_read(tmp_path: Path) -> None:
         values = np.concatenate([draw(number)[0]] * 2).astype(np.int16) * 20
         profile = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 3e5, 0, -0.5, 5e6)}
         save(tmp_path / "images" / f"scene_{number}.tif", values, **profile)
+        with rasterio.open(tmp_path / "images" / f"scene_{number}.tif", "r+") as file:
+            file.set_band_description(1, "Near")
 
     manifest = own(
         tmp_path,
@@ -232,7 +234,14 @@ def test_a_manifest_knows_how_its_files_were_read(tmp_path: Path) -> None:
         tile={"px": 32, "rule": "fit"},
     )
     assert manifest.reading == Reading(
-        (4, 1, 2), "int16", (-10, 3000), -1, gsd_m=0.999908, fit_px=32, largest_px=64
+        (4, 1, 2),
+        "int16",
+        (-10, 3000),
+        -1,
+        gsd_m=0.999908,
+        fit_px=32,
+        largest_px=64,
+        names=(("band 4",), ("band 1", "near"), ("band 2",)),
     )
 
 
