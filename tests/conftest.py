@@ -28,6 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.nodeid}: its folder is none of {sorted(FOLDERS)}")
         item.add_marker(folder)
+        # several processes share the suites by the file: what its fixtures make is made once
+        if folder != "unit" and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def _shared(name: str) -> Path:

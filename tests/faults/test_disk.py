@@ -7,6 +7,8 @@ import pytest
 from disks import fill, remount
 from steps import STEPS, Undisturbed, hidden, readable, run_here, written
 
+pytestmark = pytest.mark.xdist_group("steps")  # the undisturbed run is made once
+
 
 @pytest.fixture
 def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
