@@ -144,7 +144,7 @@ def short_params(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_dvc(short_params: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout in which dvc has scored two recipes."""
     folder = tmp_path_factory.mktemp("dvc")
-    run_dvc(folder, RECIPES, short_params)
+    run_dvc(folder, short_params)
     return folder
 
 
