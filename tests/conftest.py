@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cluster import NAMESPACE, OWN_POD, Cluster, serving
@@ -28,9 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.nodeid}: its folder is none of {sorted(FOLDERS)}")
         item.add_marker(folder)
-        # several processes share the suites by the file: what its fixtures make is made once
-        if folder != "unit" and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """pytest-xdist's own groups, marks of tests, are not seen by pytest 9.2."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from pool import Pool
+
+    return Pool(config, log)
 
 
 def _shared(name: str) -> Path:

@@ -18,7 +18,6 @@ from crossearth.components.pods import train_job
 from crossearth.components.pods.train_job import TrainJobConfig, TrainJobError, run_train_job
 from crossearth.pipelines.containers import run_container
 
-pytestmark = pytest.mark.xdist_group("graphs")  # the three runs are made once
 RECIPE = RECIPES[0]
 
 

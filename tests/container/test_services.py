@@ -20,7 +20,6 @@ from crossearth.data.common.files import sha256_file
 from crossearth.data.tiles.store import StoreConfig, pull
 
 psycopg2 = pytest.importorskip("psycopg2")
-pytestmark = pytest.mark.xdist_group("graphs")  # the three runs are made once
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from steps import STEPS, Undisturbed, run_here, written
 from crossearth.components.ingest import step as ingest
 from crossearth.components.train.state import Checkpoints
 
-pytestmark = pytest.mark.xdist_group("steps")  # the undisturbed run is made once
 Damage = Callable[[bytes], bytes]
 
 

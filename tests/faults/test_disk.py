@@ -9,8 +9,6 @@ from steps import STEPS, Undisturbed, hidden, readable, run_here, written
 
 from crossearth.components.runtime.tracking_store import create_database
 
-pytestmark = pytest.mark.xdist_group("steps")  # the undisturbed run is made once
-
 
 @pytest.fixture(scope="module")
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:

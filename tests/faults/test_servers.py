@@ -22,7 +22,6 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.tiles import store as module
 from crossearth.data.tiles.store import StoreConfig, pull, push
 
-pytestmark = pytest.mark.xdist_group("steps")  # the undisturbed run is made once
 BUCKET = "tiles"
 TRIES = 20
 

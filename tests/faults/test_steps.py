@@ -17,7 +17,6 @@ import pytest
 from own_domain import NAME
 from steps import STEPS, Undisturbed, hidden, readable, run_here, start
 
-pytestmark = pytest.mark.xdist_group("steps")  # the undisturbed run is made once
 KILLS = int(os.environ.get("CROSSEARTH_KILLS", "3"))
 Run = Callable[[str], None]
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}

@@ -14,10 +14,7 @@ CATALOG = load_catalog()
 DATASETS = list(dict.fromkeys(domain.dataset for domain in CATALOG.domains.values() if domain.class_set))
 
 
-# the longest share the processes, too
-@pytest.mark.parametrize(
-    "dataset", [pytest.param(name, marks=pytest.mark.xdist_group(f"counts of {name}")) for name in DATASETS]
-)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_tiles_of_every_split_are_as_many_as_in_the_paper(dataset: str, tmp_path: Path) -> None:
     synthesize_dataset(dataset, tmp_path, 0, "full")
     tile_px = math.ceil(512 / Draughtsman.SHRINK)

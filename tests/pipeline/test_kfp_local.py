@@ -26,8 +26,6 @@ from crossearth.components.train.component import train
 from crossearth.components.validate.component import validate
 from crossearth.data.common.errors import InputError
 
-pytestmark = pytest.mark.xdist_group("graphs")  # the three runs are made once
-
 
 def test_the_graph_gives_the_table_of_dvc_to_the_last_digit(with_dvc: Path, with_kubeflow: Path) -> None:
     table = (with_kubeflow / "artifacts/report/scores.csv").read_text()
