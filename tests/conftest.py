@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cluster import NAMESPACE, OWN_POD, Cluster, serving
@@ -28,6 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.nodeid}: its folder is none of {sorted(FOLDERS)}")
         item.add_marker(folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """pytest-xdist's own groups, marks of tests, are not seen by pytest 9.2."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from pool import Pool
+
+    return Pool(config, log)
 
 
 def _shared(name: str) -> Path:
@@ -141,7 +152,7 @@ def short_params(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_dvc(short_params: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout in which dvc has scored two recipes."""
     folder = tmp_path_factory.mktemp("dvc")
-    run_dvc(folder, RECIPES, short_params)
+    run_dvc(folder, short_params)
     return folder
 
 

@@ -9,7 +9,7 @@ Legend: B tiles of a batch, K classes, N tiles.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ from crossearth.data.common.progress import bar
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import Tta, predict_labels, window_starts
-from crossearth.model.metrics import ConfusionMatrix
 from crossearth.model.scores import Counts, PrimaryMetric, class_iou, outcome_counts, primary_iou
+
+if TYPE_CHECKING:
+    from crossearth.model.metrics import ConfusionMatrix
 
 Pixels = NDArray[np.uint8]
 
@@ -117,6 +119,8 @@ def score_target(
     Raises:
         InputError: tiles that are gone or not the ones that were ingested (listed); no labelled pixel at all.
     """
+    from crossearth.model.metrics import ConfusionMatrix  # torchmetrics takes a second to import
+
     confusion = ConfusionMatrix(model.config.num_classes).to(processes.device)
     found = TargetScores()
     problems: list[str] = []
@@ -162,7 +166,7 @@ def _predict(model: CrossEarth, tiles: Sequence[Tile], batch_size: int, tta: Tta
 
 
 def _score(
-    confusion: ConfusionMatrix, tile: Tile, predicted_HW: Tensor, primary_metric: PrimaryMetric
+    confusion: "ConfusionMatrix", tile: Tile, predicted_HW: Tensor, primary_metric: PrimaryMetric
 ) -> Picture:
     """Adds a tile to the counts; gives its own."""
     label_HW = torch.from_numpy(tile.label).to(predicted_HW.device)

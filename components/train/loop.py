@@ -35,7 +35,6 @@ from crossearth.data.tiles.dataset import Batch, TileDataset, TrainingStream
 from crossearth.data.tiles.readers import StuckError, reading
 from crossearth.model.crossearth import CrossEarth
 from crossearth.model.inference import predict_labels
-from crossearth.model.metrics import ConfusionMatrix
 from crossearth.model.scores import score
 from crossearth.model.training.multitask import (
     BRANCHES,
@@ -327,6 +326,8 @@ class Training:
 
     def _validate(self, run: Run | None) -> None:
         """Scores the held-out tiles of the source, and keeps the parameters if they are the best so far."""
+        from crossearth.model.metrics import ConfusionMatrix  # torchmetrics takes a second to import
+
         self._refuse_nonfinite()
         tiles = TileDataset(self.job.manifest, self.job.remap, self.job.held_rows)
         device = self.processes.device

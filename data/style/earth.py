@@ -21,7 +21,6 @@ from torch import Tensor
 from crossearth.data.common.config import Share, checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, digest
-from crossearth.data.style.ghiasi import GhiasiEngine
 from crossearth.data.style.spectral import SpectralEngine
 
 EngineName = Literal["spectral", "ghiasi"]
@@ -69,6 +68,8 @@ def style_engine(name: str, weights_dir: Path | None = None) -> StyleEngine:
             "the ghiasi style engine needs its weights",
             next_step="name their folder ($CROSSEARTH_STYLE_WEIGHTS), or use spectral",
         )
+    from crossearth.data.style.ghiasi import GhiasiEngine  # torchvision takes a second to import
+
     return GhiasiEngine.from_dir(weights_dir)
 
 

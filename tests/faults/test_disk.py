@@ -7,11 +7,21 @@ import pytest
 from disks import fill, remount
 from steps import STEPS, Undisturbed, hidden, readable, run_here, written
 
+from crossearth.components.runtime.tracking_store import create_database
+
+
+@pytest.fixture(scope="module")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables take seconds to make."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    create_database(database)
+    return database
+
 
 @pytest.fixture
-def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tracked(new_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tracking is never fatal, and has another disk here."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(new_store, tmp_path)}")
 
 
 @pytest.mark.parametrize("share", [0, 0.6])

@@ -8,11 +8,16 @@ import pytest
 from imagery import ablation
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, imagery_dir: Path) -> Path:
+    """Of the table: its domains and styles are made once for both regimes."""
+    return tmp_path_factory.mktemp("ablation")
+
+
 @pytest.mark.parametrize("regime", ["half", "frozen"])
 def test_a_run_is_trained_once_and_stands_in_the_table(
     regime: str,
-    tmp_path: Path,
-    imagery_dir: Path,
+    folder: Path,
     weights_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -27,12 +32,12 @@ def test_a_run_is_trained_once_and_stands_in_the_table(
 
     monkeypatch.setattr(ablation, "numbers", few_iterations)
     monkeypatch.setattr(ablation, "runs", lambda _: [wanted])
-    monkeypatch.setattr(sys, "argv", ["ablation.py", str(tmp_path), "--regime", regime])
+    monkeypatch.setattr(sys, "argv", ["ablation.py", str(folder), "--regime", regime])
     ablation.main()
     head, _, row = capsys.readouterr().out.strip().splitlines()
     scored = [name for name, cell in zip(head.split("|"), row.split("|"), strict=True) if cell.strip()]
     assert [name.strip() for name in scored] == [regime, "Epfl2Vegas", "Epfl2Shanghai", "Epfl2Epfl"]
-    model = tmp_path / wanted.folder / "artifacts/models/road-epfl/model.safetensors"
+    model = folder / wanted.folder / "artifacts/models/road-epfl/model.safetensors"
     written = model.stat().st_mtime_ns
     ablation.main()
     assert model.stat().st_mtime_ns == written

@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 import yaml
-from graphs import call
+from graphs import call, with_datasets
 from own_domain import NAME, own_domain
 from training_folder import NUMBERS
 
 from crossearth.components.steps import SECTIONS
 
 RECIPES = ("deepglobe", "loveda-urban")
+DATASETS = ("deepglobe", "massachusetts", "loveda")  # what these train on and are scored on
 
 
 def repro(checkout: Path) -> set[str]:
@@ -29,6 +30,8 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_repro_runs_once_and_after_an_edit_only_what_hangs_on_it(checkout: Path) -> None:
+    params = checkout / "params.yaml"
+    params.write_text(with_datasets(params.read_text(), DATASETS))
     first = repro(checkout)
     assert {"synthesize", "plan", "ingest@deepglobe", "validate", "styles"} <= first
     assert {f"{stage}@{recipe}" for stage in ("train", "evaluate") for recipe in RECIPES} <= first
@@ -46,7 +49,7 @@ def test_repro_runs_once_and_after_an_edit_only_what_hangs_on_it(checkout: Path)
     assert repro(checkout) == {"plan", "validate", "evaluate@deepglobe"}
 
     # the numbers of the other
-    edit(checkout / "params.yaml", "recipes: {}", "recipes: {loveda-urban: {iterations: 4}}")
+    edit(params, "recipes: {}", "recipes: {loveda-urban: {iterations: 4}}")
     assert repro(checkout) == {"plan", "train@loveda-urban", "evaluate@loveda-urban"}
 
 
