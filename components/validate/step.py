@@ -4,15 +4,14 @@ import io
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 
 from crossearth.components.ingest.preview import EXPERIMENT
+from crossearth.components.runtime.pages import render
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import DOMAINS, VALIDATION
 from crossearth.components.runtime.tracking import start_run
@@ -40,28 +39,6 @@ log = logging.getLogger(__name__)
 
 DOCS, SUMMARY = "docs", "summary.json"
 PLACES_SHOWN = 5
-INDEX = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Data Docs: {domains} domains</title>
-<style>
-body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }}
-table {{ border-collapse: collapse; width: 100% }}
-th, td {{ border-bottom: 1px solid #c4ccd4; padding: .3rem .6rem; text-align: left }}
-:root {{ color-scheme: light dark }}
-</style>
-<h1>Data Docs</h1>
-<p>{domains} domains, {tiles:,} tiles: {checks} expectations, {failed} failed.</p>
-<table>
-<thead><tr><th scope="col">domain</th><th scope="col">tiles</th><th scope="col">data</th>
-<th scope="col">expectations</th><th scope="col">failed</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</html>
-"""
 
 
 def run(params: Params, catalog: Catalog, names: Sequence[str] = ()) -> Path:
@@ -205,18 +182,16 @@ def _write_summary(
 
 def _index(counts: Mapping[str, int], domains: Mapping[str, Any]) -> str:
     """The first page of the Data Docs: a line per domain; needs no network."""
-    rows = []
-    for name, found in domains.items():
-        failed = sum(not check["passed"] for check in found["checks"])
-        page = PurePosixPath(found["docs"]).relative_to(DOCS)
-        tiles = ", ".join(f"{split} {each['tiles']:,}" for split, each in found["splits"].items())
-        cells = (tiles, found["provenance"], str(len(found["checks"])), str(failed))
-        rows.append(
-            f'<tr><th scope="row"><a href="{quote(str(page))}">{escape(name)}</a></th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-            + "</tr>"
-        )
-    return INDEX.format(**counts, rows="\n".join(rows))
+    rows = [
+        {
+            "domain": name,
+            "page": PurePosixPath(found["docs"]).relative_to(DOCS),
+            "failed": sum(not check["passed"] for check in found["checks"]),
+            **found,
+        }
+        for name, found in domains.items()
+    ]
+    return render("validate", "index.html", {"counts": counts, "rows": rows})
 
 
 def _page(folder: Path, domain: str) -> str:
