@@ -10,8 +10,10 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
 import mistune
+from mistune.plugins.table import render_table_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 START = ROOT / "README.md"
@@ -35,7 +37,7 @@ body { max-width: 60rem; margin: 1rem auto 4rem; padding: 0 1rem; font: 1rem/1.5
 nav { border-bottom: 1px solid #d1d9e0; padding-bottom: .5rem } nav a { margin-right: .8rem }
 a { color: #0550ae } img { max-width: 100%; height: auto }
 pre { overflow-x: auto; padding: .8rem; background: #f6f8fa } code { font-size: .9em }
-table { border-collapse: collapse; display: block; overflow-x: auto }
+table { border-collapse: collapse } .scroll { overflow-x: auto }
 th, td { border: 1px solid #d1d9e0; padding: .3rem .6rem; text-align: left }
 @media (prefers-color-scheme: dark) {
   body { color: #f0f6fc; background: #0d1117 } pre { background: #151b23 } a { color: #79c0ff }
@@ -51,13 +53,23 @@ def anchor(heading: str) -> str:
 
 
 class Pages(mistune.HTMLRenderer):
-    """Headings that links find; a diagram needs a script from a network, so it is left out."""
+    """Headings that links find, code and tables that keys can scroll.
+
+    A diagram needs a script from a network, so it is left out.
+    """
 
     def heading(self, text: str, level: int, **attrs: object) -> str:
         return f'<h{level} id="{anchor(text)}">{text}</h{level}>\n'
 
     def block_code(self, code: str, info: str | None = None) -> str:
-        return "" if info == "mermaid" else super().block_code(code, info)
+        block = super().block_code(code, info).replace("<pre>", '<pre tabindex="0">', 1)
+        return "" if info == "mermaid" else block
+
+    def table(self, text: str) -> str:
+        return f'<div class="scroll" tabindex="0"><table>\n{text}</table></div>\n'
+
+    def table_cell(self, text: str, align: Literal["left", "right", "center"] | None, head: bool) -> str:
+        return render_table_cell(self, text, align, head and bool(text))  # an empty corner heads nothing
 
 
 def place(source: Path) -> Path:

@@ -20,7 +20,7 @@ from crossearth.data.catalog.loader import load_catalog
 
 TESTS = Path(__file__).parent
 SHARED = Path(os.environ.get("CROSSEARTH_FIXTURES", TESTS.parent.parent / "shared"))
-FOLDERS = {"unit", "parity", "imagery", "pipeline", "container", "browser", "faults", "gpu"}
+FOLDERS = {"unit", "parity", "imagery", "pipeline", "container", "browser", "faults", "compatibility", "gpu"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -84,7 +84,12 @@ class _Command(_Worded, TyperCommand):
 
 
 class _Group(_Worded, TyperGroup):
-    pass
+    def list_commands(self, context: Any) -> list[str]:
+        """Names in the order of `GROUPS`: what a new user types first stands first."""
+        order = [name for names in GROUPS.values() for name in names]
+        return sorted(
+            super().list_commands(context), key=lambda name: order.index(name) if name in order else 0
+        )
 
 
 def describe(app: Typer, above: str = "") -> None:

@@ -388,10 +388,12 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
         typer.echo(json.dumps([asdict(each) for each in found], indent=2))
         return
 
+    columns = ("model", "classes", "bands", "m per px", "licence", "IoU % unseen / worst / own", "size")
+
     def row(listed: Listed) -> list[str]:
         about = listed.about
         if about is None:
-            return [listed.name, listed.problem]
+            return [listed.name, listed.problem, *[""] * (len(columns) - 2)]
         unseen, worst, home = (
             "" if score is None else f"{100 * score:.1f}" for score in map(about.scores.get, SUMMARY_METRICS)
         )
@@ -407,8 +409,9 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
 
     print_table(
         f"{len(found)} model{'s' * (len(found) != 1)}",
-        ["model", "classes", "bands", "m per px", "licence", "mIoU % unseen / worst / own", "size"],
+        columns,
         [row(each) for each in found],
+        spare=("size", "bands", "licence"),
     )
     shown = next((each.name for each in found if each.about), None)
     out.print(f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE")
@@ -538,7 +541,9 @@ def predict(
         Path | None, typer.Option(help="Map the polygons of this vector file only, in any CRS.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes (and GPUs) that share a scene.")] = 1,
-    probabilities: Annotated[bool, typer.Option(help="Also write each class's probability.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write each class's probability.")
+    ] = False,
     confidence: Annotated[
         bool,
         typer.Option("--confidence", help="Also write confidence and entropy, and how sure the areas are."),

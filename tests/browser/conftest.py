@@ -1,7 +1,7 @@
-"""A real Chromium; without one these tests skip."""
+"""A real Chromium, and axe, which finds what keeps people from a page; without them these tests skip."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,3 +19,15 @@ def browser() -> Iterator[Any]:
         chromium = session.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def violations() -> Callable[[Any], list[str]]:
+    """Every rule that a page breaks, and where: contrast, order of headings, landmarks, names, keys."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def found(page: Any) -> list[str]:
+        broken = axe.run(page).response["violations"]
+        return [f"{rule['id']}: {node['html'][:120]}" for rule in broken for node in rule["nodes"]]
+
+    return found

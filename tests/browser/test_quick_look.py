@@ -1,6 +1,7 @@
 """The quick look of a map in a real Chromium: map over image, slider, legend; it asks nobody."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,11 @@ def test_nothing_is_wider_than_the_screen(browser: Any, page_file: Path, width: 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     map_, image = page.locator("#overlay").bounding_box(), page.locator(".map img").first.bounding_box()
     assert map_ == image, "the map lies where the image lies"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everybody_can_read_and_use_it(
+    browser: Any, page_file: Path, width: int, violations: Callable[[Any], list[str]]
+) -> None:
+    page, _, _ = opened(browser, page_file, width)
+    assert violations(page) == []

@@ -1,6 +1,6 @@
 """Which libraries of the same people can be installed beside this one: docs/compatibility.md, resolved anew.
 
-    uv must be on the PATH (pip install uv)
+    pip install -e '.[dev,services]'    # uv is one of them
     python tests/compatibility/resolve.py
 
 Nothing is installed: the resolver finds one set of versions, or says that there is none. For each library
@@ -38,6 +38,17 @@ SHOWN = (
     *("kubeflow", "model-registry"),
 )
 
+LOWEST = """
+## Lowest versions
+
+`pytest tests/compatibility` installs, on Python 3.11, the lowest version of each library that pyproject.toml allows, runs
+the unit tests of what leans on them most, and walks from own tiles to a map. CI does it on every change, and it fails where
+a lower end is promised that the other ranges never let anybody reach.
+
+torch and torchvision stay as they are installed there: the lowest, 2.6.0 and 0.21.0, have no wheel for CPUs on the usual
+index, and bring 5 GB of CUDA.
+"""
+
 
 def resolve(python: str, *wanted: str) -> dict[str, str]:
     """Name -> version of a set that fits; empty if there is none."""
@@ -60,9 +71,9 @@ def main() -> None:
     lines = [
         "# Beside which libraries this one can be installed",
         "",
-        f"Resolved on {datetime.now(UTC):%Y-%m-%d} by `python tests/compatibility/resolve.py`.",
-        "Nothing of it was run but what constraints.txt pins, on Python 3.11; the lowest versions that",
-        "pyproject.toml allows were installed, and the unit tests on them not finished.",
+        f"Resolved on {datetime.now(UTC):%Y-%m-%d} by `python tests/compatibility/resolve.py`: these tables are what",
+        "a resolver finds. What was run is what constraints.txt pins, on Python 3.11, and there also",
+        "[the lowest versions](#lowest-versions).",
         "",
         "## Pythons",
         "",
@@ -85,6 +96,7 @@ def main() -> None:
         alone, both = resolve("3.11", name), resolve("3.11", name, ours("cluster,export"))
         agreed = ", ".join(f"{each} {both[each]}" for each in AGREED if each in both)
         lines.append(f"| {name} | {alone.get(name, 'none')} | {both.get(name, '**none**')} | {agreed} |")
+    lines += LOWEST.splitlines()
     (ROOT / "docs" / "compatibility.md").write_text("\n".join(lines) + "\n")
 
 

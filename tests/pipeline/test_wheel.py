@@ -1,12 +1,15 @@
 """What is published: a wheel that holds the tree and runs in an empty folder, an sdist that can be tested."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
+import mistune
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +55,16 @@ def test_the_sdist_holds_what_its_tests_need(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[0]) as sdist:
         held = {name.partition("/")[2] for name in sdist.getnames()}
     assert set(tracked()) - held <= {".gitattributes"}
+
+
+def test_no_link_of_the_description_needs_the_clone(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[1]) as wheel:
+        (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+        description = Parser().parsestr(wheel.read(metadata).decode()).get_payload()
+    page = str(mistune.create_markdown(escape=False, plugins=["table"])(description))
+    found = re.findall('(?:href|src)="([^"]+)"', page)
+    assert len(found) > 1 and all(link.startswith("https://") for link in found), found
+    assert "make demo" in page and "Kubeflow" in page
 
 
 def test_an_index_takes_both(built: tuple[Path, Path]) -> None:

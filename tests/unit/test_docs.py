@@ -1,6 +1,7 @@
 """What the documents tell people to type and to open is there."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -54,3 +55,26 @@ def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
             place = document.parent / name if name else document
             assert place.exists(), target
             assert not anchor or anchor in anchors(place), target
+
+
+README = """
+see [the page](docs/a.md#b), [below](#c), [a paper](https://example.org)
+<img src="tests/x.png" width="9">
+"""
+
+
+@pytest.mark.parametrize(
+    ("repository", "expected"),
+    [
+        (None, "\nsee the page, below, [a paper](https://example.org)\n\n"),
+        (
+            "https://forge.org/we/it",
+            "\nsee [the page](https://forge.org/we/it/blob/HEAD/docs/a.md#b), "
+            "[below](https://forge.org/we/it#c), [a paper](https://example.org)\n"
+            '<img src="https://forge.org/we/it/raw/HEAD/tests/x.png" width="9">\n',
+        ),
+    ],
+)
+def test_an_indexs_readme_leads_to_the_repository_or_nowhere(repository: str | None, expected: str) -> None:
+    on_an_index = runpy.run_path(str(ROOT / "setup.py"))["on_an_index"]
+    assert on_an_index(README, repository) == expected

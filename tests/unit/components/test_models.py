@@ -59,6 +59,7 @@ def test_a_damaged_model_does_not_hide_the_others(home: Path, typed: Typed) -> N
     (home / "models/released/model.json").write_text("{")
     sound, damaged = json.loads(typed("crossearth models --json"))
     assert sound["about"] and damaged["about"] is None and "not JSON" in damaged["problem"]
+    assert "not JSON" in typed("crossearth models")
 
 
 def test_registered_models_are_listed_by_alias_and_last_version(

@@ -364,6 +364,12 @@ def test_numbers_are_whole_on_any_terminal() -> None:
     assert "".join(line.split()[0] for line in narrow[2:-1]) == "a-very-long-name-of-a-setting"
     assert any(line.endswith(" 12.3") for line in printed(View(table, [], []), 8))
     assert narrow[2].endswith("12.3") and narrow[-1].split() == ["b", "45.6"]
+    names = [("artifacts/models/vaihingen-irrg", "impervious surface, low vegetation", "none stated")]
+    table = TextTable(("model", "classes", "licence"), names, spare=("licence",))
+    for width in (45, 55):  # words stay whole, and a column goes only where they would not
+        told = " ".join(printed(View(table, [], []), width)[2:])
+        assert set(names[0][0].split()) | {"impervious", "surface,", "low", "vegetation"} <= set(told.split())
+        assert ("stated" in told.split()) == (width == 55)
     assert "[default]" in printed(View(TextTable(("a",), [("[default]",)]), [], []), 80)[2], "no markup"
 
 
