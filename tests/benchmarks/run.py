@@ -3,6 +3,7 @@
     python tests/benchmarks/run.py                      all of them
     python tests/benchmarks/run.py network counting     those whose names begin so
     python tests/benchmarks/run.py --json results.json
+    python tests/benchmarks/run.py training --rounds 1  once each, where time is short
 
 Baselines are the first forms: the same computation written plainly, eager float32 where it is a network's.
 Ratios hold on a machine that others use too, seconds on a quiet one.
@@ -13,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +45,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a case, or the beginning of its name")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="timed calls of each form, not the case's own number"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers too")
     parser.add_argument("--peak", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -58,7 +62,7 @@ def main() -> None:
         if not any(each.startswith(name) for each in known):
             parser.error(f"no benchmark begins with {name!r}; there are {', '.join(known)}")
     chosen = {
-        name: case
+        name: replace(case, rounds=given.rounds or case.rounds)
         for name, case in known.items()
         if not given.names or any(name.startswith(each) for each in given.names)
     }
@@ -69,7 +73,7 @@ def main() -> None:
         for name, case in chosen.items():
             result = measure(name, case)
             show(name, case, result)
-            done[name] = asdict(result)
+            done[name] = {"rounds": case.rounds, **asdict(result)}
     print(machine_line())
     if given.json:
         about = {
