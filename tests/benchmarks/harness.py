@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 Action = Callable[[], object]
 SCRATCH = "CROSSEARTH_BENCHMARK_FOLDER"  # in the environment: a folder that all processes of a run share
+DEVICE = "CROSSEARTH_BENCHMARK_DEVICE"  # likewise: where networks compute
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Cost:
     seconds, cpu_seconds: wall, and of all threads. spread: half the interquartile range of the wall seconds,
     as a share of their median. speed: items per second. ratio, cpu_ratio: of the baseline's seconds an item
     to this form's, median over the rounds: above 1 is faster; in a case of growth, below 1 is more than in
-    proportion. peak_mb: most memory of a process that does nothing else, MiB.
+    proportion. peak_mb: most memory of a process that does nothing else, MiB; on a GPU what a call takes
+    beyond what it finds there.
     """
 
     seconds: float
@@ -87,8 +90,10 @@ def measure(name: str, case: Case) -> Result:
     for _ in range(case.rounds):
         for form, action in actions.items():
             runs[form].append(timed(action))
+    # to compile in a process of each form's own would take minutes
+    peaks = {form: _gpu_peak_mb(action) for form, action in actions.items()} if device() != "cpu" else {}
     del actions
-    return _result(case, runs, {form: _apart(name, form)[2] for form in case.forms}, difference)
+    return _result(case, runs, peaks or {form: _apart(name, form)[2] for form in case.forms}, difference)
 
 
 def once(name: str, case: Case) -> Result:
@@ -102,6 +107,8 @@ def timed(action: Action) -> tuple[float, float]:
     """Wall and CPU seconds of an action."""
     started, cpu_started = time.perf_counter(), _cpu_seconds()
     action()
+    if device() != "cpu":
+        torch.cuda.synchronize()
     return time.perf_counter() - started, _cpu_seconds() - cpu_started
 
 
@@ -157,6 +164,23 @@ def scratch(name: str) -> Path:
     return Path(os.environ[SCRATCH]) / name
 
 
+def device() -> str:
+    """Where the networks of this run compute: "cpu" or "cuda"."""
+    return os.environ.get(DEVICE, "cpu")
+
+
+def on_gpu(name: str, form: Form) -> dict[str, Form]:
+    """A form where there is a GPU: to compile a network for a CPU takes longer than it saves here."""
+    return {name: form} if device() != "cpu" else {}
+
+
+def _gpu_peak_mb(action: Action) -> float:
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    action()
+    return (torch.cuda.max_memory_allocated() - held) / 2**20
+
+
 def peak_mb() -> float:
     """Most memory that this process held at a time, MiB."""
     # not ru_maxrss, which a child takes over from the process that starts it
@@ -170,6 +194,8 @@ def machine_line() -> str:
     models = [line.partition(":")[2].strip() for line in described.splitlines() if "model name" in line]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     processor = models[0] if models else platform.processor() or platform.machine()
+    if device() != "cpu":
+        processor = f"{torch.cuda.get_device_name()}, {processor}"
     return (
         f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, "
         f"Python {platform.python_version()}, {platform.system()}"

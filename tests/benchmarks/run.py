@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from harness import SCRATCH, Case, machine_line, measure, once, peak_mb, show, timed
+from harness import DEVICE, SCRATCH, Case, machine_line, measure, once, peak_mb, show, timed
 
 from crossearth.components.runtime.version import git_revision
 
@@ -41,11 +41,18 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a case, or the beginning of its name")
     parser.add_argument("--once", action="store_true", help="run each form once, in a process of its own")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="of network, training and style; cpu by default"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers too")
     parser.add_argument(
         "--peak", "--apart", dest="apart", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS
     )
     given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    if given.device:
+        os.environ[DEVICE] = given.device  # before the cases: some have forms for a GPU alone
     sys.path.append(str(Path(__file__).parents[1]))  # what the tests draw
     torch.manual_seed(0)
     known = cases()
