@@ -5,7 +5,8 @@ instance norm. Random weights. The baseline of `spectral` is the embedding alone
 """
 
 import torch
-from harness import Action, Case, Form
+from harness import Action, Case, Form, device, on_gpu
+from torch import Tensor
 from torch.nn import functional as F
 
 from crossearth.data.style import ghiasi
@@ -17,8 +18,8 @@ SIDES_PX = (512, 1024)
 
 
 def plain(side_px: int) -> Action:
-    transfer, predictor = StyleTransfer().eval(), StylePredictor().eval()
-    x_13HW = torch.rand(1, 3, side_px, side_px)
+    transfer, predictor = StyleTransfer().eval().to(device()), StylePredictor().eval().to(device())
+    x_13HW = torch.rand(1, 3, side_px, side_px, device=device())
 
     @torch.no_grad()
     def run() -> object:
@@ -31,20 +32,31 @@ def plain(side_px: int) -> Action:
     return run
 
 
-def injected(engine: StyleEngine, side_px: int) -> Action:
-    x_13HW = torch.rand(1, 3, side_px, side_px) * 255
-    return lambda: engine.transfer(x_13HW, engine.embed(x_13HW))
+def injected(engine: StyleEngine, side_px: int, compiled: bool = False) -> Action:
+    engine.to(device())
+    x_13HW = torch.rand(1, 3, side_px, side_px, device=device()) * 255
+
+    def run() -> Tensor:
+        return engine.transfer(x_13HW, engine.embed(x_13HW))
+
+    return torch.compile(run) if compiled else run
 
 
 def embedded(engine: StyleEngine, side_px: int) -> Action:
-    x_13HW = torch.rand(1, 3, side_px, side_px) * 255
+    engine.to(device())
+    x_13HW = torch.rand(1, 3, side_px, side_px, device=device()) * 255
     return lambda: engine.embed(x_13HW)
+
+
+def ghiasi_engine() -> GhiasiEngine:
+    return GhiasiEngine(StyleTransfer(), StylePredictor())
 
 
 def ghiasi_case(side_px: int) -> Case:
     forms = {
         "plain": Form(lambda: plain(side_px)),
-        "engine": Form(lambda: injected(GhiasiEngine(StyleTransfer(), StylePredictor()), side_px)),
+        "engine": Form(lambda: injected(ghiasi_engine(), side_px)),
+        **on_gpu("engine, compiled", Form(lambda: injected(ghiasi_engine(), side_px, compiled=True))),
     }
     return Case(forms, "image")
 

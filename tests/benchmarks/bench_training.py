@@ -7,7 +7,7 @@ segmentation loss alone, `full` the multi-task loss: on a plain step and on one 
 import reference_network as reference
 import torch
 from bench_network import NUM_CLASSES, image, large_model, plain_network
-from harness import Action, Case, Form
+from harness import Action, Case, Form, device, on_gpu
 from torch import Tensor
 
 from crossearth.data.style.earth import EarthStyles, StyleConfig, StyleMoments
@@ -31,12 +31,12 @@ NUM_POINTS = 12544
 def label() -> Tensor:
     """(1, side, side) uint8: all classes, in blocks."""
     blocks = torch.randint(NUM_CLASSES, (8, 8), dtype=torch.uint8)
-    return blocks.repeat_interleave(SIDE_PX // 8, 0).repeat_interleave(SIDE_PX // 8, 1)[None]
+    return blocks.repeat_interleave(SIDE_PX // 8, 0).repeat_interleave(SIDE_PX // 8, 1)[None].to(device())
 
 
 def plain() -> Action:
     state, sizes = plain_network(large_model())
-    x_13HW, label_1HW = load(large_model()).normalise(image(SIDE_PX)), label()
+    x_13HW, label_1HW = load(large_model(), device()).normalise(image(SIDE_PX)), label()
     trained = [
         value.requires_grad_()
         for name, value in state.items()
@@ -45,26 +45,27 @@ def plain() -> Action:
     optimiser = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05, foreach=False)
 
     def step() -> None:
-        _, trace = reference.forward(state, sizes, x_13HW)
-        sum(reference.loss(trace, label_1HW, NUM_POINTS, {}).values(), torch.zeros(())).backward()
+        with torch.device(device()):
+            _, trace = reference.forward(state, sizes, x_13HW)
+            sum(reference.loss(trace, label_1HW, NUM_POINTS, {}).values(), torch.zeros(())).backward()
         optimiser.step()
         optimiser.zero_grad()
 
     return step
 
 
-def ours(ablation: Ablation, styled: bool = False) -> Action:
+def ours(ablation: Ablation, styled: bool = False, compiled: bool = False) -> Action:
     branches = BRANCHES[ablation]
     if ablation == "rein":
         network = load(large_model())
     else:
         network = CrossEarth(large_config(NUM_CLASSES, SIDE_PX, geospatial=True, masked_modelling=True))
-    network.train()
+    network.to(device()).train()
     styler = None
     if branches.style:
-        engine = SpectralEngine()
+        engine = SpectralEngine().to(device())
         moments = StyleMoments(engine.dim)
-        moments.add(engine.embed(torch.cat([image(64) for _ in range(4)])), list("abcd"))
+        moments.add(engine.embed(torch.cat([image(64) for _ in range(4)])).cpu(), list("abcd"))
         earth = EarthStyles.from_moments(moments, engine.name)
         styler = Styler(engine, earth, StyleConfig(), float(styled))
     loss = MultiTaskLoss(network, branches, TaskConfig(), styler, seed=0)
@@ -74,9 +75,11 @@ def ours(ablation: Ablation, styled: bool = False) -> Action:
         label_1HW, network.config.num_tokens, TaskConfig().segmentation.weight_no_object
     )
 
+    terms_of = torch.compile(loss) if compiled else loss
+
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            terms = loss(image_13HW, label_1HW, [0], whole)
+        with torch.autocast(device(), torch.bfloat16):
+            terms = terms_of(image_13HW, label_1HW, [0], whole)
         torch.stack(list(terms.values())).sum().backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -91,6 +94,7 @@ CASES = {
             "rein, bf16": Form(lambda: ours("rein")),
             "full, bf16": Form(lambda: ours("full")),
             "full, bf16, styled": Form(lambda: ours("full", styled=True)),
+            **on_gpu("full, bf16, compiled", Form(lambda: ours("full", compiled=True))),
         },
         "step",
         rounds=3,

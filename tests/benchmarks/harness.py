@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 Action = Callable[[], object]
 SCRATCH = "CROSSEARTH_BENCHMARK_FOLDER"  # in the environment: a folder that all processes of a run share
+DEVICE = "CROSSEARTH_BENCHMARK_DEVICE"  # likewise: where networks compute
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,14 @@ class Case:
     """Forms of one computation; the first is the baseline.
 
     unit: of the items. rounds: timed calls of each form. compare: says how far the results of the forms, by
-    name, are apart.
+    name, are apart. needs: modules that are no part of the project's own installation.
     """
 
     forms: Mapping[str, Form]
     unit: str = "call"
     rounds: int = 5
     compare: Callable[[Mapping[str, object]], str] | None = None
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ class Cost:
     """Of one form: medians over the rounds, per call.
 
     seconds, cpu_seconds: wall, and of all threads. spread: half the interquartile range of the wall seconds,
-    as a share of their median. speed: items per second. ratio: of the speed to the baseline's, median over
-    the rounds. cpu_ratio: of the CPU seconds an item takes to the baseline's, median over the rounds; on a
-    machine that others use it says more than the wall. peak_mb: most memory of a process that does nothing
-    else, MiB.
+    as a share of their median. speed: items per second. ratio, cpu_ratio: of the baseline's seconds an item
+    to this form's, median over the rounds: above 1 is faster; in a case of growth, below 1 is more than in
+    proportion. peak_mb: most memory of a process that does nothing else, MiB; on a GPU what a call takes
+    beyond what it finds there.
     """
 
     seconds: float
@@ -69,8 +72,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Result:
-    """Of a case: costs by form, and what `compare` says."""
+    """Of a case: its unit, calls timed, costs by form, and what `compare` says."""
 
+    unit: str
+    rounds: int
     costs: Mapping[str, Cost]
     difference: str
 
@@ -84,40 +89,58 @@ def measure(name: str, case: Case) -> Result:
     runs: dict[str, list[tuple[float, float]]] = {form: [] for form in actions}
     for _ in range(case.rounds):
         for form, action in actions.items():
-            started, cpu_started = time.perf_counter(), _cpu_seconds()
-            action()
-            runs[form].append((time.perf_counter() - started, _cpu_seconds() - cpu_started))
+            runs[form].append(timed(action))
+    # to compile in a process of each form's own would take minutes
+    peaks = {form: _gpu_peak_mb(action) for form, action in actions.items()} if device() != "cpu" else {}
     del actions
+    return _result(case, runs, peaks or {form: _apart(name, form)[2] for form in case.forms}, difference)
+
+
+def once(name: str, case: Case) -> Result:
+    """Runs each form once, without a warm-up, in a process of its own."""
+    apart = {form: _apart(name, form) for form in case.forms}
+    runs = {form: [(seconds, cpu_seconds)] for form, (seconds, cpu_seconds, _) in apart.items()}
+    return _result(case, runs, {form: peak for form, (_, _, peak) in apart.items()}, "")
+
+
+def timed(action: Action) -> tuple[float, float]:
+    """Wall and CPU seconds of an action."""
+    started, cpu_started = time.perf_counter(), _cpu_seconds()
+    action()
+    if device() != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, _cpu_seconds() - cpu_started
+
+
+def _result(
+    case: Case, runs: Mapping[str, list[tuple[float, float]]], peaks: Mapping[str, float], difference: str
+) -> Result:
     baseline = next(iter(case.forms))
     costs = {}
-    first = case.forms[baseline].items
     for form, each in case.forms.items():
         wall, cpu = (list(column) for column in zip(*runs[form], strict=True))
         quartiles = statistics.quantiles(wall, n=4) if len(wall) > 1 else [wall[0]] * 3
-        per_item = [seconds / each.items for seconds in wall]
-        of_baseline = [seconds / first for seconds, _ in runs[baseline]]
-        cpu_of_baseline = [seconds / first for _, seconds in runs[baseline]]
         middle = statistics.median(wall)
+        share = each.items / case.forms[baseline].items
+        pairs = list(zip(runs[baseline], runs[form], strict=True))
+        ratio, cpu_ratio = (statistics.median(a[k] / b[k] * share for a, b in pairs) for k in (0, 1))
         costs[form] = Cost(
             seconds=middle,
             cpu_seconds=statistics.median(cpu),
             spread=(quartiles[2] - quartiles[0]) / 2 / middle,
             speed=each.items / middle,
-            ratio=statistics.median(a / b for a, b in zip(of_baseline, per_item, strict=True)),
-            cpu_ratio=statistics.median(
-                seconds / each.items / of_first
-                for seconds, of_first in zip(cpu, cpu_of_baseline, strict=True)
-            ),
-            peak_mb=_peak_apart(name, form),
+            ratio=ratio,
+            cpu_ratio=cpu_ratio,
+            peak_mb=peaks[form],
         )
-    return Result(costs, difference)
+    return Result(case.unit, len(runs[baseline]), costs, difference)
 
 
-def show(name: str, case: Case, result: Result) -> None:
+def show(name: str, result: Result) -> None:
     """Prints a case as a table."""
-    table = Table(title=f"{name} ({case.rounds} rounds)", title_justify="left", title_style="bold")
+    table = Table(title=f"{name} (rounds: {result.rounds})", title_justify="left", title_style="bold")
     table.add_column("form")
-    for column in ("wall s", "spread", "CPU s", f"{case.unit}s / s", "ratio", "CPU ratio", "peak MiB"):
+    for column in ("wall s", "spread", "CPU s", f"{result.unit}s / s", "ratio", "CPU ratio", "peak MiB"):
         table.add_column(column, justify="right")
     for form, cost in result.costs.items():
         table.add_row(
@@ -141,6 +164,23 @@ def scratch(name: str) -> Path:
     return Path(os.environ[SCRATCH]) / name
 
 
+def device() -> str:
+    """Where the networks of this run compute: "cpu" or "cuda"."""
+    return os.environ.get(DEVICE, "cpu")
+
+
+def on_gpu(name: str, form: Form) -> dict[str, Form]:
+    """A form where there is a GPU: to compile a network for a CPU takes longer than it saves here."""
+    return {name: form} if device() != "cpu" else {}
+
+
+def _gpu_peak_mb(action: Action) -> float:
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    action()
+    return (torch.cuda.max_memory_allocated() - held) / 2**20
+
+
 def peak_mb() -> float:
     """Most memory that this process held at a time, MiB."""
     # not ru_maxrss, which a child takes over from the process that starts it
@@ -154,6 +194,8 @@ def machine_line() -> str:
     models = [line.partition(":")[2].strip() for line in described.splitlines() if "model name" in line]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     processor = models[0] if models else platform.processor() or platform.machine()
+    if device() != "cpu":
+        processor = f"{torch.cuda.get_device_name()}, {processor}"
     return (
         f"{processor}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, "
         f"Python {platform.python_version()}, {platform.system()}"
@@ -165,7 +207,9 @@ def _cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def _peak_apart(name: str, form: str) -> float:
-    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--peak", name, form]
+def _apart(name: str, form: str) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and peak memory in MiB of one call in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--apart", name, form]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    seconds, cpu_seconds, peak = map(float, done.stdout.split()[-3:])
+    return seconds, cpu_seconds, peak

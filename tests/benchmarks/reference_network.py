@@ -360,7 +360,7 @@ def assign(
             dice = 1 - (2 * (probability * target[g]).sum() + 1) / (probability.sum() + target[g].sum() + 1)
             mask = F.binary_cross_entropy_with_logits(logits[q], target[g])
             cost[q, g] = -2 * class_logits[q].softmax(-1)[class_id] + 5 * mask + 5 * dice
-    queries, instances = linear_sum_assignment(cost.detach().numpy())
+    queries, instances = linear_sum_assignment(cost.detach().cpu().numpy())
     return queries.tolist(), instances.tolist()
 
 

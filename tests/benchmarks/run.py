@@ -3,6 +3,7 @@
     python tests/benchmarks/run.py                      all of them
     python tests/benchmarks/run.py network counting     those whose names begin so
     python tests/benchmarks/run.py --json results.json
+    python tests/benchmarks/run.py predict --once       each form once, cold: where time is short
 
 Baselines are the first forms: the same computation written plainly, eager float32 where it is a network's.
 Ratios hold on a machine that others use too, seconds on a quiet one.
@@ -16,11 +17,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from harness import SCRATCH, Case, machine_line, measure, peak_mb, show
+from harness import DEVICE, SCRATCH, Case, machine_line, measure, once, peak_mb, show, timed
 
 from crossearth.components.runtime.version import git_revision
 
@@ -32,27 +34,31 @@ def cases() -> Mapping[str, Case]:
     return {name: case for module in MODULES for name, case in import_module(module).CASES.items()}
 
 
-def peak_of(form: str, case: Case) -> float:
-    """Memory of this process once it has run a form."""
-    case.forms[form].prepare()()
-    return peak_mb()
-
-
 def main() -> None:
     """Runs the chosen cases; exit code 2 for a name that is none."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a case, or the beginning of its name")
+    parser.add_argument("--once", action="store_true", help="run each form once, in a process of its own")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="of network, training and style; cpu by default"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers too")
-    parser.add_argument("--peak", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--peak", "--apart", dest="apart", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS
+    )
     given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    if given.device:
+        os.environ[DEVICE] = given.device  # before the cases: some have forms for a GPU alone
     sys.path.append(str(Path(__file__).parents[1]))  # what the tests draw
     torch.manual_seed(0)
     known = cases()
-    if given.peak:
-        name, form = given.peak
-        print(peak_of(form, known[name]))
+    if given.apart:
+        name, form = given.apart
+        print(*timed(known[name].forms[form].prepare()), peak_mb())
         return
     for name in given.names:
         if not any(each.startswith(name) for each in known):
@@ -62,13 +68,20 @@ def main() -> None:
         for name, case in known.items()
         if not given.names or any(name.startswith(each) for each in given.names)
     }
+    lacking = {name: case.needs for name, case in chosen.items() if not all(map(find_spec, case.needs))}
+    if given.names and lacking:
+        listed = "; ".join(f"{name!r} needs {', '.join(needs)}" for name, needs in lacking.items())
+        parser.error(f"{listed}: the first lines of tests/benchmarks/bench_peers.py say how to install them")
     done = {}
     with TemporaryDirectory() as folder:
         os.environ[SCRATCH] = folder
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         for name, case in chosen.items():
-            result = measure(name, case)
-            show(name, case, result)
+            if name in lacking:
+                print(f"{name}: left out, it needs {', '.join(lacking[name])}")
+                continue
+            result = once(name, case) if given.once else measure(name, case)
+            show(name, result)
             done[name] = asdict(result)
     print(machine_line())
     if given.json:

@@ -1,5 +1,6 @@
 """dvc.yaml lists what the catalog knows: nothing more, nothing less."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from typer.main import get_command
 
 from crossearth.components.cli.app import app
 from crossearth.components.evaluate.results import CURVES, find_results
+from crossearth.components.plan.step import plan
 from crossearth.components.report.plots import losses, write_plots
 from crossearth.components.report.summary import summarise
 from crossearth.components.runtime.params import load_params
@@ -94,6 +96,34 @@ def test_a_stage_hangs_on_its_plan_and_the_plan_on_all_code(graph: dict[str, Any
         step = name.removesuffix("-own").removesuffix("-seeds")
         assert any(dep.startswith(f"artifacts/plan/{step}") for dep in stage["deps"]), name
         assert not [dep for dep in stage["deps"] if dep.endswith(".py")], "the plan knows what a step runs"
+        assert stage.get("params", ["seed"]) == ["seed"], "a stage's numbers stand in its plan"
+
+
+EDITS = {
+    "synthesize": {"counts": "full"},
+    "ingest": {"tile_px": 64},
+    "validate": {"max_shared_ground": 0.2},
+    "styles": {"image_px": 256},
+    "train": {"iterations": 7},
+    "evaluate": {"panels": 1},
+    "report": {"worst_tiles": 5},
+}
+
+
+def test_a_number_of_a_step_changes_its_plan_alone(catalog: Catalog, tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml")
+    sections = params.presets[params.preset]
+
+    def planned(step: str, values: dict[str, Any]) -> dict[Path, bytes]:
+        edited = {**sections, step: {**sections[step], **values}}
+        folder = plan(catalog, replace(params, presets={params.preset: edited}), tmp_path / step)
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.json")}
+
+    before = planned("register", {})
+    for step, values in EDITS.items():
+        after = planned(step, values)
+        changed = {path.parts[0].removesuffix(".json") for path in before if after[path] != before[path]}
+        assert changed == {step}
 
 
 def test_further_seeds_are_stages_beside_the_usual_one(graph: dict[str, Any]) -> None:

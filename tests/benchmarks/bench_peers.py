@@ -1,0 +1,211 @@
+"""The same work by other libraries: mapping a scene, reading a publisher's scene, counting pixels.
+
+They want an environment of their own, on Python 3.11 or later:
+
+    python -m venv peers && . peers/bin/activate
+    pip install -e . terratorch mmsegmentation mmengine 'mmcv-lite<2.2' ftfy regex
+    python tests/benchmarks/run.py peers
+
+All map with one network, the same windows and stride, in float32, from a file to a file of class ids.
+TerraTorch holds the scene and all windows' scores in memory and blends; torchgeo's sampler blends nothing, so
+that the last chip wins; `predict` blends too, writes a tiled GeoTIFF with overviews and a preview, and lays
+windows half their overlap beyond the scene's border.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import rasterio
+import torch
+from bench_counting import CLASSES, PAIRS, maps
+from bench_counting import ours as counting
+from bench_ingest import TILE_PX, potsdam
+from bench_ingest import ours as ingesting
+from bench_network import large_model
+from bench_predict import small_windows, tiny_model, write_scene
+from harness import Action, Case, Form, scratch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.data.catalog.labels import IGNORE
+from crossearth.data.catalog.loader import load_catalog
+from crossearth.data.tiles import dataset
+from crossearth.data.tiles.augment import Augmentation
+from crossearth.data.tiles.manifest import read_manifest
+from crossearth.model.inference import windows_per_pass
+from crossearth.model.weights.checkpoint import load
+
+Model = Callable[[], Path]
+
+
+def write_map(ids_HW: NDArray[np.uint8], scene: Path, out: Path) -> None:
+    with rasterio.open(scene) as source:
+        profile = source.profile | {"count": 1, "dtype": "uint8", "compress": "lzw"}
+    with rasterio.open(out, "w", **profile) as file:
+        file.write(ids_HW, 1)
+
+
+def terratorch(size_px: int, model: Model, windows: int) -> Action:
+    tiled_inference = import_module("terratorch.tasks.tiled_inference").tiled_inference
+    scene, network = write_scene(size_px), load(model())
+    config = network.config
+
+    def run() -> None:
+        with rasterio.open(scene) as file:
+            x_13HW = torch.from_numpy(file.read()).float()[None]
+        with torch.inference_mode():
+            scores = tiled_inference(
+                network, x_13HW, crop=config.crop_px, stride=config.stride_px, batch_size=windows
+            )
+        write_map(scores[0].argmax(0).numpy().astype(np.uint8), scene, scratch("terratorch.tif"))
+
+    return run
+
+
+def torchgeo(size_px: int, model: Model) -> Action:
+    geo, samplers = import_module("torchgeo.datasets"), import_module("torchgeo.samplers")
+    scene, network = write_scene(size_px), load(model())
+    config, windows = network.config, windows_per_pass(network)
+
+    def run() -> None:
+        rasters = geo.RasterDataset(scene)
+        sampler = samplers.GridGeoSampler(rasters, config.crop_px, config.stride_px)
+        loader: Any = torch.utils.data.DataLoader(
+            rasters, windows, sampler=sampler, collate_fn=geo.stack_samples
+        )
+        ids_HW = np.zeros((size_px, size_px), np.uint8)
+        with rasterio.open(scene) as file:
+            place = ~file.transform
+        with torch.inference_mode():
+            for batch in loader:
+                found = network(batch["image"]).argmax(1).numpy().astype(np.uint8)
+                for bounds, chip in zip(batch["bounds"], found, strict=True):
+                    left, top = (round(value) for value in place * _corner(bounds))
+                    seen = ids_HW[top : top + config.crop_px, left : left + config.crop_px]
+                    seen[:] = chip[: seen.shape[0], : seen.shape[1]]
+        write_map(ids_HW, scene, scratch("torchgeo.tif"))
+
+    return run
+
+
+def _corner(bounds: Any) -> tuple[float, float]:
+    """Left and upper side of a chip."""
+    across, down, _ = bounds
+    return across.start, down.stop
+
+
+def ours(size_px: int, model: Model) -> Action:
+    scene, config = write_scene(size_px), PredictConfig(precision="float32", device="cpu")
+    return lambda: predict([scene], model(), scratch("ours.tif"), config)
+
+
+def agreement(results: Mapping[str, object]) -> str:
+    """Share of the pixels that two maps name alike."""
+    found = {}
+    for form, name in (("TerraTorch", "terratorch"), ("torchgeo", "torchgeo"), ("predict", "ours")):
+        if form in results:
+            with rasterio.open(scratch(f"{name}.tif")) as file:
+                found[form] = file.read(1)
+    same = {form: np.mean(ids == found["predict"]) for form, ids in found.items() if form != "predict"}
+    return "px as predict has them: " + ", ".join(f"{form} {share:.1%}" for form, share in same.items())
+
+
+def in_their_layout() -> Path:
+    """The scene of bench_ingest.py, as torchgeo looks for Potsdam's."""
+    folder = scratch("potsdam-torchgeo")
+    if not folder.exists():
+        (folder / "4_Ortho_RGBIR").mkdir(parents=True)
+        scene = potsdam()
+        name = "top_potsdam_2_10"
+        (folder / "4_Ortho_RGBIR" / f"{name}_RGBIR.tif").symlink_to(scene / "images" / "2_10.tif")
+        (folder / f"{name}_label.tif").symlink_to(scene / "masks" / "2_10.tif")
+    return folder
+
+
+def their_scene() -> Action:
+    """A whole scene, as each item of torchgeo's data set is, in every epoch."""
+    scenes = import_module("torchgeo.datasets").Potsdam2D(in_their_layout())
+    return lambda: scenes[0]
+
+
+def their_crop() -> Action:
+    """A crop of the data module's training: the scene is read, then cut."""
+    modules = import_module("torchgeo.datamodules")
+    module = modules.Potsdam2DDataModule(batch_size=1, patch_size=TILE_PX, root=in_their_layout())
+    module.setup("fit")
+
+    def run() -> Tensor:
+        sample = module.train_dataset[0]
+        cut = module.train_aug({"image": sample["image"][None], "mask": sample["mask"][None, None].float()})
+        return torch.as_tensor(cut["image"])
+
+    return run
+
+
+def our_crop() -> Action:
+    """A crop of the tiles of that scene, augmented; none is held in memory."""
+    folder = potsdam()
+    catalog = load_catalog([folder / "catalog.yaml"], folder)
+    (tiles,) = ingest(["scene"], catalog, folder, scratch("potsdam-tiles"), IngestConfig(workers=1))
+    with patch.object(dataset, "HELD_BYTES", 0):
+        source = dataset.TileDataset(read_manifest(tiles, "train"), range(CLASSES))
+    stream, positions = dataset.TrainingStream(source, Augmentation(TILE_PX), seed=0), count()
+    return lambda: stream[next(positions)]
+
+
+def torchmetrics(kind: str) -> Action:
+    predicted, label = maps(kind)
+    counted = import_module("torchmetrics.functional.classification").multiclass_confusion_matrix
+
+    def count() -> list[Tensor]:
+        return [counted(predicted, label.long(), CLASSES, ignore_index=IGNORE) for _ in range(PAIRS)]
+
+    return count
+
+
+def mmseg(kind: str) -> Action:
+    predicted, label = maps(kind)
+    counted = import_module("mmseg.evaluation.metrics").IoUMetric.intersect_and_union
+    return lambda: [counted(predicted, label, CLASSES, IGNORE) for _ in range(PAIRS)]
+
+
+def mapped(size_px: int, model: Model, windows: int = 16) -> Case:
+    forms = {
+        "TerraTorch": Form(lambda: terratorch(size_px, model, windows)),
+        "torchgeo": Form(lambda: torchgeo(size_px, model)),
+        "predict": Form(lambda: ours(size_px, model)),
+    }
+    return Case(forms, "scene", 1, agreement, needs=("terratorch", "torchgeo"))
+
+
+def counted(kind: str) -> Case:
+    forms = {
+        "torchmetrics": Form(lambda: torchmetrics(kind), PAIRS),
+        "mmseg": Form(lambda: mmseg(kind), PAIRS),
+        "here": Form(lambda: counting(kind), PAIRS),
+    }
+    return Case(forms, "pair", 9, needs=("mmseg", "torchmetrics"))
+
+
+CASES = {
+    "peers: scene of 6000 px, tiny": mapped(6000, tiny_model),
+    "peers: scene of 3000 px, tiny, windows of 128 px": mapped(3000, small_windows),
+    # as many windows for all, and every 81st part of those of 6000 px
+    "peers: scene of 682 px, ViT-L": mapped(682, large_model, windows=1),
+    "peers: a Potsdam scene": Case(
+        {"torchgeo, read": Form(their_scene), "ingest, 144 tiles written": Form(ingesting)},
+        "scene",
+        3,
+        needs=("torchgeo",),
+    ),
+    "peers: a crop of a Potsdam scene": Case(
+        {"torchgeo's data module": Form(their_crop), "here": Form(our_crop)}, "crop", 3, needs=("torchgeo",)
+    ),
+} | {f"peers: confusion matrix, {kind}": counted(kind) for kind in ("random", "blocks")}
