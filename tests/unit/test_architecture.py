@@ -2,6 +2,7 @@
 
 import ast
 import tomllib
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -30,6 +31,7 @@ SOURCES = [path.relative_to(ROOT) for layer in LAYERS for path in sorted((ROOT /
 MODULES = {"crossearth." + ".".join(path.with_suffix("").parts): path for path in SOURCES}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Modules that a file imports, at its top or within a function."""
     return imported(ast.parse((ROOT / path).read_text()))
