@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import typer.testing
 from jinja2 import Environment
-from kfp.dsl import pipeline_task
 
 from crossearth.components.cli.app import app
 from crossearth.components.cli.help import describe
@@ -31,7 +30,7 @@ def short_stacks() -> Iterator[None]:
     without a file there, which `inspect` looks for in thousands of modules: 14 s a compiled pipeline.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_task, "inspect", SimpleNamespace(stack=lambda: [[""] * 4] * 2))
+        patch.setattr("kfp.dsl.pipeline_task.inspect", SimpleNamespace(stack=lambda: [[""] * 4] * 2))
         yield
 
 
