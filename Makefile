@@ -39,10 +39,10 @@ demo: install
 	crossearth show
 	@echo "next: . $(BIN)/activate    # in each new shell, before these commands and those of README.md"
 
-# as many at a time as there are cores, a thread each
+# as many at a time as there are cores, a thread each; a file's fixtures are made once, in one process
 test: export OMP_NUM_THREADS := 1
 test: install
-	$(BIN)/python -m pytest -q -m unit -n logical --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile tests/unit
 
 lint: install
 	mkdir -p .mypy_root/crossearth

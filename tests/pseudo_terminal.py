@@ -20,9 +20,15 @@ def run_on_terminal(command: Sequence[str], folder: Path, environment: Mapping[s
         start_new_session=True,
     )
     os.close(stderr)
+    shown = shown_on(terminal)
+    assert process.wait(timeout=120) == 0, shown
+    return shown
+
+
+def shown_on(terminal: int) -> str:
+    """What a terminal is told until nobody writes to it any more; its descriptor is closed then."""
     shown = b""
     with os.fdopen(terminal, "rb", buffering=0) as screen, suppress(OSError):  # EIO once nobody writes to it
         while part := screen.read(4096):
             shown += part
-    assert process.wait(timeout=120) == 0, shown.decode()
     return shown.decode()

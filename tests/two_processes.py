@@ -1,4 +1,7 @@
-"""One of two processes of a training, started by test_two_processes.py: says as JSON what it found."""
+"""One of two processes of a training and of an evaluation, started by test_two_processes.py.
+
+It says as JSON what it found.
+"""
 
 import contextlib
 import json
@@ -9,6 +12,8 @@ from unittest import mock
 import torch
 from training_folder import NUMBERS, RECIPE
 
+from crossearth.components.evaluate import step as evaluate_step
+from crossearth.components.evaluate.step import EvaluateConfig
 from crossearth.components.runtime.processes import Processes, join_processes
 from crossearth.components.train import step
 from crossearth.components.train.effective_batch import Gradients
@@ -93,6 +98,18 @@ def share_gradients(processes: Processes) -> dict[str, object]:
     }
 
 
+def score(folder: Path) -> None:
+    with mock.patch.object(evaluate_step, "_track"):
+        evaluate_step.evaluate(
+            CATALOG.recipe(RECIPE),
+            CATALOG,
+            folder / "artifacts/domains",
+            folder / "scored",
+            folder / "together",
+            EvaluateConfig(batch_size=2, device="cpu"),
+        )
+
+
 def main(folder: Path) -> None:
     with join_processes() as processes:
         found = {
@@ -100,6 +117,7 @@ def main(folder: Path) -> None:
             "states": resume_from_differing_states(folder, processes),
             **share_gradients(processes),
         }
+    score(folder)
     print(json.dumps(found))
 
 

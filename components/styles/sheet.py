@@ -104,5 +104,5 @@ def show_image(
 def write_sheet(path: Path, sheet_HW3: NDArray[np.uint8]) -> Path:
     """Writes a sheet as PNG, atomically."""
     with atomic_path(path) as partial:
-        Image.fromarray(sheet_HW3).save(partial, "PNG")
+        Image.fromarray(sheet_HW3).save(partial, "PNG", compress_level=1)
     return path

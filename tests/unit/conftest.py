@@ -1,17 +1,24 @@
 """What keeps the unit tests quick, and a keyboard."""
 
+import gc
+import os
 import shlex
 import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from kfp.dsl import pipeline_task
+import typer.testing
+from jinja2 import Environment
 
+from crossearth.components.cli.app import app
+from crossearth.components.cli.help import describe
 from crossearth.components.runtime import tracking, tracking_store
 from crossearth.components.runtime.tracking_internals import create_tables
 from crossearth.pipelines.cli import main
@@ -23,7 +30,56 @@ def short_stacks() -> Iterator[None]:
     without a file there, which `inspect` looks for in thousands of modules: 14 s a compiled pipeline.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_task, "inspect", SimpleNamespace(stack=lambda: [[""] * 4] * 2))
+        patch.setattr("kfp.dsl.pipeline_task.inspect", SimpleNamespace(stack=lambda: [[""] * 4] * 2))
+        yield
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: looking through it for garbage takes half a second a time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commands_made_once() -> Iterator[None]:
+    """typer makes all commands of its functions anew whenever one is typed."""
+    describe(app)
+    made = cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", made)
+        patch.setattr(typer.testing, "_get_command", made)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def templates_compiled_once() -> Iterator[None]:
+    """Great Expectations compiles the same templates for each page."""
+    compile_, compiled = Environment.compile, {}
+
+    def once(self: Environment, source: Any, *given: Any, **named: Any) -> Any:
+        settings = (
+            type(self),
+            self.autoescape,
+            self.trim_blocks,
+            self.lstrip_blocks,
+            *self.filters,
+            *self.extensions,
+        )
+        key = (source, given, *named.items(), *settings)
+        if key not in compiled:
+            compiled[key] = compile_(self, source, *given, **named)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Environment, "compile", once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_authorities() -> Iterator[None]:
+    """Each connection reads the system's certificates anew, and these tests know no address outside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", os.devnull)
         yield
 
 

@@ -1,10 +1,11 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line as a user meets it: what it prints, its exit codes, how soon it answers."""
 
 import csv
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,6 @@ from crossearth.components.cli.terminal import recipe_names
 ROOT = Path(__file__).parents[3]
 
 
-def crossearth(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "crossearth"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
-
-
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, crossearth.components.cli.app as c\n"
@@ -35,47 +31,45 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
 
 
-def test_version_names_the_checkout() -> None:
-    done = crossearth("--version")
+def test_the_installed_command_names_the_checkout_as_its_version() -> None:
+    command = [str(Path(sys.executable).parent / "crossearth"), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0
     assert str(ROOT) in done.stdout and "git" in done.stdout
 
 
-def test_the_32_settings_as_json() -> None:
-    done = crossearth("settings", "--json")
-    rows = json.loads(done.stdout)
+def test_the_32_settings_as_json(typed: Callable[[str], str]) -> None:
+    rows = json.loads(typed("crossearth settings --json"))
     assert len(rows) == 32
     assert {"abbr", "source", "target", "gap", "class_set", "evidence", "recipe"} <= set(rows[0])
     assert [score["miou"] for score in rows[0]["published"]] == [54.4, 54.7, 62.6, 60.3, 67.5]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("command", "named"),
     [
-        (["train", "potsdam-rbg"], "potsdam-rgb"),
-        (["evaluate", "nowhere"], "casid-sub"),
-        (["ingest", "potsdm"], "potsdam"),
-        (["preview", "nowhere"], "loveda-urban"),
-        (["settings", "--catalog", "absent.yaml"], "absent.yaml"),
-        (["train", "--params", "absent.yaml", "potsdam-rgb"], "absent.yaml"),
-        (["no-such-step"], "no-such-step"),
+        ("train potsdam-rbg", "potsdam-rgb"),
+        ("evaluate nowhere", "casid-sub"),
+        ("ingest potsdm", "potsdam"),
+        ("preview nowhere", "loveda-urban"),
+        ("settings --catalog absent.yaml", "absent.yaml"),
+        ("train --params absent.yaml potsdam-rgb", "absent.yaml"),
+        ("no-such-step", "no-such-step"),
     ],
 )
 def test_wrong_names_exit_2_with_the_choices_and_no_traceback(
-    arguments: list[str], named: str, tmp_path: Path
+    command: str, named: str, tmp_path: Path, refused: Callable[[str], str]
 ) -> None:
-    done = crossearth(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert named in done.stderr
-    assert "Traceback" not in done.stderr
+    said = refused(f"crossearth {command}")
+    assert named in said
+    assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_key_in_params_exits_2(tmp_path: Path) -> None:
+def test_an_unknown_key_in_params_exits_2(tmp_path: Path, refused: Callable[[str], str]) -> None:
     (tmp_path / "params.yaml").write_text("preset: mini\npresets: {mini: {train: {iteration: 3}}}\n")
-    done = crossearth("train", "potsdam-rgb", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "'iteration'" in done.stderr and "'iterations'" in done.stderr
+    said = refused("crossearth train potsdam-rgb")
+    assert "'iteration'" in said and "'iterations'" in said
 
 
 OWN = """
@@ -88,14 +82,12 @@ settings:
 
 @pytest.mark.parametrize(("command", "named"), [("settings", "T2T"), ("domains", "town")])
 def test_the_catalogs_of_params_are_shown_also_where_they_are_named_twice(
-    command: str, named: str, tmp_path: Path
+    command: str, named: str, tmp_path: Path, typed: Callable[[str], str]
 ) -> None:
     (tmp_path / "own.yaml").write_text(OWN)
     (tmp_path / "params.yaml").write_text("preset: a\npresets: {a: {}}\ncatalogs: [own.yaml]\n")
-    for again in ((), ("--catalog", str(tmp_path / "own.yaml"))):
-        done = crossearth(command, "--json", *again, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert named in done.stdout
+    for again in ("", f"--catalog {tmp_path / 'own.yaml'}"):
+        assert named in typed(f"crossearth {command} --json {again}")
 
 
 def test_every_command_has_a_group_and_examples_that_parse() -> None:
@@ -114,23 +106,22 @@ def test_every_command_has_a_group_and_examples_that_parse() -> None:
             command.make_context(name, words[1 + len(name.split()) :])
 
 
-def test_help_shows_brackets_and_no_types_of_python() -> None:
-    text = " ".join(crossearth("pipeline", "run", "-h").stdout.replace("│", " ").split())
+def test_help_shows_brackets_and_no_types_of_python(typed: Callable[[str], str]) -> None:
+    text = " ".join(typed("crossearth pipeline run -h").replace("│", " ").split())
     assert "Preset of the params file [default: the file's]." in text
     assert not re.search(r"<(bool|str|list|int|path)", text)
 
 
 @pytest.mark.parametrize("command", ["settings", "domains"])
-def test_the_catalog_as_csv(command: str) -> None:
-    rows = list(csv.DictReader(crossearth(command, "--csv").stdout.splitlines()))
+def test_the_catalog_as_csv(command: str, typed: Callable[[str], str]) -> None:
+    rows = list(csv.DictReader(typed(f"crossearth {command} --csv").splitlines()))
     assert len(rows) == {"settings": 32, "domains": 15}[command]
     if command == "settings":
         assert (rows[0]["abbr"], rows[0]["published CrossEarth"]) == ("P(i)2V", "67.5")
 
 
-def test_one_format_at_a_time() -> None:
-    done = crossearth("settings", "--csv", "--json")
-    assert done.returncode == 2 and "one of them" in done.stderr
+def test_one_format_at_a_time(refused: Callable[[str], str]) -> None:
+    assert "one of them" in refused("crossearth settings --csv --json")
 
 
 def test_a_shell_completes_recipes() -> None:

@@ -1,11 +1,9 @@
-"""Scoring a model on real files: the counts of NumPy, resume, changed tiles, processes, predictions."""
+"""Scoring a model on real files: the counts of NumPy, resume, changed tiles, predictions."""
 
 import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +16,6 @@ import rasterio
 import torch
 from domain_factory import write_domain
 from rasterio.crs import CRS
-from services import free_port
-from training_folder import environment
 
 from crossearth.components.cli import model_commands
 from crossearth.components.evaluate import scoring, step
@@ -346,39 +342,6 @@ def test_labels_are_remapped_to_the_recipes_classes(
     native = np.array([row["class_pixels"] for row in manifest.rows]).sum(0)
     labelled = np.array(read_results(folder).settings[0].confusion).sum(1)
     assert labelled.tolist() == [native[0], native[1], native[2] + native[3], native[4], native[5]]
-
-
-TORCHRUN = """
-import sys
-from pathlib import Path
-from crossearth.components.evaluate import step
-from crossearth.data.catalog.loader import load_catalog
-step._track = lambda *_: None
-catalog = load_catalog()
-work, out = map(Path, sys.argv[1:])
-config = step.EvaluateConfig(batch_size=2, device="cpu")
-step.evaluate(catalog.recipe("loveda-urban"), catalog, work / "domains", work / "model", out, config)
-"""
-
-
-def test_two_processes_add_up_to_one(score: Score, work: Path, tmp_path: Path) -> None:
-    alone = read_results(score(batch_size=2))
-    script = tmp_path / "score.py"
-    script.write_text(TORCHRUN)
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, str(script), str(work), str(tmp_path / "together")]
-    processes = [subprocess.Popen(command, env=environment() | group | {"RANK": rank}) for rank in "01"]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    together = read_results(tmp_path / "together")
-    assert together.settings[0].confusion == alone.settings[0].confusion
-    assert together.tile_table(together.settings[0]).equals(alone.tile_table(alone.settings[0]))
-    assert [panel.tile_id for panel in together.settings[0].worst] == [
-        panel.tile_id for panel in alone.settings[0].worst
-    ]
 
 
 def test_the_training_run_gets_the_same_numbers(

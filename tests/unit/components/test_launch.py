@@ -84,8 +84,13 @@ with processes.join_processes():
 """
 
 
-@pytest.mark.parametrize(("rank", "awaited"), [("0", "1 other(s) to come to"), ("1", "process 0 at")])
-@pytest.mark.parametrize(("seconds", "end"), [("100", "KeyboardInterrupt"), ("1", "none came in 1 s")])
+@pytest.mark.parametrize(
+    ("rank", "awaited", "seconds", "end"),
+    [
+        ("0", "1 other(s) to come to", "100", "KeyboardInterrupt"),
+        ("1", "process 0 at", "1", "none came in 1 s"),
+    ],
+)
 def test_processes_that_never_come_are_named_and_ctrl_c_is_heard(
     rank: str, awaited: str, seconds: str, end: str
 ) -> None:

@@ -3,13 +3,15 @@
 import io
 import json
 import math
+import os
+import resource
 import shutil
 import signal
-import subprocess
 import sys
-import time
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -915,19 +917,24 @@ def test_an_interrupt_leaves_the_old_map_and_no_half_file(tmp_path: Path, model:
     out = tmp_path / "out"
     predict([write(tmp_path / "small.tif", pixels(64, 64))], model, out / "map.tif", FLOAT32)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    program = (
-        # a shell's background jobs ignore SIGINT, and so would this
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import sys; from pathlib import Path; from crossearth.components.predict.step import predict;"
-        "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]))"
-    )
-    command = [sys.executable, "-c", program, str(scene), str(model), str(out / "map.tif")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while not list(out.glob(".map.tif.parts/*.zip")):
-            assert process.poll() is None, process.stderr and process.stderr.read().decode()
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) != 0
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.01):
+            if list(out.glob(".map.tif.parts/*.zip")):
+                return os.kill(os.getpid(), signal.SIGINT)
+
+    # a shell's background jobs ignore SIGINT
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ThreadPoolExecutor(1) as other, pytest.raises(KeyboardInterrupt):
+            other.submit(interrupt)
+            try:
+                predict([scene], model, out / "map.tif", FLOAT32)
+            finally:
+                ended.set()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
@@ -951,16 +958,13 @@ def test_names_of_many_scenes_are_looked_at_once_each(
 
 def test_a_full_disk_leaves_no_map(tmp_path: Path, model: Path) -> None:
     scene = write(tmp_path / "scene.tif", pixels(300, 400))
-    program = (
-        "import resource, sys; from pathlib import Path;"
-        "from crossearth.components.predict.step import predict;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
-        "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]))"
-    )
-    command = [sys.executable, "-c", program, str(scene), str(model), str(tmp_path / "map.tif")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "File too large" in done.stderr and str(tmp_path) in done.stderr
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=f"File too large.*{tmp_path}"):
+            predict([scene], model, tmp_path / "map.tif", FLOAT32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(tmp_path.iterdir()) == [scene]
 
 

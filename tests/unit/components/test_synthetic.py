@@ -34,8 +34,6 @@ MIB = 2**20
 CATALOG = load_catalog()
 LABELLED = [domain for domain in CATALOG.domains.values() if domain.labels]
 MINI = IngestConfig(tile_px=128, workers=2)
-# one process of pytest-xdist makes the archives, for all tests of this file
-pytestmark = pytest.mark.xdist_group("synthetic")
 
 
 class Synthetic(NamedTuple):

@@ -100,19 +100,31 @@ def work(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
     return folder
 
 
+def trains(work: Path, catalog: Catalog, recipe: Recipe, folder: Path, patch: pytest.MonkeyPatch) -> Train:
+    """Trains into `folder`, without MLflow."""
+    patch.setattr(step, "start_run", lambda *_, **__: NoRun())
+    patch.setattr(step, "_is_tracked", lambda *_: True)
+
+    def call(out: str = "model", **changes: Any) -> Path:
+        config = TrainConfig(**(NUMBERS | changes))
+        return train(recipe, catalog, work / "domains", folder / out, config, work / "earth.safetensors")
+
+    return call
+
+
 @pytest.fixture
 def run(
     work: Path, catalog: Catalog, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Train:
-    """Trains into a folder of this test, without MLflow."""
-    monkeypatch.setattr(step, "start_run", lambda *_, **__: NoRun())
-    monkeypatch.setattr(step, "_is_tracked", lambda *_: True)
+    """Trains into a folder of this test."""
+    return trains(work, catalog, recipe, tmp_path, monkeypatch)
 
-    def call(out: str = "model", **changes: Any) -> Path:
-        config = TrainConfig(**(NUMBERS | changes))
-        return train(recipe, catalog, work / "domains", tmp_path / out, config, work / "earth.safetensors")
 
-    return call
+@pytest.fixture(scope="module")
+def whole(work: Path, catalog: Catalog, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of a training that nobody disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        return trains(work, catalog, recipe, tmp_path_factory.mktemp("whole"), patch)()
 
 
 class NoRun:
@@ -185,13 +197,12 @@ def test_schedule_decay_and_augmentation_are_the_configs(
 
 @pytest.mark.parametrize("killed_at", [1, 3, 4])
 def test_a_killed_training_goes_on_to_the_same_bytes(
-    killed_at: int, run: Train, monkeypatch: pytest.MonkeyPatch
+    killed_at: int, run: Train, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = written(run("whole"))
     stop_at(killed_at, monkeypatch)
     with pytest.raises(RuntimeError, match="killed"):
         run()
-    assert written(run()) == whole
+    assert written(run()) == written(whole)
 
 
 def test_only_the_last_states_are_kept_and_none_after_the_end(
@@ -224,15 +235,18 @@ def test_a_slow_training_saves_by_the_clock(
 
 
 def test_a_state_cut_off_by_a_crash_is_passed_over(
-    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Train,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole = written(run("whole"))
     stop_at(5, monkeypatch)
     with pytest.raises(RuntimeError, match="killed"):
         run()
     state = tmp_path / "model.checkpoints/step_00000004.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
-    assert written(run()) == whole
+    assert written(run()) == written(whole)
     assert "step_00000004.safetensors: not a readable checkpoint" in caplog.text
 
 
@@ -290,22 +304,20 @@ def test_code_that_is_edited_while_a_training_runs_is_not_the_models(
 
 
 def test_the_model_says_on_how_many_threads_each_part_was_computed(
-    run: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Train, whole: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     threads = torch.get_num_threads()
     stop_at(5, monkeypatch)
     with pytest.raises(RuntimeError, match="killed"):
         run()
-    torch.set_num_threads(threads + 1)
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads + 1)
         meta = read_meta(run())
-    finally:
-        torch.set_num_threads(threads)
     first, second = meta["computed"]
     assert (first["from"], first["threads"], first["processes"]) == (0, threads, 1)
     assert second == {**first, "from": 4, "threads": threads + 1}
     assert f"resumed at iteration 4 with threads {threads + 1} (before: {threads})" in caplog.text
-    assert run().is_dir() and read_meta(run("one"))["input_hash"] == meta["input_hash"]
+    assert run().is_dir() and read_meta(whole)["input_hash"] == meta["input_hash"]
 
 
 def test_another_training_of_the_recipe_is_not_disturbed(
@@ -356,10 +368,9 @@ def test_a_pods_log_shows_how_far_it_is(
     assert re.fullmatch(rf"{RECIPE}: iteration (\d+)/\1, loss \d+\.\d{{3}}, done", line)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(run: Train) -> None:
-    whole = curve(run("whole"))
-    assert curve(run("parts", micro_batch=1)) == pytest.approx(whole, rel=1e-4)
-    assert curve(run("again", activation_checkpointing=True)) == pytest.approx(whole, rel=1e-4)
+def test_accumulated_gradients_are_those_of_the_whole_batch(run: Train, whole: Path) -> None:
+    for changes in ({"micro_batch": 1}, {"activation_checkpointing": True}):
+        assert curve(run(next(iter(changes)), **changes)) == pytest.approx(curve(whole), rel=1e-4)
 
 
 def test_a_step_without_a_finite_loss_is_skipped_and_counted(
@@ -489,18 +500,20 @@ def test_a_loss_beyond_all_numbers_stops_with_the_tiles(run: Train) -> None:
         run(tasks=replace(NUMBERS["tasks"], weight_seg=3e38))
 
 
-def test_a_network_in_bfloat16_has_parameters_in_float32(run: Train) -> None:
-    reduced, exact = (run(name, precision=name) for name in ("bfloat16", "float32"))
-    assert curve(reduced) != curve(exact)
-    assert curve(reduced) == pytest.approx(curve(exact), rel=0.05)
+def test_a_network_in_bfloat16_has_parameters_in_float32(run: Train, whole: Path) -> None:
+    reduced = run(precision="bfloat16")
+    assert curve(reduced) != curve(whole)
+    assert curve(reduced) == pytest.approx(curve(whole), rel=0.05)
     with safe_open(reduced / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
 
 
-def test_compiled_blocks_give_the_same_curve(run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_blocks_give_the_same_curve(
+    run: Train, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled = mock.Mock(side_effect=partial(torch.compile, backend="eager"))  # no minute of a C++ compiler
     monkeypatch.setattr(torch, "compile", compiled)
-    assert curve(run("compiled", compile=True)) == pytest.approx(curve(run("exact")), rel=1e-4)
+    assert curve(run("compiled", compile=True)) == pytest.approx(curve(whole), rel=1e-4)
     assert compiled.call_count == NUMBERS["sizes"]["depth"]
 
 

@@ -1,4 +1,4 @@
-"""Two processes of one training: what they share, and what may not differ between them."""
+"""Two processes of one training and one evaluation: what they share, and what may not differ between them."""
 
 import json
 import os
@@ -8,17 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from domain_factory import write_domain
 from services import free_port
-from training_folder import environment, write_folder
+from training_folder import RECIPE, environment, write_folder
+
+from crossearth.components.evaluate import step
+from crossearth.components.evaluate.results import read_results
+from crossearth.components.evaluate.step import EvaluateConfig, evaluate
+from crossearth.data.catalog.domains import Catalog
+from crossearth.model.crossearth import crossearth_tiny
+from crossearth.model.weights import checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "two_processes.py"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process says."""
+def folder(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
+    """A source to train on, and a model of random weights with its target, LoveDA Rural."""
     folder = tmp_path_factory.mktemp("two")
     write_folder(folder)
+    class_set = catalog.class_sets["loveda"]
+    write_domain(catalog.domain_dir(folder / "artifacts/domains", "loveda-rural"), "loveda-rural", "loveda")
+    torch.manual_seed(0)
+    meta = {"classes": class_set.classes, "palette": class_set.palette, "provenance": "synthetic"}
+    checkpoint.save(crossearth_tiny(7), folder / "scored", meta)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, Any]]:
+    """What each process says."""
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, os.fspath(SCRIPT), os.fspath(folder)]
     processes = [
@@ -55,3 +75,29 @@ def test_trained_parameters_are_shared_and_a_frozen_backbone_is_not(found: list[
 def test_gradients_are_shared(found: list[dict[str, Any]]) -> None:
     assert found[0]["gradients"] == found[1]["gradients"]
     assert not any(each["without"] for each in found)
+
+
+def test_their_scores_are_those_of_one(
+    found: list[dict[str, Any]],
+    folder: Path,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step, "_track", lambda *_: None)
+    alone = read_results(
+        evaluate(
+            catalog.recipe(RECIPE),
+            catalog,
+            folder / "artifacts/domains",
+            folder / "scored",
+            tmp_path / "alone",
+            EvaluateConfig(batch_size=2),
+        )
+    )
+    together = read_results(folder / "together")
+    assert together.settings[0].confusion == alone.settings[0].confusion
+    assert together.tile_table(together.settings[0]).equals(alone.tile_table(alone.settings[0]))
+    assert [panel.tile_id for panel in together.settings[0].worst] == [
+        panel.tile_id for panel in alone.settings[0].worst
+    ]

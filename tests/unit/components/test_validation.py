@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from great_expectations.data_context import EphemeralDataContext
 from mlflow.tracking import MlflowClient
 from own_domain import NAME, catalog, draw, own_domain, save, tree
 from rasterio import Affine
@@ -21,6 +22,7 @@ from crossearth.components.cli.app import app
 from crossearth.components.ingest.preview import EXPERIMENT
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.components.runtime.params import Params
+from crossearth.components.validate import step
 from crossearth.components.validate.expectations import expectations, validate_manifests
 from crossearth.components.validate.step import validate
 from crossearth.components.validate.validation import ValidateConfig, near_duplicates
@@ -68,6 +70,13 @@ pytestmark = pytest.mark.usefixtures("tracking")
 
 
 @pytest.fixture
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Great Expectations' pages take half of the time of a validation."""
+    monkeypatch.setattr(EphemeralDataContext, "build_data_docs", lambda _: None)
+    monkeypatch.setattr(step, "_page", lambda *_: "docs/none.html")
+
+
+@pytest.fixture
 def town(tmp_path: Path) -> Path:
     own_domain(tmp_path)
     ingested(tmp_path)
@@ -98,6 +107,7 @@ def test_a_sound_domain_passes_and_its_digests_are_written(town: Path) -> None:
     assert f"1 domains, {counts['tiles']} tiles: {counts['checks']} expectations, 0 failed" in index
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_recipe_hangs_on_the_test_splits_of_its_targets(town: Path) -> None:
     file = town / "settings.yaml"
     file.write_text(f"settings: {{T2T: {{source: {NAME}, target: {NAME}, gap: in-domain}}}}")
@@ -169,6 +179,7 @@ def test_what_was_validated_by_another_catalog_is_not_dropped(town: Path) -> Non
         validate(catalog(town), town / "domains", out, ValidateConfig(), [NAME])
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_classes_that_a_training_may_lack_are_not_expected(tmp_path: Path) -> None:
     own_domain(town := tmp_path, num=5)
     ingested(town)
@@ -206,6 +217,7 @@ WRONG: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]] = 
 }
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_stops_with_a_table(case: str, town: Path) -> None:
     split, change, words = WRONG[case]
@@ -224,6 +236,7 @@ def test_what_is_wrong_stops_with_a_table(case: str, town: Path) -> None:
     assert words in [check["expectation"][: len(words)] for check in failed]
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_copy_in_the_other_split_is_found_by_its_pixels(tmp_path: Path) -> None:
     own_domain(tmp_path)
     save(tmp_path / "images" / "scene_7.tif", draw(0)[0])
@@ -246,6 +259,7 @@ def jpeg(image: np.ndarray) -> np.ndarray:
             return file.read()
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_recompressed_copy_in_the_other_split_is_reported(tmp_path: Path) -> None:
     own_domain(tmp_path, side=128)
     ground = np.random.default_rng(0).normal(size=(3, 128, 128)).cumsum(1).cumsum(2)
@@ -276,6 +290,7 @@ def check_as_publisher(town: Path, domain: Domain, manifests: list[Manifest]) ->
     return {check.expectation: check.passed for check in checks}
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_domain_without_labels_is_validated_too(tmp_path: Path) -> None:
     own_domain(tmp_path)
     known = ingested(tmp_path, masks=None, labels=None, class_set=None)
@@ -283,6 +298,7 @@ def test_a_domain_without_labels_is_validated_too(tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["domains"][NAME]["splits"]["train"]["tiles"] == 24
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_counts_and_sizes_are_those_of_the_publisher(town: Path) -> None:
     own = catalog(town).domain(NAME)
     root = town / "domains" / NAME / NAME
@@ -366,6 +382,7 @@ def placed_domain(folder: Path, starts: list[float], crs: str = "EPSG:32633", **
 APART = [64.0 * number for number in range(8)]
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_the_same_ground_on_two_dates_is_named_and_stops(tmp_path: Path) -> None:
     known = placed_domain(tmp_path, [*APART[:7], 6])
     with pytest.raises(InputError) as caught:
@@ -377,6 +394,7 @@ def test_the_same_ground_on_two_dates_is_named_and_stops(tmp_path: Path) -> None
     assert failed["found"].endswith("tiles break it: train scene_0 and test scene_7 (88%)")
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_ground_that_may_be_shared_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     known = placed_domain(tmp_path, [*APART[:6], 6, *APART[7:]])
     out = validate(known, tmp_path / "domains", tmp_path / "validation", ValidateConfig(max_shared_ground=1))
@@ -387,6 +405,7 @@ def test_ground_that_may_be_shared_is_named(tmp_path: Path, caplog: pytest.LogCa
     assert summary["shared_ground"][0] == {"train": "scene_0", "test": "scene_6", "share": 0.875}
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("crs", ["EPSG:32633", 'LOCAL_CS["engineering"]'])
 def test_neighbours_share_no_ground_and_neither_does_padding(crs: str, tmp_path: Path) -> None:
     own_domain(tmp_path)
