@@ -82,9 +82,10 @@ def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[Any]],
     numbers: Collection[str] = (),
+    spare: Sequence[str] = (),
 ) -> None:
     """Prints rows under columns, as `TextTable` describes them."""
-    print_whole(TextTable(columns, rows, title=title, numbers=numbers))
+    print_whole(TextTable(columns, rows, title=title, numbers=numbers, spare=spare))
 
 
 def print_whole(renderable: RenderableType) -> None:

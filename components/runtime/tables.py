@@ -97,9 +97,9 @@ class TextTable:
             least = max(map(cell_len, cells)) if whole else None
             table.add_column(name, justify=justify, no_wrap=whole, min_width=least, overflow="fold")
         places = [self.columns.index(name) for name in kept]
-        for number, row in enumerate(self.rows):
+        for position, row in enumerate(self.rows):
             # a cell is text, never markup: names may have brackets
-            table.add_row(*(Text(str(row[place])) for place in places), end_section=number in self.sections)
+            table.add_row(*(Text(str(row[place])) for place in places), end_section=position in self.sections)
         return table
 
 

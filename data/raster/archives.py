@@ -462,7 +462,7 @@ def opened(member: Member) -> Iterator[IO[bytes]]:
     Raises:
         InputError: as `read`, and for whatever else goes wrong in the `with`.
     """
-    with _Reading(member.container):
+    with _reading(member.container):
         stream = _open_zip(member.container).open(member.name) if member.name else member.container.open("rb")
         with stream as file:
             yield file
