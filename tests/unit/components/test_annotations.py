@@ -689,7 +689,7 @@ CITIES = {"images": "data/*/images/*", "masks": "data/*/masks/*", "labels": VALU
     [
         ("images/train/a images/train/b images/test/a", MASKS, "train/train_a train/train_b test/test_a"),
         ("images/train/a images/val/b", MASKS, "train/a test/b"),
-        ("images/train2017/a images/val2017/b", MASKS, "train/a test/b"),
+        ("images/val2017/a images/train2017/b", MASKS, "train/b test/a"),
         ("data/train/images/a data/validation/images/b", CITIES, "train/a test/b"),
         (
             "images/train/a images/val/b images/test/c",
