@@ -150,9 +150,10 @@ def _own(domain: Domain, own: OwnFiles, scratch: Path) -> list[SceneSource]:
         of_split = {key: image for key, image in images.items() if split_of[key] == split}
         if not of_split:
             raise InputError(
-                f"{domain.name}: no image of the {split} split has a label",
+                f"{domain.name}: no image{' with a label' if masks else ''} in the {split} split",
                 where=own.images,
-                next_step="say another `split` in the catalog file, e.g. split: {by: block, test: 0.25}",
+                next_step="say another `split` in the catalog file, e.g. split: {by: block, test: 0.25}, "
+                f"or `split: {'train' if split == 'test' else 'test'}` for one that has no {split} split",
             )
         sources += _pair(domain, key_of, split, of_split, labels, prefix="")
     return sources

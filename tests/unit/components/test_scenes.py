@@ -312,10 +312,19 @@ def test_a_split_file_names_images_by_path(lines: str, words: str, tmp_path: Pat
 
 
 def test_a_split_file_of_another_encoding(tmp_path: Path) -> None:
-    lay(tmp_path, "images/0.tif masks/0.png")
-    (tmp_path / "split.csv").write_text("id\tsplit\n0\ttrain\n", encoding="utf-16")
+    lay(tmp_path, "images/0.tif masks/0.png images/1.tif masks/1.png")
+    (tmp_path / "split.csv").write_text("id\tsplit\n0\ttrain\n1\ttest\n", encoding="utf-16")
     domain = own_catalog(tmp_path, split="split.csv").domain("town")
-    assert [source.split for source in find_scenes(domain, tmp_path, tmp_path / "scratch")] == ["train"]
+    found = find_scenes(domain, tmp_path, tmp_path / "scratch")
+    assert [source.split for source in found] == ["train", "test"]
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
+    lay(tmp_path, "images/0.tif masks/0.png")
+    (tmp_path / "split.csv").write_text("id,split\n0,train\n")
+    domain = own_catalog(tmp_path, split="split.csv").domain("town")
+    with pytest.raises(InputError, match=r"no image with a label in the test split\n.*`split: train`"):
+        find_scenes(domain, tmp_path, tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "latin-1"])
