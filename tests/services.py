@@ -43,7 +43,7 @@ def free_port() -> int:
     raise OSError("no port is free")
 
 
-def wait_for(ready: Callable[[], object], log: Callable[[], str], seconds: float = 60) -> None:
+def wait_for(ready: Callable[[], object], log: Callable[[], str], seconds: float = 120) -> None:
     """Returns when `ready` no longer raises; fails the test with the end of `log` if it does for too long."""
     deadline = time.monotonic() + seconds
     while True:

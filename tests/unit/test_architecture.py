@@ -90,6 +90,20 @@ def test_who_has_no_shapes_waits_for_no_library_of_shapes(step: str) -> None:
     assert not libraries & {"geopandas", "pycocotools", "pyogrio", "shapely", "torch"}
 
 
+@pytest.mark.parametrize(
+    ("step", "library"),
+    [
+        ("train", "torchmetrics"),
+        ("evaluate", "torchmetrics"),
+        ("styles", "torchvision"),
+        ("stylize", "torchvision"),
+    ],
+)
+def test_who_does_not_count_or_paint_waits_for_no_library_of_it(step: str, library: str) -> None:
+    libraries = {name.split(".")[0] for name in imported_at_once(Path("components", step, "step.py"))}
+    assert "torch" in libraries and library not in libraries
+
+
 def test_no_room_stands_in_a_circle() -> None:
     arrows: dict[str, set[str]] = {}
     for path in SOURCES:
