@@ -91,9 +91,9 @@ class TextTable:
         )
         for name in kept:
             cells = [name, *(str(row[self.columns.index(name)]) for row in self.rows)]
-            number = name in self.numbers
-            whole = number or not (break_words or any(" " in cell for cell in cells[1:]))
-            justify: JustifyMethod = "right" if number else "left"
+            is_number = name in self.numbers
+            whole = is_number or not (break_words or any(" " in cell for cell in cells[1:]))
+            justify: JustifyMethod = "right" if is_number else "left"
             least = max(map(cell_len, cells)) if whole else None
             table.add_column(name, justify=justify, no_wrap=whole, min_width=least, overflow="fold")
         places = [self.columns.index(name) for name in kept]

@@ -23,7 +23,10 @@ KEPT = ("torch", "torchvision")
 FREED = ("requests", "urllib3")
 OF_TORCH = re.compile(r"(torch|torchvision|triton|cuda-.*|nvidia-(?!ml-py$).*|crossearth)$")
 # what leans most on other people's libraries, for a minute
-UNIT = ("data/test_raster.py", "data/test_manifest.py", "components/test_vectors.py")
+UNIT = (
+    *("data/test_raster.py", "data/test_manifest.py"),
+    *("components/test_vectors.py", "components/test_validation.py"),
+)
 JOURNEY = "tests/pipeline/test_journeys.py"
 
 
