@@ -45,9 +45,7 @@ def main() -> None:
         "--device", choices=("cpu", "cuda"), help="of network, training and style; cpu by default"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers too")
-    parser.add_argument(
-        "--peak", "--apart", dest="apart", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--apart", nargs=2, metavar=("NAME", "FORM"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
