@@ -363,7 +363,7 @@ def test_pretrained_weights_of_the_same_sizes_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda state: state.pop("blocks.1.ls1.gamma"), r"missing blocks\.1\.ls1\.gamma"),
+        (lambda state: state.pop("blocks.1.ls1.gamma"), r"missing \(1\): blocks\.1\.ls1\.gamma"),
         (lambda state: state.update(surplus=torch.zeros(1)), "surplus"),
         (lambda state: state.update({"cls_token": torch.zeros(1, 1, 7)}), "cls_token"),
     ],

@@ -231,7 +231,7 @@ def test_the_size_of_a_patch_16_backbone_is_in_its_positions() -> None:
 
 def test_a_backbone_of_other_depth_is_named(tmp_path: Path) -> None:
     torch.save(vit(CrossEarth(replace(SIZES, depth=5))), tmp_path / "b.pth")
-    with pytest.raises(InputError, match=r"not of this network blocks\.4"):
+    with pytest.raises(InputError, match=r"not of this network \(14\): blocks\.4"):
         fit_state(read_backbone(tmp_path / "b.pth"), network().backbone, "b.pth")
     save_file({"conv1.weight": torch.ones(1)}, tmp_path / "resnet.safetensors")
     with pytest.raises(InputError, match="no vision transformer in it"):
