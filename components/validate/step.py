@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -178,10 +178,13 @@ def _write_summary(
         "failed": sum(not check.passed for check in checks),
     }
     write_checksummed(path, {"counts": counts, "domains": summary})
-    # the first page of the Data Docs: theirs is blank without a network
-    pages = {name: quote(found["docs"].removeprefix(f"{DOCS}/")) for name, found in summary.items()}
-    page = render("validate", INDEX, {"counts": counts, "domains": summary, "pages": pages})
-    write_text(path.parent / DOCS / INDEX, page)
+    write_text(path.parent / DOCS / INDEX, _index(counts, summary))
+
+
+def _index(counts: Mapping[str, int], domains: Mapping[str, Any]) -> str:
+    """The first page of the Data Docs, for theirs is blank without a network."""
+    pages = {name: quote(found["docs"].removeprefix(f"{DOCS}/")) for name, found in domains.items()}
+    return render("validate", INDEX, {"counts": counts, "domains": domains, "pages": pages})
 
 
 def _page(folder: Path, domain: str) -> str:
