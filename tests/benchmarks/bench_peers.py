@@ -1,15 +1,18 @@
 """The same work by other libraries: mapping a scene, reading a publisher's scene, counting pixels.
 
-They want an environment of their own, on Python 3.11 or later:
+They want environments of their own, on Python 3.11 or later: TerraTorch imports all of mmseg that it finds,
+which needs mmcv's compiled part. For scenes and crops, then for counting:
 
-    python -m venv peers && . peers/bin/activate
-    pip install -e . terratorch mmsegmentation mmengine 'mmcv-lite<2.2' ftfy regex
-    python tests/benchmarks/run.py peers
+    python -m venv peers && peers/bin/pip install -e . terratorch
+    peers/bin/python tests/benchmarks/run.py peers
+
+    python -m venv mmseg && mmseg/bin/pip install -e . mmsegmentation mmengine 'mmcv-lite<2.2' ftfy regex
+    mmseg/bin/python tests/benchmarks/run.py "peers: confusion"
 
 All map with one network, the same windows and stride, in float32, from a file to a file of class ids.
 TerraTorch holds the scene and all windows' scores in memory and blends; torchgeo's sampler blends nothing, so
 that the last chip wins; `predict` blends too, writes a tiled GeoTIFF with overviews and a preview, and lays
-windows half their overlap beyond the scene's border.
+windows half their overlap beyond the scene's border. Loading the network counts for `predict` alone.
 """
 
 from collections.abc import Callable, Mapping
