@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetWriter, MemoryFile
 
-from crossearth.data.catalog.domains import Rule, window_starts
+from crossearth.data.catalog.domains import Rule, Tiling, window_starts
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.grid import Grid
@@ -103,29 +103,26 @@ def describe(
 
 
 @dataclass(frozen=True)
-class Cutting:
+class SceneTiling:
     """How a publisher's rasters become a stored scene and its tiles.
 
     Attributes:
-        px: tile size; without meaning for rule "whole".
-        rule: "cut" = windows of `px`; "whole" = the scene as it is; "fit" = the scene resampled so that its
-            longer side is `px`, images bilinearly, labels by nearest neighbour.
+        tile: size and rule of the tiles; images are fitted bilinearly, labels by nearest neighbour.
         reading: how its values are read; px that it does not count as valid are ignored in labels.
         num_classes: classes of the domain's class set.
         least_px: shorter sides of a scene are padded to it, at the right and at the bottom: black, ignored.
     """
 
-    px: int
-    rule: Rule
+    tile: Tiling
     reading: Reading
     num_classes: int
     least_px: int = 0
 
 
-def cut_scene(
+def tile_scene(
     image: Raster,
     image_path: Path,
-    cutting: Cutting,
+    tiling: SceneTiling,
     labels: Labels | None = None,
     label_path: Path | None = None,
 ) -> list[dict[str, Any]]:
@@ -143,10 +140,11 @@ def cut_scene(
     Raises:
         InputError: damaged pixels, or label values outside the map.
     """
-    seen = Grid.of(image.dataset).fitted(cutting.reading.fit_px)
-    grid = seen.padded(cutting.least_px)
-    height = min(cutting.px, grid.height) if cutting.rule == "cut" else grid.height
-    lefts = windows(grid.width, height, cutting.px, cutting.rule)
+    seen = Grid.of(image.dataset).fitted(tiling.reading.fit_px)
+    grid = seen.padded(tiling.least_px)
+    px, rule = tiling.tile.px, tiling.tile.rule
+    height = min(px, grid.height) if rule == "cut" else grid.height
+    lefts = windows(grid.width, height, px, rule)
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         stored = stack.enter_context(scene_writer(image_path, grid, 3))
@@ -157,12 +155,12 @@ def cut_scene(
         for top in window_starts(grid.height, height, height):
             rows_here = Window(0, strip.bottom, grid.width, top + height - strip.bottom)
             rows_seen = Window(0, rows_here.row_off, seen.width, min(rows_here.height, seen.height))
-            fresh = _read_strip(image, labels, rows_seen, cutting).padded(rows_here)
+            fresh = _read_strip(image, labels, rows_seen, tiling).padded(rows_here)
             stored.write(fresh.image, window=rows_here.slices())
             if stored_label and fresh.label is not None:
                 stored_label.write(fresh.label, 1, window=rows_here.slices())
             strip = strip.advance(fresh, top)
-            rows.extend(strip.describe(window._replace(row_off=top), grid, cutting) for window in lefts)
+            rows.extend(strip.describe(window._replace(row_off=top), grid, tiling) for window in lefts)
     return rows
 
 
@@ -207,7 +205,7 @@ class _Strip:
             np.concatenate([self.masked[kept], fresh.masked]),
         )
 
-    def describe(self, window: Window, grid: Grid, cutting: Cutting) -> dict[str, Any]:
+    def describe(self, window: Window, grid: Grid, tiling: SceneTiling) -> dict[str, Any]:
         across = slice(window.col_off, window.col_off + window.width)
         place = grid.transform @ rasterio.Affine.translation(window.col_off, window.row_off)
         return {
@@ -218,17 +216,17 @@ class _Strip:
                 self.image[:, :, across],
                 None if self.label is None else self.label[:, across],
                 self.masked[:, across],
-                cutting.num_classes,
+                tiling.num_classes,
             ),
         }
 
 
-def _read_strip(image: Raster, labels: Labels | None, rows: Window, cutting: Cutting) -> _Strip:
+def _read_strip(image: Raster, labels: Labels | None, rows: Window, tiling: SceneTiling) -> _Strip:
     """Reads `rows` of the stored grid; rule "fit" knows one strip, and it is all of the source."""
-    window = None if cutting.rule == "fit" else rows.slices()
+    window = None if tiling.tile.rule == "fit" else rows.slices()
     shape = (rows.height, rows.width)
-    values, valid = cutting.reading.read(image, window)
-    if cutting.rule == "fit":
+    values, valid = tiling.reading.read(image, window)
+    if tiling.tile.rule == "fit":
         values, valid = fit(values, valid, rows.width, rows.height)
     ids = None
     if labels is not None:
