@@ -61,6 +61,7 @@ TRANSFER_SECONDS = "120"  # MLflow's own: before it answers, a server puts a who
 UPLOAD_SECONDS = 900.0  # and for one that does: a model is large
 
 LOAD_SECONDS = 5.0  # between two looks at the load of the machine
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
 
 log = logging.getLogger(__name__)
 
@@ -452,14 +453,7 @@ class _Writer(threading.Thread):
             client.log_batch(
                 self.run_id, params=[Param(key, str(value)) for key, value in self.params.items()]
             )
-        self._look_at_artifacts(client.get_experiment(experiment_id).artifact_location)
-        if not self.has_ended:
-            with suppress(Exception):  # a by-product, too
-                self.load = _Load(self.run_id, self.uri)
-        return client
-
-    def _look_at_artifacts(self, location: str) -> None:
-        self.lost = lost_root(location)
+        self.lost = lost_root(client.get_experiment(experiment_id).artifact_location)
         if self.lost:
             log.warning(
                 "files and pictures of %s are not kept: MLflow looks for them in %s, which is not here; %s",
@@ -467,6 +461,10 @@ class _Writer(threading.Thread):
                 self.lost,
                 LOST_ARTIFACTS,
             )
+        if not self.has_ended:
+            with suppress(Exception):  # a by-product, too
+                self.load = _Load(self.run_id, self.uri)
+        return client
 
 
 class _Load:
@@ -546,10 +544,4 @@ def user_name() -> str:
 
 def _is_refusal(error: Exception) -> bool:
     """Whether the server refused a request for good; False if it is only unreachable or busy."""
-    code = getattr(error, "error_code", "")
-    return code in {
-        "INVALID_PARAMETER_VALUE",
-        "BAD_REQUEST",
-        "RESOURCE_DOES_NOT_EXIST",
-        "PERMISSION_DENIED",
-    } or (isinstance(error, FileNotFoundError))
+    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", "") in REFUSED

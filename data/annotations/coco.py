@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as run_lengths
-from shapely import MultiPolygon
+from shapely import MultiPolygon, Polygon
 
 from crossearth.data.annotations.documents import entry, points, streamed
-from crossearth.data.annotations.shapes import Bitmap, Shape, outline
+from crossearth.data.annotations.shapes import Bitmap, Shape
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.config import shown
 from crossearth.data.common.errors import InputError
@@ -165,7 +165,7 @@ def shapes(source: LabelSource, image: Raster) -> list[Shape]:
 def _area(drawn: Any, size: tuple[int, int], where: str) -> Any:
     if isinstance(drawn, list):
         rings = drawn if isinstance(drawn[0], list) else [drawn]
-        parts = [outline(points(ring, where)) for ring in rings]
+        parts = [Polygon(points(ring, where)) for ring in rings]
         return MultiPolygon(parts) if len(parts) > 1 else parts[0]
     width, height = size
     counts = drawn.get("counts")

@@ -1,16 +1,15 @@
 """labelme's JSON: a file an image, beside it or in a folder of its own."""
 
 import base64
-import binascii
 import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from shapely import Point
+from PIL import Image
+from shapely import Point, Polygon
 
 from crossearth.data.annotations.documents import entry, parse_json, points
-from crossearth.data.annotations.shapes import Bitmap, Shape, outline
+from crossearth.data.annotations.shapes import Bitmap, Shape
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import read
@@ -45,13 +44,13 @@ def _area(shape: Any, where: str) -> Any:
     kind = shape.get("shape_type") or "polygon"
     drawn = entry(shape, "points", list, where)
     if kind == "polygon":
-        return outline(points(drawn, where))
+        return Polygon(points(drawn, where))
     if kind in ("rectangle", "circle", "mask"):
         (x, y), (right, bottom) = points(drawn, where, 2)[:2]
         if kind == "circle":
             return Point(x, y).buffer(float(np.hypot(right - x, bottom - y)))
         if kind == "rectangle":
-            return outline(np.array([(x, y), (right, y), (right, bottom), (x, bottom)]))
+            return Polygon([(x, y), (right, y), (right, bottom), (x, bottom)])
         return Bitmap(round(x), round(y), _mask(entry(shape, "mask", str, where), where))
     raise InputError(
         f"a {kind}",
@@ -65,11 +64,5 @@ def _mask(text: str, where: str) -> Any:
     try:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as picture:
             return np.asarray(picture.convert("L")) > 0
-    except (
-        binascii.Error,
-        UnidentifiedImageError,
-        OSError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"mask: {error}", where=where, expected="a PNG in base64") from error

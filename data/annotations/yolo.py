@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from shapely import Polygon
 
 from crossearth.data.annotations.documents import points
-from crossearth.data.annotations.shapes import Shape, outline
+from crossearth.data.annotations.shapes import Shape
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.config import parse_yaml, shown
 from crossearth.data.common.errors import InputError
@@ -71,7 +72,7 @@ def shapes(source: LabelSource, image: Raster, names: Mapping[str, str] | None) 
             raise InputError(
                 f"class {kind} has no name", where=where, expected=f"one of {shown(dict(names))}"
             )
-        found.append(Shape(kind if names is None else names[kind], outline(ring * size)))
+        found.append(Shape(kind if names is None else names[kind], Polygon(ring * size)))
     return found
 
 

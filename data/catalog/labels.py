@@ -15,6 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -377,13 +378,10 @@ def _ids_of(values: NDArray[Any], kind: Kind, table: Table) -> NDArray[np.uint8]
 
 def _holds(dtype: np.dtype[Any], value: int) -> bool:
     """Whether numbers of that type can be `value`."""
-    if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            number = float(dtype.type(value))
+    with np.errstate(over="ignore"), suppress(OverflowError):
+        number = dtype.type(value)
         return math.isfinite(number) and int(number) == value
-    if dtype.kind == "b":
-        return value in (0, 1)
-    return int(np.iinfo(dtype).min) <= value <= int(np.iinfo(dtype).max)
+    return False
 
 
 @lru_cache(maxsize=8)

@@ -1,13 +1,8 @@
 """Publishers' archives: one index of the files in them, and safe reading of each.
 
-`index` lists what lies at a place, looking into zip and tar archives as if they were folders: the member
-`top_potsdam_2_10_RGB.tif` of `2_Ortho_RGB.zip` has the path `2_Ortho_RGB/top_potsdam_2_10_RGB.tif`, and so
-has the file of a folder that somebody unpacked by hand. Members of a zip are read in place, straight into
-memory: nothing is unpacked. Tars and archives within archives have no random access and are unpacked to a
-scratch folder.
-
-Nothing in an archive is trusted: paths that leave it, links, sizes that cannot be true and unlimited totals
-are refused.
+An archive counts as a folder: `a.tif` in `images.zip` has the path `images/a.tif`, as if it were unpacked.
+Members of a zip are read in place; tars and archives within archives are unpacked to a scratch folder first.
+Nothing in an archive is trusted: paths that leave it, links and sizes that cannot be true are refused.
 """
 
 import errno
@@ -224,13 +219,12 @@ def refuse_unreadable(members: Sequence[Member]) -> None:
             raise InputError(
                 "one part of a split archive", where=member, next_step="unpack it in this folder: 7z x"
             )
-        for suffix, command in UNREADABLE.items():
-            if name.endswith(suffix):
-                raise InputError(
-                    f"{suffix} archives are not read",
-                    where=member,
-                    next_step=f'mkdir "{file.stem}" && cd "{file.stem}" && {command} "../{file.name}"',
-                )
+        if command := UNREADABLE.get(file.suffix.lower()):
+            raise InputError(
+                f"{file.suffix.lower()} archives are not read",
+                where=member,
+                next_step=f'mkdir "{file.stem}" && cd "{file.stem}" && {command} "../{file.name}"',
+            )
 
 
 def _index_folder(folder: Path, prefix: str, scratch: Path, depth: int) -> Iterator[Member]:
@@ -305,8 +299,7 @@ def zip_entries(file: Path) -> list[zipfile.ZipInfo]:
 
     Raises:
         InputError: truncated or no zip; encrypted; an entry that is absolute, leaves the archive, is a link
-            or a device, or is too large; entries that overlap; more than an archive
-            may claim.
+            or a device, or is too large; entries that overlap; more than an archive may claim.
     """
     with _reading(file):
         entries = [
@@ -474,7 +467,5 @@ def read(member: Member) -> bytes:
     Raises:
         InputError: the archive is broken, or the file cannot be read.
     """
-    with _reading(member.container):
-        if not member.name:
-            return member.container.read_bytes()
-        return _open_zip(member.container).read(member.name)
+    with opened(member) as file:
+        return file.read()
