@@ -42,9 +42,7 @@ def build(name: str, inputs: Inputs, values: Values, cache: bool = True) -> Grap
         raise InputError(f"unknown pipeline {name!r}", expected=nearest(name, PIPELINES))
     if inputs.stylize_shards and name in ("inference", "monitoring"):
         raise InputError(
-            f"{name} stylizes nothing",
-            where="--stylize-shards",
-            next_step="--set shards=N deals scenes out",
+            f"{name} stylizes nothing", where="--stylize-shards", next_step="--set shards=N deals scenes out"
         )
     pipeline = PIPELINES[name](inputs, values)
     if not cache:

@@ -10,15 +10,7 @@ from typing import Any
 from crossearth.components.pods import own_pod
 from crossearth.components.pods import workspace as shared
 from crossearth.components.pods.reason import Reason, explain
-from crossearth.components.pods.state import (
-    ENDED,
-    FAILED,
-    FINISHED,
-    KILLED,
-    UNKNOWN,
-    RunState,
-    read_run,
-)
+from crossearth.components.pods.state import ENDED, FAILED, FINISHED, KILLED, UNKNOWN, RunState, read_run
 from crossearth.components.runtime.tracking import end_runs, start_run
 from crossearth.data.common.errors import InputError, without_credentials
 from crossearth.data.common.files import digest

@@ -17,16 +17,7 @@ Split = Literal["train", "test"]
 Rule = Literal["cut", "whole", "fit"]
 # how labels lie on the disk; data/README.md has a line for each
 Form = Literal[
-    "files",
-    "polygons",
-    "coco",
-    "yolo",
-    "labelme",
-    "cvat",
-    "class_folders",
-    "imagefolder",
-    "band",
-    "page",
+    "files", "polygons", "coco", "yolo", "labelme", "cvat", "class_folders", "imagefolder", "band", "page"
 ]
 # labels of these are names, and no raw values of a raster
 NAMED: tuple[Form, ...] = ("polygons", "coco", "yolo", "labelme", "cvat", "class_folders")

@@ -422,9 +422,7 @@ def _reading(file: Path) -> Iterator[None]:
         raise InputError("no permission to read it", where=file) from error
     except NotImplementedError as error:
         raise InputError(
-            f"compressed in a way that is not read ({error})",
-            where=file,
-            next_step="unpack it with `7z x`",
+            f"compressed in a way that is not read ({error})", where=file, next_step="unpack it with `7z x`"
         ) from error
     except Exception as error:
         # EINVAL is a seek to where an offset of the directory leads: before the file

@@ -70,10 +70,7 @@ ANSWERS = {
         "https://: GDAL_HTTP_USERPWD=user:password or GDAL_HTTP_BEARER=token",
     ),
     r"\b404\b|NoSuchKey|does not exist": ("there is nothing at this address", "correct the address"),
-    "[Rr]ange downloading": (
-        "the server does not send parts of a file",
-        "download the file, and map that",
-    ),
+    "[Rr]ange downloading": ("the server does not send parts of a file", "download the file, and map that"),
 }
 
 

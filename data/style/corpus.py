@@ -47,9 +47,7 @@ def list_images(folder: Path, scratch: Path) -> list[Member]:
     members = rasters(index(folder, scratch))
     if not members:
         raise InputError(
-            "no images here",
-            where=folder,
-            expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
+            "no images here", where=folder, expected=f"files that end in {', '.join(RASTER_SUFFIXES)}"
         )
     return members
 
