@@ -65,12 +65,8 @@ class Branch(nn.Module):
 
     def __init__(self, linear: nn.Linear, config: LoraConfig, number: int, owner: "Keys") -> None:
         super().__init__()
-        self.scale, self.dropout, self.number, self.owner = (
-            config.alpha / config.rank,
-            config.dropout,
-            number,
-            owner,
-        )
+        self.scale, self.dropout = config.alpha / config.rank, config.dropout
+        self.number, self.owner = number, owner
         inputs, outputs = linear.in_features, linear.out_features
         if config.rank > min(inputs, outputs):
             raise InputError(f"lora.rank: {config.rank}", expected=f"at most {min(inputs, outputs)}")
@@ -122,11 +118,8 @@ class Branch(nn.Module):
         rank = len(self.a_RI)
         u_OK, s_K, vt_KI = torch.linalg.svd(weight_OI.double(), full_matrices=False)
         root_R = (s_K[-rank:] / self.scale).sqrt()
-        for part, values in (
-            (self.a_RI, root_R[:, None] * vt_KI[-rank:]),
-            (self.b_OR, u_OK[:, -rank:] * root_R),
-        ):
-            part.copy_(values)
+        self.a_RI.copy_(root_R[:, None] * vt_KI[-rank:])
+        self.b_OR.copy_(u_OK[:, -rank:] * root_R)
         self.minor_a.copy_(self.a_RI)
         self.minor_b.copy_(self.b_OR)
 
