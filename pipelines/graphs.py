@@ -69,10 +69,7 @@ def compile_pipeline(name: str, inputs: Inputs, values: Values, out: Path) -> Pa
 
 
 def arguments(pipeline: GraphComponent, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a pipeline's parameters, checked.
-
-    Args:
-        given: parameter -> value.
+    """The values of a pipeline's parameters, checked: parameter -> value.
 
     Raises:
         InputError: an unknown parameter, a value of another type, or no value and no default.

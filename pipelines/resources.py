@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from kfp import dsl, kubernetes
+from kfp.dsl.base_component import BaseComponent
 from pydantic import AfterValidator, NonNegativeInt, PositiveInt
 from pydantic_core import PydanticCustomError
 
@@ -284,8 +285,9 @@ def load_values(path: Path) -> Values:
     return load_config(Values, values, path)
 
 
-def configure_pod(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
-    """Gives a task its image, resources, volumes, secrets, retries and cache setting."""
+def configure_pod(component: BaseComponent, values: Values, **inputs: Any) -> dsl.PipelineTask:
+    """A step's task, with its image, resources, volumes, secrets, retries and cache setting."""
+    task, step = component(**inputs), component.name
     wanted = values.resources(step)
     if step == "train" and (job := values.train_job()):
         # the step's own pod only follows the TrainJob

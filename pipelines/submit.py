@@ -22,10 +22,7 @@ from crossearth.pipelines.resources import Values
 
 
 def connect(host: str, namespace: str | None, token_file: Path | None = None) -> Client:
-    """A client of Kubeflow Pipelines' API.
-
-    The login is the token in `token_file` or $CROSSEARTH_KFP_TOKEN, or the session's cookie in
-    $CROSSEARTH_KFP_COOKIE.
+    """A client of Kubeflow Pipelines' API, with the login that `Api` reads.
 
     Args:
         host: address of the API, for example https://kubeflow.example.com/pipeline.

@@ -1,8 +1,7 @@
 """One MLflow run per recipe: curves, artifacts and tags, from a thread that never stops the training.
 
-Everything that is logged goes into a queue; a writer thread imports MLflow (a second that the caller does not
-wait for), finds or creates the run and sends the queue. A server that goes away is retried with growing
-pauses while the queue keeps what is logged; nothing that the server does raises in the caller.
+What is logged goes into a queue; a writer thread imports MLflow, finds or makes the run and sends the queue.
+A server that goes away is tried again with growing pauses; nothing that it does raises in the caller.
 """
 
 import getpass
@@ -61,6 +60,7 @@ TRANSFER_SECONDS = "120"  # MLflow's own: before it answers, a server puts a who
 UPLOAD_SECONDS = 900.0  # and for one that does: a model is large
 
 LOAD_SECONDS = 5.0  # between two looks at the load of the machine
+# codes of a server that refuses a request for good; with others it is only unreachable or busy
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
 
 log = logging.getLogger(__name__)
@@ -177,10 +177,8 @@ class Run:
 
         Args:
             name: of the domain and the split.
-            digest: of their manifest.
-            folder: where they lie.
+            digest, folder, tiles: of their manifest: its digest, where it lies, its number of tiles.
             context: what they were for: "training" or "testing".
-            tiles: how many there are.
         """
 
         def send(client: "MlflowClient", run_id: str) -> None:
@@ -390,7 +388,8 @@ class _Writer(threading.Thread):
                 self._last_error = (
                     f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 )
-                if self.client is not None and _is_refusal(error):
+                refusal_for_good = getattr(error, "error_code", "") in REFUSED
+                if self.client is not None and (refusal_for_good or isinstance(error, FileNotFoundError)):
                     log.warning("MLflow refused a record: %s", without_credentials(str(self._last_error)))
                     self._sending.popleft()
                     continue
@@ -540,8 +539,3 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether the server refused a request for good; False if it is only unreachable or busy."""
-    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", "") in REFUSED

@@ -33,7 +33,7 @@ def parameter(name: str) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as text: what `trial_values` reads as the same value."""
+    """A value as text that `trial_values` reads as the same value."""
     if isinstance(value, str) and parse_yaml(value, "") == value:
         return value
     return json.dumps(value)

@@ -441,20 +441,18 @@ class Catalog:
         Raises:
             InputError: no labels, an unknown class set, or no map between the two.
         """
-        if from_class_set is None:
-            raise InputError(f"a domain without labels has nothing of class set {to_class_set!r}")
         ours = known_entry(self.class_sets, to_class_set, "class set")
-        theirs = known_entry(self.class_sets, from_class_set, "class set")
+        theirs = known_entry(self.class_sets, from_class_set or "", "class set")
         if ours == theirs:
             return tuple(range(len(ours.classes)))
         maps = dict(ours.maps)
-        if from_class_set not in maps:
+        if theirs.name not in maps:
             raise InputError(
-                f"labels of class set {from_class_set!r} do not become those of {to_class_set!r}",
+                f"labels of class set {theirs.name!r} do not become those of {to_class_set!r}",
                 expected=f"{to_class_set} or a class set that it maps: {', '.join(maps) or 'none'}",
-                next_step=f"give {to_class_set} `maps: {{{from_class_set}: ...}}`, or choose another setting",
+                next_step=f"give {to_class_set} `maps: {{{theirs.name}: ...}}`, or choose another setting",
             )
-        return tuple(ours.classes.index(name) for name in maps[from_class_set])
+        return tuple(ours.classes.index(name) for name in maps[theirs.name])
 
     def published(self, abbr: str) -> list[PublishedScore]:
         """The published scores of a setting, by method; empty where none are known."""

@@ -322,7 +322,7 @@ def thinned_size(width: int, height: int, most_px: int) -> tuple[int, int]:
 
 
 def fit(image_3HW: Bytes, valid_HW: Mask, width: int, height: int) -> tuple[Bytes, Mask]:
-    """Resamples a whole image bilinearly; see `resample`."""
+    """`resample` of a whole image, bilinearly."""
     whole = tuple((0.0, float(side)) for side in valid_HW.shape)
     return resample(image_3HW, valid_HW, whole, (height, width), (BILINEAR, BILINEAR))
 

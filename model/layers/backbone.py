@@ -202,24 +202,21 @@ def fits_block(architecture: str, state: Mapping[str, Tensor], embed: int, heads
     with torch.device("meta"):
         vit = plain_vit(architecture, embed_dim=embed, depth=1, num_heads=heads, mlp_ratio=ratio)
     expected = {name: tensor.shape for name, tensor in vit.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in _own(state).items() if not _is_later_block(name)}
+    given = {
+        name: tensor.shape
+        for name, tensor in _own(state).items()
+        if name.startswith("blocks.0.") or not name.startswith("blocks.")
+    }
     resampled = {"pos_embed", "patch_embed.proj.weight"}
     return given.keys() == expected.keys() and all(
         given[name] == expected[name] for name in given.keys() - resampled
     )
 
 
-def _is_later_block(name: str) -> bool:
-    return name.startswith("blocks.") and not name.startswith("blocks.0.")
-
-
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without a classifier and the token of masked pretraining."""
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if not name.startswith("head.") and name != "mask_token"
-    }
+    left_out = ("head.", "mask_token")
+    return {name: tensor for name, tensor in state.items() if not name.startswith(left_out)}
 
 
 def check_size(x_B3HW: Tensor, patch_px: int) -> None:

@@ -2,9 +2,8 @@
 
 Shape legend: B images, H W pixels, K classes, Q queries, S the side of a reconstruction.
 
-Every random choice is drawn per sample from (seed, position of the sample in the training), on the CPU. So a
-step does not depend on how its samples are spread over processes and micro-batches, and a resumed training
-needs no state of any generator.
+Every random choice is drawn per sample from (seed, position in the training), on the CPU: a step is the same
+however its samples are spread over processes, and a resumed training needs no state of any generator.
 """
 
 import math
