@@ -54,11 +54,7 @@ def build(name: str, inputs: Inputs, values: Values, cache: bool = True) -> Grap
 
 
 def compile_pipeline(name: str, inputs: Inputs, values: Values, out: Path) -> Path:
-    """Writes the pipeline's YAML; the same inputs give the same bytes.
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """Writes the pipeline's YAML, the same bytes for the same inputs; InputError: an unknown name."""
     pipeline = build(name, inputs, values)
     with atomic_path(out) as partial:
         # the compiler looks at the suffix
@@ -90,11 +86,7 @@ def arguments(pipeline: GraphComponent, given: Mapping[str, Any]) -> dict[str, A
 
 
 def parameter(text: str) -> tuple[str, Any]:
-    """Reads `name=value`; the value is YAML, so that lists, numbers and truth values can be given.
-
-    Raises:
-        InputError: no "=", or a value that is not YAML.
-    """
+    """Reads `name=value`, the value in YAML; InputError where it has no "=" or is not YAML."""
     name, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"{text!r} gives no value", where="--set", expected="name=value")

@@ -121,11 +121,7 @@ class Retry:
     factor: PositiveInt = 2  # Argo cannot read another number
 
     def window_s(self, longest_s: int) -> int:
-        """Seconds from the first try's start in which all tries and pauses fit; Argo starts none after it.
-
-        Args:
-            longest_s: what one try may take.
-        """
+        """Seconds in which all tries of `longest_s` each and their pauses fit: Argo starts none after it."""
         pauses = sum(self.backoff_s * self.factor**attempt for attempt in range(self.attempts))
         return (self.attempts + 1) * longest_s + pauses
 

@@ -116,11 +116,7 @@ class _Cluster:
         self.namespace = own_pod.namespace()
 
     def workflow(self, name: str) -> dict[str, Any]:
-        """The run's Workflow.
-
-        Raises:
-            InputError: it may not be read, or the API does not answer.
-        """
+        """The run's Workflow; InputError where it may not be read, or the API does not answer."""
         if not name:
             pod = self._ask("get pods", self.pods.read_namespaced_pod, own_pod.name(), self.namespace)
             name = (pod.metadata.labels or {}).get(WORKFLOW_LABEL, "")

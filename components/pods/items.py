@@ -28,11 +28,7 @@ def with_digests(item: Item, styles: str) -> Item:
 
 
 def expect_tiles(item: Item) -> None:
-    """Holds the workspace's domains of an item against those that were validated for it.
-
-    Raises:
-        InputError: they are others.
-    """
+    """Refuses domains of the workspace that are not those that were validated for an item (InputError)."""
     _expect_domains("ingest", item["domains"], [item["tiles"]])
 
 
@@ -50,11 +46,7 @@ def expect_datasets(items: Sequence[Item], keys: Sequence[str]) -> None:
 
 
 def stylize_items(recipes: Sequence[Item], shards: int, key: str) -> list[Item]:
-    """One item per source domain and shard.
-
-    Args:
-        key: digest of what `stylize` depends on besides the tiles.
-    """
+    """One item per source domain and shard; `key`: digest of what `stylize` depends on besides the tiles."""
     return [
         {
             "name": f"{source} {shard}/{shards}",

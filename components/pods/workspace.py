@@ -192,11 +192,7 @@ def holds(path: Path) -> bool:
 
 
 def content_digest(*paths: Path) -> str:
-    """Digest of files and of all files below folders: names and bytes.
-
-    Raises:
-        InputError: a path is not there, or a folder holds no file.
-    """
+    """Digest of names and bytes of files, also below folders; InputError where a path has none."""
     parts = []
     for path in paths:
         files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())

@@ -116,11 +116,7 @@ class Processes:
 
 
 def choose_device(device: str) -> str:
-    """`device`, or for "auto" this process's GPU where there is one.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
+    """`device`, or for "auto" this process's GPU, else the CPU; InputError: there is no such device."""
     if device == "auto":
         return f"cuda:{_number('LOCAL_RANK')}" if torch.cuda.is_available() else "cpu"
     try:

@@ -43,11 +43,7 @@ def create_tables(database_uri: str, artifacts_uri: str) -> None:
 
 
 def get_text(server_uri: str, path: str) -> str:
-    """The body of a GET request, with the user's login and certificate as MLflow takes them.
-
-    Raises:
-        MlflowException: the server does not answer.
-    """
+    """The body of a GET request, with the user's login as MLflow takes it; MlflowException: no answer."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 

@@ -17,11 +17,7 @@ def own_version() -> str:
 
 
 def server_version(uri: str) -> str:
-    """Of the server at an http address; empty where none that is MLflow's tells.
-
-    Raises:
-        MlflowException: it does not answer.
-    """
+    """Of the server at an http address; empty where none that is MLflow's tells. Raises as `get_text`."""
     told = get_text(uri, "/version").strip()
     return told if re.fullmatch(r"\d+\.\d+[\w.+-]*", told) else ""
 

@@ -9,7 +9,7 @@ from PIL import Image
 from shapely import Point, Polygon
 
 from crossearth.data.annotations.documents import entry, parse_json, points
-from crossearth.data.annotations.shapes import Bitmap, Shape
+from crossearth.data.annotations.shapes import Bitmap, Shape, refuse_other_size
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import read
@@ -27,12 +27,7 @@ def shapes(source: LabelSource, image: Raster) -> list[Shape]:
     drawn = entry(found, "shapes", list, source)
     size = image.dataset.width, image.dataset.height
     theirs = found.get("imageWidth") or size[0], found.get("imageHeight") or size[1]
-    if theirs != size:
-        raise InputError(
-            f"labels of {theirs[0]} x {theirs[1]} px for an image of {size[0]} x {size[1]} px",
-            where=source,
-            expected=f"the size of {image.where}",
-        )
+    refuse_other_size(theirs, image, source)
     return [
         Shape(entry(each, "label", str, where), _area(each, where))
         for number, each in enumerate(drawn)

@@ -210,11 +210,7 @@ def _no_polygons(source: LabelSource, kinds: Sequence[str]) -> InputError:
 
 
 def meeting(masks: Masks, source: LabelSource, images: Sequence[Member]) -> tuple[int, list[Member]]:
-    """How many polygons meet none of the images, and the images that some meet.
-
-    Raises:
-        InputError: as `shapes`.
-    """
+    """How many polygons meet none of the images, and the images that some meet; raises as `shapes`."""
     layer = _layer(masks, source)
     if not layer["features"]:
         raise InputError("no polygons", where=source, expected="some: the layer is empty")

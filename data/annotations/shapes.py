@@ -12,7 +12,8 @@ from rasterio.features import rasterize
 from shapely import clip_by_rect
 from shapely.geometry.base import BaseGeometry
 
-from crossearth.data.raster.reader import middles
+from crossearth.data.common.errors import InputError
+from crossearth.data.raster.reader import Raster, middles
 
 FAR_PX = 10_000
 
@@ -75,6 +76,17 @@ class DrawnLabels:
             return ids
         rows, cols = (middles((0, side), cells) for side, cells in zip(ids.shape, shape, strict=True))
         return ids[rows][:, cols]
+
+
+def refuse_other_size(size: tuple[Any, Any], image: Raster, where: object) -> None:
+    """Refuses shapes that were drawn on an image of another (width, height)."""
+    ours = image.dataset.width, image.dataset.height
+    if size != ours:
+        raise InputError(
+            f"labels of {size[0]} x {size[1]} px for an image of {ours[0]} x {ours[1]} px",
+            where=where,
+            expected=f"the size of {image.where}",
+        )
 
 
 def in_order(

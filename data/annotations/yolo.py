@@ -20,11 +20,7 @@ SLACK = 0.01
 
 
 def read_names(member: Member) -> dict[str, str]:
-    """The names of the classes, by number, that YOLO's data.yaml (or a list, a name a line) holds.
-
-    Raises:
-        InputError: it holds none.
-    """
+    """Number -> name of a class, of YOLO's data.yaml or of a list, a name a line; InputError: it has none."""
     text = _text(member)
     if member.path.lower().endswith(".txt"):
         lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -283,11 +283,7 @@ class Domain:
         return (self.own.by,) if self.own.by in ("train", "test") else ("train", "test")
 
     def files(self, split: Split) -> Files:
-        """Files of a published split.
-
-        Raises:
-            InputError: the domain has no such split.
-        """
+        """Files of a published split; InputError where the domain has no such split."""
         files = {"train": self.train, "test": self.test}[split]
         if files is None:
             raise InputError(f"domain {self.name} has no {split} split", expected=", ".join(self.splits))
@@ -405,11 +401,7 @@ class Catalog:
         return [domain for domain in self.domains.values() if domain.dataset == dataset]
 
     def domains_named(self, name: str) -> list[Domain]:
-        """All domains of the dataset of that name, else the domain of that name.
-
-        Raises:
-            InputError: there is neither.
-        """
+        """All domains of the dataset of that name, else the domain of that name, else InputError."""
         if name in self.datasets:
             return self.domains_of(name)
         if name in self.domains:
@@ -425,11 +417,7 @@ class Catalog:
         return self.class_sets[domain.class_set].classes if domain.class_set else ()
 
     def domain_dir(self, domains_dir: Path, name: str) -> Path:
-        """The folder of an ingested domain, `domains_dir/<dataset>/<domain>`: one stage writes a dataset's.
-
-        Raises:
-            InputError: an unknown domain.
-        """
+        """Folder of an ingested domain, `domains_dir/<dataset>/<domain>`; InputError: an unknown domain."""
         return Path(domains_dir, self.domain(name).dataset, name)
 
     def remap(self, from_class_set: str | None, to_class_set: str) -> tuple[int, ...]:
@@ -475,11 +463,7 @@ def is_file_name(name: str) -> bool:
 
 
 def known_entry(known: Mapping[str, Entry], name: str, kind: str, where: object = "") -> Entry:
-    """The entry of a name.
-
-    Raises:
-        InputError: there is none; names the choices.
-    """
+    """The entry of a name; InputError with the choices where there is none."""
     if name not in known:
         raise InputError(
             f"unknown {kind} {name!r}" if name else f"no {kind} given",

@@ -112,11 +112,7 @@ def index(place: Path, scratch: Path) -> list[Member]:
 
 
 def file_at(place: Path, scratch: Path) -> Member:
-    """The one file at a place, which may lie in an archive.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The one file at a place, which may lie in an archive; InputError where there is none."""
     for member in index(place, scratch):
         if PurePosixPath(member.path).name == place.name:
             return member
@@ -180,11 +176,7 @@ def _archives_at(place: Path) -> Iterator[Path]:
 
 
 def _plain(file: Path, path: str, packed: bool = False) -> Member:
-    """A file outside of archives.
-
-    Raises:
-        InputError: it cannot be looked at, or has a name that GDAL cannot take.
-    """
+    """A file outside of archives; InputError where it cannot be looked at, or its name is not UTF-8."""
     if not _is_utf8(str(file)):
         name = os.fsencode(file).decode(errors="backslashreplace")
         raise InputError(
@@ -361,11 +353,7 @@ def _refuse_total(file: Path, total: int, archive_bytes: int) -> None:
 
 
 def unpack(file: Path, name: str, to: Path) -> None:
-    """Writes an entry of a zip to a file, a piece at a time.
-
-    Raises:
-        InputError: the archive is broken.
-    """
+    """Writes an entry of a zip to a file, a piece at a time; InputError where the archive is broken."""
     to.parent.mkdir(parents=True, exist_ok=True)
     with _reading(file), _open_zip(file).open(name) as source, to.open("wb") as target:
         shutil.copyfileobj(source, target, CHUNK)
@@ -448,11 +436,7 @@ def _zip_handle(process: int, file: Path, changed: int) -> zipfile.ZipFile:
 
 @contextmanager
 def opened(member: Member) -> Iterator[IO[bytes]]:
-    """The bytes of a member as a stream, which may be wound back.
-
-    Raises:
-        InputError: as `read`, and for whatever else goes wrong in the `with`.
-    """
+    """A member's bytes, a stream that may be wound back; InputError for what goes wrong in the `with`."""
     with _reading(member.container):
         stream = _open_zip(member.container).open(member.name) if member.name else member.container.open("rb")
         with stream as file:
@@ -460,10 +444,6 @@ def opened(member: Member) -> Iterator[IO[bytes]]:
 
 
 def read(member: Member) -> bytes:
-    """The bytes of a member; of an archive's member, checked against its CRC.
-
-    Raises:
-        InputError: the archive is broken, or the file cannot be read.
-    """
+    """A member's bytes, an archive's checked against their CRC; InputError where they cannot be read."""
     with opened(member) as file:
         return file.read()

@@ -124,11 +124,7 @@ class UnreachableError(InputError):
 
 
 def refused(words: str, where: str) -> UnreachableError:
-    """What to say of a server's answer.
-
-    Args:
-        words: GDAL's, or the server's.
-    """
+    """What to say of a server's answer, in `words` of GDAL or of the server."""
     for pattern, (what, next_step) in ANSWERS.items():
         if re.search(pattern, words):
             return UnreachableError(f"{what}: {words}", where=where, next_step=next_step)
@@ -367,11 +363,7 @@ def _in_memory(member: Member) -> Iterator[str]:
 
 
 def harmless(content: bytes, where: object) -> bytes:
-    """An .aux.xml with nothing in it that names other files.
-
-    Raises:
-        InputError: it is not XML.
-    """
+    """An .aux.xml with nothing in it that names other files; InputError where it is not XML."""
     root = _xml(content, where)
     for child in list(root):
         for part in list(child) if child.tag == "PAMRasterBand" else []:

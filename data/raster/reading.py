@@ -259,11 +259,7 @@ def refuse_other_names(
 
 
 def raw_dtype(raster: Raster, bands: Sequence[int]) -> str:
-    """The dtype of the bands.
-
-    Raises:
-        InputError: bands of several types.
-    """
+    """The dtype of the bands; InputError where they have several."""
     kinds = sorted({raster.dataset.dtypes[band - 1] for band in bands})
     if len(kinds) > 1:
         raise InputError(

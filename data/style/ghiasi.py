@@ -165,11 +165,7 @@ class GhiasiEngine:
         predictor_state: Mapping[str, Tensor],
         dtype: torch.dtype | None = None,
     ) -> "GhiasiEngine":
-        """From state dicts with the released names.
-
-        Raises:
-            InputError: a parameter is missing, unknown or of another shape.
-        """
+        """From state dicts with the released names; InputError where a parameter does not fit."""
         transfer, predictor = StyleTransfer(), StylePredictor()
         _load(transfer, transfer_state, TRANSFER_FILE)
         _load(predictor, predictor_state, PREDICTOR_FILE)

@@ -242,11 +242,7 @@ def unpadded(path: Path) -> tuple[int, int] | None:
 
 
 def read_window(path: Path, window: Window) -> NDArray[np.uint8]:
-    """Reads a window of a stored scene as uint8 (bands, H, W).
-
-    Raises:
-        InputError: the file is missing or unreadable.
-    """
+    """A window of a stored scene as uint8 (bands, H, W); InputError where it cannot be read."""
     try:
         with rasterio.open(path, driver="GTiff") as scene:
             return cast("NDArray[np.uint8]", scene.read(window=window.slices()))

@@ -188,11 +188,7 @@ def _transfer(domain: str, version: str, moved: Sequence[_File], files: Sequence
 
 
 def list_objects(url: str) -> list[str]:
-    """Addresses of all objects below an s3:// prefix, sorted.
-
-    Raises:
-        InputError: not an s3:// address; store down, bucket missing, or keys refused.
-    """
+    """Addresses of all objects below an s3:// prefix, sorted; InputError as `read_object`."""
     config = StoreConfig(url)
     with _speaking_to(config) as client:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=config.bucket, Prefix=config.key())

@@ -190,11 +190,7 @@ class MultiTaskLoss(nn.Module):
         return terms
 
     def views(self, image_B3HW: Tensor, positions: Sequence[int], styled_B: Tensor | None = None) -> Views:
-        """Draws and makes the images of a step.
-
-        Args:
-            styled_B: bool, which samples are styled; None = drawn.
-        """
+        """Draws and makes the images of a step; `styled_B`: bool, which samples are styled, None = drawn."""
         raw_B3HW = image_B3HW.float()
         if styled_B is None:
             styled_B = self._styled(positions)
