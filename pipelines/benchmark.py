@@ -77,11 +77,7 @@ def read_inputs(
 
 
 def refuse_unshared_batches(inputs: Inputs, values: Values) -> None:
-    """Looks before anything is computed whether the processes of a training can share its batches.
-
-    Raises:
-        InputError: a recipe's `batch_size` is no multiple of the number of processes.
-    """
+    """Refuses (InputError) a `batch_size` that the processes of a training cannot share."""
     processes = values.processes("train") * values.trainer.nodes
     if processes == 1:
         return

@@ -65,11 +65,7 @@ def compile_pipeline(name: str, inputs: Inputs, values: Values, out: Path) -> Pa
 
 
 def arguments(pipeline: GraphComponent, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a pipeline's parameters, checked: parameter -> value.
-
-    Raises:
-        InputError: an unknown parameter, a value of another type, or no value and no default.
-    """
+    """Values of a pipeline's parameters; InputError: unknown, of another type, or not given."""
     known = pipeline.component_spec.inputs or {}
     for name, value in given.items():
         if name not in known:

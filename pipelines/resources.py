@@ -267,12 +267,7 @@ LOCAL = Values(
 
 
 def load_values(path: Path) -> Values:
-    """Reads a values file.
-
-    Raises:
-        InputError: unreadable file, unknown key or step (with the nearest known one), no image, a secret in
-            plain sight.
-    """
+    """Reads a values file; InputError: a wrong key, step or image, or a secret in plain sight."""
     values = read_yaml(path) or {}
     if isinstance(values, dict) and isinstance(values.get("steps"), dict):
         default = values.get("default") or {}

@@ -33,14 +33,7 @@ def expect_tiles(item: Item) -> None:
 
 
 def expect_datasets(items: Sequence[Item], keys: Sequence[str]) -> None:
-    """Holds the workspace's domains against what `ingest` made of the datasets.
-
-    Args:
-        keys: what `ingest` returned, in any order.
-
-    Raises:
-        InputError: a dataset's are others.
-    """
+    """Refuses (InputError) domains that are not what `ingest` made of the datasets and said in `keys`."""
     for item in items:
         _expect_domains(f"ingest {item['name']}", item["domains"], keys)
 

@@ -133,12 +133,7 @@ class RunState:
 
 
 def read_run(run: Mapping[str, Any] | None, workflow: Mapping[str, Any] | None) -> RunState:
-    """Reads a run.
-
-    Args:
-        run: the answer of GET /apis/v2beta1/runs/ID, if there is one.
-        workflow: Argo's Workflow, if it is known.
-    """
+    """Reads a run: the answer of GET /apis/v2beta1/runs/ID and Argo's Workflow, as far as there are."""
     run = run or {}
     nodes = nodes_of(workflow or {})
     details = (run.get("run_details") or {}).get("task_details") or []

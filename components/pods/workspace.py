@@ -42,11 +42,7 @@ CHECKOUT_MARKS = ("dvc.yaml", ".git", "pyproject.toml")
 
 
 def enter(workspace: str) -> None:
-    """Makes the shared folder the working folder.
-
-    Raises:
-        InputError: it is not there, this user may not write into it, or it is a checkout.
-    """
+    """Makes the shared folder the working folder; InputError: it is absent, a checkout or read-only."""
     sys.excepthook = print_uncaught  # what fails from here on ends the pod
     quieten()
     # kfp's executor makes every library talk: botocore says at each request where its keys are from

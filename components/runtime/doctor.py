@@ -43,13 +43,7 @@ class Finding:
 
 
 def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
-    """Examines the machine, what is installed, data, weights and servers; changes nothing.
-
-    Args:
-        data_dir: $CROSSEARTH_DATA.
-        archives: folder of the publishers' archives.
-        tracking_uri: MLflow's address.
-    """
+    """Examines the machine, what is installed, data, weights and servers; changes nothing."""
     return [
         Finding("Python", "fine", platform.python_version()),
         _dependencies(),

@@ -74,12 +74,9 @@ def tracking_uri() -> str:
 
 
 def runs_page(server: str) -> str:
-    """Address of the saved view of the recipes' runs in MLflow's UI.
+    """Address of the saved view of the recipes' runs in the UI of MLflow at `server`.
 
     MLflow opens in its mode for agents unless an address says otherwise, and shows no runs there.
-
-    Args:
-        server: address of the UI.
     """
     database = database_of(tracking_uri())
     try:

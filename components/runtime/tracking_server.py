@@ -33,12 +33,7 @@ def wanted() -> str:
 
 
 def refusal(error: Exception, uri: str) -> tuple[str, str] | None:
-    """What is refused for good, and what to do about it; None where the server is away or busy: try again.
-
-    Args:
-        error: that MLflow's client raised.
-        uri: of the server or the store.
-    """
+    """What is refused for good, and what to do about it; None where the server is away or busy: try again."""
     from mlflow.exceptions import MlflowException, RestException
 
     if not isinstance(error, MlflowException):

@@ -124,11 +124,7 @@ JSON_NAMES = {dict: "object", list: "array", str: "string", int: "number", float
 
 
 def points(values: Any, where: object, least: int = 3) -> NDArray[np.float64]:
-    """Points (N, 2), x and y, of a flat or nested list of numbers.
-
-    Raises:
-        InputError: something else, numbers that are not finite, or fewer than `least` points.
-    """
+    """Points (N, 2), x and y, of a list of numbers; InputError: none, not finite, or fewer than `least`."""
     try:
         found = np.asarray(values, np.float64).reshape(-1, 2)
     except (TypeError, ValueError) as error:

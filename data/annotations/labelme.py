@@ -17,12 +17,7 @@ from crossearth.data.raster.reader import Raster
 
 
 def shapes(source: LabelSource, image: Raster) -> list[Shape]:
-    """The shapes of one image.
-
-    Raises:
-        InputError: broken JSON, with line and column; labels of an image of another size; a shape without an
-            area, by its number.
-    """
+    """The shapes of one image; InputError: broken JSON, another size of image, a shape without an area."""
     found = parse_json(read(source.files[0]), source)
     drawn = entry(found, "shapes", list, source)
     size = image.dataset.width, image.dataset.height

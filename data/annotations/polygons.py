@@ -165,11 +165,7 @@ def names(masks: Masks, source: LabelSource) -> dict[str, int]:
 
 
 def shapes(masks: Masks, source: LabelSource, image: Raster) -> list[Shape]:
-    """The polygons that meet an image, in its px.
-
-    Raises:
-        InputError: as `names`; a place that is known of one of the two alone.
-    """
+    """The polygons that meet an image, in its px; raises as `names`, and where one of both has no place."""
     layer = _layer(masks, source)
     if not layer["features"]:
         return []

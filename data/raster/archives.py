@@ -199,11 +199,7 @@ def _with_sidecars(member: Member, by_name: Mapping[str, Member]) -> Member:
 
 
 def refuse_unreadable(members: Sequence[Member]) -> None:
-    """Called when something is missing: names an archive of a kind that is not read, and the command for it.
-
-    Raises:
-        InputError: one of the members is a rar, a 7z or one part of a split archive.
-    """
+    """Called when something is missing: refuses (InputError) rar, 7z and split archives, with a command."""
     for member in members:
         file = PurePosixPath(member.path)
         name = file.name.lower()

@@ -401,11 +401,7 @@ def _refuse_complex(dataset: DatasetReader, where: str) -> None:
 
 
 def _refuse_short(dataset: DatasetReader, where: str, size: int | None = None) -> None:
-    """Refuses files that lack pixels of their header's, where GDAL would fill them up with zeros.
-
-    Args:
-        size: bytes of the file; None = that of `dataset`'s name.
-    """
+    """Refuses a file (of `size` bytes) without all pixels of its header, which GDAL fills up with zeros."""
     promised, found = _promised_bytes(dataset), 0
     if promised and (found := Path(dataset.name).stat().st_size if size is None else size) < promised:
         raise InputError(

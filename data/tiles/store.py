@@ -198,11 +198,7 @@ def list_objects(url: str) -> list[str]:
 
 
 def download(url: str, path: Path) -> None:
-    """Fetches the object at `url` (s3://bucket/key) to `path`, whole or not at all.
-
-    Raises:
-        InputError: no such object; store down, bucket missing, or keys refused.
-    """
+    """Fetches the object at `url` (s3://bucket/key) to `path`, all of it or none; raises as `read_object`."""
     with _object(url) as (client, place), atomic_path(path) as partial:
         client.download_file(Filename=str(partial), **place)
 

@@ -118,11 +118,7 @@ class Backbone(nn.Module):
 
 
 def plain_vit(architecture: str, **sizes: Any) -> VisionTransformer | Eva:
-    """timm's model of that name with other sizes, randomly initialised, without its classifier.
-
-    Raises:
-        InputError: timm has no such model, or it is no plain ViT on RGB.
-    """
+    """timm's plain ViT of that name in other sizes, random, without classifier; InputError: there is none."""
     if not is_model(architecture):
         raise InputError(
             f"backbone: timm {timm.__version__} has no architecture {architecture!r}",
