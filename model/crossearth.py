@@ -30,6 +30,8 @@ Size = Annotated[int, Field(ge=1, le=2**16)]
 Layers = Annotated[int, Field(ge=1, le=1000)]
 Adapter = Literal["rein", "lora", "none"]
 Head = Literal["mask2former", "linear"]
+# which field is to be a multiple of which
+DIVIDES = {"heads": "embed", "head_heads": "channels", "norm_groups": "channels", "patch_px": "image_px"}
 
 
 @checked
@@ -100,12 +102,7 @@ class NetworkConfig:
     head: Head = "mask2former"
 
     def __post_init__(self) -> None:
-        for whole, part in (
-            ("embed", "heads"),
-            ("channels", "head_heads"),
-            ("channels", "norm_groups"),
-            ("image_px", "patch_px"),
-        ):
+        for part, whole in DIVIDES.items():
             if getattr(self, whole) % getattr(self, part):
                 raise InputError(
                     f"{whole}: {getattr(self, whole)} is not divisible by {part} {getattr(self, part)}"
@@ -125,8 +122,7 @@ class NetworkConfig:
             )
         if self.inject_at_inference and not self.geospatial:
             raise InputError(
-                "inject_at_inference: true without an injector",
-                expected="geospatial: true (ablation: full)",
+                "inject_at_inference: true without an injector", expected="geospatial: true (ablation: full)"
             )
         if self.geospatial and (self.patch_px & (self.patch_px - 1) or self.patch_px > 32 or self.embed % 16):
             raise InputError(
@@ -273,19 +269,13 @@ class CrossEarth(nn.Module):
         )
         masked = config.head == "mask2former"
         self.rein: Rein | None = None
-        self.lora: Lora | None = None
         self.queries: nn.Parameter | None = None
         if config.adapter == "rein":
+            query_dim, num_prefix = config.channels if masked else None, self.backbone.num_prefix
             self.rein = Rein(
-                config.depth,
-                config.num_tokens,
-                config.rank,
-                config.embed,
-                config.channels if masked else None,
-                self.backbone.num_prefix,
+                config.depth, config.num_tokens, config.rank, config.embed, query_dim, num_prefix
             )
-        elif config.adapter == "lora":
-            self.lora = Lora(self.backbone, config.lora)
+        self.lora = Lora(self.backbone, config.lora) if config.adapter == "lora" else None
         if masked and self.rein is None:
             self.queries = nn.Parameter(torch.randn(config.num_tokens, config.channels))
         self.pixel_decoder: PixelDecoder | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
-Shares = NDArray[np.float64]
+Fractions = NDArray[np.float64]
 PrimaryMetric = Literal["mean", "foreground"]
 METRICS: dict[PrimaryMetric, str] = {"mean": "mIoU", "foreground": "IoU of the foreground"}
 
@@ -32,8 +32,8 @@ class Scores:
         mean_f1: mean of `f1` over the classes present.
     """
 
-    iou: Shares
-    f1: Shares
+    iou: Fractions
+    f1: Fractions
     pixels: Counts
     primary_metric: float
     accuracy: float
@@ -57,7 +57,7 @@ def outcome_counts(confusion_KK: Counts) -> Counts:
     return np.stack([hits, confusion_KK.sum(-2), confusion_KK.sum(-1)], axis=-2)
 
 
-def class_iou(counts_3K: Counts) -> Shares:
+def class_iou(counts_3K: Counts) -> Fractions:
     """IoU per class, (..., 3, K) counts -> (..., K); NaN for a class without labelled pixels.
 
     A class counts as absent when the target has no pixel of it, even if the network predicts some: those
@@ -68,7 +68,7 @@ def class_iou(counts_3K: Counts) -> Shares:
         return np.where(labelled > 0, hits / (predicted + labelled - hits), np.nan)
 
 
-def primary_iou(iou_K: Shares, primary_metric: PrimaryMetric) -> Shares:
+def primary_iou(iou_K: Fractions, primary_metric: PrimaryMetric) -> Fractions:
     """(..., K) -> (...): mean over the classes present, or the IoU of class 1; NaN where none is present."""
     if primary_metric == "foreground":
         return iou_K[..., 1]
@@ -97,7 +97,7 @@ def score(confusion_KK: Counts, primary_metric: PrimaryMetric = "mean") -> Score
 
 def bootstrap(
     tile_sets: list[Counts], primary_metric: PrimaryMetric, replicates: int, rng: np.random.Generator
-) -> Shares:
+) -> Fractions:
     """Primary scores of resampled tiles: each replicate draws the N tiles with replacement.
 
     All sets see the same draws, so that differences between them are paired.
@@ -123,7 +123,7 @@ def bootstrap(
     return np.stack([primary_iou(class_iou(counts), primary_metric) for counts in sums])
 
 
-def interval(values_R: Shares, level: float = 0.95) -> tuple[float, float]:
+def interval(values_R: Fractions, level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of bootstrap replicates, undefined ones left out; (NaN, NaN) if all are."""
     defined = values_R[~np.isnan(values_R)]
     if not len(defined):
@@ -132,7 +132,7 @@ def interval(values_R: Shares, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_p_value(difference_R: Shares) -> float:
+def paired_p_value(difference_R: Fractions) -> float:
     """Two-sided bootstrap p-value of "no difference": twice the smaller tail past zero, at least 2 / (R + 1).
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 15.

@@ -18,6 +18,7 @@ LOGIN = f"put a token into ${TOKEN} or a file for --token-file, or the session's
 EXPIRED = f"the token is wrong or has expired: {LOGIN}"
 TIMEOUT_S = 30.0
 LOG_ARTIFACT = "main-logs"  # as Argo calls the log that it archives
+REDIRECTS = (301, 302, 303, 307, 308)  # to a login page
 
 
 class UnreachableError(InputError):
@@ -59,7 +60,7 @@ class Api:
             with self._open(HEALTH, timeout=10) as answer:
                 kind, body = answer.headers.get("Content-Type", ""), answer.read()
         except HTTPError as error:
-            if error.code in (301, 302, 303, 307, 308, 401, 403):
+            if error.code in (*REDIRECTS, 401, 403):
                 raise InputError(f"wants a login (HTTP {error.code})", where=host, next_step=LOGIN) from error
             raise InputError(
                 f"answers HTTP {error.code}", where=host, next_step="look at the address"
@@ -83,11 +84,7 @@ class Api:
         self.has_users = health.get("multi_user") is True
 
     def expect_namespace(self, namespace: str | None) -> None:
-        """Refuses a namespace that the server would ignore, and none where it needs one.
-
-        Raises:
-            InputError: one of the two.
-        """
+        """Refuses (InputError) a namespace that the server would ignore, and none where it needs one."""
         if self.has_users and not namespace:
             raise InputError(
                 "this server has users: a run lives in the namespace of one of their Profiles",
@@ -176,14 +173,9 @@ class Api:
             words = json.loads(error.read())["error"]
         except (OSError, HTTPException, TypeError, ValueError, KeyError):
             words = error.reason
-        if error.code in (301, 302, 303, 307, 308, 401):
+        if error.code in (*REDIRECTS, 401):
             return InputError(f"wants a login again (HTTP {error.code})", where=self.host, next_step=EXPIRED)
-        kind = UnreachableError if error.code >= 500 else InputError
-        return kind(
-            f"Kubeflow Pipelines refuses (HTTP {error.code}): {str(words)[:1000]}",
-            where=self.host,
-            next_step=LOGIN if error.code == 403 else "crossearth pipeline list shows the runs",
-        )
+        return refused(self.host, error.code, words)
 
     def _open(self, path: str, body: bytes | None = None, timeout: float = TIMEOUT_S) -> HTTPResponse:
         headers = {"Accept": "application/json"}
@@ -195,6 +187,16 @@ class Api:
         request = Request(self.host.rstrip("/") + path, data=body, headers=headers)  # noqa: S310
         answer: HTTPResponse = build_opener(_NoRedirect).open(request, timeout=timeout)
         return answer
+
+
+def refused(host: str, status: int, words: object) -> InputError:
+    """What to say of an HTTP status that is an error, and of the server's words."""
+    kind = UnreachableError if status >= 500 else InputError
+    return kind(
+        f"Kubeflow Pipelines refuses (HTTP {status}): {str(words)[:1000]}",
+        where=host,
+        next_step=LOGIN if status in (401, 403) else "crossearth pipeline list shows the runs",
+    )
 
 
 def _part(text: str) -> str:

@@ -77,11 +77,7 @@ def read_inputs(
 
 
 def refuse_unshared_batches(inputs: Inputs, values: Values) -> None:
-    """Looks before anything is computed whether the processes of a training can share its batches.
-
-    Raises:
-        InputError: a recipe's `batch_size` is no multiple of the number of processes.
-    """
+    """Refuses (InputError) a `batch_size` that the processes of a training cannot share."""
     processes = values.processes("train") * values.trainer.nodes
     if processes == 1:
         return
@@ -108,7 +104,6 @@ def benchmark(inputs: Inputs, values: Values, one: bool = False) -> GraphCompone
         one: whether it is the pipeline `training`, of one recipe, whose model is not registered.
     """
     refuse_unshared_batches(inputs, values)
-    pod = partial(configure_pod, values=values)
     params_default, catalogs_default = inputs.params, inputs.catalogs
 
     def pipeline(
@@ -123,86 +118,56 @@ def benchmark(inputs: Inputs, values: Values, one: bool = False) -> GraphCompone
         dvc_path: str = "",
         register_models: bool = not one,
     ) -> None:
-        with dsl.ExitHandler(finish_task(workspace, values)):
+        pod = partial(configure_pod, values=values, workspace=workspace)
+        with dsl.ExitHandler(pod(finish, pipeline=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)):
             planned = pod(
-                plan(
-                    workspace=workspace,
-                    params=params,
-                    catalogs=catalogs,
-                    recipes=[chosen] if one else chosen,
-                    versions=versions,
-                    stylize_shards=inputs.stylize_shards,
-                    wanted=wanted(values),
-                ),
-                "plan",
+                plan,
+                params=params,
+                catalogs=catalogs,
+                recipes=[chosen] if one else chosen,
+                versions=versions,
+                stylize_shards=inputs.stylize_shards,
+                wanted=wanted(values),
             ).outputs
             brought = pod(
-                archives(
-                    workspace=workspace,
-                    key=planned["synthesize"],
-                    repository=dvc_repository,
-                    revision=dvc_revision,
-                    path=dvc_path,
-                    needed=planned["archives"],
-                ),
-                "archives",
+                archives,
+                key=planned["synthesize"],
+                repository=dvc_repository,
+                revision=dvc_revision,
+                path=dvc_path,
+                needed=planned["archives"],
             ).output
             datasets = planned["Output"]
             with dsl.ParallelFor(datasets, name="datasets", parallelism=values.parallel.ingest) as dataset:
-                ingested = pod(
-                    ingest(workspace=workspace, item=dataset, archives=brought, store=store), "ingest"
-                )
-            fitted = pod(styles(workspace=workspace, archives=brought, key=planned["styles"]), "styles")
+                ingested = pod(ingest, item=dataset, archives=brought, store=store)
+            fitted = pod(styles, archives=brought, key=planned["styles"])
             validated = pod(
-                validate(
-                    workspace=workspace,
-                    items=datasets,
-                    datasets=dsl.Collected(ingested.outputs["Output"]),
-                    recipes=planned["items"],
-                    styles=fitted.output,
-                    key=planned["validate"],
-                ),
-                "validate",
+                validate,
+                items=datasets,
+                datasets=dsl.Collected(ingested.outputs["Output"]),
+                recipes=planned["items"],
+                styles=fitted.output,
+                key=planned["validate"],
             ).outputs
             items = validated["Output"]
             if number := inputs.stylize_shards:  # Kubeflow never ends a loop over nothing
-                dealt = pod(
-                    shards(workspace=workspace, recipes=items, number=number, key=planned["stylize"]),
-                    "shards",
-                )
+                dealt = pod(shards, recipes=items, number=number, key=planned["stylize"]).output
                 with dsl.ParallelFor(
-                    dealt.output, name="stylize-shards", parallelism=values.parallel.stylize
+                    dealt, name="stylize-shards", parallelism=values.parallel.stylize
                 ) as shard:
-                    pod(stylize(workspace=workspace, item=shard), "stylize")
+                    pod(stylize, item=shard)
             with dsl.ParallelFor(items, name="recipes", parallelism=values.parallel.recipes) as recipe:
                 trained = pod(
-                    train(
-                        workspace=workspace,
-                        item=recipe,
-                        processes=values.processes("train"),
-                        job=values.train_job(),
-                    ),
-                    "train",
-                )
-                scored = pod(
-                    evaluate(
-                        workspace=workspace,
-                        item=recipe,
-                        model=trained.outputs["Output"],
-                        processes=values.processes("evaluate"),
-                    ),
-                    "evaluate",
-                )
+                    train, item=recipe, processes=values.processes("train"), job=values.train_job()
+                ).outputs["Output"]
+                scored = pod(evaluate, item=recipe, model=trained, processes=values.processes("evaluate"))
             pod(
-                report(
-                    workspace=workspace,
-                    recipes=items,
-                    scores=dsl.Collected(scored.outputs["Output"]),
-                    coverage=validated["coverage"],
-                    key=planned["report"],
-                    register_models=register_models,
-                ),
-                "report",
+                report,
+                recipes=items,
+                scores=dsl.Collected(scored.outputs["Output"]),
+                coverage=validated["coverage"],
+                key=planned["report"],
+                register_models=register_models,
             )
 
     default: Any
@@ -234,11 +199,6 @@ def benchmark(inputs: Inputs, values: Values, one: bool = False) -> GraphCompone
     return dsl.pipeline(
         pipeline, name=f"crossearth-{'training' if one else 'benchmark'}", description=description
     )
-
-
-def finish_task(workspace: Any, values: Values) -> dsl.PipelineTask:
-    task = finish(workspace=workspace, pipeline=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
-    return configure_pod(task, "finish", values)
 
 
 def wanted(values: Values, trains: bool = True) -> dict[str, Any]:

@@ -44,8 +44,7 @@ Set = Annotated[
     typer.Option("--set", help="Parameter of the pipeline as name=value, in YAML (repeatable)."),
 ]
 StylizeShards = Annotated[
-    int,
-    typer.Option("--stylize-shards", min=0, help="Write each source's stylized tiles in so many shards."),
+    int, typer.Option("--stylize-shards", min=0, help="Write each source's stylized tiles in so many shards.")
 ]
 Host = Annotated[
     str, typer.Option("--host", envvar="CROSSEARTH_KFP_HOST", help="Address of Kubeflow Pipelines' API.")
@@ -147,13 +146,7 @@ def run(
     folder = workspace or Path("artifacts/pipeline") / name
     inputs = _inputs(params, catalog, preset, stylize_shards)
     try:
-        run_local(
-            name,
-            inputs,
-            _given(name, inputs, settings, recipe),
-            folder,
-            image if docker else None,
-        )
+        run_local(name, inputs, _given(name, inputs, settings, recipe), folder, image if docker else None)
     except PipelineError as error:
         _fail(f"pipeline {name}: {error}")
     out.print(f"finished; results are below {folder / 'artifacts'}")

@@ -27,9 +27,7 @@ def run_container(
 ) -> int:
     """Runs a command in a container, prints its output, removes the container; returns the exit code.
 
-    Args:
-        client: docker's.
-        options: of docker's `containers.run`.
+    `options` are those of docker's `containers.run`.
     """
     from docker.errors import APIError
 

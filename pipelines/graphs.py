@@ -42,9 +42,7 @@ def build(name: str, inputs: Inputs, values: Values, cache: bool = True) -> Grap
         raise InputError(f"unknown pipeline {name!r}", expected=nearest(name, PIPELINES))
     if inputs.stylize_shards and name in ("inference", "monitoring"):
         raise InputError(
-            f"{name} stylizes nothing",
-            where="--stylize-shards",
-            next_step="--set shards=N deals scenes out",
+            f"{name} stylizes nothing", where="--stylize-shards", next_step="--set shards=N deals scenes out"
         )
     pipeline = PIPELINES[name](inputs, values)
     if not cache:
@@ -56,11 +54,7 @@ def build(name: str, inputs: Inputs, values: Values, cache: bool = True) -> Grap
 
 
 def compile_pipeline(name: str, inputs: Inputs, values: Values, out: Path) -> Path:
-    """Writes the pipeline's YAML; the same inputs give the same bytes.
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """Writes the pipeline's YAML, the same bytes for the same inputs; InputError: an unknown name."""
     pipeline = build(name, inputs, values)
     with atomic_path(out) as partial:
         # the compiler looks at the suffix
@@ -71,14 +65,7 @@ def compile_pipeline(name: str, inputs: Inputs, values: Values, out: Path) -> Pa
 
 
 def arguments(pipeline: GraphComponent, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a pipeline's parameters, checked.
-
-    Args:
-        given: parameter -> value.
-
-    Raises:
-        InputError: an unknown parameter, a value of another type, or no value and no default.
-    """
+    """Values of a pipeline's parameters; InputError: unknown, of another type, or not given."""
     known = pipeline.component_spec.inputs or {}
     for name, value in given.items():
         if name not in known:
@@ -95,11 +82,7 @@ def arguments(pipeline: GraphComponent, given: Mapping[str, Any]) -> dict[str, A
 
 
 def parameter(text: str) -> tuple[str, Any]:
-    """Reads `name=value`; the value is YAML, so that lists, numbers and truth values can be given.
-
-    Raises:
-        InputError: no "=", or a value that is not YAML.
-    """
+    """Reads `name=value`, the value in YAML; InputError where it has no "=" or is not YAML."""
     name, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"{text!r} gives no value", where="--set", expected="name=value")

@@ -1,13 +1,15 @@
 """Mapping a folder or an s3:// prefix of scenes as a Kubeflow pipeline, in shards; and watching them, too."""
 
+from functools import partial
 from inspect import signature
 
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
+from crossearth.components.pods.component import finish
 from crossearth.components.predict import component as steps
 from crossearth.components.watch.component import watch as watch_step
-from crossearth.pipelines.benchmark import Inputs, finish_task, wanted
+from crossearth.pipelines.benchmark import Inputs, wanted
 from crossearth.pipelines.resources import Values, configure_pod
 
 # the last parameters, which only a pipeline that watches has
@@ -43,24 +45,20 @@ def inference(inputs: Inputs, values: Values, watches: bool = False) -> GraphCom
         watch: dict = {},  # noqa: B006
         fail: bool = True,
     ) -> None:
-        with dsl.ExitHandler(finish_task(workspace, values)):
-            listed = steps.scenes(
-                workspace=workspace,
+        pod = partial(configure_pod, values=values, workspace=workspace)
+        with dsl.ExitHandler(pod(finish, pipeline=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)):
+            listed = pod(
+                steps.scenes,
                 params=params,
                 catalogs=catalogs,
                 wanted=wanted(values, trains=False),
                 source=scenes,
                 shards=shards,
-            )
-            configure_pod(listed, "scenes", values)
-            with dsl.ParallelFor(listed.output, name="shards", parallelism=values.parallel.predict) as shard:
-                mapped = steps.predict(workspace=workspace, item=shard, model=model, out=out, config=predict)
-                configure_pod(mapped, "predict", values)
+            ).output
+            with dsl.ParallelFor(listed, name="shards", parallelism=values.parallel.predict) as shard:
+                pod(steps.predict, item=shard, model=model, out=out, config=predict)
             if watches:
-                watched = watch_step(
-                    workspace=workspace, items=listed.output, model=model, config=watch, fail=fail
-                )
-                configure_pod(watched, "watch", values)
+                pod(watch_step, items=listed, model=model, config=watch, fail=fail)
 
     # kfp reads the signature and the docstring, and gives the arguments by their place
     declared = signature(pipeline)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from kfp import dsl, kubernetes
+from kfp.dsl.base_component import BaseComponent
 from pydantic import AfterValidator, NonNegativeInt, PositiveInt
 from pydantic_core import PydanticCustomError
 
@@ -120,11 +121,7 @@ class Retry:
     factor: PositiveInt = 2  # Argo cannot read another number
 
     def window_s(self, longest_s: int) -> int:
-        """Seconds from the first try's start in which all tries and pauses fit; Argo starts none after it.
-
-        Args:
-            longest_s: what one try may take.
-        """
+        """Seconds in which all tries of `longest_s` each and their pauses fit: Argo starts none after it."""
         pauses = sum(self.backoff_s * self.factor**attempt for attempt in range(self.attempts))
         return (self.attempts + 1) * longest_s + pauses
 
@@ -270,12 +267,7 @@ LOCAL = Values(
 
 
 def load_values(path: Path) -> Values:
-    """Reads a values file.
-
-    Raises:
-        InputError: unreadable file, unknown key or step (with the nearest known one), no image, a secret in
-            plain sight.
-    """
+    """Reads a values file; InputError: a wrong key, step or image, or a secret in plain sight."""
     values = read_yaml(path) or {}
     if isinstance(values, dict) and isinstance(values.get("steps"), dict):
         default = values.get("default") or {}
@@ -284,8 +276,9 @@ def load_values(path: Path) -> Values:
     return load_config(Values, values, path)
 
 
-def configure_pod(task: dsl.PipelineTask, step: str, values: Values) -> dsl.PipelineTask:
-    """Gives a task its image, resources, volumes, secrets, retries and cache setting."""
+def configure_pod(component: BaseComponent, values: Values, **inputs: Any) -> dsl.PipelineTask:
+    """A step's task, with its image, resources, volumes, secrets, retries and cache setting."""
+    task, step = component(**inputs), component.name
     wanted = values.resources(step)
     if step == "train" and (job := values.train_job()):
         # the step's own pod only follows the TrainJob

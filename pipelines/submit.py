@@ -15,17 +15,14 @@ from kfp_server_api import ApiException
 from urllib3.exceptions import HTTPError as ConnectionProblem
 
 from crossearth.data.common.errors import InputError
-from crossearth.pipelines.api import LOGIN, Api
+from crossearth.pipelines.api import Api, refused
 from crossearth.pipelines.benchmark import Inputs
 from crossearth.pipelines.graphs import arguments, build
 from crossearth.pipelines.resources import Values
 
 
 def connect(host: str, namespace: str | None, token_file: Path | None = None) -> Client:
-    """A client of Kubeflow Pipelines' API.
-
-    The login is the token in `token_file` or $CROSSEARTH_KFP_TOKEN, or the session's cookie in
-    $CROSSEARTH_KFP_COOKIE.
+    """A client of Kubeflow Pipelines' API, with the login that `Api` reads.
 
     Args:
         host: address of the API, for example https://kubeflow.example.com/pipeline.
@@ -53,11 +50,7 @@ def asking(host: str) -> Iterator[None]:
             words = json.loads(error.body)["error"]
         except (TypeError, ValueError, KeyError):
             words = error.reason
-        raise InputError(
-            f"Kubeflow Pipelines refuses (HTTP {error.status}): {str(words)[:1000]}",
-            where=host,
-            next_step=LOGIN if error.status in (401, 403) else "crossearth pipeline list shows the runs",
-        ) from error
+        raise refused(host, error.status, words) from error
     except ConnectionProblem as error:
         raise InputError(f"does not answer any more: {error}", where=host) from error
 

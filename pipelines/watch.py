@@ -96,11 +96,7 @@ def watch(api: Api, run_id: str, console: Console, poll_s: float = 10.0) -> tupl
 
 
 def progress(run: RunState, now: datetime | None) -> str:
-    """In one line: what runs since when, and how far the loops are.
-
-    Args:
-        now: says for how long too; without it the line changes only when the run does.
-    """
+    """In one line what runs since when, and how far the loops are; with `now` also for how long."""
     going = sorted(run.of(RUNNING, PENDING), key=attrgetter("name"))
     parts = [_running(name, list(steps), now) for name, steps in groupby(going, attrgetter("name"))]
     if not parts and run.state == RUNNING:

@@ -17,7 +17,7 @@ from rasterio.transform import AffineTransformer, GCPTransformer, RPCTransformer
 from crossearth.components.ingest.sources import SceneSource
 from crossearth.components.runtime.code import code_digest
 from crossearth.data.annotations.opening import open_labels
-from crossearth.data.catalog.domains import Catalog, Domain
+from crossearth.data.catalog.domains import Catalog, Domain, Rule
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
 from crossearth.data.raster.gdal import GdalError, hearing
@@ -34,7 +34,7 @@ from crossearth.data.raster.reading import (
     raw_dtype,
     refuse_other_names,
 )
-from crossearth.data.tiles.scenes import Cutting, cut_scene
+from crossearth.data.tiles.scenes import SceneTiling, tile_scene
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Plan:
     """
 
     domain: Domain
-    cutting: Cutting
+    tiling: SceneTiling
     first: str
     identity: str
 
@@ -58,8 +58,9 @@ class Plan:
             InputError: the first image is unreadable, or lacks a band.
         """
         classes = catalog.classes_of(domain)
-        rule = domain.tile.rule
-        px = domain.tile.px if tile_px is None or rule == "whole" else tile_px
+        tile = domain.tile
+        if tile_px is not None and tile.rule != "whole":
+            tile = replace(tile, px=tile_px)
         with gdal(), open_raster(first.image) as image:
             refuse_palette(image, domain.band_indexes)
             _check_bands(domain, image)
@@ -67,7 +68,7 @@ class Plan:
             names = _names(domain, image)
         # what is not finite is no data anyway
         nodata = domain.nodata if domain.nodata is not None and math.isfinite(domain.nodata) else None
-        fit_px = px if rule == "fit" else None
+        fit_px = tile.px if tile.rule == "fit" else None
         label_band = domain.masks.number if domain.masks and domain.masks.form == "band" else None
         reading = Reading(
             domain.band_indexes,
@@ -78,17 +79,17 @@ class Plan:
             label_band=label_band,
             names=names,
         )
-        cutting = Cutting(px, rule, reading, len(classes))
-        identity = digest([asdict(domain), asdict(cutting), classes, code_digest("ingest")])
-        return cls(domain, cutting, str(first.image), identity)
+        tiling = SceneTiling(tile, reading, len(classes))
+        identity = digest([asdict(domain), asdict(tiling), classes, code_digest("ingest")])
+        return cls(domain, tiling, str(first.image), identity)
 
     def reading(self, rows: Sequence[Mapping[str, Any]]) -> Reading:
         """How the domain was read, after all of its scenes gave `rows`."""
         known = [row["gsd_m"] for row in rows if row["gsd_m"] > 0]
         return replace(
-            self.cutting.reading,
+            self.tiling.reading,
             gsd_m=median_low(known) if known else None,
-            largest_px=max(row["source_px"] for row in rows) if self.cutting.rule == "fit" else None,
+            largest_px=max(row["source_px"] for row in rows) if self.tiling.tile.rule == "fit" else None,
             tagged=any(row["tagged"] for row in rows),
         )
 
@@ -103,8 +104,9 @@ class Plan:
         if self.domain.own is None or self.domain.labels is None:
             return self
         usual = median_low(min(row["width"], row["height"]) for row in rows)
-        cutting = replace(self.cutting, least_px=min(self.cutting.px, usual))
-        return replace(self, cutting=cutting, identity=digest([self.identity, cutting.least_px]))
+        least_px = min(self.tiling.tile.px, usual)
+        tiling = replace(self.tiling, least_px=least_px)
+        return replace(self, tiling=tiling, identity=digest([self.identity, least_px]))
 
 
 def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, Any]]:
@@ -118,16 +120,16 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
             image's or all beyond the range, turned by its EXIF, a label of another size, elsewhere or
             compressed with loss, label values outside the map.
     """
-    domain, cutting = plan.domain, plan.cutting
+    domain, tiling = plan.domain, plan.tiling
     image_path, label_path = source.stored("images"), source.stored("labels")
     with gdal(), open_raster(source.image) as image:
         refuse_palette(image, domain.band_indexes)
         _check_image(plan, image)
-        gsd_m = _gsd_m(domain, image, cutting)
+        gsd_m = _gsd_m(domain, image, tiling)
         source_px = max(image.dataset.width, image.dataset.height)
         tagged = is_tagged(image, domain.band_indexes)
         if source.label is None:
-            tiles = cut_scene(image, work / image_path, cutting)
+            tiles = tile_scene(image, work / image_path, tiling)
         else:
             if domain.own:
                 _refuse_turned(image)
@@ -137,7 +139,7 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
             with open_labels(source.label, domain.masks, spec, unknown, image) as (labels, rasters):
                 for label in rasters:
                     _check_label(domain, image, label)
-                tiles = cut_scene(image, work / image_path, cutting, labels, work / label_path)
+                tiles = tile_scene(image, work / image_path, tiling, labels, work / label_path)
     common = {
         "scene": source.scene,
         "split": source.split,
@@ -148,21 +150,21 @@ def ingest_scene(plan: Plan, work: Path, source: SceneSource) -> list[dict[str, 
         "source_px": source_px,
         "tagged": tagged,
     }
-    return [{"tile_id": _tile_id(source.name, tile, cutting), **common, **tile} for tile in tiles]
+    return [{"tile_id": _tile_id(source.name, tile, tiling.tile.rule), **common, **tile} for tile in tiles]
 
 
-def _tile_id(name: str, tile: dict[str, Any], cutting: Cutting) -> str:
+def _tile_id(name: str, tile: dict[str, Any], rule: Rule) -> str:
     """`2_10_0_512_512_1024`: key, then left, top, right and bottom px; the key alone where it is one tile."""
-    if cutting.rule != "cut":
+    if rule != "cut":
         return name
     left, top = tile["col_off"], tile["row_off"]
     return f"{name}_{left}_{top}_{left + tile['width']}_{top + tile['height']}"
 
 
-def _gsd_m(domain: Domain, image: Raster, cutting: Cutting) -> float:
+def _gsd_m(domain: Domain, image: Raster, tiling: SceneTiling) -> float:
     """Metres on the ground per stored px: the catalog's number, else the file's middle pixel's, else 0."""
     source = image.dataset
-    shrink = source.width / fitted_size(source.width, source.height, cutting.reading.fit_px)[0]
+    shrink = source.width / fitted_size(source.width, source.height, tiling.reading.fit_px)[0]
     side = domain.gsd_m or pixel_side_m(source.crs, source.transform, source.width, source.height)
     # the last digits would be the processor's, and what is ingested has a digest
     return round((side or 0) * shrink, 6)
@@ -196,7 +198,7 @@ def _names(domain: Domain, image: Raster) -> tuple[tuple[str, ...], ...]:
 
 def _check_image(plan: Plan, image: Raster) -> None:
     _check_bands(plan.domain, image)
-    reading = plan.cutting.reading
+    reading = plan.tiling.reading
     if plan.domain.own:
         refuse_other_names(
             image,

@@ -191,7 +191,7 @@ def _pad_small(
     plan: Plan, sources: Sequence[SceneSource], rows: list[dict[str, Any]], work: Path, workers: int
 ) -> list[dict[str, Any]]:
     """Rows of all tiles, once the scenes that are too small for the plan were ingested again, padded."""
-    least_px = plan.cutting.least_px
+    least_px = plan.tiling.least_px
     small = {row["image"] for row in rows if min(row["width"], row["height"]) < least_px}
     if not small:
         return rows
@@ -261,7 +261,7 @@ def _refuse_small_disk(plan: Plan, sources: Sequence[SceneSource], work: Path) -
         return
     largest = max(sources, key=lambda source: source.image.size)
     with gdal(), open_raster(largest.image) as image:
-        grid = Grid.of(image.dataset).fitted(plan.cutting.reading.fit_px)
+        grid = Grid.of(image.dataset).fitted(plan.tiling.reading.fit_px)
     stored = 3 * grid.width * grid.height * STORED_SHARE / max(largest.image.size, 1)
     needed = int(stored * sum(source.image.size for source in sources)) + SPARE_BYTES
     require_free(work.parent, needed, plan.domain.name)

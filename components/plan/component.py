@@ -46,12 +46,7 @@ def plan(
     import json
     from pathlib import Path
 
-    from crossearth.components.plan.items import (
-        archives_needed,
-        dataset_items,
-        digest_of_step,
-        recipe_items,
-    )
+    from crossearth.components.plan.items import archives_needed, dataset_items, digest_of_step, recipe_items
     from crossearth.components.plan.step import run
     from crossearth.components.pods import workspace as shared
     from crossearth.components.pods.prerequisites import look

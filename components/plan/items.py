@@ -19,11 +19,7 @@ from crossearth.model.training.multitask import BRANCHES
 
 
 def recipe_items(catalog: Catalog, params: Params, names: Sequence[str], identity: str) -> list[Item]:
-    """One item per recipe: name, source, settings, digest of its plan, of the seed and of the workspace.
-
-    Raises:
-        InputError: no recipe, or one that the catalog does not derive.
-    """
+    """One item per recipe: name, source, settings, and digests; InputError: no recipe, or an unknown one."""
     if not names:
         raise InputError("no recipe is asked for", where="recipes", expected=", ".join(catalog.recipes()))
     return [

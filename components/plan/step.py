@@ -21,11 +21,7 @@ from crossearth.data.common.files import atomic_dir, write_json
 
 
 def check(params: Params, catalog: Catalog) -> None:
-    """Looks at all parameters of the preset in force.
-
-    Raises:
-        InputError: a wrong key or value of any step; a dataset, domain or recipe that is not in the catalog.
-    """
+    """Looks at all parameters of the preset in force; InputError: a wrong key or value, an unknown name."""
     params.check(catalog)
     kinds = {step.name: load(step.config) for step in STEPS.values() if step.config}
     for step, kind in kinds.items():

@@ -21,11 +21,9 @@ LOST = re.compile(
 
 
 def draw_archives(draw: Callable[[], object], archives: Path, key: str) -> str:
-    """Draws miniature archives of every dataset, unless they lie there as they were drawn for this key.
+    """Fills the folder of archives with `draw`, unless they lie there as they were drawn for this key.
 
     Args:
-        draw: fills the folder.
-        archives: the folder of archives.
         key: digest of what they depend on.
 
     Returns:

@@ -1,11 +1,9 @@
 """What makes a step's function a Kubeflow component, and the component that ends every pipeline.
 
-A component is thin: it enters the workspace, calls the step's function, logs metrics and pages. Kubeflow
-ships each function's source alone: imports stand inside, and annotations are evaluated, so no file of
-components has `from __future__ import annotations`. What moves between components is names, digests and
-small parameters; the bytes stay in the workspace and, for domains, in the store. Every input is part of
-Kubeflow's cache key, so an item carries the digest of all that its step depends on. What a loop runs over
-is `list[dict]`: Kubeflow takes the items of a bare `list` for strings.
+Kubeflow ships each function's source alone: imports stand inside, and annotations are evaluated, so no file
+of components has `from __future__ import annotations`. Every input is part of Kubeflow's cache key, so an
+item carries the digest of all that its step depends on; the bytes stay in the workspace. What a loop runs
+over is `list[dict]`: Kubeflow takes the items of a bare `list` for strings.
 """
 
 from kfp import dsl

@@ -10,15 +10,7 @@ from typing import Any
 from crossearth.components.pods import own_pod
 from crossearth.components.pods import workspace as shared
 from crossearth.components.pods.reason import Reason, explain
-from crossearth.components.pods.state import (
-    ENDED,
-    FAILED,
-    FINISHED,
-    KILLED,
-    UNKNOWN,
-    RunState,
-    read_run,
-)
+from crossearth.components.pods.state import ENDED, FAILED, FINISHED, KILLED, UNKNOWN, RunState, read_run
 from crossearth.components.runtime.tracking import end_runs, start_run
 from crossearth.data.common.errors import InputError, without_credentials
 from crossearth.data.common.files import digest
@@ -124,40 +116,27 @@ class _Cluster:
         self.namespace = own_pod.namespace()
 
     def workflow(self, name: str) -> dict[str, Any]:
-        """The run's Workflow.
-
-        Raises:
-            InputError: it may not be read, or the API does not answer.
-        """
+        """The run's Workflow; InputError where it may not be read, or the API does not answer."""
         if not name:
-            pod = self._ask("get pods", lambda: self.pods.read_namespaced_pod(own_pod.name(), self.namespace))
+            pod = self._ask("get pods", self.pods.read_namespaced_pod, own_pod.name(), self.namespace)
             name = (pod.metadata.labels or {}).get(WORKFLOW_LABEL, "")
-        found = self._ask(
-            "get workflows",
-            lambda: self.objects.get_namespaced_custom_object(*WORKFLOWS, self.namespace, "workflows", name),
-        )
-        return dict(found)
+        get = self.objects.get_namespaced_custom_object
+        return dict(self._ask("get workflows", get, *WORKFLOWS, self.namespace, "workflows", name))
 
     def log(self, pod: str) -> str | None:
         """The log of a pod; None where it is gone or may not be read."""
+        read, options = self.pods.read_namespaced_pod_log, {"container": "main", "tail_lines": LOG_LINES}
         with suppress(InputError):
-            return str(
-                self._ask(
-                    "get pods/log",
-                    lambda: self.pods.read_namespaced_pod_log(
-                        pod, self.namespace, container="main", tail_lines=LOG_LINES
-                    ),
-                )
-            )
+            return str(self._ask("get pods/log", read, pod, self.namespace, **options))
         return None
 
-    def _ask(self, right: str, question: Any) -> Any:
+    def _ask(self, right: str, question: Any, *arguments: Any, **options: Any) -> Any:
         """The answer; what is refused, or away for long, becomes InputError."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         try:
-            return question()
+            return question(*arguments, **options)
         except ApiException as error:
             raise InputError(
                 f"the cluster's API refuses: {error.status} {error.reason}",

@@ -28,33 +28,18 @@ def with_digests(item: Item, styles: str) -> Item:
 
 
 def expect_tiles(item: Item) -> None:
-    """Holds the workspace's domains of an item against those that were validated for it.
-
-    Raises:
-        InputError: they are others.
-    """
+    """Refuses domains of the workspace that are not those that were validated for an item (InputError)."""
     _expect_domains("ingest", item["domains"], [item["tiles"]])
 
 
 def expect_datasets(items: Sequence[Item], keys: Sequence[str]) -> None:
-    """Holds the workspace's domains against what `ingest` made of the datasets.
-
-    Args:
-        keys: what `ingest` returned, in any order.
-
-    Raises:
-        InputError: a dataset's are others.
-    """
+    """Refuses (InputError) domains that are not what `ingest` made of the datasets and said in `keys`."""
     for item in items:
         _expect_domains(f"ingest {item['name']}", item["domains"], keys)
 
 
 def stylize_items(recipes: Sequence[Item], shards: int, key: str) -> list[Item]:
-    """One item per source domain and shard.
-
-    Args:
-        key: digest of what `stylize` depends on besides the tiles.
-    """
+    """One item per source domain and shard; `key`: digest of what `stylize` depends on besides the tiles."""
     return [
         {
             "name": f"{source} {shard}/{shards}",

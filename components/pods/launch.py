@@ -43,7 +43,7 @@ def launch(
 
 
 def job_name(arguments: Sequence[str], workspace: str, config: TrainJobConfig) -> str:
-    """A name that Kubernetes takes, another one for another workspace."""
+    """A TrainJob's name, another one for another workspace."""
     return kubernetes_name(["crossearth", *arguments], [workspace, arguments, config.pod], LONGEST_NAME)
 
 

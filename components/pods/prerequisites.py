@@ -68,16 +68,12 @@ def look(**wanted: Any) -> None:
 def _secrets(secrets: Mapping[str, Mapping[str, str]]) -> list[Finding]:
     findings = []
     for name, variables in secrets.items():
-        absent = {key: variable for key, variable in variables.items() if not os.environ.get(variable)}
-        literals = " ".join(f"--from-literal={key}=..." for key in variables)
-        findings.append(
-            Finding(
-                f"secret {name}",
-                "missing" if absent else "fine",
-                f"no key {', '.join(absent)}" if absent else ", ".join(variables),
-                f"kubectl create secret generic {name} {literals}" if absent else "",
-            )
-        )
+        if absent := [key for key, variable in variables.items() if not os.environ.get(variable)]:
+            literals = " ".join(f"--from-literal={key}=..." for key in variables)
+            create = f"kubectl create secret generic {name} {literals}"
+            findings.append(Finding(f"secret {name}", "missing", f"no key {', '.join(absent)}", create))
+        else:
+            findings.append(Finding(f"secret {name}", "fine", ", ".join(variables)))
     return findings
 
 
@@ -126,42 +122,31 @@ def _release(what: str, text: str, oldest: tuple[int, int]) -> Finding:
     if not numbers:
         found = f"release unknown: {text or 'not said'}"
         return Finding(what, "note", found, f"it must be {wanted} or newer")
-    fine = tuple(map(int, numbers.groups())) >= oldest
-    return Finding(
-        what,
-        "fine" if fine else "missing",
-        text,
-        "" if fine else f"install {wanted} or newer, see infra/README.md",
-    )
+    if tuple(map(int, numbers.groups())) >= oldest:
+        return Finding(what, "fine", text)
+    return Finding(what, "missing", text, f"install {wanted} or newer, see infra/README.md")
 
 
 def _gpus(api: Any, kind: str, number: int) -> Finding:
     from kubernetes.client import ApiException
 
+    what = f"GPUs ({kind})"
     try:
         nodes = api.list_node().items
     except ApiException as error:
-        return Finding(
-            f"GPUs ({kind})",
-            "note",
-            f"nodes cannot be listed: {error.reason}",
-            RIGHTS,
-        )
+        return Finding(what, "note", f"nodes cannot be listed: {error.reason}", RIGHTS)
     most = max((int((node.status.allocatable or {}).get(kind, 0)) for node in nodes), default=0)
     if most >= number:
-        return Finding(f"GPUs ({kind})", "fine", f"up to {most} on a node")
-    return Finding(
-        f"GPUs ({kind})",
-        "missing",
-        f"a step asks for {number}, no node has more than {most}",
-        "add a GPU node with its device plugin, or lower `gpus` in the values file",
-    )
+        return Finding(what, "fine", f"up to {most} on a node")
+    found = f"a step asks for {number}, no node has more than {most}"
+    advice = "add a GPU node with its device plugin, or lower `gpus` in the values file"
+    return Finding(what, "missing", found, advice)
 
 
 def _runtime(api: Any, name: str, namespace: str) -> Finding:
     from kubernetes.client import ApiException
 
-    group = ("trainer.kubeflow.org", "v1alpha1")
+    what, group = "training runtime", ("trainer.kubeflow.org", "v1alpha1")
     forbidden = False
     for kind in RUNTIME_KINDS:
         try:
@@ -169,21 +154,13 @@ def _runtime(api: Any, name: str, namespace: str) -> Finding:
                 api.get_cluster_custom_object(*group, kind, name)
             else:
                 api.get_namespaced_custom_object(*group, namespace, kind, name)
-            return Finding("training runtime", "fine", f"{kind}/{name}")
+            return Finding(what, "fine", f"{kind}/{name}")
         except ApiException as error:
             if error.status not in (403, 404):
                 raise
             forbidden |= error.status == 403
     if forbidden:
-        return Finding(
-            "training runtime",
-            "note",
-            f"{name} cannot be looked up: forbidden",
-            RIGHTS,
-        )
-    return Finding(
-        "training runtime",
-        "missing",
-        f"neither in namespace {namespace} nor in the cluster: {name}",
-        "install Kubeflow Trainer, name ../trainer under `components` of your overlay and apply it again",
-    )
+        return Finding(what, "note", f"{name} cannot be looked up: forbidden", RIGHTS)
+    found = f"neither in namespace {namespace} nor in the cluster: {name}"
+    advice = "install Kubeflow Trainer, name ../trainer under `components` of your overlay and apply it again"
+    return Finding(what, "missing", found, advice)

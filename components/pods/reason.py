@@ -109,9 +109,7 @@ def _told(step: Step, log: str) -> Step:
     # a driver says the items of all loops around the step, its own last
     found = ITEM.findall(given[1]) if given else LOOP_ITEM.findall(log)[-1:]
     return replace(
-        step,
-        name=component[1] if component else step.name,
-        item=step.item or next(iter(found), ""),
+        step, name=component[1] if component else step.name, item=step.item or next(iter(found), "")
     )
 
 

@@ -133,12 +133,7 @@ class RunState:
 
 
 def read_run(run: Mapping[str, Any] | None, workflow: Mapping[str, Any] | None) -> RunState:
-    """Reads a run.
-
-    Args:
-        run: the answer of GET /apis/v2beta1/runs/ID, if there is one.
-        workflow: Argo's Workflow, if it is known.
-    """
+    """Reads a run: the answer of GET /apis/v2beta1/runs/ID and Argo's Workflow, as far as there are."""
     run = run or {}
     nodes = nodes_of(workflow or {})
     details = (run.get("run_details") or {}).get("task_details") or []
@@ -158,7 +153,10 @@ def read_run(run: Mapping[str, Any] | None, workflow: Mapping[str, Any] | None) 
         began=_time(run.get("created_at")) or found.began,
         ended=_time(run.get("finished_at")) or found.ended,
         account=run.get("service_account") or found.account,
-        steps=tuple(_as_stopped(_with_limit(step, limits), stopped) for step in found.steps),
+        steps=tuple(
+            _as_stopped(replace(step, limit=step.limit or limits.get(step.name, "")), stopped)
+            for step in found.steps
+        ),
     )
 
 
@@ -400,10 +398,6 @@ def _limits(spec: Mapping[str, Any]) -> dict[str, str]:
         )
         for name, each in executors.items()
     }
-
-
-def _with_limit(step: Step, limits: Mapping[str, str]) -> Step:
-    return replace(step, limit=step.limit or limits.get(step.name, ""))
 
 
 def _time(text: str | None) -> datetime | None:

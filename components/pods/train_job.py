@@ -107,12 +107,8 @@ def run_train_job(
 
     client = client or TrainerClient(KubernetesBackendConfig(namespace=config.namespace))
     options: list[Any] = [Name(name)]
-    environment = {
-        **config.environment,
-        **{name: os.environ[name] for name in FROM_PLUGIN if name in os.environ},
-        "CROSSEARTH_WORKSPACE": workspace,
-        "CROSSEARTH_ARGUMENTS": json.dumps(list(arguments)),
-    }
+    environment = _environment(config, arguments, workspace)
+    environment |= {name: os.environ[name] for name in FROM_PLUGIN if name in os.environ}
     lease: Path | None = None
     if isinstance(client.backend, KubernetesBackend):
         options += [
@@ -183,11 +179,7 @@ def train_job_spec(
     """
     from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
 
-    environment = {
-        **config.environment,
-        "CROSSEARTH_WORKSPACE": workspace,
-        "CROSSEARTH_ARGUMENTS": json.dumps(list(arguments)),
-    }
+    environment = _environment(config, arguments, workspace)
     job: dict[str, Any] = {}
     # the SDK's options write into a job that it creates itself; of the backend this one asks for its type
     _pod_patch(config)(job, None, KubernetesBackend.__new__(KubernetesBackend))
@@ -203,6 +195,15 @@ def train_job_spec(
             "resourcesPerNode": {"requests": config.resources, "limits": config.resources},
         },
         **job["spec"],
+    }
+
+
+def _environment(config: TrainJobConfig, arguments: Sequence[str], workspace: str) -> dict[str, str]:
+    """The variables of a node; `work` reads the last two."""
+    return {
+        **config.environment,
+        "CROSSEARTH_WORKSPACE": workspace,
+        "CROSSEARTH_ARGUMENTS": json.dumps(list(arguments)),
     }
 
 
@@ -233,11 +234,7 @@ def _pod_patch(config: TrainJobConfig) -> Any:
 
 
 def follow(
-    client: "TrainerClient",
-    name: str,
-    schedule_timeout_s: float,
-    timeout_s: float,
-    lease: Path | None = None,
+    client: "TrainerClient", name: str, schedule_timeout_s: float, timeout_s: float, lease: Path | None = None
 ) -> None:
     """Prints a TrainJob's log as it comes and returns when it has completed.
 

@@ -42,11 +42,7 @@ CHECKOUT_MARKS = ("dvc.yaml", ".git", "pyproject.toml")
 
 
 def enter(workspace: str) -> None:
-    """Makes the shared folder the working folder.
-
-    Raises:
-        InputError: it is not there, this user may not write into it, or it is a checkout.
-    """
+    """Makes the shared folder the working folder; InputError: it is absent, a checkout or read-only."""
     sys.excepthook = print_uncaught  # what fails from here on ends the pod
     quieten()
     # kfp's executor makes every library talk: botocore says at each request where its keys are from
@@ -192,11 +188,7 @@ def holds(path: Path) -> bool:
 
 
 def content_digest(*paths: Path) -> str:
-    """Digest of files and of all files below folders: names and bytes.
-
-    Raises:
-        InputError: a path is not there, or a folder holds no file.
-    """
+    """Digest of names and bytes of files, also below folders; InputError where a path has none."""
     parts = []
     for path in paths:
         files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())

@@ -10,7 +10,7 @@ from crossearth.components.evaluate.results import find_results, nan_to_none
 from crossearth.components.report.summary import Line, shared_metric, summarise
 from crossearth.data.catalog.domains import Catalog, Setting
 from crossearth.data.common.errors import InputError
-from crossearth.model.scores import Shares, bootstrap, interval, paired_p_value
+from crossearth.model.scores import Fractions, bootstrap, interval, paired_p_value
 
 REPLICATES = 10_000  # the smallest p-value is about 2 / REPLICATES
 
@@ -104,7 +104,7 @@ def _by_setting(folders: Sequence[Path], catalog: Catalog) -> dict[str, Line]:
     return lines
 
 
-def _difference(a: Line, b: Line) -> tuple[Difference, Shares]:
+def _difference(a: Line, b: Line) -> tuple[Difference, Fractions]:
     digests = {result.manifest_digest for line in (a, b) for _, result in line.runs}
     if len(digests) > 1:
         raise InputError(
@@ -138,7 +138,7 @@ def _difference(a: Line, b: Line) -> tuple[Difference, Shares]:
     return difference, draws
 
 
-def _mean(metric: str, differences: Sequence[Difference], draws: Shares) -> Difference:
+def _mean(metric: str, differences: Sequence[Difference], draws: Fractions) -> Difference:
     def mean(name: str) -> float | None:
         values = [getattr(each, name) for each in differences]
         return None if None in values else float(np.mean(values))

@@ -27,6 +27,9 @@ MIN_SHM_GIB = 1
 LOCAL_STORES = ("", "file")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql", "databricks")
 NO_SERVER = "start the server, or unset MLFLOW_TRACKING_URI to use the local store"
+INSTALL = "pip install -c constraints.txt -e ."
+MAKE_DATA = "create it, or set CROSSEARTH_DATA, to map your own imagery"
+MAKE_ARCHIVES = "run `crossearth synthesize`, or point `archives` in params.yaml at your downloads"
 
 
 @dataclass(frozen=True)
@@ -40,29 +43,15 @@ class Finding:
 
 
 def examine(data_dir: Path, archives: Path, tracking_uri: str) -> list[Finding]:
-    """Examines the machine, what is installed, data, weights and servers; changes nothing.
-
-    Args:
-        data_dir: $CROSSEARTH_DATA.
-        archives: folder of the publishers' archives.
-        tracking_uri: MLflow's address.
-    """
+    """Examines the machine, what is installed, data, weights and servers; changes nothing."""
     return [
         Finding("Python", "fine", platform.python_version()),
         _dependencies(),
         *_devices(),
         _shared_memory(),
         _disk(),
-        _folder(
-            "your data ($CROSSEARTH_DATA)",
-            data_dir,
-            "create it, or set CROSSEARTH_DATA, to map your own imagery",
-        ),
-        _folder(
-            "archives",
-            archives,
-            "run `crossearth synthesize`, or point `archives` in params.yaml at your downloads",
-        ),
+        _folder("your data ($CROSSEARTH_DATA)", data_dir, MAKE_DATA),
+        _folder("archives", archives, MAKE_ARCHIVES),
         _style_weights(),
         _tracking(tracking_uri),
         *_hub(tracking_uri),
@@ -83,32 +72,24 @@ def _dependencies() -> Finding:
         if not requirement.specifier.contains(found, prereleases=True):
             wrong.append(f"{requirement.name} {found} is outside {requirement.specifier}")
     if wrong:
-        return Finding("dependencies", "missing", "; ".join(wrong), "pip install -c constraints.txt -e .")
+        return Finding("dependencies", "missing", "; ".join(wrong), INSTALL)
     return Finding("dependencies", "fine", "all at supported versions")
 
 
 def _devices() -> list[Finding]:
     if importlib.util.find_spec("torch") is None:
-        return [Finding("torch", "missing", "absent", "pip install -c constraints.txt -e .")]
+        return [Finding("torch", "missing", "absent", INSTALL)]
     import torch
 
     from crossearth.data.common.cpu import has_amx
 
-    found = [Finding("torch", "fine", torch.__version__)]
+    found = Finding("torch", "fine", torch.__version__)
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        found.append(Finding("devices", "fine", ", ".join(names)))
-    else:
-        amx = "with AMX bfloat16" if has_amx() else "without AMX"
-        found.append(
-            Finding(
-                "devices",
-                "note",
-                f"CPU, {torch.get_num_threads()} threads, {amx}",
-                "fine for the mini preset and for mapping; the paper preset wants a GPU",
-            )
-        )
-    return found
+        return [found, Finding("devices", "fine", ", ".join(names))]
+    cpu = f"CPU, {torch.get_num_threads()} threads, {'with AMX bfloat16' if has_amx() else 'without AMX'}"
+    advice = "fine for the mini preset and for mapping; the paper preset wants a GPU"
+    return [found, Finding("devices", "note", cpu, advice)]
 
 
 def _shared_memory() -> Finding:
@@ -140,12 +121,9 @@ def _style_weights() -> Finding:
     absent = [name for name in files if not folder or not (folder / name).is_file()]
     if not absent:
         return Finding("style weights", "fine", str(folder))
-    return Finding(
-        "style weights",
-        "note",
-        f"no {', '.join(absent)} in $CROSSEARTH_STYLE_WEIGHTS",
-        "only for the style engine `ghiasi`; the default engine `spectral` needs none",
-    )
+    found = f"no {', '.join(absent)} in $CROSSEARTH_STYLE_WEIGHTS"
+    advice = "only for the style engine `ghiasi`; the default engine `spectral` needs none"
+    return Finding("style weights", "note", found, advice)
 
 
 def _tracking(uri: str) -> Finding:

@@ -25,11 +25,7 @@ LOGIN = f"a login is a token in ${TOKEN}, or in the file that ${TOKEN_PATH} name
 
 
 def address() -> str:
-    """$CROSSEARTH_HUB_URL, without a slash at its end; "" = there is no Hub to tell.
-
-    Raises:
-        InputError: no address of a server, or one with a login in it.
-    """
+    """$CROSSEARTH_HUB_URL without its last slash, "" = no Hub; InputError: no address, or a login in it."""
     text = os.environ.get(URL, "").rstrip("/")
     try:
         parts = urlsplit(text)
@@ -42,11 +38,7 @@ def address() -> str:
 
 
 def refuse_own(uri: str) -> None:
-    """Refuses an address that means this machine, and so another one to everybody else.
-
-    Raises:
-        InputError: a file's, or one of this machine alone.
-    """
+    """Refuses (InputError) an address of this machine alone: it means another one to everybody else."""
     parts = urlsplit(uri)
     own = parts.scheme in ("", "file", "sqlite") or parts.hostname == "localhost"
     with suppress(ValueError):  # a name

@@ -14,11 +14,7 @@ OUT_OF_MEMORY = re.compile(r"an't allocate memory|out of memory|ALLOC_FAILED")
 
 @contextmanager
 def enough_memory(where: object, used: str, next_step: str) -> Iterator[None]:
-    """If memory runs out inside this block, the error says what used it and what to change.
-
-    Args:
-        used: the device, and the numbers that memory grows with.
-    """
+    """An InputError where memory runs out, with what `used` it (device and numbers) and what to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

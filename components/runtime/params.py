@@ -36,11 +36,7 @@ class DvcConfig:
     recipes: tuple[str, ...] = ()
 
     def check(self, catalog: Catalog) -> None:
-        """Checks the names against the catalog.
-
-        Raises:
-            InputError: a name that it does not have.
-        """
+        """Refuses (InputError) a name that the catalog does not have."""
         for name in self.datasets:
             known_entry(catalog.datasets, name, "dataset", "params: dvc.datasets")
         own = {name: domain for name, domain in catalog.domains.items() if domain.own}

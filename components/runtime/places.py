@@ -50,11 +50,7 @@ def seed_suffix(seed: int, usual: int) -> str:
 
 
 def inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:
-    """The parameters, and the catalog with the files that they and the command name.
-
-    Raises:
-        InputError: a wrong file, or parameters of something that is not in the catalog.
-    """
+    """The parameters, and the catalog with the files that they and the command name; InputError if wrong."""
     from crossearth.components.runtime.params import load_params
     from crossearth.data.catalog.loader import load_catalog
 

@@ -77,11 +77,7 @@ class Processes:
 
     @contextmanager
     def file_lock(self, path: Path, doing: str) -> Iterator[None]:
-        """The first process holds `path` against other groups of processes; see `files.alone`.
-
-        Raises:
-            InputError: in every process, where another group does not end.
-        """
+        """The first process holds `path`, see `files.file_lock`; what it raises, every process raises."""
         with ExitStack() as held:
             refusal = ""
             if self.is_main_process:
@@ -96,11 +92,7 @@ class Processes:
             yield
 
     def assert_equal(self, values: dict[str, str]) -> None:
-        """Compares values of all processes.
-
-        Raises:
-            InputError: in every process, where one value differs; names it and the ranks.
-        """
+        """Refuses (InputError in every process) values that differ between them; names one and the ranks."""
         if self.size == 1:
             return
         of_rank: list[dict[str, str]] = [{} for _ in range(self.size)]
@@ -116,11 +108,7 @@ class Processes:
 
 
 def choose_device(device: str) -> str:
-    """`device`, or for "auto" this process's GPU where there is one.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
+    """`device`, or for "auto" this process's GPU, else the CPU; InputError: there is no such device."""
     if device == "auto":
         return f"cuda:{_number('LOCAL_RANK')}" if torch.cuda.is_available() else "cpu"
     try:

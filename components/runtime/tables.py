@@ -1,7 +1,7 @@
 """Tables on a terminal of any width, and the same facts as CSV and JSON for programs."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from rich import box
@@ -30,35 +30,29 @@ class View:
     data: Any
 
 
+@dataclass(frozen=True)
 class TextTable:
     """A table that drops whole columns on a narrow terminal, before it cuts text.
 
     Where the terminal is too narrow, the columns of `spare` go, the first one first. Where the rest would
     not fit on a line either, cells are folded between words, and inside of them if nothing else is left;
     numbers never are.
+
+    Attributes:
+        columns: headings, all different.
+        rows: a cell per column.
+        numbers: columns that are aligned to the right.
+        spare: columns that may go.
+        sections: rows below which a line is drawn.
     """
 
-    def __init__(
-        self,
-        columns: Sequence[str],
-        rows: Sequence[Sequence[object]],
-        *,
-        title: str = "",
-        numbers: Collection[str] = (),
-        spare: Sequence[str] = (),
-        sections: Collection[int] = (),
-    ) -> None:
-        """Describes the table.
-
-        Args:
-            columns: headings, all different.
-            rows: a cell per column.
-            numbers: columns that are aligned to the right.
-            spare: columns that may go.
-            sections: rows below which a line is drawn.
-        """
-        self.columns, self.rows, self.title = columns, rows, title
-        self.numbers, self.spare, self.sections = numbers, spare, sections
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    _: KW_ONLY
+    title: str = ""
+    numbers: Collection[str] = ()
+    spare: Sequence[str] = ()
+    sections: Collection[int] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draws as many columns as fit: each cell on a line, else no word broken, else what is left."""

@@ -1,8 +1,7 @@
 """One MLflow run per recipe: curves, artifacts and tags, from a thread that never stops the training.
 
-Everything that is logged goes into a queue; a writer thread imports MLflow (a second that the caller does not
-wait for), finds or creates the run and sends the queue. A server that goes away is retried with growing
-pauses while the queue keeps what is logged; nothing that the server does raises in the caller.
+What is logged goes into a queue; a writer thread imports MLflow, finds or makes the run and sends the queue.
+A server that goes away is tried again with growing pauses; nothing that it does raises in the caller.
 """
 
 import getpass
@@ -61,6 +60,8 @@ TRANSFER_SECONDS = "120"  # MLflow's own: before it answers, a server puts a who
 UPLOAD_SECONDS = 900.0  # and for one that does: a model is large
 
 LOAD_SECONDS = 5.0  # between two looks at the load of the machine
+# codes of a server that refuses a request for good; with others it is only unreachable or busy
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +74,9 @@ def tracking_uri() -> str:
 
 
 def runs_page(server: str) -> str:
-    """Address of the saved view of the recipes' runs in MLflow's UI.
+    """Address of the saved view of the recipes' runs in the UI of MLflow at `server`.
 
     MLflow opens in its mode for agents unless an address says otherwise, and shows no runs there.
-
-    Args:
-        server: address of the UI.
     """
     database = database_of(tracking_uri())
     try:
@@ -176,10 +174,8 @@ class Run:
 
         Args:
             name: of the domain and the split.
-            digest: of their manifest.
-            folder: where they lie.
+            digest, folder, tiles: of their manifest: its digest, where it lies, its number of tiles.
             context: what they were for: "training" or "testing".
-            tiles: how many there are.
         """
 
         def send(client: "MlflowClient", run_id: str) -> None:
@@ -389,7 +385,8 @@ class _Writer(threading.Thread):
                 self._last_error = (
                     f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 )
-                if self.client is not None and _is_refusal(error):
+                refusal_for_good = getattr(error, "error_code", "") in REFUSED
+                if self.client is not None and (refusal_for_good or isinstance(error, FileNotFoundError)):
                     log.warning("MLflow refused a record: %s", without_credentials(str(self._last_error)))
                     self._sending.popleft()
                     continue
@@ -452,14 +449,7 @@ class _Writer(threading.Thread):
             client.log_batch(
                 self.run_id, params=[Param(key, str(value)) for key, value in self.params.items()]
             )
-        self._look_at_artifacts(client.get_experiment(experiment_id).artifact_location)
-        if not self.has_ended:
-            with suppress(Exception):  # a by-product, too
-                self.load = _Load(self.run_id, self.uri)
-        return client
-
-    def _look_at_artifacts(self, location: str) -> None:
-        self.lost = lost_root(location)
+        self.lost = lost_root(client.get_experiment(experiment_id).artifact_location)
         if self.lost:
             log.warning(
                 "files and pictures of %s are not kept: MLflow looks for them in %s, which is not here; %s",
@@ -467,6 +457,10 @@ class _Writer(threading.Thread):
                 self.lost,
                 LOST_ARTIFACTS,
             )
+        if not self.has_ended:
+            with suppress(Exception):  # a by-product, too
+                self.load = _Load(self.run_id, self.uri)
+        return client
 
 
 class _Load:
@@ -542,14 +536,3 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether the server refused a request for good; False if it is only unreachable or busy."""
-    code = getattr(error, "error_code", "")
-    return code in {
-        "INVALID_PARAMETER_VALUE",
-        "BAD_REQUEST",
-        "RESOURCE_DOES_NOT_EXIST",
-        "PERMISSION_DENIED",
-    } or (isinstance(error, FileNotFoundError))

@@ -43,11 +43,7 @@ def create_tables(database_uri: str, artifacts_uri: str) -> None:
 
 
 def get_text(server_uri: str, path: str) -> str:
-    """The body of a GET request, with the user's login and certificate as MLflow takes them.
-
-    Raises:
-        MlflowException: the server does not answer.
-    """
+    """The body of a GET request, with the user's login as MLflow takes it; MlflowException: no answer."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -55,12 +51,7 @@ def get_text(server_uri: str, path: str) -> str:
 
 
 def served_at(uri: str, server_uri: str) -> str:
-    """The http address of artifacts that a server hands out, without a login.
-
-    Args:
-        uri: of the scheme `PROXIED`, which names no server.
-        server_uri: of the server, as MLFLOW_TRACKING_URI has it.
-    """
+    """Address, without a login, of artifacts that a server hands out; `uri`: of the scheme `PROXIED`."""
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
     server = urlsplit(server_uri)

@@ -17,11 +17,7 @@ def own_version() -> str:
 
 
 def server_version(uri: str) -> str:
-    """Of the server at an http address; empty where none that is MLflow's tells.
-
-    Raises:
-        MlflowException: it does not answer.
-    """
+    """Of the server at an http address; empty where none that is MLflow's tells. Raises as `get_text`."""
     told = get_text(uri, "/version").strip()
     return told if re.fullmatch(r"\d+\.\d+[\w.+-]*", told) else ""
 
@@ -37,12 +33,7 @@ def wanted() -> str:
 
 
 def refusal(error: Exception, uri: str) -> tuple[str, str] | None:
-    """What is refused for good, and what to do about it; None where the server is away or busy: try again.
-
-    Args:
-        error: that MLflow's client raised.
-        uri: of the server or the store.
-    """
+    """What is refused for good, and what to do about it; None where the server is away or busy: try again."""
     from mlflow.exceptions import MlflowException, RestException
 
     if not isinstance(error, MlflowException):

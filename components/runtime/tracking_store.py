@@ -72,12 +72,9 @@ def keep_relative(written: Path, database: Path) -> None:
 
 
 def lost_root(location: str) -> Path | None:
-    """The folder of an experiment's artifacts if it should be on this machine and is not; else None.
+    """The folder of an experiment's `artifact_location` if it should be on this machine and is not.
 
     MLflow would make it anew: where a store was moved, at the place that it was moved from.
-
-    Args:
-        location: the experiment's `artifact_location`.
     """
     parts = urlsplit(location)
     if parts.scheme not in ("", "file"):

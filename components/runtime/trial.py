@@ -16,11 +16,7 @@ METRIC = "held_out_score"  # what a trial reports: its score on held-out tiles o
 
 
 def variable(name: str) -> str:
-    """The variable of a parameter, as Trainer's controller makes it of the name that it has in `parameter`.
-
-    Raises:
-        InputError: another name would have this variable, too.
-    """
+    """The variable that Trainer makes of a parameter's name; InputError: another name would have it, too."""
     found = PREFIX + parameter(name).upper()
     if _name(found) != name:
         raise InputError(f"{name}: cannot be tuned on a cluster", expected="a name in small letters")
@@ -33,18 +29,14 @@ def parameter(name: str) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as text: what `trial_values` reads as the same value."""
+    """A value as text that `trial_values` reads as the same value."""
     if isinstance(value, str) and parse_yaml(value, "") == value:
         return value
     return json.dumps(value)
 
 
 def trial_values() -> dict[str, Any]:
-    """(Dotted) name -> value, of the trial that this process belongs to; empty outside of any.
-
-    Raises:
-        InputError: a value that is not YAML.
-    """
+    """(Dotted) name -> value of this process's trial; {} outside of any. InputError: a value is not YAML."""
     variables = sorted(name for name in os.environ if name.startswith(PREFIX))
     return {_name(each): parse_yaml(os.environ[each], f"${each}") for each in variables}
 

@@ -285,7 +285,7 @@ class Training:
         self.nonfinite += 1
         batch_size, tiles = self.config.batch_size, self.stream.tiles
         positions = range(self.iteration * batch_size, (self.iteration + 1) * batch_size)
-        rows = [tiles.indices[self.stream.draw.tile(position)] for position in positions]
+        rows = [tiles.indices[self.stream.tile(position)] for position in positions]
         tile_ids = ", ".join(self.job.manifest.rows[row]["tile_id"] for row in rows)
         log.warning(
             "iteration %d: loss or gradient is not finite, step skipped (%s)", self.iteration, tile_ids

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as run_lengths
-from shapely import MultiPolygon
+from shapely import MultiPolygon, Polygon
 
 from crossearth.data.annotations.documents import entry, points, streamed
-from crossearth.data.annotations.shapes import Bitmap, Shape, outline
+from crossearth.data.annotations.shapes import Bitmap, Shape, refuse_other_size
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.config import shown
 from crossearth.data.common.errors import InputError
@@ -139,19 +139,11 @@ def _store(shapes: Iterable[tuple[Any, int, str, str]], path: Path) -> None:
 
 
 def shapes(source: LabelSource, image: Raster) -> list[Shape]:
-    """The shapes of one image.
-
-    Raises:
-        InputError: they are of an image of another size; a shape that is none, by its number.
-    """
+    """The shapes of one image; InputError: another size of image, or a shape that is none, by its number."""
     part = json.loads(source.part)
     size = image.dataset.width, image.dataset.height
-    if all(isinstance(side, int) for side in part["size"]) and tuple(part["size"]) != size:
-        raise InputError(
-            f"labels of {part['size'][0]} x {part['size'][1]} px for an image of {size[0]} x {size[1]} px",
-            where=f"{source}: {part['file']}",
-            expected=f"the size of {image.where}",
-        )
+    if all(isinstance(side, int) for side in part["size"]):
+        refuse_other_size(tuple(part["size"]), image, f"{source}: {part['file']}")
     with closing(sqlite3.connect(source.files[0].container)) as database:
         rows = database.execute(
             "SELECT number, name, drawn FROM shapes WHERE image = ? ORDER BY number", [part["image"]]
@@ -165,7 +157,7 @@ def shapes(source: LabelSource, image: Raster) -> list[Shape]:
 def _area(drawn: Any, size: tuple[int, int], where: str) -> Any:
     if isinstance(drawn, list):
         rings = drawn if isinstance(drawn[0], list) else [drawn]
-        parts = [outline(points(ring, where)) for ring in rings]
+        parts = [Polygon(points(ring, where)) for ring in rings]
         return MultiPolygon(parts) if len(parts) > 1 else parts[0]
     width, height = size
     counts = drawn.get("counts")

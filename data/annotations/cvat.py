@@ -10,11 +10,7 @@ MASKS = "SegmentationClass"
 
 
 def read_colours(member: Member) -> dict[str, str]:
-    """Name -> "#rrggbb", of lines `name:red,green,blue:parts:actions`.
-
-    Raises:
-        InputError: a line that is none, by its number; no lines.
-    """
+    """Name -> "#rrggbb", of lines `name:red,green,blue:parts:actions`; InputError: a line that is none."""
     found: dict[str, str] = {}
     for number, line in enumerate(read(member).decode("utf-8-sig", "replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):

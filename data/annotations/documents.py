@@ -18,11 +18,7 @@ BLOCK = 2**16  # bytes
 
 
 def parse_json(content: bytes, where: object) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        InputError: it is not JSON; says the line and the column.
-    """
+    """What a JSON file holds; InputError with the line and the column where it is not JSON."""
     try:
         return json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -52,11 +48,7 @@ def streamed(member: Member, place: str) -> Iterator[Any]:
 
 
 def top_level(member: Member) -> Iterator[tuple[str, Any]]:
-    """The keys of a JSON object of any size, as they come; with their values where these are plain.
-
-    Raises:
-        InputError: as `streamed`.
-    """
+    """Keys of a JSON object of any size, with those values that are plain; raises as `streamed`."""
     depth, key = 0, ""
     with opened(member) as file:
         try:
@@ -116,11 +108,7 @@ def _fault(file: IO[bytes], sizes: Iterable[int]) -> tuple[int, int, int, str]:
 
 
 def entry(values: Any, key: str, kind: type | tuple[type, ...], where: object) -> Any:
-    """A value of a JSON map, of the type that it must have.
-
-    Raises:
-        InputError: it is absent or of another type.
-    """
+    """A value of a JSON map; InputError where it is absent or of another type."""
     found = values.get(key) if isinstance(values, Mapping) else None
     if not isinstance(found, kind) or isinstance(found, bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -136,11 +124,7 @@ JSON_NAMES = {dict: "object", list: "array", str: "string", int: "number", float
 
 
 def points(values: Any, where: object, least: int = 3) -> NDArray[np.float64]:
-    """Points (N, 2), x and y, of a flat or nested list of numbers.
-
-    Raises:
-        InputError: something else, numbers that are not finite, or fewer than `least` points.
-    """
+    """Points (N, 2), x and y, of a list of numbers; InputError: none, not finite, or fewer than `least`."""
     try:
         found = np.asarray(values, np.float64).reshape(-1, 2)
     except (TypeError, ValueError) as error:

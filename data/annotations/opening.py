@@ -50,11 +50,7 @@ def open_labels(
 
 
 def named_shapes(source: LabelSource, masks: Masks, image: Raster) -> list[Any]:
-    """The shapes (`Shape`) of an image, of the forms that have them.
-
-    Raises:
-        InputError: as `open_labels`.
-    """
+    """The shapes (`Shape`) of an image, of the forms that have them; raises as `open_labels`."""
     # these libraries take a second to import, and most labels are rasters
     from crossearth.data.annotations import coco, labelme, polygons, yolo
 

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -103,32 +104,29 @@ def indexed(masks: Masks, source: LabelSource, scratch: Path) -> LabelSource:
 
 def _write_indexed(source: LabelSource, layer: dict[str, Any], attribute: str | None, path: Path) -> None:
     """A GeoPackage, which keeps the order of the features and holds few of them in memory."""
-    columns = [attribute] if attribute else []
-    try:
-        with (
-            warnings.catch_warnings(),
-            pyogrio.open_arrow(
-                _path(source),
-                layer=layer["name"],
-                columns=columns,
-                batch_size=PIECE,
-                encoding=layer["encoding"],
-            ) as (meta, stream),
-        ):
-            warnings.filterwarnings("ignore", "'crs' was not provided")
-            pyogrio.write_arrow(
-                stream,
-                path,
-                driver="GPKG",
-                layer=layer["name"],
-                geometry_name=meta["geometry_name"] or "wkb_geometry",
-                geometry_type="Unknown",
-                crs=layer["crs"],
-                # names that no attribute has
-                layer_options={"FID": "crossearth_fid", "GEOMETRY_NAME": "crossearth_shape"},
-            )
-    except ERRORS as error:
-        raise _unreadable(_path(source), source.where, error) from error
+    with (
+        warnings.catch_warnings(),
+        _reading(source.where),
+        pyogrio.open_arrow(
+            _path(source),
+            layer=layer["name"],
+            columns=[attribute] if attribute else [],
+            batch_size=PIECE,
+            encoding=layer["encoding"],
+        ) as (meta, stream),
+    ):
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        pyogrio.write_arrow(
+            stream,
+            path,
+            driver="GPKG",
+            layer=layer["name"],
+            geometry_name=meta["geometry_name"] or "wkb_geometry",
+            geometry_type="Unknown",
+            crs=layer["crs"],
+            # names that no attribute has
+            layer_options={"FID": "crossearth_fid", "GEOMETRY_NAME": "crossearth_shape"},
+        )
 
 
 def attributes(source: LabelSource) -> dict[str, dict[str, int]]:
@@ -167,17 +165,21 @@ def names(masks: Masks, source: LabelSource) -> dict[str, int]:
 
 
 def shapes(masks: Masks, source: LabelSource, image: Raster) -> list[Shape]:
-    """The polygons that meet an image, in its px.
-
-    Raises:
-        InputError: as `names`; a place that is known of one of the two alone.
-    """
+    """The polygons that meet an image, in its px; raises as `names`, and where one of both has no place."""
     layer = _layer(masks, source)
     if not layer["features"]:
         return []
     crs = _crs(masks, source, layer["crs"], image)
     bounds = _bounds(source, image, crs)
-    frame = _in_bounds(source, layer["name"], masks.attribute, bounds)
+    with _reading(source.where):
+        frame = pyogrio.read_dataframe(
+            _path(source),
+            layer=layer["name"],
+            columns=[masks.attribute] if masks.attribute else [],
+            force_2d=True,
+            bbox=tuple(bounds),
+            fid_as_index=True,
+        ).sort_index()  # the file's order, which is not that of an index
     frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty]
     if odd := sorted({*frame.geom_type} - {"Polygon", "MultiPolygon"}):
         raise _no_polygons(source, odd)
@@ -204,11 +206,7 @@ def _no_polygons(source: LabelSource, kinds: Sequence[str]) -> InputError:
 
 
 def meeting(masks: Masks, source: LabelSource, images: Sequence[Member]) -> tuple[int, list[Member]]:
-    """How many polygons meet none of the images, and the images that some meet.
-
-    Raises:
-        InputError: as `shapes`.
-    """
+    """How many polygons meet none of the images, and the images that some meet; raises as `shapes`."""
     layer = _layer(masks, source)
     if not layer["features"]:
         raise InputError("no polygons", where=source, expected="some: the layer is empty")
@@ -216,7 +214,8 @@ def meeting(masks: Masks, source: LabelSource, images: Sequence[Member]) -> tupl
     for member in images:
         with gdal(), open_raster(member) as image:
             bounds = _bounds(source, image, _crs(masks, source, layer["crs"], image))
-        fids, _ = _read(pyogrio.read_bounds, source, layer=layer["name"], bbox=bounds)
+        with _reading(source.where):
+            fids, _ = pyogrio.read_bounds(_path(source), layer=layer["name"], bbox=bounds)
         if len(fids):
             met.append(fids)
             covered.append(member)
@@ -278,11 +277,9 @@ def _layers(path: Path, tag: str, where: str) -> dict[str, dict[str, Any]]:
             where=where,
             expected="GeoJSON, GeoPackage, shapefile or FlatGeobuf",
         )
-    try:
+    with _reading(where):
         with_shapes = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
         infos = {name: pyogrio.read_info(path, layer=name, force_feature_count=True) for name in with_shapes}
-    except ERRORS as error:
-        raise _unreadable(path, where, error) from error
     return {
         name: {
             "name": name,
@@ -303,58 +300,44 @@ def _layers(path: Path, tag: str, where: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _unreadable(path: Path, where: str, error: Exception) -> InputError:
-    if place := JSON_FAULT.search(str(error)):
-        line, column, what = place.groups()
-        return InputError(
-            f"not JSON: {what}",
-            where=f"{where}: line {line}, column {column}",
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turns every way in which a file can be broken into one error that names it."""
+    try:
+        yield
+    except ERRORS as error:
+        if place := JSON_FAULT.search(str(error)):
+            line, column, what = place.groups()
+            raise InputError(
+                f"not JSON: {what}",
+                where=f"{where}: line {line}, column {column}",
+                next_step="export the file again",
+            ) from error
+        raise InputError(
+            f"cannot be read: {error}",
+            where=where,
+            expected="GeoJSON, GeoPackage, shapefile (.shp, .shx and .dbf) or FlatGeobuf, of polygons",
             next_step="export the file again",
-        )
-    return InputError(
-        f"cannot be read: {error}",
-        where=where,
-        expected="GeoJSON, GeoPackage, shapefile (.shp, .shx and .dbf) or FlatGeobuf, of polygons",
-        next_step="export the file again",
-    )
+        ) from error
 
 
 def _pieces(source: LabelSource, layer: dict[str, Any], columns: list[str]) -> Iterator[Any]:
     """Attributes of all features, `PIECE` features at a time."""
     if not columns:
         return
-    options = {
-        "columns": columns,
-        "read_geometry": False,
-        "batch_size": PIECE,
-        "use_pyarrow": True,
-        "encoding": layer["encoding"],
-    }
-    try:
-        with pyogrio.open_arrow(_path(source), layer=layer["name"], **options) as (_, stream):
-            yield from stream
-    except ERRORS as error:
-        raise _unreadable(_path(source), source.where, error) from error
-
-
-def _in_bounds(source: LabelSource, layer: str, attribute: str | None, bounds: Sequence[float]) -> Any:
-    """The features that may meet a box, in the file's order, which is not that of an index."""
-    return _read(
-        pyogrio.read_dataframe,
-        source,
-        layer=layer,
-        columns=[attribute] if attribute else [],
-        force_2d=True,
-        bbox=tuple(bounds),
-        fid_as_index=True,
-    ).sort_index()
-
-
-def _read(function: Any, source: LabelSource, **options: Any) -> Any:
-    try:
-        return function(_path(source), **options)
-    except ERRORS as error:
-        raise _unreadable(_path(source), source.where, error) from error
+    with (
+        _reading(source.where),
+        pyogrio.open_arrow(
+            _path(source),
+            layer=layer["name"],
+            columns=columns,
+            read_geometry=False,
+            batch_size=PIECE,
+            use_pyarrow=True,
+            encoding=layer["encoding"],
+        ) as (_, stream),
+    ):
+        yield from stream
 
 
 def _crs(masks: Masks, source: LabelSource, said: str | None, image: Raster) -> CRS | None:

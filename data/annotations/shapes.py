@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.features import rasterize
-from shapely import Polygon, clip_by_rect
+from shapely import clip_by_rect
 from shapely.geometry.base import BaseGeometry
 
-from crossearth.data.raster.reader import middles
+from crossearth.data.common.errors import InputError
+from crossearth.data.raster.reader import Raster, middles
 
 FAR_PX = 10_000
 
@@ -35,11 +36,6 @@ class Shape(NamedTuple):
 
     name: str
     area: BaseGeometry | Bitmap
-
-
-def outline(points_N2: NDArray[np.float64]) -> BaseGeometry:
-    """The polygon of a ring of at least 3 points."""
-    return Polygon(points_N2)
 
 
 @dataclass(frozen=True)
@@ -70,20 +66,27 @@ class DrawnLabels:
             if drawn:
                 near = [(_near(area, (left, top, right, bottom)), id) for id, area in run]
                 near = [(area, id) for area, id in near if not area.is_empty]
+                place = Affine.translation(left, top)
                 if near:
-                    rasterize(
-                        near,
-                        out=ids,
-                        transform=Affine.translation(left, top),
-                        all_touched=self.all_touched,
-                    )
-                continue
-            for id, area in run:
-                _stamp(ids, id, area, left, top)
+                    rasterize(near, out=ids, transform=place, all_touched=self.all_touched)
+            else:
+                for id, area in run:
+                    _stamp(ids, id, area, left, top)
         if ids.shape == shape:
             return ids
         rows, cols = (middles((0, side), cells) for side, cells in zip(ids.shape, shape, strict=True))
         return ids[rows][:, cols]
+
+
+def refuse_other_size(size: tuple[Any, Any], image: Raster, where: object) -> None:
+    """Refuses shapes that were drawn on an image of another (width, height)."""
+    ours = image.dataset.width, image.dataset.height
+    if size != ours:
+        raise InputError(
+            f"labels of {size[0]} x {size[1]} px for an image of {ours[0]} x {ours[1]} px",
+            where=where,
+            expected=f"the size of {image.where}",
+        )
 
 
 def in_order(
@@ -96,26 +99,15 @@ def in_order(
 
 def _meets(bounds: Sequence[float], window: Sequence[float]) -> bool:
     # px that a shape only touches count where all_touched is said
-    return (
-        bounds[0] <= window[2]
-        and bounds[2] >= window[0]
-        and bounds[1] <= window[3]
-        and bounds[3] >= window[1]
-    )
+    left, top, right, bottom = bounds
+    return left <= window[2] and right >= window[0] and top <= window[3] and bottom >= window[1]
 
 
 def _near(area: BaseGeometry, window: Sequence[float]) -> BaseGeometry:
     """An outline without what lies far outside: GDAL walks along all of its edges, px by px."""
-    left, top, right, bottom = window
-    around = left - FAR_PX, top - FAR_PX, right + FAR_PX, bottom + FAR_PX
-    bounds = area.bounds
-    inside = (
-        bounds[0] >= around[0]
-        and bounds[1] >= around[1]
-        and bounds[2] <= around[2]
-        and bounds[3] <= around[3]
-    )
-    if inside:
+    around = window[0] - FAR_PX, window[1] - FAR_PX, window[2] + FAR_PX, window[3] + FAR_PX
+    left, top, right, bottom = area.bounds
+    if left >= around[0] and top >= around[1] and right <= around[2] and bottom <= around[3]:
         return area
     return clip_by_rect(area, *around)
 

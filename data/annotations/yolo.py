@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from shapely import Polygon
 
 from crossearth.data.annotations.documents import points
-from crossearth.data.annotations.shapes import Shape, outline
+from crossearth.data.annotations.shapes import Shape
 from crossearth.data.annotations.source import LabelSource
 from crossearth.data.common.config import parse_yaml, shown
 from crossearth.data.common.errors import InputError
@@ -19,11 +20,7 @@ SLACK = 0.01
 
 
 def read_names(member: Member) -> dict[str, str]:
-    """The names of the classes, by number, that YOLO's data.yaml (or a list, a name a line) holds.
-
-    Raises:
-        InputError: it holds none.
-    """
+    """Number -> name of a class, of YOLO's data.yaml or of a list, a name a line; InputError: it has none."""
     text = _text(member)
     if member.path.lower().endswith(".txt"):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -71,7 +68,7 @@ def shapes(source: LabelSource, image: Raster, names: Mapping[str, str] | None) 
             raise InputError(
                 f"class {kind} has no name", where=where, expected=f"one of {shown(dict(names))}"
             )
-        found.append(Shape(kind if names is None else names[kind], outline(ring * size)))
+        found.append(Shape(kind if names is None else names[kind], Polygon(ring * size)))
     return found
 
 

@@ -17,16 +17,7 @@ Split = Literal["train", "test"]
 Rule = Literal["cut", "whole", "fit"]
 # how labels lie on the disk; data/README.md has a line for each
 Form = Literal[
-    "files",
-    "polygons",
-    "coco",
-    "yolo",
-    "labelme",
-    "cvat",
-    "class_folders",
-    "imagefolder",
-    "band",
-    "page",
+    "files", "polygons", "coco", "yolo", "labelme", "cvat", "class_folders", "imagefolder", "band", "page"
 ]
 # labels of these are names, and no raw values of a raster
 NAMED: tuple[Form, ...] = ("polygons", "coco", "yolo", "labelme", "cvat", "class_folders")
@@ -292,11 +283,7 @@ class Domain:
         return (self.own.by,) if self.own.by in ("train", "test") else ("train", "test")
 
     def files(self, split: Split) -> Files:
-        """Files of a published split.
-
-        Raises:
-            InputError: the domain has no such split.
-        """
+        """Files of a published split; InputError where the domain has no such split."""
         files = {"train": self.train, "test": self.test}[split]
         if files is None:
             raise InputError(f"domain {self.name} has no {split} split", expected=", ".join(self.splits))
@@ -414,11 +401,7 @@ class Catalog:
         return [domain for domain in self.domains.values() if domain.dataset == dataset]
 
     def domains_named(self, name: str) -> list[Domain]:
-        """All domains of the dataset of that name, else the domain of that name.
-
-        Raises:
-            InputError: there is neither.
-        """
+        """All domains of the dataset of that name, else the domain of that name, else InputError."""
         if name in self.datasets:
             return self.domains_of(name)
         if name in self.domains:
@@ -434,11 +417,7 @@ class Catalog:
         return self.class_sets[domain.class_set].classes if domain.class_set else ()
 
     def domain_dir(self, domains_dir: Path, name: str) -> Path:
-        """The folder of an ingested domain, `domains_dir/<dataset>/<domain>`: one stage writes a dataset's.
-
-        Raises:
-            InputError: an unknown domain.
-        """
+        """Folder of an ingested domain, `domains_dir/<dataset>/<domain>`; InputError: an unknown domain."""
         return Path(domains_dir, self.domain(name).dataset, name)
 
     def remap(self, from_class_set: str | None, to_class_set: str) -> tuple[int, ...]:
@@ -450,20 +429,18 @@ class Catalog:
         Raises:
             InputError: no labels, an unknown class set, or no map between the two.
         """
-        if from_class_set is None:
-            raise InputError(f"a domain without labels has nothing of class set {to_class_set!r}")
         ours = known_entry(self.class_sets, to_class_set, "class set")
-        theirs = known_entry(self.class_sets, from_class_set, "class set")
+        theirs = known_entry(self.class_sets, from_class_set or "", "class set")
         if ours == theirs:
             return tuple(range(len(ours.classes)))
         maps = dict(ours.maps)
-        if from_class_set not in maps:
+        if theirs.name not in maps:
             raise InputError(
-                f"labels of class set {from_class_set!r} do not become those of {to_class_set!r}",
+                f"labels of class set {theirs.name!r} do not become those of {to_class_set!r}",
                 expected=f"{to_class_set} or a class set that it maps: {', '.join(maps) or 'none'}",
-                next_step=f"give {to_class_set} `maps: {{{from_class_set}: ...}}`, or choose another setting",
+                next_step=f"give {to_class_set} `maps: {{{theirs.name}: ...}}`, or choose another setting",
             )
-        return tuple(ours.classes.index(name) for name in maps[from_class_set])
+        return tuple(ours.classes.index(name) for name in maps[theirs.name])
 
     def published(self, abbr: str) -> list[PublishedScore]:
         """The published scores of a setting, by method; empty where none are known."""
@@ -486,11 +463,7 @@ def is_file_name(name: str) -> bool:
 
 
 def known_entry(known: Mapping[str, Entry], name: str, kind: str, where: object = "") -> Entry:
-    """The entry of a name.
-
-    Raises:
-        InputError: there is none; names the choices.
-    """
+    """The entry of a name; InputError with the choices where there is none."""
     if name not in known:
         raise InputError(
             f"unknown {kind} {name!r}" if name else f"no {kind} given",

@@ -15,6 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -281,11 +282,7 @@ def plain_label(name: str) -> str:
 
 
 def remap_table(remap: Sequence[int]) -> NDArray[np.uint8]:
-    """Table (256,) from ids of one class set to those of another: `table[ids]`; IGNORE stays.
-
-    Args:
-        remap: new id (or IGNORE) per old id, as `Catalog.remap` gives.
-    """
+    """Table (256,) from ids of a class set to another's, of `Catalog.remap`: `table[ids]`; IGNORE stays."""
     table = np.full(256, IGNORE, np.uint8)
     table[: len(remap)] = remap
     return table
@@ -303,14 +300,7 @@ def _ids(values: Any, classes: Sequence[str], where: object) -> list[int]:
 
 
 def class_id(name: Any, classes: Sequence[str], where: object, of: str = "") -> int:
-    """Id of a class, IGNORE of `ignore`.
-
-    Args:
-        of: whose class it is, for the message.
-
-    Raises:
-        InputError: there is no such class.
-    """
+    """Id of a class, IGNORE of `ignore`; InputError where there is none; `of` tells whose class it is."""
     ids = {each: index for index, each in enumerate(classes)} | {IGNORE_NAME: IGNORE}
     if not isinstance(name, str) or name not in ids:
         raise InputError(f"unknown class {name!r}{of}", where=where, expected=nearest(str(name), ids))
@@ -377,13 +367,10 @@ def _ids_of(values: NDArray[Any], kind: Kind, table: Table) -> NDArray[np.uint8]
 
 def _holds(dtype: np.dtype[Any], value: int) -> bool:
     """Whether numbers of that type can be `value`."""
-    if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            number = float(dtype.type(value))
+    with np.errstate(over="ignore"), suppress(OverflowError):
+        number = dtype.type(value)
         return math.isfinite(number) and int(number) == value
-    if dtype.kind == "b":
-        return value in (0, 1)
-    return int(np.iinfo(dtype).min) <= value <= int(np.iinfo(dtype).max)
+    return False
 
 
 @lru_cache(maxsize=8)

@@ -96,7 +96,10 @@ def load_catalog(extra: Sequence[Path] = (), data_dir: Path | None = None) -> Ca
     """
     catalog = Catalog({}, {}, {}, {}, {})
     own = {Path(path).resolve(): Path(path) for path in extra}  # named twice, it counts once
-    files = [(path, _read_file(path)) for path in (*BUILT_IN, *own.values())]
+    files = [
+        (path, load_config(_File, _mapping(read_yaml(path) or {}, path), path))
+        for path in (*BUILT_IN, *own.values())
+    ]
     # class sets of all files first, settings last: an entry may name what stands in another file
     for section, known, add in (
         ("class_sets", catalog.class_sets, _add_class_set),
@@ -239,10 +242,6 @@ class _Place:
     def path(self, text: str) -> Path:
         """A path of the entry; ~ is the user's home, as in a shell."""
         return self.data_dir / home_path(Path(text))
-
-
-def _read_file(path: Path) -> _File:
-    return load_config(_File, _mapping(read_yaml(path) or {}, path), path)
 
 
 def _add_class_set(catalog: Catalog, name: str, values: Mapping[str, Any], place: _Place) -> None:

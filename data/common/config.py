@@ -112,11 +112,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: object) -> Any:
-    """Parses YAML with the safe loader.
-
-    Raises:
-        InputError: it is not YAML, or a map has a key twice.
-    """
+    """Parses YAML with the safe loader; InputError where it is none, or a map has a key twice."""
     try:
         return yaml.load(text, _UniqueKeyLoader)  # noqa: S506 a safe loader
     except Exception as error:  # a date or a number that is none fails in any way it likes

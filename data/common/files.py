@@ -141,11 +141,7 @@ def replace_dir(partial: Path, path: Path) -> None:
 
 
 def require_free(folder: Path, num_bytes: int, what: str) -> None:
-    """Refuses to begin what the disk cannot hold.
-
-    Raises:
-        InputError: less than `num_bytes` are free below `folder`; it says that `what` needs them.
-    """
+    """Refuses (InputError) what the disk of `folder` cannot hold: `what` needs `num_bytes`."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise InputError(
@@ -185,11 +181,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        InputError: it holds something else.
-    """
+    """The JSON object in a file; InputError where it holds something else."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -208,20 +200,12 @@ def write_checksummed(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
-    """The values that `write_checksummed` wrote to `path`.
-
-    Raises:
-        InputError: they were changed since, or something else wrote them.
-    """
+    """The values that `write_checksummed` wrote to `path`; InputError where they were changed since."""
     return verified(read_json(path), path)
 
 
 def verified(checksummed: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What `write_checksummed` was given, of the JSON object that it wrote to `path`.
-
-    Raises:
-        InputError: it was changed since, or something else wrote it.
-    """
+    """What `write_checksummed` was given, of what it wrote; InputError where that was changed since."""
     plain = {key: value for key, value in checksummed.items() if key != "digest"}
     if checksummed.get("digest") != digest(plain):
         raise InputError(

@@ -1,7 +1,4 @@
-"""Weights that a network cannot take: others than it has, or such that are no numbers.
-
-Of those it would map one class, and no error says why.
-"""
+"""Weights that a network cannot take: others than it has, or such that are no finite numbers."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,7 +13,7 @@ NAMED = 5  # parameters that an error spells out
 
 
 def refuse_nonfinite(tensors: Iterable[tuple[str, Tensor]], where: object, next_step: str) -> None:
-    """Looks at every number once.
+    """Refuses weights of which a network would map one class, without an error that says why.
 
     Args:
         tensors: names and tensors of any dtype and device, one at a time.

@@ -16,9 +16,6 @@ def prefetch(
 
     `items` itself is drawn in the consumer's thread: `prefetch(write, map(compute, prefetch(read, ...)))`
     overlaps reading, one thread of compute and writing. At most 2 * workers + 1 items are under way.
-
-    Args:
-        workers: threads.
     """
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Result]] = deque()

@@ -18,10 +18,9 @@ class LogLine:
     """A line on the standard error at most every 30 s, and one at the end: in a pod, which shows no bar."""
 
     def __init__(self, what: str, total: int, done: int = 0, wanted: bool = True) -> None:
-        """Begins to count the time that is left.
+        """Begins to count the time that is left for `what`.
 
         Args:
-            what: that is done.
             total: number of items.
             done: number of them that an earlier try did.
             wanted: whether lines are printed at all.
@@ -31,12 +30,7 @@ class LogLine:
         self.began = self.told = time.monotonic()
 
     def update(self, done: int, words: str = "") -> None:
-        """Prints the line, if it is time for it.
-
-        Args:
-            done: number of items that are done, at least one more than at the beginning.
-            words: what else it says.
-        """
+        """Prints the line, if it is time for it; `done` items are at least one more than at the beginning."""
         now = time.monotonic()
         if not self.wanted or (now - self.told < EVERY_S and done < self.total):
             return
@@ -65,12 +59,7 @@ def bar(*columns: ProgressColumn | str, wanted: bool = True, transient: bool = F
 
 
 def progress_bar(items: Iterable[Item], what: str, total: int) -> Iterable[Item]:
-    """The items; meanwhile a bar on the standard error where that is a terminal, or lines in a pod's log.
-
-    Args:
-        what: that is done, left of the bar.
-        total: number of items.
-    """
+    """The items, `total` of them; meanwhile a bar on a terminal's standard error, or lines in a pod's log."""
     line = LogLine(what, total)
     if line.wanted:
         return _told(items, line)

@@ -29,11 +29,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """The shard that "I/N" means.
-
-        Raises:
-            InputError: it is not of that form, or out of range.
-        """
+        """The shard that "I/N" means; InputError where it is not of that form, or out of range."""
         numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         if numbers is None:
             raise InputError(f"shard {text!r}", expected="I/N, such as 0/4 to 3/4")
@@ -50,11 +46,7 @@ class Shard:
         return [shard.part(folder) for shard in self._all()]
 
     def read_parts(self, folder: Path) -> list[dict[str, Any]] | None:
-        """What every shard left in `folder` with `write_checksummed`; None while parts are missing.
-
-        Raises:
-            InputError: a part is damaged.
-        """
+        """What each shard left in `folder`; None while parts are missing, InputError where one is damaged."""
         if not all(part.exists() for part in self.parts(folder)):
             return None
         return [shard._read(folder) for shard in self._all()]

@@ -1,13 +1,8 @@
 """Publishers' archives: one index of the files in them, and safe reading of each.
 
-`index` lists what lies at a place, looking into zip and tar archives as if they were folders: the member
-`top_potsdam_2_10_RGB.tif` of `2_Ortho_RGB.zip` has the path `2_Ortho_RGB/top_potsdam_2_10_RGB.tif`, and so
-has the file of a folder that somebody unpacked by hand. Members of a zip are read in place, straight into
-memory: nothing is unpacked. Tars and archives within archives have no random access and are unpacked to a
-scratch folder.
-
-Nothing in an archive is trusted: paths that leave it, links, sizes that cannot be true and unlimited totals
-are refused.
+An archive counts as a folder: `a.tif` in `images.zip` has the path `images/a.tif`, as if it were unpacked.
+Members of a zip are read in place; tars and archives within archives are unpacked to a scratch folder first.
+Nothing in an archive is trusted: paths that leave it, links and sizes that cannot be true are refused.
 """
 
 import errno
@@ -117,11 +112,7 @@ def index(place: Path, scratch: Path) -> list[Member]:
 
 
 def file_at(place: Path, scratch: Path) -> Member:
-    """The one file at a place, which may lie in an archive.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The one file at a place, which may lie in an archive; InputError where there is none."""
     for member in index(place, scratch):
         if PurePosixPath(member.path).name == place.name:
             return member
@@ -185,11 +176,7 @@ def _archives_at(place: Path) -> Iterator[Path]:
 
 
 def _plain(file: Path, path: str, packed: bool = False) -> Member:
-    """A file outside of archives.
-
-    Raises:
-        InputError: it cannot be looked at, or has a name that GDAL cannot take.
-    """
+    """A file outside of archives; InputError where it cannot be looked at, or its name is not UTF-8."""
     if not _is_utf8(str(file)):
         name = os.fsencode(file).decode(errors="backslashreplace")
         raise InputError(
@@ -212,11 +199,7 @@ def _with_sidecars(member: Member, by_name: Mapping[str, Member]) -> Member:
 
 
 def refuse_unreadable(members: Sequence[Member]) -> None:
-    """Called when something is missing: names an archive of a kind that is not read, and the command for it.
-
-    Raises:
-        InputError: one of the members is a rar, a 7z or one part of a split archive.
-    """
+    """Called when something is missing: refuses (InputError) rar, 7z and split archives, with a command."""
     for member in members:
         file = PurePosixPath(member.path)
         name = file.name.lower()
@@ -224,13 +207,12 @@ def refuse_unreadable(members: Sequence[Member]) -> None:
             raise InputError(
                 "one part of a split archive", where=member, next_step="unpack it in this folder: 7z x"
             )
-        for suffix, command in UNREADABLE.items():
-            if name.endswith(suffix):
-                raise InputError(
-                    f"{suffix} archives are not read",
-                    where=member,
-                    next_step=f'mkdir "{file.stem}" && cd "{file.stem}" && {command} "../{file.name}"',
-                )
+        if command := UNREADABLE.get(file.suffix.lower()):
+            raise InputError(
+                f"{file.suffix.lower()} archives are not read",
+                where=member,
+                next_step=f'mkdir "{file.stem}" && cd "{file.stem}" && {command} "../{file.name}"',
+            )
 
 
 def _index_folder(folder: Path, prefix: str, scratch: Path, depth: int) -> Iterator[Member]:
@@ -305,8 +287,7 @@ def zip_entries(file: Path) -> list[zipfile.ZipInfo]:
 
     Raises:
         InputError: truncated or no zip; encrypted; an entry that is absolute, leaves the archive, is a link
-            or a device, or is too large; entries that overlap; more than an archive
-            may claim.
+            or a device, or is too large; entries that overlap; more than an archive may claim.
     """
     with _reading(file):
         entries = [
@@ -368,11 +349,7 @@ def _refuse_total(file: Path, total: int, archive_bytes: int) -> None:
 
 
 def unpack(file: Path, name: str, to: Path) -> None:
-    """Writes an entry of a zip to a file, a piece at a time.
-
-    Raises:
-        InputError: the archive is broken.
-    """
+    """Writes an entry of a zip to a file, a piece at a time; InputError where the archive is broken."""
     to.parent.mkdir(parents=True, exist_ok=True)
     with _reading(file), _open_zip(file).open(name) as source, to.open("wb") as target:
         shutil.copyfileobj(source, target, CHUNK)
@@ -429,9 +406,7 @@ def _reading(file: Path) -> Iterator[None]:
         raise InputError("no permission to read it", where=file) from error
     except NotImplementedError as error:
         raise InputError(
-            f"compressed in a way that is not read ({error})",
-            where=file,
-            next_step="unpack it with `7z x`",
+            f"compressed in a way that is not read ({error})", where=file, next_step="unpack it with `7z x`"
         ) from error
     except Exception as error:
         # EINVAL is a seek to where an offset of the directory leads: before the file
@@ -457,11 +432,7 @@ def _zip_handle(process: int, file: Path, changed: int) -> zipfile.ZipFile:
 
 @contextmanager
 def opened(member: Member) -> Iterator[IO[bytes]]:
-    """The bytes of a member as a stream, which may be wound back.
-
-    Raises:
-        InputError: as `read`, and for whatever else goes wrong in the `with`.
-    """
+    """A member's bytes, a stream that may be wound back; InputError for what goes wrong in the `with`."""
     with _reading(member.container):
         stream = _open_zip(member.container).open(member.name) if member.name else member.container.open("rb")
         with stream as file:
@@ -469,12 +440,6 @@ def opened(member: Member) -> Iterator[IO[bytes]]:
 
 
 def read(member: Member) -> bytes:
-    """The bytes of a member; of an archive's member, checked against its CRC.
-
-    Raises:
-        InputError: the archive is broken, or the file cannot be read.
-    """
-    with _reading(member.container):
-        if not member.name:
-            return member.container.read_bytes()
-        return _open_zip(member.container).read(member.name)
+    """A member's bytes, an archive's checked against their CRC; InputError where they cannot be read."""
+    with opened(member) as file:
+        return file.read()

@@ -32,11 +32,7 @@ _LISTENER = _Listener()
 
 @contextmanager
 def hearing(said: list[str], silent: bool = False) -> Iterator[None]:
-    """Adds to `said` what GDAL says in this thread meanwhile.
-
-    Args:
-        silent: other handlers of the log do not get these records.
-    """
+    """Adds to `said` what GDAL says in this thread meanwhile; `silent` = to nobody else."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.addFilter(_LISTENER.take)

@@ -56,11 +56,7 @@ class Grid:
         return replace(self, width=max(self.width, least_px), height=max(self.height, least_px))
 
     def notes(self, placed: bool) -> list[str]:
-        """What a user of the map should know about its place on the ground.
-
-        Args:
-            placed: whether all of it is known to lie on the Earth.
-        """
+        """What a user should know of a map's place on the ground; `placed`: all of it lies on the Earth."""
         notes = []
         if self.gcps or self.rpcs:
             how, warp = ("ground control points", "-tps") if self.gcps else ("an RPC model", "-rpc")

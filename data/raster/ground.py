@@ -64,11 +64,7 @@ def _distinct(places: Sequence[Place], crs: str) -> list[Place]:
 
 
 def _covered(ours: Sequence[Place], theirs: Sequence[Place]) -> Iterator[tuple[int, int, float]]:
-    """(index of ours, index of theirs, share of theirs that lies in ours) where there is some.
-
-    Args:
-        ours, theirs: of one CRS each.
-    """
+    """(index of ours, of theirs, share of theirs that lies in ours) where there is some; one CRS a side."""
     if not ours or not theirs:
         return
     points = in_crs(_points(theirs, (np.arange(POINTS) + 0.5) / POINTS), theirs[0].crs, ours[0].crs)

@@ -6,7 +6,7 @@ nodata value where the label map does not name it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class RasterLabels:
     Attributes:
         spec: what its values mean.
         unknown: what becomes of values outside the map.
-        band: the only one that counts, from 1; None = as `spec` says.
+        band: the only one that counts, from 1, whatever it is tagged as; None = as `spec` says.
     """
 
     raster: Raster
@@ -53,8 +53,50 @@ class RasterLabels:
     band: int | None = None
 
     def read(self, window: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
-        """Class ids, as `Labels` has it."""
-        return read_ids(self.raster, self.spec, self.unknown, window, shape, self.band)
+        """Class ids, as `Labels` has it.
+
+        Raises:
+            InputError: values outside the map, with their pixels in the whole file; bands, types or tags that
+                cannot be this map's; damaged pixels.
+        """
+        source, where = self.raster.dataset, self.raster.where
+        if self.band is not None and self.band > source.count:
+            raise InputError(
+                f"a file of {source.count} bands", where=where, expected=f"labels in band {self.band}"
+            )
+        try:
+            return self._decoded(window, shape)
+        except InputError:
+            # the message counts pixels: say how many there are in the scene, not in this strip
+            self._decoded(None, source.shape)
+            raise
+
+    def _decoded(self, window: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        label, spec, source = self.raster, self.spec, self.raster.dataset
+        bands, alpha = _bands(label, spec) if self.band is None else ([self.band], None)
+        _refuse_tags(label, bands)
+        planes = label.read(bands, window, (len(bands), *shape))
+        masked = np.zeros(shape, bool)
+        # a mask of the file's own, inside it or beside it: alpha and nodata are asked for themselves
+        if MaskFlags.per_dataset in (flags := source.mask_flag_enums[bands[0] - 1]) and not {
+            MaskFlags.alpha,
+            MaskFlags.nodata,
+        } & set(flags):
+            masked |= label.read_masks(bands[:1], window, (1, *shape))[0] == 0
+        if alpha:
+            masked |= label.read([alpha], window, (1, *shape))[0] == 0
+        places = zip(planes, bands, strict=True)
+        nodata = np.all([_is_nodata(plane, source.nodatavals[band - 1]) for plane, band in places], axis=0)
+        if spec.kind != "band" and len(bands) == 1:
+            if spec.kind == "colour" and source.colorinterp[0] == ColorInterp.palette:
+                table = _palette(source)
+                # a TIFF's palette has no transparency: GDAL makes it of the nodata value
+                if source.driver != "GTiff":
+                    masked |= table[planes[0], 3] == 0
+                planes = np.moveaxis(table[planes[0], :3], -1, 0)
+            else:
+                planes = _as_shown(planes, source, spec)
+        return spec.decode(planes, label.where, self.unknown, masked, nodata)
 
 
 ABOVE_ZERO = LabelSpec(("", ""), "threshold", ((0, 0), (0, 1)))
@@ -77,81 +119,11 @@ class ClassLayers:
         ids = np.full(shape, self.outside, np.uint8)
         masked = np.zeros(shape, bool)
         for id, raster in self.layers:
-            has = read_ids(raster, ABOVE_ZERO, "error", window, shape)
+            has = RasterLabels(raster, ABOVE_ZERO, "error").read(window, shape)
             ids[has == 1] = id
             masked |= has == IGNORE
         ids[masked] = IGNORE
         return ids
-
-
-def read_ids(
-    label: Raster,
-    spec: LabelSpec,
-    unknown: Unknown,
-    window: Any,
-    shape: tuple[int, int],
-    band: int | None = None,
-) -> NDArray[np.uint8]:
-    """Class ids of a window of a label raster; see `Labels.read`.
-
-    Args:
-        unknown: what becomes of values outside the map.
-        band: the only one that counts, whatever it is tagged as.
-
-    Raises:
-        InputError: values outside the map, with their pixels in the whole file; bands, types or tags that
-            cannot be this map's; damaged pixels.
-    """
-    if band is not None and band > label.dataset.count:
-        raise InputError(
-            f"a file of {label.dataset.count} bands", where=label.where, expected=f"labels in band {band}"
-        )
-    found = _read(label, spec, window, shape, band)
-    try:
-        return spec.decode(found.planes, label.where, unknown, found.masked, found.nodata)
-    except InputError:
-        # the message counts pixels: say how many there are in the scene, not in this strip
-        found = _read(label, spec, None, label.dataset.shape, band)
-        spec.decode(found.planes, label.where, unknown, found.masked, found.nodata)
-        raise
-
-
-class _Found(NamedTuple):
-    """Planes (bands, H, W) as `LabelSpec.decode` takes them, and what the file says of its pixels."""
-
-    planes: NDArray[Any]
-    masked: NDArray[np.bool_]
-    nodata: NDArray[np.bool_]
-
-
-def _read(label: Raster, spec: LabelSpec, window: Any, shape: tuple[int, int], band: int | None) -> _Found:
-    source = label.dataset
-    bands, alpha = _bands(label, spec) if band is None else ([band], None)
-    _refuse_tags(label, bands)
-    planes = label.read(bands, window, (len(bands), *shape))
-    masked = np.zeros(shape, bool)
-    # a mask of the file's own, inside it or beside it: alpha and nodata are asked for themselves
-    if MaskFlags.per_dataset in (flags := source.mask_flag_enums[bands[0] - 1]) and not {
-        MaskFlags.alpha,
-        MaskFlags.nodata,
-    } & set(flags):
-        masked |= label.read_masks(bands[:1], window, (1, *shape))[0] == 0
-    if alpha:
-        masked |= label.read([alpha], window, (1, *shape))[0] == 0
-    nodata = np.all(
-        [_is_nodata(plane, source.nodatavals[band - 1]) for plane, band in zip(planes, bands, strict=True)],
-        axis=0,
-    )
-    if spec.kind != "band" and len(bands) == 1:
-        if spec.kind == "colour" and source.colorinterp[0] == ColorInterp.palette:
-            table = _palette(source)
-            # a TIFF's palette has no transparency: GDAL makes it of the nodata value
-            if source.driver != "GTiff":
-                masked |= table[planes[0], 3] == 0
-            planes = np.moveaxis(table[planes[0], :3], -1, 0)
-        else:
-            planes = _as_shown(planes, source, spec)
-    return _Found(planes, masked, nodata)
 
 
 def _bands(label: Raster, spec: LabelSpec) -> tuple[list[int], int | None]:

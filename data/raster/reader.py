@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
@@ -70,10 +70,7 @@ ANSWERS = {
         "https://: GDAL_HTTP_USERPWD=user:password or GDAL_HTTP_BEARER=token",
     ),
     r"\b404\b|NoSuchKey|does not exist": ("there is nothing at this address", "correct the address"),
-    "[Rr]ange downloading": (
-        "the server does not send parts of a file",
-        "download the file, and map that",
-    ),
+    "[Rr]ange downloading": ("the server does not send parts of a file", "download the file, and map that"),
 }
 
 
@@ -127,11 +124,7 @@ class UnreachableError(InputError):
 
 
 def refused(words: str, where: str) -> UnreachableError:
-    """What to say of a server's answer.
-
-    Args:
-        words: GDAL's, or the server's.
-    """
+    """What to say of a server's answer, in `words` of GDAL or of the server."""
     for pattern, (what, next_step) in ANSWERS.items():
         if re.search(pattern, words):
             return UnreachableError(f"{what}: {words}", where=where, next_step=next_step)
@@ -183,12 +176,7 @@ class Raster(NamedTuple):
         Raises:
             InputError: damage, in GDAL's own words; also what it fills up and only warns about.
         """
-        rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
-        size = (rows[1] - rows[0], cols[1] - cols[0])
-        if out_shape is None or tuple(out_shape[-2:]) == size:
-            with self._undamaged():
-                return cast("NDArray[Any]", self.dataset.read(bands, window=(rows, cols)))
-        return self._thinned(self.read, bands, rows, cols, out_shape[-2:])
+        return self._whole_or_thinned(self.dataset.read, bands, window, out_shape)
 
     def read_masks(
         self,
@@ -196,38 +184,32 @@ class Raster(NamedTuple):
         window: tuple[Span, Span] | None = None,
         out_shape: tuple[int, ...] | None = None,
     ) -> NDArray[np.uint8]:
-        """What the file says is valid: uint8 (bands, H, W), 0 where not. Raises as `read`.
+        """What the file says is valid: uint8 (bands, H, W), 0 where not. Arguments and errors as `read`."""
+        return self._whole_or_thinned(self.dataset.read_masks, bands, window, out_shape)
 
-        Args:
-            out_shape: as of `read`.
-        """
-        if out_shape is not None:
-            rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
-            return self._thinned(self.read_masks, bands, rows, cols, out_shape[-2:])
-        with self._undamaged():
-            return cast("NDArray[np.uint8]", self.dataset.read_masks(bands, window=window))
-
-    def _thinned(
+    def _whole_or_thinned(
         self,
         read: Callable[..., NDArray[Any]],
         bands: Sequence[int],
-        rows: Span,
-        cols: Span,
-        shape: tuple[int, ...],
+        window: tuple[Span, Span] | None,
+        out_shape: tuple[int, ...] | None,
     ) -> NDArray[Any]:
-        """The pixels in the middle of the cells of a coarser grid, read in strips of bounded memory."""
-        taken_rows, taken_cols = (
-            middles(span, cells) for span, cells in zip((rows, cols), shape, strict=True)
-        )
-        row_bytes = (cols[1] - cols[0]) * sum(
-            np.dtype(self.dataset.dtypes[band - 1]).itemsize for band in bands
-        )
-        at_once = max(1, int(THINNING_BYTES * len(taken_rows) / (row_bytes * (rows[1] - rows[0]))))
+        """All pixels, or those in the middle of coarser cells, which are read in strips of bounded memory."""
+        rows, cols = window or ((0, self.dataset.height), (0, self.dataset.width))
+        size = (rows[1] - rows[0], cols[1] - cols[0])
+        cells = size if out_shape is None else tuple(out_shape[-2:])
+        if cells == size:
+            with self._undamaged():
+                return read(bands, window=(rows, cols))
+        taken_rows, taken_cols = (middles(*each) for each in zip((rows, cols), cells, strict=True))
+        pixel_bytes = sum(np.dtype(self.dataset.dtypes[band - 1]).itemsize for band in bands)
+        at_once = max(1, int(THINNING_BYTES * len(taken_rows) / (pixel_bytes * size[0] * size[1])))
         strips = []
         for first in range(0, len(taken_rows), at_once):
             taken = taken_rows[first : first + at_once]
             top, bottom = int(taken[0]), int(taken[-1]) + 1
-            strip = read(bands, ((top, bottom), cols))
+            with self._undamaged():
+                strip = read(bands, window=((top, bottom), cols))
             strips.append(strip[:, taken - top][:, :, taken_cols - cols[0]])
         return np.concatenate(strips, axis=1)
 
@@ -381,11 +363,7 @@ def _in_memory(member: Member) -> Iterator[str]:
 
 
 def harmless(content: bytes, where: object) -> bytes:
-    """An .aux.xml with nothing in it that names other files.
-
-    Raises:
-        InputError: it is not XML.
-    """
+    """An .aux.xml with nothing in it that names other files; InputError where it is not XML."""
     root = _xml(content, where)
     for child in list(root):
         for part in list(child) if child.tag == "PAMRasterBand" else []:
@@ -423,11 +401,7 @@ def _refuse_complex(dataset: DatasetReader, where: str) -> None:
 
 
 def _refuse_short(dataset: DatasetReader, where: str, size: int | None = None) -> None:
-    """Refuses files that lack pixels of their header's, where GDAL would fill them up with zeros.
-
-    Args:
-        size: bytes of the file; None = that of `dataset`'s name.
-    """
+    """Refuses a file (of `size` bytes) without all pixels of its header, which GDAL fills up with zeros."""
     promised, found = _promised_bytes(dataset), 0
     if promised and (found := Path(dataset.name).stat().st_size if size is None else size) < promised:
         raise InputError(

@@ -112,7 +112,8 @@ class Reading:
         size = thinned_size(source.width, source.height, SAMPLE_PX)
         raw_3HW = raster.read(self.bands, out_shape=(3, *size))
         valid_HW = self._valid(raw_3HW, self._seen(raster, out_shape=size))
-        return _physical(raw_3HW[:, valid_HW], *tags(raster, self.bands))
+        scales_31, offsets_31 = (np.array(each)[:, None] for each in tags(raster, self.bands))
+        return cast("NDArray[np.float64]", raw_3HW[:, valid_HW] * scales_31 + offsets_31)
 
     def of_array(self, raw_3HW: NDArray[Any]) -> tuple[Bytes, Mask]:
         """What the network sees of an array.
@@ -258,11 +259,7 @@ def refuse_other_names(
 
 
 def raw_dtype(raster: Raster, bands: Sequence[int]) -> str:
-    """The dtype of the bands.
-
-    Raises:
-        InputError: bands of several types.
-    """
+    """The dtype of the bands; InputError where they have several."""
     kinds = sorted({raster.dataset.dtypes[band - 1] for band in bands})
     if len(kinds) > 1:
         raise InputError(
@@ -321,7 +318,7 @@ def thinned_size(width: int, height: int, most_px: int) -> tuple[int, int]:
 
 
 def fit(image_3HW: Bytes, valid_HW: Mask, width: int, height: int) -> tuple[Bytes, Mask]:
-    """Resamples a whole image bilinearly; see `resample`."""
+    """`resample` of a whole image, bilinearly."""
     whole = tuple((0.0, float(side)) for side in valid_HW.shape)
     return resample(image_3HW, valid_HW, whole, (height, width), (BILINEAR, BILINEAR))
 
@@ -366,10 +363,3 @@ def _levels(values: NDArray[Any], scale: float, offset: float, low: float, high:
     bits = np.dtype(f"u{kind.itemsize}")
     every = np.arange(1 << 8 * kind.itemsize, dtype=bits).view(kind)
     return _levels(every.astype(np.float64), scale, offset, low, high)[values.view(bits)]
-
-
-def _physical(values: NDArray[Any], scales: Sequence[float], offsets: Sequence[float]) -> NDArray[np.float64]:
-    return cast(
-        "NDArray[np.float64]",
-        values * np.asarray(scales, np.float64)[:, None] + np.asarray(offsets, np.float64)[:, None],
-    )

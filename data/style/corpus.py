@@ -47,9 +47,7 @@ def list_images(folder: Path, scratch: Path) -> list[Member]:
     members = rasters(index(folder, scratch))
     if not members:
         raise InputError(
-            "no images here",
-            where=folder,
-            expected=f"files that end in {', '.join(RASTER_SUFFIXES)}",
+            "no images here", where=folder, expected=f"files that end in {', '.join(RASTER_SUFFIXES)}"
         )
     return members
 
@@ -74,22 +72,22 @@ def read_style_image(
         with gdal(), open_raster(member) as raster:
             source = raster.dataset
             if source.count < 3:
-                return StyleImage(member.path, sha256, None, f"{source.count} bands, not three")
+                raise InputError(f"{source.count} bands, not three")
             if min(source.height, source.width) < MIN_PX:
-                return StyleImage(member.path, sha256, None, f"smaller than {MIN_PX} px")
+                raise InputError(f"smaller than {MIN_PX} px")
             dtype = raw_dtype(raster, BANDS)
             if dtype != "uint8" and value_range is None:
-                return StyleImage(member.path, sha256, None, f"{dtype}, not uint8, without a value_range")
+                raise InputError(f"{dtype}, not uint8, without a value_range")
             reading = Reading(BANDS, dtype, None if dtype == "uint8" else value_range)
             reading.refuse_outside(raster, "give another range")
             if resize:
                 image, _ = fit(*reading.read(raster), max_px, max_px)
             else:
                 image, _ = reading.read(raster, _centre(source, max_px))
+        if all(plane.min() == plane.max() for plane in image):
+            raise InputError("one colour")
     except InputError as error:
         return StyleImage(member.path, sha256, None, error.what)
-    if all(plane.min() == plane.max() for plane in image):
-        return StyleImage(member.path, sha256, None, "one colour")
     return StyleImage(member.path, sha256, image)
 
 

@@ -12,7 +12,7 @@ import crossearth.data.common.torchvision_ops  # noqa: F401
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC
+from torchvision.models import Inception3
 
 from crossearth.data.common.cpu import has_bfloat16_convolutions
 from crossearth.data.common.errors import InputError
@@ -33,33 +33,19 @@ class StylePredictor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = BasicConv2d(3, 32, kernel_size=3, stride=2)
-        self.Conv2d_2a_3x3 = BasicConv2d(32, 32, kernel_size=3)
-        self.Conv2d_2b_3x3 = BasicConv2d(32, 64, kernel_size=3, padding=1)
-        self.Conv2d_3b_1x1 = BasicConv2d(64, 80, kernel_size=1)
-        self.Conv2d_4a_3x3 = BasicConv2d(80, 192, kernel_size=3)
-        self.Mixed_5b = InceptionA(192, pool_features=32)
-        self.Mixed_5c = InceptionA(256, pool_features=64)
-        self.Mixed_5d = InceptionA(288, pool_features=64)
-        self.Mixed_6a = InceptionB(288)
-        self.Mixed_6b = InceptionC(768, channels_7x7=128)
-        self.Mixed_6c = InceptionC(768, channels_7x7=160)
-        self.Mixed_6d = InceptionC(768, channels_7x7=160)
-        self.Mixed_6e = InceptionC(768, channels_7x7=192)
+        for name, layer in Inception3(aux_logits=False, init_weights=False).named_children():
+            self.add_module(name, layer)
+            if name == "Mixed_6e":
+                break
         self.fc = nn.Linear(768, DIM)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Images (B,3,H,W) in [0, 1], at least 43 px a side -> embeddings (B,100)."""
         scale_311 = x_B3HW.new_tensor(PREDICTOR_SCALE)[:, None, None]
         shift_311 = x_B3HW.new_tensor(PREDICTOR_SHIFT)[:, None, None]
-        feat_BCHW = self.Conv2d_1a_3x3(x_B3HW * scale_311 + shift_311)
-        feat_BCHW = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(feat_BCHW))
-        feat_BCHW = F.max_pool2d(feat_BCHW, kernel_size=3, stride=2)
-        feat_BCHW = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(feat_BCHW))
-        feat_BCHW = F.max_pool2d(feat_BCHW, kernel_size=3, stride=2)
-        feat_BCHW = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(feat_BCHW)))
-        feat_BCHW = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(feat_BCHW)))
-        feat_BCHW = self.Mixed_6e(self.Mixed_6d(feat_BCHW))
+        feat_BCHW = x_B3HW * scale_311 + shift_311
+        for layer in list(self.children())[:-1]:
+            feat_BCHW = layer(feat_BCHW)
         return self.fc(feat_BCHW.mean(dim=(2, 3), dtype=self.fc.weight.dtype))
 
 
@@ -179,11 +165,7 @@ class GhiasiEngine:
         predictor_state: Mapping[str, Tensor],
         dtype: torch.dtype | None = None,
     ) -> "GhiasiEngine":
-        """From state dicts with the released names.
-
-        Raises:
-            InputError: a parameter is missing, unknown or of another shape.
-        """
+        """From state dicts with the released names; InputError where a parameter does not fit."""
         transfer, predictor = StyleTransfer(), StylePredictor()
         _load(transfer, transfer_state, TRANSFER_FILE)
         _load(predictor, predictor_state, PREDICTOR_FILE)

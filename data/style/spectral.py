@@ -79,11 +79,7 @@ class SpectralEngine:
 
     @torch.no_grad()
     def transfer(self, x_B3HW: Tensor, e_BD: Tensor) -> Tensor:
-        """Moves each image's statistics to e_BD (B, dim) -> float32 (B,3,H,W), 0..255.
-
-        Raises:
-            InputError: e_BD does not have one row of `dim` numbers per image.
-        """
+        """Images in the styles e_BD (B, dim), float32 (B,3,H,W), 0..255; InputError: e_BD is misshapen."""
         if e_BD.shape != (len(x_B3HW), self.dim):
             raise InputError(
                 f"style embeddings of shape {tuple(e_BD.shape)}",

@@ -95,15 +95,8 @@ class Augmentation:
             antialias=True,
         )
         label_1hw = T.resize(label_hw[None], size, T.InterpolationMode.NEAREST_EXACT)
-        return self._pad(image_3hw), _pad_to(label_1hw, self.crop_px, IGNORE)[0]
-
-    def _pad(self, image_3HW: Tensor) -> Tensor:
-        if image_3HW.shape[1:] == (self.crop_px, self.crop_px):
-            return image_3HW
-        planes = [
-            _pad_to(plane[None], self.crop_px, value) for plane, value in zip(image_3HW, PAD_RGB, strict=True)
-        ]
-        return torch.cat(planes)
+        padding = [0, 0, self.crop_px - size[1], self.crop_px - size[0]]
+        return T.pad(image_3hw, padding, fill=list(PAD_RGB)), T.pad(label_1hw, padding, fill=[IGNORE])[0]
 
     def _distort(self, image_3HW: Tensor, generator: torch.Generator) -> Tensor:
         # contrast comes before or after the colour changes, since they do not commute
@@ -129,8 +122,3 @@ def _largest_share(label_HW: Tensor) -> float:
     counts = torch.bincount(label_HW.flatten(), minlength=IGNORE + 1)[:IGNORE]
     total = int(counts.sum())
     return int(counts.max()) / total if total else 1.0
-
-
-def _pad_to(image_1HW: Tensor, side_px: int, value: int) -> Tensor:
-    height, width = image_1HW.shape[-2:]
-    return T.pad(image_1HW, [0, 0, side_px - width, side_px - height], fill=[value])

@@ -1,7 +1,6 @@
 """Tiles as torch datasets: raw values out, class ids of the recipe's class set."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypedDict
 
@@ -85,29 +84,10 @@ def _num_bytes(tile: tuple[Tensor, Tensor]) -> int:
     return sum(plane.nbytes for plane in tile)
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Says what sample number `position` of a training is: a tile, and random numbers of its own.
-
-    Attributes:
-        num_tiles: tiles that are trained on.
-        seed: seed of the training.
-    """
-
-    num_tiles: int
-    seed: int
-
-    def tile(self, position: int) -> int:
-        """Place among the tiles, 0..num_tiles-1: each comes once per epoch, every epoch in another order."""
-        epoch, step = divmod(position, self.num_tiles)
-        return int(self._order(epoch)[step])
-
-    def generator(self, position: int, purpose: str) -> torch.Generator:
-        """CPU generator of one purpose for one sample."""
-        return keyed_generator(self.seed, position, purpose)
-
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(self.num_tiles, generator=keyed_generator(self.seed, epoch, "order"))
+def drawn_tile(position: int, num_tiles: int, seed: int) -> int:
+    """The tile of a training's sample: each comes once per epoch, every epoch in another order."""
+    epoch, step = divmod(position, num_tiles)
+    return int(torch.randperm(num_tiles, generator=keyed_generator(seed, epoch, "order"))[step])
 
 
 class TrainingStream(Dataset[Sample]):
@@ -118,10 +98,14 @@ class TrainingStream(Dataset[Sample]):
     """
 
     def __init__(self, tiles: TileDataset, augment: Augmentation, seed: int) -> None:
-        self.tiles, self.augment = tiles, augment
-        self.draw = Draw(len(tiles), seed)
+        self.tiles, self.augment, self.seed = tiles, augment, seed
+
+    def tile(self, position: int) -> int:
+        """Place of a sample's tile in `tiles`."""
+        return drawn_tile(position, len(self.tiles), self.seed)
 
     def __getitem__(self, position: int) -> Sample:
-        item = self.tiles[self.draw.tile(position)]
-        image, label = self.augment(item["image"], item["label"], self.draw.generator(position, "augment"))
+        item = self.tiles[self.tile(position)]
+        generator = keyed_generator(self.seed, position, "augment")
+        image, label = self.augment(item["image"], item["label"], generator)
         return Sample(image=image, label=label, index=item["index"], position=position)

@@ -254,11 +254,7 @@ def read_image(manifest: Manifest, index: int) -> NDArray[np.uint8]:
     Raises:
         InputError: the file is missing or unreadable, or its pixels are not those of the manifest.
     """
-    row = manifest.rows[index]
-    path = manifest.root / row["image"]
-    image_3HW = read_window(path, window(row))
-    _refuse_changed(image_3HW, "image", row, path)
-    return image_3HW
+    return _read(manifest, index, "image")
 
 
 def read_label(manifest: Manifest, index: int) -> NDArray[np.uint8]:
@@ -268,22 +264,22 @@ def read_label(manifest: Manifest, index: int) -> NDArray[np.uint8]:
         InputError: the file is missing or unreadable, its pixels are not those of the manifest, or the
             domain has no labels.
     """
-    row = manifest.rows[index]
-    if not row["label"]:
+    if not manifest.rows[index]["label"]:
         raise InputError(f"domain {manifest.domain} has no labels", where=manifest.root)
-    path = manifest.root / row["label"]
-    label_HW = read_window(path, window(row))[0]
-    _refuse_changed(label_HW, "label", row, path)
-    return label_HW
+    return _read(manifest, index, "label")[0]
 
 
-def _refuse_changed(pixels: NDArray[np.uint8], kind: str, row: Mapping[str, Any], path: Path) -> None:
+def _read(manifest: Manifest, index: int, kind: str) -> NDArray[np.uint8]:
+    row = manifest.rows[index]
+    path = manifest.root / row[kind]
+    pixels = read_window(path, window(row))
     if hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest() != row[f"sha256_{kind}"]:
         raise InputError(
             f"tile {row['tile_id']}: its {kind} was changed since it was written",
             where=path,
             next_step="bring the file back, or make the dataset again",
         )
+    return pixels
 
 
 def held_out(manifest: Manifest, share: float = 0.1) -> tuple[list[int], list[int]]:

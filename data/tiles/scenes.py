@@ -1,9 +1,8 @@
 """Scenes on disk and the windows that are their tiles.
 
 A scene is stored once, as two GeoTIFFs (three uint8 planes; one plane of class ids), and a tile is a window
-in it: no pixel of overlapping tiles is written twice, and Potsdam is 76 files instead of 10 944. The files
-are tiled 256 x 256, band by band, ZSTD level 1 with horizontal differencing; they keep CRS and transform and
-open in any GIS. The measurement behind the choice stands in data/README.md.
+in it: Potsdam is 76 files instead of 10 944. The files are tiled 256 x 256, band by band, ZSTD level 1 with
+horizontal differencing, and keep CRS and transform; data/README.md has the measurement behind it.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetWriter, MemoryFile
 
-from crossearth.data.catalog.domains import Rule, window_starts
+from crossearth.data.catalog.domains import Rule, Tiling, window_starts
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.grid import Grid
@@ -103,29 +102,26 @@ def describe(
 
 
 @dataclass(frozen=True)
-class Cutting:
+class SceneTiling:
     """How a publisher's rasters become a stored scene and its tiles.
 
     Attributes:
-        px: tile size; without meaning for rule "whole".
-        rule: "cut" = windows of `px`; "whole" = the scene as it is; "fit" = the scene resampled so that its
-            longer side is `px`, images bilinearly, labels by nearest neighbour.
+        tile: size and rule of the tiles; images are fitted bilinearly, labels by nearest neighbour.
         reading: how its values are read; px that it does not count as valid are ignored in labels.
         num_classes: classes of the domain's class set.
         least_px: shorter sides of a scene are padded to it, at the right and at the bottom: black, ignored.
     """
 
-    px: int
-    rule: Rule
+    tile: Tiling
     reading: Reading
     num_classes: int
     least_px: int = 0
 
 
-def cut_scene(
+def tile_scene(
     image: Raster,
     image_path: Path,
-    cutting: Cutting,
+    tiling: SceneTiling,
     labels: Labels | None = None,
     label_path: Path | None = None,
 ) -> list[dict[str, Any]]:
@@ -143,98 +139,62 @@ def cut_scene(
     Raises:
         InputError: damaged pixels, or label values outside the map.
     """
-    seen = Grid.of(image.dataset).fitted(cutting.reading.fit_px)
-    grid = seen.padded(cutting.least_px)
-    height = min(cutting.px, grid.height) if cutting.rule == "cut" else grid.height
-    lefts = windows(grid.width, height, cutting.px, cutting.rule)
+    seen = Grid.of(image.dataset).fitted(tiling.reading.fit_px)
+    grid = seen.padded(tiling.least_px)
+    px, rule = tiling.tile.px, tiling.tile.rule
+    height = min(px, grid.height) if rule == "cut" else grid.height
+    lefts = windows(grid.width, height, px, rule)
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         stored = stack.enter_context(scene_writer(image_path, grid, 3))
         if grid != seen:
             stored.update_tags(**{SEEN_PX: f"{seen.width} {seen.height}"})
         stored_label = label_path and stack.enter_context(scene_writer(label_path, grid, 1))
-        strip = _Strip.empty(grid.width, labels is not None)
+        planes, first = np.empty((5 if labels else 4, 0, grid.width), np.uint8), 0
         for top in window_starts(grid.height, height, height):
-            rows_here = Window(0, strip.bottom, grid.width, top + height - strip.bottom)
-            rows_seen = Window(0, rows_here.row_off, seen.width, min(rows_here.height, seen.height))
-            fresh = _read_strip(image, labels, rows_seen, cutting).padded(rows_here)
-            stored.write(fresh.image, window=rows_here.slices())
-            if stored_label and fresh.label is not None:
-                stored_label.write(fresh.label, 1, window=rows_here.slices())
-            strip = strip.advance(fresh, top)
-            rows.extend(strip.describe(window._replace(row_off=top), grid, cutting) for window in lefts)
+            bottom = first + planes.shape[1]
+            here = Window(0, bottom, grid.width, top + height - bottom)
+            seen_here = Window(0, bottom, seen.width, min(here.height, seen.height))
+            fresh = _read_planes(image, labels, here, seen_here, tiling)
+            stored.write(fresh[:3], window=here.slices())
+            if stored_label:
+                stored_label.write(fresh[3], 1, window=here.slices())
+            planes = fresh if top == bottom else np.concatenate([planes[:, top - first :], fresh], axis=1)
+            first = top
+            for window in lefts:
+                tile = planes[:, :, window.col_off : window.col_off + window.width]
+                place = grid.transform @ rasterio.Affine.translation(window.col_off, top)
+                row = {
+                    **window._replace(row_off=top)._asdict(),
+                    "crs": grid.crs.to_string() if grid.crs else "",
+                    "transform": list(place)[:6],
+                    **describe(tile[:3], tile[3] if labels else None, tile[-1] > 0, tiling.num_classes),
+                }
+                rows.append(row)
     return rows
 
 
-@dataclass(frozen=True)
-class _Strip:
-    """Whole rows of a stored scene, from `top` on."""
+def _read_planes(
+    image: Raster, labels: Labels | None, rows: Window, seen: Window, tiling: SceneTiling
+) -> NDArray[np.uint8]:
+    """Rows of the stored scene, (4 or 5, H, W): the image, ids where there are labels, 1 where it is masked.
 
-    top: int
-    image: NDArray[np.uint8]
-    label: NDArray[np.uint8] | None
-    masked: NDArray[np.bool_]
-
-    @classmethod
-    def empty(cls, width: int, labelled: bool) -> "_Strip":
-        nothing = np.empty((0, width), np.uint8)
-        return cls(0, np.empty((3, 0, width), np.uint8), nothing if labelled else None, nothing.astype(bool))
-
-    @property
-    def bottom(self) -> int:
-        return self.top + self.image.shape[1]
-
-    def padded(self, rows: Window) -> "_Strip":
-        """This strip in the size of `rows`: what was not seen is black, ignored and counts as masked."""
-        _, height, width = self.image.shape
-        around = ((0, rows.height - height), (0, rows.width - width))
-        if not any(map(any, around)):
-            return self
-        label = None if self.label is None else np.pad(self.label, around, constant_values=IGNORE)
-        masked = np.pad(self.masked, around, constant_values=True)
-        return _Strip(self.top, np.pad(self.image, ((0, 0), *around)), label, masked)
-
-    def advance(self, fresh: "_Strip", top: int) -> "_Strip":
-        """This strip from row `top` on, and `fresh` below it."""
-        kept = slice(top - self.top, None)
-        label = None
-        if self.label is not None and fresh.label is not None:
-            label = np.concatenate([self.label[kept], fresh.label])
-        return _Strip(
-            top,
-            np.concatenate([self.image[:, kept], fresh.image], axis=1),
-            label,
-            np.concatenate([self.masked[kept], fresh.masked]),
-        )
-
-    def describe(self, window: Window, grid: Grid, cutting: Cutting) -> dict[str, Any]:
-        across = slice(window.col_off, window.col_off + window.width)
-        place = grid.transform @ rasterio.Affine.translation(window.col_off, window.row_off)
-        return {
-            **window._asdict(),
-            "crs": grid.crs.to_string() if grid.crs else "",
-            "transform": list(place)[:6],
-            **describe(
-                self.image[:, :, across],
-                None if self.label is None else self.label[:, across],
-                self.masked[:, across],
-                cutting.num_classes,
-            ),
-        }
-
-
-def _read_strip(image: Raster, labels: Labels | None, rows: Window, cutting: Cutting) -> _Strip:
-    """Reads `rows` of the stored grid; rule "fit" knows one strip, and it is all of the source."""
-    window = None if cutting.rule == "fit" else rows.slices()
-    shape = (rows.height, rows.width)
-    values, valid = cutting.reading.read(image, window)
-    if cutting.rule == "fit":
-        values, valid = fit(values, valid, rows.width, rows.height)
-    ids = None
-    if labels is not None:
-        ids = labels.read(window, shape)
-        ids[~valid] = IGNORE
-    return _Strip(rows.row_off, values, ids, ~valid)
+    Args:
+        seen: what of `rows` the file has; what it has not is black, ignored and counts as masked.
+    """
+    # rule "fit" knows one strip, and it is all of the source
+    window = None if tiling.tile.rule == "fit" else seen.slices()
+    values, valid = tiling.reading.read(image, window)
+    if window is None:
+        values, valid = fit(values, valid, seen.width, seen.height)
+    planes = np.empty((5 if labels else 4, rows.height, rows.width), np.uint8)
+    if (seen.width, seen.height) != (rows.width, rows.height):
+        planes[:3], planes[3:], planes[-1] = 0, IGNORE, 1
+    part = planes[:, : seen.height, : seen.width]
+    part[:3], part[-1] = values, ~valid
+    if labels:
+        part[3] = np.where(valid, labels.read(window, valid.shape), IGNORE)
+    return planes
 
 
 @contextmanager
@@ -282,11 +242,7 @@ def unpadded(path: Path) -> tuple[int, int] | None:
 
 
 def read_window(path: Path, window: Window) -> NDArray[np.uint8]:
-    """Reads a window of a stored scene as uint8 (bands, H, W).
-
-    Raises:
-        InputError: the file is missing or unreadable.
-    """
+    """A window of a stored scene as uint8 (bands, H, W); InputError where it cannot be read."""
     try:
         with rasterio.open(path, driver="GTiff") as scene:
             return cast("NDArray[np.uint8]", scene.read(window=window.slices()))

@@ -1,20 +1,16 @@
-"""Mirrors domains in an S3 bucket: the only boto3 file.
-
-Layout below `s3://bucket/prefix/`:
+"""Mirrors domains in an S3 bucket: the only boto3 file. Below `s3://bucket/prefix/`:
 
     objects/<sha256>                  the files, under the hash of their bytes: equal files are stored once
     domains/<domain>/<version>.json   a domain's files with size and hash, its manifests' digests and its own
     domains/<domain>/latest.json      the version that was pushed last
 
-`version` is the digest of the domain's manifest digests, and so of every pixel in it. An object under a hash
-never changes: a push or a pull that was cut off goes on where it stopped, and a reader fetches only the files
-that it lacks. Endpoint, keys and region come from the standard AWS variables (AWS_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID, ...), so that MinIO, SeaweedFS and Ceph work as well.
+`version` is the digest of the domain's manifest digests, and so of every pixel in it. An object never
+changes: what was cut off goes on where it stopped. Endpoint, keys and region are the standard AWS variables.
 """
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
@@ -76,6 +72,10 @@ class StoreConfig:
     def key(self, *parts: str) -> str:
         return "/".join(part for part in (urlsplit(self.url).path.strip("/"), *parts) if part)
 
+    def place(self, *parts: str) -> dict[str, str]:
+        """Bucket and key, as boto3's methods name them."""
+        return {"Bucket": self.bucket, "Key": self.key(*parts)}
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -135,34 +135,20 @@ def push(domain_dir: Path, config: StoreConfig) -> Transfer:
     with _speaking_to(config) as client, ThreadPool(PARALLEL) as pool:
         # some servers make a bucket of whatever name is written to
         client.list_objects_v2(Bucket=config.bucket, MaxKeys=1)
-        files = list(
-            progress_bar(pool.imap(lambda path: _describe(domain_dir, path), paths), "hash", len(paths))
-        )
+        files = _each(pool, lambda path: _describe(domain_dir, path), paths, "hash")
         distinct = list({file.sha256: file for file in files}.values())
         # each asked for by its name: a store holds many domains, and all of it would be listed otherwise
-        there = progress_bar(
-            pool.imap(lambda file: _is_there(client, config, file), distinct), "look", len(distinct)
-        )
+        there = _each(pool, lambda file: _is_there(client, config, file), distinct, "look")
         missing = [file for file, is_there in zip(distinct, there, strict=True) if not is_there]
-        for _ in progress_bar(
-            pool.imap(lambda file: _upload(client, config, domain_dir, file), missing), "push", len(missing)
-        ):
-            pass
+        _each(pool, lambda file: _upload(client, config, domain_dir, file), missing, "push")
         version = digest(digests)
         index = asdict(_Index(FORMAT, domain_dir.name, version, digests, tuple(files)))
         body = json.dumps({**index, "digest": digest(index)}, indent=1).encode()
         # written last: a reader never sees a version whose files are not all there
         for name in (f"{version}.json", "latest.json"):
-            client.put_object(
-                Bucket=config.bucket,
-                Key=config.key("domains", domain_dir.name, name),
-                Body=body,
-                ContentType="application/json",
-                ChecksumAlgorithm="SHA256",
-            )
-    return Transfer(
-        domain_dir.name, version, len(missing), sum(file.size for file in missing), len(files) - len(missing)
-    )
+            place = config.place("domains", domain_dir.name, name)
+            client.put_object(**place, Body=body, ContentType="application/json", ChecksumAlgorithm="SHA256")
+    return _transfer(domain_dir.name, version, missing, files)
 
 
 def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "latest") -> Transfer:
@@ -181,24 +167,28 @@ def pull(domain: str, config: StoreConfig, domains_dir: Path, version: str = "la
     with file_lock(target), _speaking_to(config) as client:
         index = _index(client, config, domain, version)
         with ThreadPool(PARALLEL) as pool:
-            fetching = pool.imap(lambda file: _fetch(client, config, file, target, partial), index.files)
-            fetched = list(progress_bar(fetching, "pull", len(index.files)))
+            fetched = _each(
+                pool, lambda file: _fetch(client, config, file, target, partial), index.files, "pull"
+            )
         wanted = {partial / file.path for file in index.files}
         for extra in [path for path in partial.rglob("*") if path.is_file() and path not in wanted]:
             extra.unlink()
         replace_dir(partial, target)
     moved = [file for file, was_fetched in zip(index.files, fetched, strict=True) if was_fetched]
-    return Transfer(
-        domain, index.version, len(moved), sum(file.size for file in moved), len(index.files) - len(moved)
-    )
+    return _transfer(domain, index.version, moved, index.files)
+
+
+def _each(pool: ThreadPool, function: Callable[[Any], Any], items: Sequence[Any], what: str) -> list[Any]:
+    return list(progress_bar(pool.imap(function, items), what, len(items)))
+
+
+def _transfer(domain: str, version: str, moved: Sequence[_File], files: Sequence[_File]) -> Transfer:
+    num_bytes = sum(file.size for file in moved)
+    return Transfer(domain, version, len(moved), num_bytes, len(files) - len(moved))
 
 
 def list_objects(url: str) -> list[str]:
-    """Addresses of all objects below an s3:// prefix, sorted.
-
-    Raises:
-        InputError: not an s3:// address; store down, bucket missing, or keys refused.
-    """
+    """Addresses of all objects below an s3:// prefix, sorted; InputError as `read_object`."""
     config = StoreConfig(url)
     with _speaking_to(config) as client:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=config.bucket, Prefix=config.key())
@@ -208,11 +198,7 @@ def list_objects(url: str) -> list[str]:
 
 
 def download(url: str, path: Path) -> None:
-    """Fetches the object at `url` (s3://bucket/key) to `path`, whole or not at all.
-
-    Raises:
-        InputError: no such object; store down, bucket missing, or keys refused.
-    """
+    """Fetches the object at `url` (s3://bucket/key) to `path`, all of it or none; raises as `read_object`."""
     with _object(url) as (client, place), atomic_path(path) as partial:
         client.download_file(Filename=str(partial), **place)
 
@@ -253,7 +239,7 @@ def _object(url: str) -> Iterator[tuple[Any, dict[str, str]]]:
     config = StoreConfig(url)
     with _speaking_to(config) as client:
         try:
-            yield client, {"Bucket": config.bucket, "Key": config.key()}
+            yield client, config.place()
         except ClientError as error:
             if error.response["Error"]["Code"] not in NO_OBJECT:
                 raise
@@ -280,7 +266,7 @@ def _describe(root: Path, path: Path) -> _File:
 
 def _is_there(client: Any, config: StoreConfig, file: _File) -> bool:
     try:
-        found = client.head_object(Bucket=config.bucket, Key=config.key("objects", file.sha256))
+        found = client.head_object(**config.place("objects", file.sha256))
     except ClientError as error:
         if error.response["Error"]["Code"] not in NO_OBJECT:
             raise
@@ -289,27 +275,16 @@ def _is_there(client: Any, config: StoreConfig, file: _File) -> bool:
 
 
 def _upload(client: Any, config: StoreConfig, root: Path, file: _File) -> None:
-    path, key = root / file.path, config.key("objects", file.sha256)
-    if file.size > PART_BYTES:
-        before = path.stat()
-        client.upload_file(
-            str(path),
-            config.bucket,
-            key,
-            ExtraArgs={"ChecksumAlgorithm": "SHA256"},
-            Config=TransferConfig(PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False),
-        )
-        changed = (before.st_mtime_ns, before.st_size) != (path.stat().st_mtime_ns, path.stat().st_size)
-        if changed:
-            client.delete_object(Bucket=config.bucket, Key=key)
-            raise InputError("changed while it was sent", where=path, next_step="push again")
+    path, place = root / file.path, config.place("objects", file.sha256)
+    if file.size <= PART_BYTES:
+        checksum = base64.b64encode(bytes.fromhex(file.sha256)).decode()
+        client.put_object(**place, Body=path.read_bytes(), ChecksumSHA256=checksum)
         return
-    client.put_object(
-        Bucket=config.bucket,
-        Key=key,
-        Body=path.read_bytes(),
-        ChecksumSHA256=base64.b64encode(bytes.fromhex(file.sha256)).decode(),
-    )
+    before = path.stat()
+    client.upload_file(str(path), **place, ExtraArgs={"ChecksumAlgorithm": "SHA256"}, Config=_parts())
+    if (before.st_mtime_ns, before.st_size) != (path.stat().st_mtime_ns, path.stat().st_size):
+        client.delete_object(**place)
+        raise InputError("changed while it was sent", where=path, next_step="push again")
 
 
 def _fetch(client: Any, config: StoreConfig, file: _File, present: Path, partial: Path) -> bool:
@@ -322,21 +297,21 @@ def _fetch(client: Any, config: StoreConfig, file: _File, present: Path, partial
         to.unlink(missing_ok=True)
         to.hardlink_to(present / file.path)
         return False
+    place = config.place("objects", file.sha256)
     with atomic_path(to) as path:
-        client.download_file(
-            config.bucket,
-            config.key("objects", file.sha256),
-            str(path),
-            Config=TransferConfig(PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False),
-        )
+        client.download_file(**place, Filename=str(path), Config=_parts())
         if not _is(path, file):
             raise InputError(
                 "its bytes are not what its name says: changed in the store or on the way",
-                where=f"s3://{config.bucket}/{config.key('objects', file.sha256)}",
+                where="s3://{Bucket}/{Key}".format(**place),
                 next_step="run the command again; if it says the same, delete the object and push the domain "
                 "again from where it was ingested",
             )
     return True
+
+
+def _parts() -> TransferConfig:
+    return TransferConfig(PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False)
 
 
 def _is(path: Path, file: _File) -> bool:
@@ -344,10 +319,10 @@ def _is(path: Path, file: _File) -> bool:
 
 
 def _index(client: Any, config: StoreConfig, domain: str, version: str) -> _Index:
-    key = config.key("domains", domain, f"{version}.json")
-    where = f"s3://{config.bucket}/{key}"
+    place = config.place("domains", domain, f"{version}.json")
+    where = "s3://{Bucket}/{Key}".format(**place)
     try:
-        values = json.loads(client.get_object(Bucket=config.bucket, Key=key)["Body"].read())
+        values = json.loads(client.get_object(**place)["Body"].read())
         if values.pop("digest") != digest(values):
             raise ValueError("its digest is another")
     except client.exceptions.NoSuchKey as error:

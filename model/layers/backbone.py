@@ -118,11 +118,7 @@ class Backbone(nn.Module):
 
 
 def plain_vit(architecture: str, **sizes: Any) -> VisionTransformer | Eva:
-    """timm's model of that name with other sizes, randomly initialised, without its classifier.
-
-    Raises:
-        InputError: timm has no such model, or it is no plain ViT on RGB.
-    """
+    """timm's plain ViT of that name in other sizes, random, without classifier; InputError: there is none."""
     if not is_model(architecture):
         raise InputError(
             f"backbone: timm {timm.__version__} has no architecture {architecture!r}",
@@ -202,24 +198,21 @@ def fits_block(architecture: str, state: Mapping[str, Tensor], embed: int, heads
     with torch.device("meta"):
         vit = plain_vit(architecture, embed_dim=embed, depth=1, num_heads=heads, mlp_ratio=ratio)
     expected = {name: tensor.shape for name, tensor in vit.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in _own(state).items() if not _is_later_block(name)}
+    given = {
+        name: tensor.shape
+        for name, tensor in _own(state).items()
+        if name.startswith("blocks.0.") or not name.startswith("blocks.")
+    }
     resampled = {"pos_embed", "patch_embed.proj.weight"}
     return given.keys() == expected.keys() and all(
         given[name] == expected[name] for name in given.keys() - resampled
     )
 
 
-def _is_later_block(name: str) -> bool:
-    return name.startswith("blocks.") and not name.startswith("blocks.0.")
-
-
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without a classifier and the token of masked pretraining."""
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if not name.startswith("head.") and name != "mask_token"
-    }
+    left_out = ("head.", "mask_token")
+    return {name: tensor for name, tensor in state.items() if not name.startswith(left_out)}
 
 
 def check_size(x_B3HW: Tensor, patch_px: int) -> None:

@@ -1,9 +1,8 @@
 """LoRA: low-rank branches beside the linear maps of a frozen ViT, and their start from minor components.
 
 Hu et al. 2021 (arXiv 2106.09685): W x + alpha/rank B A x, with A random and B zero at first.
-SoMA, Yun et al. 2024 (arXiv 2412.04077): B A is at first what the smallest `rank` singular components of W
-make, and the rest of W stays as it is. Here W itself stays, for many models share its file: the initial minor
-part is kept beside the branch and taken off, W x + alpha/rank (B A - B0 A0) x, which is the same map.
+SoMA, Yun et al. 2024 (arXiv 2412.04077): B A starts as the smallest `rank` singular components of W, which W
+loses. Here W stays, for many models share its file: W x + alpha/rank (B A - B0 A0) x is the same map.
 
 Shape legend: B images, T tokens, I inputs and O outputs of a linear map, R rank.
 """
@@ -65,12 +64,8 @@ class Branch(nn.Module):
 
     def __init__(self, linear: nn.Linear, config: LoraConfig, number: int, owner: "Keys") -> None:
         super().__init__()
-        self.scale, self.dropout, self.number, self.owner = (
-            config.alpha / config.rank,
-            config.dropout,
-            number,
-            owner,
-        )
+        self.scale, self.dropout = config.alpha / config.rank, config.dropout
+        self.number, self.owner = number, owner
         inputs, outputs = linear.in_features, linear.out_features
         if config.rank > min(inputs, outputs):
             raise InputError(f"lora.rank: {config.rank}", expected=f"at most {min(inputs, outputs)}")
@@ -95,17 +90,11 @@ class Branch(nn.Module):
             return x_BTI
         # each sample draws by its own key: neither its batch nor a second pass over the block changes it
         generator = torch.Generator(x_BTI.device)
-        kept_BTI = torch.stack(
-            [
-                torch.rand(x_TI.shape, generator=generator.manual_seed(self._seed(key)), device=x_TI.device)
-                >= self.dropout
-                for x_TI, key in zip(x_BTI, self.owner.keys, strict=True)
-            ]
-        )
-        return x_BTI * kept_BTI / (1 - self.dropout)
-
-    def _seed(self, key: int) -> int:
-        return (key * 1_000_003 + self.number) % 2**63
+        kept = []
+        for x_TI, key in zip(x_BTI, self.owner.keys, strict=True):
+            generator.manual_seed((key * 1_000_003 + self.number) % 2**63)
+            kept.append(torch.rand(x_TI.shape, generator=generator, device=x_TI.device) >= self.dropout)
+        return x_BTI * torch.stack(kept) / (1 - self.dropout)
 
     def delta(self) -> Tensor:
         """What the branch adds to the map's weight (O, I), float32."""
@@ -122,11 +111,8 @@ class Branch(nn.Module):
         rank = len(self.a_RI)
         u_OK, s_K, vt_KI = torch.linalg.svd(weight_OI.double(), full_matrices=False)
         root_R = (s_K[-rank:] / self.scale).sqrt()
-        for part, values in (
-            (self.a_RI, root_R[:, None] * vt_KI[-rank:]),
-            (self.b_OR, u_OK[:, -rank:] * root_R),
-        ):
-            part.copy_(values)
+        self.a_RI.copy_(root_R[:, None] * vt_KI[-rank:])
+        self.b_OR.copy_(u_OK[:, -rank:] * root_R)
         self.minor_a.copy_(self.a_RI)
         self.minor_b.copy_(self.b_OR)
 

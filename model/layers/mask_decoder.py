@@ -145,11 +145,7 @@ class MaskDecoder(nn.Module):
 
 
 def semantic_logits(prediction: Prediction, size: Size) -> Tensor:
-    """Class scores per pixel: sum over queries of p(class) p(mask), not normalised.
-
-    Returns:
-        (B, K, *size), float32.
-    """
+    """Scores (B, K, *size), float32: sum over queries of p(class) p(mask), not normalised over classes."""
     # classes that are nearly as likely would tie in bfloat16
     with torch.autocast(prediction.mask_logits.device.type, enabled=False):
         class_BQK = prediction.class_logits.float().softmax(dim=-1)[..., :-1]

@@ -26,13 +26,7 @@ class Rein(nn.Module):
     """
 
     def __init__(
-        self,
-        depth: int,
-        num_tokens: int,
-        rank: int,
-        embed: int,
-        query_dim: int | None,
-        num_prefix: int = 1,
+        self, depth: int, num_tokens: int, rank: int, embed: int, query_dim: int | None, num_prefix: int = 1
     ) -> None:
         super().__init__()
         self.num_prefix = num_prefix

@@ -2,13 +2,12 @@
 
 Shape legend: B images, H W pixels, K classes, Q queries, S the side of a reconstruction.
 
-Every random choice is drawn per sample from (seed, position of the sample in the training), on the CPU. So a
-step does not depend on how its samples are spread over processes and micro-batches, and a resumed training
-needs no state of any generator.
+Every random choice is drawn per sample from (seed, position in the training), on the CPU: a step is the same
+however its samples are spread over processes, and a resumed training needs no state of any generator.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
@@ -185,21 +184,13 @@ class MultiTaskLoss(nn.Module):
             terms |= {name: share * term for name, term in self._modelling(seen, masked, views).items()}
         if self.network.gse is not None and self.config.inject_plain != self.config.inject_styled:
             # processes whose samples are not injected must have a gradient to exchange, too
-            unused = [parameter.flatten()[0] for parameter in self._extractor_parameters()]
+            modules = filter(None, (self.network.gse, self.network.injector))
+            unused = [weight.flatten()[0] for module in modules for weight in module.parameters()]
             terms["class"] = terms["class"] + 0 * torch.stack(unused).sum()
         return terms
 
-    def _extractor_parameters(self) -> Iterator[nn.Parameter]:
-        for module in (self.network.gse, self.network.injector):
-            if module is not None:
-                yield from module.parameters()
-
     def views(self, image_B3HW: Tensor, positions: Sequence[int], styled_B: Tensor | None = None) -> Views:
-        """Draws and makes the images of a step.
-
-        Args:
-            styled_B: bool, which samples are styled; None = drawn.
-        """
+        """Draws and makes the images of a step; `styled_B`: bool, which samples are styled, None = drawn."""
         raw_B3HW = image_B3HW.float()
         if styled_B is None:
             styled_B = self._styled(positions)
@@ -287,10 +278,11 @@ class MultiTaskLoss(nn.Module):
             "mask": ("loss_mask", mask_share),
             "dice": ("loss_dice", mask_share),
         }
-        return {
-            name: self.config.weight_seg * share * torch.stack(list(_ending(layers, ending))).sum()
-            for name, (ending, share) in fractions.items()
-        }
+        terms = {}
+        for name, (ending, share) in fractions.items():
+            of_layers = [term for layer, term in layers.items() if layer.endswith(ending)]
+            terms[name] = self.config.weight_seg * share * torch.stack(of_layers).sum()
+        return terms
 
     def _modelling(self, seen: Features, masked: Features, views: Views) -> dict[str, Tensor]:
         """L_MIM and L_delta, means over the batch."""
@@ -350,10 +342,6 @@ def _join(first: Features, second: Features) -> Features:
     return Features(maps, first.queries)
 
 
-def _ending(terms: dict[str, Tensor], ending: str) -> Iterator[Tensor]:
-    return (term for name, term in terms.items() if name.endswith(ending))
-
-
 def parameter_groups(network: CrossEarth, weight_decay: float) -> list[dict[str, object]]:
     """AdamW's groups over the trained parameters: with weight decay, and without.
 
@@ -362,13 +350,9 @@ def parameter_groups(network: CrossEarth, weight_decay: float) -> list[dict[str,
     """
     trained = network.trained_parameters()
     spared = _undecayed(network)
-    return [
-        {
-            "params": [value for name, value in trained.items() if name not in spared],
-            "weight_decay": weight_decay,
-        },
-        {"params": [value for name, value in trained.items() if name in spared], "weight_decay": 0.0},
-    ]
+    decayed = [value for name, value in trained.items() if name not in spared]
+    others = [value for name, value in trained.items() if name in spared]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 UNDECAYED = {

@@ -1,9 +1,8 @@
 """Trained models on disk: one safetensors file, and one JSON beside it that says what it is.
 
-A model folder holds `model.safetensors` and `model.json`. A frozen backbone may stand apart: then the model's
-own file holds the trained part alone (adapters and head) and names the backbone by the hash of its tensors,
-so that all models of one backbone share one file, `<backbones_dir>/<hash>.safetensors`. LoRA's branches are
-stored apart from the weights and become one with them when a model is loaded.
+A frozen backbone may stand apart: then `model.safetensors` holds the trained part alone, `model.json` names
+the backbone by the hash of its tensors, and all models of one backbone share one file,
+`<backbones_dir>/<hash>.safetensors`. LoRA's branches become one with the weights when a model is loaded.
 """
 
 import errno

@@ -138,7 +138,7 @@ STAGE = """
   report:
 """
 IN_GRAPH = """            items = validated["Output"]
-            pod(census(workspace=workspace, recipes=items, key=planned["validate"]), "census")
+            pod(census, recipes=items, key=planned["validate"])
 """
 
 

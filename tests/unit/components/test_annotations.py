@@ -61,7 +61,7 @@ from crossearth.components.plan.items import _own_files
 from crossearth.data.annotations import polygons as polygons_room
 from crossearth.data.annotations.coco import read_file as read_coco
 from crossearth.data.annotations.polygons import PIECE
-from crossearth.data.annotations.shapes import DrawnLabels, outline
+from crossearth.data.annotations.shapes import DrawnLabels
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import file_at
@@ -156,7 +156,7 @@ def test_tiles_and_fitted_images_have_their_part_of_the_shapes(tmp_path: Path) -
 
 def test_a_shape_of_any_extent_is_drawn_at_once() -> None:
     """GDAL walks along edges px by px: of a whole country's outline that took minutes."""
-    far = outline(np.array([[-1e9, -1e9], [8.5, -1e9], [8.5, 1e9], [-1e9, 1e9]]))
+    far = Polygon([[-1e9, -1e9], [8.5, -1e9], [8.5, 1e9], [-1e9, 1e9]])
     labels = DrawnLabels("a", SIDE, SIDE, ((1, far),), 0, all_touched=True)
     np.testing.assert_array_equal(labels.read(None, (SIDE, SIDE)), drawn((1, (0, 0, 9, 16))))
 

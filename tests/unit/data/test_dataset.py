@@ -14,9 +14,10 @@ from own_domain import NAME, own_domain
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
+from crossearth.data.style.earth import keyed_generator
 from crossearth.data.tiles import dataset, readers
 from crossearth.data.tiles.augment import Augmentation
-from crossearth.data.tiles.dataset import Draw, Sample, TileDataset, TrainingStream
+from crossearth.data.tiles.dataset import Sample, TileDataset, TrainingStream, drawn_tile
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label, read_manifest
 from crossearth.data.tiles.readers import StuckError, reading
 
@@ -56,7 +57,7 @@ def test_augmentation_leaves_held_tiles_as_they_are(manifest: Manifest) -> None:
     height, width = tiles[0]["label"].shape
     augment = Augmentation(crop_px=min(height, width), scale=(1.0, 1.0))
     for position in range(8):
-        augment(tiles[0]["image"], tiles[0]["label"], Draw(1, 0).generator(position, "augment"))
+        augment(tiles[0]["image"], tiles[0]["label"], keyed_generator(position))
     np.testing.assert_array_equal(tiles[0]["image"], read_image(manifest, 0))
     np.testing.assert_array_equal(tiles[0]["label"], read_label(manifest, 0))
 
@@ -67,11 +68,10 @@ def test_no_tiles_are_refused(manifest: Manifest) -> None:
 
 
 def test_every_tile_comes_once_an_epoch_in_another_order() -> None:
-    draw = Draw(num_tiles=10, seed=4)
-    epochs = [[draw.tile(position) for position in range(first, first + 10)] for first in (0, 10, 20)]
+    epochs = [[drawn_tile(position, 10, 4) for position in range(first, first + 10)] for first in (0, 10, 20)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
     assert epochs[0] != epochs[1] != epochs[2]
-    assert [Draw(10, seed=5).tile(position) for position in range(10)] != epochs[0]
+    assert [drawn_tile(position, 10, 5) for position in range(10)] != epochs[0]
 
 
 def test_a_resumed_stream_goes_on_with_the_same_crops(manifest: Manifest) -> None:

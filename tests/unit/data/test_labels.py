@@ -17,7 +17,7 @@ from crossearth.data.catalog.domains import Catalog
 from crossearth.data.catalog.labels import IGNORE, LabelSpec, parse_labels, remap_table
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
-from crossearth.data.raster.masks import read_ids
+from crossearth.data.raster.masks import RasterLabels
 from crossearth.data.raster.reader import Raster, gdal
 
 CATALOG = load_catalog()
@@ -456,9 +456,8 @@ MASKS: dict[str, tuple[Callable[[Path], Path], dict[Any, str]]] = {
 def read_mask(path: Path, labels: dict[Any, str], **more: Any) -> list[list[int]]:
     with gdal(), rasterio.open(path) as mask:
         spec = parse_labels(labels, CLASSES, "")
-        return read_ids(
-            Raster(mask, str(path)), spec, more.get("unknown", "error"), None, mask.shape
-        ).tolist()
+        labels_of = RasterLabels(Raster(mask, str(path)), spec, more.get("unknown", "error"))
+        return labels_of.read(None, mask.shape).tolist()
 
 
 @pytest.mark.parametrize("case", MASKS)

@@ -22,12 +22,13 @@ from crossearth.components.predict.sliding import Loaded, choose_precision
 from crossearth.components.predict.step import map_array
 from crossearth.components.predict.strips import open_scene, open_view
 from crossearth.components.register.mapper import SceneMapper
+from crossearth.data.catalog.domains import Tiling
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reader import Raster, gdal
 from crossearth.data.raster.reading import BYTES, Reading
 from crossearth.data.tiles.manifest import Manifest, read_image, read_label, read_manifest
-from crossearth.data.tiles.scenes import Cutting, Window, cut_scene, read_window
+from crossearth.data.tiles.scenes import SceneTiling, Window, read_window, tile_scene
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny
 from crossearth.model.weights.checkpoint import save as save_model
 
@@ -89,8 +90,8 @@ def test_ingest_stores_what_predict_shows_the_network(case: tuple[Image, Reading
         with rasterio.open(folder / "a.tif", "r+") as file:
             file.scales, file.offsets = tags["scales"], tags["offsets"]
         with gdal(), rasterio.open(folder / "a.tif") as file:
-            cutting = Cutting(16, "cut", reading, 0)
-            cut_scene(Raster(file, "a.tif"), folder / "stored.tif", cutting)
+            how = SceneTiling(Tiling(16), reading, 0)
+            tile_scene(Raster(file, "a.tif"), folder / "stored.tif", how)
         stored = read_window(folder / "stored.tif", Window(0, 0, SIDE, SIDE))
         image, valid = predicted(folder / "a.tif", reading)
     np.testing.assert_array_equal(image, stored)

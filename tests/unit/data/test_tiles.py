@@ -13,25 +13,25 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
-from crossearth.data.catalog.domains import window_starts
+from crossearth.data.catalog.domains import Tiling, window_starts
 from crossearth.data.catalog.labels import IGNORE, parse_labels
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.masks import RasterLabels
 from crossearth.data.raster.reader import Raster, gdal
 from crossearth.data.raster.reading import Reading
-from crossearth.data.tiles.scenes import Cutting, Window, cut_scene, dhash, read_window, windows
+from crossearth.data.tiles.scenes import SceneTiling, Window, dhash, read_window, tile_scene, windows
 
 CLASSES = ("ground", "road", "roof")
 SPEC = parse_labels({0: "ground", 1: "road", 2: "roof", 9: "ignore"}, CLASSES, "test")
 PLACE = from_origin(300_000, 5_000_000, 0.05, 0.05)
 
 
-def cutting(px: int = 64, rule: Any = "cut", **changes: Any) -> Cutting:
+def tiling(px: int = 64, rule: Any = "cut", **changes: Any) -> SceneTiling:
     how = {"bands": (1, 2, 3), "dtype": "uint8", "fit_px": px if rule == "fit" else None}
     names = {field.name for field in fields(Reading)}
     how |= {name: value for name, value in changes.items() if name in names}
     other = {name: value for name, value in changes.items() if name not in names}
-    return Cutting(**{"num_classes": 3, **other}, px=px, rule=rule, reading=Reading(**how))
+    return SceneTiling(Tiling(px, rule), Reading(**how), **{"num_classes": 3, **other})
 
 
 def save(path: Path, array: NDArray[Any], **options: Any) -> Path:
@@ -45,11 +45,11 @@ def save(path: Path, array: NDArray[Any], **options: Any) -> Path:
 
 
 def cut(
-    folder: Path, image: Path, label: Path, how: Cutting, spec: Any = SPEC, unknown: Any = "error"
+    folder: Path, image: Path, label: Path, how: SceneTiling, spec: Any = SPEC, unknown: Any = "error"
 ) -> list[dict[str, Any]]:
     with rasterio.open(image) as one, rasterio.open(label) as two:
         labels = RasterLabels(Raster(two, str(label)), spec, unknown)
-        return cut_scene(Raster(one, str(image)), folder / "i.tif", how, labels, folder / "l.tif")
+        return tile_scene(Raster(one, str(image)), folder / "i.tif", how, labels, folder / "l.tif")
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_tiles_are_windows_of_the_source(tmp_path: Path, scene: Any) -> None:
     image, label = scene
     georeference = {"crs": "EPSG:32633", "transform": PLACE}
     rows = cut(
-        tmp_path, save(tmp_path / "a.tif", image, **georeference), save(tmp_path / "b.tif", label), cutting()
+        tmp_path, save(tmp_path / "a.tif", image, **georeference), save(tmp_path / "b.tif", label), tiling()
     )
     assert len(rows) == 3 * 4
     ids = np.where(label == 9, IGNORE, label)
@@ -102,7 +102,7 @@ def test_tiles_are_windows_of_the_source(tmp_path: Path, scene: Any) -> None:
 def test_the_stored_scene_keeps_its_place(tmp_path: Path, scene: Any) -> None:
     image, label = scene
     source = save(tmp_path / "a.tif", image, crs="EPSG:32633", transform=PLACE)
-    cut(tmp_path, source, save(tmp_path / "b.tif", label), cutting())
+    cut(tmp_path, source, save(tmp_path / "b.tif", label), tiling())
     with rasterio.open(tmp_path / "i.tif") as stored, rasterio.open(tmp_path / "l.tif") as stored_label:
         assert stored.crs == stored_label.crs == "EPSG:32633"
         assert stored.transform == stored_label.transform == PLACE
@@ -115,7 +115,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, scene: Any) -> None:
     written = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        cut(tmp_path / name, source, source_label, cutting())
+        cut(tmp_path / name, source, source_label, tiling())
         written.append([(tmp_path / name / file).read_bytes() for file in ("i.tif", "l.tif")])
     assert written[0] == written[1]
 
@@ -123,7 +123,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, scene: Any) -> None:
 def test_whole_keeps_a_scene_of_any_size(tmp_path: Path, scene: Any) -> None:
     image, label = scene
     rows = cut(
-        tmp_path, save(tmp_path / "a.tif", image), save(tmp_path / "b.tif", label), cutting(rule="whole")
+        tmp_path, save(tmp_path / "a.tif", image), save(tmp_path / "b.tif", label), tiling(rule="whole")
     )
     assert [Window(*(row[name] for name in Window._fields)) for row in rows] == [Window(0, 0, 210, 150)]
 
@@ -131,7 +131,7 @@ def test_whole_keeps_a_scene_of_any_size(tmp_path: Path, scene: Any) -> None:
 def test_fit_scales_the_longer_side_and_never_mixes_labels(tmp_path: Path, scene: Any) -> None:
     image, label = scene
     source = save(tmp_path / "a.tif", image, crs="EPSG:32633", transform=PLACE)
-    (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", label), cutting(px=70, rule="fit"))
+    (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", label), tiling(px=70, rule="fit"))
     assert (row["width"], row["height"]) == (70, 50)
     assert row["transform"][:2] == pytest.approx([0.15, 0])
     ids = read_window(tmp_path / "l.tif", Window(0, 0, 70, 50))[0]
@@ -140,14 +140,14 @@ def test_fit_scales_the_longer_side_and_never_mixes_labels(tmp_path: Path, scene
 
 def test_a_scene_smaller_than_a_tile_is_one_tile(tmp_path: Path, scene: Any) -> None:
     image, label = scene
-    rows = cut(tmp_path, save(tmp_path / "a.tif", image), save(tmp_path / "b.tif", label), cutting(px=180))
+    rows = cut(tmp_path, save(tmp_path / "a.tif", image), save(tmp_path / "b.tif", label), tiling(px=180))
     assert [(row["width"], row["height"], row["col_off"]) for row in rows] == [(180, 150, 0), (180, 150, 30)]
 
 
 def test_bands_are_chosen_and_values_scaled(tmp_path: Path, scene: Any) -> None:
     _, label = scene
     raw = np.random.default_rng(1).integers(0, 12_000, (4, 150, 210), np.uint16)
-    how = cutting(bands=(3, 2, 1), dtype="uint16", value_range=(1000, 11_000))
+    how = tiling(bands=(3, 2, 1), dtype="uint16", value_range=(1000, 11_000))
     cut(tmp_path, save(tmp_path / "a.tif", raw), save(tmp_path / "b.tif", label), how)
     stored = read_window(tmp_path / "i.tif", Window(0, 0, 210, 150))
     wanted = np.clip((raw[[2, 1, 0]].astype(float) - 1000) * 255 / 10_000, 0, 255)
@@ -161,7 +161,7 @@ def test_nodata_is_counted_and_ignored(tmp_path: Path, scene: Any) -> None:
         tmp_path,
         save(tmp_path / "a.tif", image),
         save(tmp_path / "b.tif", label),
-        cutting(rule="whole", nodata=7),
+        tiling(rule="whole", nodata=7),
     )
     assert rows[0]["nodata_share"] == 0.5
     assert (read_window(tmp_path / "l.tif", Window(0, 0, 210, 75)) == IGNORE).all()
@@ -173,7 +173,7 @@ def test_transparent_and_black_pixels_count_as_nodata(tmp_path: Path, scene: Any
     alpha[:, :75] = 0
     image[:, 75:90] = 0
     source = save(tmp_path / "a.tif", np.concatenate([image, alpha]), photometric="RGB", alpha="yes")
-    (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", label), cutting(rule="whole"))
+    (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", label), tiling(rule="whole"))
     assert row["nodata_share"] == pytest.approx(0.6)
     # black is a colour to the labels, transparency is not
     ids = np.where(label == 9, IGNORE, label)
@@ -191,7 +191,7 @@ def test_what_the_file_masks_in_the_three_bands_is_not_scored(
     raw[0, 75:90] = -9999
     source = save(tmp_path / "a.tif", raw, nodata=-9999)
     label = save(tmp_path / "b.tif", np.ones((150, 210), np.uint8))
-    how = cutting(px, rule, dtype="int16", value_range=(0, 255))
+    how = tiling(px, rule, dtype="int16", value_range=(0, 255))
     rows = cut(tmp_path, source, label, how)
     with rasterio.open(tmp_path / "l.tif") as stored:
         ids = stored.read(1)
@@ -208,7 +208,7 @@ def test_a_mask_beside_the_bands_is_not_scored(tmp_path: Path, scene: Any) -> No
     source = save(tmp_path / "a.tif", image)
     with rasterio.open(source, "r+") as file:
         file.write_mask(np.arange(150)[:, None] >= np.full(210, 75))
-    (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", np.ones_like(label)), cutting(rule="whole"))
+    (row,) = cut(tmp_path, source, save(tmp_path / "b.tif", np.ones_like(label)), tiling(rule="whole"))
     assert row["ignored_pixels"] == 75 * 210
 
 
@@ -216,7 +216,7 @@ def test_not_a_number_is_nodata(tmp_path: Path, scene: Any) -> None:
     image, label = scene
     values = image.astype(np.float32)
     values[:, :15] = np.nan
-    how = cutting(rule="whole", dtype="float32", value_range=(0, 255))
+    how = tiling(rule="whole", dtype="float32", value_range=(0, 255))
     (row,) = cut(tmp_path, save(tmp_path / "a.tif", values), save(tmp_path / "b.tif", label), how)
     assert row["nodata_share"] == pytest.approx(0.1)
     np.testing.assert_array_equal(read_window(tmp_path / "i.tif", Window(0, 15, 210, 135)), image[:, 15:])
@@ -228,7 +228,7 @@ def test_what_is_no_number_is_not_scored(nodata: float | None, tmp_path: Path, s
     raw = image.astype(np.float32)
     raw[:, :7] = np.nan
     image_path, label_path = save(tmp_path / "x.tif", raw), save(tmp_path / "y.tif", np.ones_like(label))
-    how = cutting(rule="whole", dtype="float32", nodata=nodata, value_range=(0.0, 255.0))
+    how = tiling(rule="whole", dtype="float32", nodata=nodata, value_range=(0.0, 255.0))
     (row,) = cut(tmp_path, image_path, label_path, how)
     assert row["ignored_pixels"] == 7 * label.shape[1]
 
@@ -242,8 +242,8 @@ def test_palettes_are_indexes_or_colours_as_the_map_wants(tmp_path: Path, scene:
         file.write(label, 1)
         file.write_colormap(1, {0: (0, 0, 0), 1: (255, 0, 0), 2: (0, 0, 255), 9: (1, 1, 1)})
     colours = {"#000000": "ground", "#ff0000": "road", "#0000ff": "roof", "#010101": "ignore"}
-    by_index = cut(tmp_path, source, tmp_path / "b.png", cutting())
-    by_colour = cut(tmp_path, source, tmp_path / "b.png", cutting(), parse_labels(colours, CLASSES, "test"))
+    by_index = cut(tmp_path, source, tmp_path / "b.png", tiling())
+    by_colour = cut(tmp_path, source, tmp_path / "b.png", tiling(), parse_labels(colours, CLASSES, "test"))
     assert [row["sha256_label"] for row in by_index] == [row["sha256_label"] for row in by_colour]
 
 
@@ -252,8 +252,8 @@ def test_unknown_labels_are_counted_over_the_scene(tmp_path: Path, scene: Any) -
     label[10:140, 3] = 77
     source, source_label = save(tmp_path / "a.tif", image), save(tmp_path / "b.tif", label)
     with pytest.raises(InputError, match=r"b\.tif: 130 of 31500 label pixels .* 77 \(130 px\)"):
-        cut(tmp_path, source, source_label, cutting())
-    rows = cut(tmp_path, source, source_label, cutting(rule="whole"), unknown="ignore")
+        cut(tmp_path, source, source_label, tiling())
+    rows = cut(tmp_path, source, source_label, tiling(rule="whole"), unknown="ignore")
     assert rows[0]["ignored_pixels"] == int(np.isin(label, (9, 77)).sum())
 
 
@@ -266,7 +266,7 @@ def test_a_fitted_label_has_its_masks_classes_whatever_its_overviews_show(tmp_pa
     with rasterio.open(path, OVERVIEW_LEVEL=0) as file:
         assert 1 in file.read(), "an overview that mixes classes"
     source = save(tmp_path / "a.tif", np.ones((3, 400, 400), np.uint8))
-    (row,) = cut(tmp_path, source, path, cutting(100, "fit"))
+    (row,) = cut(tmp_path, source, path, tiling(100, "fit"))
     assert row["class_pixels"][1] == 0 and row["class_pixels"][2] > 0
 
 
@@ -275,7 +275,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, scene: Any) -> None:
     source = save(tmp_path / "a.tif", image)
     source.write_bytes(source.read_bytes()[:60_000])
     with pytest.raises(InputError, match=r"a\.tif: cannot read its pixels"):
-        cut(tmp_path, source, save(tmp_path / "b.tif", label), cutting())
+        cut(tmp_path, source, save(tmp_path / "b.tif", label), tiling())
 
 
 def test_a_stored_scene_is_a_geotiff_and_nothing_that_points_elsewhere(tmp_path: Path, scene: Any) -> None:
