@@ -2,21 +2,20 @@
 
 import io
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 
 from crossearth.components.ingest.preview import EXPERIMENT
-from crossearth.components.runtime.pages import render
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import DOMAINS, VALIDATION
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.validate.expectations import Check, validate_manifests
+from crossearth.components.validate.first_page import DOCS, INDEX, first_page
 from crossearth.components.validate.validation import (
     PAIRS_SHOWN,
     ValidateConfig,
@@ -38,7 +37,7 @@ from crossearth.data.tiles.manifest import Manifest, read_domain
 
 log = logging.getLogger(__name__)
 
-DOCS, SUMMARY, INDEX = "docs", "summary.json", "index.html"
+SUMMARY = "summary.json"
 PLACES_SHOWN = 5
 
 
@@ -178,13 +177,7 @@ def _write_summary(
         "failed": sum(not check.passed for check in checks),
     }
     write_checksummed(path, {"counts": counts, "domains": summary})
-    write_text(path.parent / DOCS / INDEX, _index(counts, summary))
-
-
-def _index(counts: Mapping[str, int], domains: Mapping[str, Any]) -> str:
-    """The first page of the Data Docs, for theirs is blank without a network."""
-    pages = {name: quote(found["docs"].removeprefix(f"{DOCS}/")) for name, found in domains.items()}
-    return render("validate", INDEX, {"counts": counts, "domains": domains, "pages": pages})
+    write_text(path.parent / DOCS / INDEX, first_page(counts, summary))
 
 
 def _page(folder: Path, domain: str) -> str:
