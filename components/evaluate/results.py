@@ -125,10 +125,9 @@ class RecipeResult:
 
     def summary(self) -> dict[str, float]:
         """Primary IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
-        of_kind: dict[bool, list[float | None]] = {True: [], False: []}
-        for each in self.settings:
-            of_kind[each.setting.unseen].append(nan_to_none(self.scores(each).primary_metric))
-        return summary_metrics(of_kind[True], of_kind[False])
+        return summary_metrics(
+            [(each.setting, nan_to_none(self.scores(each).primary_metric)) for each in self.settings]
+        )
 
     def tile_table(self, result: SettingResult) -> pa.Table:
         """Rows of `TILE_SCHEMA` of one of this recipe's settings.
@@ -163,15 +162,15 @@ def tile_file(target: str) -> str:
     return f"tiles/{target}.parquet"
 
 
-def summary_metrics(unseen: list[float | None], seen: list[float | None]) -> dict[str, float]:
-    """`SUMMARY_METRICS` of many primary scores; what an undefined score leaves undefined is left out."""
+def summary_metrics(scores: Sequence[tuple[Setting, float | None]]) -> dict[str, float]:
+    """`SUMMARY_METRICS` of settings' primary scores; what an undefined score leaves undefined is left out."""
     mean, worst, in_domain = SUMMARY_METRICS
-    values: dict[str, float] = {}
-    if unseen and (known := [score for score in unseen if score is not None]) == unseen:
-        values |= {mean: float(np.mean(known)), worst: min(known)}
-    if seen and (known := [score for score in seen if score is not None]) == seen:
-        values[in_domain] = float(np.mean(known))
-    return values
+    of_kind: dict[bool, list[float]] = {True: [], False: []}
+    for setting, value in scores:
+        of_kind[setting.unseen].append(np.nan if value is None else value)
+    wanted: Any = ((mean, np.mean, True), (worst, np.min, True), (in_domain, np.mean, False))
+    values = {name: float(sums(of_kind[unseen])) for name, sums, unseen in wanted if of_kind[unseen]}
+    return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
 def metric_name(*parts: str) -> str:
@@ -279,12 +278,6 @@ def find_results(folders: Sequence[Path]) -> list[RecipeResult]:
     """
     found = []
     for folder in folders:
-        places = (
-            [folder]
-            if (folder / DETAILS).is_file()
-            else sorted(path.parent for path in folder.glob(f"*/{DETAILS}"))
-        )
-        if not places:
-            raise InputError("no results here", where=folder, next_step="crossearth evaluate RECIPE")
-        found += [read_results(place) for place in places]
+        below = [] if (folder / DETAILS).is_file() else sorted(folder.glob(f"*/{DETAILS}"))
+        found += [read_results(path.parent) for path in below] or [read_results(folder)]
     return found

@@ -71,22 +71,21 @@ def compare(a: Sequence[Path], b: Sequence[Path], catalog: Catalog) -> Compariso
         InputError: no results; no setting in common; a setting scored on different tiles; a side that has a
             setting under two selection rules.
     """
-    sides = [_by_setting(folders, catalog) for folders in (a, b)]
-    shared = [setting for setting in sides[0] if setting in sides[1]]
+    ours, theirs = (_by_setting(folders, catalog) for folders in (a, b))
+    shared = [setting for setting in ours if setting in theirs]
     if not shared:
         raise InputError(
             "the two sides have no setting in common",
-            expected=f"results for one of {', '.join(sides[0])}",
+            expected=f"results for one of {', '.join(ours)}",
             next_step="evaluate both on the same targets",
         )
-    pairs = [_difference(sides[0][name], sides[1][name]) for name in shared]
-    differences = [difference for difference, _ in pairs]
-    draws = np.mean([drawn for _, drawn in pairs], axis=0)
+    differences, draws = zip(*(_difference(ours[name], theirs[name]) for name in shared), strict=True)
+    metric = shared_metric(ours[name] for name in shared)
     return Comparison(
-        differences=tuple(differences),
-        mean=_mean(shared_metric(sides[0][name] for name in shared), differences, draws),
-        only_a=tuple(setting for setting in sides[0] if setting not in sides[1]),
-        only_b=tuple(setting for setting in sides[1] if setting not in sides[0]),
+        differences=differences,
+        mean=_mean(metric, differences, np.mean(draws, axis=0)),
+        only_a=tuple(setting for setting in ours if setting not in theirs),
+        only_b=tuple(setting for setting in theirs if setting not in ours),
     )
 
 

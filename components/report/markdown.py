@@ -1,10 +1,11 @@
 """The report's table as Markdown and LaTeX, and how its numbers are written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
 from crossearth.components.report.summary import Line, Summary
+from crossearth.data.common.files import markdown_table
 
 SELECTIONS = {
     "last": "the last iterate, as the authors do",
@@ -57,24 +58,20 @@ def markdown(summary: Summary) -> str:
             "**Synthetic data: drawn by code to exercise the pipeline. These numbers are not comparable with"
             " published scores.**"
         )
-    parts.append(_github(_settings(summary)))
-    means = {
-        "group": [mean.name for mean in summary.means],
-        "selection": [mean.selection for mean in summary.means],
-        "settings": [str(mean.settings) for mean in summary.means],
-        "metric": [mean.metric for mean in summary.means],
-        "mean": [per_cent(mean.score) for mean in summary.means],
-    }
-    parts += ["## Means", _github(means)]
+    settings = _settings(summary)
+    parts.append(markdown_table(list(settings), zip(*settings.values(), strict=True)))
+    means = [
+        [mean.name, mean.selection, mean.settings, mean.metric, per_cent(mean.score)]
+        for mean in summary.means
+    ]
+    parts += ["## Means", markdown_table(["group", "selection", "settings", "metric", "mean"], means)]
     if summary.drops:
-        drops = {
-            "source": [drop.source for drop in summary.drops],
-            "in-domain": [per_cent(drop.in_domain) for drop in summary.drops],
-            "unseen mean": [per_cent(drop.unseen) for drop in summary.drops],
-            "drop in points": [per_cent(drop.points) for drop in summary.drops],
-            "targets": [str(drop.targets) for drop in summary.drops],
-        }
-        parts += ["## From the seen domain to unseen ones", _github(drops)]
+        drops = [
+            [drop.source, *map(per_cent, (drop.in_domain, drop.unseen, drop.points)), drop.targets]
+            for drop in summary.drops
+        ]
+        columns = ["source", "in-domain", "unseen mean", "drop in points", "targets"]
+        parts += ["## From the seen domain to unseen ones", markdown_table(columns, drops)]
     if summary.missing:
         parts += ["## Not scored", ", ".join(setting.abbr for setting in summary.missing)]
     return "\n\n".join(parts) + "\n"
@@ -114,8 +111,3 @@ def _settings(summary: Summary) -> dict[str, Sequence[str]]:
 
 def _interval(line: Line) -> str:
     return "" if line.low is None else f"[{per_cent(line.low)}, {per_cent(line.high)}]"
-
-
-def _github(columns: Mapping[str, Sequence[str]]) -> str:
-    escaped = {name: [cell.replace("|", "\\|") for cell in cells] for name, cells in columns.items()}
-    return tabulate(escaped, "keys", tablefmt="github", disable_numparse=True)

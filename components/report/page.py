@@ -127,11 +127,8 @@ def _matrices(summary: Summary) -> list[dict[str, Any]]:
     """Sources as rows, targets as columns: a table per class set and selection rule, where it has several."""
     found = []
     for class_set, selection in distinct((line.recipe.class_set, line.selection) for line in summary.lines):
-        lines = [
-            line
-            for line in summary.lines
-            if (line.recipe.class_set, line.selection) == (class_set, selection)
-        ]
+        kind = (class_set, selection)
+        lines = [line for line in summary.lines if (line.recipe.class_set, line.selection) == kind]
         sources = distinct(line.setting.source for line in lines)
         targets = distinct([*sources, *(line.setting.target for line in lines)])
         cells = {(line.setting.source, line.setting.target): line.score for line in lines}
@@ -151,13 +148,12 @@ def _matrices(summary: Summary) -> list[dict[str, Any]]:
 
 def _published(summary: Summary, catalog: Catalog) -> dict[str, Any]:
     """Published scores of the settings in the report: a row per setting, a column per method."""
-    known = [(line, catalog.scores.get(line.setting.abbr, ())) for line in summary.lines]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"line": line, "scores": {score.method: score for score in scores}}
-        for line, scores in known
-        if scores
+        for line in summary.lines
+        if (scores := catalog.scores.get(line.setting.abbr))
     ]
-    return {"methods": distinct(score.method for _, scores in known for score in scores), "rows": rows}
+    return {"methods": distinct(method for row in rows for method in row["scores"]), "rows": rows}
 
 
 def _training(result: RecipeResult) -> dict[str, Any]:
@@ -186,7 +182,6 @@ def picture(path: Path, next_step: str, most_bytes: int) -> dict[str, Any]:
         InputError: whatever `read_picture` refuses.
     """
     pixels = read_picture(path, next_step)
-    content = b""
     while True:
         for quality in QUALITIES:
             buffer = BytesIO()

@@ -181,10 +181,7 @@ def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
 
 def _means(summary: Summary) -> dict[str, float]:
     """The few numbers that sum the table up, for `dvc metrics`, which puts all of them into one row."""
-    of_kind: dict[bool, list[float | None]] = {True: [], False: []}
-    for line in summary.lines:
-        of_kind[line.setting.unseen].append(line.score)
-    return summary_metrics(of_kind[True], of_kind[False])
+    return summary_metrics([(line.setting, line.score) for line in summary.lines])
 
 
 def _metrics(summary: Summary) -> dict[str, float]:
