@@ -80,23 +80,16 @@ def run(params: Params, catalog: Catalog, recipe: str, grid: Path, jobs: int = 1
     known_entry({name: name for name in params.dvc.recipes}, recipe, "recipe", "params: dvc.recipes")
     _expect_backbones(trials, grid)
     make_data()
-    names = [_name(trial, recipe) for trial in trials]
+    named = {_name(trial, recipe): trial for trial in trials}
     there = states()
-    forget_failed([name for name in names if there.get(name) == "Failed"])
-    missing = [
-        (name, trial)
-        for name, trial in zip(names, trials, strict=True)
-        if there.get(name, "Failed") == "Failed"
-    ]
-    for name, trial in missing:
+    forget_failed([name for name in named if there.get(name) == "Failed"])
+    missing = {name: trial for name, trial in named.items() if there.get(name, "Failed") == "Failed"}
+    for name, trial in missing.items():
         queue(name, recipe, params.preset, trial.values)
-    if missing or any(there.get(name) in GOES_ON for name in names):
+    if missing or any(there.get(name) in GOES_ON for name in named):
         run_queue(jobs)
         there = states()
-    scored = [
-        _scored(trial, name, recipe, there.get(name, "Gone"))
-        for trial, name in zip(trials, names, strict=True)
-    ]
+    scored = [_scored(trial, name, recipe, there.get(name, "Gone")) for name, trial in named.items()]
     return Tuning(recipe, catalog.recipe(recipe).source, tuple(scored))
 
 

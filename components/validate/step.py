@@ -152,12 +152,8 @@ def _write_summary(
         shared = near_duplicates(splits[0], splits[1], config.near_duplicate_bits) if len(splits) == 2 else []
         ground = shared_ground(splits[0], splits[1]) if len(splits) == 2 else []
         if ground:
-            log.warning(
-                "%s: %d images lie on ground of the other split: %s",
-                name,
-                len(ground),
-                listed(ground[:PLACES_SHOWN]),
-            )
+            places = listed(ground[:PLACES_SHOWN])
+            log.warning("%s: %d images lie on ground of the other split: %s", name, len(ground), places)
         summary[name] = {
             "provenance": splits[0].provenance,
             "docs": _page(path.parent, name),
@@ -172,7 +168,7 @@ def _write_summary(
         }
     counts = {
         "domains": len(summary),
-        "tiles": sum(map(len, (manifest for splits in manifests.values() for manifest in splits))),
+        "tiles": sum(len(manifest) for splits in manifests.values() for manifest in splits),
         "checks": len(checks),
         "failed": sum(not check.passed for check in checks),
     }
@@ -187,14 +183,11 @@ def _page(folder: Path, domain: str) -> str:
 
 
 def _write_digests(catalog: Catalog, manifests: dict[str, list[Manifest]], folder: Path) -> None:
-    digest_of = {
-        (manifest.domain, manifest.split): manifest.digest
-        for splits in manifests.values()
-        for manifest in splits
-    }
-    for (domain, split), manifest_digest in digest_of.items():
-        if split == "train":
-            write_json(folder / "digests" / f"{domain}.json", {"train": manifest_digest})
+    every = [manifest for splits in manifests.values() for manifest in splits]
+    digest_of = {(each.domain, each.split): each.digest for each in every}
+    for each in every:
+        if each.split == "train":
+            write_json(folder / "digests" / f"{each.domain}.json", {"train": each.digest})
     for recipe in catalog.recipes().values():
         if found := digest_of.get((recipe.source, "train")):
             write_json(folder / "sources" / f"{recipe.name}.json", {"train": found})
