@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crossearth.components.ablate.grid import Cell, Job, shown
-from crossearth.components.evaluate.results import RecipeResult, read_results
+from crossearth.components.evaluate.results import RecipeResult, per_cent, read_results
 from crossearth.components.report.markdown import SELECTIONS
 from crossearth.data.common.files import markdown_table
 from crossearth.model.weights.checkpoint import read_meta
@@ -102,21 +102,15 @@ def _rows(outcome: Outcome) -> str:
     columns = [*names, *outcome.settings, "mean unseen", *held]
     lines = []
     for cell in outcome.cells:
-        cells = {each.setting: each for each in (*outcome.scores, *outcome.held_out) if each.cell == cell}
-        unseen = outcome.unseen_mean(cell)
-        lines.append(
-            [
-                *map(shown, cell.values.values()),
-                *(_written(cells.get(setting)) for setting in outcome.settings),
-                "" if unseen is None else f"{100 * unseen:.1f}",
-                *(_written(cells.get(setting)) for setting in held),
-            ]
-        )
+        scores = {each.setting: each for each in (*outcome.scores, *outcome.held_out) if each.cell == cell}
+        here, chosen_by = ([_written(scores.get(name)) for name in of] for of in (outcome.settings, held))
+        mean = per_cent(outcome.unseen_mean(cell))
+        lines.append([*map(shown, cell.values.values()), *here, mean, *chosen_by])
     return markdown_table(columns, lines)
 
 
 def _written(score: Score | None) -> str:
     if score is None:
         return ""
-    mean = f"{100 * score.mean:.1f}"
-    return f"{mean} ± {100 * statistics.stdev(score.values):.1f}" if len(score.values) > 1 else mean
+    several = len(score.values) > 1
+    return per_cent(score.mean) + (f" ± {per_cent(statistics.stdev(score.values))}" if several else "")

@@ -342,7 +342,7 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
     """List the models: classes, bands, metres per pixel, licence of the data, scores, size."""
     if context.invoked_subcommand:
         return
-    from crossearth.components.evaluate.results import SUMMARY_METRICS
+    from crossearth.components.evaluate.results import SUMMARY_METRICS, per_cent
     from crossearth.components.register.listing import Listed, local_models
     from crossearth.components.register.registry import Registry, registry_exists
     from crossearth.data.common.errors import InputError
@@ -363,9 +363,7 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
         about = listed.about
         if about is None:
             return [listed.name, listed.problem, *[""] * (len(columns) - 2)]
-        unseen, worst, home = (
-            "" if score is None else f"{100 * score:.1f}" for score in map(about.scores.get, SUMMARY_METRICS)
-        )
+        unseen, worst, home = (per_cent(about.scores.get(name)) for name in SUMMARY_METRICS)
         return [
             listed.name,
             ", ".join(about.classes),

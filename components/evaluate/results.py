@@ -178,9 +178,19 @@ def metric_name(*parts: str) -> str:
     return "/".join(map(mlflow_name, parts))
 
 
+def named(setting: Setting) -> dict[str, str]:
+    """What every table says of a setting first."""
+    return {"setting": setting.abbr, "source": setting.source, "target": setting.target, "gap": setting.gap}
+
+
 def nan_to_none(value: float) -> float | None:
     """NaN as None: JSON and CSV know blanks, not NaN."""
     return None if np.isnan(value) else float(value)
+
+
+def per_cent(value: float | None) -> str:
+    """A fraction as the paper prints it: per cent with one digit; a blank where it is undefined."""
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def weakest(provenances: Iterable[str]) -> str:
@@ -196,7 +206,7 @@ def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
     """
     rows = []
     for each in result.settings:
-        setting, scores = each.setting, result.scores(each)
+        scores = result.scores(each)
         known = each.published_iou or (None,) * len(result.classes)
         name = "mean" if result.primary_metric == "mean" else result.classes[1]
         primary_metric = (result.metric, name, scores.primary_metric, scores.pixels.sum(), each.published)
@@ -205,10 +215,7 @@ def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
         for metric, class_name, iou, pixels, published in (primary_metric, *per_class):
             rows.append(
                 {
-                    "setting": setting.abbr,
-                    "source": setting.source,
-                    "target": setting.target,
-                    "gap": setting.gap,
+                    **named(each.setting),
                     "recipe": result.recipe,
                     "recipe_hash": result.recipe_hash,
                     "seed": result.seed,
@@ -218,7 +225,7 @@ def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
                     "iou": nan_to_none(iou),
                     "pixels": int(pixels),
                     "published": published,
-                    "evidence": setting.evidence,
+                    "evidence": each.setting.evidence,
                     "provenance": each.provenance,
                 }
             )

@@ -101,12 +101,8 @@ def evaluate(
     Under torchrun, every process takes its share of each target's tiles and the first one writes.
 
     Args:
-        recipe: whose settings are scored.
-        catalog: has its class set and its targets.
-        domains_dir: ingested domains.
         model_dir: a trained or converted model.
         out_dir: the results' folder; results of the same inputs that stand there are kept.
-        config: defaults if None.
 
     Returns:
         `out_dir`, with `details.json`, `scores.csv`, `tiles/`, `panels/` and maybe `predictions/`.

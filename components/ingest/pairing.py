@@ -77,21 +77,21 @@ def apart(
     image_at = {_place(image): image for image in images}
     mask_at = {_place(mask): mask for mask in masks}
     shared = image_at.keys() & mask_at.keys()
-    if shared and len(shared) == len(mask_at) < len(image_at):
+    if not shared:
+        return list(images), list(masks)
+    if len(shared) == len(mask_at) < len(image_at):
         return [image for path, image in image_at.items() if path not in shared], list(masks)
-    if shared and len(shared) == len(image_at) < len(mask_at):
+    if len(shared) == len(image_at) < len(mask_at):
         return list(images), [mask for path, mask in mask_at.items() if path not in shared]
-    if shared:
-        likely = suggested([image.path for image in images], [mask.path for mask in masks])
-        raise InputError(
-            f"{domain.name}: {len(shared)} files are both images and masks: "
-            + some(sorted(image_at[path].path for path in shared))
-            + (told(others) if len(images) == len(masks) else ""),
-            where=own.images,
-            expected="`images` and `masks` that match different files, or `pairs`",
-            next_step=f'say which are which, e.g. pairs: "{likely or "{}_sat.jpg -> {}_mask.png"}"',
-        )
-    return list(images), list(masks)
+    likely = suggested([image.path for image in images], [mask.path for mask in masks])
+    raise InputError(
+        f"{domain.name}: {len(shared)} files are both images and masks: "
+        + some(sorted(image_at[path].path for path in shared))
+        + (told(others) if len(images) == len(masks) else ""),
+        where=own.images,
+        expected="`images` and `masks` that match different files, or `pairs`",
+        next_step=f'say which are which, e.g. pairs: "{likely or "{}_sat.jpg -> {}_mask.png"}"',
+    )
 
 
 def _place(member: Member) -> str:

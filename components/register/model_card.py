@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from crossearth.components.evaluate.results import RecipeResult, nan_to_none
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none, per_cent
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.common.files import markdown_table
 from crossearth.model.weights.checkpoint import trained_gsd_m, trained_reading
@@ -12,12 +12,10 @@ from crossearth.model.weights.checkpoint import trained_gsd_m, trained_reading
 def model_card(
     name: str, meta: Mapping[str, Any], catalog: Catalog, source: Domain | None, result: RecipeResult | None
 ) -> str:
-    """The card as Markdown.
+    """The card of a model as Markdown.
 
     Args:
-        name: of the model.
         meta: its description (`checkpoint.read_meta`).
-        catalog: has the data sets' titles and licences.
         source: the domain that it was trained on; None = it is not known here.
         result: how it scored; None = it was not scored.
     """
@@ -67,9 +65,8 @@ def model_card(
 def _scores(result: RecipeResult) -> str:
     rows = []
     for each in result.settings:
-        score, setting = nan_to_none(result.scores(each).primary_metric), each.setting
-        told = "" if score is None else f"{100 * score:.1f}"
-        rows.append([setting.abbr, setting.target, setting.gap, told, each.manifest_digest[:12]])
+        score, setting = per_cent(nan_to_none(result.scores(each).primary_metric)), each.setting
+        rows.append([setting.abbr, setting.target, setting.gap, score, each.manifest_digest[:12]])
     columns = ["setting", "target", "gap", f"{result.metric} %", "manifest"]
     return (
         f"Selection rule: {result.selection}. Seed: {'none' if result.seed is None else result.seed}."

@@ -92,9 +92,7 @@ def register(
     Args:
         recipes: whose models; each needs `models_dir/<recipe>` and `scores_dir/<recipe>`.
         models_dir, scores_dir: folders with a folder per recipe.
-        catalog: for the model cards.
         out_dir: gets `<recipe>.json`, the outcome, and `<recipe>.md`, the model card.
-        config: defaults if None.
         model_dir: a model that stands elsewhere, e.g. a converted one, for all `recipes`.
         suffix: of these folders' names, where the models are those of another seed.
 

@@ -121,20 +121,8 @@ def _difference(a: Line, b: Line) -> tuple[Difference, Shares]:
     rng = np.random.default_rng(int(digests.pop()[:16], 16))
     values = bootstrap(tiles, a.recipe.primary_metric, REPLICATES, rng)
     draws = values[len(a.runs) :].mean(0) - values[: len(a.runs)].mean(0)
-    low, high = interval(draws)
     change = b.score - a.score if a.score is not None and b.score is not None else None
-    difference = Difference(
-        setting=a.setting,
-        metric=a.metric,
-        a=a.score,
-        b=b.score,
-        difference=change,
-        low=nan_to_none(low),
-        high=nan_to_none(high),
-        p_value=None if change is None else paired_p_value(draws),
-        tiles=len(tiles[0]),
-    )
-    return difference, draws
+    return _tested(a.setting, a.metric, a.score, b.score, change, draws, len(tiles[0])), draws
 
 
 def _mean(metric: str, differences: Sequence[Difference], draws: Shares) -> Difference:
@@ -142,16 +130,21 @@ def _mean(metric: str, differences: Sequence[Difference], draws: Shares) -> Diff
         values = [getattr(each, name) for each in differences]
         return None if None in values else float(np.mean(values))
 
-    low, high = interval(draws)
-    known = mean("difference") is not None
-    return Difference(
-        setting=None,
-        metric=metric,
-        a=mean("a"),
-        b=mean("b"),
-        difference=mean("difference"),
-        low=nan_to_none(low) if known else None,
-        high=nan_to_none(high) if known else None,
-        p_value=paired_p_value(draws) if known else None,
-        tiles=sum(each.tiles for each in differences),
-    )
+    tiles = sum(each.tiles for each in differences)
+    return _tested(None, metric, mean("a"), mean("b"), mean("difference"), draws, tiles)
+
+
+def _tested(
+    setting: Setting | None,
+    metric: str,
+    a: float | None,
+    b: float | None,
+    change: float | None,
+    draws: Shares,
+    tiles: int,
+) -> Difference:
+    """A difference with its interval and p-value, of what it is in each draw."""
+    if change is None:
+        return Difference(setting, metric, a, b, None, None, None, None, tiles)
+    low, high = map(nan_to_none, interval(draws))
+    return Difference(setting, metric, a, b, change, low, high, paired_p_value(draws), tiles)

@@ -1,10 +1,9 @@
 """The report's table as Markdown and LaTeX, and how its numbers are written."""
 
-from collections.abc import Sequence
-
 from tabulate import tabulate
 
-from crossearth.components.report.summary import Line, Summary
+from crossearth.components.evaluate.results import per_cent
+from crossearth.components.report.summary import Line, Summary, setting_columns
 from crossearth.data.common.files import markdown_table
 
 SELECTIONS = {
@@ -12,11 +11,6 @@ SELECTIONS = {
     "best-source": "the best iterate on held-out scenes of the source",
     "released": "as released by the authors",
 }
-
-
-def per_cent(value: float | None) -> str:
-    """A fraction as the paper prints it: per cent with one digit; a blank where it is undefined."""
-    return "" if value is None else f"{100 * value:.1f}"
 
 
 def title(summary: Summary) -> str:
@@ -85,17 +79,12 @@ def latex(summary: Summary) -> str:
     return f"{tabulate(columns, 'keys', 'latex_booktabs', colalign=align, disable_numparse=True)}\n"
 
 
-def _settings(summary: Summary) -> dict[str, Sequence[str]]:
+def _settings(summary: Summary) -> dict[str, list[str]]:
     """A column per fact, a cell per setting; facts that tell nothing are left out."""
     lines = summary.lines
-    columns: dict[str, Sequence[str]] = {
-        "setting": [line.setting.abbr for line in lines],
-        "source": [line.setting.source for line in lines],
-        "target": [line.setting.target for line in lines],
-        "gap": [line.setting.gap for line in lines],
-        summary.metric: [per_cent(line.score) for line in lines],
-        "interval": [_interval(line) for line in lines],
-    }
+    columns = setting_columns(summary)
+    columns[summary.metric] = [per_cent(line.score) for line in lines]
+    columns["interval"] = [_interval(line) for line in lines]
     if len({line.metric for line in lines}) > 1:
         columns["metric"] = [line.metric for line in lines]
     if len(summary.seeds) > 1:

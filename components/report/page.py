@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossearth.components.evaluate.results import RecipeResult, nan_to_none, read_picture
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none, per_cent, read_picture
 from crossearth.components.report.charts import figures, label
 from crossearth.components.report.compare import Comparison
-from crossearth.components.report.markdown import heading, interval_note, latex, per_cent, title
+from crossearth.components.report.markdown import heading, interval_note, latex, title
 from crossearth.components.report.show import signed
 from crossearth.components.report.summary import Line, Summary, distinct, facts
 from crossearth.components.runtime.pages import render

@@ -93,7 +93,6 @@ def report(
         scores: folders of results, or folders of such folders.
         catalog: gives the table's order, the class names and the published scores.
         out_dir: replaced as a whole.
-        config: defaults if None.
         validation_dir: what `validate` wrote; its verdicts are shown, its Data Docs linked.
         styles_dir: what `styles fit` wrote; its sheet is shown.
         coverage_dir: what `styles coverage` wrote; how far the styles cover the unseen domains is shown.
@@ -186,18 +185,12 @@ def _means(summary: Summary) -> dict[str, float]:
 
 def _metrics(summary: Summary) -> dict[str, float]:
     """The table's numbers by name, for MLflow."""
-    metrics = {
-        metric_name(line.recipe.metric_key, line.setting.abbr): line.score
-        for line in summary.lines
-        if line.score is not None
-    }
-    metrics |= {metric_name("gap", mean.name): mean.score for mean in summary.gaps if mean.score is not None}
-    metrics |= {
-        metric_name("deviation", line.setting.abbr): line.deviation
-        for line in summary.lines
-        if line.deviation is not None
-    }
-    return metrics | _means(summary)
+    found = [
+        *((metric_name(line.recipe.metric_key, line.setting.abbr), line.score) for line in summary.lines),
+        *((metric_name("gap", mean.name), mean.score) for mean in summary.gaps),
+        *((metric_name("deviation", line.setting.abbr), line.deviation) for line in summary.lines),
+    ]
+    return {name: value for name, value in found if value is not None} | _means(summary)
 
 
 def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> None:

@@ -1,7 +1,4 @@
-"""Results of many runs as one table: a line per setting, means per gap, the drop from seen to unseen domains.
-
-Legend: S seeds, R bootstrap replicates.
-"""
+"""Results of many runs as one table: a line per setting, means per gap, the drop on unseen domains."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from crossearth.components.evaluate.results import RecipeResult, SettingResult, nan_to_none, weakest
+from crossearth.components.evaluate.results import RecipeResult, SettingResult, named, nan_to_none, weakest
 from crossearth.data.catalog.domains import IN_DOMAIN, UNSEEN, Catalog, Setting
 from crossearth.data.common.errors import InputError
 from crossearth.model.scores import bootstrap, interval
@@ -200,12 +197,8 @@ def shared_metric(lines: Iterable[Line]) -> str:
 
 def facts(line: Line) -> dict[str, Any]:
     """A setting's scores as plain values, fractions 0..1."""
-    setting = line.setting
     return {
-        "setting": setting.abbr,
-        "source": setting.source,
-        "target": setting.target,
-        "gap": setting.gap,
+        **named(line.setting),
         "recipe": line.recipe.recipe,
         "class_set": line.recipe.class_set,
         "selection": line.selection,
@@ -217,8 +210,14 @@ def facts(line: Line) -> dict[str, Any]:
         "deviation": line.deviation,
         "tiles": line.runs[0][1].tiles,
         "provenance": line.provenance,
-        "evidence": setting.evidence,
+        "evidence": line.setting.evidence,
     }
+
+
+def setting_columns(summary: Summary) -> dict[str, list[str]]:
+    """A table's first columns, by heading: a cell per line."""
+    rows = [named(line.setting) for line in summary.lines]
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _line(runs: list[SeedResult], replicates: int) -> Line:

@@ -196,12 +196,8 @@ def _finish(
         log.warning("%d of %d images skipped, the first: %s: %s", len(skipped), len(members), *first.values())
     earth = EarthStyles.from_moments(moments, config.engine, where=images_dir)
     if earth.shrinkage:
-        log.warning(
-            "%d images do not determine %d dimensions: the covariance is shrunk by %.2f towards its diagonal",
-            earth.count,
-            engine.dim,
-            earth.shrinkage,
-        )
+        told = f"{earth.count} images do not determine {engine.dim} dimensions"
+        log.warning("%s: the covariance is shrunk by %.2f towards its diagonal", told, earth.shrinkage)
     with atomic_dir(out_dir) as folder:
         earth.save(folder / STYLES_FILE)
         unusable = {each["path"] for each in skipped}
@@ -227,13 +223,9 @@ def _finish(
 def _corpus_sheet(
     members: Sequence[Member], earth: EarthStyles, engine: StyleEngine, config: StylesConfig
 ) -> np.ndarray:
-    read = (
-        read_style_image(member, 256, True, config.value_range)
-        for member in members[:: max(1, len(members) // 16)]
-    )
+    some = members[:: max(1, len(members) // 16)]
+    read = (read_style_image(member, 256, True, config.value_range) for member in some)
     images = [item.image for item in read if item.image is not None][:SHEET_IMAGES]
-    sheets = [
-        styles_sheet(image, earth, engine, StyleConfig(engine=config.engine), key=("corpus", index))
-        for index, image in enumerate(images)
-    ]
+    style = StyleConfig(engine=config.engine)
+    sheets = [styles_sheet(each, earth, engine, style, ("corpus", i)) for i, each in enumerate(images)]
     return np.concatenate(sheets)

@@ -174,14 +174,9 @@ class _Job:
     def finish(self, rows: list[dict[str, Any]], origin: dict[str, Any]) -> None:
         """Writes what describes the whole dataset and moves it to its place."""
         source, split = self.source, self.config.split
+        own = [{name: row[name] for name in source.table.column_names} for row in rows]
         write_manifest(
-            self.work,
-            source.domain,
-            split,
-            source.classes,
-            source.provenance,
-            source.reading,
-            [{name: row[name] for name in source.table.column_names} for row in rows],
+            self.work, source.domain, split, source.classes, source.provenance, source.reading, own
         )
         made = {"seed": self.config.seed, "engine": self.earth.engine, "styles_digest": self.earth.digest}
         ordered = sorted(rows, key=lambda row: (row["source_tile"], row["counterpart"]))

@@ -92,7 +92,6 @@ class SyntheticScene:
 
     Attributes:
         image: uint8 (4, H, W): red, green, blue, near infrared.
-        land: what it shows.
     """
 
     image: U8
@@ -411,7 +410,6 @@ def synthesize_dataset(dataset: str, out_dir: Path, seed: int, counts: Counts = 
     Args:
         dataset: a name of `PACKERS`.
         out_dir: gets a folder of that name with the archives and PROVENANCE.json.
-        seed: 0 or more.
         counts: "mini", or "full" = as many files as the publisher ships of the splits that are used,
             all of them 32 times smaller.
 

@@ -128,12 +128,11 @@ class Training:
             for name in ("iteration", *KEPT):
                 setattr(self, name, state.about[name])
         self._compute_on()
-        self.processes.assert_equal(
-            {
-                "the iteration to resume from": str(self.iteration),
-                "the state to resume from": digest(state.about if state else {}),
-            }
-        )
+        resumed = {
+            "the iteration to resume from": str(self.iteration),
+            "the state to resume from": digest(state.about if state else {}),
+        }
+        self.processes.assert_equal(resumed)
 
     def _compute_on(self) -> None:
         """Notes how it is computed from here on, and says so where that changed."""
@@ -178,16 +177,11 @@ class Training:
     @contextlib.contextmanager
     def loading(self) -> Iterator[Iterator[list[Batch]]]:
         """Batches from the iteration on, each a list of micro-batches; readers are started here."""
-        config, processes = self.config, self.processes
-        share = config.batch_size // processes.size
-        positions = BatchSampler(
-            self.iteration,
-            config.iterations,
-            config.batch_size,
-            min(config.micro_batch or share, share),
-            processes.rank,
-            processes.size,
-        )
+        config, rank, size = self.config, self.processes.rank, self.processes.size
+        share = config.batch_size // size
+        micro_batch = min(config.micro_batch or share, share)
+        first, last = self.iteration, config.iterations
+        positions = BatchSampler(first, last, config.batch_size, micro_batch, rank, size)
         with reading(self.stream, positions, config.workers, lambda: bool(self.interrupts.received)) as micro:
             yield iter(lambda: list(itertools.islice(micro, positions.per_iteration)), [])
 

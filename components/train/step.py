@@ -112,11 +112,7 @@ def train(
     tracked where the server was away at its end.
 
     Args:
-        recipe: source domain and class set.
-        catalog: has them.
-        domains_dir: ingested domains.
         out_dir: the model's folder.
-        config: defaults if None.
         styles: Earth statistics, needed by ablations with style.
         style_weights_dir: folder of the style networks' weights, for engine "ghiasi".
 

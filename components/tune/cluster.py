@@ -40,9 +40,7 @@ def manifest(
 
     Args:
         kind: OptimizationJob or Experiment.
-        recipe: that is trained.
         trials: all combinations of one grid.
-        config: of each trial's TrainJob.
         workspace: folder of the pods with params.yaml, ingested tiles and styles.
         runtime_kind: of `config.runtime`.
         parallel: trials at a time.

@@ -125,18 +125,15 @@ def read_trials(grid: Path, recipe: str, params: Params, catalog: Catalog) -> li
 
 def view(tuning: Tuning) -> View:
     names = list(tuning.trials[0].trial.cell.values)
-    rows: list[dict[str, Any]] = [
-        {**each.trial.cell.values, METRIC: each.score, "experiment": each.name, "state": each.state}
-        for each in tuning.trials
-    ]
-    cells = [
-        [
-            *map(shown, each.trial.cell.values.values()),
-            "" if each.score is None else f"{100 * each.score:.2f}",
-            each.name if each.score is not None else f"{each.name} ({each.state.lower()})",
-        ]
-        for each in tuning.trials
-    ]
+    rows: list[dict[str, Any]] = []
+    cells = []
+    for each in tuning.trials:
+        values = each.trial.cell.values
+        rows.append({**values, METRIC: each.score, "experiment": each.name, "state": each.state})
+        score, state = "", f" ({each.state.lower()})"
+        if each.score is not None:
+            score, state = f"{100 * each.score:.2f}", ""
+        cells.append([*map(shown, values.values()), score, f"{each.name}{state}"])
     title = f"{tuning.recipe}: primary score on held-out tiles of {tuning.source}, per cent"
     columns = [*names, "held out", "experiment"]
     return View(TextTable(columns, cells, title=title, numbers=["held out"]), rows, rows)

@@ -60,8 +60,8 @@ def validate(
     Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, tiles that both splits
     share, each domain's page of the Data Docs), and of the domains that pass what later stages hang on:
     `digests/<domain>.json`, the digest of what is trained on, `sources/<recipe>.json`, the same of a recipe's
-    source, and `recipes/<recipe>.json`, the digests of
-    what a recipe is scored on. The summary is logged to MLflow.
+    source, and `recipes/<recipe>.json`, the digests of what a recipe is scored on. The summary is logged to
+    MLflow.
 
     Args:
         names: domains, which are added to what `out_dir` has: that is validated anew, for tiles, catalog or

@@ -188,11 +188,8 @@ def make_reference(
     for windows_B3HW in _windows(manifest, held_rows, px, HELD_WINDOWS):
         held.add(windows_B3HW.to(engine.device), engine, scores)
     if min(len(fit), len(held)) < FEWEST:
-        log.warning(
-            "%s has too few windows of %d px for `crossearth watch` to know what this model has seen",
-            manifest.domain,
-            px,
-        )
+        told = f"{manifest.domain} has too few windows of {px} px"
+        log.warning("%s for `crossearth watch` to know what this model has seen", told)
         return None
     moments = StyleMoments(engine.dim)
     moments.add(torch.from_numpy(fit.points), [])
