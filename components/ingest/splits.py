@@ -28,7 +28,7 @@ WORDS = {
 class UndecidedError(InputError):
     """No split that is clear by itself; `choice` is what the catalog file may say."""
 
-    choice: Any = None
+    choice: Any = "train"
 
 
 def word_of(name: str) -> str | None:
@@ -75,13 +75,11 @@ def split_images(
         return dict.fromkeys(images, "train" if own.by == "train" else "test")
     scenes = sorted({domain.scene_of(key) for key in counted}, key=natural)
     if len(scenes) < 2:
-        alone = UndecidedError(
+        raise UndecidedError(
             f"{domain.name}: one scene cannot be split into train and test",
             where=own.images,
             next_step="say `split: train` or `split: test`, or cut the image into several files",
         )
-        alone.choice = "train"
-        raise alone
     held = min(len(scenes) - 1, max(1, round(own.test * len(scenes))))
     tested = set(scenes[-held:])
     return {key: "test" if domain.scene_of(key) in tested else "train" for key in counted}

@@ -195,14 +195,11 @@ class Registry:
         """Of each model that crossearth registered the versions with an alias, and the latest."""
         found = []
         for model in self._registered():
-            aliases = [
-                (f"{model.name}@{alias}", self.aliased(model.name, alias)) for alias in sorted(model.aliases)
-            ]
-            latest = self.client.search_model_versions(
-                f"name = '{model.name}'", max_results=1, order_by=["version_number DESC"]
-            )
+            named, query = model.name, f"name = '{model.name}'"
+            aliases = [(f"{named}@{alias}", self.aliased(named, alias)) for alias in sorted(model.aliases)]
+            latest = self.client.search_model_versions(query, 1, order_by=["version_number DESC"])
             numbers = {made.version for _, made in aliases if made}
-            others = [(f"{made.name}/{made.version}", made) for made in latest if made.version not in numbers]
+            others = [(f"{named}/{made.version}", made) for made in latest if made.version not in numbers]
             for name, made in (*aliases, *others):
                 if made and ABOUT_TAG in made.tags:
                     uri = f"{MODELS}{name}"
@@ -287,15 +284,9 @@ class Registry:
             self.client.delete_registered_model_alias(name, alias)
         else:
             self.client.set_registered_model_alias(name, alias, new.version)
-        move = Move(
-            alias=alias,
-            old=str(old.version) if old else "",
-            new=str(new.version) if new else "",
-            who=user_name(),
-            when=datetime.now(UTC).isoformat(timespec="seconds"),
-            run=(new.run_id or "") if new else "",
-            why=why,
-        )
+        before, after = (str(made.version) if made else "" for made in (old, new))
+        run, when = (new and new.run_id) or "", datetime.now(UTC).isoformat(timespec="seconds")
+        move = Move(alias, before, after, user_name(), when, run, why)
         number = len(self.moves(name)) + 1
         self.client.set_registered_model_tag(name, f"{MOVE_TAG}{number:04d}", str(move))
 

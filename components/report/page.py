@@ -94,6 +94,9 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int, pic
     shown += [("best", panel) for panel in result.best[:pictures]]
     most_bytes = PICTURES_BYTES // (len(summary.lines) * max(1, len(shown)))
     of_seed = [each.scores(scored) for each, scored in line.runs]
+    primary_scores = [nan_to_none(each.primary_metric) for each in of_seed]
+    others = [[getattr(each, name) for each in of_seed] for name, _ in OTHER_SCORES.values()]
+    again = f"crossearth evaluate {recipe.recipe}"
     tiles = recipe.tile_table(result).select(["tile_id", "scene", "iou"]).to_pylist()
     ranked = sorted((tile for tile in tiles if tile["iou"] is not None), key=lambda tile: tile["iou"])
     return {
@@ -107,17 +110,11 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int, pic
         "colours": recipe.palette,
         "pixels": [int(pixels) for pixels in of_seed[0].pixels],
         "f1": [nan_to_none(value) for value in of_seed[0].f1],
-        "others": [
-            nan_to_none(float(np.mean([getattr(each, name) for each in of_seed])))
-            for name, _ in OTHER_SCORES.values()
-        ],
-        "of_seed": [
-            (seed, nan_to_none(each.primary_metric)) for seed, each in zip(line.seeds, of_seed, strict=True)
-        ],
+        "others": [nan_to_none(float(np.mean(values))) for values in others],
+        "of_seed": list(zip(line.seeds, primary_scores, strict=True)),
         "worst_tiles": ranked[:worst_tiles],
         "pictures": [
-            {"rank": rank, "panel": panel}
-            | picture(recipe.folder / panel.file, f"crossearth evaluate {recipe.recipe}", most_bytes)
+            {"rank": rank, "panel": panel} | picture(recipe.folder / panel.file, again, most_bytes)
             for rank, panel in shown
         ],
     }
