@@ -51,7 +51,7 @@ def catalog_text(
     key = flow(name)  # YAML takes some names for numbers
     ordered = sorted(classes, key=lambda each: each.id)
     names = list(dict.fromkeys(each.name for each in ordered if each.name != "ignore"))
-    text = []
+    text: list[str] = []
     if lines:
         text = [
             f"# What `crossearth init {folder}` found:",
