@@ -97,9 +97,8 @@ def _finite(olds: Scored | None, news: Scored) -> Check:
 
 
 def _same_tiles(setting: str, old: SettingResult, new: SettingResult) -> Check:
-    digests = old.manifest_digest, new.manifest_digest
-    shown = (digest[:12] for digest in digests)
-    return Check(f"{setting}: scored on the same tiles", *shown, digests[0] == digests[1])
+    ours, theirs = old.manifest_digest, new.manifest_digest
+    return Check(f"{setting}: scored on the same tiles", ours[:12], theirs[:12], ours == theirs)
 
 
 def _rule(olds: Scored, news: Scored, settings: tuple[str, ...], config: RegisterConfig) -> list[Check]:
