@@ -106,11 +106,7 @@ class Job:
 
 
 def read_grid(path: Path) -> GridConfig:
-    """Reads a grid's file.
-
-    Raises:
-        InputError: it is not one.
-    """
+    """Reads a grid's file; `InputError` where it is none."""
     return load_config(GridConfig, read_yaml(path), path)
 
 

@@ -1,11 +1,12 @@
 """The table of a grid: a row per combination, a column per setting, over the seeds that are there."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crossearth.components.ablate.grid import Cell, Job, shown
-from crossearth.components.evaluate.results import RecipeResult, nan_to_none, read_results
+from crossearth.components.evaluate.results import RecipeResult, per_cent, read_results
 from crossearth.components.report.markdown import SELECTIONS
 from crossearth.data.common.files import markdown_table
 from crossearth.model.weights.checkpoint import read_meta
@@ -56,33 +57,24 @@ class Outcome:
 
 def collect(jobs: Sequence[Job], finished: Sequence[Job]) -> Outcome:
     """Reads the results of the finished ones among all jobs; of a refused one older results may lie there."""
-    found: dict[tuple[bool, str], dict[int, list[float]]] = {}
-    held: dict[str, dict[int, list[float]]] = {}
+    values: dict[tuple[bool, bool, str, int], list[float]] = {}  # held out, seen, name, row -> a score a seed
     cells = list({job.cell.folder: job.cell for job in jobs}.values())
     results = []
     for job in sorted(finished, key=jobs.index):
-        result, meta = read_results(job.scores), read_meta(job.model)
+        result, row = read_results(job.scores), cells.index(job.cell)
         results.append(result)
-        row = cells.index(job.cell)
-        for each in result.settings:
-            column = (not each.setting.unseen, each.setting.abbr)
-            value = nan_to_none(result.scores(each).primary_metric)
-            if value is not None:
-                found.setdefault(column, {}).setdefault(row, []).append(value)
-        if meta.get("held_out_score") is not None:
-            name = f"held out of {job.recipe}"
-            held.setdefault(name, {}).setdefault(row, []).append(meta["held_out_score"])
-    scores = [
-        Score(cells[row], setting, not seen, tuple(values))
-        for (seen, setting), rows in sorted(found.items(), key=lambda item: item[0][0])
-        for row, values in rows.items()
-    ]
-    held_out = [
-        Score(cells[row], name, False, tuple(values))
-        for name, rows in held.items()
-        for row, values in rows.items()
-    ]
-    return Outcome(tuple(results), tuple(scores), tuple(held_out), tuple(cells), len(jobs))
+        found = {
+            (False, not each.setting.unseen, each.setting.abbr, row): result.scores(each).primary_metric
+            for each in result.settings
+        }
+        found[True, True, f"held out of {job.recipe}", row] = read_meta(job.model).get("held_out_score")
+        for column, value in found.items():
+            if value is not None and not math.isnan(value):
+                values.setdefault(column, []).append(float(value))
+    scores: dict[bool, list[Score]] = {True: [], False: []}
+    for (held, seen, name, row), each in sorted(values.items(), key=lambda item: item[0][1]):
+        scores[held].append(Score(cells[row], name, not seen, tuple(each)))
+    return Outcome(tuple(results), tuple(scores[False]), tuple(scores[True]), tuple(cells), len(jobs))
 
 
 def markdown(outcome: Outcome, name: str) -> str:
@@ -110,21 +102,15 @@ def _rows(outcome: Outcome) -> str:
     columns = [*names, *outcome.settings, "mean unseen", *held]
     lines = []
     for cell in outcome.cells:
-        cells = {each.setting: each for each in (*outcome.scores, *outcome.held_out) if each.cell == cell}
-        unseen = outcome.unseen_mean(cell)
-        lines.append(
-            [
-                *map(shown, cell.values.values()),
-                *(_written(cells.get(setting)) for setting in outcome.settings),
-                "" if unseen is None else f"{100 * unseen:.1f}",
-                *(_written(cells.get(setting)) for setting in held),
-            ]
-        )
+        scores = {each.setting: each for each in (*outcome.scores, *outcome.held_out) if each.cell == cell}
+        here, chosen_by = ([_written(scores.get(name)) for name in of] for of in (outcome.settings, held))
+        mean = per_cent(outcome.unseen_mean(cell))
+        lines.append([*map(shown, cell.values.values()), *here, mean, *chosen_by])
     return markdown_table(columns, lines)
 
 
 def _written(score: Score | None) -> str:
     if score is None:
         return ""
-    mean = f"{100 * score.mean:.1f}"
-    return f"{mean} ± {100 * statistics.stdev(score.values):.1f}" if len(score.values) > 1 else mean
+    several = len(score.values) > 1
+    return per_cent(score.mean) + (f" ± {per_cent(statistics.stdev(score.values))}" if several else "")

@@ -18,21 +18,12 @@ def settings_view(catalog: Catalog) -> View:
     }
     rows, flat, data = [], [], []
     for setting in catalog.settings.values():
-        scores = catalog.published(setting.abbr)
+        scores, recipe = catalog.published(setting.abbr), recipe_of[setting.abbr]
         published = {score.method: score.miou for score in scores}
-        rows.append(
-            (
-                setting.abbr,
-                setting.source,
-                setting.target,
-                recipe_of[setting.abbr],
-                setting.gap,
-                published.get("CrossEarth", ""),
-                setting.class_set,
-                setting.evidence,
-            )
-        )
-        facts = asdict(setting) | {"recipe": recipe_of[setting.abbr]}
+        ours = published.get("CrossEarth", "")
+        way = (setting.abbr, setting.source, setting.target)
+        rows.append((*way, recipe, setting.gap, ours, setting.class_set, setting.evidence))
+        facts = asdict(setting) | {"recipe": recipe}
         flat.append(facts | {f"published {method}": value for method, value in published.items()})
         data.append(facts | {"published": [asdict(score) for score in scores]})
     columns = ["setting", "source", "target", "recipe", "gap", "published %", "class set", "evidence"]

@@ -75,9 +75,8 @@ def plan(
     for recipe in [loaded.recipe(name).name for name in names or ()]:
         rows = [[name, json.dumps(value), origin] for name, value, origin in parameters(params, recipe)]
         print_table(f"{recipe}, preset {params.preset}", ["parameter", "value", "from"], rows)
-    if names:
-        return
-    done(run(params, loaded), "")
+    if not names:
+        done(run(params, loaded), "")
 
 
 @app.command()
@@ -120,31 +119,21 @@ def init(
 
 
 @app.command()
-def fetch(
-    names: DomainsOrDatasets,
-    catalog: Catalogs = None,
-) -> None:
+def fetch(names: DomainsOrDatasets, catalog: Catalogs = None) -> None:
     """Download what may be downloaded openly; says where to get the rest."""
-    from crossearth.components.ingest.fetch import by_hand, to_download
-    from crossearth.components.ingest.fetch import fetch as run
+    from crossearth.components.ingest.fetch import by_hand, fetch, to_download
 
     _, loaded = inputs(None, catalog)
     archives = data_dir() / "archives"
-    rows = [
-        [
-            archive.name,
-            archive.download_gb or archive.unpacked_gb or "not published",
-            dataset.homepage,
-            dataset.licence,
-            archives / dataset.name,
-        ]
-        for dataset, archive in by_hand(names, loaded)
-    ]
+    rows: list[list[object]] = []
+    for dataset, archive in by_hand(names, loaded):
+        size = archive.download_gb or archive.unpacked_gb or "not published"
+        rows.append([archive.name, size, dataset.homepage, dataset.licence, archives / dataset.name])
     if rows:
         print_table("to be fetched by hand", ["file", "GB", "page", "licence", "put it into"], rows)
     for line in to_download(names, loaded, archives):
         out.print(line)
-    written = run(names, loaded, archives)
+    written = fetch(names, loaded, archives)
     done(written, f"crossearth ingest {shlex.join(names)}{given(catalog)}")
     if rows or written:
         out.print(f"      with `archives: {archives}` in params.yaml")
@@ -164,22 +153,19 @@ def ingest(
     from crossearth.components.ingest.step import run
 
     params, loaded = inputs(params_file, catalog)
-    if check is not None:
-        from crossearth.components.ingest.check import run as check_labels
-
-        written = check_labels(params, loaded, names, check)
-        again = f"crossearth ingest {shlex.join(names)}{given(catalog, params_file)}"
-        done(written, again)
+    if check is None:
+        done(run(params, loaded, names), f"crossearth validate{given(catalog, params_file)}")
         return
-    written = run(params, loaded, names)
-    done(written, f"crossearth validate{given(catalog, params_file)}")
+    from crossearth.components.ingest.check import run as check_labels
+
+    again = f"crossearth ingest {shlex.join(names)}{given(catalog, params_file)}"
+    done(check_labels(params, loaded, names, check), again)
 
 
 @app.command()
 def validate(
     names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Domains to add to those validated (default: all ingested)."),
+        list[str] | None, typer.Argument(help="Domains to add to those validated (default: all ingested).")
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
@@ -202,14 +188,13 @@ def validate(
 
 @app.command()
 def preview(
-    domain: Annotated[str, typer.Argument(help="An ingested domain.")],
-    catalog: Catalogs = None,
+    domain: Annotated[str, typer.Argument(help="An ingested domain.")], catalog: Catalogs = None
 ) -> None:
     """Draw a sheet of tiles with their labels on top, to see that they align."""
-    from crossearth.components.ingest.preview import preview as run
+    from crossearth.components.ingest.preview import preview
 
     _, loaded = inputs(None, catalog)
-    done(run(domain, loaded, DOMAINS, PREVIEWS), "")
+    done(preview(domain, loaded, DOMAINS, PREVIEWS), "")
 
 
 @app.command()
@@ -219,12 +204,11 @@ def push(
     catalog: Catalogs = None,
 ) -> None:
     """Mirror ingested domains to an S3 store, keyed by manifest digest."""
-    from crossearth.data.tiles.store import StoreConfig
-    from crossearth.data.tiles.store import push as run
+    from crossearth.data.tiles.store import StoreConfig, push
 
     _, loaded = inputs(None, catalog)
     for name in names:
-        out.print(run(loaded.domain_dir(DOMAINS, name), StoreConfig(store)))
+        out.print(push(loaded.domain_dir(DOMAINS, name), StoreConfig(store)))
 
 
 @app.command()
@@ -235,20 +219,17 @@ def pull(
     catalog: Catalogs = None,
 ) -> None:
     """Get domains from an S3 store; only the files that differ here."""
-    from crossearth.data.tiles.store import StoreConfig
-    from crossearth.data.tiles.store import pull as run
+    from crossearth.data.tiles.store import StoreConfig, pull
 
     _, loaded = inputs(None, catalog)
     for name in names:
-        domain_dir = loaded.domain_dir(DOMAINS, name)
-        out.print(run(name, StoreConfig(store), domain_dir.parent, version))
+        out.print(pull(name, StoreConfig(store), loaded.domain_dir(DOMAINS, name).parent, version))
 
 
 @styles_app.command("fit")
 def styles_fit(
     images: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of images or archives (default: that of `corpus`)."),
+        Path | None, typer.Argument(help="Folder of images or archives (default: that of `corpus`).")
     ] = None,
     value_range: Annotated[
         str | None,

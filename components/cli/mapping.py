@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from crossearth.components.cli.terminal import err, out, print_table
 from crossearth.components.runtime.places import MODELS, SCORES
@@ -29,18 +29,13 @@ def opened(model: str) -> Iterator[tuple[Path, Path | None]]:
     from crossearth.components.register.registry import open_model
 
     with open_model(model) as (path, backbone):
-        expect_model(path)
+        if not path.exists():
+            _refuse(path)
         yield path, backbone
 
 
-def expect_model(model: Path) -> None:
-    """Refuses a path where nothing is, with the nearest name of a model.
-
-    Raises:
-        InputError: nothing is there.
-    """
-    if model.exists():
-        return
+def _refuse(model: Path) -> NoReturn:
+    """Says that no model is there, with the nearest name of one."""
     from crossearth.data.common.config import nearest
 
     known = sorted(

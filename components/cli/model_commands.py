@@ -70,10 +70,7 @@ MODEL_FOLDERS = (MODELS, Path("models"))
 
 @app.command()
 def train(
-    names: Recipes,
-    params_file: ParamsFile = None,
-    catalog: Catalogs = None,
-    seeds: Seeds = None,
+    names: Recipes, params_file: ParamsFile = None, catalog: Catalogs = None, seeds: Seeds = None
 ) -> None:
     """Train the model of a recipe; the same command goes on after an interruption."""
     params, loaded = inputs(params_file, catalog)
@@ -117,10 +114,8 @@ def _written_at(folder: Path) -> int | None:
 def _say_licence(model: Path) -> None:
     from crossearth.model.weights.checkpoint import read_meta
 
-    pretrained = read_meta(model).get("pretrained")
-    if pretrained:
-        line = f"backbone {pretrained['name']}: licence {pretrained['licence']}"
-        out.print(line)
+    if pretrained := read_meta(model).get("pretrained"):
+        out.print(f"backbone {pretrained['name']}: licence {pretrained['licence']}")
 
 
 @app.command()
@@ -139,13 +134,7 @@ def ablate(
 
 
 @app.command()
-def tune(
-    recipe: Recipe,
-    grid: Grid,
-    jobs: Jobs = 1,
-    as_json: AsJson = False,
-    as_csv: AsCsv = False,
-) -> None:
+def tune(recipe: Recipe, grid: Grid, jobs: Jobs = 1, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """Train a recipe with every combination of a grid, as experiments of DVC, and say which is the best."""
     from crossearth.components.tune.step import failures, run, view
     from crossearth.data.common.errors import PartlyDoneError
@@ -163,8 +152,7 @@ def tune(
 def evaluate(
     names: Recipes,
     model: Annotated[
-        Path | None,
-        typer.Option(help="Score this model, e.g. a converted one (default: the trained one)."),
+        Path | None, typer.Option(help="Score this model, e.g. a converted one (default: the trained one).")
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
@@ -215,8 +203,7 @@ def report(
 def register(
     names: Annotated[list[str] | None, typer.Argument(help="Recipes (default: all that are scored).")] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(help="The model that was scored, where `evaluate` was given one."),
+        Path | None, typer.Option(help="The model that was scored, where `evaluate` was given one.")
     ] = None,
     params_file: ParamsFile = None,
     catalog: Catalogs = None,
@@ -231,32 +218,19 @@ def register(
     from crossearth.components.register.step import run
 
     outcomes = run(params, loaded, names or (), model, seed)
-    print_table(
-        "model registry",
-        ["model", "version", "champion"],
-        [
-            [
-                outcome.name,
-                outcome.version,
-                f"{outcome.champion or 'none'}{' (this one)' if outcome.promoted else ''}",
-            ]
-            for outcome in outcomes
-        ],
-    )
-    for outcome in outcomes:
-        if not outcome.promoted:
-            print_table(
-                f"{outcome.name}: why version {outcome.version} is not champion",
-                ["the rule", "champion", "challenger", ""],
-                [
-                    [check.question, check.champion, check.challenger, "holds" if check.holds else "fails"]
-                    for check in outcome.checks
-                ],
-            )
-    done(
-        REGISTRY,
-        f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion --out MAP.tif",
-    )
+    rows = [
+        [each.name, each.version, f"{each.champion or 'none'}{' (this one)' if each.promoted else ''}"]
+        for each in outcomes
+    ]
+    print_table("model registry", ["model", "version", "champion"], rows)
+    for outcome in (each for each in outcomes if not each.promoted):
+        title = f"{outcome.name}: why version {outcome.version} is not champion"
+        rows = [
+            [check.question, check.champion, check.challenger, "holds" if check.holds else "fails"]
+            for check in outcome.checks
+        ]
+        print_table(title, ["the rule", "champion", "challenger", ""], rows)
+    done(REGISTRY, f"crossearth predict SCENE.tif --model models:/{outcomes[0].name}@champion --out MAP.tif")
     again = shlex.join(["crossearth", *sys.argv[1:]])
     _tell(publish({outcome.name: outcome.version for outcome in outcomes}, again))
 
@@ -276,12 +250,11 @@ def rollback(
     params, loaded = inputs(params_file, catalog)
     recipe = loaded.recipe(name)
 
-    from crossearth.components.register.promotion import RegisterConfig
+    from crossearth.components.register import step
     from crossearth.components.register.publish import publish
-    from crossearth.components.register.step import rollback as run
 
-    config = params.config(RegisterConfig, "register")
-    before, now = run(recipe, config)
+    config = params.config(step.RegisterConfig, "register")
+    before, now = step.rollback(recipe, config)
     out.print(f"{name}: version {now} is champion again, instead of {before}")
     again = f"crossearth register {name}{given(catalog, params_file)}"
     _tell(publish({f"{config.prefix}-{name}": now}, again))
@@ -329,11 +302,10 @@ def compare(
     as_csv: AsCsv = False,
 ) -> None:
     """Compare two sets of results setting by setting (paired bootstrap)."""
-    from crossearth.components.report import show as tables
-    from crossearth.components.report.compare import compare as run
+    from crossearth.components.report import compare, show
 
     _, loaded = inputs(None, catalog)
-    print_view(tables.comparison(run([a], [b], loaded), str(a), str(b)), as_json, as_csv)
+    print_view(show.comparison(compare.compare([a], [b], loaded), str(a), str(b)), as_json, as_csv)
 
 
 @app.command()
@@ -355,16 +327,13 @@ def convert(
     catalog: Catalogs = None,
 ) -> None:
     """Turn a released checkpoint into safetensors and JSON; nothing in it is run."""
-    from crossearth.components.convert.step import ConvertConfig
-    from crossearth.components.convert.step import convert as run
-    from crossearth.data.common.config import nearest
-    from crossearth.data.common.errors import InputError
+    from crossearth.components.convert import step
+    from crossearth.data.catalog.domains import known_entry
 
     _, loaded = inputs(None, catalog)
-    if class_set is not None and class_set not in loaded.class_sets:
-        raise InputError(f"unknown class set {class_set!r}", expected=nearest(class_set, loaded.class_sets))
-    config = ConvertConfig(backbone, image_px, backbones)
-    written = run(released, model, config, loaded.class_sets[class_set] if class_set else None)
+    classes = None if class_set is None else known_entry(loaded.class_sets, class_set, "class set")
+    config = step.ConvertConfig(backbone, image_px, backbones)
+    written = step.convert(released, model, config, classes)
     done(written, f"crossearth predict SCENE.tif --model {written} --out MAP.tif")
 
 
@@ -373,7 +342,7 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
     """List the models: classes, bands, metres per pixel, licence of the data, scores, size."""
     if context.invoked_subcommand:
         return
-    from crossearth.components.evaluate.results import SUMMARY_METRICS
+    from crossearth.components.evaluate.results import SUMMARY_METRICS, per_cent
     from crossearth.components.register.listing import Listed, local_models
     from crossearth.components.register.registry import Registry, registry_exists
     from crossearth.data.common.errors import InputError
@@ -394,9 +363,7 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
         about = listed.about
         if about is None:
             return [listed.name, listed.problem, *[""] * (len(columns) - 2)]
-        unseen, worst, home = (
-            "" if score is None else f"{100 * score:.1f}" for score in map(about.scores.get, SUMMARY_METRICS)
-        )
+        unseen, worst, home = (per_cent(about.scores.get(name)) for name in SUMMARY_METRICS)
         return [
             listed.name,
             ", ".join(about.classes),
@@ -407,12 +374,8 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
             decimal(about.size_bytes),
         ]
 
-    print_table(
-        f"{len(found)} model{'s' * (len(found) != 1)}",
-        columns,
-        [row(each) for each in found],
-        spare=("size", "bands", "licence"),
-    )
+    title = f"{len(found)} model{'s' * (len(found) != 1)}"
+    print_table(title, columns, [row(each) for each in found], spare=("size", "bands", "licence"))
     shown = next((each.name for each in found if each.about), None)
     out.print(f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE")
 
@@ -457,20 +420,18 @@ def export(
     catalog: Catalogs = None,
 ) -> None:
     """Write a model as one file for other programs: ONNX (QGIS with Deepness), or a graph of torch."""
-    from crossearth.components.export.step import ExportConfig
-    from crossearth.components.export.step import export as run
+    from crossearth.components.export import step
     from crossearth.data.common.config import load_config
 
     _, loaded = inputs(None, catalog)
-    config = load_config(ExportConfig, {"format": format_}, "export")
+    config = load_config(step.ExportConfig, {"format": format_}, "export")
     name = _file_name(model)
     with opened(model) as (folder, shared):
         config = replace(config, backbone=backbone or shared)
-        written = run(folder, name, file or EXPORT / f"{name}.{format_}", config, loaded)
+        written = step.export(folder, name, file or EXPORT / f"{name}.{format_}", config, loaded)
     done(written, "")
-    deepness = "QGIS's plugin Deepness, or "
-    how = f"{deepness}onnxruntime.InferenceSession" if format_ == "onnx" else "torch.export.load"
-    out.print(f"for {how}({str(written)!r})")
+    onnx = "QGIS's plugin Deepness, or onnxruntime.InferenceSession"
+    out.print(f"for {onnx if format_ == 'onnx' else 'torch.export.load'}({str(written)!r})")
 
 
 def _file_name(model: str) -> str:
@@ -568,8 +529,7 @@ def predict(
     shard: ShardOption = "0/1",
 ) -> None:
     """Map scenes of any size: Cloud Optimized GeoTIFF, preview and areas per class."""
-    from crossearth.components.predict.step import PredictConfig
-    from crossearth.components.predict.step import predict as run
+    from crossearth.components.predict import step
     from crossearth.data.common.config import load_config
     from crossearth.data.common.errors import PartlyDoneError
     from crossearth.data.common.files import read_json
@@ -596,9 +556,9 @@ def predict(
     }
     with opened(model) as (folder, shared):
         warn_of(folder)
-        config = load_config(PredictConfig, options | {"backbone": backbone or shared}, "predict")
+        config = load_config(step.PredictConfig, options | {"backbone": backbone or shared}, "predict")
         try:
-            written, broken = run(scenes, folder, maps, config, shard=Shard.parse(shard)), None
+            written, broken = step.predict(scenes, folder, maps, config, shard=Shard.parse(shard)), None
         except PartlyDoneError as error:
             written, broken = error.done, error
     for number, path in enumerate(written):
@@ -628,8 +588,7 @@ def watch(
     as_csv: AsCsv = False,
 ) -> None:
     """Say whether new scenes are like what a model has seen: styles, bands, confidence."""
-    from crossearth.components.watch.step import WatchConfig, view
-    from crossearth.components.watch.step import watch as run
+    from crossearth.components.watch import step
     from crossearth.data.common.config import load_config
     from crossearth.data.common.errors import PartlyDoneError
 
@@ -641,9 +600,9 @@ def watch(
         "device": device,
     }
     with opened(model) as (model_dir, shared):
-        config = load_config(WatchConfig, options | {"backbone": backbone or shared}, "watch")
-        watched = run(scenes, model_dir, folder, config, weights_dir=style_weights_dir())
-    if print_view(view(watched), as_json, as_csv):
+        config = load_config(step.WatchConfig, options | {"backbone": backbone or shared}, "watch")
+        watched = step.watch(scenes, model_dir, folder, config, weights_dir=style_weights_dir())
+    if print_view(step.view(watched), as_json, as_csv):
         done(list(watched.files), f"open {watched.files[-1]}")
     if watched.errors:
         looked = len(watched.scenes) + len(watched.errors)

@@ -27,14 +27,14 @@ def picture_strip(picture: Picture, class_set: ClassSet) -> Image.Image:
     """Image, truth and prediction side by side, each at most 256 px."""
     colours = colour_table(class_set.palette, IGNORED_RGB)
     image = Image.fromarray(np.ascontiguousarray(picture.image.transpose(1, 2, 0)))
-    maps = [Image.fromarray(colours[ids]) for ids in (picture.label, picture.prediction)]
     image.thumbnail((PANEL_PX, PANEL_PX), Image.Resampling.BOX)
-    width, height = image.size
-    strip = Image.new("RGB", (3 * width + 2 * PANEL_GAP_PX, height), "white")
-    for place, part in enumerate(
-        (image, *(each.resize((width, height), Image.Resampling.NEAREST) for each in maps))
-    ):
-        strip.paste(part, (place * (width + PANEL_GAP_PX), 0))
+    maps = [
+        Image.fromarray(colours[ids]).resize(image.size, Image.Resampling.NEAREST)
+        for ids in (picture.label, picture.prediction)
+    ]
+    strip = Image.new("RGB", (3 * image.width + 2 * PANEL_GAP_PX, image.height), "white")
+    for place, part in enumerate((image, *maps)):
+        strip.paste(part, (place * (image.width + PANEL_GAP_PX), 0))
     return strip
 
 

@@ -125,10 +125,9 @@ class RecipeResult:
 
     def summary(self) -> dict[str, float]:
         """Primary IoU over the targets: mean and worst of the unseen ones, and in-domain, where defined."""
-        of_kind: dict[bool, list[float | None]] = {True: [], False: []}
-        for each in self.settings:
-            of_kind[each.setting.unseen].append(nan_to_none(self.scores(each).primary_metric))
-        return summary_metrics(of_kind[True], of_kind[False])
+        return summary_metrics(
+            [(each.setting, nan_to_none(self.scores(each).primary_metric)) for each in self.settings]
+        )
 
     def tile_table(self, result: SettingResult) -> pa.Table:
         """Rows of `TILE_SCHEMA` of one of this recipe's settings.
@@ -163,15 +162,15 @@ def tile_file(target: str) -> str:
     return f"tiles/{target}.parquet"
 
 
-def summary_metrics(unseen: list[float | None], seen: list[float | None]) -> dict[str, float]:
-    """`SUMMARY_METRICS` of many primary scores; what an undefined score leaves undefined is left out."""
+def summary_metrics(scores: Sequence[tuple[Setting, float | None]]) -> dict[str, float]:
+    """`SUMMARY_METRICS` of settings' primary scores; what an undefined score leaves undefined is left out."""
     mean, worst, in_domain = SUMMARY_METRICS
-    values: dict[str, float] = {}
-    if unseen and (known := [score for score in unseen if score is not None]) == unseen:
-        values |= {mean: float(np.mean(known)), worst: min(known)}
-    if seen and (known := [score for score in seen if score is not None]) == seen:
-        values[in_domain] = float(np.mean(known))
-    return values
+    of_kind: dict[bool, list[float]] = {True: [], False: []}
+    for setting, value in scores:
+        of_kind[setting.unseen].append(np.nan if value is None else value)
+    wanted: Any = ((mean, np.mean, True), (worst, np.min, True), (in_domain, np.mean, False))
+    values = {name: float(sums(of_kind[unseen])) for name, sums, unseen in wanted if of_kind[unseen]}
+    return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
 def metric_name(*parts: str) -> str:
@@ -179,9 +178,19 @@ def metric_name(*parts: str) -> str:
     return "/".join(map(mlflow_name, parts))
 
 
+def named(setting: Setting) -> dict[str, str]:
+    """What every table says of a setting first."""
+    return {"setting": setting.abbr, "source": setting.source, "target": setting.target, "gap": setting.gap}
+
+
 def nan_to_none(value: float) -> float | None:
     """NaN as None: JSON and CSV know blanks, not NaN."""
     return None if np.isnan(value) else float(value)
+
+
+def per_cent(value: float | None) -> str:
+    """A fraction as the paper prints it: per cent with one digit; a blank where it is undefined."""
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def weakest(provenances: Iterable[str]) -> str:
@@ -197,7 +206,7 @@ def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
     """
     rows = []
     for each in result.settings:
-        setting, scores = each.setting, result.scores(each)
+        scores = result.scores(each)
         known = each.published_iou or (None,) * len(result.classes)
         name = "mean" if result.primary_metric == "mean" else result.classes[1]
         primary_metric = (result.metric, name, scores.primary_metric, scores.pixels.sum(), each.published)
@@ -206,10 +215,7 @@ def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
         for metric, class_name, iou, pixels, published in (primary_metric, *per_class):
             rows.append(
                 {
-                    "setting": setting.abbr,
-                    "source": setting.source,
-                    "target": setting.target,
-                    "gap": setting.gap,
+                    **named(each.setting),
                     "recipe": result.recipe,
                     "recipe_hash": result.recipe_hash,
                     "seed": result.seed,
@@ -219,7 +225,7 @@ def rows_of(result: RecipeResult) -> list[dict[str, Any]]:
                     "iou": nan_to_none(iou),
                     "pixels": int(pixels),
                     "published": published,
-                    "evidence": setting.evidence,
+                    "evidence": each.setting.evidence,
                     "provenance": each.provenance,
                 }
             )
@@ -279,12 +285,6 @@ def find_results(folders: Sequence[Path]) -> list[RecipeResult]:
     """
     found = []
     for folder in folders:
-        places = (
-            [folder]
-            if (folder / DETAILS).is_file()
-            else sorted(path.parent for path in folder.glob(f"*/{DETAILS}"))
-        )
-        if not places:
-            raise InputError("no results here", where=folder, next_step="crossearth evaluate RECIPE")
-        found += [read_results(place) for place in places]
+        below = [] if (folder / DETAILS).is_file() else sorted(folder.glob(f"*/{DETAILS}"))
+        found += [read_results(path.parent) for path in below] or [read_results(folder)]
     return found

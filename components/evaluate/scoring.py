@@ -203,9 +203,8 @@ def _read(manifest: Manifest, index: int, remap: Pixels) -> Tile:
         image_3HW, label_HW = read_image(manifest, index), read_label(manifest, index)
     except InputError as error:
         nothing = np.zeros((0,), dtype=np.uint8)
-        return Tile(
-            index, nothing, nothing, f"{manifest.rows[index]['tile_id']}: {str(error).splitlines()[0]}"
-        )
+        problem = f"{manifest.rows[index]['tile_id']}: {str(error).splitlines()[0]}"
+        return Tile(index, nothing, nothing, problem)
     return Tile(index, image_3HW, remap[label_HW], "")
 
 

@@ -101,12 +101,8 @@ def evaluate(
     Under torchrun, every process takes its share of each target's tiles and the first one writes.
 
     Args:
-        recipe: whose settings are scored.
-        catalog: has its class set and its targets.
-        domains_dir: ingested domains.
         model_dir: a trained or converted model.
         out_dir: the results' folder; results of the same inputs that stand there are kept.
-        config: defaults if None.
 
     Returns:
         `out_dir`, with `details.json`, `scores.csv`, `tiles/`, `panels/` and maybe `predictions/`.
@@ -219,6 +215,7 @@ def _describe(
     out_dir: Path,
 ) -> RecipeResult:
     device = choose_device(config.device)
+    timing = model_dir.with_name(f"{model_dir.name}{TIMING_SUFFIX}")  # none where the training was elsewhere
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
     if device.startswith("cuda"):
         machine += f", {torch.cuda.get_device_name(device)}"
@@ -240,17 +237,11 @@ def _describe(
             "threads": torch.get_num_threads(),
             "device": device,
             "evaluate": asdict(config),
-            "timing": _read_beside(model_dir),
+            "timing": read_json(timing) if timing.is_file() else {},
             "model": {key: value for key, value in meta.items() if key not in ("classes", "palette")},
         },
         folder=out_dir,
     )
-
-
-def _read_beside(model_dir: Path) -> dict[str, Any]:
-    """How long the training took, nothing where it took place elsewhere."""
-    path = model_dir.with_name(f"{model_dir.name}{TIMING_SUFFIX}")
-    return read_json(path) if path.is_file() else {}
 
 
 def _scored_before(out_dir: Path, config: EvaluateConfig) -> dict[str, SettingResult]:
@@ -284,20 +275,15 @@ def _keep(
 ) -> SettingResult:
     """Writes a target's tiles and pictures; returns the rest of its results."""
     rows = target.manifest.rows
-    tiles_sha256 = write_tiles(
-        out_dir / tile_file(setting.target),
-        [_tile_row(rows[tile.index], tile) for tile in scores.tiles],
-    )
-    panels: dict[str, tuple[Panel, ...]] = {}
+    tile_rows = [_tile_row(rows[tile.index], tile) for tile in scores.tiles]
+    panels: dict[str, list[Panel]] = {"worst": [], "best": []}
     with atomic_dir(out_dir / "panels" / setting.target) as folder:
         for rank, pictures in (("worst", scores.worst), ("best", scores.best)):
-            kept = []
             for number, picture in enumerate(pictures, 1):
                 name = f"{rank}-{number}.png"
                 picture_strip(picture, class_set).save(folder / name, optimize=False)
                 tile_id = rows[picture.tile.index]["tile_id"]
-                kept.append(Panel(f"panels/{setting.target}/{name}", tile_id, picture.tile.iou))
-            panels[rank] = tuple(kept)
+                panels[rank].append(Panel(f"panels/{setting.target}/{name}", tile_id, picture.tile.iou))
     return SettingResult(
         setting=setting,
         key=target.key,
@@ -307,13 +293,13 @@ def _keep(
         published_iou=None,
         confusion=tuple(tuple(row) for row in scores.confusion.tolist()),
         tiles=len(scores.tiles),
-        tiles_sha256=tiles_sha256,
+        tiles_sha256=write_tiles(out_dir / tile_file(setting.target), tile_rows),
         scenes=len({row["scene"] for row in rows}),
         ignored_pixels=sum(row["width"] * row["height"] for row in rows) - int(scores.confusion.sum()),
         seconds=round(scores.seconds, 3),
         network_seconds=round(scores.network_seconds, 3),
-        worst=panels["worst"],
-        best=panels["best"],
+        worst=tuple(panels["worst"]),
+        best=tuple(panels["best"]),
     )
 
 
@@ -322,40 +308,21 @@ def _name(
 ) -> SettingResult:
     """The numbers of a target under a setting's name, published scores only beside publishers' data."""
     provenance = weakest([meta["provenance"], manifest.provenance])
-    published = None
-    if provenance == "publisher":
-        published = next(
-            (score for score in catalog.published(setting.abbr) if score.method == PUBLISHED_METHOD), None
-        )
-    return replace(
-        result,
-        setting=setting,
-        provenance=provenance,
-        published=published.miou / 100 if published else None,
-        published_iou=tuple(iou / 100 for iou in published.per_class_iou)
-        if published and published.per_class_iou
-        else None,
-    )
+    known = catalog.published(setting.abbr) if provenance == "publisher" else ()
+    published = next((each for each in known if each.method == PUBLISHED_METHOD), None)
+    score = published.miou / 100 if published else None
+    per_class = published.per_class_iou if published else None
+    per_class = tuple(iou / 100 for iou in per_class) if per_class else None
+    return replace(result, setting=setting, provenance=provenance, published=score, published_iou=per_class)
 
 
 def _tile_row(row: dict[str, Any], tile: ScoredTile) -> dict[str, Any]:
-    hits, predicted, labelled = tile.counts.tolist()
-    return {
-        "tile_id": row["tile_id"],
-        "scene": row["scene"],
-        "iou": nan_to_none(tile.iou),
-        "hits": hits,
-        "predicted": predicted,
-        "labelled": labelled,
-    }
+    counts = dict(zip(("hits", "predicted", "labelled"), tile.counts.tolist(), strict=True))
+    return {"tile_id": row["tile_id"], "scene": row["scene"], "iou": nan_to_none(tile.iou), **counts}
 
 
 def _track(result: RecipeResult, meta: dict[str, Any], manifests: Mapping[str, Manifest]) -> None:
-    """Logs the scores into the run of the recipe's training, which `input_hash` finds.
-
-    Args:
-        manifests: of the targets' tiles.
-    """
+    """Logs the scores, and the targets' `manifests`, into the run of the training."""
     metrics: dict[str, float] = {}
     for each in result.settings:
         scores, target = result.scores(each), each.setting.target
@@ -374,13 +341,11 @@ def _track(result: RecipeResult, meta: dict[str, Any], manifests: Mapping[str, M
         "seed": "none" if result.seed is None else str(result.seed),
         "scored_with": str(result.lineage["git_revision"]),
     }
-    table = markdown_table(
-        ["setting", "gap", f"{result.metric} %"],
-        (
-            [each.setting.abbr, each.setting.gap, f"{100 * result.scores(each).primary_metric:.1f}"]
-            for each in result.settings
-        ),
-    )
+    rows = [
+        [each.setting.abbr, each.setting.gap, f"{100 * result.scores(each).primary_metric:.1f}"]
+        for each in result.settings
+    ]
+    table = markdown_table(["setting", "gap", f"{result.metric} %"], rows)
     if "synthetic" in {each.provenance for each in result.settings}:
         table = f"Synthetic miniatures: not comparable with published scores.\n\n{table}"
     with start_run(result.recipe, key=result.recipe_hash, tags=tags, adds=True) as run:

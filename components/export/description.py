@@ -50,11 +50,14 @@ class Exported:
 def mlm_metadata(exported: Exported, artifact_type: str) -> str:
     """JSON (and so YAML): the extension's fields, without their prefix as its tools write them."""
     side, (low, high) = exported.network.crop_px, exported.value_range
-    bands = {"bands": list(exported.bands)} if exported.bands else {"bands": []}
     dimensions = ["batch", "bands" if exported.bands else "channel", "height", "width"]
-    hyperparameters = {"stride_px": exported.network.stride_px} | (
-        {} if exported.gsd_m is None else {"gsd_m": exported.gsd_m}
-    )
+    hyperparameters: dict[str, float] = {"stride_px": exported.network.stride_px}
+    if exported.gsd_m is not None:
+        hyperparameters["gsd_m"] = exported.gsd_m
+    classes = [
+        {"value": index, "name": name, "description": name, "color_hint": colour.removeprefix("#").upper()}
+        for index, (name, colour) in enumerate(zip(exported.classes, exported.palette, strict=True))
+    ]
     properties: dict[str, Any] = {
         "name": exported.name,
         "architecture": "CrossEarth: DINOv2 with Rein adapters, Mask2Former head",
@@ -69,7 +72,7 @@ def mlm_metadata(exported: Exported, artifact_type: str) -> str:
                 "name": "image",
                 "description": "a window at the ground sample distance of the training; clipped to 0..1, "
                 "normalised by the network itself",
-                **bands,
+                "bands": list(exported.bands),
                 "input": {"shape": [-1, 3, side, side], "dim_order": dimensions, "data_type": "float32"},
                 "value_scaling": [{"type": "min-max", "minimum": low, "maximum": high}],
             }
@@ -84,17 +87,7 @@ def mlm_metadata(exported: Exported, artifact_type: str) -> str:
                     "dim_order": ["batch", "class", "height", "width"],
                     "data_type": "float32",
                 },
-                "classification:classes": [
-                    {
-                        "value": index,
-                        "name": name,
-                        "description": name,
-                        "color_hint": colour.removeprefix("#").upper(),
-                    }
-                    for index, (name, colour) in enumerate(
-                        zip(exported.classes, exported.palette, strict=True)
-                    )
-                ],
+                "classification:classes": classes,
             }
         ],
     }

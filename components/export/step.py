@@ -74,14 +74,13 @@ def export(model: Path, name: str, out: Path, config: ExportConfig, catalog: Cat
     meta = read_meta(model)
     network = load(model, backbone=config.backbone)
     source = catalog.domains.get(meta.get("source", ""))
-    reading = trained_reading(meta)
     window = WindowClassifier(network)
     exported = Exported(
         name=_plain_name(name),
         classes=meta["classes"],
         palette=meta["palette"],
         bands=source.bands if source else (),
-        reading=reading,
+        reading=trained_reading(meta),
         gsd_m=trained_gsd_m(meta, source),
         network=network.config,
         num_parameters=sum(each.numel() for each in window.parameters()),

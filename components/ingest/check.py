@@ -17,7 +17,7 @@ from crossearth.components.ingest.step import IngestConfig
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.pictures import GAP_PX, titled
 from crossearth.components.runtime.places import PREVIEWS
-from crossearth.data.catalog.domains import Catalog, ClassSet, Domain
+from crossearth.data.catalog.domains import Catalog, ClassSet
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.common.files import atomic_dir
 from crossearth.data.common.spaced import evenly
@@ -52,27 +52,19 @@ def check_labels(
     Raises:
         InputError: as ingest.
     """
-    domains = [domain for name in names for domain in catalog.domains_named(name)]
-    return [
-        path
-        for domain in domains
-        for path in _check_domain(domain, catalog, archives_dir, out_dir, config, number)
-    ]
-
-
-def _check_domain(
-    domain: Domain, catalog: Catalog, archives_dir: Path, out_dir: Path, config: IngestConfig, number: int
-) -> list[Path]:
-    domain = replace(domain, unknown_labels=domain.unknown_labels or config.unknown_labels)
-    class_set = catalog.class_sets[domain.class_set] if domain.class_set else None
-    target = Path(out_dir) / f"{domain.name}-check"
-    with TemporaryDirectory() as work, atomic_dir(target) as folder:
-        sources = find_scenes(domain, Path(archives_dir) / domain.dataset, Path(work) / "unpacked")
-        plan = Plan.of(domain, catalog, config.tile_px, sources[0])
-        for source in evenly(sources, number):
-            ingest_scene(plan, Path(work), source)
-            _draw(Path(work), source, class_set).save(folder / f"{source.split}_{source.name}.png")
-    return sorted(target.iterdir())
+    drawn: list[Path] = []
+    for domain in [domain for name in names for domain in catalog.domains_named(name)]:
+        domain = replace(domain, unknown_labels=domain.unknown_labels or config.unknown_labels)
+        class_set = catalog.class_sets[domain.class_set] if domain.class_set else None
+        target = Path(out_dir) / f"{domain.name}-check"
+        with TemporaryDirectory() as work, atomic_dir(target) as folder:
+            sources = find_scenes(domain, Path(archives_dir) / domain.dataset, Path(work) / "unpacked")
+            plan = Plan.of(domain, catalog, config.tile_px, sources[0])
+            for source in evenly(sources, number):
+                ingest_scene(plan, Path(work), source)
+                _draw(Path(work), source, class_set).save(folder / f"{source.split}_{source.name}.png")
+        drawn += sorted(target.iterdir())
+    return drawn
 
 
 def _draw(work: Path, source: SceneSource, class_set: ClassSet | None) -> Image.Image:

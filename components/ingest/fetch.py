@@ -2,8 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +162,14 @@ def _continue(session: Session, url: str, partial: Path) -> None:
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         require_free(partial.parent, total - start, url)
         write_checksummed(_memo(partial), {"url": url, "version": version, "bytes": total})
-        with partial.open("ab" if start else "wb") as file, _bar(partial.name, start, total) as advance:
+        with (
+            partial.open("ab" if start else "wb") as file,
+            bar(DownloadColumn(), TransferSpeedColumn()) as progress,
+        ):
+            task = progress.add_task(partial.name, total=total or None, completed=start)
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
-                advance(len(chunk))
+                progress.advance(task, len(chunk))
 
 
 def _open(session: Session, url: str, headers: dict[str, str]) -> Response:
@@ -178,10 +181,3 @@ def _open(session: Session, url: str, headers: dict[str, str]) -> Response:
         ) from error
     except RequestException as error:
         raise _broken(url, error) from error
-
-
-@contextmanager
-def _bar(name: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
-    with bar(DownloadColumn(), TransferSpeedColumn()) as progress:
-        task = progress.add_task(name, total=total or None, completed=done)
-        yield lambda count: progress.advance(task, count)

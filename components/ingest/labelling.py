@@ -194,12 +194,8 @@ def _of_imagefolder(
 ) -> dict[str, LabelSource]:
     table, _ = image_folder(masks, members)
     by_path = {_address(member, ""): member for member in members}
-    mask_of = {image: by_path[mask] for image, mask in table.items() if mask in by_path}
-    return {
-        key: LabelSource.of(mask_of[_address(image, "")])
-        for key, image in images.items()
-        if _address(image, "") in mask_of
-    }
+    mask_of = {key: by_path.get(table.get(_address(image, ""), "")) for key, image in images.items()}
+    return {key: LabelSource.of(mask) for key, mask in mask_of.items() if mask is not None}
 
 
 def image_folder(masks: Masks, members: Sequence[Member]) -> tuple[dict[str, str], list[Member]]:

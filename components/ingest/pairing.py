@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
+from posixpath import commonprefix
 from typing import Any, Literal
 from unicodedata import normalize
 
@@ -28,17 +29,17 @@ def keys_of(own: OwnFiles, images: Sequence[Member], masks: Sequence[Member]) ->
     It is what the stars of their patterns stand for, or the braces of `pairs`: of that only the last name,
     unless two images or two masks have the same.
     """
-    mask_pattern = own.masks.pattern if own.masks else "*"
-    if own.pairs is not None:
-        found = [
-            {member: own.pairs.key(member.path, "image") for member in images},
-            {member: own.pairs.key(member.path, "mask") for member in masks},
-        ]
-    else:
-        found = [
-            {member: _starred(pattern, member.path) for member in members}
-            for pattern, members in ((own.image_pattern, images), (mask_pattern, masks))
-        ]
+    kinds: tuple[tuple[Kind, str, Sequence[Member]], ...] = (
+        ("image", own.image_pattern, images),
+        ("mask", own.masks.pattern if own.masks else "*", masks),
+    )
+    found = [
+        {
+            member: own.pairs.key(member.path, kind) if own.pairs else _starred(pattern, member.path)
+            for member in members
+        }
+        for kind, pattern, members in kinds
+    ]
     key_of = {member: normalize("NFC", key) for keys in found for member, key in keys.items()}
     if all(len({folded(PurePosixPath(key).name) for key in keys.values()}) == len(keys) for keys in found):
         return lambda member: PurePosixPath(key_of[member]).name
@@ -76,21 +77,21 @@ def apart(
     image_at = {_place(image): image for image in images}
     mask_at = {_place(mask): mask for mask in masks}
     shared = image_at.keys() & mask_at.keys()
-    if shared and len(shared) == len(mask_at) < len(image_at):
+    if not shared:
+        return list(images), list(masks)
+    if len(shared) == len(mask_at) < len(image_at):
         return [image for path, image in image_at.items() if path not in shared], list(masks)
-    if shared and len(shared) == len(image_at) < len(mask_at):
+    if len(shared) == len(image_at) < len(mask_at):
         return list(images), [mask for path, mask in mask_at.items() if path not in shared]
-    if shared:
-        likely = suggested([image.path for image in images], [mask.path for mask in masks])
-        raise InputError(
-            f"{domain.name}: {len(shared)} files are both images and masks: "
-            + some(sorted(image_at[path].path for path in shared))
-            + (told(others) if len(images) == len(masks) else ""),
-            where=own.images,
-            expected="`images` and `masks` that match different files, or `pairs`",
-            next_step=f'say which are which, e.g. pairs: "{likely or "{}_sat.jpg -> {}_mask.png"}"',
-        )
-    return list(images), list(masks)
+    likely = suggested([image.path for image in images], [mask.path for mask in masks])
+    raise InputError(
+        f"{domain.name}: {len(shared)} files are both images and masks: "
+        + some(sorted(image_at[path].path for path in shared))
+        + (told(others) if len(images) == len(masks) else ""),
+        where=own.images,
+        expected="`images` and `masks` that match different files, or `pairs`",
+        next_step=f'say which are which, e.g. pairs: "{likely or "{}_sat.jpg -> {}_mask.png"}"',
+    )
 
 
 def _place(member: Member) -> str:
@@ -135,9 +136,7 @@ def _likeness(one: str, other: str) -> int:
 
 
 def _common(one: str, other: str) -> int:
-    return next(
-        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    return len(commonprefix([one, other]))
 
 
 def _patterns(image: PurePosixPath, mask: PurePosixPath, told: bool) -> Iterator[Pairs]:

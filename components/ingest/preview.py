@@ -91,12 +91,7 @@ def _row(pictures: Sequence[NDArray[np.uint8]], how: Image.Resampling) -> NDArra
 def overlay(
     image_HW3: NDArray[np.uint8], label_HW: NDArray[np.uint8], class_set: ClassSet
 ) -> NDArray[np.uint8]:
-    """A grey image under the colours of its labels.
-
-    Args:
-        image_HW3: the three bands.
-        label_HW: ids.
-    """
+    """A grey image (H, W, 3) under the colours of its labels, ids (H, W)."""
     grey_HW1 = image_HW3.mean(axis=2, keepdims=True)
     colours = colour_table(class_set.palette)
     mixed = (1 - LABEL_WEIGHT) * grey_HW1 + LABEL_WEIGHT * colours[label_HW]
@@ -112,7 +107,6 @@ def over_legend(sheet_HW3: NDArray[np.uint8], class_set: ClassSet, parts: Sequen
 
 def _fractions(manifest: Manifest) -> NDArray[np.float64]:
     """Share of pixels per class, ignored ones last."""
-    pixels = np.array(
-        [[*row["class_pixels"], row["ignored_pixels"]] for row in manifest.rows], np.float64
-    ).sum(0)
+    of_tiles = [[*row["class_pixels"], row["ignored_pixels"]] for row in manifest.rows]
+    pixels = np.sum(of_tiles, axis=0, dtype=np.float64)
     return pixels / pixels.sum()

@@ -200,20 +200,15 @@ def _check_image(plan: Plan, image: Raster) -> None:
     _check_bands(plan.domain, image)
     reading = plan.tiling.reading
     if plan.domain.own:
+        said = "correct the domain's `bands`: the file says "
         refuse_other_names(
-            image,
-            reading,
-            lambda places: (
-                "correct the domain's `bands`: the file says "
-                + ", ".join(f"{name}: {place}" for name, place in places.items())
-            ),
+            image, reading, lambda places: said + ", ".join(f"{name}: {at}" for name, at in places.items())
         )
     dtype = raw_dtype(image, reading.bands)
     if reading.value_range is None and dtype != "uint8":
         values = reading.sample(image)
-        low, high = (
-            (round(float(bound), 3) for bound in (values.min(), values.max())) if values.size else (0, 1)
-        )
+        bounds = (values.min(), values.max()) if values.size else (0, 1)
+        low, high = (round(float(bound), 3) for bound in bounds)
         raise InputError(
             f"an image of {dtype}, values {low:g} to {high:g}",
             where=image.where,

@@ -179,18 +179,13 @@ def _labels(
     if masks.form == "class_folders":
         grouped: dict[str, list[Member]] = {}
         for file in files:
-            grouped.setdefault(
-                folded(key_of(file)).removeprefix(f"{folded(class_of(masks, file))}/"), []
-            ).append(file)
+            key = folded(key_of(file)).removeprefix(f"{folded(class_of(masks, file))}/")
+            grouped.setdefault(key, []).append(file)
     else:
         grouped = {key: [file] for key, file in _by_key(domain, key_of, files, ()).items()}
     if odd := sorted(set(grouped) - set(images), key=natural):
-        log.warning(
-            "%s: %d masks have no image and are left out: %s",
-            domain.name,
-            len(odd),
-            some([str(grouped[key][0]) for key in odd]),
-        )
+        named = some([str(grouped[key][0]) for key in odd])
+        log.warning("%s: %d masks have no image and are left out: %s", domain.name, len(odd), named)
     return by_key(masks, {key: grouped[key] for key in grouped if key in images}, lying, scratch)
 
 
@@ -212,11 +207,8 @@ def _labelled(
         return dict(images)
     named = some([str(images[key]) for key in lacking])
     if own.unlabelled == "error" or len(lacking) == len(images):
-        others = [
-            file
-            for file in files
-            if file.path not in {part.path for each in labels.values() for part in each.files}
-        ]
+        taken = {part.path for each in labels.values() for part in each.files}
+        others = [file for file in files if file.path not in taken]
         theirs = f", a label that is left over is {others[0]}" if others else ""
         raise InputError(
             f"{domain.name}: {len(lacking)} of {len(images)} images have no label: {named}"
@@ -283,22 +275,16 @@ def _pair(
             expected=f"a label of the name {unlabelled[0]!r}",
             next_step=f"crossearth fetch {domain.name}",
         )
-    if odd := [
-        key for key in keys if not is_file_name(_file_name(key)) or len(key.encode()) > MAX_NAME_BYTES
-    ]:
-        raise InputError(
-            f"{domain.name}: {odd[0]!r} cannot be the name of a file",
-            where=images[odd[0]],
-            expected=f"at most {MAX_NAME_BYTES} bytes",
-            next_step="rename the file",
-        )
-    return [
-        SceneSource(
-            split,
-            key_of(images[key]),
-            prefix + domain.scene_of(key_of(images[key])),
-            images[key],
-            labels[key] if labels is not None else None,
-        )
-        for key in keys
-    ]
+    sources = []
+    for key in keys:
+        image = images[key]
+        if not is_file_name(_file_name(key)) or len(key.encode()) > MAX_NAME_BYTES:
+            raise InputError(
+                f"{domain.name}: {key!r} cannot be the name of a file",
+                where=image,
+                expected=f"at most {MAX_NAME_BYTES} bytes",
+                next_step="rename the file",
+            )
+        scene = prefix + domain.scene_of(key_of(image))
+        sources.append(SceneSource(split, key_of(image), scene, image, labels[key] if labels else None))
+    return sources

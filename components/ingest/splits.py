@@ -28,7 +28,7 @@ WORDS = {
 class UndecidedError(InputError):
     """No split that is clear by itself; `choice` is what the catalog file may say."""
 
-    choice: Any = None
+    choice: Any = "train"
 
 
 def word_of(name: str) -> str | None:
@@ -59,11 +59,10 @@ def split_images(
             raise _undecided(domain, own, published)
         else:
             own = published
-            log.warning(
-                "%s: split as published: %s is train, %s is test",
-                domain.name,
-                *(" and ".join(Path(name).name for name in side) for side in (own.train_from, own.test_from)),
+            sides = (
+                " and ".join(Path(name).name for name in each) for each in (own.train_from, own.test_from)
             )
+            log.warning("%s: split as published: %s is train, %s is test", domain.name, *sides)
     elif published is not None and own.by in ("block", "train", "test"):
         log.warning("%s: `split` is said, and so the split that was published is not used", domain.name)
     if own.by == "file":
@@ -76,13 +75,11 @@ def split_images(
         return dict.fromkeys(images, "train" if own.by == "train" else "test")
     scenes = sorted({domain.scene_of(key) for key in counted}, key=natural)
     if len(scenes) < 2:
-        alone = UndecidedError(
+        raise UndecidedError(
             f"{domain.name}: one scene cannot be split into train and test",
             where=own.images,
             next_step="say `split: train` or `split: test`, or cut the image into several files",
         )
-        alone.choice = "train"
-        raise alone
     held = min(len(scenes) - 1, max(1, round(own.test * len(scenes))))
     tested = set(scenes[-held:])
     return {key: "test" if domain.scene_of(key) in tested else "train" for key in counted}
@@ -124,11 +121,8 @@ def _lists_of(
         if len(lists) > 1 and all(map(names.find, firsts)):
             return lists
         if lists:
-            log.warning(
-                "%s: %s name no images of these, and are not used as a split",
-                domain.name,
-                some([str(path) for path in lists]),
-            )
+            named = some([str(path) for path in lists])
+            log.warning("%s: %s name no images of these, and are not used as a split", domain.name, named)
     return []
 
 
@@ -192,7 +186,8 @@ def _by_folder(domain: Domain, own: OwnFiles, images: Mapping[str, Member]) -> d
         found = {sides[part] for part in map(folded, _folders(image)) if part in sides}
         if len(found) > 1:
             raise InputError(f"{domain.name}: below folders of both splits", where=image)
-        split_of |= dict.fromkeys([key], found.pop()) if found else {}
+        if found:
+            split_of[key] = found.pop()
     for side, names in (("train", own.train_from), ("test", own.test_from)):
         if side not in split_of.values():
             raise InputError(

@@ -195,13 +195,8 @@ def _pad_small(
     small = {row["image"] for row in rows if min(row["width"], row["height"]) < least_px}
     if not small:
         return rows
-    log.warning(
-        "%s: %d of %d scenes are smaller than %d px: their tiles are padded, and ignored there",
-        plan.domain.name,
-        len(small),
-        len(sources),
-        least_px,
-    )
+    told = f"{plan.domain.name}: {len(small)} of {len(sources)} scenes are smaller than {least_px} px"
+    log.warning("%s: their tiles are padded, and ignored there", told)
     again = [source for source in sources if source.stored("images") in small]
     return [row for row in rows if row["image"] not in small] + _ingest_scenes(plan, again, work, workers)
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from posixpath import commonpath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -99,19 +100,14 @@ class Layouts:
         tables = [each.path for each in kind.files if not each.path.endswith(".txt")]
         names = {"names": self.at(tables[0])} if tables else {}
         texts = [each.path for each in self.members if each.path.lower().endswith(".txt")]
-        for at in sorted(
-            {path.split("/").index("labels") for path in texts if "labels" in path.split("/")[:-1]}
-        ):
-            ahead = {path.split("/")[0] for path in texts if "labels" in path.split("/")[:-1]}
+        folders = [PurePosixPath(path).parts for path in texts]
+        labelled = [parts for parts in folders if "labels" in parts[:-1]]
+        ahead = {parts[0] for parts in labelled}
+        for at in sorted({parts.index("labels") for parts in labelled}):
             before = [*ahead] if at == 1 and len(ahead) == 1 else ["*"] * at
-            places = {
-                word: self.at(*before, word, *(["*"] if "*" in before else []))
-                for word in ("images", "labels")
-            }
-            yield {
-                "images": places["images"],
-                "masks": {"yolo": places["labels"], **names, "outside": OUTSIDE},
-            }
+            after = ["*"] if "*" in before else []
+            images, labels = (self.at(*before, word, *after) for word in ("images", "labels"))
+            yield {"images": images, "masks": {"yolo": labels, **names, "outside": OUTSIDE}}
         yield {"images": self.root, "masks": {"yolo": self.root, **names, "outside": OUTSIDE}}
 
     def _polygons(self, files: Sequence[Member]) -> Iterator[Entry]:
@@ -208,24 +204,13 @@ IMAGE_FOLDERS = (
 def _kind_of_folder(name: str) -> str | None:
     if name.lower() in IMAGE_FOLDERS:
         return "images"
-    if (
-        name == cvat.MASKS
-        or (MASK_WORDS.search(name) and name != "SegmentationObject")
-        or name.lower() == "y"
-    ):
-        return "masks"
-    return None
+    says_masks = MASK_WORDS.search(name) and name != "SegmentationObject"
+    return "masks" if name == cvat.MASKS or says_masks or name.lower() == "y" else None
 
 
 def _common_folder(files: Sequence[Member]) -> str:
     """The folder below which all of them lie."""
-    parents = [PurePosixPath(each.path).parent.parts for each in files]
-    shared = []
-    for parts in zip(*parents, strict=False):
-        if len({*parts}) > 1:
-            break
-        shared.append(parts[0])
-    return str(PurePosixPath(*shared))
+    return str(PurePosixPath(commonpath([PurePosixPath(each.path).parent for each in files])))
 
 
 def _attributes(files: Sequence[Member], members: Sequence[Member]) -> list[dict[str, str]]:

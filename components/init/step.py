@@ -3,10 +3,12 @@
 import logging
 import re
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,14 +41,12 @@ class Written:
     Attributes:
         files: the catalog, and params.yaml unless one was there.
         name: the domain's.
-        recipe: whether it can be trained on: it has labels and both splits.
         lines: what was found, for the terminal.
         options: what the next commands need beside the domain's name.
     """
 
     files: list[Path]
     name: str
-    recipe: bool
     lines: list[str]
     options: str
 
@@ -101,7 +101,7 @@ def init(folder: Path, data_dir: Path, out_dir: Path) -> Written:
     else:
         write_text(params, params_text(path.name, facts, entry))
         files.append(params)
-    return Written(files, name, recipe, lines, options)
+    return Written(files, name, lines, options)
 
 
 def _name(folder: Path) -> str:
@@ -168,10 +168,10 @@ class _Trial:
         """A split whose lists are named as a catalog file names places."""
         if isinstance(split, str) or split["by"] != "lists":
             return split
-        sides = {
-            side: [_root(Path(name), self.data_dir) for name in split[side]] for side in ("train", "test")
+        return {
+            side: names if side == "by" else [_root(Path(name), self.data_dir) for name in names]
+            for side, names in split.items()
         }
-        return {"by": "lists", **sides}
 
     def ingest_one(self, entry: Entry, classes: Sequence[Class], sources: Sequence[SceneSource]) -> None:
         """Ingests one scene for nothing: what ingest refuses is refused before anything is written."""
@@ -180,23 +180,14 @@ class _Trial:
         ingest_scene(plan, self.scratch / "work", sources[0])
 
 
-class _Kept(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
 @contextmanager
 def _held_back(log: logging.Logger) -> Iterator[list[logging.LogRecord]]:
     """What is logged meanwhile: of layouts that do not fit nobody wants to hear."""
-    kept = _Kept()
+    kept = BufferingHandler(sys.maxsize)
     log.addHandler(kept)
     log.propagate = False
     try:
-        yield kept.records
+        yield kept.buffer
     finally:
         log.propagate = True
         log.removeHandler(kept)
@@ -255,11 +246,7 @@ def _is_value(value: Raw) -> bool:
 
 
 def _lines(
-    facts: ImageFacts,
-    entry: Entry,
-    classes: Sequence[Class],
-    splits: Mapping[str, int],
-    alone: Sequence[str],
+    facts: ImageFacts, entry: Entry, classes: Sequence[Class], splits: Mapping[str, int], alone: Sequence[str]
 ) -> list[str]:
     """What was found, in words."""
 
@@ -282,11 +269,8 @@ def _lines(
     else:
         form = "a raster an image" if isinstance(masks, str) else next(iter(masks))
         lines.append(f"labels: {form}")
-        lines += [
-            f"  {each.raw!r}: {each.name}, {each.share:.1%} of the pixels"
-            for each in classes
-            if each.raw is not None
-        ]
+        labelled = [each for each in classes if each.raw is not None]
+        lines += [f"  {each.raw!r}: {each.name}, {each.share:.1%} of the pixels" for each in labelled]
     if alone:
         lines.append(f"left out, neither an image of a split nor its label: {some(alone)}")
     return lines
@@ -298,11 +282,8 @@ def _alone(layouts: Layouts, sources: Sequence[SceneSource]) -> list[str]:
     def place(file: Member) -> tuple[Path, str]:
         return file.container.resolve(), file.name
 
-    used = {
-        place(file)
-        for source in sources
-        for file in (source.image, *(source.label.files if source.label else ()))
-    }
+    used = {place(source.image) for source in sources}
+    used |= {place(file) for source in sources if source.label for file in source.label.files}
     # what came out of a tar lies elsewhere in every unpacking
     there = [each for each in layouts.rasters if each.name or not each.packed]
     return [each.path for each in there if place(each) not in used]

@@ -49,22 +49,22 @@ def catalog_text(
         recipe: whether a setting trains and scores on it.
     """
     key = flow(name)  # YAML takes some names for numbers
-    names = [each.name for each in sorted(_unique(classes), key=lambda each: each.id)]
-    text = [f"# What `crossearth init {folder}` found:", *(f"#   {line}" for line in lines)] if lines else []
-    text += [
-        "# Every key is explained in data/README.md. Look at the labels first: crossearth ingest "
-        f"{name} --check 8"
-    ] * bool(lines)
+    ordered = sorted(classes, key=lambda each: each.id)
+    names = list(dict.fromkeys(each.name for each in ordered if each.name != "ignore"))
+    text: list[str] = []
+    if lines:
+        text = [
+            f"# What `crossearth init {folder}` found:",
+            *(f"#   {line}" for line in lines),
+            "# Every key is explained in data/README.md. Look at the labels first: crossearth ingest "
+            f"{name} --check 8",
+        ]
     if "masks" in entry:
         shown = names or ["background", "foreground"]
-        text += [
-            "class_sets:",
-            f"  {key}:",
-            f"    classes: {flow(shown)} # rename them, here and in `labels`",
-        ]
-        text += ["    primary_metric: foreground # the score is the IoU of the second class"] * (
-            len(shown) == 2
-        )
+        classes_line = f"    classes: {flow(shown)} # rename them, here and in `labels`"
+        text += ["class_sets:", f"  {key}:", classes_line]
+        if len(shown) == 2:
+            text.append("    primary_metric: foreground # the score is the IoU of the second class")
     text += ["domains:", f"  {key}:"]
     text += [f"    {word}: {flow(value)}" for word, value in entry.items()]
     if "masks" in entry:
@@ -85,10 +85,6 @@ def catalog_text(
             f"  {key}: {{source: {key}, target: {key}, gap: in-domain}}",
         ]
     return "\n".join(text) + "\n"
-
-
-def _unique(classes: Sequence[Class]) -> list[Class]:
-    return list({each.name: each for each in classes if each.name != "ignore"}.values())
 
 
 def params_text(catalog: str, facts: ImageFacts, entry: Mapping[str, Any]) -> str:

@@ -27,15 +27,9 @@ def decide_all(params: Params, catalog: Catalog, names: Sequence[str]) -> tuple[
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
     outcomes = run(params, catalog, names)
     publish({each.name: each.version for each in outcomes}, AGAIN, HUB_PAUSES_S)
-    rows = [
-        [
-            each.recipe,
-            each.version,
-            "yes" if each.promoted else "no",
-            each.champion,
-            "; ".join(check.question for check in each.checks if not check.holds),
-        ]
-        for each in outcomes
-    ]
+    rows = []
+    for each in outcomes:
+        refused = "; ".join(check.question for check in each.checks if not check.holds)
+        rows.append([each.recipe, each.version, "yes" if each.promoted else "no", each.champion, refused])
     columns = ["recipe", "version", "promoted", "champion", "refused by"]
     return [each.recipe for each in outcomes if each.promoted], markdown_table(columns, rows) + "\n"

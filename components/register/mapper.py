@@ -86,15 +86,9 @@ class SceneMapper(PythonModel):
             if polygons is not None:
                 given = {"vector": target.with_suffix(".geojson"), **polygons}
                 config = load_config(PredictConfig, given, "params")
+            source = scene if "://" in scene else Path(scene)
             # who calls is a stranger: their files may not point to others
-            predict(
-                [scene if "://" in scene else Path(scene)],
-                self.folder,
-                target,
-                config,
-                own=False,
-                loaded=self._network(),
-            )
+            predict([source], self.folder, target, config, own=False, loaded=self._network())
             if config.vector:
                 return json.loads(config.vector.read_text(encoding="utf-8"))
             with rasterio.open(target) as file:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from crossearth.components.evaluate.results import RecipeResult, nan_to_none
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none, per_cent
 from crossearth.data.catalog.domains import Catalog, Domain
 from crossearth.data.common.files import markdown_table
 from crossearth.model.weights.checkpoint import trained_gsd_m, trained_reading
@@ -12,12 +12,10 @@ from crossearth.model.weights.checkpoint import trained_gsd_m, trained_reading
 def model_card(
     name: str, meta: Mapping[str, Any], catalog: Catalog, source: Domain | None, result: RecipeResult | None
 ) -> str:
-    """The card as Markdown.
+    """The card of a model as Markdown.
 
     Args:
-        name: of the model.
         meta: its description (`checkpoint.read_meta`).
-        catalog: has the data sets' titles and licences.
         source: the domain that it was trained on; None = it is not known here.
         result: how it scored; None = it was not scored.
     """
@@ -35,57 +33,45 @@ def model_card(
         f"Trained on one domain, {source.name} ({bands}; {size})" if source else f"Trained on {bands}; {size}"
     )
     unseen = any(each.setting.unseen for each in settings)
-    lines = [
+    parts = [
         f"# crossearth: {name}",
-        "",
         f"Semantic segmentation of overhead imagery into {', '.join(meta['classes'])}. {trained}"
         f"{', scored on domains that it has not seen' if unseen else ''}.",
-        "",
     ]
     if synthetic:
-        lines += [
-            "**Made from synthetic miniatures: they show that the pipeline works.**",
-            "",
-        ]
-    lines += ["## Scores", "", *(_scores(result) if result else ["It was not scored."])]
-    lines += ["", "## Data and licences", ""]
-    if not source:
-        lines.append("- trained on data that the catalog does not know: licence not stated")
+        parts.append("**Made from synthetic miniatures: they show that the pipeline works.**")
+    licences = [] if source else ["- trained on data that the catalog does not know: licence not stated"]
     for dataset in map(catalog.dataset, datasets):
-        lines.append(
-            f"- {dataset.title}: {dataset.licence or 'licence not stated'} {dataset.homepage}".rstrip()
-        )
+        licence = dataset.licence or "licence not stated"
+        licences.append(f"- {dataset.title}: {licence} {dataset.homepage}".rstrip())
     if pretrained := meta.get("pretrained"):
-        lines.append(f"- backbone {pretrained['name']}: {pretrained['licence']}")
-    lines += [
-        "",
+        licences.append(f"- backbone {pretrained['name']}: {pretrained['licence']}")
+    parts += [
+        "## Scores",
+        _scores(result) if result else "It was not scored.",
+        "## Data and licences",
+        "\n".join(licences),
         "## Intended use",
-        "",
         f"{intended}; research on domain"
         f" generalization. Input: {_values(meta)}; the model normalises them itself.",
-        "",
         "## Limits",
-        "",
         "Every pixel is given one of the classes above, also where it is none of them. Scores on a new region"
         " may lie below the worst of the table. Not for decisions about people, nor where a wrong map harms."
         " The licences of the training data may bind the use of the weights.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
-def _scores(result: RecipeResult) -> list[str]:
+def _scores(result: RecipeResult) -> str:
     rows = []
     for each in result.settings:
-        score, setting = nan_to_none(result.scores(each).primary_metric), each.setting
-        told = "" if score is None else f"{100 * score:.1f}"
-        rows.append([setting.abbr, setting.target, setting.gap, told, each.manifest_digest[:12]])
+        score, setting = per_cent(nan_to_none(result.scores(each).primary_metric)), each.setting
+        rows.append([setting.abbr, setting.target, setting.gap, score, each.manifest_digest[:12]])
     columns = ["setting", "target", "gap", f"{result.metric} %", "manifest"]
-    return [
+    return (
         f"Selection rule: {result.selection}. Seed: {'none' if result.seed is None else result.seed}."
-        f" Training {result.recipe_hash[:16]}.",
-        "",
-        markdown_table(columns, rows),
-    ]
+        f" Training {result.recipe_hash[:16]}.\n\n{markdown_table(columns, rows)}"
+    )
 
 
 def _bands(meta: Mapping[str, Any], source: Domain | None) -> str:

@@ -31,20 +31,15 @@ class RegisterConfig:
             raise InputError(f"prefix: {self.prefix!r}", expected="letters, digits, and . _ - between them")
 
 
+Scored = dict[str, tuple[SettingResult, float]]
+
+
 @dataclass(frozen=True)
 class Check:
     question: str
     champion: str
     challenger: str
     holds: bool
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether the challenger is promoted, and why."""
-
-    promoted: bool
-    checks: tuple[Check, ...]
 
 
 def decide(
@@ -55,8 +50,8 @@ def decide(
     *,
     has_champion: bool,
     same_weights: bool = False,
-) -> Decision:
-    """Applies the rule.
+) -> list[Check]:
+    """Applies the rule, line by line: the challenger is promoted where every check holds.
 
     A first champion needs results for all settings, all of them finite. Later ones must also have been scored
     on the champion's tiles under its selection rule, gain `margin` in the mean over unseen targets and lose
@@ -72,86 +67,67 @@ def decide(
     """
     if same_weights:
         champion = None
-    checks = [_complete(champion, challenger, settings), _finite(champion, challenger, settings)]
+    olds, news = None if champion is None else _chosen(champion, settings), _chosen(challenger, settings)
+    checks = [_complete(olds, news, len(settings)), _finite(olds, news)]
     if same_weights:
         checks.append(Check("it is the champion, scored anew", "", "", True))
     elif has_champion and champion is None:
         checks.append(Check("the champion has scores to compare with", "none", "", False))
-    elif champion is not None and all(check.holds for check in checks):
-        checks += _comparable(champion, challenger, settings)
+    elif champion is not None and olds is not None and all(check.holds for check in checks):
+        rules = champion.selection, challenger.selection
+        checks.append(Check("the same selection rule", *rules, rules[0] == rules[1]))
+        checks += [_same_tiles(name, olds[name][0], news[name][0]) for name in settings]
         if all(check.holds for check in checks):
-            checks += _rule(champion, challenger, settings, config)
-    return Decision(all(check.holds for check in checks), tuple(checks))
+            checks += _rule(olds, news, settings, config)
+    return checks
 
 
-def _complete(champion: RecipeResult | None, challenger: RecipeResult, settings: tuple[str, ...]) -> Check:
-    whole = f"{len(settings)} of {len(settings)}"
-    old, new = (
-        f"{len(_chosen(result, settings))} of {len(settings)}" if result else ""
-        for result in (champion, challenger)
-    )
+def _complete(olds: Scored | None, news: Scored, number: int) -> Check:
+    whole = f"{number} of {number}"
+    old, new = ("" if each is None else f"{len(each)} of {number}" for each in (olds, news))
     return Check("scored on all settings of the recipe", old, new, old in ("", whole) and new == whole)
 
 
-def _finite(champion: RecipeResult | None, challenger: RecipeResult, settings: tuple[str, ...]) -> Check:
+def _finite(olds: Scored | None, news: Scored) -> Check:
     old, new = (
-        ", ".join(
-            f"{name}: nan"
-            for name, each in _chosen(result, settings).items()
-            if np.isnan(result.scores(each).primary_metric)
-        )
-        if result
-        else ""
-        for result in (champion, challenger)
+        ", ".join(f"{name}: nan" for name, (_, score) in each.items() if np.isnan(score))
+        for each in (olds or {}, news)
     )
     return Check("all of these scores are numbers", old, new, not old and not new)
 
 
-def _comparable(champion: RecipeResult, challenger: RecipeResult, settings: tuple[str, ...]) -> list[Check]:
-    olds, news = _chosen(champion, settings), _chosen(challenger, settings)
-    same_tiles = [
-        Check(
-            f"{setting}: scored on the same tiles",
-            olds[setting].manifest_digest[:12],
-            news[setting].manifest_digest[:12],
-            olds[setting].manifest_digest == news[setting].manifest_digest,
-        )
-        for setting in settings
-    ]
-    same_rule = champion.selection == challenger.selection
-    return [
-        Check("the same selection rule", champion.selection, challenger.selection, same_rule),
-        *same_tiles,
-    ]
+def _same_tiles(setting: str, old: SettingResult, new: SettingResult) -> Check:
+    ours, theirs = old.manifest_digest, new.manifest_digest
+    return Check(f"{setting}: scored on the same tiles", ours[:12], theirs[:12], ours == theirs)
 
 
-def _rule(
-    champion: RecipeResult, challenger: RecipeResult, settings: tuple[str, ...], config: RegisterConfig
-) -> list[Check]:
-    unseen = [name for name, each in _chosen(challenger, settings).items() if each.setting.unseen]
+def _rule(olds: Scored, news: Scored, settings: tuple[str, ...], config: RegisterConfig) -> list[Check]:
+    unseen = [name for name, (each, _) in news.items() if each.setting.unseen]
     judged = unseen or list(settings)
     kind = "unseen targets" if unseen else "its own domain"
-    olds, news = (
-        [result.scores(_chosen(result, settings)[setting]).primary_metric for setting in judged]
-        for result in (champion, challenger)
-    )
-    gain = float(np.mean(news) - np.mean(olds))
-    loss = float(np.min(olds) - np.min(news))
+    old, new = ([scored[name][1] for name in judged] for scored in (olds, news))
+    gain = float(np.mean(new) - np.mean(old))
+    loss = float(np.min(old) - np.min(new))
     return [
         Check(
             f"the mean over {len(judged)} {kind} rises by {100 * config.margin:.1f} points or more",
-            f"{100 * np.mean(olds):.2f}",
-            f"{100 * np.mean(news):.2f} ({100 * gain:+.2f})",
+            f"{100 * np.mean(old):.2f}",
+            f"{100 * np.mean(new):.2f} ({100 * gain:+.2f})",
             gain >= config.margin,
         ),
         Check(
             f"the worst of them falls by {100 * config.worst_margin:.1f} points at most",
-            f"{100 * np.min(olds):.2f} ({judged[int(np.argmin(olds))]})",
-            f"{100 * np.min(news):.2f} ({judged[int(np.argmin(news))]}, {-100 * loss:+.2f})",
+            f"{100 * np.min(old):.2f} ({judged[int(np.argmin(old))]})",
+            f"{100 * np.min(new):.2f} ({judged[int(np.argmin(new))]}, {-100 * loss:+.2f})",
             loss <= config.worst_margin,
         ),
     ]
 
 
-def _chosen(result: RecipeResult, settings: tuple[str, ...]) -> dict[str, SettingResult]:
-    return {each.setting.abbr: each for each in result.settings if each.setting.abbr in settings}
+def _chosen(result: RecipeResult, settings: tuple[str, ...]) -> Scored:
+    """Those of the settings that it has: name -> what was found and the primary score, 0..1."""
+    return {
+        each.setting.abbr: (each, result.scores(each).primary_metric)
+        for each in result.settings
+        if each.setting.abbr in settings
+    }

@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -54,8 +54,8 @@ MOVE_TAG = "move."
 ABOUT_TAG = "about"
 EXAMPLE_PX = 32
 REQUIREMENTS = ("torch", "numpy", "rasterio", "mlflow")
-
-
+# of `SceneMapper.predict`: name, type, value where none is given
+PARAMS = (("output", "string", "map"), ("min_area_m2", "double", 0.0), ("simplify_px", "double", 0.0))
 MOVE = re.compile(
     r"(?P<alias>\S+): (?P<old>\S+) -> (?P<new>\S+), (?P<when>\S+), by (?P<who>.*?), "
     r"run (?P<run>\S+): (?P<why>.*)"
@@ -107,17 +107,11 @@ def _reaching() -> Iterator[None]:
     except InputError:
         raise
     except (*away, *no_address) as error:
-        refused = refusal(error, tracking_uri())
-        if refused:
-            what, next_step = refused
-            raise InputError(
-                f"the model registry cannot be used: {what}", where=tracking_uri(), next_step=next_step
-            ) from error
-        raise InputError(
-            f"the model registry does not answer: {_first_line(error)}",
-            where=tracking_uri(),
-            next_step="start the server, or set MLFLOW_TRACKING_URI to one that runs; then try again",
-        ) from error
+        what = f"does not answer: {_first_line(error)}"
+        next_step = "start the server, or set MLFLOW_TRACKING_URI to one that runs; then try again"
+        if refused := refusal(error, tracking_uri()):
+            what, next_step = f"cannot be used: {refused[0]}", refused[1]
+        raise InputError(f"the model registry {what}", where=tracking_uri(), next_step=next_step) from error
 
 
 class Registry:
@@ -161,7 +155,12 @@ class Registry:
             about: what a list of models says of it.
         """
         run = self.client.get_run(run_id).info
-        self._expect_artifacts(run.experiment_id)
+        if lost := lost_root(self.client.get_experiment(run.experiment_id).artifact_location):
+            raise InputError(
+                f"MLflow keeps its models in {lost}, which is not here",
+                where=tracking_uri(),
+                next_step=LOST_ARTIFACTS,
+            )
         with TemporaryDirectory() as temporary, _ended_as(self.client, run):
             files = _files(Path(temporary), model_dir, backbone, result, card)
             logged = _log_model(run_id, result.recipe, files)
@@ -169,6 +168,7 @@ class Registry:
             self.client.create_registered_model(
                 name, description=f"Maps of overhead imagery, recipe {result.recipe}"
             )
+        scores = {f"{result.metric} {each.setting.target}": _told(result, each) for each in result.settings}
         return self.client.create_model_version(
             name,
             logged.model_uri,
@@ -178,26 +178,13 @@ class Registry:
                 "recipe": result.recipe,
                 "selection": result.selection,
                 "provenance": ", ".join(sorted({each.provenance for each in result.settings})),
-                **{
-                    f"{result.metric} {each.setting.target}": _per_cent(result, each)
-                    for each in result.settings
-                },
+                **scores,
                 "weights": result.model_sha256,
                 "identity": identity,
             },
             description=card,
             model_id=logged.model_id,
         )
-
-    def _expect_artifacts(self, experiment_id: str) -> None:
-        """Refuses to put a model into a store that was moved away from its artifacts."""
-        lost = lost_root(self.client.get_experiment(experiment_id).artifact_location)
-        if lost:
-            raise InputError(
-                f"MLflow keeps its models in {lost}, which is not here",
-                where=tracking_uri(),
-                next_step=LOST_ARTIFACTS,
-            )
 
     @_reaching()
     def version(self, name: str, number: str) -> "ModelVersion":
@@ -208,14 +195,11 @@ class Registry:
         """Of each model that crossearth registered the versions with an alias, and the latest."""
         found = []
         for model in self._registered():
-            aliases = [
-                (f"{model.name}@{alias}", self.aliased(model.name, alias)) for alias in sorted(model.aliases)
-            ]
-            latest = self.client.search_model_versions(
-                f"name = '{model.name}'", max_results=1, order_by=["version_number DESC"]
-            )
+            named, query = model.name, f"name = '{model.name}'"
+            aliases = [(f"{named}@{alias}", self.aliased(named, alias)) for alias in sorted(model.aliases)]
+            latest = self.client.search_model_versions(query, 1, order_by=["version_number DESC"])
             numbers = {made.version for _, made in aliases if made}
-            others = [(f"{made.name}/{made.version}", made) for made in latest if made.version not in numbers]
+            others = [(f"{named}/{made.version}", made) for made in latest if made.version not in numbers]
             for name, made in (*aliases, *others):
                 if made and ABOUT_TAG in made.tags:
                     uri = f"{MODELS}{name}"
@@ -300,15 +284,9 @@ class Registry:
             self.client.delete_registered_model_alias(name, alias)
         else:
             self.client.set_registered_model_alias(name, alias, new.version)
-        move = Move(
-            alias=alias,
-            old=str(old.version) if old else "",
-            new=str(new.version) if new else "",
-            who=user_name(),
-            when=datetime.now(UTC).isoformat(timespec="seconds"),
-            run=(new.run_id or "") if new else "",
-            why=why,
-        )
+        before, after = (str(made.version) if made else "" for made in (old, new))
+        run, when = (new and new.run_id) or "", datetime.now(UTC).isoformat(timespec="seconds")
+        move = Move(alias, before, after, user_name(), when, run, why)
         number = len(self.moves(name)) + 1
         self.client.set_registered_model_tag(name, f"{MOVE_TAG}{number:04d}", str(move))
 
@@ -356,13 +334,7 @@ def _log_model(run_id: str, name: str, files: Mapping[str, Path]) -> "ModelInfo"
             signature=ModelSignature(
                 Schema([ColSpec(AnyType(), "scene")]),
                 Schema([ColSpec(AnyType(), "class_map")]),
-                ParamSchema(
-                    [
-                        ParamSpec("output", "string", "map"),
-                        ParamSpec("min_area_m2", "double", 0.0),
-                        ParamSpec("simplify_px", "double", 0.0),
-                    ]
-                ),
+                ParamSchema([ParamSpec(*param) for param in PARAMS]),
             ),
             input_example=pd.DataFrame({"scene": [example]}),
             pip_requirements=[
@@ -382,7 +354,7 @@ def _ended_as(client: "MlflowClient", before: "RunInfo") -> Iterator[None]:
             client.set_terminated(before.run_id, before.status, before.end_time)
 
 
-def _per_cent(result: RecipeResult, setting: SettingResult) -> str:
+def _told(result: RecipeResult, setting: SettingResult) -> str:
     """The primary score of a setting, as a tag tells it."""
     primary = result.scores(setting).primary_metric
     return f"{100 * primary:.1f} %" + (" (unseen)" if setting.setting.unseen else " (its own domain)")
@@ -401,33 +373,27 @@ def champion_before(moves: Sequence[Move]) -> str | None:
     return line[-2] if len(line) > 1 else None
 
 
-def open_model(model: str) -> AbstractContextManager[tuple[Path, Path | None]]:
-    """A model by what users call it: a path, or what `fetch_model` takes.
-
-    Gives what `fetch_model` yields; of a path the backbone is always None: the model knows where it lies.
-    """
-    if model.startswith((MODELS, "runs:/")):
-        return fetch_model(model)
-    return nullcontext((Path(model), None))
-
-
 @contextmanager
-def fetch_model(uri: str) -> Iterator[tuple[Path, Path | None]]:
-    """Brings a registered model here: an SQLite store's is read in place, any other is copied.
+def open_model(model: str) -> Iterator[tuple[Path, Path | None]]:
+    """A model by what users call it: of an SQLite store's registry it is read in place, else copied.
 
     The copies are gone when the context ends.
 
     Args:
-        uri: models:/NAME@ALIAS, models:/NAME/VERSION or models:/ID of a logged model.
+        model: a path, models:/NAME@ALIAS, models:/NAME/VERSION, or models:/ID or runs:/... of a logged model.
 
     Yields:
-        The model's folder and the file of its shared backbone, None where the weights hold it.
+        The model's folder or file, and the file of its shared backbone: None where the weights hold it, and
+        of a path, for that model knows where its backbone lies.
 
     Raises:
-        InputError: no such model, or the registry does not answer.
+        InputError: no such model in the registry, or the registry does not answer.
     """
+    if not model.startswith((MODELS, "runs:/")):
+        yield Path(model), None
+        return
     with nullcontext() if database_of(tracking_uri()) else TemporaryDirectory() as copies:
-        yield _fetch(uri, copies)
+        yield _fetch(model, copies)
 
 
 def registry_exists() -> bool:

@@ -92,9 +92,7 @@ def register(
     Args:
         recipes: whose models; each needs `models_dir/<recipe>` and `scores_dir/<recipe>`.
         models_dir, scores_dir: folders with a folder per recipe.
-        catalog: for the model cards.
         out_dir: gets `<recipe>.json`, the outcome, and `<recipe>.md`, the model card.
-        config: defaults if None.
         model_dir: a model that stands elsewhere, e.g. a converted one, for all `recipes`.
         suffix: of these folders' names, where the models are those of another seed.
 
@@ -158,9 +156,9 @@ def _challenge(
     config: RegisterConfig,
 ) -> Outcome:
     champion = registry.aliased(name, CHAMPION)
-    checks: tuple[Check, ...] = ()
+    checks: list[Check] = []
     if champion is None or champion.version != made.version:
-        decision = decide(
+        checks = decide(
             registry.scores(champion) if champion else None,
             result,
             tuple(setting.abbr for setting in recipe.settings),
@@ -168,20 +166,15 @@ def _challenge(
             has_champion=champion is not None,
             same_weights=champion is not None and champion.tags.get("weights") == result.model_sha256,
         )
-        retired = [
-            move.when
-            for move in registry.moves(name)
-            if move.why == ROLLBACK and move.old == str(made.version)
-        ]
-        checks = decision.checks
+        back = [move for move in registry.moves(name) if move.why == ROLLBACK]
+        retired = [move for move in back if move.old == str(made.version)]
         if retired:
-            checks += (Check("was not rolled back", "", f"rolled back at {retired[-1]}", False),)
-        if all(check.holds for check in checks):
+            checks.append(Check("was not rolled back", "", f"rolled back at {retired[-1].when}", False))
+        if refused := [check.question for check in checks if not check.holds]:
+            registry.move(name, CHALLENGER, made, "refused: " + "; ".join(refused))
+        else:
             registry.move(name, CHAMPION, made, "; ".join(check.question for check in checks))
             registry.move(name, CHALLENGER, None, "became champion")
-        else:
-            refused = [check.question for check in checks if not check.holds]
-            registry.move(name, CHALLENGER, made, "refused: " + "; ".join(refused))
     champion = registry.aliased(name, CHAMPION)
     return Outcome(
         recipe=recipe.name,
@@ -189,7 +182,7 @@ def _challenge(
         version=str(made.version),
         champion=str(champion.version) if champion else "",
         promoted=champion is not None and champion.version == made.version,
-        checks=checks,
+        checks=tuple(checks),
     )
 
 

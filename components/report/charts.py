@@ -51,13 +51,8 @@ def bars(summary: Summary) -> go.Figure:
     traces = []
     for place, gap in enumerate(distinct(line.setting.gap for line in summary.lines)):
         lines = [line for line in summary.lines if line.setting.gap == gap]
-        above, below = (
-            [
-                None if end is None or line.score is None else abs(100 * (end - line.score))
-                for line, end in ends
-            ]
-            for ends in ([(line, line.high) for line in lines], [(line, line.low) for line in lines])
-        )
+        above = [_points_apart(line.score, line.high) for line in lines]
+        below = [_points_apart(line.score, line.low) for line in lines]
         traces.append(
             go.Bar(
                 name=gap,
@@ -213,6 +208,10 @@ def _source(drop: Drop, summary: Summary) -> str:
 
 def _points(fractions: Any) -> list[float | None]:
     return [None if value is None else 100 * value for value in fractions]
+
+
+def _points_apart(score: float | None, end: float | None) -> float | None:
+    return None if end is None or score is None else abs(100 * (end - score))
 
 
 def _figure(traces: list[Any], height: int, **layout: Any) -> go.Figure:

@@ -71,22 +71,21 @@ def compare(a: Sequence[Path], b: Sequence[Path], catalog: Catalog) -> Compariso
         InputError: no results; no setting in common; a setting scored on different tiles; a side that has a
             setting under two selection rules.
     """
-    sides = [_by_setting(folders, catalog) for folders in (a, b)]
-    shared = [setting for setting in sides[0] if setting in sides[1]]
+    ours, theirs = (_by_setting(folders, catalog) for folders in (a, b))
+    shared = [setting for setting in ours if setting in theirs]
     if not shared:
         raise InputError(
             "the two sides have no setting in common",
-            expected=f"results for one of {', '.join(sides[0])}",
+            expected=f"results for one of {', '.join(ours)}",
             next_step="evaluate both on the same targets",
         )
-    pairs = [_difference(sides[0][name], sides[1][name]) for name in shared]
-    differences = [difference for difference, _ in pairs]
-    draws = np.mean([drawn for _, drawn in pairs], axis=0)
+    differences, draws = zip(*(_difference(ours[name], theirs[name]) for name in shared), strict=True)
+    metric = shared_metric(ours[name] for name in shared)
     return Comparison(
-        differences=tuple(differences),
-        mean=_mean(shared_metric(sides[0][name] for name in shared), differences, draws),
-        only_a=tuple(setting for setting in sides[0] if setting not in sides[1]),
-        only_b=tuple(setting for setting in sides[1] if setting not in sides[0]),
+        differences=differences,
+        mean=_mean(metric, differences, np.mean(draws, axis=0)),
+        only_a=tuple(setting for setting in ours if setting not in theirs),
+        only_b=tuple(setting for setting in theirs if setting not in ours),
     )
 
 
@@ -122,20 +121,8 @@ def _difference(a: Line, b: Line) -> tuple[Difference, Fractions]:
     rng = np.random.default_rng(int(digests.pop()[:16], 16))
     values = bootstrap(tiles, a.recipe.primary_metric, REPLICATES, rng)
     draws = values[len(a.runs) :].mean(0) - values[: len(a.runs)].mean(0)
-    low, high = interval(draws)
     change = b.score - a.score if a.score is not None and b.score is not None else None
-    difference = Difference(
-        setting=a.setting,
-        metric=a.metric,
-        a=a.score,
-        b=b.score,
-        difference=change,
-        low=nan_to_none(low),
-        high=nan_to_none(high),
-        p_value=None if change is None else paired_p_value(draws),
-        tiles=len(tiles[0]),
-    )
-    return difference, draws
+    return _tested(a.setting, a.metric, a.score, b.score, change, draws, len(tiles[0])), draws
 
 
 def _mean(metric: str, differences: Sequence[Difference], draws: Fractions) -> Difference:
@@ -143,16 +130,21 @@ def _mean(metric: str, differences: Sequence[Difference], draws: Fractions) -> D
         values = [getattr(each, name) for each in differences]
         return None if None in values else float(np.mean(values))
 
-    low, high = interval(draws)
-    known = mean("difference") is not None
-    return Difference(
-        setting=None,
-        metric=metric,
-        a=mean("a"),
-        b=mean("b"),
-        difference=mean("difference"),
-        low=nan_to_none(low) if known else None,
-        high=nan_to_none(high) if known else None,
-        p_value=paired_p_value(draws) if known else None,
-        tiles=sum(each.tiles for each in differences),
-    )
+    tiles = sum(each.tiles for each in differences)
+    return _tested(None, metric, mean("a"), mean("b"), mean("difference"), draws, tiles)
+
+
+def _tested(
+    setting: Setting | None,
+    metric: str,
+    a: float | None,
+    b: float | None,
+    change: float | None,
+    draws: Shares,
+    tiles: int,
+) -> Difference:
+    """A difference with its interval and p-value, of what it is in each draw."""
+    if change is None:
+        return Difference(setting, metric, a, b, None, None, None, None, tiles)
+    low, high = map(nan_to_none, interval(draws))
+    return Difference(setting, metric, a, b, change, low, high, paired_p_value(draws), tiles)

@@ -1,21 +1,16 @@
 """The report's table as Markdown and LaTeX, and how its numbers are written."""
 
-from collections.abc import Mapping, Sequence
-
 from tabulate import tabulate
 
-from crossearth.components.report.summary import Line, Summary
+from crossearth.components.evaluate.results import per_cent
+from crossearth.components.report.summary import Line, Summary, setting_columns
+from crossearth.data.common.files import markdown_table
 
 SELECTIONS = {
     "last": "the last iterate, as the authors do",
     "best-source": "the best iterate on held-out scenes of the source",
     "released": "as released by the authors",
 }
-
-
-def per_cent(value: float | None) -> str:
-    """A fraction as the paper prints it: per cent with one digit; a blank where it is undefined."""
-    return "" if value is None else f"{100 * value:.1f}"
 
 
 def title(summary: Summary) -> str:
@@ -57,24 +52,20 @@ def markdown(summary: Summary) -> str:
             "**Synthetic data: drawn by code to exercise the pipeline. These numbers are not comparable with"
             " published scores.**"
         )
-    parts.append(_github(_settings(summary)))
-    means = {
-        "group": [mean.name for mean in summary.means],
-        "selection": [mean.selection for mean in summary.means],
-        "settings": [str(mean.settings) for mean in summary.means],
-        "metric": [mean.metric for mean in summary.means],
-        "mean": [per_cent(mean.score) for mean in summary.means],
-    }
-    parts += ["## Means", _github(means)]
+    settings = _settings(summary)
+    parts.append(markdown_table(list(settings), zip(*settings.values(), strict=True)))
+    means = [
+        [mean.name, mean.selection, mean.settings, mean.metric, per_cent(mean.score)]
+        for mean in summary.means
+    ]
+    parts += ["## Means", markdown_table(["group", "selection", "settings", "metric", "mean"], means)]
     if summary.drops:
-        drops = {
-            "source": [drop.source for drop in summary.drops],
-            "in-domain": [per_cent(drop.in_domain) for drop in summary.drops],
-            "unseen mean": [per_cent(drop.unseen) for drop in summary.drops],
-            "drop in points": [per_cent(drop.points) for drop in summary.drops],
-            "targets": [str(drop.targets) for drop in summary.drops],
-        }
-        parts += ["## From the seen domain to unseen ones", _github(drops)]
+        drops = [
+            [drop.source, *map(per_cent, (drop.in_domain, drop.unseen, drop.points)), drop.targets]
+            for drop in summary.drops
+        ]
+        columns = ["source", "in-domain", "unseen mean", "drop in points", "targets"]
+        parts += ["## From the seen domain to unseen ones", markdown_table(columns, drops)]
     if summary.missing:
         parts += ["## Not scored", ", ".join(setting.abbr for setting in summary.missing)]
     return "\n\n".join(parts) + "\n"
@@ -88,17 +79,12 @@ def latex(summary: Summary) -> str:
     return f"{tabulate(columns, 'keys', 'latex_booktabs', colalign=align, disable_numparse=True)}\n"
 
 
-def _settings(summary: Summary) -> dict[str, Sequence[str]]:
+def _settings(summary: Summary) -> dict[str, list[str]]:
     """A column per fact, a cell per setting; facts that tell nothing are left out."""
     lines = summary.lines
-    columns: dict[str, Sequence[str]] = {
-        "setting": [line.setting.abbr for line in lines],
-        "source": [line.setting.source for line in lines],
-        "target": [line.setting.target for line in lines],
-        "gap": [line.setting.gap for line in lines],
-        summary.metric: [per_cent(line.score) for line in lines],
-        "interval": [_interval(line) for line in lines],
-    }
+    columns = setting_columns(summary)
+    columns[summary.metric] = [per_cent(line.score) for line in lines]
+    columns["interval"] = [_interval(line) for line in lines]
     if len({line.metric for line in lines}) > 1:
         columns["metric"] = [line.metric for line in lines]
     if len(summary.seeds) > 1:
@@ -114,8 +100,3 @@ def _settings(summary: Summary) -> dict[str, Sequence[str]]:
 
 def _interval(line: Line) -> str:
     return "" if line.low is None else f"[{per_cent(line.low)}, {per_cent(line.high)}]"
-
-
-def _github(columns: Mapping[str, Sequence[str]]) -> str:
-    escaped = {name: [cell.replace("|", "\\|") for cell in cells] for name, cells in columns.items()}
-    return tabulate(escaped, "keys", tablefmt="github", disable_numparse=True)

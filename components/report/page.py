@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossearth.components.evaluate.results import RecipeResult, nan_to_none, read_picture
+from crossearth.components.evaluate.results import RecipeResult, nan_to_none, per_cent, read_picture
 from crossearth.components.report.charts import figures, label
 from crossearth.components.report.compare import Comparison
-from crossearth.components.report.markdown import heading, interval_note, latex, per_cent, title
+from crossearth.components.report.markdown import heading, interval_note, latex, title
 from crossearth.components.report.show import signed
 from crossearth.components.report.summary import Line, Summary, distinct, facts
 from crossearth.components.runtime.pages import render
@@ -94,6 +94,9 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int, pic
     shown += [("best", panel) for panel in result.best[:pictures]]
     most_bytes = PICTURES_BYTES // (len(summary.lines) * max(1, len(shown)))
     of_seed = [each.scores(scored) for each, scored in line.runs]
+    primary_scores = [nan_to_none(each.primary_metric) for each in of_seed]
+    others = [[getattr(each, name) for each in of_seed] for name, _ in OTHER_SCORES.values()]
+    again = f"crossearth evaluate {recipe.recipe}"
     tiles = recipe.tile_table(result).select(["tile_id", "scene", "iou"]).to_pylist()
     ranked = sorted((tile for tile in tiles if tile["iou"] is not None), key=lambda tile: tile["iou"])
     return {
@@ -107,17 +110,11 @@ def _setting(line: Line, gap_place: int, summary: Summary, worst_tiles: int, pic
         "colours": recipe.palette,
         "pixels": [int(pixels) for pixels in of_seed[0].pixels],
         "f1": [nan_to_none(value) for value in of_seed[0].f1],
-        "others": [
-            nan_to_none(float(np.mean([getattr(each, name) for each in of_seed])))
-            for name, _ in OTHER_SCORES.values()
-        ],
-        "of_seed": [
-            (seed, nan_to_none(each.primary_metric)) for seed, each in zip(line.seeds, of_seed, strict=True)
-        ],
+        "others": [nan_to_none(float(np.mean(values))) for values in others],
+        "of_seed": list(zip(line.seeds, primary_scores, strict=True)),
         "worst_tiles": ranked[:worst_tiles],
         "pictures": [
-            {"rank": rank, "panel": panel}
-            | picture(recipe.folder / panel.file, f"crossearth evaluate {recipe.recipe}", most_bytes)
+            {"rank": rank, "panel": panel} | picture(recipe.folder / panel.file, again, most_bytes)
             for rank, panel in shown
         ],
     }
@@ -127,11 +124,8 @@ def _matrices(summary: Summary) -> list[dict[str, Any]]:
     """Sources as rows, targets as columns: a table per class set and selection rule, where it has several."""
     found = []
     for class_set, selection in distinct((line.recipe.class_set, line.selection) for line in summary.lines):
-        lines = [
-            line
-            for line in summary.lines
-            if (line.recipe.class_set, line.selection) == (class_set, selection)
-        ]
+        kind = (class_set, selection)
+        lines = [line for line in summary.lines if (line.recipe.class_set, line.selection) == kind]
         sources = distinct(line.setting.source for line in lines)
         targets = distinct([*sources, *(line.setting.target for line in lines)])
         cells = {(line.setting.source, line.setting.target): line.score for line in lines}
@@ -151,13 +145,12 @@ def _matrices(summary: Summary) -> list[dict[str, Any]]:
 
 def _published(summary: Summary, catalog: Catalog) -> dict[str, Any]:
     """Published scores of the settings in the report: a row per setting, a column per method."""
-    known = [(line, catalog.scores.get(line.setting.abbr, ())) for line in summary.lines]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"line": line, "scores": {score.method: score for score in scores}}
-        for line, scores in known
-        if scores
+        for line in summary.lines
+        if (scores := catalog.scores.get(line.setting.abbr))
     ]
-    return {"methods": distinct(score.method for _, scores in known for score in scores), "rows": rows}
+    return {"methods": distinct(method for row in rows for method in row["scores"]), "rows": rows}
 
 
 def _training(result: RecipeResult) -> dict[str, Any]:
@@ -186,7 +179,6 @@ def picture(path: Path, next_step: str, most_bytes: int) -> dict[str, Any]:
         InputError: whatever `read_picture` refuses.
     """
     pixels = read_picture(path, next_step)
-    content = b""
     while True:
         for quality in QUALITIES:
             buffer = BytesIO()

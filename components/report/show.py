@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from crossearth.components.evaluate.results import RecipeResult, find_results, nan_to_none, rows_of
+from crossearth.components.evaluate.results import RecipeResult, find_results, nan_to_none, per_cent, rows_of
 from crossearth.components.report.compare import Comparison, Difference
-from crossearth.components.report.markdown import heading, per_cent
-from crossearth.components.report.summary import Summary, distinct, facts, summarise
+from crossearth.components.report.markdown import heading
+from crossearth.components.report.summary import Summary, distinct, facts, setting_columns, summarise
 from crossearth.components.runtime.tables import TextTable, View, bar
 from crossearth.data.catalog.domains import Catalog, PublishedScore
 from crossearth.model.scores import OTHER_SCORES
@@ -51,11 +52,7 @@ def benchmark(scores: Sequence[Path], catalog: Catalog, replicates: int) -> View
 
 def _settings(summary: Summary) -> TextTable:
     score = SHORT[summary.metric]
-    columns = {
-        "setting": [line.setting.abbr for line in summary.lines],
-        "source": [line.setting.source for line in summary.lines],
-        "target": [line.setting.target for line in summary.lines],
-        "gap": [line.setting.gap for line in summary.lines],
+    columns = setting_columns(summary) | {
         score: [per_cent(line.score) for line in summary.lines],
         "95 % interval": [_interval(line.low, line.high) for line in summary.lines],
     }
@@ -69,13 +66,12 @@ def _settings(summary: Summary) -> TextTable:
     if len(summary.selections) > 1:
         columns["selection"] = [line.selection for line in summary.lines]
     columns[""] = [bar(line.score) for line in summary.lines]
-    gaps = [line.setting.gap for line in summary.lines]
     return TextTable(
         list(columns),
         list(zip(*columns.values(), strict=True)),
         numbers=(score, "95 % interval", "SD", "seeds", "published %"),
         spare=("", "source", "gap", "seeds", "target"),
-        sections=[place for place in range(len(gaps) - 1) if gaps[place] != gaps[place + 1]],
+        sections=[place for place, (gap, after) in enumerate(pairwise(columns["gap"])) if gap != after],
     )
 
 
@@ -174,11 +170,7 @@ def _about(result: RecipeResult) -> str:
 
 
 def comparison(found: Comparison, a: str, b: str) -> View:
-    """A comparison as a table.
-
-    Args:
-        a, b: what the two sides are called.
-    """
+    """A comparison as a table; `a` and `b` are what the two sides are called."""
     table = TextTable(
         ("setting", "target", "of", "A %", "B %", "B - A", "95 % interval", "p", ""),
         [
@@ -206,15 +198,11 @@ def comparison(found: Comparison, a: str, b: str) -> View:
     parts.append(
         Text("p: paired bootstrap over tiles, two-sided, per setting, not adjusted for their number")
     )
-    rows = [
-        {
-            "setting": found.name(each),
-            "source": each.setting.source if each.setting else None,
-            "target": each.setting.target if each.setting else None,
-        }
-        | {name: value for name, value in asdict(each).items() if name != "setting"}
-        for each in found.all
-    ]
+    rows = []
+    for each in found.all:
+        source, target = (each.setting.source, each.setting.target) if each.setting else (None, None)
+        named = {"setting": found.name(each), "source": source, "target": target}
+        rows.append(named | {name: value for name, value in asdict(each).items() if name not in named})
     data = {"a": a, "b": b, "differences": rows, "only_a": found.only_a, "only_b": found.only_b}
     return View(Group(*parts), rows, data)
 

@@ -93,7 +93,6 @@ def report(
         scores: folders of results, or folders of such folders.
         catalog: gives the table's order, the class names and the published scores.
         out_dir: replaced as a whole.
-        config: defaults if None.
         validation_dir: what `validate` wrote; its verdicts are shown, its Data Docs linked.
         styles_dir: what `styles fit` wrote; its sheet is shown.
         coverage_dir: what `styles coverage` wrote; how far the styles cover the unseen domains is shown.
@@ -181,26 +180,17 @@ def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
 
 def _means(summary: Summary) -> dict[str, float]:
     """The few numbers that sum the table up, for `dvc metrics`, which puts all of them into one row."""
-    of_kind: dict[bool, list[float | None]] = {True: [], False: []}
-    for line in summary.lines:
-        of_kind[line.setting.unseen].append(line.score)
-    return summary_metrics(of_kind[True], of_kind[False])
+    return summary_metrics([(line.setting, line.score) for line in summary.lines])
 
 
 def _metrics(summary: Summary) -> dict[str, float]:
     """The table's numbers by name, for MLflow."""
-    metrics = {
-        metric_name(line.recipe.metric_key, line.setting.abbr): line.score
-        for line in summary.lines
-        if line.score is not None
-    }
-    metrics |= {metric_name("gap", mean.name): mean.score for mean in summary.gaps if mean.score is not None}
-    metrics |= {
-        metric_name("deviation", line.setting.abbr): line.deviation
-        for line in summary.lines
-        if line.deviation is not None
-    }
-    return metrics | _means(summary)
+    found = [
+        *((metric_name(line.recipe.metric_key, line.setting.abbr), line.score) for line in summary.lines),
+        *((metric_name("gap", mean.name), mean.score) for mean in summary.gaps),
+        *((metric_name("deviation", line.setting.abbr), line.deviation) for line in summary.lines),
+    ]
+    return {name: value for name, value in found if value is not None} | _means(summary)
 
 
 def _track(summary: Summary, results: Sequence[RecipeResult], out_dir: Path) -> None:

@@ -1,7 +1,4 @@
-"""Results of many runs as one table: a line per setting, means per gap, the drop from seen to unseen domains.
-
-Legend: S seeds, R bootstrap replicates.
-"""
+"""Results of many runs as one table: a line per setting, means per gap, the drop on unseen domains."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from crossearth.components.evaluate.results import RecipeResult, SettingResult, nan_to_none, weakest
+from crossearth.components.evaluate.results import RecipeResult, SettingResult, named, nan_to_none, weakest
 from crossearth.data.catalog.domains import IN_DOMAIN, UNSEEN, Catalog, Setting
 from crossearth.data.common.errors import InputError
 from crossearth.model.scores import bootstrap, interval
@@ -136,12 +133,8 @@ class Summary:
     @property
     def methods(self) -> tuple[str, ...]:
         """Whose numbers the models were trained with, as their descriptions have it; none where unknown."""
-        found = (str(recipe.lineage.get("model", {}).get("method") or "") for recipe in self._recipes)
-        return tuple(filter(None, distinct(found)))
-
-    @property
-    def _recipes(self) -> list[RecipeResult]:
-        return [recipe for line in self.lines for recipe, _ in line.runs]
+        models = [recipe.lineage.get("model", {}) for line in self.lines for recipe, _ in line.runs]
+        return tuple(filter(None, distinct(str(model.get("method") or "") for model in models)))
 
     @property
     def synthetic(self) -> bool:
@@ -173,26 +166,19 @@ def summarise(results: Sequence[RecipeResult], catalog: Catalog, replicates: int
     order = {abbr: place for place, abbr in enumerate(catalog.settings)}
     keys = sorted(grouped, key=lambda key: (order.get(key[0], len(order)), key))
     lines = tuple(_line(grouped[key], replicates) for key in keys)
-    selections = distinct(line.selection for line in lines)
+    gaps, overall = [], []
+    for selection in distinct(line.selection for line in lines):
+        ruled = [line for line in lines if line.selection == selection]
+        for gap in distinct(line.setting.gap for line in ruled):
+            gaps.append(_mean(gap, selection, [line for line in ruled if line.setting.gap == gap]))
+        for name, unseen in ((UNSEEN, True), (IN_DOMAIN, False)):
+            if chosen := [line for line in ruled if line.setting.unseen is unseen]:
+                overall.append(_mean(name, selection, chosen))
     kinds = {line.setting.own for line in lines}
     return Summary(
         lines=lines,
-        gaps=tuple(
-            _mean(gap, selection, [line for line in ruled if line.setting.gap == gap])
-            for selection in selections
-            for ruled in [[line for line in lines if line.selection == selection]]
-            for gap in distinct(line.setting.gap for line in ruled)
-        ),
-        overall=tuple(
-            _mean(name, selection, chosen)
-            for selection in selections
-            for name, unseen in ((UNSEEN, True), (IN_DOMAIN, False))
-            if (
-                chosen := [
-                    line for line in lines if (line.setting.unseen, line.selection) == (unseen, selection)
-                ]
-            )
-        ),
+        gaps=tuple(gaps),
+        overall=tuple(overall),
         drops=tuple(_drops(lines)),
         wanted=tuple(setting for setting in catalog.settings.values() if setting.own in kinds),
     )
@@ -211,12 +197,8 @@ def shared_metric(lines: Iterable[Line]) -> str:
 
 def facts(line: Line) -> dict[str, Any]:
     """A setting's scores as plain values, fractions 0..1."""
-    setting = line.setting
     return {
-        "setting": setting.abbr,
-        "source": setting.source,
-        "target": setting.target,
-        "gap": setting.gap,
+        **named(line.setting),
         "recipe": line.recipe.recipe,
         "class_set": line.recipe.class_set,
         "selection": line.selection,
@@ -228,8 +210,14 @@ def facts(line: Line) -> dict[str, Any]:
         "deviation": line.deviation,
         "tiles": line.runs[0][1].tiles,
         "provenance": line.provenance,
-        "evidence": setting.evidence,
+        "evidence": line.setting.evidence,
     }
+
+
+def setting_columns(summary: Summary) -> dict[str, list[str]]:
+    """A table's first columns, by heading: a cell per line."""
+    rows = [named(line.setting) for line in summary.lines]
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _line(runs: list[SeedResult], replicates: int) -> Line:
@@ -253,7 +241,11 @@ def _line(runs: list[SeedResult], replicates: int) -> Line:
     provenance = weakest(each.provenance for _, each in runs)
     low, high = float("nan"), float("nan")
     if replicates:
-        low, high = interval(_resampled(runs, replicates).mean(axis=0))
+        tile_sets = [result.tile_counts(each) for result, each in runs]
+        # the tiles decide the draws: the interval does not hang on which other settings are in the report
+        rng = np.random.default_rng(int(first.manifest_digest[:16], 16))
+        draws = bootstrap(tile_sets, recipe.primary_metric, replicates, rng)
+        low, high = interval(draws.mean(axis=0))
     return Line(
         setting=first.setting,
         selection=recipe.selection,
@@ -266,13 +258,6 @@ def _line(runs: list[SeedResult], replicates: int) -> Line:
         iou=tuple(nan_to_none(value) for value in np.mean([each.iou for each in scores], axis=0)),
         published=first.published if provenance == "publisher" else None,
     )
-
-
-def _resampled(runs: list[SeedResult], replicates: int) -> np.ndarray:
-    tile_sets = [result.tile_counts(each) for result, each in runs]
-    # the tiles decide the draws: the interval of a setting does not hang on which others are in the report
-    rng = np.random.default_rng(int(runs[0][1].manifest_digest[:16], 16))
-    return bootstrap(tile_sets, runs[0][0].primary_metric, replicates, rng)
 
 
 def _mean(name: str, selection: str, lines: Sequence[Line]) -> Mean:

@@ -33,6 +33,7 @@ TELLING = {
         "components.runtime.trial",
         "components.runtime.version",
         "components.train.panel",
+        "components.validate.first_page",
         "data.common.errors",
         "data.common.progress",
     )

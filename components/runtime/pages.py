@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-STYLE = "page.css"
+STYLE, BASE = "page.css", "base.html"
 
 
 def render(
@@ -16,7 +16,7 @@ def render(
     values: Mapping[str, Any],
     filters: Mapping[str, Callable[..., Any]] | None = None,
 ) -> str:
-    """A page as text; `style` in its template is the style sheet that all pages may share.
+    """A page as text. Its template extends `base`, which has the style sheet that all pages may share.
 
     Args:
         step: name of the folder in components/ that holds the template.
@@ -28,6 +28,7 @@ def render(
     )
     environment.filters |= filters or {}
     components = files("crossearth.components")
-    style = Markup(components.joinpath("runtime", STYLE).read_text("utf-8"))  # noqa: S704 our own file
+    base, style = (components.joinpath("runtime", name).read_text("utf-8") for name in (BASE, STYLE))
     page = environment.from_string(components.joinpath(step, template).read_text("utf-8"))
-    return page.render(values, style=style)
+    own = {"base": environment.from_string(base), "style": Markup(style)}  # noqa: S704 our own file
+    return page.render(values, **own)

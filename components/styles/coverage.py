@@ -7,7 +7,7 @@ distance against the chi-squared quantile).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from scipy.stats import chi2
 
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import COVERAGE, DOMAINS, EARTH_STYLES, style_weights_dir
+from crossearth.components.runtime.processes import choose_device
 from crossearth.components.steps import STEPS, load
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.files import write_checksummed
@@ -72,15 +73,32 @@ def style_coverage(
         InputError: statistics absent or of another engine; a damaged manifest or tile.
     """
     earth = EarthStyles.load(styles_path, config.engine)
-    engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
-    probe = _Probe(Space.of(earth.mean.numpy(), earth.covariance.numpy()), earth, engine, config)
-    found = _measure(catalog, domains_dir, probe)
+    engine = style_engine(config.engine, weights_dir).to(choose_device("auto"))
+    space = Space.of(earth.mean.numpy(), earth.covariance.numpy())
+    probe = _Probe(space, earth, engine, config)
+    sources: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}  # as they are, and restyled
+    targets: dict[str, NDArray[np.float64]] = {}
+    settings: dict[str, dict[str, float]] = {}
+    missing: list[str] = []
+    for setting in catalog.settings.values():
+        source_dir = catalog.domain_dir(domains_dir, setting.source)
+        target_dir = catalog.domain_dir(domains_dir, setting.target)
+        if not (is_ingested(source_dir, "train") and is_ingested(target_dir, "test")):
+            missing.append(setting.abbr)
+            continue
+        source, target = read_manifest(source_dir, "train"), read_manifest(target_dir, "test")
+        if setting.source not in sources:
+            sources[setting.source] = probe.points(source), probe.restyled_points(source)
+        if setting.target not in targets:
+            targets[setting.target] = probe.points(target)
+        settings[setting.abbr] = space.compare(
+            *sources[setting.source], targets[setting.target], config.earth_share
+        )
+    drawn = earth.sample(SAMPLES, keyed_generator("coverage")).double().numpy()
     groups = {
-        "Earth samples": probe.space.project(
-            earth.sample(SAMPLES, keyed_generator("coverage")).double().numpy()
-        ),
-        **{f"{name} (source)": points for name, (points, _) in found.sources.items()},
-        **{f"{name} (target)": points for name, points in found.targets.items()},
+        "Earth samples": space.project(drawn),
+        **{f"{name} (source)": points for name, (points, _) in sources.items()},
+        **{f"{name} (target)": points for name, points in targets.items()},
     }
     path = out_dir / COVERAGE_FILE
     write_checksummed(
@@ -89,43 +107,14 @@ def style_coverage(
             "engine": config.engine,
             "alpha": config.earth_share,
             "styles_digest": earth.digest,
-            "components": len(probe.space.scale),
+            "components": len(space.scale),
             "tiles": TILES,
-            "settings": found.settings,
-            "missing": found.missing,
+            "settings": settings,
+            "missing": missing,
             "scatter": {name: points[:, :2].round(3).tolist() for name, points in groups.items()},
         },
     )
     return path
-
-
-@dataclass
-class _Found:
-    """Points of the domains, a source's as they are and restyled, and the numbers of the settings."""
-
-    sources: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=dict)
-    targets: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    settings: dict[str, dict[str, float]] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-
-
-def _measure(catalog: Catalog, domains_dir: Path, probe: "_Probe") -> _Found:
-    found = _Found()
-    for setting in catalog.settings.values():
-        source_dir = catalog.domain_dir(domains_dir, setting.source)
-        target_dir = catalog.domain_dir(domains_dir, setting.target)
-        if not (is_ingested(source_dir, "train") and is_ingested(target_dir, "test")):
-            found.missing.append(setting.abbr)
-            continue
-        source, target = read_manifest(source_dir, "train"), read_manifest(target_dir, "test")
-        if setting.source not in found.sources:
-            found.sources[setting.source] = probe.points(source), probe.restyled_points(source)
-        if setting.target not in found.targets:
-            found.targets[setting.target] = probe.points(target)
-        found.settings[setting.abbr] = probe.space.compare(
-            *found.sources[setting.source], found.targets[setting.target], probe.config.earth_share
-        )
-    return found
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,9 @@ def styles_sheet(
     earth: EarthStyles,
     engine: StyleEngine,
     config: StyleConfig,
-    num: int = SHOWN_STYLES,
-    key: Sequence[object] = (),
+    key: Sequence[object],
 ) -> NDArray[np.uint8]:
-    """One row each of: the image and `num` restyled versions; its grey self and the masks; the injected ones.
+    """A row each of: the image and restyled versions of it; its grey self and the masks; the injected ones.
 
     Args:
         image_3HW: raw values 0..255.
@@ -48,9 +47,9 @@ def styles_sheet(
         original's pixels.
     """
     x_13HW = torch.from_numpy(np.ascontiguousarray(image_3HW))[None].to(engine.device)
-    generators = [keyed_generator(*key, number) for number in range(num)]
+    generators = [keyed_generator(*key, number) for number in range(SHOWN_STYLES)]
     config = replace(config, block_px=min(config.block_px, *x_13HW.shape[2:]))
-    injected = inject(x_13HW.expand(num, -1, -1, -1), earth, engine, config, generators)
+    injected = inject(x_13HW.expand(SHOWN_STYLES, -1, -1, -1), earth, engine, config, generators)
     x_13HW = x_13HW.float()
     grey_13HW = x_13HW.mean(dim=1, keepdim=True).expand_as(x_13HW)
     masks_B3HW = injected.keep_mask.float().mul(255).expand_as(injected.x_s)
@@ -64,9 +63,10 @@ def styles_sheet(
     gaps = ((0, 0), (0, 0), (0, GAP_PX), (0, GAP_PX), (0, 0))
     spaced = np.pad(tiles, gaps, constant_values=255)
     titles = (("image", "restyled"), ("grey", "white: kept"), ("image", "injected"))
+    numbers = range(1, SHOWN_STYLES + 1)
     return np.concatenate(
         [
-            titled(np.concatenate(list(row), axis=1), [first, *(f"{other} {n}" for n in range(1, num + 1))])
+            titled(np.concatenate(list(row), axis=1), [first, *(f"{other} {n}" for n in numbers)])
             for row, (first, other) in zip(spaced, titles, strict=True)
         ]
     )

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,16 +20,11 @@ from pydantic import Field, PositiveInt
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import EARTH_STYLES, STYLES, style_weights_dir
+from crossearth.components.runtime.processes import choose_device
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.common.config import Rising, checked, load_config
 from crossearth.data.common.errors import InputError
-from crossearth.data.common.files import (
-    atomic_dir,
-    digest,
-    file_lock,
-    partial_dir,
-    write_checksummed,
-)
+from crossearth.data.common.files import atomic_dir, digest, file_lock, partial_dir, write_checksummed
 from crossearth.data.common.prefetch import prefetch
 from crossearth.data.common.progress import progress_bar
 from crossearth.data.common.shards import WHOLE, Shard, is_done
@@ -113,7 +108,7 @@ def fit_styles(
         InputError: no images, fewer than two usable ones, the engine's weights are absent, or a shard's part
             is damaged.
     """
-    engine = style_engine(config.engine, weights_dir).to("cuda" if torch.cuda.is_available() else "cpu")
+    engine = style_engine(config.engine, weights_dir).to(choose_device("auto"))
     with partial_dir(out_dir.with_name(f"{out_dir.name}.{shard}")) as scratch:
         members = list_images(images_dir, scratch)
         listing = [(member.path, member.size, member.tag) for member in members]
@@ -152,23 +147,16 @@ def _fit(
         images = [item.image for item in batch if item.image is not None]
         if images:
             x_B3HW = torch.from_numpy(np.stack(images)).to(engine.device)
-            moments.add(engine.embed(x_B3HW), [item.sha256 for item in batch if item.image is not None])
-        for item in batch:
-            if item.image is None:
-                skipped.append({"path": item.path, "problem": item.problem})
+            moments.add(engine.embed(x_B3HW), [item.sha256 for item in batch])
+        else:
+            skipped += [{"path": item.path, "problem": item.problem} for item in batch]
     return moments, skipped
 
 
 def _batches(items: Iterable[StyleImage], size: int) -> Iterator[list[StyleImage]]:
-    """Consecutive images of one shape, at most `size` of them."""
+    """Consecutive images of one shape, or unusable ones, at most `size` of them."""
     for _, same in groupby(items, key=lambda item: None if item.image is None else item.image.shape):
-        batch: list[StyleImage] = []
-        for item in same:
-            batch.append(item)
-            if len(batch) == size:
-                yield batch
-                batch = []
-        if batch:
+        while batch := list(islice(same, size)):
             yield batch
 
 
@@ -208,12 +196,8 @@ def _finish(
         log.warning("%d of %d images skipped, the first: %s: %s", len(skipped), len(members), *first.values())
     earth = EarthStyles.from_moments(moments, config.engine, where=images_dir)
     if earth.shrinkage:
-        log.warning(
-            "%d images do not determine %d dimensions: the covariance is shrunk by %.2f towards its diagonal",
-            earth.count,
-            engine.dim,
-            earth.shrinkage,
-        )
+        told = f"{earth.count} images do not determine {engine.dim} dimensions"
+        log.warning("%s: the covariance is shrunk by %.2f towards its diagonal", told, earth.shrinkage)
     with atomic_dir(out_dir) as folder:
         earth.save(folder / STYLES_FILE)
         unusable = {each["path"] for each in skipped}
@@ -239,13 +223,9 @@ def _finish(
 def _corpus_sheet(
     members: Sequence[Member], earth: EarthStyles, engine: StyleEngine, config: StylesConfig
 ) -> np.ndarray:
-    read = (
-        read_style_image(member, 256, True, config.value_range)
-        for member in members[:: max(1, len(members) // 16)]
-    )
+    some = members[:: max(1, len(members) // 16)]
+    read = (read_style_image(member, 256, True, config.value_range) for member in some)
     images = [item.image for item in read if item.image is not None][:SHEET_IMAGES]
-    sheets = [
-        styles_sheet(image, earth, engine, StyleConfig(engine=config.engine), key=("corpus", index))
-        for index, image in enumerate(images)
-    ]
+    style = StyleConfig(engine=config.engine)
+    sheets = [styles_sheet(each, earth, engine, style, ("corpus", i)) for i, each in enumerate(images)]
     return np.concatenate(sheets)

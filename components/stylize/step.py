@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from rasterio.errors import RasterioError
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, STYLIZED, style_weights_dir
+from crossearth.components.runtime.processes import choose_device
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.catalog.domains import Catalog
@@ -69,13 +70,6 @@ class StylizeConfig:
     split: str = "train"
     seed: int = 0
     workers: PositiveInt = 2
-
-
-class _Styled(NamedTuple):
-    """The counterparts (K,3,H,W) of a row's tile; None where an earlier run has written them."""
-
-    tile: int
-    images: NDArray[np.uint8] | None
 
 
 def run(params: Params, catalog: Catalog, name: str, shard: str = "0/1") -> Path:
@@ -129,8 +123,7 @@ def stylize(
     with file_lock(target.with_name(f"{domain}.{shard}")):
         if is_done(target / RUN_FILE, identity):
             return target
-        engine = style_engine(config.style.engine, weights_dir)
-        engine.to("cuda" if torch.cuda.is_available() else "cpu")
+        engine = style_engine(config.style.engine, weights_dir).to(choose_device("auto"))
         job = _Job(source, target, work, earth, engine, config)
         if not shard.part(work / PARTS).exists():
             rows = job.run(range(shard.index, len(source), shard.num))
@@ -174,47 +167,26 @@ class _Job:
 
     def run(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Restyles and writes the tiles of these rows, as far as they are missing; returns the new rows."""
-        workers = self.config.workers
-        written = prefetch(self._write, self._styled(indices), workers)
-        return [
-            row
-            for rows in progress_bar(written, f"stylize {self.source.domain}", len(indices))
-            for row in rows
-        ]
+        written = prefetch(self._write, self._styled(indices), self.config.workers)
+        of_tiles = progress_bar(written, f"stylize {self.source.domain}", len(indices))
+        return [row for rows in of_tiles for row in rows]
 
     def finish(self, rows: list[dict[str, Any]], origin: dict[str, Any]) -> None:
         """Writes what describes the whole dataset and moves it to its place."""
         source, split = self.source, self.config.split
+        own = [{name: row[name] for name in source.table.column_names} for row in rows]
         write_manifest(
-            self.work,
-            source.domain,
-            split,
-            source.classes,
-            source.provenance,
-            source.reading,
-            [{name: row[name] for name in source.table.column_names} for row in rows],
+            self.work, source.domain, split, source.classes, source.provenance, source.reading, own
         )
+        made = {"seed": self.config.seed, "engine": self.earth.engine, "styles_digest": self.earth.digest}
+        ordered = sorted(rows, key=lambda row: (row["source_tile"], row["counterpart"]))
         behind = ("tile_id", "source_tile", "counterpart")
-        table = pa.Table.from_pylist(
-            [
-                {
-                    **{name: row[name] for name in behind},
-                    "seed": self.config.seed,
-                    "engine": self.earth.engine,
-                    "styles_digest": self.earth.digest,
-                }
-                for row in sorted(rows, key=lambda row: (row["source_tile"], row["counterpart"]))
-            ]
-        )
+        table = pa.Table.from_pylist([{name: row[name] for name in behind} | made for row in ordered])
         with atomic_path(self.work / ORIGINS_FILE) as partial_path:
             pq.write_table(table, partial_path, compression="zstd")
-        sheet_HW3 = styles_sheet(
-            read_image(source, len(source) // 2),
-            self.earth,
-            self.engine,
-            self.config.style,
-            key=self._key(len(source) // 2),
-        )
+        middle = len(source) // 2
+        image_3HW, key = read_image(source, middle), self._key(middle)
+        sheet_HW3 = styles_sheet(image_3HW, self.earth, self.engine, self.config.style, key)
         write_sheet(self.work / SHEET_FILE, sheet_HW3)
         write_checksummed(self.work / RUN_FILE, origin)
         shutil.rmtree(self.work / PARTS)
@@ -224,9 +196,8 @@ class _Job:
         """Number of tiles and the sheet, to MLflow."""
         source = self.source
         tags = {"step": "stylize", "domain": source.domain, "provenance": source.provenance}
-        with start_run(
-            f"stylize {source.domain}", key=origin["identity"], tags=tags, params=origin["config"]
-        ) as run:
+        name, key = f"stylize {source.domain}", origin["identity"]
+        with start_run(name, key=key, tags=tags, params=origin["config"]) as run:
             run.log_metrics({"tiles": num_tiles})
             run.log_artifact(self.target / SHEET_FILE)
 
@@ -245,10 +216,11 @@ class _Job:
             return None
         return read_image(self.source, index)
 
-    def _styled(self, indices: Sequence[int]) -> Iterator[_Styled]:
+    def _styled(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8] | None]]:
+        """Rows and their tiles' counterparts (K,3,H,W); None where an earlier run has written them."""
         images = prefetch(self._read, indices, self.config.workers)
         for index, image in zip(indices, images, strict=True):
-            yield _Styled(index, None if image is None else self._compute(index, image))
+            yield index, None if image is None else self._compute(index, image)
 
     def _compute(self, index: int, image_3HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
         # one tile a batch: its pixels depend on no other tile, to the last bit
@@ -264,16 +236,17 @@ class _Job:
         """The source's label file, relative to where the dataset will stand; empty where there is none."""
         return row["label"] and Path(os.path.relpath(self.source.root / row["label"], self.target)).as_posix()
 
-    def _write(self, styled: _Styled) -> list[dict[str, Any]]:
-        source, row = self.source, self.source.rows[styled.tile]
+    def _write(self, styled: tuple[int, NDArray[np.uint8] | None]) -> list[dict[str, Any]]:
+        index, images = styled
+        row = self.source.rows[index]
         rows = []
         for number in range(self.config.counterparts):
-            path = self._path(styled.tile, number)
-            if styled.images is None:
+            path = self._path(index, number)
+            if images is None:
                 image = read_window(self.work / path, window(row))
             else:
-                image = styled.images[number]
-                _write_tile(self.work / path, source.root / row["image"], row, image)
+                image = images[number]
+                _write_tile(self.work / path, self.source.root / row["image"], row, image)
             pixels = describe(image, None, None, num_classes=0)
             own = {name: pixels[name] for name in ("sha256_image", "nodata_share", "constant", "dhash")}
             rows.append(

@@ -92,7 +92,6 @@ class SyntheticScene:
 
     Attributes:
         image: uint8 (4, H, W): red, green, blue, near infrared.
-        land: what it shows.
     """
 
     image: U8
@@ -137,9 +136,7 @@ class Draughtsman:
         self, domain: str, part: str, count: int, width: int, height: int, crops: int = 1
     ) -> Iterator[SyntheticScene]:
         """`count` scenes of a domain, `crops` (a square number) neighbours of each other in a row."""
-        side = (
-            math.isqrt(crops) if self.counts == "mini" else max(math.isqrt(crops), min(24, math.isqrt(count)))
-        )
+        side = self.number(math.isqrt(crops), max(math.isqrt(crops), min(24, math.isqrt(count))))
         for first in range(0, count, side * side):
             rng = self.rng(domain, f"{part}/{first}")
             whole = self.scene(synthetic().worlds[domain], width * side, height * side, rng)
@@ -309,9 +306,8 @@ def _whu(folder: Path, pen: Draughtsman) -> None:
     for domain, (name, inner, parts) in sets.items():
         with ArchiveWriter(folder / f"{name}.zip") as archive:
             for part, counts in parts.items():
-                for number, scene in enumerate(
-                    pen.scenes(domain, part, pen.number(*counts), size, size), start=1
-                ):
+                scenes = pen.scenes(domain, part, pen.number(*counts), size, size)
+                for number, scene in enumerate(scenes, 1):
                     archive.add(f"{name}/{inner}{part}/image/{number}.tif", tif(scene.image[list(RGB)]))
                     archive.add(f"{name}/{inner}{part}/label/{number}.tif", tif(scene.mask(Material.ROOF)))
 
@@ -320,9 +316,8 @@ def _deepglobe(folder: Path, pen: Draughtsman) -> None:
     size = pen.px(128, 1024)
     with ArchiveWriter(folder / "DeepGlobe.zip") as archive:
         for part, counts in (("train", (40, 6226)), ("valid", (UNUSED, UNUSED)), ("test", (UNUSED, UNUSED))):
-            names = sorted(
-                pen.rng("deepglobe", part).choice(900_000, pen.number(*counts), replace=False) + 100_000
-            )
+            drawn = pen.rng("deepglobe", part).choice(900_000, pen.number(*counts), replace=False)
+            names = sorted(drawn + 100_000)
             for name, scene in zip(names, pen.scenes("deepglobe", part, len(names), size, size), strict=True):
                 archive.add(f"{part}/{name}_sat.jpg", jpg(scene.image[list(RGB)]))
                 if part == "train":  # grey RGB whose roads have soft edges: the publisher says to cut at 128
@@ -411,7 +406,6 @@ def synthesize_dataset(dataset: str, out_dir: Path, seed: int, counts: Counts = 
     Args:
         dataset: a name of `PACKERS`.
         out_dir: gets a folder of that name with the archives and PROVENANCE.json.
-        seed: 0 or more.
         counts: "mini", or "full" = as many files as the publisher ships of the splits that are used,
             all of them 32 times smaller.
 
@@ -430,8 +424,6 @@ def synthesize_dataset(dataset: str, out_dir: Path, seed: int, counts: Counts = 
         )
     with atomic_dir(folder) as partial, rasterio.Env(GDAL_PAM_ENABLED=False, GDAL_NUM_THREADS=1):
         PACKERS[dataset](partial, Draughtsman(seed, counts))
-        write_json(
-            partial / PROVENANCE_FILE,
-            {"provenance": "synthetic", "dataset": dataset, "seed": seed, "counts": counts},
-        )
+        about = {"provenance": "synthetic", "dataset": dataset, "seed": seed, "counts": counts}
+        write_json(partial / PROVENANCE_FILE, about)
     return folder

@@ -43,11 +43,7 @@ def synthesize(datasets: Sequence[str], out_dir: Path, config: SynthesizeConfig,
 
     Args:
         datasets: names of the catalog's datasets.
-        out_dir: gets one folder per dataset.
-        seed: 0 or more.
-
-    Returns:
-        The folders.
+        out_dir: gets one folder per dataset; these are returned.
 
     Raises:
         InputError: an unknown dataset, a folder that holds a publisher's files, or too little disk.

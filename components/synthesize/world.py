@@ -231,9 +231,8 @@ class _Drawing:
         water = river | lake
         road, walk, marks, road_pick = self._roads()
         material[walk & built] = Material.PAVED
-        roof, yard, roof_pick, slope, roof_height, variant, parked, car_pick = self._lots(
-            built & ~water & ~road
-        )
+        free = built & ~water & ~road
+        roof, yard, roof_pick, slope, roof_height, variant, parked, car_pick = self._lots(free)
         material[yard] = Material.PAVED
         heaps = self._noise(9.0)
         rubble = heaps > np.quantile(heaps, 1 - use.rubble)
@@ -256,9 +255,8 @@ class _Drawing:
         moving &= material == Material.ROAD
         cars = parked | moving
         pick[parked], pick[moving] = car_pick[parked], moving_pick[moving]
-        height = np.where(roof, roof_height, np.where(material == Material.TREE, 3 + 4 * pick, 0)).astype(
-            np.float32
-        )
+        tree_height = np.where(material == Material.TREE, 3 + 4 * pick, 0)
+        height = np.where(roof, roof_height, tree_height).astype(np.float32)
         height[cars] = 1.5
         return Land(material, cars, height, pick.astype(np.float32), slope, stripes, variant)
 
@@ -346,16 +344,9 @@ class _Drawing:
         taken = self._hash(bay_a + 97 * i, bay_b + 89 * j, 13)
         parked = yard & (taken < use.cars)
         parked &= (np.abs(a - (bay_a + 0.5) * 5.6) < 2.3) & (np.abs(b - (bay_b + 0.5) * 3.0) < 1.05)
-        return (
-            roof,
-            yard,
-            self._hash(i, j, 14),
-            slope,
-            height,
-            np.where(roof, levels, 0).astype(np.uint8),
-            parked,
-            taken / max(use.cars, 0.01),
-        )
+        roof_pick, car_pick = self._hash(i, j, 14), taken / max(use.cars, 0.01)
+        damage = np.where(roof, levels, 0).astype(np.uint8)
+        return roof, yard, roof_pick, slope, height, damage, parked, car_pick
 
     def _traffic(self) -> tuple[Bool, F32]:
         """Places of cars along the lanes of both road directions, and their picks."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -128,12 +128,11 @@ class Training:
             for name in ("iteration", *KEPT):
                 setattr(self, name, state.about[name])
         self._compute_on()
-        self.processes.assert_equal(
-            {
-                "the iteration to resume from": str(self.iteration),
-                "the state to resume from": digest(state.about if state else {}),
-            }
-        )
+        resumed = {
+            "the iteration to resume from": str(self.iteration),
+            "the state to resume from": digest(state.about if state else {}),
+        }
+        self.processes.assert_equal(resumed)
 
     def _compute_on(self) -> None:
         """Notes how it is computed from here on, and says so where that changed."""
@@ -178,29 +177,23 @@ class Training:
     @contextlib.contextmanager
     def loading(self) -> Iterator[Iterator[list[Batch]]]:
         """Batches from the iteration on, each a list of micro-batches; readers are started here."""
-        config, processes = self.config, self.processes
-        share = config.batch_size // processes.size
-        positions = BatchSampler(
-            self.iteration,
-            config.iterations,
-            config.batch_size,
-            min(config.micro_batch or share, share),
-            processes.rank,
-            processes.size,
-        )
+        config, rank, size = self.config, self.processes.rank, self.processes.size
+        share = config.batch_size // size
+        micro_batch = min(config.micro_batch or share, share)
+        first, last = self.iteration, config.iterations
+        positions = BatchSampler(first, last, config.batch_size, micro_batch, rank, size)
         with reading(self.stream, positions, config.workers, lambda: bool(self.interrupts.received)) as micro:
             yield iter(lambda: list(itertools.islice(micro, positions.per_iteration)), [])
 
     def fit(self, batches: Iterator[list[Batch]], run: Run | None, status: JobStatus) -> None:
         """Runs the remaining iterations; see `train` for what it raises."""
         pace, saved = Pace(), time.monotonic()
-        name, total = self.job.recipe.name, self.config.iterations
-        line = LogLine(f"{name}: iteration", total, self.iteration, self.processes.is_main_process)
-        with self.gradients.shared(), self.interrupts as interrupts, self._progress() as progress:
-            task = progress.add_task(
-                self.job.recipe.name, total=self.config.iterations, completed=self.iteration, loss=""
-            )
-            while self.iteration < self.config.iterations:
+        name, total, first = self.job.recipe.name, self.config.iterations, self.processes.is_main_process
+        line = LogLine(f"{name}: iteration", total, self.iteration, first)
+        shown = bar(MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[loss]}", wanted=first)
+        with self.gradients.shared(), self.interrupts as interrupts, shown as progress:
+            task = progress.add_task(name, total=total, completed=self.iteration, loss="")
+            while self.iteration < total:
                 began = time.perf_counter()
                 try:
                     batch = next(batches)
@@ -213,7 +206,7 @@ class Training:
                 pace.seconds += took
                 self.seconds += took
                 pace.steps += 1
-                done = self.iteration == self.config.iterations
+                done = self.iteration == total
                 if self.iteration % self.config.log_every == 0 or done:
                     self._record(pace, run)
                     pace = Pace()
@@ -224,8 +217,10 @@ class Training:
                         panel = training_panel(self.multi_task_loss, batch[0], self.job.class_set)
                     run.log_image(panel, f"panels/{self.iteration:06d}.png")
                 progress.update(task, completed=self.iteration, loss=f"loss {self.loss:.3f}")
-                percent = 99 * self.iteration // self.config.iterations  # all of it once the model is written
-                status.say(percent, progress.tasks[task].time_remaining, self._latest())
+                percent = 99 * self.iteration // total  # all of it once the model is written
+                held = self.held_out_score()
+                latest = {"loss": self.loss} | ({} if held is None else {METRIC: held})
+                status.say(percent, progress.tasks[task].time_remaining, latest)
                 line.update(self.iteration, f"loss {self.loss:.3f}")
                 due = time.monotonic() - saved >= 60 * self.config.checkpoint_minutes
                 # saved after the last iteration too: if the model cannot be written, no step is repeated
@@ -234,20 +229,12 @@ class Training:
                     saved = time.monotonic()
                 if stop:
                     raise SystemExit(EXIT_CODES[signal.Signals(stop)])
-        if self.skipped == self.config.iterations:
+        if self.skipped == total:
             raise InputError(
                 f"loss or gradient not finite in any of {self.skipped} iterations: nothing was trained",
-                where=f"recipe {self.job.recipe.name}",
+                where=f"recipe {name}",
                 next_step=self._calmer(),
             )
-
-    def _latest(self) -> dict[str, float]:
-        score = self.held_out_score()
-        return {"loss": self.loss} | ({} if score is None else {METRIC: score})
-
-    def _progress(self) -> Progress:
-        columns = (MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[loss]}")
-        return bar(*columns, wanted=self.processes.is_main_process)
 
     def _iterate(self, batch: list[Batch], signal_number: int) -> int:
         """One optimiser step, or one that is skipped; returns the signal that any process received, or 0."""
@@ -258,12 +245,12 @@ class Training:
         norm = float(get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None]))
         if np.isfinite([*values, norm]).all():
             self.nonfinite = 0
+            config, end = self.config, self.config.poly_end
+            lr = learning_rate(self.iteration, config.lr, config.schedule, end, config.warmup_iterations)
             for group in self.optimiser.param_groups:
-                group["lr"] = self._lr()
-                if self.config.anneals_decay and group["weight_decay"]:
-                    group["weight_decay"] = annealed_decay(
-                        self.iteration, self.config.weight_decay, self.config.poly_end
-                    )
+                group["lr"] = lr
+                if config.anneals_decay and group["weight_decay"]:
+                    group["weight_decay"] = annealed_decay(self.iteration, config.weight_decay, end)
             self.optimiser.step()
             losses = {f"loss_{name}": value for name, value in zip(names, values, strict=True)}
             self.steps.append({**losses, "loss": self.loss, "gradient_norm": norm})
@@ -273,12 +260,6 @@ class Training:
         self.iteration += 1
         # the sum only says that some process received a signal
         return (signal_number or int(signal.SIGTERM)) if signals else 0
-
-    def _lr(self) -> float:
-        config = self.config
-        return learning_rate(
-            self.iteration, config.lr, config.schedule, config.poly_end, config.warmup_iterations
-        )
 
     def _skip(self) -> None:
         self.skipped += 1

@@ -15,7 +15,7 @@ def training_panel(multi_task_loss: MultiTaskLoss, micro: Batch, class_set: Clas
     """Image, styled, masked, reconstruction, prediction and truth of the first sample, as far as there are.
 
     Args:
-        multi_task: its network in evaluation mode.
+        multi_task_loss: its network in evaluation mode.
         micro: samples of the training, on any device.
 
     Returns:

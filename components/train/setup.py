@@ -26,13 +26,7 @@ from crossearth.model.crossearth import SIZES, Adapter, CrossEarth, Head, Networ
 from crossearth.model.layers.backbone import fit_state
 from crossearth.model.layers.lora import LoraConfig
 from crossearth.model.method import Method
-from crossearth.model.training.multitask import (
-    BRANCHES,
-    Ablation,
-    Schedule,
-    Styler,
-    TaskConfig,
-)
+from crossearth.model.training.multitask import BRANCHES, Ablation, Schedule, Styler, TaskConfig
 from crossearth.model.weights.pretrained import Pretrained, describe
 from crossearth.model.weights.release import fetch_backbone, read_backbone
 
@@ -151,16 +145,14 @@ class TrainConfig:
             raise InputError(
                 f"warmup_iterations: {self.warmup_iterations} leaves nothing of {self.poly_end} iterations"
             )
-        if BRANCHES[self.ablation].mim and self.tasks.mask_block_px > self.crop_px:
-            raise InputError(
-                f"tasks.mask_block_px: {self.tasks.mask_block_px} is larger than a crop",
-                expected=f"at most crop_px, {self.crop_px}",
-            )
-        if BRANCHES[self.ablation].style and self.style.block_px > self.crop_px:
-            raise InputError(
-                f"style.block_px: {self.style.block_px} is larger than a crop",
-                expected=f"at most crop_px, {self.crop_px}",
-            )
+        branches = BRANCHES[self.ablation]
+        for used, name, block_px in (
+            (branches.mim, "tasks.mask_block_px", self.tasks.mask_block_px),
+            (branches.style, "style.block_px", self.style.block_px),
+        ):
+            if used and block_px > self.crop_px:
+                expected = f"at most crop_px, {self.crop_px}"
+                raise InputError(f"{name}: {block_px} is larger than a crop", expected=expected)
         Augmentation(self.crop_px, self.scale)
 
     @property
@@ -275,10 +267,8 @@ def prepare(
             where=manifest.root,
             expected=f"at most {smallest_px}",
         )
-    train_rows: list[int] = list(range(len(manifest)))
-    held_rows: list[int] = []
-    if config.held_out_share:
-        train_rows, held_rows = held_out(manifest, config.held_out_share)
+    share = config.held_out_share
+    train_rows, held_rows = held_out(manifest, share) if share else (list(range(len(manifest))), [])
     _check_classes(manifest, train_rows, remap, class_set, config.allow_absent_classes)
     styler = None
     if BRANCHES[config.ablation].style:

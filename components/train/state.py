@@ -140,20 +140,17 @@ class Checkpoints:
 
     def _refuse_other(self, about: Mapping[str, Any]) -> None:
         saved: Mapping[str, Any] = about["identity"]
-        keys = sorted({*saved, *self.identity})
-        there, now = ([_said(values, key) for key in keys] for values in (saved, self.identity))
-        differing = [
-            f"{key}: {before} there, {after} now"
-            for key, before, after in zip(keys, there, now, strict=True)
-            if before != after
-        ]
-        if differing:
-            other_code = saved.get("code") != self.identity.get("code")
-            code = (
-                f" (its code: git {about['git_revision']})"
-                if other_code and about.get("git_revision")
-                else ""
+        differing = []
+        for key in sorted({*saved, *self.identity}):
+            there, now = (
+                repr(values[key]) if key in values else "nothing" for values in (saved, self.identity)
             )
+            if there != now:
+                differing.append(f"{key}: {there} there, {now} now")
+        if differing:
+            code = ""
+            if saved.get("code") != self.identity.get("code") and about.get("git_revision"):
+                code = f" (its code: git {about['git_revision']})"
             folder = shlex.quote(str(self.folder))
             raise InputError(
                 f"an unfinished training ({about['iteration']} iterations) with other inputs is here; "
@@ -162,7 +159,3 @@ class Checkpoints:
                 next_step=f"to go on with it, restore these inputs{code}; "
                 f"to start anew: mv {folder} {folder}.old",
             )
-
-
-def _said(values: Mapping[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "nothing"

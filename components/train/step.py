@@ -33,7 +33,7 @@ from crossearth.components.train.state import Checkpoints
 from crossearth.components.watch.reference import make_reference, write_reference
 from crossearth.data.catalog.domains import STATES_SUFFIX, TIMING_SUFFIX, Catalog, Recipe
 from crossearth.data.common.errors import InputError, without_credentials
-from crossearth.data.common.files import atomic_path, csv_text, digest, sha256_file, write_json
+from crossearth.data.common.files import csv_text, digest, sha256_file, write_json, write_text
 from crossearth.data.style.earth import style_engine
 from crossearth.model.method import described
 from crossearth.model.weights import checkpoint
@@ -112,11 +112,7 @@ def train(
     tracked where the server was away at its end.
 
     Args:
-        recipe: source domain and class set.
-        catalog: has them.
-        domains_dir: ingested domains.
         out_dir: the model's folder.
-        config: defaults if None.
         styles: Earth statistics, needed by ablations with style.
         style_weights_dir: folder of the style networks' weights, for engine "ghiasi".
 
@@ -240,10 +236,8 @@ def _tracking(job: Job) -> Iterator[Run]:
         "provenance": job.manifest.provenance,
     }
     with start_run(job.recipe.name, key=job.input_hash, tags=tags, params=flat(asdict(job.config))) as run:
-        source = job.manifest
-        run.log_dataset(
-            f"{source.domain} {source.split}", source.digest, source.root, "training", len(source)
-        )
+        source, name = job.manifest, f"{job.manifest.domain} {job.manifest.split}"
+        run.log_dataset(name, source.digest, source.root, "training", len(source))
         yield run
 
 
@@ -251,10 +245,8 @@ def _log_model(run: Run, out_dir: Path, job: Job) -> None:
     """Sends the model, and then the tags by which an evaluation finds the run and `_is_tracked` the model."""
     run.log_artifact(out_dir, "model")
     meta = checkpoint.read_meta(out_dir)
-    threads = ", ".join(
-        str(part["threads"]) for part in meta["computed"]
-    )  # of each part, where it was stopped
-    run.set_tags({KEY_TAG: job.input_hash, MODEL_TAG: meta["sha256"], "threads": threads})
+    of_parts = ", ".join(str(part["threads"]) for part in meta["computed"])  # between stops
+    run.set_tags({KEY_TAG: job.input_hash, MODEL_TAG: meta["sha256"], "threads": of_parts})
 
 
 def _send_again(out_dir: Path, job: Job) -> None:
@@ -284,6 +276,7 @@ def _write_model(out_dir: Path, training: Training) -> None:
     job = training.job
     network, iteration = training.selected()
     parameters = to_jsonable_python(job.config)
+    earth = job.styler.earth if job.styler else None
     meta = {
         "classes": list(job.class_set.classes),
         "palette": list(job.class_set.palette),
@@ -307,23 +300,16 @@ def _write_model(out_dir: Path, training: Training) -> None:
         },
         "computed": training.computed,
         "manifest": job.manifest.digest,
-        "styles": job.styler.earth.digest if job.styler else "",
+        "styles": earth.digest if earth else "",
         "method": described(parameters),
         "pretrained": asdict(job.pretrained) if job.pretrained else None,
         "train": parameters,
     }
     engine = job.styler.engine if job.styler else style_engine("spectral").to(training.processes.device)
     with training.predicting(), torch.inference_mode():
-        reference = make_reference(
-            job.manifest,
-            job.config.crop_px,
-            engine,
-            job.styler.earth if job.styler else None,
-            network,
-            job.input_hash,
-        )
-    with atomic_path(out_dir / CURVES_NAME) as partial:
-        partial.write_text(csv_text(training.curves), encoding="utf-8")
+        crop_px, key = job.config.crop_px, job.input_hash
+        reference = make_reference(job.manifest, crop_px, engine, earth, network, key)
+    write_text(out_dir / CURVES_NAME, csv_text(training.curves))
     write_reference(out_dir, reference)
     checkpoint.save(network, out_dir, meta, job.config.backbones_dir)
     # beside the model, whose bytes are those of every training with the same inputs

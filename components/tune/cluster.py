@@ -40,9 +40,7 @@ def manifest(
 
     Args:
         kind: OptimizationJob or Experiment.
-        recipe: that is trained.
         trials: all combinations of one grid.
-        config: of each trial's TrainJob.
         workspace: folder of the pods with params.yaml, ingested tiles and styles.
         runtime_kind: of `config.runtime`.
         parallel: trials at a time.
@@ -58,7 +56,6 @@ def manifest(
     }
     others = {key: value for key, value in flat(trials[0].parameters).items() if key not in {*space, "seed"}}
     fixed = {variable(key): written(value) for key, value in others.items()}
-    variables = {key: variable(key) for key in space}
     arguments = ["train", recipe]
     name = kubernetes_name(
         ["crossearth", "tune", recipe], [space, fixed, workspace, config.image], LONGEST_NAME - TRIAL_TAIL
@@ -69,7 +66,7 @@ def manifest(
     if kind == "OptimizationJob":
         made = _optimization_job(space, spec, number, parallel)
     else:
-        made = _experiment(space, variables, spec, number, parallel)
+        made = _experiment(space, spec, number, parallel)
     group, version, _ = GROUPS[kind]
     return {
         "apiVersion": f"{group}/{version}",
@@ -92,9 +89,8 @@ def _optimization_job(
     for key, values in space.items():
         for value in values:
             if not 1 <= len(value) <= LONGEST_VALUE:
-                raise InputError(
-                    f"{key}: {value!r}", expected=f"1 to {LONGEST_VALUE} letters in an OptimizationJob"
-                )
+                expected = f"1 to {LONGEST_VALUE} letters in an OptimizationJob"
+                raise InputError(f"{key}: {value!r}", expected=expected)
     return {
         "objectives": [{"metric": METRIC, "direction": "Maximize"}],
         "searchAlgorithm": {"grid": {}},
@@ -109,16 +105,10 @@ def _optimization_job(
 
 
 def _experiment(
-    space: dict[str, list[str]],
-    variables: dict[str, str],
-    spec: dict[str, Any],
-    trials: int,
-    parallel: int,
+    space: dict[str, list[str]], spec: dict[str, Any], trials: int, parallel: int
 ) -> dict[str, Any]:
     """Katib writes the values into the TrainJob, and reads the metric from what the first node prints."""
-    found = [
-        {"name": each, "value": f"${{trialParameters.{parameter(key)}}}"} for key, each in variables.items()
-    ]
+    found = [{"name": variable(key), "value": f"${{trialParameters.{parameter(key)}}}"} for key in space]
     trainer = {**spec["trainer"], "env": [*spec["trainer"]["env"], *found]}
     return {
         "objective": {

@@ -80,23 +80,16 @@ def run(params: Params, catalog: Catalog, recipe: str, grid: Path, jobs: int = 1
     known_entry({name: name for name in params.dvc.recipes}, recipe, "recipe", "params: dvc.recipes")
     _expect_backbones(trials, grid)
     make_data()
-    names = [_name(trial, recipe) for trial in trials]
+    named = {_name(trial, recipe): trial for trial in trials}
     there = states()
-    forget_failed([name for name in names if there.get(name) == "Failed"])
-    missing = [
-        (name, trial)
-        for name, trial in zip(names, trials, strict=True)
-        if there.get(name, "Failed") == "Failed"
-    ]
-    for name, trial in missing:
+    forget_failed([name for name in named if there.get(name) == "Failed"])
+    missing = {name: trial for name, trial in named.items() if there.get(name, "Failed") == "Failed"}
+    for name, trial in missing.items():
         queue(name, recipe, params.preset, trial.values)
-    if missing or any(there.get(name) in GOES_ON for name in names):
+    if missing or any(there.get(name) in GOES_ON for name in named):
         run_queue(jobs)
         there = states()
-    scored = [
-        _scored(trial, name, recipe, there.get(name, "Gone"))
-        for trial, name in zip(trials, names, strict=True)
-    ]
+    scored = [_scored(trial, name, recipe, there.get(name, "Gone")) for name, trial in named.items()]
     return Tuning(recipe, catalog.recipe(recipe).source, tuple(scored))
 
 
@@ -132,18 +125,15 @@ def read_trials(grid: Path, recipe: str, params: Params, catalog: Catalog) -> li
 
 def view(tuning: Tuning) -> View:
     names = list(tuning.trials[0].trial.cell.values)
-    rows: list[dict[str, Any]] = [
-        {**each.trial.cell.values, METRIC: each.score, "experiment": each.name, "state": each.state}
-        for each in tuning.trials
-    ]
-    cells = [
-        [
-            *map(shown, each.trial.cell.values.values()),
-            "" if each.score is None else f"{100 * each.score:.2f}",
-            each.name if each.score is not None else f"{each.name} ({each.state.lower()})",
-        ]
-        for each in tuning.trials
-    ]
+    rows: list[dict[str, Any]] = []
+    cells = []
+    for each in tuning.trials:
+        values = each.trial.cell.values
+        rows.append({**values, METRIC: each.score, "experiment": each.name, "state": each.state})
+        score, state = "", f" ({each.state.lower()})"
+        if each.score is not None:
+            score, state = f"{100 * each.score:.2f}", ""
+        cells.append([*map(shown, values.values()), score, f"{each.name}{state}"])
     title = f"{tuning.recipe}: primary score on held-out tiles of {tuning.source}, per cent"
     columns = [*names, "held out", "experiment"]
     return View(TextTable(columns, cells, title=title, numbers=["held out"]), rows, rows)

@@ -123,16 +123,13 @@ def _shared_ground(manifests: Sequence[Manifest], most: float) -> list[str]:
 
 
 def _files_are_there(manifests: Sequence[Manifest]) -> list[bool]:
-    there: dict[Path, bool] = {}
-    found = []
-    for manifest in manifests:
-        for row in manifest.rows:
-            paths = [manifest.root / row[kind] for kind in ("image", "label") if row[kind]]
-            for path in paths:
-                if path not in there:
-                    there[path] = path.is_file()
-            found.append(all(there[path] for path in paths))
-    return found
+    paths = [
+        [manifest.root / row[kind] for kind in ("image", "label") if row[kind]]
+        for manifest in manifests
+        for row in manifest.rows
+    ]
+    there = {path for path in {path for each in paths for path in each} if path.is_file()}
+    return [there.issuperset(each) for each in paths]
 
 
 def expectations(
@@ -150,23 +147,16 @@ def expectations(
         of_split: dict[str, Any] = {"row_condition": f'split=="{split}"', "condition_parser": "pandas"}
         tiles = domain.files(split).tiles if domain.own is None and provenance == "publisher" else None
         if tiles is not None:
-            yield gxe.ExpectTableRowCountToEqual(
-                value=tiles, notes=f"{split}: {tiles} tiles, as the paper", **of_split
-            )
+            notes = f"{split}: {tiles} tiles, as the paper"
+            yield gxe.ExpectTableRowCountToEqual(value=tiles, notes=notes, **of_split)
         else:
             yield gxe.ExpectTableRowCountToBeBetween(min_value=1, notes=f"{split}: has tiles", **of_split)
-        yield gxe.ExpectColumnMeanToBeBetween(
-            column="constant",
-            max_value=config.max_constant_share,
-            notes=f"{split}: at most {config.max_constant_share:.0%} of tiles without any detail",
-            **of_split,
-        )
-        yield gxe.ExpectColumnMeanToBeBetween(
-            column="nodata_share",
-            max_value=config.max_nodata_share,
-            notes=f"{split}: at most {config.max_nodata_share:.0%} no-data pixels",
-            **of_split,
-        )
+        for column, most, what in (
+            ("constant", config.max_constant_share, "of tiles without any detail"),
+            ("nodata_share", config.max_nodata_share, "no-data pixels"),
+        ):
+            notes = f"{split}: at most {most:.0%} {what}"
+            yield gxe.ExpectColumnMeanToBeBetween(column=column, max_value=most, notes=notes, **of_split)
     if "train" in domain.splits:
         for name in classes:
             yield gxe.ExpectColumnSumToBeBetween(
@@ -194,17 +184,15 @@ def expectations(
         column="placed", max_value=1, notes="all tiles have a place on the ground, or none has"
     )
     if provenance == "publisher":
+        px = domain.tile.px
         yield gxe.ExpectColumnUniqueValueCountToBeBetween(
             column="crs", max_value=1, notes="one coordinate system"
         )
         yield gxe.ExpectColumnMaxToBeBetween(
-            column="width",
-            min_value=domain.tile.px,
-            max_value=domain.tile.px,
-            notes=f"tiles {domain.tile.px} px wide",
+            column="width", min_value=px, max_value=px, notes=f"tiles {px} px wide"
         )
-    if provenance == "publisher" and domain.tile.rule != "fit":
-        yield _all("height", [domain.tile.px], f"tiles {domain.tile.px} px high")
+        if domain.tile.rule != "fit":
+            yield _all("height", [px], f"tiles {px} px high")
 
 
 def _all(column: str, values: Sequence[Any], notes: str) -> Any:

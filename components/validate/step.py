@@ -2,21 +2,20 @@
 
 import io
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 
 from crossearth.components.ingest.preview import EXPERIMENT
-from crossearth.components.runtime.pages import render
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import DOMAINS, VALIDATION
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.validate.expectations import Check, validate_manifests
+from crossearth.components.validate.first_page import DOCS, INDEX, first_page
 from crossearth.components.validate.validation import (
     PAIRS_SHOWN,
     ValidateConfig,
@@ -38,7 +37,7 @@ from crossearth.data.tiles.manifest import Manifest, read_domain
 
 log = logging.getLogger(__name__)
 
-DOCS, SUMMARY, INDEX = "docs", "summary.json", "index.html"
+SUMMARY = "summary.json"
 PLACES_SHOWN = 5
 
 
@@ -61,8 +60,8 @@ def validate(
     Writes into `out_dir`: `docs/index.html` (Data Docs), `summary.json` (every check, tiles that both splits
     share, each domain's page of the Data Docs), and of the domains that pass what later stages hang on:
     `digests/<domain>.json`, the digest of what is trained on, `sources/<recipe>.json`, the same of a recipe's
-    source, and `recipes/<recipe>.json`, the digests of
-    what a recipe is scored on. The summary is logged to MLflow.
+    source, and `recipes/<recipe>.json`, the digests of what a recipe is scored on. The summary is logged to
+    MLflow.
 
     Args:
         names: domains, which are added to what `out_dir` has: that is validated anew, for tiles, catalog or
@@ -153,12 +152,8 @@ def _write_summary(
         shared = near_duplicates(splits[0], splits[1], config.near_duplicate_bits) if len(splits) == 2 else []
         ground = shared_ground(splits[0], splits[1]) if len(splits) == 2 else []
         if ground:
-            log.warning(
-                "%s: %d images lie on ground of the other split: %s",
-                name,
-                len(ground),
-                listed(ground[:PLACES_SHOWN]),
-            )
+            places = listed(ground[:PLACES_SHOWN])
+            log.warning("%s: %d images lie on ground of the other split: %s", name, len(ground), places)
         summary[name] = {
             "provenance": splits[0].provenance,
             "docs": _page(path.parent, name),
@@ -173,18 +168,12 @@ def _write_summary(
         }
     counts = {
         "domains": len(summary),
-        "tiles": sum(map(len, (manifest for splits in manifests.values() for manifest in splits))),
+        "tiles": sum(len(manifest) for splits in manifests.values() for manifest in splits),
         "checks": len(checks),
         "failed": sum(not check.passed for check in checks),
     }
     write_checksummed(path, {"counts": counts, "domains": summary})
-    write_text(path.parent / DOCS / INDEX, _index(counts, summary))
-
-
-def _index(counts: Mapping[str, int], domains: Mapping[str, Any]) -> str:
-    """The first page of the Data Docs, for theirs is blank without a network."""
-    pages = {name: quote(found["docs"].removeprefix(f"{DOCS}/")) for name, found in domains.items()}
-    return render("validate", INDEX, {"counts": counts, "domains": domains, "pages": pages})
+    write_text(path.parent / DOCS / INDEX, first_page(counts, summary))
 
 
 def _page(folder: Path, domain: str) -> str:
@@ -194,14 +183,11 @@ def _page(folder: Path, domain: str) -> str:
 
 
 def _write_digests(catalog: Catalog, manifests: dict[str, list[Manifest]], folder: Path) -> None:
-    digest_of = {
-        (manifest.domain, manifest.split): manifest.digest
-        for splits in manifests.values()
-        for manifest in splits
-    }
-    for (domain, split), manifest_digest in digest_of.items():
-        if split == "train":
-            write_json(folder / "digests" / f"{domain}.json", {"train": manifest_digest})
+    every = [manifest for splits in manifests.values() for manifest in splits]
+    digest_of = {(each.domain, each.split): each.digest for each in every}
+    for each in every:
+        if each.split == "train":
+            write_json(folder / "digests" / f"{each.domain}.json", {"train": each.digest})
     for recipe in catalog.recipes().values():
         if found := digest_of.get((recipe.source, "train")):
             write_json(folder / "sources" / f"{recipe.name}.json", {"train": found})

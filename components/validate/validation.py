@@ -90,9 +90,8 @@ def _places(manifest: Manifest) -> dict[str, Place]:
     for row in manifest.rows:
         right, bottom = row["col_off"] + row["width"], row["row_off"] + row["height"]
         if known := places.get(row["image"]):
-            places[row["image"]] = replace(
-                known, width=max(known.width, right), height=max(known.height, bottom)
-            )
+            width, height = max(known.width, right), max(known.height, bottom)
+            places[row["image"]] = replace(known, width=width, height=height)
         elif row["crs"]:
             start = Affine(*row["transform"]) @ Affine.translation(-row["col_off"], -row["row_off"])
             places[row["image"]] = Place(row["crs"], tuple(start)[:6], right, bottom)
@@ -127,11 +126,8 @@ def near_duplicates(train: Manifest, test: Manifest, bits: int) -> list[NearDupl
         for left, right in np.argwhere(differing <= bits):
             one, other_row = chunk[left], theirs[right]
             equal = one["sha256_image"] == other_row["sha256_image"]
-            found.append(
-                NearDuplicates(
-                    one["tile_id"], other_row["tile_id"], -1 if equal else int(differing[left, right])
-                )
-            )
+            apart = -1 if equal else int(differing[left, right])
+            found.append(NearDuplicates(one["tile_id"], other_row["tile_id"], apart))
     return sorted(found, key=lambda pair: (pair.bits, pair.train, pair.test))
 
 

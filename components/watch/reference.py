@@ -12,7 +12,7 @@ Legend: B windows, N windows of all, K classes, D numbers of an embedding.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,13 +26,7 @@ from crossearth.data.common.config import Share, checked, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import read_checksummed, write_checksummed
 from crossearth.data.common.spaced import evenly
-from crossearth.data.style.earth import (
-    EarthStyles,
-    EngineName,
-    StyleEngine,
-    StyleMoments,
-    squared_distances,
-)
+from crossearth.data.style.earth import EarthStyles, EngineName, StyleEngine, StyleMoments, squared_distances
 from crossearth.data.tiles.manifest import Manifest, held_out, read_image
 from crossearth.model.weights.checkpoint import REFERENCE_NAME
 
@@ -194,37 +188,28 @@ def make_reference(
     for windows_B3HW in _windows(manifest, held_rows, px, HELD_WINDOWS):
         held.add(windows_B3HW.to(engine.device), engine, scores)
     if min(len(fit), len(held)) < FEWEST:
-        log.warning(
-            "%s has too few windows of %d px for `crossearth watch` to know what this model has seen",
-            manifest.domain,
-            px,
-        )
+        told = f"{manifest.domain} has too few windows of {px} px"
+        log.warning("%s for `crossearth watch` to know what this model has seen", told)
         return None
     moments = StyleMoments(engine.dim)
     moments.add(torch.from_numpy(fit.points), [])
     training = Gaussian.of(EarthStyles.from_moments(moments, engine.name, manifest.root))
     mean, std = (fit + held).bands
-    return load_config(
-        Reference,
-        {
-            "input_hash": input_hash,
-            "engine": engine.name,
-            "window_px": px,
-            "windows": [len(fit), len(held)],
-            "training": asdict(training),
-            "earth": None if earth is None else asdict(Gaussian.of(earth)),
-            "farthest": float(np.quantile(training.distances(held.points), WITHIN)),
-            "confidence": _quantile(held.confidence, LOW),
-            "band_mean": mean.tolist(),
-            "band_std": std.tolist(),
-        },
-        "reference",
-    )
-
-
-def _quantile(counts: NDArray[np.int64], share: float) -> float:
-    """The highest probability below which at most `share` of the counted pixels lie."""
-    return float(np.searchsorted(np.cumsum(counts), share * counts.sum(), side="right") / LEVELS)
+    # the highest probability below which at most LOW of the counted pixels lie
+    level = np.searchsorted(np.cumsum(held.confidence), LOW * held.confidence.sum(), side="right")
+    values = {
+        "input_hash": input_hash,
+        "engine": engine.name,
+        "window_px": px,
+        "windows": [len(fit), len(held)],
+        "training": asdict(training),
+        "earth": None if earth is None else asdict(Gaussian.of(earth)),
+        "farthest": float(np.quantile(training.distances(held.points), WITHIN)),
+        "confidence": float(level / LEVELS),
+        "band_mean": mean.tolist(),
+        "band_std": std.tolist(),
+    }
+    return load_config(Reference, values, "reference")
 
 
 def _blocks(manifest: Manifest) -> tuple[list[int], list[int]]:
@@ -237,7 +222,7 @@ def _blocks(manifest: Manifest) -> tuple[list[int], list[int]]:
 
 
 def _windows(manifest: Manifest, rows: Sequence[int], px: int, most: int) -> Iterator[Tensor]:
-    """Windows (B, 3, px, px) of each tile that has some among those chosen."""
+    """Windows (B, 3, px, px) that hold data, of each tile that has some among those chosen."""
     places = [
         (row, top, left)
         for row in rows
@@ -246,16 +231,9 @@ def _windows(manifest: Manifest, rows: Sequence[int], px: int, most: int) -> Ite
     chosen = evenly(places, most)
     for row in sorted({row for row, _, _ in chosen}):
         image_3HW = read_image(manifest, row)
-        yield from stacked(
-            image_3HW[:, top : top + px, left : left + px] for at, top, left in chosen if at == row
-        )
-
-
-def stacked(windows: Iterable[NDArray[np.uint8]]) -> Iterator[Tensor]:
-    """Those that hold data, as one batch (B, 3, H, W); none where none does."""
-    telling = [window_3HW for window_3HW in windows if is_telling(window_3HW)]
-    if telling:
-        yield torch.from_numpy(np.stack(telling))
+        windows = [image_3HW[:, top : top + px, left : left + px] for at, top, left in chosen if at == row]
+        if telling := [window_3HW for window_3HW in windows if is_telling(window_3HW)]:
+            yield torch.from_numpy(np.stack(telling))
 
 
 def write_reference(folder: Path, reference: Reference | None) -> None:

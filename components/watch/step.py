@@ -292,12 +292,8 @@ def _per_cent(share: float | None) -> str:
 def facts(finding: Finding) -> dict[str, Any]:
     """A finding as one flat row, for CSV and JSON."""
     row = asdict(finding)
-    shifts = row.pop("band_shift")
-    return (
-        row
-        | {f"band_{place}_shift": each for place, each in enumerate(shifts, 1)}
-        | {"verdict": finding.verdict}
-    )
+    shifts = {f"band_{place}_shift": each for place, each in enumerate(row.pop("band_shift"), 1)}
+    return row | shifts | {"verdict": finding.verdict}
 
 
 def _write(
@@ -309,37 +305,30 @@ def _write(
     scenes: Sequence[Finding],
     errors: Sequence[InputError],
 ) -> list[Path]:
-    when = datetime.now(UTC).isoformat(timespec="seconds")
+    recipe, when = meta.get("recipe"), datetime.now(UTC).isoformat(timespec="seconds")
     table, page = out_dir / TABLE_NAME, out_dir / PAGE_NAME
-    write_json(
-        table,
-        {
-            "model": model,
-            "sha256": meta["sha256"],
-            "recipe": meta.get("recipe"),
-            "when": when,
-            "drifts": all_scenes.drifts,
-            "limit": LIMIT,
-            "farthest": reference.farthest,
-            "confidence": reference.confidence,
-            "all": facts(all_scenes),
-            "scenes": [facts(each) for each in scenes],
-            "errors": [str(error) for error in errors],
-        },
-    )
-    values = {
-        "model": meta.get("recipe") or model,
-        "sha256": meta["sha256"],
-        "when": when,
+    both = {"sha256": meta["sha256"], "when": when, "limit": LIMIT}
+    found = {
+        "model": model,
+        "recipe": recipe,
+        "drifts": all_scenes.drifts,
+        "farthest": reference.farthest,
+        "confidence": reference.confidence,
+        "all": facts(all_scenes),
+        "scenes": [facts(each) for each in scenes],
+        "errors": [str(error) for error in errors],
+    }
+    write_json(table, both | found)
+    shown = {
+        "model": recipe or model,
         "reference": reference,
-        "limit": LIMIT,
         "within": WITHIN,
         "low": LOW,
         "all": all_scenes,
         "scenes": scenes,
         "errors": errors,
     }
-    write_text(page, render("watch", TEMPLATE, values))
+    write_text(page, render("watch", TEMPLATE, both | shown))
     return [table, page]
 
 
@@ -347,11 +336,11 @@ def _track(meta: dict[str, Any], found: Finding, written: Sequence[Path]) -> Non
     """A point of the curves of the model's watch; a server that is away costs a warning."""
     recipe = meta.get("recipe") or "model"
     tags = {"step": "watch", "recipe": recipe, "drift": str(found.drifts).lower()}
-    row = {key: value for key, value in facts(found).items() if isinstance(value, int | float)}
+    row = facts(found) | {"drifts": found.drifts}
+    numbers = {
+        metric_name("watch", key): value for key, value in row.items() if isinstance(value, int | float)
+    }
     with start_run(f"watch {recipe}", key=digest(["watch", meta["sha256"]]), tags=tags) as run:
-        run.log_metrics(
-            {metric_name("watch", name): value for name, value in (row | {"drifts": found.drifts}).items()},
-            int(time.time()),
-        )
+        run.log_metrics(numbers, int(time.time()))
         for path in written:
             run.log_artifact(path, "watch")

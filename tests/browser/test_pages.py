@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from crossearth.components.validate import step as validate
+from crossearth.components.validate.first_page import first_page
 from crossearth.components.watch import step as watch
 from crossearth.components.watch.step import ALL, Finding
 from crossearth.data.common.errors import InputError
@@ -21,7 +21,7 @@ def data_docs(folder: Path) -> Path:
     docs = "docs/validations/town/page & more.html"
     town = {"docs": docs, "checks": checks, "provenance": "own", "splits": {"train": {"tiles": 1200}}}
     counts = {"domains": 1, "tiles": 1200, "checks": 2, "failed": 1}
-    (folder / "index.html").write_text(validate._index(counts, {"town": town}))
+    (folder / "index.html").write_text(first_page(counts, {"town": town}))
     return folder / "index.html"
 
 

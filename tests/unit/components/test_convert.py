@@ -16,7 +16,7 @@ from crossearth.components.convert import step
 from crossearth.components.convert.step import ConvertConfig, convert
 from crossearth.components.evaluate.results import read_results
 from crossearth.components.evaluate.step import evaluate
-from crossearth.components.register.registry import fetch_model
+from crossearth.components.register.registry import open_model
 from crossearth.components.register.step import register
 from crossearth.data.catalog.domains import ClassSet
 from crossearth.data.catalog.loader import load_catalog
@@ -105,7 +105,7 @@ def test_a_converted_model_is_scored_registered_and_fetched(
     (outcome,) = register([recipe], catalog, *folders, model_dir=model)
     assert outcome.promoted
     image_13HW = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
-    with fetch_model(f"models:/{outcome.name}@champion") as (folder, backbone):
+    with open_model(f"models:/{outcome.name}@champion") as (folder, backbone):
         fetched = load(folder, backbone=backbone)
         assert torch.equal(fetched(image_13HW), load(model)(image_13HW))
 

@@ -1030,7 +1030,7 @@ def test_a_registered_model_of_another_kind_is_refused(
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda **_: str(tmp_path))
     with (
         pytest.raises(InputError, match="is a model of another kind"),
-        registry.fetch_model("models:/crossearth-town@champion"),
+        registry.open_model("models:/crossearth-town@champion"),
     ):
         pass
 
@@ -1043,7 +1043,7 @@ def test_a_model_of_the_registry_is_fetched_with_its_backbone(
     shared = tmp_path / "backbone.safetensors"
 
     @contextmanager
-    def fetch_model(uri: str) -> Iterator[tuple[Path, Path]]:
+    def open_model(uri: str) -> Iterator[tuple[Path, Path]]:
         asked.append(uri)
         yield model, shared
 
@@ -1051,7 +1051,7 @@ def test_a_model_of_the_registry_is_fetched_with_its_backbone(
         used.append((model, config.backbone))
         return []
 
-    monkeypatch.setattr(registry, "fetch_model", fetch_model)
+    monkeypatch.setattr(registry, "open_model", open_model)
     monkeypatch.setattr(step, "predict", run)
     model_commands.predict(
         [tmp_path / "scene.tif"], "models:/crossearth-potsdam-rgb@champion", tmp_path / "map.tif"
