@@ -24,7 +24,7 @@ from crossearth.data.raster.pixel_area import Ground
 
 # of the regions that wait; of more the largest is cut at a row
 MOST_CORNERS = 2_000_000
-TRACED_CORNERS = 200_000  # at a time, some 200 bytes each; a region is traced whole, however many it has
+TRACED_CORNERS = 100_000  # at a time, some 500 bytes each; a region is traced whole, however many it has
 ROWS_AT_A_TIME = 32  # the areas of all px of a bunch would take as much memory as its probabilities
 PART = np.dtype([("region", np.int32), ("outline", object)])
 
