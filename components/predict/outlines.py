@@ -1,7 +1,8 @@
 """Outlines of regions, traced along the sides of their px: from corners, which may come in any order.
 
 A corner knows how the two sides that meet in it go on, and so whole outlines follow from nothing but corners:
-regions that are still growing are kept as these, a few bytes each.
+regions that are still growing are kept as these, a few bytes each. `rasterio.features.shapes` on bunches of
+rows, with a union of the parts that meet, gives equal polygons for 2.6 times the CPU seconds.
 
 Legend: H W rows and columns of px, N corners, R regions.
 """

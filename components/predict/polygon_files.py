@@ -18,8 +18,8 @@ from pyogrio.errors import DataLayerError, DataSourceError
 from crossearth.components.predict.maps import Grid
 from crossearth.components.predict.vectors import Polygons
 
-DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
-PARQUET = ".parquet"
+PARQUET, GEOJSON = ".parquet", ".geojson"
+LAYER = "polygons"
 BATCH = 10_000
 LONGITUDE_LATITUDE = "EPSG:4326"  # what GeoJSON is in, whatever the map is in (RFC 7946)
 
@@ -51,8 +51,10 @@ class PolygonFile:
         file = cls(path, grid, classes)
         try:
             yield file
-            if any(map(len, file._kept)) or not path.exists():  # a map without polygons has a file, too
+            if any(map(len, file._kept)) or not file._num:  # a map without polygons has a file, too
                 file._write()
+            if path.suffix == GEOJSON:
+                file._write_geojson()
         except (DataSourceError, DataLayerError, pa.ArrowException) as error:
             raise OSError(str(error)) from error
         finally:
@@ -70,19 +72,19 @@ class PolygonFile:
         table = self._table(self._kept)
         self._kept = []
         self._num += len(table)
-        if self.path.suffix == PARQUET:
+        if self.path.suffix in (PARQUET, GEOJSON):
             self._write_parquet(table)
-        else:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "'crs' was not provided")  # polygons in px have none
-                pyogrio.write_dataframe(
-                    table,
-                    self.path,
-                    layer="polygons",
-                    driver=DRIVERS[self.path.suffix],
-                    geometry_type="Polygon",
-                    append=self.path.exists(),
-                )
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'crs' was not provided")  # polygons in px have none
+            pyogrio.write_dataframe(
+                table,
+                self.path,
+                layer=LAYER,
+                driver="GPKG",
+                geometry_type="Polygon",
+                append=self.path.exists(),
+            )
 
     def _table(self, polygons: Sequence[Polygons]) -> geopandas.GeoDataFrame:
         def joined(values: Sequence[Any], dtype: Any) -> Any:
@@ -105,7 +107,7 @@ class PolygonFile:
         # the outer ring counter-clockwise, as GeoJSON wants it
         placed = shapely.orient_polygons(shapely.transform(outlines, place))
         table = geopandas.GeoDataFrame(columns, geometry=placed, crs=crs)
-        return table.to_crs(LONGITUDE_LATITUDE) if self.path.suffix == ".geojson" else table
+        return table.to_crs(LONGITUDE_LATITUDE) if self.path.suffix == GEOJSON else table
 
     def _write_parquet(self, table: geopandas.GeoDataFrame) -> None:
         crs = {} if table.crs is None else {"crs": table.crs.to_json_dict()}
@@ -118,8 +120,25 @@ class PolygonFile:
             [pa.field(each.name, each.type) for each in plain.schema], {"geo": json.dumps(geo)}
         )
         if self._parquet is None:
-            self._parquet = pq.ParquetWriter(self.path, schema, compression="zstd")
+            self._parquet = pq.ParquetWriter(self.path.with_suffix(PARQUET), schema, compression="zstd")
         self._parquet.write_table(pa.Table.from_arrays(plain.columns, schema=schema))
+
+    def _write_geojson(self) -> None:
+        """Of the rows in Parquet, at once: to append to GeoJSON, GDAL reads all that is there."""
+        if self._parquet is not None:
+            self._parquet.close()
+        spooled = self.path.with_suffix(PARQUET)
+        with pq.ParquetFile(spooled) as rows:
+            pyogrio.write_arrow(
+                pa.RecordBatchReader.from_batches(rows.schema_arrow, rows.iter_batches(BATCH)),
+                self.path,
+                layer=LAYER,
+                driver="GeoJSON",
+                geometry_name="geometry",
+                geometry_type="Polygon",
+                crs=LONGITUDE_LATITUDE,
+            )
+        spooled.unlink()
 
     def _check(self) -> None:
         """A full disk may take the last polygons without a word."""

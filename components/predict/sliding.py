@@ -32,7 +32,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 SUMS_BYTES, MOST_SUMS_BYTES = 64 << 20, 512 << 20
 PANEL_WINDOWS = 48
 KEPT_BYTES = 64 << 20  # of what is kept of a strip of a panel, a byte of each class
-BLOCK_BYTES = 16 << 20  # of the scores of one block
+BLOCK_BYTES = 4 << 20  # of the scores of one block
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from crossearth.components.predict.area import LONLAT, Asked, box, polygons_of
 from crossearth.components.predict.compute import Team, compute
 from crossearth.components.predict.outputs import (
     CannotWriteError,
+    Kept,
     Outputs,
     Wanted,
     beside,
@@ -70,6 +71,7 @@ from crossearth.model.inference import Tta
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
 MAP_ALONE = Wanted()
+BUNCH_PX = 2_000_000  # of whole rows that are written at a time
 
 
 @checked
@@ -379,14 +381,30 @@ def _write_rows(
 ) -> Outputs:
     about = {"RESOLUTION": scene.resolution} if scene.resolution else {}
     with Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config.wanted, about) as outputs:
-        for strip, (top, bottom) in enumerate(plan.strips):
-            if top < bottom:
-                panels = [parts.load(strip, panel) for panel in range(len(plan.panels))]
-                outputs.write(
-                    top, {name: np.concatenate([each[name] for each in panels], axis=2) for name in panels[0]}
-                )
+        for strip in range(len(plan.strips)):
+            for top, kept in _bunches(plan, parts, strip):
+                outputs.write(top, kept)
             interrupts.let_through()
     return outputs
+
+
+def _bunches(plan: Plan, parts: Parts, strip: int) -> Iterator[tuple[int, Kept]]:
+    """Whole rows of a strip, few at a time: what becomes of them takes many times their own memory.
+
+    Yields:
+        (first row in the map, what was kept of these rows).
+    """
+    top, bottom = plan.strips[strip]
+    if top == bottom:
+        return
+    panels = [parts.load(strip, panel) for panel in range(len(plan.panels))]
+    at_once = max(1, BUNCH_PX // plan.panels[-1][1])
+    for first in range(0, bottom - top, at_once):
+        rows = slice(first, first + at_once)
+        yield (
+            top + first,
+            {name: np.concatenate([each[name][:, rows] for each in panels], axis=2) for name in panels[0]},
+        )
 
 
 def _targets(

@@ -22,9 +22,9 @@ from crossearth.components.predict import maps
 from crossearth.components.predict.outlines import CORNER, corners, trace
 from crossearth.data.raster.pixel_area import Ground
 
-# of the regions that wait, some 200 bytes each when they are traced; of more the largest is cut at a row
+# of the regions that wait; of more the largest is cut at a row
 MOST_CORNERS = 2_000_000
-BUNCH_PX = 8_000_000
+TRACED_CORNERS = 100_000  # at a time, some 500 bytes each; a region is traced whole, however many it has
 ROWS_AT_A_TIME = 32  # the areas of all px of a bunch would take as much memory as its probabilities
 PART = np.dtype([("region", np.int32), ("outline", object)])
 
@@ -104,12 +104,6 @@ class Regions:
             ids_HW: class ids, 255 = nodata.
             confidence_HW: probability of that class in steps of `maps.PROBABILITY_STEP`.
         """
-        at_once = max(1, BUNCH_PX // ids_HW.shape[1])
-        for first in range(0, len(ids_HW), at_once):
-            rows = slice(first, first + at_once)
-            self._add(top + first, ids_HW[rows], confidence_HW[rows])
-
-    def _add(self, top: int, ids_HW: NDArray[np.uint8], confidence_HW: NDArray[np.uint8]) -> None:
         # to simplify a side both of its neighbours are needed
         pieces_HW, ids_N = _pieces(ids_HW, np.ones(256, bool) if self._simplify_px else self._wanted)
         region_of_N, region_of_R, ids_R = self._joined(pieces_HW[0], ids_N)
@@ -213,11 +207,9 @@ class Regions:
         """Gives regions to the sink, and forgets them."""
         large_R = ended_R & ~(self._sums_R[1] < self._min_area_m2)
         self.left_out += int(ended_R.sum() - large_R.sum())
-        shapes = self._shapes[large_R[self._shapes["region"]]]
-        shapes["region"] = (np.cumsum(large_R) - 1)[shapes["region"]]
-        pixels, areas_m2, confidences = self._sums_R[:, large_R]
-        outlines = self._outlines(shapes, len(pixels))
-        self._sink.add(Polygons(outlines, self._ids_R[large_R], areas_m2, confidences / pixels))
+        ends = np.cumsum(np.bincount(self._shapes["region"], minlength=len(large_R)) * large_R)
+        for first in range(0, int(ends[-1]), TRACED_CORNERS):
+            self._give(large_R & (ends > first) & (ends <= first + TRACED_CORNERS))
         # what stays is numbered anew
         stays_R = self._wanted[self._ids_R] & ~ended_R
         stays_R[0] = True
@@ -226,6 +218,14 @@ class Regions:
         self._shapes["region"] = number_R[self._shapes["region"]]
         self._above_W = number_R[self._above_W]
         self._ids_R, self._sums_R = self._ids_R[stays_R], self._sums_R[:, stays_R]
+
+    def _give(self, chosen_R: NDArray[np.bool_]) -> None:
+        """Gives whole regions to the sink."""
+        shapes = self._shapes[chosen_R[self._shapes["region"]]]
+        shapes["region"] = (np.cumsum(chosen_R) - 1)[shapes["region"]]
+        pixels, areas_m2, confidences = self._sums_R[:, chosen_R]
+        outlines = self._outlines(shapes, len(pixels))
+        self._sink.add(Polygons(outlines, self._ids_R[chosen_R], areas_m2, confidences / pixels))
 
     def _outlines(self, shapes: NDArray[Any], num: int) -> NDArray[np.object_]:
         if not self._simplify_px:

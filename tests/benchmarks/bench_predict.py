@@ -163,6 +163,17 @@ CASES = {
         "megapixel",
         rounds=1,
     ),
+    "memory of predict, with polygons and confidence": Case(
+        {
+            f"{size} px": Form(
+                lambda size=size: beside_the_network(size, vector=Path(".gpkg"), confidence=True),  # type: ignore[misc]
+                (size / 1000) ** 2,
+            )
+            for size in (4_000, 20_000)
+        },
+        "megapixel",
+        rounds=1,
+    ),
     "growth of predict": Case(
         {
             f"{size} px": Form(lambda size=size: mapping(size), (size / 1000) ** 2)  # type: ignore[misc]

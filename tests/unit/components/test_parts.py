@@ -11,8 +11,9 @@ import pytest
 import torch
 from random_scene import files, random_model, write
 
-from crossearth.components.predict import compute, step
+from crossearth.components.predict import compute, sliding, step
 from crossearth.components.predict.compute import missing
+from crossearth.components.predict.outputs import Kept, Outputs
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.sliding import plan
 from crossearth.components.predict.step import PredictConfig, predict
@@ -68,6 +69,24 @@ def test_a_map_goes_on_where_it_was_interrupted(
     assert (2, 0) not in stopping.computed and (3, 0) in stopping.computed
     assert files(out) == files(tmp_path / "whole")
     assert not list(out.glob(".*")), "nothing of the parts stays"
+
+
+def test_rows_are_written_few_at_a_time(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = write(tmp_path / "scene.tif", 150, 90)
+    config = PredictConfig(precision="float32", device="cpu", probabilities=True, batch_size=1)
+    predict([scene], model, tmp_path / "whole" / "map.tif", config)
+    heights, written = [], Outputs.write
+
+    def counted(outputs: Outputs, top: int, kept: Kept) -> None:
+        heights.append(kept["ids"].shape[1])
+        written(outputs, top, kept)
+
+    monkeypatch.setattr(Outputs, "write", counted)
+    monkeypatch.setattr(step, "BUNCH_PX", 7 * 90)
+    monkeypatch.setattr(sliding, "KEPT_BYTES", 50 * 64 * 3)  # several panels
+    predict([scene], model, tmp_path / "few" / "map.tif", config)
+    assert max(heights) == 7 and sum(heights) == 150
+    assert files(tmp_path / "few") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("other", ["scene", "model", "options"])

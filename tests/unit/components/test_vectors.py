@@ -11,6 +11,9 @@ import pyogrio
 import pytest
 import rasterio.features
 import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from pyproj import Geod
 from rasterio.crs import CRS
@@ -59,33 +62,55 @@ def map_of(seed: int, block: int) -> Ids:
 
 
 def regions_of(
-    ids: Ids, sink: Any, grid: Grid = UTM, seed: int = 0, classes: tuple[int, ...] = (0, 1, 2), **options: Any
+    ids: Ids,
+    sink: Any,
+    grid: Grid = UTM,
+    seed: int = 0,
+    classes: tuple[int, ...] = (0, 1, 2),
+    most_rows: int = 29,
+    **options: Any,
 ) -> Regions:
     """The map given in bunches of rows of random heights."""
-    regions = Regions(sink, WIDTH, Ground.of(grid.crs, grid.transform, WIDTH, HEIGHT), classes, **options)
+    height, width = ids.shape
+    regions = Regions(sink, width, Ground.of(grid.crs, grid.transform, width, height), classes, **options)
     confidence = np.where(ids == NODATA, NODATA, 100 + ids).astype(np.uint8)
     top, rng = 0, np.random.default_rng(seed)
-    while top < HEIGHT:
-        rows = slice(top, top + int(rng.integers(1, 30)))
+    while top < height:
+        rows = slice(top, top + int(rng.integers(1, most_rows + 1)))
         regions.add(top, ids[rows], confidence[rows])
-        top = min(HEIGHT, rows.stop)
+        top = min(height, rows.stop)
     regions.close()
     return regions
 
 
-def whole(ids: Ids) -> list[tuple[int, str]]:
-    """Class and outline of the polygons of the map at once."""
-    found = rasterio.features.shapes(ids, ids != NODATA, connectivity=4)
-    return sorted((int(value), shapely.normalize(shape(outline)).wkt) for outline, value in found)
+def refuse_other_than_gdals(found: Collected, ids: Ids) -> None:
+    """GDAL's polygons of the map at once are the oracle."""
+    theirs = rasterio.features.shapes(ids, ids != NODATA, connectivity=4)
+    wanted = sorted((int(value), shapely.normalize(shape(outline)).wkt) for outline, value in theirs)
+    assert sorted((each.class_id, shapely.normalize(each.geometry).wkt) for each in found) == wanted
+    assert all(each.geometry.is_valid for each in found)
 
 
 @pytest.mark.parametrize(("seed", "block"), [(0, 1), (1, 1), (2, 7), (3, 20)])
 def test_polygons_are_those_of_the_whole_map(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "BUNCH_PX", 11 * WIDTH)
+    monkeypatch.setattr(vectors, "TRACED_CORNERS", 300)
     ids, found = map_of(seed, block), Collected()
     regions_of(ids, found, seed=seed)
-    assert sorted((each.class_id, shapely.normalize(each.geometry).wkt) for each in found) == whole(ids)
-    assert all(each.geometry.is_valid for each in found)
+    refuse_other_than_gdals(found, ids)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    arrays(
+        np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, NODATA])
+    ),
+    st.integers(0, 99),
+    st.integers(1, 4),
+)
+def test_polygons_of_any_map_are_gdals_wherever_it_is_cut(ids: Ids, seed: int, most_rows: int) -> None:
+    found = Collected()
+    regions_of(ids, found, NOWHERE, seed, most_rows=most_rows)
+    refuse_other_than_gdals(found, ids)
 
 
 @pytest.mark.parametrize("grid", [UTM, DEGREES], ids=["UTM", "degrees"])
@@ -140,6 +165,25 @@ def test_small_polygons_and_other_classes_are_left_out() -> None:
         sorted(each.area_m2 for each in roads if each.area_m2 >= 20)
     )
     assert regions.left_out == len(roads) - len(some) > 0
+
+
+class Counted(list[int]):
+    """A sink that keeps the number of corners of what comes at a time."""
+
+    def add(self, polygons: Polygons) -> None:
+        self.append(int(shapely.get_num_coordinates(polygons.outlines).sum()))
+
+
+def test_what_waits_and_what_is_traced_do_not_grow_with_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "TRACED_CORNERS", 200)
+    traced, waiting = Counted(), []
+    ids = np.random.default_rng(0).integers(0, 3, (600, WIDTH), np.uint8)
+    regions = Regions(traced, WIDTH, None, (0, 1, 2))
+    for top in range(0, len(ids), 10):
+        regions.add(top, ids[top : top + 10], ids[top : top + 10])
+        waiting.append(len(regions._shapes))
+    assert max(waiting) < 2 * max(waiting[:6]), "of the whole map as of a tenth of it"
+    assert max(traced) < 2 * 200 < sum(traced) / len(waiting), "a bunch has more"
 
 
 def test_what_waits_is_bounded_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
