@@ -33,11 +33,13 @@ from crossearth.data.common.files import digest, write_text
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, catalog: Catalog, grid: Path, processes: int = 1) -> Path:
+def run(params: Params, catalog: Catalog, grid: Path, processes: int = 1) -> tuple[Path, Outcome]:
     return ablate(params, catalog, grid, ABLATIONS / grid.stem, processes)
 
 
-def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processes: int = 1) -> Path:
+def ablate(
+    params: Params, catalog: Catalog, grid: Path, out_dir: Path, processes: int = 1
+) -> tuple[Path, Outcome]:
     """Trains and scores what the grid names, then writes `out_dir/table.md` and sends it to MLflow.
 
     Args:
@@ -48,7 +50,7 @@ def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processe
             `log.txt` beside their models. One = in this process, with its progress bar.
 
     Returns:
-        The table's file.
+        The table's file, and what stands in it.
 
     Raises:
         InputError: not a grid, an unknown recipe, a combination that is no configuration: nothing is trained.
@@ -76,7 +78,7 @@ def ablate(params: Params, catalog: Catalog, grid: Path, out_dir: Path, processe
     _track(outcome, wanted, grid.stem, path)
     if errors:
         raise PartlyDoneError(f"{len(errors)} of {len(wanted)} trainings were refused", errors, [path])
-    return path
+    return path, outcome
 
 
 def carry_out(job: Job, catalog: Catalog, scoring: EvaluateConfig) -> None:

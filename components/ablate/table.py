@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from crossearth.components.ablate.grid import Cell, Job, shown
 from crossearth.components.evaluate.results import RecipeResult, per_cent, read_results
 from crossearth.components.report.markdown import SELECTIONS
+from crossearth.components.runtime.tables import TextTable
 from crossearth.data.common.files import markdown_table
 from crossearth.model.weights.checkpoint import read_meta
 
@@ -63,7 +64,7 @@ def collect(jobs: Sequence[Job], finished: Sequence[Job]) -> Outcome:
     for job in sorted(finished, key=jobs.index):
         result, row = read_results(job.scores), cells.index(job.cell)
         results.append(result)
-        found = {
+        found: dict[tuple[bool, bool, str, int], float | None] = {
             (False, not each.setting.unseen, each.setting.abbr, row): result.scores(each).primary_metric
             for each in result.settings
         }
@@ -89,14 +90,21 @@ def markdown(outcome: Outcome, name: str) -> str:
         f"Data: {', '.join(data)} · selection: {told}"
         f" · method: {'; '.join(methods)} · seeds: {', '.join(map(str, seeds))}"
         f" · {len(outcome.results)} of {outcome.jobs} trainings. Mean and standard deviation over seeds.",
-        _rows(outcome),
+        markdown_table(*_rows(outcome)),
     ]
     if outcome.held_out:
         parts.append("Held-out tiles of the source are the only ones by which a row may be chosen.")
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(outcome: Outcome) -> str:
+def text_table(outcome: Outcome, name: str) -> TextTable:
+    """For a terminal: settings are the first to go, for what a row is chosen by must stay."""
+    columns, lines = _rows(outcome)
+    title, scores = f"{name}: primary score in per cent", columns[len(outcome.cells[0].values) :]
+    return TextTable(columns, lines, title=title, numbers=scores, spare=outcome.settings[::-1])
+
+
+def _rows(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
     names = list(outcome.cells[0].values)
     held = list(dict.fromkeys(each.setting for each in outcome.held_out))
     columns = [*names, *outcome.settings, "mean unseen", *held]
@@ -106,7 +114,7 @@ def _rows(outcome: Outcome) -> str:
         here, chosen_by = ([_written(scores.get(name)) for name in of] for of in (outcome.settings, held))
         mean = per_cent(outcome.unseen_mean(cell))
         lines.append([*map(shown, cell.values.values()), *here, mean, *chosen_by])
-    return markdown_table(columns, lines)
+    return columns, lines
 
 
 def _written(score: Score | None) -> str:

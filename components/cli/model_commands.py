@@ -36,6 +36,7 @@ from crossearth.components.cli.terminal import (
     parse_numbers,
     print_table,
     print_view,
+    print_whole,
     recipe_names,
     seed_numbers,
 )
@@ -127,9 +128,10 @@ def ablate(
 ) -> None:
     """Train and score every combination of a grid; the same command goes on after an interruption."""
     from crossearth.components.ablate.step import run
+    from crossearth.components.ablate.table import text_table
 
-    written = run(*inputs(params_file, catalog), grid, jobs)
-    out.print(Markdown(written.read_text(encoding="utf-8")), soft_wrap=False)
+    written, outcome = run(*inputs(params_file, catalog), grid, jobs)
+    print_whole(text_table(outcome, grid.stem))
     done(written, "crossearth show RECIPE; the runs lie below the table's in MLflow")
 
 

@@ -140,7 +140,7 @@ def _tested(
     a: float | None,
     b: float | None,
     change: float | None,
-    draws: Shares,
+    draws: Fractions,
     tiles: int,
 ) -> Difference:
     """A difference with its interval and p-value, of what it is in each draw."""

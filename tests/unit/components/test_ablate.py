@@ -12,12 +12,15 @@ import torch
 import yaml
 from domain_factory import write_domain
 from earth_styles import write_styles
+from rich.console import Console
 from safetensors.torch import save_file
 
 from crossearth.components.ablate import step
 from crossearth.components.ablate.grid import Cell, Job, jobs, read_grid
 from crossearth.components.ablate.step import ablate
+from crossearth.components.ablate.table import text_table
 from crossearth.components.runtime.params import Params
+from crossearth.components.runtime.tables import TextTable
 from crossearth.components.train.setup import TrainConfig
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.errors import InputError, PartlyDoneError
@@ -117,6 +120,13 @@ def test_a_wrong_grid_is_refused_before_anything_is_trained(
     assert not (tmp_path / "out").exists()
 
 
+def shown(table: TextTable, width: int) -> str:
+    console = Console(width=width)
+    with console.capture() as written:
+        console.print(table)
+    return written.get()
+
+
 def test_every_combination_is_trained_once_and_is_a_row(
     tmp_path: Path, params: Params, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +144,7 @@ def test_every_combination_is_trained_once_and_is_a_row(
     for module in ("ablate", "train", "evaluate"):
         monkeypatch.setattr(f"crossearth.components.{module}.step.start_run", lambda *_, **__: Run())
     monkeypatch.setattr("crossearth.components.train.step._is_tracked", lambda *_: True)
-    table = ablate(params, catalog, write_grid(tmp_path), tmp_path / "out")
+    table, outcome = ablate(params, catalog, write_grid(tmp_path), tmp_path / "out")
     rows = [line for line in table.read_text().splitlines() if line.startswith("|")]
     settings = [setting.abbr for setting in catalog.recipe(RECIPE).settings]
     assert all(name in rows[0] for name in (*settings, "mean unseen", f"held out of {RECIPE}"))
@@ -144,6 +154,10 @@ def test_every_combination_is_trained_once_and_is_a_row(
     assert "method: paper (but tasks.mask_block_px 16, style.block_px 16" in table.read_text().replace(
         "style.block_px 16, tasks.mask_block_px 16", "tasks.mask_block_px 16, style.block_px 16"
     )
+    narrow, wide = (shown(text_table(outcome, "grid"), width) for width in (60, 400))
+    assert all(name in wide for name in settings) and not all(name in narrow for name in settings)
+    for text in (narrow, wide):
+        assert "mean unseen" in text and f"held out of {RECIPE}" in text and "…" not in text
     (adopted,) = [each["adopt"][0] for each in sent if "adopt" in each]
     assert len({*adopted}) == 4
     models = sorted((tmp_path / "out").rglob("model.json"))
