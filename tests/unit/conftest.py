@@ -34,10 +34,14 @@ def short_stacks() -> Iterator[None]:
         yield
 
 
+def pytest_collection() -> None:
+    """What imports make stays: looking through it for garbage takes half a second a time."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What the imports made stays: looking through it for garbage takes half a second a time."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

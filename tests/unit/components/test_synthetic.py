@@ -6,6 +6,7 @@ import math
 import shutil
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,34 +220,34 @@ def test_the_publishers_spoilt_labels_are_spoilt_here_too(everything: Synthetic)
         assert np.array_equal(labels.snapped().decode(clean), labels.decode(clean))
 
 
+Samples = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+def samples(manifest: Manifest, remap: tuple[int, ...]) -> Samples:
+    """Colours of some pixels and of their neighbourhoods (N, 9), and their class ids (N,)."""
+    lut = np.full(256, IGNORE)
+    lut[: len(remap)] = remap
+    values, ids = [], []
+    for index in range(0, len(manifest), 2):
+        image, label = read_image(manifest, index).astype(float), lut[read_label(manifest, index)]
+        around = [np.roll(image, shift, axis) for axis in (1, 2) for shift in (-3, 3)]
+        features = np.concatenate([image, np.mean(around, axis=0), np.std(around, axis=0)])
+        kept = label != IGNORE
+        values.append(features[:, kept].T[::17])
+        ids.append(label[kept][::17])
+    return np.concatenate(values), np.concatenate(ids)
+
+
 class Naive:
     """Nearest mean colour of a class, over the colour and its neighbourhood: what transfers worst."""
 
-    def __init__(self, manifest: Manifest, remap: tuple[int, ...]) -> None:
-        values, ids = self.samples(manifest, remap)
+    def __init__(self, values: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]) -> None:
         self.centre, self.spread = values.mean(axis=0), values.std(axis=0)
-        known = range(max(remap) + 1)
-        self.means = np.array([((values - self.centre) / self.spread)[ids == k].mean(axis=0) for k in known])
+        scaled = (values - self.centre) / self.spread
+        self.means = np.array([scaled[ids == k].mean(axis=0) for k in range(ids.max() + 1)])
 
-    @staticmethod
-    def samples(
-        manifest: Manifest, remap: tuple[int, ...]
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        lut = np.full(256, IGNORE)
-        lut[: len(remap)] = remap
-        values, ids = [], []
-        for index in range(0, len(manifest), 2):
-            image, label = read_image(manifest, index).astype(float), lut[read_label(manifest, index)]
-            around = [np.roll(image, shift, axis) for axis in (1, 2) for shift in (-3, 3)]
-            features = np.concatenate([image, np.mean(around, axis=0), np.std(around, axis=0)])
-            kept = label != IGNORE
-            values.append(features[:, kept].T[::17])
-            ids.append(label[kept][::17])
-        return np.concatenate(values), np.concatenate(ids)
-
-    def score(self, manifest: Manifest, remap: tuple[int, ...], adapt: bool = False) -> float:
+    def score(self, values: np.ndarray[Any, Any], ids: np.ndarray[Any, Any], adapt: bool = False) -> float:
         """Mean recall over the classes; adapted, with the target's own mean and spread of colours."""
-        values, ids = self.samples(manifest, remap)
         centre, spread = (values.mean(axis=0), values.std(axis=0)) if adapt else (self.centre, self.spread)
         scaled = (values - centre) / spread
         guess = ((scaled[:, None] - self.means) ** 2).sum(axis=2).argmin(axis=1)
@@ -256,17 +257,21 @@ class Naive:
 @pytest.fixture(scope="session")
 def naive_scores(everything: Synthetic) -> dict[str, tuple[float, float, float]]:
     """Per cross-domain setting: recall at home, on the target, and on the target with adapted colours."""
+
+    @cache
+    def seen(domain: str, split: str, class_set: str) -> Samples:
+        remap = CATALOG.remap(str(CATALOG.domain(domain).class_set), class_set)
+        return samples(everything.manifests[domain, split], remap)
+
     scores = {}
     for recipe in CATALOG.recipes().values():
         source = CATALOG.domain(recipe.source)
-        remap = CATALOG.remap(str(source.class_set), recipe.class_set)
-        model = Naive(everything.manifests[source.name, "train"], remap)
-        home = model.score(everything.manifests[source.name, source.splits[-1]], remap)
+        model = Naive(*seen(source.name, "train", recipe.class_set))
+        home = model.score(*seen(source.name, source.splits[-1], recipe.class_set))
         for setting in recipe.settings:
-            target = everything.manifests[setting.target, "test"]
-            to = CATALOG.remap(str(CATALOG.domain(setting.target).class_set), recipe.class_set)
             if setting.gap != "in-domain":
-                scores[setting.abbr] = (home, model.score(target, to), model.score(target, to, adapt=True))
+                target = seen(setting.target, "test", recipe.class_set)
+                scores[setting.abbr] = (home, model.score(*target), model.score(*target, adapt=True))
     return scores
 
 
