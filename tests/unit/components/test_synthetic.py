@@ -6,7 +6,9 @@ import math
 import shutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import rasterio
 from rasterio.io import MemoryFile
 
 from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.components.synthesize import packers
 from crossearth.components.synthesize.packers import (
     PACKERS,
     PROVENANCE_FILE,
@@ -44,8 +47,13 @@ class Synthetic(NamedTuple):
 
 @pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+    """All archives, and what `ingest` makes of them; of Million-AID's kinds of land the first two."""
     folder = tmp_path_factory.mktemp("synthetic")
-    synthesize(list(PACKERS), folder / "archives", SynthesizeConfig(), seed=0)
+    known = synthetic()
+    few = replace(known, million_aid=dict(islice(known.million_aid.items(), 2)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packers, "synthetic", lambda: few)
+        synthesize(list(PACKERS), folder / "archives", SynthesizeConfig(), seed=0)
     names = [domain.name for domain in LABELLED]
     domains = zip(names, ingest(names, CATALOG, folder / "archives", folder / "domains", MINI), strict=True)
     manifests = {
@@ -65,11 +73,6 @@ def archives(folder: Path) -> Iterator[tuple[str, zipfile.ZipFile]]:
 def opened(archive: zipfile.ZipFile, name: str) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
     with MemoryFile(archive.read(name)) as memory, memory.open() as file:
         return dict(file.profile), file.read()
-
-
-def test_all_of_it_is_small(everything: Synthetic) -> None:
-    size = sum(path.stat().st_size for path in everything.archives.rglob("*") if path.is_file())
-    assert size < 60 * MIB
 
 
 def test_a_dataset_is_drawn_under_its_archives_names(everything: Synthetic) -> None:
@@ -229,7 +232,7 @@ def samples(manifest: Manifest, remap: tuple[int, ...]) -> Samples:
     lut[: len(remap)] = remap
     values, ids = [], []
     for index in range(0, len(manifest), 2):
-        image, label = read_image(manifest, index).astype(float), lut[read_label(manifest, index)]
+        image, label = read_image(manifest, index).astype(np.float32), lut[read_label(manifest, index)]
         around = [np.roll(image, shift, axis) for axis in (1, 2) for shift in (-3, 3)]
         features = np.concatenate([image, np.mean(around, axis=0), np.std(around, axis=0)])
         kept = label != IGNORE
