@@ -39,10 +39,11 @@ demo: install
 	crossearth show
 	@echo "next: . $(BIN)/activate    # in each new shell, before these commands and those of README.md"
 
-# as many at a time as there are cores, a thread each; a file's fixtures are made once, in one process
+# as many at a time as there are cores, a thread each; a file's fixtures are made once, in one process, and the files
+# come in the order of tests/unit/conftest.py
 test: export OMP_NUM_THREADS := 1
 test: install
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile tests/unit
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/unit
 
 lint: install
 	mkdir -p .mypy_root/crossearth

@@ -1,11 +1,7 @@
-"""One of two processes of a training and of an evaluation, started by test_two_processes.py.
-
-It says as JSON what it found.
-"""
+"""One of two processes of a training and of an evaluation, started by test_two_processes.py."""
 
 import contextlib
-import json
-import sys
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -110,7 +106,9 @@ def score(folder: Path) -> None:
         )
 
 
-def main(folder: Path) -> None:
+def main(rank: int, group: dict[str, str], folder: Path) -> dict[str, object]:
+    """What the process found."""
+    os.environ |= group | {"RANK": str(rank)}
     with join_processes() as processes:
         found = {
             "weights": begin_with_differing_weights(folder, processes),
@@ -118,8 +116,4 @@ def main(folder: Path) -> None:
             **share_gradients(processes),
         }
     score(folder)
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return found

@@ -65,10 +65,17 @@ def _sources(module: str) -> list[Path]:
         if module in seen or path is None:
             continue
         seen.add(module)
-        tree = ast.parse(path.read_bytes())
-        found |= {path, *_named(tree, path)}
-        todo += _imported(tree)
+        imported, named = _references(path)
+        found |= {path, *named}
+        todo += imported
     return sorted(found)
+
+
+@cache
+def _references(path: Path) -> tuple[list[str], list[Path]]:
+    """Our modules that a source imports, and files beside it that it names; steps share most sources."""
+    tree = ast.parse(path.read_bytes())
+    return list(_imported(tree)), list(_named(tree, path))
 
 
 def _path(module: str) -> Path | None:

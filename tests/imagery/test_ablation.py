@@ -7,22 +7,17 @@ from typing import Any
 import pytest
 from imagery import ablation
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, imagery_dir: Path) -> Path:
-    """Of the table: its domains and styles are made once for both regimes."""
-    return tmp_path_factory.mktemp("ablation")
+REGIMES = ("half", "frozen")
 
 
-@pytest.mark.parametrize("regime", ["half", "frozen"])
 def test_a_run_is_trained_once_and_stands_in_the_table(
-    regime: str,
-    folder: Path,
+    tmp_path: Path,
+    imagery_dir: Path,
     weights_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wanted = ablation.Run(regime, "full", 0, "road-epfl")
+    wanted = {regime: ablation.Run(regime, "full", 0, "road-epfl") for regime in REGIMES}
     numbers = ablation.numbers
 
     def few_iterations(run: ablation.Run) -> dict[str, Any]:
@@ -31,13 +26,18 @@ def test_a_run_is_trained_once_and_stands_in_the_table(
         return params
 
     monkeypatch.setattr(ablation, "numbers", few_iterations)
-    monkeypatch.setattr(ablation, "runs", lambda _: [wanted])
-    monkeypatch.setattr(sys, "argv", ["ablation.py", str(folder), "--regime", regime])
+    monkeypatch.setattr(ablation, "runs", lambda regimes: [wanted[regime] for regime in regimes])
+    options = [option for regime in REGIMES for option in ("--regime", regime)]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", str(tmp_path), *options])
     ablation.main()
-    head, _, row = capsys.readouterr().out.strip().splitlines()
-    scored = [name for name, cell in zip(head.split("|"), row.split("|"), strict=True) if cell.strip()]
-    assert [name.strip() for name in scored] == [regime, "Epfl2Vegas", "Epfl2Shanghai", "Epfl2Epfl"]
-    model = folder / wanted.folder / "artifacts/models/road-epfl/model.safetensors"
-    written = model.stat().st_mtime_ns
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    for regime, table in zip(REGIMES, tables, strict=True):
+        head, _, row = table.splitlines()
+        scored = [name for name, cell in zip(head.split("|"), row.split("|"), strict=True) if cell.strip()]
+        assert [name.strip() for name in scored] == [regime, "Epfl2Vegas", "Epfl2Shanghai", "Epfl2Epfl"]
+    models = [
+        tmp_path / run.folder / "artifacts/models/road-epfl/model.safetensors" for run in wanted.values()
+    ]
+    written = [model.stat().st_mtime_ns for model in models]
     ablation.main()
-    assert model.stat().st_mtime_ns == written
+    assert [model.stat().st_mtime_ns for model in models] == written

@@ -66,6 +66,11 @@ def test_the_demo_scores_all_settings_once(checkout: Path, said: str) -> None:
     assert "http" not in page.read_text(), "it needs no network"
 
 
+def test_the_drawn_archives_are_small(checkout: Path, said: str) -> None:
+    files = (path for path in (checkout / "artifacts/archives").rglob("*") if path.is_file())
+    assert sum(path.stat().st_size for path in files) < 60 * 2**20
+
+
 def test_one_recipe_is_shown_in_full(checkout: Path, said: str) -> None:
     shown = call(checkout, "crossearth", "show", "potsdam-rgb")
     assert all(word in shown for word in ("potsdam-rgb", "vaihingen-irrg", "low vegetation"))

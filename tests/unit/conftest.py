@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer.testing
+from filelock import FileLock
 from jinja2 import Environment
 
 from crossearth.components.cli.app import app
@@ -22,6 +23,18 @@ from crossearth.components.cli.help import describe
 from crossearth.components.runtime import tracking, tracking_store
 from crossearth.components.runtime.tracking_internals import create_tables
 from crossearth.pipelines.cli import main
+
+# the files that take longest: two processes that share the suite begin with them, and end together
+LONG = (
+    "components/test_synthetic.py",
+    "components/test_predict.py",
+    "components/test_ingest.py",
+    "components/test_validation.py",
+    "test_bad_input.py",
+    "components/test_register.py",
+    "components/test_two_processes.py",
+    "test_dependencies.py",
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,10 +47,20 @@ def short_stacks() -> Iterator[None]:
         yield
 
 
+def pytest_collection() -> None:
+    """What imports make stays: looking through it for garbage takes half a second a time."""
+    gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
 def pytest_collection_finish() -> None:
-    """What the imports made stays: looking through it for garbage takes half a second a time."""
-    gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -125,11 +148,14 @@ def _type(
 @pytest.fixture(autouse=True, scope="session")
 def tables_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """MLflow makes its tables by all migrations of its history; the tests' databases are copies of one."""
-    template = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    folder = tmp_path_factory.getbasetemp()
+    # the folder of all processes of pytest-xdist
+    template = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "mlflow.db"
 
     def copy(database_uri: str, artifacts_uri: str) -> None:
-        if not template.exists():
-            create_tables(f"{tracking.SQLITE}{template}", artifacts_uri)
+        with FileLock(f"{template}.lock"):
+            if not template.exists():
+                create_tables(f"{tracking.SQLITE}{template}", artifacts_uri)
         path = database_uri.removeprefix(tracking.SQLITE)
         shutil.copyfile(template, path)
         with closing(sqlite3.connect(path)) as database, database:

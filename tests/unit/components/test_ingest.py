@@ -2,6 +2,7 @@ import errno
 import fcntl
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -758,19 +759,14 @@ def lock_is_free(domains_dir: Path) -> bool:
 def test_a_killed_ingest_goes_on_where_it_stopped(tmp_path: Path) -> None:
     own_domain(tmp_path, num=60, side=200)
     whole = tree(run(tmp_path, "whole"))
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from own_domain import *;"
-        "from crossearth.components.ingest.step import *;"
-        "folder = Path(sys.argv[2]);"
-        "ingest([NAME], catalog(folder), folder, folder / 'domains', IngestConfig(workers=2))"
-    )
-    command = [sys.executable, "-c", script, str(TESTS), str(tmp_path)]
-    process = subprocess.Popen(command)
+    arguments = ([NAME], catalog(tmp_path), tmp_path, tmp_path / "domains", IngestConfig(workers=2))
+    process = multiprocessing.get_context("fork").Process(target=ingest, args=arguments)
+    process.start()
     journal = tmp_path / "domains" / ".ingest" / NAME / "journal.jsonl"
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 20_000):
+    while process.is_alive() and not (journal.exists() and journal.stat().st_size > 20_000):
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.join()
     wait_for(lambda: lock_is_free(tmp_path / "domains"))
     assert journal.exists(), "it was done before it could be killed"
     done = len(journal.read_text().splitlines())

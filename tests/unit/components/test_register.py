@@ -1,17 +1,16 @@
 """The rule of promotion, and the registry: versions, aliases and their story, models that run elsewhere."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
+from mlflow import pyfunc
 from mlflow.tracking import MlflowClient
 from registering import OLD, Workshop, scored
 from results_factory import write_fake_results
@@ -237,36 +236,22 @@ def test_a_model_whose_weights_are_not_finite_is_not_registered(workshop: Worksh
     assert not Registry().client.search_registered_models()
 
 
-ELSEWHERE = """
-import mlflow, numpy as np, pandas as pd, sys
-model = mlflow.pyfunc.load_model(sys.argv[1])
-rng = np.random.default_rng(0)
-image = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-ids = model.predict(pd.DataFrame({"scene": [image]}))[0]
-np.save("ids.npy", ids)
-print(model.metadata.signature)
-"""
-
-
-def test_the_champion_runs_in_another_folder_and_process(workshop: Workshop, tmp_path: Path) -> None:
+def test_the_champion_runs_in_another_folder(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/pipeline/test_serving.py runs it in another process."""
     workshop.train(1)
     outcome = workshop.register()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     uri = f"models:/{outcome.name}@champion"
-    told = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, uri],
-        cwd=elsewhere,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert told.returncode == 0, told.stderr
-    assert "scene" in told.stdout and "class_map" in told.stdout
-    ids = np.load(elsewhere / "ids.npy")
-    assert ids.shape == (40, 50) and ids.dtype == np.uint8 and ids.max() < 6
+    model = pyfunc.load_model(uri)
+    signature = str(model.metadata.signature)
+    assert "scene" in signature and "class_map" in signature
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    ids = model.predict(pd.DataFrame({"scene": [image]}))[0]
+    assert ids.shape == (40, 50) and ids.dtype == np.uint8 and ids.max() < 6
     with rasterio.open(
         tmp_path / "scene.tif", "w", driver="GTiff", width=50, height=40, count=3, dtype="uint8"
     ) as file:

@@ -1,9 +1,6 @@
 """Two processes of one training and one evaluation: what they share, and what may not differ between them."""
 
-import json
-import os
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +8,16 @@ import pytest
 import torch
 from domain_factory import write_domain
 from services import free_port
-from training_folder import RECIPE, environment, write_folder
+from training_folder import RECIPE, write_folder
+from two_processes import main
 
 from crossearth.components.evaluate import step
 from crossearth.components.evaluate.results import read_results
 from crossearth.components.evaluate.step import EvaluateConfig, evaluate
+from crossearth.components.train import step as train_step
 from crossearth.data.catalog.domains import Catalog
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights import checkpoint
-
-SCRIPT = Path(__file__).parents[2] / "two_processes.py"
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, Any]]:
-    """What each process says."""
+    """What each process says; both are forks of one that has imported what they need."""
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, os.fspath(SCRIPT), os.fspath(folder)]
-    processes = [
-        subprocess.Popen(
-            command, env=environment() | group | {"RANK": rank}, stdout=subprocess.PIPE, text=True
-        )
-        for rank in "01"
-    ]
-    try:
-        return [json.loads(process.communicate(timeout=120)[0]) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module.__name__ for module in (step, train_step)])
+    with context.Pool(2) as pool:
+        return pool.starmap_async(main, [(rank, group, folder) for rank in range(2)], 1).get(timeout=120)
 
 
 def test_initial_weights_that_differ_are_refused(found: list[dict[str, Any]]) -> None:
