@@ -116,12 +116,15 @@ class PolygonFile:
             column["crs"] = None  # unknown; left out it would mean longitude and latitude
         geo = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": column}}
         plain = pa.table(table.to_arrow(index=False, geometry_encoding="WKB"))
+        # of no rows the type of `class` is not known
+        types = {"class": pa.large_string()}
         schema = pa.schema(
-            [pa.field(each.name, each.type) for each in plain.schema], {"geo": json.dumps(geo)}
+            [pa.field(each.name, types.get(each.name, each.type)) for each in plain.schema],
+            {"geo": json.dumps(geo)},
         )
         if self._parquet is None:
             self._parquet = pq.ParquetWriter(self.path.with_suffix(PARQUET), schema, compression="zstd")
-        self._parquet.write_table(pa.Table.from_arrays(plain.columns, schema=schema))
+        self._parquet.write_table(plain.cast(schema))
 
     def _write_geojson(self) -> None:
         """Of the rows in Parquet, at once: to append to GeoJSON, GDAL reads all that is there."""
