@@ -29,10 +29,11 @@ from crossearth.components.evaluate.results import (
 )
 from crossearth.components.evaluate.scoring import ScoredTile, TargetScores, score_target
 from crossearth.components.runtime.code import code_digest
+from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import DOMAINS, MODELS, SCORES, seed_suffix
-from crossearth.components.runtime.processes import choose_device, join_processes
+from crossearth.components.runtime.processes import join_processes
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.runtime.version import git_revision, torch_version
 from crossearth.data.catalog.domains import TIMING_SUFFIX, Catalog, ClassSet, Recipe, Setting

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossearth.components.predict.outputs import Block
 from crossearth.components.predict.strips import Scene, Span, View
-from crossearth.components.runtime.processes import choose_device
+from crossearth.components.runtime.device import choose_device
 from crossearth.data.common.cpu import has_amx
 from crossearth.data.common.prefetch import prefetch
 from crossearth.data.raster.reading import Bytes, Mask

@@ -48,9 +48,9 @@ from crossearth.components.predict.remote import (
 from crossearth.components.predict.sliding import Loaded, Plan, Precision, blocks, load_network, plan
 from crossearth.components.predict.strips import Bands, Gsd, Scene, View, open_scene
 from crossearth.components.runtime.code import code_digest
+from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.interrupts import Interrupts
 from crossearth.components.runtime.memory import enough_memory
-from crossearth.components.runtime.processes import choose_device
 from crossearth.components.runtime.version import torch_version
 from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError, PartlyDoneError

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from crossearth.components.runtime.device import choose_device
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import file_lock
 
@@ -105,21 +106,6 @@ class Processes:
                     f"rank {others[0]} has {of_rank[others[0]][name]}",
                     next_step="give every node the same code, params.yaml, domains and weights",
                 )
-
-
-def choose_device(device: str) -> str:
-    """`device`, or for "auto" this process's GPU, else the CPU; InputError: there is no such device."""
-    if device == "auto":
-        return f"cuda:{_number('LOCAL_RANK')}" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise InputError(
-            f"device: {device!r}: {str(error).splitlines()[0][:200]}",
-            expected="cpu, or cuda, cuda:1, ... where there is a GPU",
-            next_step="`crossearth doctor` lists the devices",
-        ) from error
-    return device
 
 
 def _refuse_restarts_that_hang() -> None:

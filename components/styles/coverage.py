@@ -17,9 +17,9 @@ from scipy.linalg import sqrtm
 from scipy.spatial import KDTree
 from scipy.stats import chi2
 
+from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import COVERAGE, DOMAINS, EARTH_STYLES, style_weights_dir
-from crossearth.components.runtime.processes import choose_device
 from crossearth.components.steps import STEPS, load
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.files import write_checksummed

@@ -18,9 +18,9 @@ import torch
 from pydantic import Field, PositiveInt
 
 from crossearth.components.runtime.code import code_digest
+from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import EARTH_STYLES, STYLES, style_weights_dir
-from crossearth.components.runtime.processes import choose_device
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.common.config import Rising, checked, load_config
 from crossearth.data.common.errors import InputError

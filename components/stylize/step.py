@@ -23,9 +23,9 @@ from pydantic import PositiveInt
 from rasterio.errors import RasterioError
 
 from crossearth.components.runtime.code import code_digest
+from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, STYLIZED, style_weights_dir
-from crossearth.components.runtime.processes import choose_device
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.catalog.domains import Catalog

@@ -30,9 +30,9 @@ from crossearth.components.predict.sliding import Loaded, Precision, load_networ
 from crossearth.components.predict.step import scene_files
 from crossearth.components.predict.strips import Bands, Gsd, Scene, open_scene, open_view
 from crossearth.components.predict.strips import View as SceneView
+from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.pages import render
-from crossearth.components.runtime.processes import choose_device
 from crossearth.components.runtime.tables import TextTable, View
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.styles.coverage import Space

@@ -40,6 +40,7 @@ STALE = {
     "components/register/promotion.py": set(),
     "components/report/template.html": {"report"},
     "components/report/page.py": {"report"},
+    "components/runtime/device.py": {"styles", "styles.coverage", "stylize", "train", "evaluate"},
     "components/runtime/page.css": {"report"},
     "components/runtime/params.py": set(),
     "components/runtime/processes.py": {"train", "evaluate"},

@@ -12,7 +12,8 @@ from crossearth.components.evaluate import scoring
 from crossearth.components.evaluate.scoring import Tile
 from crossearth.components.predict import step as predict_step
 from crossearth.components.runtime import doctor, processes
-from crossearth.components.runtime.processes import choose_device, join_processes
+from crossearth.components.runtime.device import choose_device
+from crossearth.components.runtime.processes import join_processes
 from crossearth.components.train.loop import _memory_gib
 from crossearth.data.style import ghiasi
 from crossearth.model.crossearth import crossearth_tiny

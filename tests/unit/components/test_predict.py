@@ -40,7 +40,7 @@ from crossearth.components.predict.sliding import Loaded, blocks, plan
 from crossearth.components.predict.step import PredictConfig, predict
 from crossearth.components.predict.strips import Scene, open_scene, open_view
 from crossearth.components.register import registry
-from crossearth.components.runtime.processes import choose_device
+from crossearth.components.runtime.device import choose_device
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.shards import Shard
 from crossearth.data.raster.reading import Reading, fit
