@@ -21,6 +21,21 @@ from crossearth.data.catalog.loader import load_catalog
 TESTS = Path(__file__).parent
 SHARED = Path(os.environ.get("CROSSEARTH_FIXTURES", TESTS.parent.parent / "shared"))
 FOLDERS = {"unit", "parity", "imagery", "pipeline", "container", "browser", "faults", "compatibility", "gpu"}
+# files that take a minute and more: processes that share the suites begin with them, and end together
+LONG = (
+    "container/test_containers.py",
+    "faults/test_bytes.py",
+    "imagery/test_roads.py",
+    "pipeline/test_torchrun.py",
+    "pipeline/test_demo.py",
+    "pipeline/test_dvc_repro.py",
+    "faults/test_pipeline.py",
+    "imagery/test_ablation.py",
+    "pipeline/test_counts.py",
+    "compatibility/test_lowest.py",
+    "faults/test_interrupted_training.py",
+    "pipeline/test_tune.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.nodeid}: its folder is none of {sorted(FOLDERS)}")
         item.add_marker(folder)
+    place = {TESTS / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 @pytest.hookimpl(optionalhook=True)

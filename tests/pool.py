@@ -17,7 +17,8 @@ TOGETHER = {
     ),
 }
 SCOPES = {f"tests/{name}.py": scope for scope, names in TOGETHER.items() for name in names}
-APART = "tests/pipeline/test_counts.py"  # its tests share nothing, and are long
+# tests that share nothing, and are long
+APART = {"tests/pipeline/test_counts.py", "tests/pipeline/test_dvc_repro.py"}
 
 
 class Pool(LoadFileScheduling):
@@ -25,4 +26,4 @@ class Pool(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return nodeid if file == APART else SCOPES.get(file, file)
+        return nodeid if file in APART else SCOPES.get(file, file)

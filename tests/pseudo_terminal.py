@@ -1,28 +1,7 @@
 """Commands whose standard error is a terminal, on which long work shows its progress."""
 
 import os
-import pty
-import subprocess
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-
-
-def run_on_terminal(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> str:
-    """Runs a command, which must succeed; returns what the terminal was told."""
-    terminal, stderr = pty.openpty()
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**environment, "TERM": "xterm"},
-        stdout=subprocess.DEVNULL,
-        stderr=stderr,
-        start_new_session=True,
-    )
-    os.close(stderr)
-    shown = shown_on(terminal)
-    assert process.wait(timeout=120) == 0, shown
-    return shown
 
 
 def shown_on(terminal: int) -> str:

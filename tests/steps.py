@@ -1,6 +1,7 @@
 """The steps of a user's small domain, and what an undisturbed run of each leaves."""
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forks import Fork
 from own_domain import NAME, draw, own_domain, save
-from pseudo_terminal import run_on_terminal
+from pseudo_terminal import shown_on
 from training_folder import NUMBERS, environment
 
 from crossearth.pipelines.cli import main
@@ -36,6 +38,9 @@ STEPS = {
 }
 
 
+AS_USERS = "ingest"  # is started as users start it, imports and all; it has processes of its own as well
+
+
 @dataclass(frozen=True)
 class Undisturbed:
     """A step of a run that nobody disturbed.
@@ -53,14 +58,21 @@ class Undisturbed:
     hidden: set[Path]
 
 
-def start(folder: Path, name: str) -> "subprocess.Popen[str]":
-    """The command in a process group of its own, as a terminal starts it."""
+def start(folder: Path, name: str, stderr: int | None = None) -> "Fork | subprocess.Popen[str]":
+    """The command in a process group of its own, as a terminal starts it.
+
+    Args:
+        stderr: where its words go to [default: to `communicate`].
+    """
+    command = ["crossearth", *STEPS[name][0].split()]
+    if name != AS_USERS:
+        return Fork(command, folder, variables(folder), stderr)
     return subprocess.Popen(
-        ["crossearth", *STEPS[name][0].split()],
+        command,
         cwd=folder,
         env=variables(folder),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE if stderr is None else stderr,
         text=True,
         start_new_session=True,
     )
@@ -68,7 +80,7 @@ def start(folder: Path, name: str) -> "subprocess.Popen[str]":
 
 def variables(folder: Path) -> dict[str, str]:
     """The environment of a user whose archives lie in `folder`."""
-    return {**environment(), "CROSSEARTH_DATA": str(folder)}
+    return {**environment(), "CROSSEARTH_DATA": str(folder), "TERM": "xterm"}
 
 
 def run_here(
@@ -134,7 +146,11 @@ def run_undisturbed(folder: Path) -> dict[str, Undisturbed]:
         before = folder.parent / name
         shutil.copytree(folder, before)
         began = time.monotonic()
-        run_on_terminal(["crossearth", *STEPS[name][0].split()], folder, variables(folder))
+        terminal, stderr = pty.openpty()
+        process = start(folder, name, stderr)
+        os.close(stderr)
+        shown = shown_on(terminal)
+        assert process.wait(timeout=120) == 0, shown
         seconds = time.monotonic() - began
         steps[name] = Undisturbed(before, seconds, written(folder, name), hidden(folder))
         assert bool(steps[name].files) == bool(STEPS[name][1])

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forks import Fork
 from safetensors import safe_open
 from training_folder import RECIPE, environment, write_folder
 
@@ -20,20 +21,13 @@ NUMBERS = {"iterations": 40, "workers": 1, "checkpoint_every": 3}
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
     write_folder(folder, **NUMBERS)
-    assert start(folder).wait(timeout=120) == 0
+    subprocess.run(["crossearth", "train", RECIPE], cwd=folder, env=environment(), timeout=120, check=True)
     return written(folder)
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
+def start(folder: Path) -> Fork:
     """The command in a process group of its own, as a terminal starts it."""
-    return subprocess.Popen(
-        ["crossearth", "train", RECIPE],
-        cwd=folder,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return Fork(["crossearth", "train", RECIPE], folder, environment())
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -59,7 +53,7 @@ def test_killed_again_and_again(tmp_path: Path, undisturbed: dict[str, bytes]) -
             with safe_open(state, framework="np") as file:
                 assert file.metadata()
     training = start(tmp_path)
-    _, words = training.communicate(timeout=120)
+    _, words = training.communicate()
     assert training.returncode == 0, words
     assert written(tmp_path) == undisturbed
 
@@ -79,6 +73,6 @@ def test_interrupted(
     assert "Traceback" not in words
     assert f"crossearth train {RECIPE}" in words, "says how to go on"
     training = start(tmp_path)
-    _, words = training.communicate(timeout=120)
+    _, words = training.communicate()
     assert training.returncode == 0, words
     assert written(tmp_path) == undisturbed

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from disks import fill, remount
+from forks import Fork
 from own_domain import NAME, own_domain, tree
 from proxy import Proxy, before
 from services import KEYS, object_store
@@ -76,16 +76,8 @@ def folder(command: list[str], store: StoreConfig, town: Path, tmp_path: Path) -
     return path
 
 
-def start(command: list[str], folder: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**environment(), "CROSSEARTH_DATA": str(folder)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(command: list[str], folder: Path) -> Fork:
+    return Fork(command, folder, {**environment(), "CROSSEARTH_DATA": str(folder)})
 
 
 def finish(command: list[str], folder: Path) -> float:
