@@ -59,8 +59,9 @@ COMMANDS = {
     "pipelines": "pipeline compile benchmark -o graph.yaml",
 }
 WITHOUT = """
-import contextlib, io, json, sys
+import contextlib, gc, io, json, sys
 
+gc.disable()  # half a second of imports
 libraries, *commands = sys.argv[1:]
 for name in libraries.split():
     sys.modules[name] = None  # as if it were not installed
@@ -143,7 +144,8 @@ def test_torchvisions_operators_are_defined_only_where_its_own_do_not_load(
 def test_imports_leave_the_processs_warnings_alone(captured: bool) -> None:
     """Who uses the package as a library has set up what becomes of warnings, and knows why."""
     code = f"""
-import logging, warnings
+import gc, logging, warnings
+gc.disable()  # half a second of imports
 logging.captureWarnings({captured})
 shown = warnings.showwarning
 import crossearth.components.validate.expectations, crossearth.data.tiles.scenes

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -76,11 +77,18 @@ def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "_page", lambda *_: "docs/none.html")
 
 
+@pytest.fixture(scope="module")
+def whole_town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("town")
+    own_domain(folder)
+    ingested(folder)
+    return folder
+
+
 @pytest.fixture
-def town(tmp_path: Path) -> Path:
-    own_domain(tmp_path)
-    ingested(tmp_path)
-    return tmp_path
+def town(whole_town: Path, tmp_path: Path) -> Path:
+    """An ingested domain that a test may change."""
+    return shutil.copytree(whole_town, tmp_path, dirs_exist_ok=True)
 
 
 def test_a_sound_domain_passes_and_its_digests_are_written(town: Path) -> None:
@@ -142,6 +150,7 @@ def results(folder: Path) -> dict[str, Any]:
     return {**found, "summary.json": {name: {**each, "docs": ""} for name, each in summary.items()}}
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_domain_is_added_to_those_validated_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,6 +177,7 @@ def test_a_domain_is_added_to_those_validated_before(
     assert list(json.loads((out / "summary.json").read_text())["domains"]) == [NAME]
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_what_was_validated_by_another_catalog_is_not_dropped(town: Path) -> None:
     out = validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
     before = results(out)
@@ -274,6 +284,7 @@ def test_a_recompressed_copy_in_the_other_split_is_reported(tmp_path: Path) -> N
     assert summary["pairs"][0]["test"] == "scene_7"
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_blank_tiles_are_nobodys_twins(town: Path) -> None:
     root = town / "domains" / NAME / NAME
     rewrite(town, "train", lambda row: {**row, "constant": True, "sha256_image": "ab"})
@@ -353,6 +364,7 @@ def test_ingest_logs_the_sheet(tmp_path: Path, tracking: str, monkeypatch: pytes
     assert run.data.metrics[f"tiles/{NAME}/test"] == 8
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_the_summary_is_logged(town: Path, tracking: str) -> None:
     validate(catalog(town), town / "domains", town / "validation", ValidateConfig())
     digest = read_manifest(town / "domains" / NAME / NAME, "test").digest
