@@ -74,7 +74,7 @@ def validating(number: int) -> Action:
     domain = ingested(number)
     known = catalog_of(domain.name)
     return lambda: validate(
-        known, domain.parent, scratch(f"validation-{next(runs)}"), ValidateConfig(), [domain.name]
+        known, scratch("domains"), scratch(f"validation-{next(runs)}"), ValidateConfig(), [domain.name]
     )
 
 
@@ -97,7 +97,7 @@ def training(number: int) -> Action:
     known = catalog_of(domain.name)
     recipe = Recipe(domain.name, domain.name, "loveda")
     config = load_config(TrainConfig, SMALL_TRAINING | {"ablation": "rein", "iterations": 20}, "train")
-    return lambda: train(recipe, known, domain.parent, scratch(f"model-{next(runs)}"), config)
+    return lambda: train(recipe, known, scratch("domains"), scratch(f"model-{next(runs)}"), config)
 
 
 def growth(step: Callable[[int], Action]) -> Case:

@@ -70,6 +70,13 @@ def main() -> None:
     if given.names and lacking:
         listed = "; ".join(f"{name!r} needs {', '.join(needs)}" for name, needs in lacking.items())
         parser.error(f"{listed}: the first lines of tests/benchmarks/bench_peers.py say how to install them")
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "revision": git_revision(),
+        "machine": machine_line(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     done = {}
     with TemporaryDirectory() as folder:
         os.environ[SCRATCH] = folder
@@ -81,16 +88,9 @@ def main() -> None:
             result = once(name, case) if given.once else measure(name, case)
             show(name, result)
             done[name] = asdict(result)
+            if given.json:  # after each case: what is measured stays if a later one fails
+                given.json.write_text(json.dumps({**about, "cases": done}, indent=2) + "\n", encoding="utf-8")
     print(machine_line())
-    if given.json:
-        about = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "revision": git_revision(),
-            "machine": machine_line(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        given.json.write_text(json.dumps({**about, "cases": done}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
