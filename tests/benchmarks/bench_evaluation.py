@@ -1,12 +1,10 @@
 """A pass over a target beside the network alone on tiles in memory, and the report of all settings."""
 
-from itertools import count
-
 import torch
 from bench_network import NUM_CLASSES, large_model
 from bench_predict import tiny_model
 from domain_factory import write_domain
-from harness import Action, Case, Form, scratch
+from harness import Action, Case, Form, fresh, scratch
 from results_factory import write_benchmark
 
 from crossearth.components.evaluate.scoring import score_target
@@ -19,7 +17,6 @@ from crossearth.model.inference import predict_labels, windows_per_pass
 from crossearth.model.weights.checkpoint import load
 
 TILES, TILE_PX = 4, 512
-runs = count()
 
 
 def target(tiles: int, tile_px: int) -> Manifest:
@@ -49,7 +46,7 @@ def reporting(tiles: int, recipes: int | None = None) -> Action:
     catalog, scores = load_catalog(), scratch(f"scores-{tiles}-{recipes}")
     if not scores.exists():
         write_benchmark(scores, catalog, recipes, tiles=tiles)
-    return lambda: report([scores], catalog, scratch(f"report-{next(runs)}"))
+    return lambda: report([scores], catalog, fresh("report"))
 
 
 def num_settings(recipes: int) -> int:

@@ -5,14 +5,13 @@ polygons of a file in one table.
 """
 
 import json
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
 import rasterio
-from harness import Action, Case, Form, scratch
+from harness import Action, Case, Form, fresh, scratch
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.features import rasterize
@@ -48,7 +47,6 @@ domains:
     split: train
     class_set: town
 """
-runs = count()
 
 
 def ground(height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -106,7 +104,7 @@ def plain() -> Action:
 def ours() -> Action:
     folder = potsdam()
     known = load_catalog([folder / "catalog.yaml"], folder)
-    return lambda: ingest(["scene"], known, folder, scratch(f"potsdam-{next(runs)}"), IngestConfig(workers=1))
+    return lambda: ingest(["scene"], known, folder, fresh("potsdam"), IngestConfig(workers=1))
 
 
 def geojson(number: int) -> Path:
@@ -157,9 +155,7 @@ def streamed(number: int) -> Form:
     def prepare() -> Action:
         folder = geojson(number)
         known = load_catalog([folder / "catalog.yaml"], folder)
-        return lambda: ingest(
-            ["town"], known, folder, scratch(f"polygons-{next(runs)}"), IngestConfig(workers=1)
-        )
+        return lambda: ingest(["town"], known, folder, fresh("polygons"), IngestConfig(workers=1))
 
     return Form(prepare, number)
 

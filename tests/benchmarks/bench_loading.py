@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 import yaml
 from domain_factory import write_domain
-from harness import Action, Case, Form, scratch
+from harness import Action, Case, Form, fresh, scratch
 
 from crossearth.components.runtime.processes import Processes
 from crossearth.components.train.loop import Training
@@ -30,7 +30,6 @@ ROOT = Path(__file__).parents[2]
 CROPS, CROP_PX = 16, 1024
 RECIPE = "loveda-urban"
 STEPS = 10
-runs = count()
 
 
 def tiles(tile_px: int) -> Manifest:
@@ -68,7 +67,7 @@ def training(loads: bool) -> Action:
     styles = EarthStyles.from_moments(moments, engine.name).save(scratch("mini") / "earth.safetensors")
     catalog = load_catalog()
     job = prepare(catalog.recipe(RECIPE), catalog, scratch("tiles-128"), config, styles)
-    states = Checkpoints(scratch(f"states-{next(runs)}"), 1, job.identity)
+    states = Checkpoints(fresh("states"), 1, job.identity)
     steps = Training(job, make_network(job), Processes(0, 1, torch.device("cpu")), states)
     context = steps.loading()
     batches = context.__enter__()

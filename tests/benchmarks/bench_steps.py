@@ -1,11 +1,10 @@
 """How the steps that handle images grow with their number, 1, 4 and 16 times: files and tracking included."""
 
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 import numpy as np
-from harness import Action, Case, Form, scratch
+from harness import Action, Case, Form, fresh, scratch
 from PIL import Image
 from training_folder import NUMBERS as SMALL_TRAINING
 
@@ -32,7 +31,6 @@ domains:
       7: agriculture}}
     tile: {{px: 256, rule: whole}}
 """
-runs = count()
 
 
 def images(number: int) -> str:
@@ -67,29 +65,25 @@ def ingested(number: int) -> Path:
 def ingesting(number: int) -> Action:
     name = images(number)
     known = catalog_of(name)
-    return lambda: ingest([name], known, scratch(name), scratch(f"domains-{next(runs)}"), IngestConfig())
+    return lambda: ingest([name], known, scratch(name), fresh("domains"), IngestConfig())
 
 
 def validating(number: int) -> Action:
     domain = ingested(number)
     known = catalog_of(domain.name)
-    return lambda: validate(
-        known, scratch("domains"), scratch(f"validation-{next(runs)}"), ValidateConfig(), [domain.name]
-    )
+    return lambda: validate(known, scratch("domains"), fresh("validation"), ValidateConfig(), [domain.name])
 
 
 def fitting(number: int) -> Action:
     folder = scratch(images(number)) / "images"
-    return lambda: fit_styles(folder, scratch(f"styles-{next(runs)}"), StylesConfig())
+    return lambda: fit_styles(folder, fresh("styles"), StylesConfig())
 
 
 def styling(number: int) -> Action:
     domain, styles = ingested(number), scratch("styles")
     fit_styles(scratch(images(NUMBERS[0])) / "images", styles, StylesConfig())
     earth = styles / "earth.safetensors"
-    return lambda: stylize(
-        domain.name, domain.parent, earth, scratch(f"stylized-{next(runs)}"), StylizeConfig()
-    )
+    return lambda: stylize(domain.name, domain.parent, earth, fresh("stylized"), StylizeConfig())
 
 
 def training(number: int) -> Action:
@@ -97,7 +91,7 @@ def training(number: int) -> Action:
     known = catalog_of(domain.name)
     recipe = Recipe(domain.name, domain.name, "loveda")
     config = load_config(TrainConfig, SMALL_TRAINING | {"ablation": "rein", "iterations": 20}, "train")
-    return lambda: train(recipe, known, scratch("domains"), scratch(f"model-{next(runs)}"), config)
+    return lambda: train(recipe, known, scratch("domains"), fresh("model"), config)
 
 
 def growth(step: Callable[[int], Action]) -> Case:

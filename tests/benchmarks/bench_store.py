@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from bench_steps import growth, ingested, runs
-from harness import Action, scratch
+from bench_steps import growth, ingested
+from harness import Action, fresh, scratch
 from services import KEYS, object_store
 
 from crossearth.data.tiles.store import StoreConfig, pull, push
@@ -30,10 +30,10 @@ def moving(number: int) -> Action:
     domain = ingested(number)
 
     def run() -> None:
-        place = f"run-{os.getpid()}-{next(runs)}"
-        store = StoreConfig(f"s3://{BUCKET}/{place}")
+        place = fresh("run")
+        store = StoreConfig(f"s3://{BUCKET}/{place.name}")
         push(domain, store)
-        pull(domain.name, store, scratch(place))
+        pull(domain.name, store, place)
 
     return run
 

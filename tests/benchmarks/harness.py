@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from rich.table import Table
 
 Action = Callable[[], object]
 SCRATCH = "CROSSEARTH_BENCHMARK_FOLDER"  # in the environment: a folder that all processes of a run share
+_calls = count()
 DEVICE = "CROSSEARTH_BENCHMARK_DEVICE"  # likewise: where networks compute
 
 
@@ -162,6 +164,11 @@ def show(name: str, result: Result) -> None:
 def scratch(name: str) -> Path:
     """A place of that name for what a case prepares once for all its processes; gone in the end."""
     return Path(os.environ[SCRATCH]) / name
+
+
+def fresh(name: str) -> Path:
+    """A place that no other call has, of any process."""
+    return scratch(f"{name}-{os.getpid()}-{next(_calls)}")
 
 
 def device() -> str:
