@@ -21,7 +21,7 @@ from crossearth.data.catalog.loader import load_catalog
 TESTS = Path(__file__).parent
 SHARED = Path(os.environ.get("CROSSEARTH_FIXTURES", TESTS.parent.parent / "shared"))
 FOLDERS = {"unit", "parity", "imagery", "pipeline", "container", "browser", "faults", "compatibility", "gpu"}
-# files that take a minute and more: processes that share the suites begin with them, and end together
+# the longest files of `make test` and of the other suites: processes begin with them, and end together
 LONG = (
     "container/test_containers.py",
     "faults/test_bytes.py",
@@ -35,6 +35,14 @@ LONG = (
     "compatibility/test_lowest.py",
     "faults/test_interrupted_training.py",
     "pipeline/test_tune.py",
+    "unit/components/test_synthetic.py",
+    "unit/components/test_predict.py",
+    "unit/components/test_ingest.py",
+    "unit/components/test_validation.py",
+    "unit/test_bad_input.py",
+    "unit/components/test_register.py",
+    "unit/components/test_two_processes.py",
+    "unit/test_dependencies.py",
 )
 
 

@@ -64,14 +64,19 @@ class RasterLabels:
             raise InputError(
                 f"a file of {source.count} bands", where=where, expected=f"labels in band {self.band}"
             )
+        planes, masked, nodata = self._found(window, shape)
         try:
-            return self._decoded(window, shape)
+            return self.spec.decode(planes, where, self.unknown, masked, nodata)
         except InputError:
             # the message counts pixels: say how many there are in the scene, not in this strip
-            self._decoded(None, source.shape)
+            planes, masked, nodata = self._found(None, source.shape)
+            self.spec.decode(planes, where, self.unknown, masked, nodata)
             raise
 
-    def _decoded(self, window: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    def _found(
+        self, window: Any, shape: tuple[int, int]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Planes (bands, H, W) as `LabelSpec.decode` takes them, and what the file says of its pixels."""
         label, spec, source = self.raster, self.spec, self.raster.dataset
         bands, alpha = _bands(label, spec) if self.band is None else ([self.band], None)
         _refuse_tags(label, bands)
@@ -96,7 +101,7 @@ class RasterLabels:
                 planes = np.moveaxis(table[planes[0], :3], -1, 0)
             else:
                 planes = _as_shown(planes, source, spec)
-        return spec.decode(planes, label.where, self.unknown, masked, nodata)
+        return planes, masked, nodata
 
 
 ABOVE_ZERO = LabelSpec(("", ""), "threshold", ((0, 0), (0, 1)))

@@ -24,18 +24,6 @@ from crossearth.components.runtime import tracking, tracking_store
 from crossearth.components.runtime.tracking_internals import create_tables
 from crossearth.pipelines.cli import main
 
-# the files that take longest: two processes that share the suite begin with them, and end together
-LONG = (
-    "components/test_synthetic.py",
-    "components/test_predict.py",
-    "components/test_ingest.py",
-    "components/test_validation.py",
-    "test_bad_input.py",
-    "components/test_register.py",
-    "components/test_two_processes.py",
-    "test_dependencies.py",
-)
-
 
 @pytest.fixture(autouse=True, scope="session")
 def short_stacks() -> Iterator[None]:
@@ -50,11 +38,6 @@ def short_stacks() -> Iterator[None]:
 def pytest_collection() -> None:
     """What imports make stays: looking through it for garbage takes half a second a time."""
     gc.disable()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 def pytest_collection_finish() -> None:
