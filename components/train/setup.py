@@ -1,6 +1,6 @@
 """The parameters of a training, and its resolved inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -227,7 +227,12 @@ class Job:
         or a cache that they share, would train everything twice. The model's description has it.
         """
         values = flat(to_jsonable_python(self.config))
-        chosen = {name: value for name, value in values.items() if name not in RUNTIME_FIELDS}
+        unread = tuple(self._unread())
+        chosen = {
+            name: value
+            for name, value in values.items()
+            if name not in RUNTIME_FIELDS and not name.startswith(unread)
+        }
         return {
             **chosen,
             "recipe": self.recipe.name,
@@ -240,6 +245,18 @@ class Job:
             "code": code_digest("train"),
             "torch": torch_version(),
         }
+
+    def _unread(self) -> Iterator[str]:
+        """How the names of the parameters begin that this training does not read."""
+        parts = BRANCHES[self.config.ablation]
+        if not parts.style:
+            yield "style"
+        if not parts.mim:
+            yield from ("tasks.mask_", "tasks.reconstruction_", "tasks.weight_mim", "tasks.weight_delta")
+        if not parts.geospatial:
+            yield "tasks.inject_"
+        if self.config.adapter != "lora":
+            yield "lora"
 
     @property
     def input_hash(self) -> str:

@@ -36,7 +36,7 @@ from crossearth.components.train import setup as training_setup
 from crossearth.components.train import state as training_state
 from crossearth.components.train import step
 from crossearth.components.train.loop import Training
-from crossearth.components.train.setup import TrainConfig
+from crossearth.components.train.setup import TrainConfig, prepare
 from crossearth.components.train.step import train
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common import files
@@ -47,8 +47,9 @@ from crossearth.data.style.earth import StyleConfig
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.dataset import TrainingStream
 from crossearth.data.tiles.manifest import read_manifest, write_manifest
+from crossearth.model.layers.lora import LoraConfig
 from crossearth.model.training.losses import SegmentationLossConfig
-from crossearth.model.training.multitask import MultiTaskLoss, TaskConfig, learning_rate
+from crossearth.model.training.multitask import BRANCHES, MultiTaskLoss, TaskConfig, learning_rate
 from crossearth.model.weights import checkpoint
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
@@ -538,6 +539,29 @@ def test_another_meaning_of_the_labels_is_another_training(
     remap = Catalog.remap
     monkeypatch.setattr(Catalog, "remap", lambda *given: (*reversed(remap(*given)),))
     assert read_meta(run(iterations=1))["input_hash"] != first
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "readers"),
+    [
+        ("style_probability", 0.9, {"+style", "+style+mim", "full"}),
+        ("style", replace(NUMBERS["style"], alpha=0.1), {"+style", "+style+mim", "full"}),
+        ("tasks", replace(NUMBERS["tasks"], mask_ratio=0.1), {"+mim", "+style+mim", "full"}),
+        ("tasks", replace(NUMBERS["tasks"], inject_plain=False), {"full"}),
+        ("tasks", replace(NUMBERS["tasks"], weight_seg=0.5), {*BRANCHES}),
+        ("lora", LoraConfig(rank=4), set()),
+    ],
+)
+def test_identity_has_the_parameters_that_are_read(
+    name: str, value: object, readers: set[str], work: Path, catalog: Catalog, recipe: Recipe
+) -> None:
+    def identity(**changes: object) -> str:
+        config = TrainConfig(**(NUMBERS | changes))
+        return prepare(recipe, catalog, work / "domains", config, work / "earth.safetensors").input_hash
+
+    assert {
+        each for each in BRANCHES if identity(ablation=each, **{name: value}) != identity(ablation=each)
+    } == readers
 
 
 def test_tiles_whose_classes_had_another_order_are_refused(
