@@ -52,6 +52,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p crossearth
+	$(BIN)/mypy tests/benchmarks
 
 docs: install
 	$(BIN)/python docs/site.py artifacts/docs

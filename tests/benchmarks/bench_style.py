@@ -4,6 +4,8 @@ The baseline of `ghiasi` is the paper's networks as their equations say: float32
 instance norm. Random weights. The baseline of `spectral` is the embedding alone.
 """
 
+from unittest.mock import patch
+
 import torch
 from harness import Action, Case, Form, device, on_gpu
 from torch import Tensor
@@ -23,11 +25,8 @@ def plain(side_px: int) -> Action:
 
     @torch.no_grad()
     def run() -> object:
-        fused, ghiasi._instance_norm = ghiasi._instance_norm, F.instance_norm
-        try:
+        with patch.object(ghiasi, "_instance_norm", F.instance_norm):
             return transfer(x_13HW, predictor(x_13HW))
-        finally:
-            ghiasi._instance_norm = fused
 
     return run
 

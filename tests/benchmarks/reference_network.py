@@ -79,7 +79,8 @@ def backbone(state: State, sizes: Sizes, x_B3HW: Tensor, trace: Trace) -> tuple[
     for i in range(depth):
         name = f"backbone.blocks.{i}"
         normed = layer_norm(state, f"{name}.norm1", tokens, 1e-6)
-        attended = attend(*linear(state, f"{name}.attn.qkv", normed).chunk(3, dim=-1), sizes.heads)
+        q, k, v = linear(state, f"{name}.attn.qkv", normed).chunk(3, dim=-1)
+        attended = attend(q, k, v, sizes.heads)
         tokens = tokens + state[f"{name}.ls1.gamma"] * linear(state, f"{name}.attn.proj", attended)
         hidden = F.gelu(linear(state, f"{name}.mlp.fc1", layer_norm(state, f"{name}.norm2", tokens, 1e-6)))
         tokens = tokens + state[f"{name}.ls2.gamma"] * linear(state, f"{name}.mlp.fc2", hidden)
@@ -231,7 +232,8 @@ def mask_decoder(
             .flatten(2)
             .transpose(1, 2)
         )
-        keys = values + sine(*memory.shape[2:], memory.shape[1]).flatten(2).transpose(1, 2)
+        channels, rows, columns = memory.shape[1:]
+        keys = values + sine(rows, columns, channels).flatten(2).transpose(1, 2)
         blocked = blocked & ~blocked.all(dim=-1, keepdim=True)
         found = multi_head(state, f"{name}.cross_attn.attn", sizes, query + position, keys, values, blocked)
         query = layer_norm(state, f"{name}.norms.0", query + found)
