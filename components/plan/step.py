@@ -76,7 +76,7 @@ def _besides(step: str, catalog: Catalog, params: Params) -> dict[str, Any]:
     if step == "validate":
         return {"may_lack_classes": params.may_lack_classes(catalog)}
     if step == "coverage":
-        return {"style": params.values("train").get("style", {})}
+        return {"styles": {name: params.values("train", name).get("style", {}) for name in catalog.recipes()}}
     return {}
 
 

@@ -6,7 +6,7 @@ a) e of the tiles of domain s, a tile is covered by s if it lies where G has 99 
 distance against the chi-squared quantile).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,9 +44,10 @@ TILES = 64  # at most so many evenly spaced ones of a split are embedded
 
 
 def run(params: Params, catalog: Catalog) -> Path:
-    """Measures in the working folder, with the styles that training injects."""
-    training = params.config(load(STEPS["train"].config), "train")
-    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, training.style, style_weights_dir())
+    """Measures in the working folder, with the styles that each recipe's training injects."""
+    config = load(STEPS["train"].config)
+    styles = {name: params.config(config, "train", name).style for name in catalog.recipes()}
+    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, styles, style_weights_dir())
 
 
 def style_coverage(
@@ -54,30 +55,34 @@ def style_coverage(
     domains_dir: Path,
     styles_path: Path,
     out_dir: Path,
-    config: StyleConfig,
+    styles: Mapping[str, StyleConfig],
     weights_dir: Path | None = None,
 ) -> Path:
     """Writes `out_dir/coverage.json` over all settings whose two domains are ingested.
 
-    Its `settings` hold, per setting: `covered_before` and `covered_after`, the share of the target's test
-    tiles covered by the source's training tiles alone (alpha 0) and with injection; `distance_before` and
-    `distance_after`, the Frechet distance between the Gaussians of source and target, before and after the
-    source is restyled; `nearest_before` and `nearest_after`, the mean distance from a target tile to the
-    nearest source tile. Its `scatter` holds points (x, y) of the first two components by group: samples of
-    the Earth, domains.
+    Its `settings` hold, per setting: `alpha`, the share of the Earth's styles; `covered_before` and
+    `covered_after`, the share of the target's test tiles covered by the source's training tiles alone and
+    with injection; `distance_before` and `distance_after`, the Frechet distance between the Gaussians of
+    source and target, before and after the source is restyled; `nearest_before` and `nearest_after`, the mean
+    distance from a target tile to the nearest source tile. Its `scatter` holds points (x, y) of the first two
+    components by group: samples of the Earth, domains.
 
     Args:
-        config: parameters of the injection.
+        styles: parameters of the injection by recipe, all of one engine.
 
     Raises:
         InputError: statistics absent or of another engine; a damaged manifest or tile.
     """
-    earth = EarthStyles.load(styles_path, config.engine)
-    engine = style_engine(config.engine, weights_dir).to(choose_device("auto"))
+    (earth,) = [EarthStyles.load(styles_path, name) for name in {each.engine for each in styles.values()}]
+    engine = style_engine(earth.engine, weights_dir).to(choose_device("auto"))
     space = Space.of(earth.mean.numpy(), earth.covariance.numpy())
-    probe = _Probe(space, earth, engine, config)
-    sources: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}  # as they are, and restyled
+    probe = _Probe(space, earth, engine)
+    sources: dict[str, NDArray[np.float64]] = {}
+    restyled: dict[tuple[str, StyleConfig], NDArray[np.float64]] = {}
     targets: dict[str, NDArray[np.float64]] = {}
+    recipes = {
+        setting.abbr: recipe.name for recipe in catalog.recipes().values() for setting in recipe.settings
+    }
     settings: dict[str, dict[str, float]] = {}
     missing: list[str] = []
     for setting in catalog.settings.values():
@@ -87,25 +92,30 @@ def style_coverage(
             missing.append(setting.abbr)
             continue
         source, target = read_manifest(source_dir, "train"), read_manifest(target_dir, "test")
+        style = styles[recipes[setting.abbr]]
         if setting.source not in sources:
-            sources[setting.source] = probe.points(source), probe.restyled_points(source)
+            sources[setting.source] = probe.points(source)
+        if (setting.source, style) not in restyled:
+            restyled[setting.source, style] = probe.restyled_points(source, style)
         if setting.target not in targets:
             targets[setting.target] = probe.points(target)
-        settings[setting.abbr] = space.compare(
-            *sources[setting.source], targets[setting.target], config.earth_share
+        settings[setting.abbr] = {"alpha": style.earth_share} | space.compare(
+            sources[setting.source],
+            restyled[setting.source, style],
+            targets[setting.target],
+            style.earth_share,
         )
     drawn = earth.sample(SAMPLES, keyed_generator("coverage")).double().numpy()
     groups = {
         "Earth samples": space.project(drawn),
-        **{f"{name} (source)": points for name, (points, _) in sources.items()},
+        **{f"{name} (source)": points for name, points in sources.items()},
         **{f"{name} (target)": points for name, points in targets.items()},
     }
     path = out_dir / COVERAGE_FILE
     write_checksummed(
         path,
         {
-            "engine": config.engine,
-            "alpha": config.earth_share,
+            "engine": earth.engine,
             "styles_digest": earth.digest,
             "components": len(space.scale),
             "tiles": TILES,
@@ -174,18 +184,17 @@ class _Probe:
     space: Space
     earth: EarthStyles
     engine: StyleEngine
-    config: StyleConfig
 
     def points(self, manifest: Manifest) -> NDArray[np.float64]:
         return np.concatenate([self._point(self._tile(manifest, index)) for index in self._chosen(manifest)])
 
-    def restyled_points(self, manifest: Manifest) -> NDArray[np.float64]:
+    def restyled_points(self, manifest: Manifest, style: StyleConfig) -> NDArray[np.float64]:
         points = []
         for index in self._chosen(manifest):
             generator = keyed_generator("coverage", manifest.domain, manifest.rows[index]["tile_id"])
             tile_13HW = self._tile(manifest, index)
-            config = replace(self.config, block_px=min(self.config.block_px, *tile_13HW.shape[2:]))
-            injected = inject(tile_13HW, self.earth, self.engine, config, [generator])
+            fitting = replace(style, block_px=min(style.block_px, *tile_13HW.shape[2:]))
+            injected = inject(tile_13HW, self.earth, self.engine, fitting, [generator])
             points.append(self._point(injected.x_t))
         return np.concatenate(points)
 

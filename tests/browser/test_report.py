@@ -28,11 +28,12 @@ def styles_and_validation(folder: Path) -> None:
     summary = {"count": 90, "engine": "spectral", "dim": 40, "shrinkage": 0.1}
     digests = {"corpus_digest": "c" * 64, "styles_digest": "d" * 64}
     write_checksummed(folder / "styles" / "summary.json", summary | digests)
-    setting = {"covered_before": 0.2, "covered_after": 0.8, "distance_before": 9.0, "distance_after": 3.0}
+    setting = {"alpha": 0.1, "covered_before": 0.2, "covered_after": 0.8}
+    setting |= {"distance_before": 9.0, "distance_after": 3.0}
     scatter = {
         name: rng.normal(size=(30, 2)).tolist() for name in ("Earth samples", "a (source)", "b (target)")
     }
-    coverage = {"components": 9, "alpha": 0.1, "settings": {"P(i)2V": setting}, "scatter": scatter}
+    coverage = {"components": 9, "settings": {"P(i)2V": setting}, "scatter": scatter}
     write_checksummed(folder / "styles" / "coverage.json", coverage)
     Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(folder / "styles" / "sheet.png")
     checks = [

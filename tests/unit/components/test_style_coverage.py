@@ -10,7 +10,7 @@ import torch
 from drawn_domain import draw_domain
 
 from crossearth.components.styles.coverage import style_coverage
-from crossearth.data.catalog.domains import Catalog, Setting
+from crossearth.data.catalog.domains import Catalog, Recipe, Setting
 from crossearth.data.common.errors import InputError
 from crossearth.data.style.earth import EarthStyles, StyleConfig, StyleMoments
 from crossearth.data.style.spectral import SpectralEngine
@@ -21,7 +21,7 @@ TINTS = {"grey": (0.9, 0.9, 0.9), "same": (0.9, 0.9, 0.9), "green": (0.45, 0.95,
 
 
 class FewSettings:
-    """The two methods and the table that `style_coverage` reads of a catalog."""
+    """The methods and the table that `style_coverage` reads of a catalog."""
 
     def __init__(self, *pairs: tuple[str, str]) -> None:
         self.settings = {
@@ -29,6 +29,13 @@ class FewSettings:
                 f"{source}2{target}", f"{source}2{target}", source, target, "band", ""
             )
             for source, target in pairs
+        }
+
+    def recipes(self) -> dict[str, Recipe]:
+        """One of each target."""
+        return {
+            each.target: Recipe(each.target, each.source, each.class_set, (each,))
+            for each in self.settings.values()
         }
 
     def domain_dir(self, domains_dir: Path, name: str) -> Path:
@@ -57,9 +64,13 @@ def styles(domains: Path) -> Path:
     return EarthStyles.from_moments(moments, engine.name).save(domains.parent / "earth.safetensors")
 
 
-def coverage(domains: Path, styles: Path, out_dir: Path, *pairs: tuple[str, str]) -> dict[str, Any]:
+def coverage(
+    domains: Path, styles: Path, out_dir: Path, *pairs: tuple[str, str], alpha: float = 0.7
+) -> dict[str, Any]:
+    """alpha: of the last pair's recipe; those before it have the default."""
     catalog: Catalog = FewSettings(*pairs)  # type: ignore[assignment]
-    return json.loads(style_coverage(catalog, domains, styles, out_dir, StyleConfig()).read_text())
+    configs = dict.fromkeys(catalog.recipes(), StyleConfig()) | {pairs[-1][1]: StyleConfig(alpha=alpha)}
+    return json.loads(style_coverage(catalog, domains, styles, out_dir, configs).read_text())
 
 
 def test_injection_covers_a_domain_that_the_source_does_not(
@@ -73,6 +84,18 @@ def test_injection_covers_a_domain_that_the_source_does_not(
     assert far["nearest_after"] < far["nearest_before"]
     assert near["covered_before"] > 0.8
     assert near["distance_before"] < 0.5 * far["distance_before"]
+
+
+def test_a_setting_is_measured_with_the_styles_of_its_own_recipe(
+    domains: Path, styles: Path, tmp_path: Path
+) -> None:
+    pairs = ("grey", "same"), ("grey", "green")
+    usual = coverage(domains, styles, tmp_path, *pairs)["settings"]
+    plain = coverage(domains, styles, tmp_path, *pairs, alpha=0.0)["settings"]
+    assert (plain["grey2same"], plain["grey2same"]["alpha"]) == (usual["grey2same"], 0.7)
+    far = plain["grey2green"]
+    assert (far["alpha"], far["covered_after"]) == (0.0, far["covered_before"])
+    assert far["distance_after"] == pytest.approx(far["distance_before"], rel=1e-3)
 
 
 def test_settings_without_tiles_are_listed_and_points_can_be_drawn(
