@@ -15,6 +15,7 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("needs chromium")
+    playwright.expect.set_options(timeout=60_000)  # a page's scripts wait for their turn on a busy machine
     with playwright.sync_playwright() as session:
         chromium = session.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium

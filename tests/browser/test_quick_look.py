@@ -11,6 +11,7 @@ from PIL import Image
 
 from crossearth.components.predict.quick_look import write_quick_look
 
+expect = pytest.importorskip("playwright.sync_api").expect
 PALETTE = ["#cc3311", "#0072b2"]
 REPORT: dict[str, Any] = {
     "scene": "town & <field>.tif",
@@ -51,6 +52,7 @@ def opened(browser: Any, file: Path, width: int) -> tuple[Any, list[str], list[s
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(file.as_uri())
+    page.evaluate("Promise.all([...document.images].map((each) => each.decode()))")
     return page, asked, complaints
 
 
@@ -73,7 +75,7 @@ def test_the_slider_lays_the_map_over_the_image(browser: Any, page_file: Path) -
     assert seen["100"][1] == (255, 255, 255), "where there is no data the image is seen"
     slider.focus()
     page.keyboard.press("ArrowLeft")
-    assert page.locator("#overlay").evaluate("each => each.style.opacity") == "0.99"
+    expect(page.locator("#overlay")).to_have_css("opacity", "0.99")
     assert complaints == []
 
 
