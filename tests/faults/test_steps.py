@@ -5,6 +5,7 @@ How often a step is killed: $CROSSEARTH_KILLS [default: 3].
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -66,12 +67,24 @@ def test_killed_again_and_again(
         run(FROM_REGISTRY)
 
 
+def listens(pid: int) -> bool:
+    """Whether a process has a handler of its own for SIGTERM, or has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", status, re.M)
+    return bool(int(caught, 16) & 1 << signal.SIGTERM - 1)
+
+
 @pytest.mark.parametrize("number", EXIT, ids=lambda number: number.name)
 def test_a_signal_is_obeyed_and_the_way_on_is_said(
     name: str, folder: Path, undisturbed: dict[str, Undisturbed], number: signal.Signals, run: Run
 ) -> None:
     process = start(folder, name)
     time.sleep(undisturbed[name].seconds * 0.6)
+    while process.poll() is None and not listens(process.pid):  # Python is still starting
+        time.sleep(0.02)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
     began = time.monotonic()

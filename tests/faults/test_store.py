@@ -161,6 +161,7 @@ def test_who_stops_does_not_wait_for_a_store_that_hangs(
     answers = late.spoilt
     process = start(command, folder)
     while late.spoilt < answers + 5:
+        assert process.poll() is None
         time.sleep(0.02)
     with pytest.MonkeyPatch.context() as hanging:
         hanging.setattr(late, "delay_s", 60.0)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 import yaml
 from rasterio.transform import Affine
 from results_factory import write_fake_results
+from services import free_port
 
 from crossearth.components.evaluate.results import write_results
 from crossearth.components.predict.step import PredictConfig, predict
@@ -77,8 +77,7 @@ def documented() -> tuple[str, list[str]]:
 @pytest.fixture(scope="module")
 def port(folder: Path, documented: tuple[str, list[str]]) -> Iterator[int]:
     """Where the server listens that the documented command starts."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = re.sub(r"--port \d+", f"--port {port}", documented[0])
     assert str(port) in command
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -359,12 +359,14 @@ def test_nodes_leave_when_nobody_follows_them(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path;"
         "from crossearth.components.pods import train_job as job;"
         "job.threading.Thread(target=job._leave_without, args=(Path(sys.argv[1]), 5.0), daemon=True).start();"
-        "time.sleep(60)"
+        "print('works', flush=True); time.sleep(60)"
     )
     lease = tmp_path / "lease"
+    lease.touch()
     with subprocess.Popen(
         [sys.executable, "-c", program, str(lease)], stdout=subprocess.PIPE, text=True
     ) as node:
+        assert node.stdout and node.stdout.readline() == "works\n"
         for _ in range(35):
             lease.touch()
             time.sleep(0.2)
