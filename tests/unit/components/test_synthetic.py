@@ -37,7 +37,7 @@ from crossearth.data.tiles.manifest import Manifest, read_image, read_label, rea
 MIB = 2**20
 CATALOG = load_catalog()
 LABELLED = [domain for domain in CATALOG.domains.values() if domain.labels]
-MINI = IngestConfig(tile_px=128, workers=2)
+MINI = IngestConfig(tile_px=128, workers=1)
 
 
 class Synthetic(NamedTuple):
