@@ -338,6 +338,7 @@ BROKEN = {
         r"settings.A: domain massachusetts: labels of class set 'road' do not become those of 'building'",
     ),
     "gap": ({"settings": {"A": TOWN | {"source": "deepglobe", "gap": " "}}}, "gap: ' '"),
+    "gap of signs": ({"settings": {"A": TOWN | {"source": "deepglobe", "gap": "?"}}}, r"gap: '\?'"),
     "gap of the seen": (
         {"settings": {"A": TOWN | {"source": "deepglobe", "gap": "in-domain"}}},
         "'in-domain' is another mean of the report",
@@ -361,6 +362,7 @@ BROKEN = {
         "1 scores per class",
     ),
     "classes": ({"class_sets": {"a": {"classes": ["x", "x"]}}}, r"class_sets.a: classes: x more than once"),
+    "one class": ({"class_sets": {"a": {"classes": ["x"]}}}, "1 classes\n  expected: 2 to"),
     "ignore": ({"class_sets": {"a": {"classes": ["x", "ignore"]}}}, "'ignore' is no class"),
     "palette": ({"class_sets": {"a": {"classes": ["x", "y"], "palette": ["#000000"]}}}, "palette"),
     "primary_metric": (

@@ -281,6 +281,7 @@ def test_maps_survive_json_in_which_pipelines_hand_them_on() -> None:
         ({"band 0": "road", "band ": "road"}, "'band ' is no raw value"),
         ({"band 1": "road", "Band 1": "water"}, "'Band 1' is no raw value"),
         ({"band Roads": "road", "band roads": "water"}, "they are one raw value"),
+        ({"#aabbcc": "background", "#AABBCC": "road"}, "they are one raw value"),
         ({True: "road"}, "True is no raw value"),
         ({"<128": "background"}, "not the two sides"),
         ({"<100": "background", ">=128": "road"}, "not the two sides"),
