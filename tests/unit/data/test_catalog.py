@@ -23,8 +23,7 @@ from crossearth.data.catalog.domains import (
     Setting,
     Tiling,
 )
-from crossearth.data.catalog.labels import IGNORE
-from crossearth.data.catalog.loader import BUILT_IN, MAX_CLASSES, load_catalog
+from crossearth.data.catalog.loader import MAX_CLASSES, load_catalog
 from crossearth.data.common.errors import InputError
 
 CATALOG = load_catalog()
@@ -480,13 +479,6 @@ def test_whatever_stands_in_an_entry_is_read_or_refused(
         assert str(error).startswith(str(path))
     else:
         assert "mine" in getattr(catalog, section)
-
-
-def test_the_built_in_files_have_no_repeated_settings_or_domains() -> None:
-    for path in BUILT_IN:
-        assert path.is_file()
-    assert isinstance(CATALOG, Catalog)
-    assert all(IGNORE not in CATALOG.remap(name, name) for name in CATALOG.class_sets)
 
 
 def test_classes_without_a_palette_have_colours_that_an_eye_tells_apart() -> None:

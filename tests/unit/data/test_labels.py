@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from crossearth.data.catalog.domains import Catalog
 from crossearth.data.catalog.labels import IGNORE, LabelSpec, parse_labels, remap_table
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
@@ -122,11 +121,6 @@ def test_potsdam_becomes_the_five_classes_shared_with_rescuenet() -> None:
 @pytest.mark.parametrize("name", CATALOG.class_sets)
 def test_a_class_set_maps_to_itself_unchanged(name: str) -> None:
     assert CATALOG.remap(name, name) == tuple(range(len(CATALOG.class_sets[name].classes)))
-
-
-def test_class_sets_without_a_map_are_refused(catalog: Catalog = CATALOG) -> None:
-    with pytest.raises(InputError, match=r"'rescue' do not become those of 'isprs'"):
-        catalog.remap("rescue", "isprs")
 
 
 colour_maps = st.lists(st.integers(0, 2**24 - 1), min_size=3, max_size=3, unique=True)
