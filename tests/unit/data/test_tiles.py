@@ -11,6 +11,7 @@ import rasterio.shutil
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from own_domain import save
 from rasterio.transform import from_origin
 
 from crossearth.data.catalog.domains import Tiling, window_starts
@@ -32,16 +33,6 @@ def tiling(px: int = 64, rule: Any = "cut", **changes: Any) -> SceneTiling:
     how |= {name: value for name, value in changes.items() if name in names}
     other = {name: value for name, value in changes.items() if name not in names}
     return SceneTiling(Tiling(px, rule), Reading(**how), **{"num_classes": 3, **other})
-
-
-def save(path: Path, array: NDArray[Any], **options: Any) -> Path:
-    planes = array[None] if array.ndim == 2 else array
-    count, height, width = planes.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", width=width, height=height, count=count, dtype=planes.dtype, **options
-    ) as file:
-        file.write(planes)
-    return path
 
 
 def cut(
