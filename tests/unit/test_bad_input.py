@@ -242,17 +242,7 @@ CASES = {
     ),
     "params: no iterations": Case(numbers(iterations=0), TRAINING, ("iterations", "0")),
     "params: precision": Case(numbers(precision="fp8"), TRAINING, ("precision", "bfloat16")),
-    "params: crop above the tiles": Case(
-        numbers(crop_px=64, sizes=SIZES | {"crop_px": 64}), TRAINING, ("64", "48 px")
-    ),
-    "params: unknown size": Case(numbers(sizes={"width": 3}), TRAINING, ("'width'",)),
-    "params: best without held-out": Case(
-        numbers(selection="best-source", held_out_share=0), TRAINING, ("best-source", "held_out_share > 0")
-    ),
     "params: no backbone": Case(numbers(backbone="vit.safetensors"), TRAINING, ("vit.safetensors",)),
-    "params: frozen without weights": Case(
-        numbers(sizes=SIZES | {"frozen_backbone": True}), TRAINING, ("frozen", "backbone")
-    ),
     "params: styles of another engine": Case(
         numbers(style={"engine": "ghiasi", "block_px": 16}), TRAINING, ("ghiasi",)
     ),
@@ -348,11 +338,6 @@ CASES = {
     "styles: a name that is no UTF-8": Case(
         text(f"x/{os.fsdecode(bytes([255]))}.tif", ""), "styles fit x", ("x/\\xff.tif", "not UTF-8")
     ),
-    "styles: no folder": Case(nothing, "styles fit nowhere", ("nowhere",)),
-    "styles: no images": Case(text("x/notes.txt", "x"), "styles fit x", ("x",)),
-    "styles: no image is whole": Case(
-        several(text("x/a.png", "x"), text("x/b.png", "x")), "styles fit x", ("0 usable",)
-    ),
     "styles: shard": Case(nothing, "styles fit images --shard 3/3", ("shard 3 of 3", "0 <= index")),
     "styles: none for a training": Case(
         several(removed("artifacts/styles"), numbers(ablation="+style")), TRAINING, ("styles",)
@@ -369,9 +354,6 @@ CASES = {
         text("sheet.png/x", ""),
         "styles show images/scene_0.tif --out sheet.png",
         ("sheet.png", "a folder where a file"),
-    ),
-    "styles: a sheet that is no PNG": Case(
-        nothing, "styles show images/scene_0.tif --out sheet.jpg", ("sheet.jpg", "ending in .png")
     ),
     "plan: a file where its folder should be": Case(
         text("artifacts/plan", "mine"), "plan", ("artifacts/plan", "a file lies where a folder should")

@@ -242,8 +242,3 @@ def test_results_come_in_order_and_errors_come_through() -> None:
     assert list(prefetch(lambda number: number * number, range(50), workers=3)) == [n * n for n in range(50)]
     with pytest.raises(ZeroDivisionError):
         list(prefetch(lambda number: 1 // (7 - number), range(50), workers=3))
-
-
-def test_wrong_shards_are_refused() -> None:
-    with pytest.raises(InputError, match="shard 3 of 3"):
-        Shard(3, 3)

@@ -103,12 +103,6 @@ def test_nothing_labelled_gives_a_class_term_alone() -> None:
     assert not logits.grad.any()
 
 
-def test_one_image_without_labels_beside_one_with() -> None:
-    label_BHW = labels()
-    label_BHW[1] = 255
-    assert math.isfinite(total(segmentation_loss([perfect(labels())], label_BHW, generator(), CONFIG)))
-
-
 def test_more_classes_than_queries() -> None:
     label_BHW = torch.arange(6, dtype=torch.uint8).repeat_interleave(6).reshape(1, 6, 6)
     prediction = Prediction(torch.randn(1, 4, 7), torch.randn(1, 4, 6, 6))
@@ -135,12 +129,6 @@ def test_equal_seeds_give_equal_losses() -> None:
     runs = [total(segmentation_loss([prediction], labels(), generator(3), CONFIG)) for _ in range(2)]
     assert runs[0] == runs[1]
     assert runs[0] != total(segmentation_loss([prediction], labels(), generator(4), CONFIG))
-
-
-def test_instances_are_the_classes_present() -> None:
-    instances = instances_of(labels()[1])
-    assert instances.class_ids.tolist() == [1]
-    assert instances.masks.sum() == 16 * 16 - 16
 
 
 def test_the_cheapest_assignment_is_found() -> None:
