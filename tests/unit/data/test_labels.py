@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def test_magenta_is_unknown_even_when_snapped() -> None:
     labels = CATALOG.domain("potsdam-rgb").labels
     assert labels is not None
     with pytest.raises(InputError, match=r"#ff00ff \(1 px\)"):
-        labels.snapped().decode(np.array([250, 3, 240], np.uint8).reshape(3, 1, 1))
+        replace(labels, snap=True).decode(np.array([250, 3, 240], np.uint8).reshape(3, 1, 1))
 
 
 @pytest.mark.parametrize(
