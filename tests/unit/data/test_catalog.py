@@ -20,7 +20,6 @@ from crossearth.data.catalog.domains import (
     OwnFiles,
     PublishedScore,
     Recipe,
-    Setting,
     Tiling,
 )
 from crossearth.data.catalog.loader import MAX_CLASSES, load_catalog
@@ -114,16 +113,6 @@ def test_the_published_scores_are_the_papers() -> None:
 def test_the_scenes_of_both_splits_are_the_papers(domain: str, train: str, test: str) -> None:
     assert CATALOG.domain(domain).files("train").scenes == tuple(train.split())
     assert CATALOG.domain(domain).files("test").scenes == tuple(test.split())
-
-
-@pytest.mark.parametrize("setting", CATALOG.settings.values(), ids=lambda setting: setting.abbr)
-def test_a_setting_trains_and_scores_what_exists(setting: Setting) -> None:
-    source, target = CATALOG.domain(setting.source), CATALOG.domain(setting.target)
-    assert source.train is not None and target.test is not None
-    assert (setting.gap == "in-domain") == (source == target)
-    classes = len(CATALOG.class_sets[setting.class_set].classes)
-    for domain in (source, target):
-        assert set(CATALOG.remap(str(domain.class_set), setting.class_set)) == set(range(classes))
 
 
 def test_recipes_take_the_sources_name_unless_the_class_set_is_another() -> None:

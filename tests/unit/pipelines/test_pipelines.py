@@ -989,14 +989,6 @@ def test_what_the_api_refuses_is_said_in_its_words(server: Server) -> None:
         CliRunner().invoke(app, command, catch_exceptions=False)
 
 
-def test_list_and_stop(server: Server) -> None:
-    listed = CliRunner().invoke(app, ["pipeline", "list", "--host", server.address])
-    assert "benchmark 1" in listed.output
-    stopped = CliRunner().invoke(app, ["pipeline", "stop", "r-1", "--host", server.address])
-    assert stopped.exit_code == 0, stopped.output
-    assert server.posts[-1][0].endswith("/runs/r-1:terminate")
-
-
 def test_a_host_that_wants_a_login_says_how_and_a_token_is_never_shown(
     server: Server, values_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
