@@ -24,7 +24,6 @@ from rasterio.transform import from_origin
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import index
 from crossearth.data.raster.reader import open_raster
-from crossearth.data.style.corpus import list_images, read_style_image
 
 HEIGHT, WIDTH = 120, 160
 PLACE = from_origin(300_000, 5_000_000, 0.5, 0.5)
@@ -93,15 +92,6 @@ def test_half_an_envi_file_behind_a_vrt(tmp_path: Path) -> None:
     path.write_bytes(half(path.read_bytes()))
     with pytest.raises(InputError, match=r"a\.dat: truncated"):
         read(tmp_path / "a.vrt")
-
-
-def test_styles_skip_a_damaged_image_with_gdals_words(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.jpg", smooth(), driver="JPEG")
-    path.write_bytes(bad_bytes(path.read_bytes()))
-    (member,) = list_images(tmp_path, tmp_path / "scratch")
-    found = read_style_image(member, 64, resize=False)
-    assert found.image is None
-    assert "libjpeg: Corrupt JPEG data" in found.problem
 
 
 def ordinary() -> dict[str, bytes]:

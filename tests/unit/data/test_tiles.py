@@ -185,30 +185,6 @@ def test_what_the_file_masks_in_the_three_bands_is_not_scored(
     assert sum(row["ignored_pixels"] for row in rows) > 0
 
 
-def test_not_a_number_is_nodata(tmp_path: Path, scene: Any) -> None:
-    image, label = scene
-    values = image.astype(np.float32)
-    values[:, :15] = np.nan
-    how = tiling(rule="whole", dtype="float32", value_range=(0, 255))
-    (row,) = cut(tmp_path, save(tmp_path / "a.tif", values), save(tmp_path / "b.tif", label), how)
-    assert row["nodata_share"] == pytest.approx(0.1)
-    np.testing.assert_array_equal(read_window(tmp_path / "i.tif", Window(0, 15, 210, 135)), image[:, 15:])
-
-
-def test_palettes_are_indexes_or_colours_as_the_map_wants(tmp_path: Path, scene: Any) -> None:
-    image, label = scene
-    source = save(tmp_path / "a.tif", image)
-    with rasterio.open(
-        tmp_path / "b.png", "w", driver="PNG", width=210, height=150, count=1, dtype="uint8"
-    ) as file:
-        file.write(label, 1)
-        file.write_colormap(1, {0: (0, 0, 0), 1: (255, 0, 0), 2: (0, 0, 255), 9: (1, 1, 1)})
-    colours = {"#000000": "ground", "#ff0000": "road", "#0000ff": "roof", "#010101": "ignore"}
-    by_index = cut(tmp_path, source, tmp_path / "b.png", tiling())
-    by_colour = cut(tmp_path, source, tmp_path / "b.png", tiling(), parse_labels(colours, CLASSES, "test"))
-    assert [row["sha256_label"] for row in by_index] == [row["sha256_label"] for row in by_colour]
-
-
 def test_unknown_labels_are_counted_over_the_scene(tmp_path: Path, scene: Any) -> None:
     image, label = scene
     label[10:140, 3] = 77

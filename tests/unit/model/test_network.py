@@ -139,16 +139,6 @@ def test_the_injection_can_stay_on_at_inference() -> None:
     assert not torch.allclose(off(images()), expected)
 
 
-def test_one_pass_for_several_views_equals_passes_apart() -> None:
-    model = network(geospatial=True, masked_modelling=True).double()
-    x_B3HW = torch.randn(4, 3, 64, 64, dtype=torch.float64)
-    flags_B = torch.tensor([True, True, False, False])
-    together = model.extract(x_B3HW, flags_B)
-    apart = model.extract(x_B3HW[2:])
-    for joint_BChw, alone_BChw in zip(together.select(slice(2, None)).maps, apart.maps, strict=True):
-        torch.testing.assert_close(joint_BChw, alone_BChw)
-
-
 def test_a_frozen_backbone_stays_in_eval_mode_and_all_else_is_trained() -> None:
     model = network(frozen_backbone=True, geospatial=True, masked_modelling=True).train()
     assert not model.backbone.training and model.pixel_decoder.training
