@@ -232,12 +232,6 @@ def test_magenta_is_unknown_even_when_snapped() -> None:
 @pytest.mark.parametrize(
     ("raw", "problem"),
     [
-        (np.zeros((2, 4, 4), np.uint8), "a label of 2 bands that differ"),
-        (
-            np.stack([np.zeros((4, 4)), np.ones((4, 4)), np.zeros((4, 4))]).astype(np.uint8),
-            "bands that differ",
-        ),
-        (np.full((4, 4), 0.5, np.float32), "with fractions"),
         (np.array([[0.5, np.nan]], np.float32), "with fractions"),
         (np.zeros((4, 4), np.complex64), "a label of complex64"),
     ],
