@@ -4,13 +4,13 @@ import base64
 import gzip
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from http_server import Handler, Server
 
 Json = dict[str, Any]
 NAMESPACE = "kubeflow"
@@ -78,29 +78,21 @@ class Cluster:
         return {f"{name}-{nodes[id_]['templateName']}-{number}": number for id_, number in numbers.items()}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: "_Server"
 
     def do_GET(self) -> None:
         code, body = self.server.cluster.answer(self.path)
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.answer(code, body, "text/plain" if isinstance(body, str) else "application/json")
 
     def do_POST(self) -> None:
         self.server.cluster.posts.append(self.path)
         self.do_GET()
 
-    def log_message(self, *_: Any) -> None:
-        pass
 
-
-class _Server(ThreadingHTTPServer):
+class _Server(Server):
     def __init__(self, cluster: Cluster) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.cluster = cluster
 
 
@@ -108,9 +100,7 @@ class _Server(ThreadingHTTPServer):
 def serving(cluster: Cluster) -> Iterator[str]:
     """The address of a server that answers for the cluster."""
     with _Server(cluster) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+        yield server.address
 
 
 def recorded(folder: Path, name: str) -> Cluster:

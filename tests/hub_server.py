@@ -8,12 +8,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from http_server import Handler, Server
 
 mr_openapi = pytest.importorskip("mr_openapi", reason="pip install 'crossearth[cluster]'")
 
@@ -106,11 +105,8 @@ def hub_server() -> Iterator[Hub]:
     """Serves an empty registry."""
     hub = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
-
-        def _answer(self) -> None:
+    class Asked(Handler):
+        def _asked(self) -> None:
             address = urlsplit(self.path)
             text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, told = 404, {"code": "404", "message": "no such path"}
@@ -120,18 +116,10 @@ def hub_server() -> Iterator[Hub]:
                 body = json.loads(text) if text else None
                 query = dict(parse_qsl(address.query))
                 status, told = hub.answer(self.command, API.sub("", address.path), query, body)
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(told).encode())
+            self.answer(status, told)
 
-        do_GET = do_POST = do_PATCH = _answer  # noqa: N815
+        do_GET = do_POST = do_PATCH = _asked  # noqa: N815
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
+    with Server(Asked) as server:
+        hub.url = server.address
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -23,7 +23,8 @@ def draw(number: int, side: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.uin
     return image + mask * np.uint8(100), mask
 
 
-def save(path: Path, array: NDArray[Any], **options: Any) -> None:
+def save(path: Path, array: NDArray[Any], **options: Any) -> Path:
+    """Writes planes (bands, H, W), or one (H, W), as its suffix says, else as GeoTIFF."""
     planes = array[None] if array.ndim == 2 else array
     count, height, width = planes.shape
     options = {"driver": {".png": "PNG", ".jpg": "JPEG"}.get(path.suffix, "GTiff")} | options
@@ -32,6 +33,7 @@ def save(path: Path, array: NDArray[Any], **options: Any) -> None:
         path, "w", width=width, height=height, count=count, dtype=planes.dtype, **options
     ) as file:
         file.write(planes)
+    return path
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
+import own_domain
 import torch
 from rasterio.transform import Affine
 
@@ -21,11 +21,8 @@ def random_model(folder: Path) -> Path:
 def write(path: Path, height: int, width: int, **profile: Any) -> Path:
     """A GeoTIFF of three bands, 0.5 m per px in UTM."""
     pixels = np.random.default_rng(0).integers(1, 255, (3, height, width), np.uint8)
-    size = {"height": height, "width": width, "count": 3, "dtype": "uint8"}
     place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 4e5, 0, -0.5, 5e6)}
-    with rasterio.open(path, "w", driver="GTiff", **size, **place, **profile) as file:
-        file.write(pixels)
-    return path
+    return own_domain.save(path, pixels, **place, **profile)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -44,9 +44,7 @@ def write_fake_results(
         share = skill if skill is not None else (0.8 if setting.source == setting.target else 0.55)
         drawing = (recipe.name, seed, share, tiles, tile_px, absent)
         counts, panels = _target(folder, setting.target, class_set, *drawing)
-        published = next(
-            (each for each in catalog.published(setting.abbr) if each.method == "CrossEarth"), None
-        )
+        published = next((each for each in catalog.scores[setting.abbr] if each.method == "CrossEarth"), None)
         if provenance != "publisher":
             published = None
         rows = [

@@ -18,7 +18,7 @@ def settings_view(catalog: Catalog) -> View:
     }
     rows, flat, data = [], [], []
     for setting in catalog.settings.values():
-        scores, recipe = catalog.published(setting.abbr), recipe_of[setting.abbr]
+        scores, recipe = catalog.scores[setting.abbr], recipe_of[setting.abbr]
         published = {score.method: score.miou for score in scores}
         ours = published.get("CrossEarth", "")
         way = (setting.abbr, setting.source, setting.target)

@@ -309,7 +309,7 @@ def _name(
 ) -> SettingResult:
     """The numbers of a target under a setting's name, published scores only beside publishers' data."""
     provenance = weakest([meta["provenance"], manifest.provenance])
-    known = catalog.published(setting.abbr) if provenance == "publisher" else ()
+    known = catalog.scores[setting.abbr] if provenance == "publisher" else ()
     published = next((each for each in known if each.method == PUBLISHED_METHOD), None)
     score = published.miou / 100 if published else None
     per_class = published.per_class_iou if published else None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, TypeVar
 
@@ -301,7 +301,7 @@ class Domain:
         return _first_group(self.scene, key) or key
 
     def label_spec(self, scene: str) -> LabelSpec | None:
-        return self.labels.snapped() if self.labels and scene in self.lossy_labels else self.labels
+        return replace(self.labels, snap=True) if self.labels and scene in self.lossy_labels else self.labels
 
 
 @dataclass(frozen=True)
@@ -358,7 +358,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Everything that is known of datasets, domains and settings, checked against each other."""
+    """Everything that is known of datasets, domains and settings, checked against each other.
+
+    Attributes:
+        scores: published ones, by setting.
+    """
 
     class_sets: dict[str, ClassSet]
     datasets: dict[str, Dataset]
@@ -441,10 +445,6 @@ class Catalog:
                 next_step=f"give {to_class_set} `maps: {{{theirs.name}: ...}}`, or choose another setting",
             )
         return tuple(ours.classes.index(name) for name in maps[theirs.name])
-
-    def published(self, abbr: str) -> list[PublishedScore]:
-        """The published scores of a setting, by method; empty where none are known."""
-        return list(self.scores.get(self.setting(abbr).abbr, ()))
 
 
 def plain_name(name: str) -> str:

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
 
@@ -171,10 +171,6 @@ class LabelSpec:
         if self.kind == "band":
             return (raw == np.arange(len(self.table))[:, None, None]).astype(np.uint8)
         return raw
-
-    def snapped(self) -> "LabelSpec":
-        """This map with `snap` on."""
-        return replace(self, snap=True)
 
     def _checked(self, planes: NDArray[Any], where: object) -> NDArray[Any]:
         """The planes that are looked up: three of a colour, one of a value, all of bands."""

@@ -146,7 +146,7 @@ class _DatasetEntry:
     title: str
     homepage: str = ""
     licence: str = ""
-    archives: tuple[dict[str, Any], ...] = ()
+    archives: tuple[Archive, ...] = ()
 
 
 @checked
@@ -300,11 +300,7 @@ def _read_map(
 def _add_dataset(catalog: Catalog, name: str, values: Mapping[str, Any], place: _Place) -> None:
     entry = load_config(_DatasetEntry, values, place.where)
     _check_name(name, place.where)
-    archives = tuple(
-        load_config(Archive, archive, f"{place.where}: archives.{index}")
-        for index, archive in enumerate(entry.archives)
-    )
-    catalog.datasets[name] = Dataset(name, entry.title, entry.homepage, entry.licence, archives)
+    catalog.datasets[name] = Dataset(name, **vars(entry))
 
 
 def _add_domain(catalog: Catalog, name: str, values: Mapping[str, Any], place: _Place) -> None:

@@ -205,13 +205,12 @@ def _refusal(error: ValidationError, kind: Any, values: Any, where: object) -> I
     )
     path, unknown, problem = problems[0]
     cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):
-        return InputError(str(cause), where=where)
-    if unknown:
-        *path, key = path
-        place = ": ".join(filter(None, [str(where), *path]))
-        return InputError(f"unknown key {key!r}", where=place, expected=nearest(key, _known(kind, path)))
+    key = path.pop() if unknown else ""
     place = ": ".join(filter(None, [str(where), ".".join(path)]))
+    if isinstance(cause, InputError):
+        return InputError(str(cause), where=place)
+    if unknown:
+        return InputError(f"unknown key {key!r}", where=place, expected=nearest(key, _known(kind, path)))
     return InputError(f"{problem['msg']}, found {shown(problem['input'])}", where=place)
 
 

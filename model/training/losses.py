@@ -90,8 +90,7 @@ def segmentation_loss(
             the CPU; or a source that replays recorded numbers.
 
     Returns:
-        float32 scalars `loss_cls`, `loss_mask`, `loss_dice` of the last layer and `d0.loss_cls`, ... of the
-        earlier ones.
+        "class", "mask" and "dice": float32 (L,), the term of each layer.
     """
     # sums over thousands of points want float32, under autocast as well
     with torch.autocast(label_BHW.device.type, enabled=False):
@@ -102,14 +101,8 @@ def segmentation_loss(
         points = Points(*(part.to(label_BHW.device) for part in points))
         with torch.no_grad():
             matches = match(class_logits_LBQK1, mask_logits_LBQhw, instances, points.match, config)
-        terms = {"loss_cls": config.weight_class * _class_loss(class_logits_LBQK1, matches.labels, config)}
-        terms |= _mask_losses(mask_logits_LBQhw, instances, matches, points, config)
-        last = len(predictions) - 1
-        return {
-            name if layer == last else f"d{layer}.{name}": values_L[layer]
-            for layer in range(len(predictions))
-            for name, values_L in terms.items()
-        }
+        terms = {"class": config.weight_class * _class_loss(class_logits_LBQK1, matches.labels, config)}
+        return terms | _mask_losses(mask_logits_LBQhw, instances, matches, points, config)
 
 
 def instances_of(label_HW: Tensor) -> Instances:
@@ -212,7 +205,7 @@ def _mask_losses(
     num_layers = len(mask_logits_LBQhw)
     if not len(matches.layer):
         nothing_L = mask_logits_LBQhw.flatten(1).sum(1) * 0
-        return {"loss_mask": nothing_L, "loss_dice": nothing_L}
+        return {"mask": nothing_L, "dice": nothing_L}
     logits_N1hw = mask_logits_LBQhw[matches.layer, matches.image, matches.query][:, None]
     with torch.no_grad():
         coordinates_NP2 = uncertain_points(
@@ -225,8 +218,8 @@ def _mask_losses(
     overlap_N = 2 * (probability_NP * targets_NP).sum(1) + DICE_EPSILON
     dice_N = 1 - overlap_N / (probability_NP.sum(1) + targets_NP.sum(1) + DICE_EPSILON)
     return {
-        "loss_mask": config.weight_mask * mask_N.view(num_layers, -1).mean(1),
-        "loss_dice": config.weight_dice * dice_N.view(num_layers, -1).mean(1),
+        "mask": config.weight_mask * mask_N.view(num_layers, -1).mean(1),
+        "dice": config.weight_dice * dice_N.view(num_layers, -1).mean(1),
     }
 
 

@@ -269,20 +269,18 @@ class MultiTaskLoss(nn.Module):
         """L_seg by kind of term, summed over the prediction layers."""
         predictions = self.network.decode(seen)
         generators = [self._generator(position, "points") for position in positions]
-        layers = segmentation_loss(predictions, label_BHW, generators, self.config.segmentation)
+        terms = segmentation_loss(predictions, label_BHW, generators, self.config.segmentation)
         num_queries = predictions[0].class_logits.shape[1]
         own = LossDenominators.of(label_BHW, num_queries, self.config.segmentation.weight_no_object)
         mask_share = max(own.masks, 1) / max(whole.masks, 1)
         fractions = {
-            "class": ("loss_cls", own.class_weight / whole.class_weight),
-            "mask": ("loss_mask", mask_share),
-            "dice": ("loss_dice", mask_share),
+            "class": own.class_weight / whole.class_weight,
+            "mask": mask_share,
+            "dice": mask_share,
         }
-        terms = {}
-        for name, (ending, share) in fractions.items():
-            of_layers = [term for layer, term in layers.items() if layer.endswith(ending)]
-            terms[name] = self.config.weight_seg * share * torch.stack(of_layers).sum()
-        return terms
+        return {
+            name: self.config.weight_seg * fractions[name] * term_L.sum() for name, term_L in terms.items()
+        }
 
     def _modelling(self, seen: Features, masked: Features, views: Views) -> dict[str, Tensor]:
         """L_MIM and L_delta, means over the batch."""

@@ -6,13 +6,13 @@ polygons of a file in one table.
 
 import json
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import numpy as np
 import rasterio
 from harness import Action, Case, Form, fresh, scratch
 from numpy.typing import NDArray
+from own_domain import save
 from PIL import Image
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
@@ -59,13 +59,6 @@ def ground(height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8
     image = np.clip(smooth + noise[:, :height, :width], 0, 255).astype(np.uint8)
     patches = rng.integers(0, 5, (height // 64 + 1, width // 64 + 1), np.uint8)
     return image, patches.repeat(64, 0).repeat(64, 1)[:height, :width]
-
-
-def save(path: Path, planes: NDArray[np.uint8], **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = {"count": planes.shape[0], "height": planes.shape[1], "width": planes.shape[2], "dtype": "uint8"}
-    with rasterio.open(path, "w", driver="GTiff", **size, **options) as file:
-        file.write(planes)
 
 
 def potsdam() -> Path:

@@ -60,7 +60,10 @@ def check_losses(recording: Recording, model: CrossEarth, meta: Mapping[str, Any
 def loss_terms(
     recording: Recording, model: CrossEarth, meta: Mapping[str, Any], x_B3HW: Tensor
 ) -> dict[str, Tensor]:
-    """The loss with the recorded random numbers and choices, which are compared on the way."""
+    """The loss with the recorded random numbers and choices, which are compared on the way.
+
+    Its terms have the recording's names: of the last layer `loss_cls`, of the first one `d0.loss_cls`.
+    """
     config = loss_config_from_meta(meta)
     label_BHW = recording.take("io", "loss_gt")
     predictions = model.decode(model.extract(x_B3HW))
@@ -68,7 +71,14 @@ def loss_terms(
     matched = [len(recording.take("io", f"loss_assign/layer0_img{image}_pos_inds")) for image in range(batch)]
     source = replay(recording, num_layers, matched)
     with replayed_choices(recording, num_layers, matched):
-        return segmentation_loss(predictions, label_BHW, source, config)
+        terms = segmentation_loss(predictions, label_BHW, source, config)
+    kinds = {"class": "loss_cls", "mask": "loss_mask", "dice": "loss_dice"}
+    prefixes = [*(f"d{layer}." for layer in range(num_layers - 1)), ""]
+    return {
+        prefix + kinds[kind]: term_L[layer]
+        for layer, prefix in enumerate(prefixes)
+        for kind, term_L in terms.items()
+    }
 
 
 @contextmanager

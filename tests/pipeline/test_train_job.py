@@ -5,18 +5,17 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from http_server import Handler, Server
 
 pytest.importorskip("kubeflow.trainer", reason="pip install -e '.[cluster]'")
 pytest.importorskip("kubernetes_validate", reason="pip install -e '.[services]'")
@@ -64,7 +63,7 @@ def patches(job: Any) -> list[Any]:
     return [each for job in jobs for each in job["template"]["spec"]["template"]["spec"]["containers"]]
 
 
-class Api(BaseHTTPRequestHandler):
+class Api(Handler):
     """As much of Kubernetes' API as a TrainJob needs."""
 
     server: "Cluster"
@@ -101,7 +100,7 @@ class Api(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         assert not self.server.leaving, "Kubeflow Trainer would take the old JobSet's state for the new job's"
-        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        job = self.sent()
         check(job)
         # what the schema does not say and Kubeflow Trainer's webhook does
         patched = [each for each in patches(job) if each["name"] == "node"]
@@ -118,17 +117,6 @@ class Api(BaseHTTPRequestHandler):
             return self.answer(200, {})  # as long as its pods are there
         self.server.jobs.pop(name, None)
         self.answer(200 if there else 404, {})
-
-    def answer(self, code: int, body: Any, kind: str = "application/json") -> None:
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 EVENT = {
@@ -154,11 +142,11 @@ def killed(reason: str) -> Any:
     return {"name": "node", "state": {"terminated": ended}, **ready}
 
 
-class Cluster(ThreadingHTTPServer):
+class Cluster(Server):
     """A cluster on which every TrainJob ends as `end` says, after it was looked at a few times."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Api)
+        super().__init__(Api)
         self.end = "Complete"
         self.phases = ["Running", "Running"]  # of the two nodes' pods
         self.jobs: dict[str, Any] = {}
@@ -216,14 +204,12 @@ class Cluster(ThreadingHTTPServer):
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setattr(train_job, "POLL_SECONDS", 0.05)
     with Cluster() as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
-        running.shutdown()
 
 
 @pytest.fixture
 def client(cluster: Cluster) -> TrainerClient:
-    configuration = Configuration(host=f"http://127.0.0.1:{cluster.server_address[1]}")
+    configuration = Configuration(host=cluster.address)
     return TrainerClient(KubernetesBackendConfig(namespace=NAMESPACE, client_configuration=configuration))
 
 

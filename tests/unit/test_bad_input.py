@@ -1,10 +1,10 @@
 """A corpus of malformed inputs.
 
 Each is refused by the command line with exit code 2, by the file or key and what is wrong with it, without a
-traceback, and leaves nothing behind.
+traceback, and leaves nothing behind. What else a reader refuses stands in its own tests: here
+are one or a few of each kind.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -26,13 +26,12 @@ import torch
 import yaml
 from hostile_archives import HOSTILE
 from own_domain import NAME, own_domain, save
-from safetensors.torch import load_file, save_file
 
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.components.styles.step import StylesConfig, fit_styles
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.files import verified, write_checksummed
-from crossearth.data.tiles.manifest import read_manifest, write_manifest
+from crossearth.data.tiles.manifest import read_manifest
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights import checkpoint
 from crossearth.pipelines.cli import main
@@ -111,10 +110,6 @@ def several(*edits: Edit) -> Edit:
     return lambda folder: [edit(folder) for edit in edits]
 
 
-def raster(path: str, array: Any, **options: Any) -> Edit:
-    return lambda folder: save(folder / path, np.asarray(array), **options)
-
-
 def entry(**changes: Any) -> Edit:
     """Changes keys of the domain in the catalog; None takes one away."""
 
@@ -149,17 +144,14 @@ def numbers(**changes: Any) -> Edit:
     return edit
 
 
-def rows(change: Callable[[list[dict[str, Any]]], object], forged: bool = False) -> Edit:
-    """Changes rows of the manifest; forged: as if `ingest` had written them."""
+def rows(change: Callable[[list[dict[str, Any]]], object]) -> Edit:
+    """Changes rows of the manifest."""
 
     def edit(folder: Path) -> None:
-        path = folder / DOMAIN / "train.parquet"
         written = read_manifest(folder / DOMAIN, "train")
         change(written.rows)
-        if forged:
-            write_manifest(path.parent, NAME, "train", written.classes, "own", written.reading, written.rows)
-        else:
-            pq.write_table(pa.Table.from_pylist(written.rows, written.table.schema), path)
+        table = pa.Table.from_pylist(written.rows, written.table.schema)
+        pq.write_table(table, folder / DOMAIN / "train.parquet")
 
     return edit
 
@@ -185,17 +177,6 @@ def network(**changes: Any) -> Edit:
     return edit
 
 
-def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Edit:
-    def edit(folder: Path) -> None:
-        path = folder / MODEL / "model.safetensors"
-        state = load_file(path)
-        change(state)
-        save_file(state, path)
-        described(sha256=hashlib.sha256(path.read_bytes()).hexdigest())(folder)
-
-    return edit
-
-
 def zipped(path: str, **members: bytes) -> Edit:
     def edit(folder: Path) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -204,10 +185,6 @@ def zipped(path: str, **members: bytes) -> Edit:
                 archive.writestr(name.replace("__", "/").replace("UP", ".."), content)
 
     return edit
-
-
-def image(value: int = 50, bands: int = 3, side: int = 64, dtype: Any = np.uint8) -> np.ndarray[Any, Any]:
-    return np.full((bands, side, side), value, dtype)
 
 
 SETTINGS, INGEST = "settings --catalog catalog.yaml", f"ingest {NAME} --catalog catalog.yaml"
@@ -221,67 +198,16 @@ CASES = {
     "catalog: no file": Case(removed("catalog.yaml"), SETTINGS, ("catalog.yaml", "cannot read")),
     "catalog: a folder": Case(nothing, "settings --catalog images", ("images",)),
     "catalog: broken YAML": Case(text("catalog.yaml", "domains: ["), SETTINGS, ("catalog.yaml", "YAML")),
-    "catalog: a list": Case(text("catalog.yaml", "- town"), SETTINGS, ("catalog.yaml", "key: value")),
-    "catalog: bytes": Case(text("catalog.yaml", b"\xff\xfe\x00\x80"), SETTINGS, ("catalog.yaml",)),
     "catalog: code in YAML": Case(
         text("catalog.yaml", "domains: !!python/object/apply:os.system ['touch pwned']"),
         SETTINGS,
         ("python",),
     ),
     "catalog: unknown key": Case(entry(imagse="x"), SETTINGS, ("town", "'imagse'", "'images'")),
-    "catalog: unknown class set": Case(entry(class_set="raod"), SETTINGS, ("'raod'", "'road'")),
-    "catalog: unknown class": Case(entry(labels={0: "background", 1: "street"}), SETTINGS, ("'street'",)),
-    "catalog: two kinds of labels": Case(
-        entry(labels={0: "background", "#ffffff": "road"}), SETTINGS, ("kinds",)
-    ),
-    "catalog: one raw value twice": Case(
-        entry(labels={"#aabbcc": "background", "#AABBCC": "road"}), SETTINGS, ("they are one raw value",)
-    ),
-    "catalog: no labels for masks": Case(entry(labels=None), SETTINGS, ("`masks` and `labels` go together",)),
-    "catalog: no images": Case(entry(images=None), SETTINGS, ("town",)),
-    "catalog: unknown rule": Case(entry(tile={"px": 48, "rule": "slice"}), SETTINGS, ("rule", "cut")),
-    "catalog: tiles of no size": Case(entry(tile={"px": 0, "rule": "cut"}), SETTINGS, ("px", "0")),
-    "catalog: split above one": Case(
-        entry(split={"by": "block", "test": 2}), SETTINGS, ("split: test", "less than 1")
-    ),
     "catalog: unknown split": Case(entry(split="validation"), INGEST, ("validation",)),
-    "catalog: two bands": Case(entry(bands=[1, 2]), SETTINGS, ("bands", "three")),
-    "catalog: band 0": Case(entry(bands=[0, 1, 2]), SETTINGS, ("bands", "from 1")),
-    "catalog: range upside down": Case(entry(value_range=[9, 1]), SETTINGS, ("value_range", "rising")),
     "catalog: nodata in words": Case(entry(nodata="black"), SETTINGS, ("nodata", "black")),
-    "catalog: pattern": Case(entry(scene="(("), SETTINGS, ("scene", "((")),
-    "catalog: a pattern that looks ahead": Case(
-        entry(scene="(a+)+(?=b)"), SETTINGS, ("scene", "neither lookaround")
-    ),
-    "catalog: a name that is a path": Case(
-        beside(domains={"../town": {"images": "images"}}), SETTINGS, ("../town", "letters")
-    ),
-    "catalog: unknown source": Case(
-        beside(settings={"A2B": {"source": "twon", "target": NAME, "gap": "region"}}),
-        SETTINGS,
-        ("twon", "'town'"),
-    ),
-    "catalog: a gap without words": Case(
-        beside(settings={"A2B": {"source": NAME, "target": NAME, "gap": "?"}}),
-        SETTINGS,
-        ("gap: '?'", "between source and target"),
-    ),
-    "catalog: a taken name": Case(beside(class_sets={"road": {"classes": ["a", "b"]}}), SETTINGS, ("road",)),
-    "catalog: one class": Case(beside(class_sets={"own": {"classes": ["a"]}}), SETTINGS, ("own", "2 to")),
-    "catalog: palette": Case(
-        beside(class_sets={"own": {"classes": ["a", "b"], "palette": ["#000000", "red"]}}),
-        SETTINGS,
-        ("#rrggbb",),
-    ),
     # numbers
-    "params: broken YAML": Case(text("params.yaml", "preset: {"), TRAINING, ("params.yaml", "YAML")),
     "params: a list": Case(text("params.yaml", "- 1"), TRAINING, ("params.yaml", "dictionary")),
-    "params: unknown preset": Case(
-        text("params.yaml", "preset: big\npresets: {mini: {}}"), TRAINING, ("'big'", "mini")
-    ),
-    "params: unknown step": Case(
-        text("params.yaml", "preset: a\npresets: {a: {trian: {}}}"), TRAINING, ("'trian'", "'train'")
-    ),
     "params: numbers of a recipe that are none": Case(
         text("params.yaml", "preset: a\npresets: {a: {recipes: {town: 5}}}"), TRAINING, ("recipes.town", "5")
     ),
@@ -314,40 +240,9 @@ CASES = {
     "params: none for a pipeline": Case(
         removed("params.yaml"), "pipeline compile benchmark -o out.yaml", ("params.yaml", "--params")
     ),
-    "params: unknown key": Case(numbers(iteration=3), TRAINING, ("'iteration'", "'iterations'")),
     "params: no iterations": Case(numbers(iterations=0), TRAINING, ("iterations", "0")),
-    "params: iterations in words": Case(numbers(iterations="many"), TRAINING, ("iterations", "many")),
-    "params: half a crop": Case(numbers(batch_size=0.5), TRAINING, ("batch_size", "0.5")),
-    "params: learning rate": Case(numbers(lr=-1), TRAINING, ("lr",)),
-    "params: learning rate is no number": Case(numbers(lr=float("nan")), TRAINING, ("lr",)),
     "params: precision": Case(numbers(precision="fp8"), TRAINING, ("precision", "bfloat16")),
-    "params: ablation": Case(numbers(ablation="+styles"), TRAINING, ("ablation", "+style")),
-    "params: schedule": Case(numbers(schedule="cosine"), TRAINING, ("schedule", "poly")),
-    "params: scale": Case(numbers(scale=[2, 1]), TRAINING, ("scale", "least <= largest")),
-    "params: crop below a patch": Case(numbers(crop_px=8), TRAINING, ("crop_px", "8")),
-    "params: crop above the tiles": Case(
-        numbers(crop_px=64, sizes=SIZES | {"crop_px": 64}), TRAINING, ("64", "48 px")
-    ),
-    "params: heads": Case(numbers(sizes=SIZES | {"embed": 50}), TRAINING, ("embed", "divisible")),
-    "params: unknown size": Case(numbers(sizes={"width": 3}), TRAINING, ("'width'",)),
-    "params: style probability": Case(
-        numbers(style_probability=2), TRAINING, ("style_probability", "less than or equal to 1")
-    ),
-    "params: style engine": Case(numbers(style={"engine": "cyclegan"}), TRAINING, ("engine", "spectral")),
-    "params: unknown task": Case(numbers(tasks={"mask_px": 3}), TRAINING, ("'mask_px'",)),
-    "params: held-out share": Case(numbers(held_out_share=1.5), TRAINING, ("held_out_share", "1.5")),
-    "params: best without held-out": Case(
-        numbers(selection="best-source", held_out_share=0), TRAINING, ("best-source", "held_out_share > 0")
-    ),
     "params: no backbone": Case(numbers(backbone="vit.safetensors"), TRAINING, ("vit.safetensors",)),
-    "params: frozen without weights": Case(
-        numbers(sizes=SIZES | {"frozen_backbone": True}), TRAINING, ("frozen", "backbone")
-    ),
-    "params: injector": Case(
-        numbers(ablation="rein", sizes=SIZES | {"inject_at_inference": True}),
-        TRAINING,
-        ("inject_at_inference",),
-    ),
     "params: styles of another engine": Case(
         numbers(style={"engine": "ghiasi", "block_px": 16}), TRAINING, ("ghiasi",)
     ),
@@ -355,70 +250,18 @@ CASES = {
     "params: seed that no generator takes": Case(nothing, f"{TRAINING} --seed {2**63}", ("seed", f"{2**63}")),
     "params: unknown recipe": Case(nothing, "train twon --catalog catalog.yaml", ("twon", "'town'")),
     # images and labels
-    "ingest: no images": Case(removed("images"), INGEST, ("images",)),
     "ingest: images are a file": Case(several(removed("images"), text("images", "x")), INGEST, ("images",)),
-    "ingest: an empty folder": Case(
-        several(removed("images"), text("images/notes.txt", "x")), INGEST, ("images",)
-    ),
     "ingest: no masks": Case(removed("masks"), INGEST, ("masks",)),
     "ingest: a mask too few": Case(removed("masks/scene_3.png"), INGEST, ("scene_3",)),
-    "ingest: mask of another size": Case(
-        raster("masks/scene_3.png", np.zeros((64, 32), np.uint8)), INGEST, ("scene_3", "32 x 64")
-    ),
-    "ingest: unknown label": Case(
-        raster("masks/scene_3.png", np.full((64, 64), 7, np.uint8)), INGEST, ("scene_3", "7 (4096 px)")
-    ),
-    "ingest: colours for ids": Case(raster("masks/scene_3.png", image(255)), INGEST, ("scene_3",)),
-    "ingest: labels with fractions": Case(
-        several(
-            removed("masks/scene_3.png"), raster("masks/scene_3.tif", np.full((64, 64), 0.5, np.float32))
-        ),
-        INGEST,
-        ("scene_3", "fractions"),
-    ),
-    "ingest: text for an image": Case(text("images/scene_3.tif", "no image"), INGEST, ("scene_3.tif",)),
     "ingest: nothing for an image": Case(text("images/scene_3.tif", ""), INGEST, ("scene_3.tif",)),
-    "ingest: half an image": Case(cut("images/scene_3.tif"), INGEST, ("scene_3.tif",)),
-    "ingest: half a mask": Case(cut("masks/scene_3.png"), INGEST, ("scene_3.png",)),
-    "ingest: one band": Case(raster("images/scene_3.tif", image(bands=1)), INGEST, ("scene_3", "band")),
-    "ingest: a band that is not there": Case(entry(bands=[4, 3, 2]), INGEST, ("scene_0", "4")),
-    "ingest: 16 bit without a range": Case(
-        raster("images/scene_3.tif", image(dtype=np.uint16)), INGEST, ("scene_3", "uint16")
-    ),
-    "ingest: complex numbers": Case(
-        raster("images/scene_3.tif", image(dtype=np.complex64)), INGEST, ("scene_3", "complex")
-    ),
-    "ingest: a broken link": Case(
-        lambda folder: (folder / "images/scene_9.tif").symlink_to("nowhere.tif"), INGEST, ("scene_9",)
-    ),
     "ingest: two images of one name": Case(
         lambda folder: shutil.copy(folder / "images/scene_3.tif", folder / "images/scene_3.TIFF"),
         INGEST,
         ("scene_3",),
     ),
-    "ingest: a split file with holes": Case(
-        several(entry(split="split.csv"), text("split.csv", "id,split\nscene_0,train\n")),
-        INGEST,
-        ("split.csv",),
-    ),
-    "ingest: a split file of other words": Case(
-        several(entry(split="split.csv"), text("split.csv", "scene_0,learn\n")), INGEST, ("split.csv",)
-    ),
     "ingest: unknown domain": Case(nothing, "ingest twon --catalog catalog.yaml", ("twon", "'town'")),
     # archives
     "archive: none": Case(nothing, "ingest loveda", ("loveda", "archives")),
-    "archive: no zip": Case(text(f"{LOVEDA}/Train.zip", "x" * 99), "ingest loveda", ("Train.zip",)),
-    "archive: half a zip": Case(
-        several(zipped(f"{LOVEDA}/Train.zip", a=b"x" * 999), cut(f"{LOVEDA}/Train.zip")),
-        "ingest loveda",
-        ("Train.zip",),
-    ),
-    "archive: out of its folder": Case(
-        zipped(f"{LOVEDA}/Train.zip", UP__UP__pwned=b"x"), "ingest loveda", ("Train.zip", "../../pwned")
-    ),
-    "archive: from the root": Case(
-        zipped(f"{LOVEDA}/Train.zip", __tmp__pwned=b"x"), "ingest loveda", ("Train.zip", "/tmp/pwned")
-    ),
     "archive: a broken provenance": Case(
         several(zipped(f"{LOVEDA}/Train.zip", a=b"x"), text(f"{LOVEDA}/PROVENANCE.json", "{")),
         "ingest loveda",
@@ -439,8 +282,6 @@ CASES = {
     },
     # manifests and tiles
     "manifest: none": Case(removed(DOMAIN), TRAINING, (NAME, "crossearth ingest")),
-    "manifest: no parquet": Case(text(f"{DOMAIN}/train.parquet", "rows"), TRAINING, ("train.parquet",)),
-    "manifest: half of it": Case(cut(f"{DOMAIN}/train.parquet"), TRAINING, ("train.parquet",)),
     "manifest: another table": Case(
         lambda folder: pq.write_table(pa.table({"a": [1]}), folder / DOMAIN / "train.parquet"),
         TRAINING,
@@ -450,55 +291,17 @@ CASES = {
     "manifest: another row": Case(
         rows(lambda found: found[0].update(class_pixels=[0, 9])), TRAINING, ("train.parquet", "digest")
     ),
-    "manifest: another window": Case(
-        rows(lambda found: found[0].update(col_off=1000)), TRAINING, ("train.parquet", "digest")
-    ),
-    "manifest: a row without a scene": Case(
-        rows(lambda found: found[0].update(bands=None), forged=True), TRAINING, ("train.parquet", "bands")
-    ),
-    "manifest: a count too few": Case(
-        rows(lambda found: found[0].update(class_pixels=[9]), forged=True),
-        TRAINING,
-        ("train.parquet", "class_pixels", "2 counts"),
-    ),
-    "manifest: a path out of the folder": Case(
-        rows(lambda found: [row.update(image="../../../scene.tif") for row in found], forged=True),
-        TRAINING,
-        ("../scene.tif", "outside"),
-    ),
-    "manifest: a path from the root": Case(
-        rows(lambda found: [row.update(label="/etc/passwd") for row in found], forged=True),
-        TRAINING,
-        ("/etc/passwd", "outside"),
-    ),
     # models
     "model: none": Case(removed(MODEL), PREDICT, ("model", "no such")),
-    "model: an empty folder": Case(several(removed(MODEL), text("model/x", "")), PREDICT, ("model",)),
-    "model: no description": Case(removed("model/model.json"), PREDICT, ("model.json",)),
-    "model: no weights": Case(removed("model/model.safetensors"), PREDICT, ("model.safetensors",)),
-    "model: broken JSON": Case(text("model/model.json", "{"), PREDICT, ("model.json",)),
-    "model: a list": Case(text("model/model.json", "[]"), PREDICT, ("model.json",)),
     "model: no network": Case(described(network=None), PREDICT, ("model.json", "network")),
-    "model: no classes": Case(described(classes=None), PREDICT, ("classes",)),
-    "model: a class too few": Case(described(classes=["road"]), PREDICT, ("model.json", "classes: ['road']")),
-    "model: unknown size": Case(network(wings=2), PREDICT, ("wings",)),
-    "model: another size": Case(network(embed=96), PREDICT, ("other shape",)),
-    "model: a size in words": Case(network(depth="four"), PREDICT, ("depth",)),
     "model: an enormous network": Case(
         network(depth=10**9), PREDICT, ("depth", "less than or equal to 1000")
     ),
-    "model: half the weights": Case(cut("model/model.safetensors"), PREDICT, ("model.safetensors",)),
     "model: a header that lies": Case(
         text("model/model.safetensors", struct.pack("<Q", 2**60) + b"{}"), PREDICT, ("model.safetensors",)
     ),
     "model: a pickle for weights": Case(
         text("model/model.safetensors", pickle.dumps(Runs())), PREDICT, ("model.safetensors",)
-    ),
-    "model: a tensor too few": Case(
-        weights(lambda state: state.pop("rein.scale")), PREDICT, ("missing (1): rein.scale",)
-    ),
-    "model: a tensor too many": Case(
-        weights(lambda state: state.update(extra=torch.ones(1))), PREDICT, ("not of this network (1): extra",)
     ),
     "model: not from the registry": Case(
         nothing, f"predict {SCENE} --model models:/x@champion --out m.tif", ("registry",)
@@ -507,35 +310,10 @@ CASES = {
         nothing, f"predict {SCENE} --model models:/x --out m.tif", ("models:/",)
     ),
     # released checkpoints
-    "convert: no file": Case(
-        nothing, "convert no.pth --out m --backbone b.pth --class-set road", ("no.pth", "cannot read")
-    ),
-    "convert: text": Case(
-        text("a.pth", "weights"),
-        "convert a.pth --out m --backbone b.pth --class-set road",
-        ("a.pth", "PyTorch"),
-    ),
     "convert: a pickle that runs": Case(
         lambda folder: torch.save({"state_dict": Runs()}, folder / "a.pth"),
         "convert a.pth --out m --backbone b.pth --class-set road",
         ("a.pth", "system"),
-    ),
-    "convert: an old pickle that runs": Case(
-        lambda folder: torch.save(Runs(), folder / "a.pth", _use_new_zipfile_serialization=False),
-        "convert a.pth --out m --backbone b.pth --class-set road",
-        ("a.pth", "system"),
-    ),
-    "convert: half a file": Case(
-        several(
-            lambda folder: torch.save({"state_dict": {"a": torch.ones(99)}}, folder / "a.pth"), cut("a.pth")
-        ),
-        "convert a.pth --out m --backbone b.pth --class-set road",
-        ("a.pth",),
-    ),
-    "convert: other weights": Case(
-        lambda folder: torch.save({"state_dict": {"a": torch.ones(9)}}, folder / "a.pth"),
-        "convert a.pth --out m --backbone b.pth --class-set road",
-        ("a.pth",),
     ),
     "convert: unknown class set": Case(
         lambda folder: torch.save({"a": torch.ones(9)}, folder / "a.pth"),
@@ -544,15 +322,7 @@ CASES = {
     ),
     # scenes
     "scene: none": Case(removed(SCENE), PREDICT, (SCENE, "no such scene")),
-    "scene: text": Case(text(SCENE, "no image"), PREDICT, (SCENE,)),
-    "scene: half of it": Case(cut(SCENE), PREDICT, (SCENE,)),
-    "scene: one band": Case(raster(SCENE, image(bands=1)), PREDICT, (SCENE, "1 band")),
-    "scene: a band that is not there": Case(nothing, f"{PREDICT} --bands 4,3,2", (SCENE, "4")),
     "scene: bands in words": Case(nothing, f"{PREDICT} --bands red", ("bands", "red")),
-    "scene: a range of other numbers": Case(
-        nothing, f"{PREDICT} --value-range 1000,3000", (SCENE, "leaves nothing")
-    ),
-    "scene: range upside down": Case(nothing, f"{PREDICT} --value-range 9,1", ("rising",)),
     "scene: range without an end": Case(nothing, f"{PREDICT} --value-range 0,inf", ("inf", "finite")),
     "scene: a file where the map's folder should be": Case(
         nothing, f"predict {SCENE} --model {MODEL} --out {SCENE}/map.tif", (SCENE, "a file lies where")
@@ -563,27 +333,10 @@ CASES = {
     "scene: a name too long": Case(
         nothing, f"predict {SCENE} --model {MODEL} --out {'m' * 300}.tif", ("mmm", "shorter")
     ),
-    "scene: folder without scenes": Case(
-        nothing, f"predict masks/none --model {MODEL} --out maps", ("masks/none",)
-    ),
-    "scene: map over the scene": Case(nothing, f"predict {SCENE} --model {MODEL} --out {SCENE}", (SCENE,)),
-    "scene: two of a name": Case(
-        raster("other/scene.tif", image()),
-        f"predict {SCENE} other/scene.tif --model {MODEL} --out maps",
-        ("scene",),
-    ),
-    "scene: unknown device": Case(
-        nothing, f"predict {SCENE} --model {MODEL} --out m.tif --device tpu", ("tpu", "cpu")
-    ),
     "scene: no crops at a time": Case(nothing, f"{PREDICT} --batch-size 0", ("batch",)),
     # styles
     "styles: a name that is no UTF-8": Case(
         text(f"x/{os.fsdecode(bytes([255]))}.tif", ""), "styles fit x", ("x/\\xff.tif", "not UTF-8")
-    ),
-    "styles: no folder": Case(nothing, "styles fit nowhere", ("nowhere",)),
-    "styles: no images": Case(text("x/notes.txt", "x"), "styles fit x", ("x",)),
-    "styles: no image is whole": Case(
-        several(text("x/a.png", "x"), text("x/b.png", "x")), "styles fit x", ("0 usable",)
     ),
     "styles: shard": Case(nothing, "styles fit images --shard 3/3", ("shard 3 of 3", "0 <= index")),
     "styles: none for a training": Case(
@@ -601,9 +354,6 @@ CASES = {
         text("sheet.png/x", ""),
         "styles show images/scene_0.tif --out sheet.png",
         ("sheet.png", "a folder where a file"),
-    ),
-    "styles: a sheet that is no PNG": Case(
-        nothing, "styles show images/scene_0.tif --out sheet.jpg", ("sheet.jpg", "ending in .png")
     ),
     "plan: a file where its folder should be": Case(
         text("artifacts/plan", "mine"), "plan", ("artifacts/plan", "a file lies where a folder should")
@@ -626,53 +376,11 @@ CASES = {
     # pipelines
     "pipeline: unknown": Case(nothing, "pipeline compile trianing -o out.yaml", ("trianing", "training")),
     "pipeline: no values file": Case(nothing, VALUES, ("values.yaml", "cannot read")),
-    "pipeline: unknown key": Case(text("values.yaml", "imgae: a"), VALUES, ("'imgae'", "'image'")),
-    "pipeline: a quantity": Case(
-        text("values.yaml", "image: a\nsteps: {train: {memory: lots}}"), VALUES, ("lots", "number of bytes")
-    ),
-    "pipeline: unknown step": Case(
-        text("values.yaml", "image: a\nsteps: {trian: {cpu: '1'}}"), VALUES, ("'trian'", "'train'")
-    ),
-    "pipeline: values that are a list": Case(text("values.yaml", "- image: a"), VALUES, ("values.yaml",)),
-    "pipeline: values that are no YAML": Case(
-        text("values.yaml", "image: ["), VALUES, ("values.yaml", "YAML")
-    ),
-    "pipeline: values that are bytes": Case(text("values.yaml", b"image: \xff"), VALUES, ("values.yaml",)),
     "pipeline: values that run": Case(
         text("values.yaml", "image: !!python/object/apply:os.system ['touch pwned']"), VALUES, ("python",)
     ),
-    "pipeline: no image": Case(text("values.yaml", "retry: {}"), VALUES, ("values.yaml", "image")),
-    "pipeline: an image with a gap": Case(text("values.yaml", "image: a b"), VALUES, ("'a b'", "no image")),
     "pipeline: a password in plain sight": Case(
         text("values.yaml", "image: a\nenvironment: {S3_PASSWORD: x}"), VALUES, ("S3_PASSWORD", "Secret")
-    ),
-    "pipeline: a login in an address": Case(
-        text("values.yaml", "image: a\nenvironment: {MLFLOW: 's3://me:x@y'}"),
-        VALUES,
-        ("MLFLOW", "Secret"),
-    ),
-    "pipeline: a workspace that is nowhere": Case(
-        text("values.yaml", "image: a\nworkspace: {mount: work}"), VALUES, ("workspace.mount", "absolute")
-    ),
-    "pipeline: fewer than no GPUs": Case(
-        text("values.yaml", "image: a\nsteps: {train: {gpus: -1}}"), VALUES, ("steps.train", "gpus", "-1")
-    ),
-    "pipeline: half a node": Case(
-        text("values.yaml", "image: a\ntrainer: {nodes: 0.5}"), VALUES, ("trainer.nodes", "0.5")
-    ),
-    "pipeline: an unknown toleration": Case(
-        text("values.yaml", "image: a\ndefault: {tolerations: [{key: a, operator: Is}]}"),
-        VALUES,
-        ("operator", "Exists"),
-    ),
-    "pipeline: a secret without variables": Case(
-        text("values.yaml", "image: a\nsecrets: {s3: {name: a}}"), VALUES, ("secrets.s3", "env")
-    ),
-    "pipeline: fewer than no retries": Case(
-        text("values.yaml", "image: a\nretry: {attempts: -1}"), VALUES, ("retry.attempts", "-1")
-    ),
-    "pipeline: nothing side by side": Case(
-        text("values.yaml", "image: a\nparallel: {recipes: 0}"), VALUES, ("parallel.recipes", "0")
     ),
     "pipeline: a folder of the YAML's name": Case(
         nothing, "pipeline compile training -o images", ("images", "a folder where a file")
@@ -688,9 +396,6 @@ CASES = {
         several(removed(DOMAIN), text(DOMAIN, "mine")), INGEST, (DOMAIN, "Not a directory")
     ),
     "pipeline: unknown recipe": Case(nothing, "pipeline run training --recipe twon", ("twon",)),
-    "pipeline: a parameter without a value": Case(
-        nothing, "pipeline run training --set shards", ("shards", "name=value")
-    ),
     "pipeline: a host": Case(
         text("values.yaml", "image: a@sha256:" + "0" * 64),
         "pipeline submit training --values values.yaml --host ftp://x",
@@ -711,7 +416,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit_styles(folder / "images", folder / "artifacts/styles", StylesConfig())
     about = {"classes": ["background", "road"], "palette": ["#000000", "#ffffff"], "provenance": "own"}
     checkpoint.save(crossearth_tiny(2, 32, crop_px=32, stride_px=32, **SIZES), folder / MODEL, about)
-    save(folder / SCENE, image())
+    save(folder / SCENE, np.full((3, 64, 64), 50, np.uint8))
     (folder / "masks/none").mkdir()
     return folder
 

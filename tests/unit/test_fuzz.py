@@ -137,15 +137,6 @@ def test_yaml_files(load: Callable[[Path], object], tmp_path: Path, content: byt
 
 
 @bounded
-@given(values=structures)
-def test_a_domain_of_any_structure(tmp_path: Path, values: Any) -> None:
-    path = tmp_path / "file.yaml"
-    path.write_text(yaml.safe_dump({"domains": {"town": values}}))
-    with suppress(InputError):
-        load_catalog([path], tmp_path)
-
-
-@bounded
 @given(
     table=st.dictionaries(
         st.integers() | st.text(max_size=8), st.sampled_from(["a", "b", "ignore"]) | scalars

@@ -66,12 +66,6 @@ def test_wrong_names_exit_2_with_the_choices_and_no_traceback(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_key_in_params_exits_2(tmp_path: Path, refused: Callable[[str], str]) -> None:
-    (tmp_path / "params.yaml").write_text("preset: mini\npresets: {mini: {train: {iteration: 3}}}\n")
-    said = refused("crossearth train potsdam-rgb")
-    assert "'iteration'" in said and "'iterations'" in said
-
-
 OWN = """
 domains:
   town: {class_set: road, images: images, masks: masks, labels: {0: background, 1: road}}

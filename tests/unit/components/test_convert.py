@@ -11,6 +11,7 @@ import pytest
 import torch
 from domain_factory import write_domain
 from released import write_released
+from sizes import config_from_meta
 
 from crossearth.components.convert import step
 from crossearth.components.convert.step import ConvertConfig, convert
@@ -34,32 +35,16 @@ TRAINING = {"backbone.reins.high_extractor.conv1.weight": torch.ones(4), "auxili
 @pytest.fixture
 def recorded(parity_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the recorded network as a released pair of files; its sizes stand in for the paper's."""
-    sizes = json.loads((parity_dir / "meta.json").read_text())["build_kwargs"]
-    config = NetworkConfig(
-        num_classes=sizes["classes"],
-        image_px=sizes["img"],
-        patch_px=sizes["patch"],
-        embed=sizes["embed"],
-        depth=sizes["depth"],
-        heads=sizes["heads"],
-        taps=tuple(sizes["out_indices"]),
-        num_tokens=sizes["tokens"],
-        rank=sizes["lora"],
-        channels=sizes["feat"],
-        mask_channels=sizes["feat"],
-        encoder_layers=sizes["enc_layers"],
-        encoder_ffn=sizes["enc_ffn"],
-        decoder_layers=sizes["dec_layers"],
-        decoder_ffn=sizes["dec_ffn"],
-        crop_px=sizes["crop"][0],
-        stride_px=sizes["stride"][0],
-    )
+    meta = json.loads((parity_dir / "meta.json").read_text())
+    state = {name: torch.from_numpy(value) for name, value in np.load(parity_dir / "state.npz").items()}
+    config = config_from_meta(meta, {name: tensor.shape for name, tensor in state.items()})
+    windows = {name: meta["build_kwargs"][name][0] for name in ("crop", "stride")}
+    config = replace(config, crop_px=windows["crop"], stride_px=windows["stride"])
 
     def sized(num_classes: int, image_px: int) -> NetworkConfig:
         return replace(config, num_classes=num_classes, image_px=image_px)
 
     monkeypatch.setattr(step, "large_config", sized)
-    state = {name: torch.from_numpy(value) for name, value in np.load(parity_dir / "state.npz").items()}
     trained = {name: state[name] for name in state if name.startswith(("backbone.reins.", "decode_head."))}
     write_released(tmp_path / "potsdam-source.pth", trained | TRAINING, CLASSES)
     frozen = {name.removeprefix("backbone."): state[name] for name in state if name not in trained}

@@ -1,14 +1,13 @@
 import hashlib
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from http_server import Handler, Server
 
 from crossearth.components.ingest import fetch as module
 from crossearth.components.ingest.fetch import by_hand, fetch
@@ -36,7 +35,7 @@ class Publisher:
     length: str | None = None
     busy: int = 0  # how many requests are put off
 
-    def serve(self, request: BaseHTTPRequestHandler) -> None:
+    def serve(self, request: Handler) -> None:
         asked = request.headers.get("Range")
         self.ranges.append(asked)
         if self.busy:
@@ -68,21 +67,13 @@ def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
     monkeypatch.setattr(module, "RETRY", module.RETRY.new(backoff_factor=0))
     there = Publisher()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Asked(Handler):
         def do_GET(self) -> None:
             there.serve(self)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    there.address = f"http://127.0.0.1:{server.server_port}/{NAME}"
-    yield there
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with Server(Asked) as server:
+        there.address = f"{server.address}/{NAME}"
+        yield there
 
 
 def catalog(folder: Path, url: str, md5: str | None = None) -> Catalog:

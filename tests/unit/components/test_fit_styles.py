@@ -118,28 +118,6 @@ def test_shards_are_told_from_the_command_line_and_leave_each_others_scratch(
     assert not list(Path("artifacts").glob(".styles*"))
 
 
-@pytest.mark.parametrize("damage", ["a digit", "half"])
-def test_a_damaged_part_is_named_and_made_again(
-    damage: str, corpus: Path, fitted: Path, tmp_path: Path
-) -> None:
-    out_dir = tmp_path / "styles"
-    fit_styles(corpus, out_dir, StylesConfig(), shard=Shard(0, 2))
-    (part,) = tmp_path.glob(".styles.*/part-0-of-2")
-    content = part.read_text()
-    wrong = content.replace('"count": 2', '"count": 3') if damage == "a digit" else content[:999]
-    assert wrong != content
-    part.write_text(wrong)
-    with pytest.raises(InputError, match=r"part-0-of-2: .* damaged\n  next: delete it, .* --shard 0/2"):
-        fit_styles(corpus, out_dir, StylesConfig(), shard=Shard(1, 2))
-    assert not out_dir.exists()
-    part.unlink()
-    fit_styles(corpus, out_dir, StylesConfig(), shard=Shard(0, 2))
-    digests = [
-        json.loads((folder / SUMMARY_FILE).read_text())["corpus_digest"] for folder in (out_dir, fitted)
-    ]
-    assert digests[0] == digests[1]
-
-
 def test_same_inputs_are_not_fitted_twice(
     corpus: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,8 +220,3 @@ def test_results_come_in_order_and_errors_come_through() -> None:
     assert list(prefetch(lambda number: number * number, range(50), workers=3)) == [n * n for n in range(50)]
     with pytest.raises(ZeroDivisionError):
         list(prefetch(lambda number: 1 // (7 - number), range(50), workers=3))
-
-
-def test_wrong_shards_are_refused() -> None:
-    with pytest.raises(InputError, match="shard 3 of 3"):
-        Shard(3, 3)

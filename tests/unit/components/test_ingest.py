@@ -1,6 +1,5 @@
 import errno
 import fcntl
-import io
 import json
 import multiprocessing
 import os
@@ -170,19 +169,6 @@ def test_images_in_a_zip_and_masks_inside_the_images_folder(town: Path) -> None:
     assert tree(run(town, "packed", masks="images/masks")) == plain
 
 
-def test_an_archives_image_keeps_the_place_of_its_world_file(town: Path) -> None:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for path in sorted((town / "images").iterdir()):
-            archive.write(path, path.name)
-            archive.writestr(f"{path.stem}.tfw", "0.5\n0\n0\n-0.5\n1000.25\n1999.75\n")
-    shutil.rmtree(town / "images")
-    (town / "images").mkdir()
-    (town / "images" / "pack.zip").write_bytes(buffer.getvalue())
-    train, _ = manifests(run(town))
-    assert train.rows[3]["transform"] == pytest.approx([0.5, 0, 1008, 0, -0.5, 1992])
-
-
 @pytest.mark.parametrize(
     ("crs", "x", "y", "width", "gsd_m"),
     [
@@ -287,20 +273,6 @@ def test_names_with_windows_separators_in_a_zip(town: Path) -> None:
     assert tree(run(town, "packed")) == plain
 
 
-def test_an_averaged_overview_of_a_mask_is_no_class(town: Path) -> None:
-    mask = np.zeros((512, 512), np.uint8)
-    mask[::2] = 2
-    save(town / "plain.tif", mask)
-    for number in range(8):
-        save(town / "images" / f"scene_{number}.tif", np.full((3, 512, 512), 9 + number, np.uint8))
-        (town / "masks" / f"scene_{number}.png").unlink()
-        place = town / "masks" / f"scene_{number}.tif"
-        rasterio.shutil.copy(town / "plain.tif", place, driver="COG", overview_resampling="AVERAGE")
-    labels = {0: "background", 2: "background", 1: "road"}
-    train, _ = manifests(run(town, labels=labels, tile={"px": 64, "rule": "fit"}))
-    assert {tuple(entry["class_pixels"]) for entry in train.rows} == {(64 * 64, 0)}
-
-
 def test_all_in_one_split(town: Path) -> None:
     path = run(town, split="test")
     assert len(read_manifest(path, "test")) == 32
@@ -368,26 +340,9 @@ def truncated(town: Path) -> None:
     path.write_bytes(path.read_bytes()[:9000])
 
 
-def bad_jpeg(town: Path) -> None:
-    (town / "images" / "scene_3.tif").unlink()
-    path = town / "images" / "scene_3.jpg"
-    save(path, draw(3)[0])
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 300] = np.random.default_rng(0).integers(0, 256, 300, np.uint8).tobytes()
-    path.write_bytes(content)
-
-
 def half_png(town: Path) -> None:
     path = town / "masks" / "scene_3.png"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def truncated_jpeg(town: Path) -> None:
-    (town / "images" / "scene_3.tif").unlink()
-    path = town / "images" / "scene_3.jpg"
-    save(path, draw(3)[0])
-    path.write_bytes(path.read_bytes()[:-700])
 
 
 def pointer_in_a(kind: str) -> Callable[[Path], None]:
@@ -451,7 +406,6 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     ),
     "no folder": (lambda town: None, {"images": "imges"}, "imges: no such folder"),
     "truncated tiff": (truncated, {}, r"scene_3\.tif: cannot read its pixels"),
-    "truncated jpeg": (truncated_jpeg, {}, r"scene_3\.jpg: cannot read its pixels"),
     "not an image": (
         lambda town: (town / "images" / "scene_3.tif").write_text("hello"),
         {},
@@ -488,9 +442,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     },
     "jpeg in tiff": (
         lambda town: (
-            save(town / "masks" / "scene_3.png", draw(3)[1])
-            or (town / "masks" / "scene_3.png").unlink()
-            or save(town / "masks" / "scene_3.tif", draw(3)[1], compress="jpeg")
+            (town / "masks" / "scene_3.png").unlink(),
+            save(town / "masks" / "scene_3.tif", draw(3)[1], compress="jpeg"),
         ),
         {},
         r"scene_3\.tif: a label compressed with loss",
@@ -525,37 +478,32 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     },
     "both placed by ground control points, apart": (
         lambda town: (
-            save(town / "images" / "scene_3.tif", draw(3)[0], **control_points(300_000))
-            or (town / "masks" / "scene_3.png").unlink()
-            or save(town / "masks" / "scene_3.tif", draw(3)[1], **control_points(900_000))
+            save(town / "images" / "scene_3.tif", draw(3)[0], **control_points(300_000)),
+            (town / "masks" / "scene_3.png").unlink(),
+            save(town / "masks" / "scene_3.tif", draw(3)[1], **control_points(900_000)),
         ),
         {},
         r"scene_3\.tif: a label at EPSG:32633 \(900000, .* for an image at EPSG:32633 \(300000,",
     ),
     "both placed by RPCs, apart": (
         lambda town: (
-            save(town / "images" / "scene_3.tif", draw(3)[0], rpcs=rpcs(10))
-            or (town / "masks" / "scene_3.png").unlink()
-            or save(town / "masks" / "scene_3.tif", draw(3)[1], rpcs=rpcs(11))
+            save(town / "images" / "scene_3.tif", draw(3)[0], rpcs=rpcs(10)),
+            (town / "masks" / "scene_3.png").unlink(),
+            save(town / "masks" / "scene_3.tif", draw(3)[1], rpcs=rpcs(11)),
         ),
         {},
         r"scene_3\.tif: a label at EPSG:4326 \(10\.9",
     ),
     "mask placed by its aux.xml": (
         lambda town: (
-            save(town / "images" / "scene_3.tif", draw(3)[0], **PLACE)
-            or (town / "masks" / "scene_3.png.aux.xml").write_text(
+            save(town / "images" / "scene_3.tif", draw(3)[0], **PLACE),
+            (town / "masks" / "scene_3.png.aux.xml").write_text(
                 "<PAMDataset><SRS>EPSG:32633</SRS>"
                 "<GeoTransform>300000,0.5,0,9000000,0,-0.5</GeoTransform></PAMDataset>"
-            )
+            ),
         ),
         {},
         r"scene_3\.png: a label at EPSG:32633 \(300000, 8999968,",
-    ),
-    "an aux.xml that is none": (
-        lambda town: (town / "images" / "scene_3.tif.aux.xml").write_text("<PAMDataset><SRS>EPSG:32633</SR"),
-        {},
-        r"scene_3\.tif\.aux\.xml: not XML",
     ),
     "both placed by world files, apart": (
         lambda town: (
@@ -565,7 +513,6 @@ WRONG: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"scene_3\.png: a label at no CRS .* for an image at no CRS",
     ),
-    "jpeg with bad bytes": (bad_jpeg, {}, r"scene_3\.jpg: cannot read its pixels, .*: libjpeg: Corrupt"),
     "half a png": (half_png, {}, r"scene_3\.png: cannot read its pixels, .*: libpng: Read Error"),
     "one file per band": (
         lambda town: [

@@ -255,20 +255,6 @@ def test_bands_are_chosen_and_ordered(tmp_path: Path, model: Path, network: Cros
     assert json.loads((tmp_path / "map.json").read_text())["bands"] == [5, 3, 2]
 
 
-@pytest.mark.parametrize(
-    "dtype", ["uint16", "int16", "uint8", "int8", "uint32", "int32", "float32", "float64"]
-)
-def test_a_value_range_becomes_0_to_255(tmp_path: Path, model: Path, network: CrossEarth, dtype: str) -> None:
-    image = pixels(70, 80, dtype=dtype if dtype.endswith("8") else "int16").astype(dtype)
-    low, high = {"uint8": (100, 200), "int8": (-50, 90)}.get(dtype, (-500, 9000))
-    scene = write(tmp_path / "scene.tif", image)
-    [out] = predict(
-        [scene], model, tmp_path / "map.tif", PredictConfig(value_range=(low, high), precision="float32")
-    )
-    scaled = np.rint(np.clip((image.astype(float) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    assert np.array_equal(read(out)[0], slide(network, scaled).argmax(0).numpy())
-
-
 def test_the_range_of_16_bits_is_estimated_without_nodata_and_reported(tmp_path: Path, model: Path) -> None:
     image = np.linspace(1000, 2000, 3 * 70 * 80).reshape(3, 70, 80).astype(np.uint16)
     image[:, :30] = 65535
@@ -405,30 +391,6 @@ def test_bands_that_a_scene_names_otherwise_than_the_training_are_refused(
         return
     with pytest.raises(InputError, match=words):
         open_scene(scene, trained)
-
-
-def test_a_band_that_is_named_is_no_alpha(tmp_path: Path, network: CrossEarth) -> None:
-    """GDAL's defaults tag a fourth band of 8 bits as alpha: near infrared is 0 on water."""
-    image = pixels(70, 80, bands=4)
-    image[3, :30] = 0
-    scene = write(tmp_path / "scene.tif", image)
-    with rasterio.open(scene) as file:
-        assert file.colorinterp[3] == ColorInterp.alpha
-    infrared = trained_on(network, tmp_path / "model", Reading((4, 1, 2), "uint8"))
-    [out] = predict([scene], infrared, tmp_path / "map.tif", FLOAT32)
-    assert np.array_equal(read(out)[0], slide(network, image[[3, 0, 1]]).argmax(0).numpy())
-    colours = trained_on(network, tmp_path / "rgb", BYTES)
-    [out] = predict([scene], colours, tmp_path / "map.tif", FLOAT32)
-    assert np.array_equal(read(out)[0] == maps.NODATA, image[3] == 0)
-
-
-def test_the_catalogs_nodata_is_nodata_in_the_map(tmp_path: Path, network: CrossEarth) -> None:
-    image = np.maximum(pixels(70, 80), 1)
-    image[:, :30] = 0
-    image[1, 40:50] = 0
-    black = trained_on(network, tmp_path / "model", replace(BYTES, nodata=0))
-    [out] = predict([write(tmp_path / "scene.tif", image)], black, tmp_path / "map.tif", FLOAT32)
-    assert np.array_equal(read(out)[0] == maps.NODATA, (image == 0).all(0))
 
 
 def back(scores: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -773,37 +735,12 @@ def test_a_map_keeps_the_control_points_of_its_scene(
         assert after.transform.is_identity
 
 
-def test_a_damaged_scene_is_refused_in_gdals_words(tmp_path: Path, model: Path) -> None:
-    raw = write(tmp_path / "raw.dat", pixels(64, 64), driver="ENVI")
-    raw.write_bytes(raw.read_bytes()[:6000])
-    jpeg = write(tmp_path / "scene.jpg", pixels(640, 640), driver="JPEG", crs=None, transform=None)
-    content = bytearray(jpeg.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 300] = np.random.default_rng(0).integers(0, 256, 300, np.uint8).tobytes()
-    jpeg.write_bytes(content)
-    for scene, words in ((raw, "truncated: 6000 bytes"), (jpeg, "libjpeg: Corrupt JPEG data")):
-        with pytest.raises(InputError, match=words):
-            predict([scene], model, tmp_path / "map.tif", FLOAT32)
-    assert not (tmp_path / "map.tif").exists()
-
-
 def test_one_file_per_band_names_the_command(tmp_path: Path, model: Path) -> None:
     for band in ("B02", "B03", "B04"):
         write(tmp_path / f"S2_{band}.tif", pixels(64, 64, bands=1))
     wanted = r"gdalbuildvrt -separate \S+S2_rgb\.vrt \S+S2_B04\.tif \S+S2_B03\.tif \S+S2_B02\.tif"
     with pytest.raises(InputError, match=wanted):
         predict([tmp_path / "S2_B03.tif"], model, tmp_path / "map.tif", FLOAT32)
-
-
-def test_a_range_is_not_estimated_from_overviews(tmp_path: Path) -> None:
-    values = np.zeros((3, 2048, 2048), np.uint16)
-    values[:, ::2, ::2] = 4000
-    write(tmp_path / "plain.tif", values)
-    rasterio.shutil.copy(
-        tmp_path / "plain.tif", tmp_path / "cog.tif", driver="COG", overview_resampling="AVERAGE"
-    )
-    ranges = [open_scene(tmp_path / name).reading.value_range for name in ("plain.tif", "cog.tif")]
-    assert ranges[0] == ranges[1]
 
 
 def test_refusals_leave_nothing(tmp_path: Path, model: Path) -> None:

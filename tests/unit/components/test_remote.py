@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_domain
 import pytest
 import rasterio
 import rasterio.shutil
@@ -27,11 +28,8 @@ NAMES = ("red", "green", "blue")
 
 
 def write(path: Path, values: np.ndarray[Any, Any], px_m: float = 0.5, **profile: Any) -> Path:
-    size = {"height": values.shape[1], "width": values.shape[2], "count": len(values), "dtype": values.dtype}
     place = {"crs": "EPSG:32633", "transform": Affine(px_m, 0, 4e5, 0, -px_m, 5e6)}
-    with rasterio.open(path, "w", **({"driver": "GTiff", "tiled": True} | size | place | profile)) as file:
-        file.write(values)
-    return path
+    return own_domain.save(path, values, **({"tiled": True} | place | profile))
 
 
 def pixels(bands: int, side: int) -> np.ndarray[Any, Any]:

@@ -121,15 +121,6 @@ def without(*names: str) -> Callable[[Path], None]:
     return change
 
 
-def truncate(folder: Path) -> None:
-    path = folder / IMAGES
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def as_rar(folder: Path) -> None:
-    (folder / IMAGES).rename((folder / IMAGES).with_suffix(".rar"))
-
-
 def other_archive(folder: Path) -> None:
     with zipfile.ZipFile(folder / IMAGES, "w") as archive:
         archive.writestr("top_potsdam_2_10_RGB.tif", b"")
@@ -147,8 +138,6 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         "16 of 16 images of the train split have no label",
     ),
     "scenes missing": (without("area7.tif", "area30.tif"), "no file for scenes 7, 30"),
-    "truncated": (truncate, "broken or truncated archive"),
-    "rar": (as_rar, "unrar x"),
     "a scene twice": (
         lambda folder: shutil.copy(folder / IMAGES, folder / "copy of it.zip"),
         "two files of the name '1': .*ISPRS.*zip:top/top_mosaic_09cm_area1.tif",
@@ -309,14 +298,6 @@ def test_a_split_file_names_images_by_path(lines: str, words: str, tmp_path: Pat
     else:
         found = find_scenes(domain, tmp_path, tmp_path / "scratch")
         assert [(source.split, source.key) for source in found] == [("train", "berlin/0"), ("test", "lima/0")]
-
-
-def test_a_split_file_of_another_encoding(tmp_path: Path) -> None:
-    lay(tmp_path, "images/0.tif masks/0.png images/1.tif masks/1.png")
-    (tmp_path / "split.csv").write_text("id\tsplit\n0\ttrain\n1\ttest\n", encoding="utf-16")
-    domain = own_catalog(tmp_path, split="split.csv").domain("town")
-    found = find_scenes(domain, tmp_path, tmp_path / "scratch")
-    assert [source.split for source in found] == ["train", "test"]
 
 
 def test_a_split_without_images_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import alembic.command
@@ -15,6 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 from alembic.config import Config
+from http_server import Handler, Server
 from mlflow.tracking import MlflowClient
 from services import free_port
 from sqlalchemy import text
@@ -179,24 +179,17 @@ def test_no_server_is_a_warning_and_holds_nothing_up(monkeypatch: pytest.MonkeyP
 def answering(status: int, body: bytes, version: bytes) -> Iterator[str]:
     """A server that answers every question alike, but for its version; yields its address."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Alike(Handler):
         def do_GET(self) -> None:
-            asked = self.path == "/version" and status != 401
-            told = version if asked else body
-            self.send_response((200 if version else 404) if asked else status)
-            self.send_header("Content-Length", str(len(told)))
-            self.end_headers()
-            self.wfile.write(told)
+            if self.path == "/version" and status != 401:
+                self.answer(200 if version else 404, version)
+            else:
+                self.answer(status, body)
 
         do_POST = do_GET  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with Server(Alike) as server:
+        yield server.address
 
 
 OURS = own_version()

@@ -2,13 +2,12 @@
 
 import base64
 import json
-import threading
 import zlib
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import mlflow
 import pytest
+from http_server import Handler, Server
 
 from crossearth.components.runtime.tracking_internals import get_text, saved_view
 
@@ -28,20 +27,12 @@ def test_mlflows_page_knows_every_word_of_a_saved_view() -> None:
 def test_a_plain_request_carries_the_users_login(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = []
 
-    class Server(BaseHTTPRequestHandler):
+    class Hearing(Handler):
         def do_GET(self) -> None:
             heard.append((self.path, self.headers["Authorization"]))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"3.1.4")
+            self.answer(200, "3.1.4")
 
-        def log_message(self, *_: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.handle_request)
-    thread.start()
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
-    assert get_text(f"http://127.0.0.1:{server.server_port}", "/version") == "3.1.4"
-    thread.join()
-    server.server_close()
+    with Server(Hearing) as server:
+        assert get_text(server.address, "/version") == "3.1.4"
     assert heard == [("/version", "Bearer secret")]

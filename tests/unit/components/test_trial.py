@@ -1,15 +1,13 @@
 """A training that is a trial of a tuning: its values, its folder, its one metric, its TrainJob's status."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
+from http_server import Handler, Server
 from training_folder import NUMBERS, RECIPE, write_folder
 
 from crossearth.components.runtime import job_status
@@ -59,37 +57,30 @@ def test_a_wrong_trial_is_refused(
     assert message in str(error.value) and PREFIX in str(error.value)
 
 
-class Server(BaseHTTPRequestHandler):
+class Taker(Handler):
     """Kubeflow Trainer's, as far as it takes the status of a job."""
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.sent()
         self.server.got.append((self.headers["Authorization"], body))  # type: ignore[attr-defined]
-        data = json.dumps(body).encode()
-        self.send_response(self.server.code)  # type: ignore[attr-defined]
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None: ...
+        self.answer(self.server.code, body)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     sdk = pytest.importorskip(
         "kubeflow.trainer.backends.kubernetes.utils", reason="pip install -e '.[cluster]'"
     )
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    found = Server(Taker)
     found.got, found.code = [], 200  # type: ignore[attr-defined]
-    Thread(target=found.serve_forever, args=(0.01,), daemon=True).start()
     (tmp_path / "token").write_text("secret-of-the-job")
-    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", f"http://127.0.0.1:{found.server_port}/status")
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", f"{found.address}/status")
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(tmp_path / "token"))
     monkeypatch.setattr(job_status, "EVERY_S", 0.02)
     for name, value in {"_MIN_UPDATE_INTERVAL_SECONDS": 0.0, "_cached_token": None}.items():
         monkeypatch.setattr(sdk, name, value)
-    yield found
-    found.shutdown()
+    with found:
+        yield found
 
 
 def test_a_trial_trains_in_a_folder_of_its_own_and_reports_one_metric(

@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from http_server import Handler, Server
 
 pytest.importorskip("kubeflow.trainer", reason="pip install -e '.[cluster]'")
 pytest.importorskip("kubernetes_validate", reason="pip install -e '.[services]'")
@@ -155,7 +154,7 @@ def test_what_an_optimization_job_does_not_take_is_refused(
         made("OptimizationJob", of(backbone=["/" + 70 * "a"]))
 
 
-class Api(BaseHTTPRequestHandler):
+class Api(Handler):
     """As much of Kubernetes' API as a tuning needs; the server's `objects` are paths and what lies there."""
 
     def do_GET(self) -> None:
@@ -163,20 +162,10 @@ class Api(BaseHTTPRequestHandler):
         self.answer(404 if found is None else 200, found or {})
 
     def do_POST(self) -> None:
-        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        wanted = self.sent()
         check(wanted)
         self.server.objects[f"{self.path}/{wanted['metadata']['name']}"] = wanted  # type: ignore[attr-defined]
         self.answer(201, wanted)
-
-    def answer(self, code: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None: ...
 
 
 def kinds(group: str, *plurals: str) -> dict[str, Any]:
@@ -188,14 +177,13 @@ def kinds(group: str, *plurals: str) -> dict[str, Any]:
 
 @pytest.fixture
 def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    server = Server(Api)
     server.objects = {}  # type: ignore[attr-defined]
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    configured = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
+    configured = client.Configuration(host=server.address)
     monkeypatch.setattr(client.Configuration, "_default", configured)
     monkeypatch.setattr("kubernetes.config.load_config", lambda: None)
-    yield server.objects  # type: ignore[attr-defined]
-    server.shutdown()
+    with server:
+        yield server.objects  # type: ignore[attr-defined]
 
 
 TRAINER, KATIB = "trainer.kubeflow.org/v1alpha1", "kubeflow.org/v1beta1"

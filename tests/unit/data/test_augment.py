@@ -48,15 +48,6 @@ def test_a_larger_scale_shows_less_ground(scale: float) -> None:
         assert int(plane.max()) - int(plane.min()) == pytest.approx(span, abs=3)
 
 
-def test_scales_lie_in_their_range_and_reach_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SCALE_STEPS", 3)
-    spans = []
-    for seed in range(60):
-        green_HW = crop(seed, scale=(1.0, 3.0))[0][1]
-        spans.append(round(SIDE_PX / (int(green_HW.max()) - int(green_HW.min()) + 1)))
-    assert {*spans} == {1, 2, 3}
-
-
 def test_what_is_beyond_the_tile_is_ignored_and_of_the_mean_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLIP", 0.0)
     image_3HW, label_HW = crop(scale=(0.5, 0.5))
@@ -76,28 +67,6 @@ def test_a_flip_mirrors_both(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(before.flip(-1), after)
     for each in (kept, mirrored):
         assert any(torch.equal(image, other) for image, (other, _) in zip(usual, each, strict=True))
-
-
-def test_windows_of_one_class_are_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
-    image_3HW, _ = tile()
-    label_HW = torch.zeros(SIDE_PX, SIDE_PX, dtype=torch.uint8)
-    label_HW[:40, :40] = 1
-
-    def share_of_mixed(max_class_share: float) -> float:
-        monkeypatch.setattr(module, "MAX_CLASS_SHARE", max_class_share)
-        augment = Augmentation(**PLAIN, scale=(2.0, 2.0))
-        crops = [augment(image_3HW, label_HW, keyed_generator(seed))[1] for seed in range(60)]
-        return sum(float(label.float().mean()) >= 0.25 for label in crops) / len(crops)
-
-    assert share_of_mixed(0.75) > 2 * share_of_mixed(1.0) > 0
-
-
-def test_tiles_without_any_label_are_cropped_too() -> None:
-    image_3HW, label_HW = tile()
-    _, cropped = Augmentation(**PLAIN, scale=(2.0, 2.0))(
-        image_3HW, torch.full_like(label_HW, IGNORE), keyed_generator(0)
-    )
-    assert (cropped == IGNORE).all()
 
 
 def test_colours_are_distorted_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

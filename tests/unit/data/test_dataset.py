@@ -136,9 +136,3 @@ def test_readers_without_a_place_for_semaphores(manifest: Manifest, monkeypatch:
     said = r"(?s)/dev/shm: cannot start 1 processes: .*train\.workers to 0"
     with pytest.raises(InputError, match=said), reading(stream_of(manifest), [[0]], 1):
         pass
-
-
-def test_stream_items_are_what_the_network_takes(manifest: Manifest) -> None:
-    item = TrainingStream(TileDataset(manifest, (0, 1)), Augmentation(crop_px=32), 0)[7]
-    assert (item["image"].shape, item["image"].dtype) == ((3, 32, 32), torch.uint8)
-    assert {*item["label"].unique().tolist()} <= {0, 1, IGNORE}

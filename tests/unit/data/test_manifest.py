@@ -3,7 +3,6 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from crossearth.data.common.errors import InputError
@@ -207,8 +206,3 @@ def test_natural_order() -> None:
     assert sorted(["1²", "10", "1"], key=natural) == ["1", "1²", "10"]
     assert sorted(["8", "010", "0", "09"], key=natural) == ["0", "8", "09", "010"]
     assert sorted(["1" * 9999, "9" * 9998], key=natural) == ["9" * 9998, "1" * 9999]
-
-
-def test_rows_are_plain_values(tmp_path: Path) -> None:
-    entry = write(tmp_path).rows[0]
-    assert not any(isinstance(value, np.generic) for value in entry.values())

@@ -16,6 +16,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from own_domain import save
 from PIL import Image
 from rasterio.enums import Resampling
 from rasterio.transform import from_origin
@@ -23,7 +24,6 @@ from rasterio.transform import from_origin
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import index
 from crossearth.data.raster.reader import open_raster
-from crossearth.data.style.corpus import list_images, read_style_image
 
 HEIGHT, WIDTH = 120, 160
 PLACE = from_origin(300_000, 5_000_000, 0.5, 0.5)
@@ -32,15 +32,6 @@ PLACE = from_origin(300_000, 5_000_000, 0.5, 0.5)
 def smooth() -> NDArray[np.uint8]:
     ground = np.random.default_rng(0).normal(size=(3, HEIGHT, WIDTH)).cumsum(1).cumsum(2)
     return np.rint(255 * (ground - ground.min()) / np.ptp(ground)).astype(np.uint8)
-
-
-def write(path: Path, values: NDArray[Any], driver: str = "GTiff", **options: Any) -> Path:
-    count, height, width = values.shape
-    with rasterio.open(
-        path, "w", driver=driver, width=width, height=height, count=count, dtype=values.dtype, **options
-    ) as file:
-        file.write(values)
-    return path
 
 
 def read(path: Path) -> NDArray[Any]:
@@ -87,7 +78,7 @@ DAMAGED: dict[str, tuple[str, str, dict[str, Any], Callable[[bytes], bytes], str
 @pytest.mark.parametrize("case", DAMAGED)
 def test_what_gdal_fills_up_or_warns_about_is_refused_in_its_words(case: str, tmp_path: Path) -> None:
     name, driver, options, spoil, words = DAMAGED[case]
-    path = write(tmp_path / name, smooth(), driver, **options)
+    path = save(tmp_path / name, smooth(), driver=driver, **options)
     read(path)
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(InputError, match=rf"{name}: .*{words}"):
@@ -95,21 +86,12 @@ def test_what_gdal_fills_up_or_warns_about_is_refused_in_its_words(case: str, tm
 
 
 def test_half_an_envi_file_behind_a_vrt(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.dat", smooth(), "ENVI")
+    path = save(tmp_path / "a.dat", smooth(), driver="ENVI")
     rasterio.shutil.copy(path, tmp_path / "a.vrt", driver="VRT")
     read(tmp_path / "a.vrt")
     path.write_bytes(half(path.read_bytes()))
     with pytest.raises(InputError, match=r"a\.dat: truncated"):
         read(tmp_path / "a.vrt")
-
-
-def test_styles_skip_a_damaged_image_with_gdals_words(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jpg", smooth(), "JPEG")
-    path.write_bytes(bad_bytes(path.read_bytes()))
-    (member,) = list_images(tmp_path, tmp_path / "scratch")
-    found = read_style_image(member, 64, resize=False)
-    assert found.image is None
-    assert "libjpeg: Corrupt JPEG data" in found.problem
 
 
 def ordinary() -> dict[str, bytes]:
@@ -157,7 +139,7 @@ def test_ordinary_files_are_whole(name: str, tmp_path: Path) -> None:
 
 
 def test_reading_leaves_other_peoples_logs_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write(tmp_path / "a.jpg", smooth(), "JPEG")
+    path = save(tmp_path / "a.jpg", smooth(), driver="JPEG")
     path.write_bytes(bad_bytes(path.read_bytes()))
     with caplog.at_level(logging.DEBUG), pytest.raises(InputError):
         read(path)
@@ -174,13 +156,13 @@ def test_reading_leaves_other_peoples_logs_alone(tmp_path: Path, caplog: pytest.
 def noise(tmp_path: Path) -> tuple[NDArray[np.uint8], dict[str, Path]]:
     """Noise, of which overviews keep a part alone, in every kind of file that has some."""
     values = np.random.default_rng(0).integers(0, 256, (1, 1024, 1024), np.uint8)
-    plain = write(tmp_path / "plain.tif", values)
+    plain = save(tmp_path / "plain.tif", values)
     rasterio.shutil.copy(plain, tmp_path / "cog.tif", driver="COG", overview_resampling="NEAREST")
     shutil.copy(plain, tmp_path / "external.tif")
     with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(tmp_path / "external.tif", "r+") as file:
         file.build_overviews([2, 4], Resampling.nearest)
     rasterio.shutil.copy(tmp_path / "cog.tif", tmp_path / "pointer.vrt", driver="VRT")
-    write(tmp_path / "wavelets.jp2", values, "JP2OpenJPEG", reversible=True, quality=100)
+    save(tmp_path / "wavelets.jp2", values, driver="JP2OpenJPEG", reversible=True, quality=100)
     names = ("plain.tif", "cog.tif", "external.tif", "pointer.vrt", "wavelets.jp2")
     return values, {name: tmp_path / name for name in names}
 
@@ -195,7 +177,7 @@ def test_nothing_is_read_from_overviews(name: str, noise: tuple[NDArray[np.uint8
 
 
 def test_thinning_holds_a_strip_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a.tif", smooth(), nodata=int(smooth()[0, 0, 0]))
+    path = save(tmp_path / "a.tif", smooth(), nodata=int(smooth()[0, 0, 0]))
     with open_raster(path) as raster:
         where = (3, 1), ((20, 120), (10, 160)), (2, 33, 47)
         whole, masks = raster.read(*where), raster.read_masks(*where)
@@ -217,10 +199,10 @@ PAM = """<PAMDataset><SRS>EPSG:32633</SRS><GeoTransform>300000,0.5,0,5000000,0,-
 def test_a_place_beside_the_file_is_read_packed_or_not(packed: bool, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    write(folder / "a.TIF", smooth())
-    secret = write(tmp_path / "secret.tif", smooth()[:, ::2, ::2])
+    save(folder / "a.TIF", smooth())
+    secret = save(tmp_path / "secret.tif", smooth()[:, ::2, ::2])
     (folder / "a.TIF.aux.xml").write_text(PAM.format(secret=secret))
-    write(folder / "b.png", smooth(), "PNG")
+    save(folder / "b.png", smooth(), driver="PNG")
     (folder / "b.pgw").write_text("0.5\n0\n0\n-0.5\n300000.25\n4999999.75\n")
     if packed:
         shutil.make_archive(str(tmp_path / "pack"), "zip", folder)
@@ -239,7 +221,7 @@ def test_a_place_beside_the_file_is_read_packed_or_not(packed: bool, tmp_path: P
 
 
 def test_a_damaged_place_in_an_archive_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "a.tif", smooth())
+    save(tmp_path / "a.tif", smooth())
     with zipfile.ZipFile(tmp_path / "pack.zip", "w") as archive:
         archive.write(tmp_path / "a.tif", "a.tif")
         archive.writestr("a.tif.aux.xml", "<PAMDataset><SRS>")
@@ -266,7 +248,7 @@ def test_complex_numbers_are_refused_with_the_way_to_their_amplitude(dtype: str,
 
 
 def test_a_pointer_is_read_from_folders_of_the_users_own_only(tmp_path: Path) -> None:
-    own = write(tmp_path / "own.tif", smooth())
+    own = save(tmp_path / "own.tif", smooth())
     rasterio.shutil.copy(own, tmp_path / "scene.vrt", driver="VRT")
     (tmp_path / "scene.vrt").rename(tmp_path / "scene.tif")
     np.testing.assert_array_equal(read(tmp_path / "scene.tif"), smooth())

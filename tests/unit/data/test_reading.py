@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from own_domain import NAME, catalog, draw, save
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp
 
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.components.predict.sliding import Loaded, choose_precision
@@ -205,17 +205,6 @@ def test_what_ingest_ignores_is_nodata_in_the_map(
         assert holes or not ignored.any()
     ignored_px = sum(row["ignored_pixels"] for row in manifest.rows)
     assert bool(ignored_px) == holes
-
-
-@pytest.mark.parametrize("resampling", [Resampling.average, Resampling.cubic])
-def test_overviews_change_nothing_of_a_fitted_tile(resampling: Resampling, tmp_path: Path) -> None:
-    def with_overviews(number: int) -> None:
-        with rasterio.open(tmp_path / "images" / f"scene_{number}.tif", "r+") as file:
-            file.build_overviews([2, 4], resampling)
-
-    fitted = {"px": 24, "rule": "fit"}
-    digests = [row["sha256_image"] for row in own(tmp_path, tile=fitted).rows]
-    assert [row["sha256_image"] for row in own(tmp_path, with_overviews, tile=fitted).rows] == digests
 
 
 def test_a_manifest_knows_how_its_files_were_read(tmp_path: Path) -> None:

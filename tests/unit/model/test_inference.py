@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossearth.data.common.errors import InputError
 from crossearth.model.crossearth import CrossEarth, crossearth_tiny, large_config
 from crossearth.model.inference import (
     Windows,
@@ -37,25 +36,9 @@ def test_windows(side: int, crop: int, stride: int, starts: list[int]) -> None:
     assert window_starts(side, crop, stride) == sorted(set(starts))
 
 
-@pytest.mark.parametrize("side", range(16, 200, 7))
-def test_windows_cover_every_pixel_and_stay_inside(side: int) -> None:
-    starts = window_starts(side, 64, 43)
-    covered = {pixel for start in starts for pixel in range(start, min(start + 64, side))}
-    assert covered == set(range(side))
-    assert starts == sorted(set(starts))
-    assert starts[-1] == max(side - 64, 0)
-
-
 def brightness(windows_B3HW: Tensor) -> Tensor:
     """A network whose scores are a linear function of each pixel alone."""
     return torch.cat([windows_B3HW[:, :1], 2 * windows_B3HW[:, 1:2]], dim=1).float()
-
-
-@pytest.mark.parametrize("size", [(64, 64), (65, 130), (30, 150), (201, 33)])
-def test_the_mean_of_windows_of_a_constant_field_is_constant(size: tuple[int, int]) -> None:
-    logits_BKHW = slide_logits(brightness, torch.full((2, 3, *size), 3.0), 64, 43, 3)
-    assert torch.equal(logits_BKHW[:, 0], torch.full((2, *size), 3.0))
-    assert torch.equal(logits_BKHW[:, 1], torch.full((2, *size), 6.0))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
@@ -88,13 +71,6 @@ def test_an_image_of_any_size_is_labelled(height: int, width: int) -> None:
     filled_13HW = np.pad(image_13HW, ((0, 0), (0, 0), (0, rows - height), (0, columns - width)), "edge")
     logits_13HW = slide_logits(model, torch.from_numpy(filled_13HW), 64, 43)
     assert torch.equal(labels_1HW, logits_13HW.argmax(1)[:, :height, :width])
-
-
-@torch.no_grad()
-def test_windows_refuse_a_side_that_is_no_multiple_of_the_patch() -> None:
-    model = crossearth_tiny(3, 64)
-    with pytest.raises(InputError, match="48 x 64"):
-        slide_logits(model, torch.zeros(1, 3, 50, 300), 64, 43)
 
 
 @torch.no_grad()

@@ -41,27 +41,6 @@ def test_plain_vit_when_the_adapters_scale_is_zero() -> None:
 
 
 @torch.no_grad()
-def test_base_model_when_the_adapters_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network(taps=(0, 1, 2, 3)).eval()
-    model.rein.scale.fill_(0.5)
-    monkeypatch.setattr(model.rein, "forward", lambda tokens_BTC, _: tokens_BTC)
-    x_B3HW = model.normalise(images(1))
-    plain = model.backbone.vit.forward_intermediates(x_B3HW, indices=4, norm=False, intermediates_only=True)
-    for ours_BChw, theirs_BChw in zip(model.extract(x_B3HW).maps, plain, strict=True):
-        torch.testing.assert_close(ours_BChw, theirs_BChw)
-
-
-@torch.no_grad()
-def test_adapters_change_the_features_and_only_the_patches() -> None:
-    model = network().eval()
-    model.rein.scale.fill_(0.5)
-    tokens_BTC = model.backbone.embed(model.normalise(images(1)))
-    refined_BTC = model.rein(tokens_BTC, 0)
-    assert torch.equal(refined_BTC[:, 0], tokens_BTC[:, 0])
-    assert not torch.allclose(refined_BTC[:, 1:], tokens_BTC[:, 1:])
-
-
-@torch.no_grad()
 def test_an_adapter_adds_what_each_patch_finds_among_the_learned_tokens_but_the_first() -> None:
     """The first token takes its share of the attention and gives nothing for it."""
     torch.manual_seed(0)
@@ -158,28 +137,6 @@ def test_the_injection_can_stay_on_at_inference() -> None:
     off = network(geospatial=True)
     off.load_state_dict(model.state_dict())
     assert not torch.allclose(off(images()), expected)
-
-
-def test_one_pass_for_several_views_equals_passes_apart() -> None:
-    model = network(geospatial=True, masked_modelling=True).double()
-    x_B3HW = torch.randn(4, 3, 64, 64, dtype=torch.float64)
-    flags_B = torch.tensor([True, True, False, False])
-    together = model.extract(x_B3HW, flags_B)
-    apart = model.extract(x_B3HW[2:])
-    for joint_BChw, alone_BChw in zip(together.select(slice(2, None)).maps, apart.maps, strict=True):
-        torch.testing.assert_close(joint_BChw, alone_BChw)
-
-
-def test_every_trained_parameter_gets_a_gradient() -> None:
-    model = network(geospatial=True, injector="own", masked_modelling=True)
-    x_B3HW = model.normalise(images())
-    keep_B1HW = torch.ones(2, 1, 64, 64)
-    keep_B1HW[..., 32:] = 0
-    x_B3HW = x_B3HW * keep_B1HW + (1 - keep_B1HW) * model.image_token
-    features = model.extract(x_B3HW, torch.tensor([True, False]))
-    outputs = [part for prediction in model.decode(features) for part in prediction]
-    sum(output.square().mean() for output in [*outputs, model.reconstruct(features)]).backward()
-    assert [name for name, value in model.trained_parameters().items() if value.grad is None] == []
 
 
 def test_a_frozen_backbone_stays_in_eval_mode_and_all_else_is_trained() -> None:

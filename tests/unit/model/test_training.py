@@ -90,7 +90,7 @@ def slow_terms(task: MultiTaskLoss, image: Tensor, label: Tensor, positions: lis
         views = task.views(each[None], [position])
         injected = torch.tensor([task.branches.geospatial])
         seen = network.extract(views.input, injected)
-        layers = segmentation_loss(
+        of_layers = segmentation_loss(
             network.decode(seen),
             truth[None],
             keyed_generator(task.seed, position, "points"),
@@ -99,12 +99,8 @@ def slow_terms(task: MultiTaskLoss, image: Tensor, label: Tensor, positions: lis
         present = len(set(truth.unique().tolist()) - {255})
         weight = present + (SIZES["num_tokens"] - present) * 0.1
         masks, class_weights = masks + present, class_weights + weight
-        for name, term in layers.items():
-            kind = name.split("_")[-1]
-            if kind == "cls":
-                terms["class"] += float(term) * weight
-            else:
-                terms[kind] += float(term) * present
+        for name, term_L in of_layers.items():
+            terms[name] += float(term_L.sum()) * (weight if name == "class" else present)
         if not task.branches.mim:
             continue
         target = F.interpolate(views.x, (32, 32), mode="bilinear")
@@ -386,12 +382,10 @@ def test_the_segmentation_terms_are_sums_over_all_prediction_layers(
     batch: tuple[Tensor, Tensor, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Initial queries and decoder layers alike, each kind of term by itself."""
-    layers = {"loss_cls": 1, "loss_mask": 2, "loss_dice": 3, "d0.loss_cls": 10, "d0.loss_mask": 20}
-    layers |= {"d0.loss_dice": 30, "d1.loss_cls": 100, "d1.loss_mask": 200, "d1.loss_dice": 300}
-    monkeypatch.setattr(
-        "crossearth.model.training.multitask.segmentation_loss",
-        lambda *_: {name: torch.tensor(float(value)) for name, value in layers.items()},
-    )
+    of_layers = {
+        name: torch.tensor([1.0, 10, 100]) * n for n, name in enumerate(("class", "mask", "dice"), 1)
+    }
+    monkeypatch.setattr("crossearth.model.training.multitask.segmentation_loss", lambda *_: of_layers)
     image, label, positions = batch
     with torch.no_grad():
         terms = make_task("rein")(image, label, positions, whole(label))
