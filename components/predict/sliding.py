@@ -8,13 +8,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossearth.components.predict.config import Precision
 from crossearth.components.predict.outputs import Block
 from crossearth.components.predict.strips import Scene, Span, View
 from crossearth.components.runtime.device import choose_device
@@ -24,8 +25,6 @@ from crossearth.data.raster.reading import Bytes, Mask
 from crossearth.model.crossearth import CrossEarth, NetworkConfig
 from crossearth.model.inference import Strip, Tta, Windows, augmented, slide, window_starts, windows_per_pass
 from crossearth.model.weights.checkpoint import load, read_meta
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 # of the scores that wait for further windows: a wider scene is cut into panels. The windows at a panel's edge
 # are computed for its neighbour, too: of large windows it may take more, that this stays within 3 %

@@ -5,18 +5,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, PositiveInt
 from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
 
 from crossearth.components.predict import maps
 from crossearth.components.predict.area import Area, Asked, area_of
+from crossearth.components.predict.config import Gsd
 from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
@@ -52,9 +51,6 @@ MOST_ENLARGED = 8  # more is asked for by number: it costs the square, and shows
 PIECE_BYTES = 16 << 20  # of a scene's own px that are resampled at a time
 
 Span = tuple[int, int]
-# of a file: numbers, or names
-Bands = Annotated[tuple[PositiveInt, ...] | tuple[str, ...], Field(min_length=3, max_length=3)]
-Gsd = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "native"]
 Pixels = Callable[[Span, Span], tuple[Bytes, Mask]]  # rows and columns of a scene -> image, valid
 
 

@@ -25,10 +25,11 @@ from pydantic import PositiveInt
 from rasterio.errors import NotGeoreferencedWarning
 
 from crossearth.components.evaluate.results import metric_name
+from crossearth.components.predict.config import Bands, Gsd, Precision
 from crossearth.components.predict.remote import Source, raster_of
-from crossearth.components.predict.sliding import Loaded, Precision, load_network, window_scores
+from crossearth.components.predict.sliding import Loaded, load_network, window_scores
 from crossearth.components.predict.step import scene_files
-from crossearth.components.predict.strips import Bands, Gsd, Scene, open_scene, open_view
+from crossearth.components.predict.strips import Scene, open_scene, open_view
 from crossearth.components.predict.strips import View as SceneView
 from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.memory import enough_memory

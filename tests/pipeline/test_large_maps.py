@@ -15,9 +15,10 @@ from rasterio.transform import Affine
 from torch import Tensor, nn
 
 from crossearth.components.predict.compute import Task, run
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.sliding import Loaded, plan
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.step import predict
 from crossearth.components.predict.strips import open_scene, open_view
 from crossearth.data.common.errors import InputError
 

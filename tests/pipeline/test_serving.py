@@ -25,7 +25,8 @@ from rasterio.transform import Affine
 from results_factory import write_fake_results
 
 from crossearth.components.evaluate.results import write_results
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.config import PredictConfig
+from crossearth.components.predict.step import predict
 from crossearth.components.register.step import register
 from crossearth.data.catalog.domains import Catalog
 from crossearth.model.crossearth import crossearth_tiny

@@ -13,7 +13,7 @@ from crossearth.components.convert.step import ConvertConfig
 from crossearth.components.evaluate.step import EvaluateConfig
 from crossearth.components.ingest.step import IngestConfig
 from crossearth.components.plan.step import parameters
-from crossearth.components.predict.step import PredictConfig
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.register.promotion import RegisterConfig
 from crossearth.components.report.step import ReportConfig
 from crossearth.components.runtime.params import DvcConfig, Params, load_params

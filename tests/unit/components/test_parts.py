@@ -13,10 +13,11 @@ from random_scene import files, random_model, write
 
 from crossearth.components.predict import compute, sliding, step
 from crossearth.components.predict.compute import missing
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.outputs import Kept, Outputs
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.sliding import plan
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.step import predict
 from crossearth.components.predict.strips import open_scene
 from crossearth.data.common.errors import InputError
 from crossearth.model.crossearth import crossearth_tiny
