@@ -22,7 +22,7 @@ from crossearth.components.ablate.table import Outcome, collect, markdown
 from crossearth.components.evaluate.results import metric_name
 from crossearth.components.evaluate.step import EvaluateConfig, evaluate
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import ABLATIONS, DOMAINS, EARTH_STYLES, style_weights_dir
+from crossearth.components.runtime.places import ABLATIONS, DOMAINS, EARTH_STYLES
 from crossearth.components.runtime.shell import quieten
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.train.step import train
@@ -85,7 +85,7 @@ def carry_out(job: Job, catalog: Catalog, scoring: EvaluateConfig) -> None:
     """Trains and scores, unless that is done."""
     recipe = catalog.recipe(job.recipe)
     job.folder.mkdir(parents=True, exist_ok=True)
-    train(recipe, catalog, DOMAINS, job.model, job.config, EARTH_STYLES, style_weights_dir())
+    train(recipe, catalog, DOMAINS, job.model, job.config, EARTH_STYLES)
     evaluate(recipe, catalog, DOMAINS, job.model, job.scores, scoring)
 
 

@@ -49,7 +49,6 @@ from crossearth.components.runtime.places import (
     WATCH,
     inputs,
     seed_suffix,
-    style_weights_dir,
 )
 
 app = typer.Typer()
@@ -603,7 +602,7 @@ def watch(
     }
     with opened(model) as (model_dir, shared):
         config = load_config(step.WatchConfig, options | {"backbone": backbone or shared}, "watch")
-        watched = step.watch(scenes, model_dir, folder, config, weights_dir=style_weights_dir())
+        watched = step.watch(scenes, model_dir, folder, config)
     if print_view(step.view(watched), as_json, as_csv):
         done(list(watched.files), f"open {watched.files[-1]}")
     if watched.errors:

@@ -55,13 +55,7 @@ from crossearth.data.common.progress import bar
 from crossearth.data.common.shards import WHOLE, Shard
 from crossearth.data.raster.gdal import GdalError
 from crossearth.data.raster.names import RASTER_SUFFIXES
-from crossearth.data.raster.reader import (
-    GDAL_CACHE_BYTES,
-    Address,
-    UnreachableError,
-    open_raster,
-    rasters_in,
-)
+from crossearth.data.raster.reader import GDAL_CACHE_BYTES, Address, UnreachableError, open_raster, rasters_in
 from crossearth.data.raster.reading import BYTES
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 

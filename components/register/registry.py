@@ -43,7 +43,7 @@ from crossearth.model.weights.checkpoint import (
 
 if TYPE_CHECKING:
     from mlflow.entities import RunInfo
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.models.model import ModelInfo
     from mlflow.tracking import MlflowClient
 
@@ -194,7 +194,7 @@ class Registry:
     def listed(self) -> list[Listed]:
         """Of each model that crossearth registered the versions with an alias, and the latest."""
         found = []
-        for model in self._registered():
+        for model in _mlflow().search_registered_models():
             named, query = model.name, f"name = '{model.name}'"
             aliases = [(f"{named}@{alias}", self.aliased(named, alias)) for alias in sorted(model.aliases)]
             latest = self.client.search_model_versions(query, 1, order_by=["version_number DESC"])
@@ -208,13 +208,6 @@ class Registry:
                     except InputError as error:
                         found.append(Listed(uri, None, error.what))
         return found
-
-    def _registered(self) -> Iterator["RegisteredModel"]:
-        token: str | None = None
-        while token != "":
-            page = self.client.search_registered_models(page_token=token)
-            yield from page
-            token = page.token or ""
 
     @_reaching()
     def card(self, uri: str) -> str:
@@ -437,7 +430,7 @@ def _parts_of(folder: Path) -> dict[str, Path]:
 def _similar(uri: str) -> str:
     """The registered model whose name is nearest to that of models:/NAME...; empty where there is none."""
     name = re.split("[@/]", uri.removeprefix("models:/"))[0]
-    known = [each.name for each in connect(tracking_uri()).search_registered_models()]
+    known = [each.name for each in _mlflow().search_registered_models()]
     return nearest(name, known) if known and name not in known else ""
 
 

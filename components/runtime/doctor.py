@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from crossearth.components.runtime.hub import URL, address, ask, look, refuse_own
-from crossearth.components.runtime.places import style_weights_dir
 from crossearth.components.runtime.tracking_store import LOST_ARTIFACTS, database_of, lost_artifacts
 from crossearth.data.common.errors import InputError, without_credentials
+from crossearth.data.style.weights import style_weights_dir
 
 Verdict = Literal["fine", "note", "missing"]
 GIB = 2**30

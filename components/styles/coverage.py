@@ -19,7 +19,7 @@ from scipy.stats import chi2
 
 from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import COVERAGE, DOMAINS, EARTH_STYLES, style_weights_dir
+from crossearth.components.runtime.places import COVERAGE, DOMAINS, EARTH_STYLES
 from crossearth.components.steps import STEPS, load
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.files import write_checksummed
@@ -46,7 +46,7 @@ TILES = 64  # at most so many evenly spaced ones of a split are embedded
 def run(params: Params, catalog: Catalog) -> Path:
     """Measures in the working folder, with the styles that training injects."""
     training = params.config(load(STEPS["train"].config), "train")
-    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, training.style, style_weights_dir())
+    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, training.style)
 
 
 def style_coverage(
@@ -55,7 +55,6 @@ def style_coverage(
     styles_path: Path,
     out_dir: Path,
     config: StyleConfig,
-    weights_dir: Path | None = None,
 ) -> Path:
     """Writes `out_dir/coverage.json` over all settings whose two domains are ingested.
 
@@ -73,7 +72,7 @@ def style_coverage(
         InputError: statistics absent or of another engine; a damaged manifest or tile.
     """
     earth = EarthStyles.load(styles_path, config.engine)
-    engine = style_engine(config.engine, weights_dir).to(choose_device("auto"))
+    engine = style_engine(config.engine).to(choose_device("auto"))
     space = Space.of(earth.mean.numpy(), earth.covariance.numpy())
     probe = _Probe(space, earth, engine, config)
     sources: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}  # as they are, and restyled

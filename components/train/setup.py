@@ -253,7 +253,6 @@ def prepare(
     domains_dir: Path,
     config: TrainConfig,
     styles: Path | None = None,
-    style_weights_dir: Path | None = None,
 ) -> Job:
     """Resolves and checks the inputs of a training; see `train` for what is refused."""
     source, class_set = catalog.domain(recipe.source), catalog.class_sets[recipe.class_set]
@@ -276,7 +275,7 @@ def prepare(
             raise InputError(
                 f"ablation {config.ablation!r} needs Earth styles", next_step="run `crossearth styles fit`"
             )
-        engine = style_engine(config.style.engine, style_weights_dir)
+        engine = style_engine(config.style.engine)
         earth = EarthStyles.load(styles, config.style.engine)
         styler = Styler(engine, earth, config.style, config.style_probability)
     backbone, pretrained = None, None

@@ -144,7 +144,6 @@ def watch(
     out_dir: Path,
     config: WatchConfig = WatchConfig(),  # noqa: B008 frozen
     own: bool = True,
-    weights_dir: Path | None = None,
 ) -> Watched:
     """Writes `out_dir/watch.json` and the page `watch.html`, and logs the shares to MLflow.
 
@@ -154,7 +153,6 @@ def watch(
         scenes: raster files, folders of them, searched with everything in them, or addresses.
         model: a model folder or file.
         own: whether the scenes are files of the user's own, see `open_raster`.
-        weights_dir: folder of the style networks' weights, for models trained with engine "ghiasi".
 
     Raises:
         InputError: no scene, none that can be read as the training's files were (see `open_scene`), or none
@@ -180,7 +178,7 @@ def watch(
             raise InputError("\n".join(map(str, errors)))
         loaded = load_network(model, config.precision, config.device, config.backbone, config.batch_size)
         device = next(loaded.network.parameters()).device
-        engine = style_engine(reference.engine, weights_dir).to(device)
+        engine = style_engine(reference.engine).to(device)
         found, total = [], Seen()
         for scene in progress_bar(readable, "watch", len(readable)):
             try:
