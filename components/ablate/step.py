@@ -56,8 +56,6 @@ def ablate(
         InputError: not a grid, an unknown recipe, a combination that is no configuration: nothing is trained.
         PartlyDoneError: some trainings were refused; all others are done and stand in the table.
     """
-    if processes < 1:
-        raise InputError(f"--jobs: {processes}", expected="1 or more")
     config = read_grid(grid)
     if not config.recipes:
         raise InputError("recipes: none", where=grid, expected="recipes: [NAME, ...]")

@@ -1,8 +1,6 @@
 """What of a map is missing, computed into its parts: in this process, or in several that share the scene."""
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from crossearth.components.predict.outputs import Kept, keep
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.sliding import Loaded, Plan, blocks
 from crossearth.components.predict.strips import Scene, View, open_view
+from crossearth.data.common.pool import end_with_parent
 
 TASKS_PER_JOB = 4  # a corner without data is done at once: none waits long for the last
 LEAST_STRIPS = 4  # a task: the windows above its first strip are computed twice
@@ -145,20 +144,12 @@ class _Member:
 def _begin(
     load: Callable[[str], Loaded], devices: list[str], threads: int, stop: Event, done: Any, ranks: Any
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with ranks.get_lock():
         rank = ranks.value
         ranks.value += 1
     torch.set_num_threads(threads)
     _Member.loaded, _Member.stop, _Member.done = load(devices[rank % len(devices)]), stop, done
-
-
-def _end_with_parent() -> None:
-    """A process that is killed takes its team along."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _run(task: Task) -> None:

@@ -22,6 +22,7 @@ from crossearth.components.runtime.palette import colour_table
 from crossearth.data.raster.grid import Grid
 from crossearth.data.raster.names import is_map_report
 from crossearth.data.raster.pixel_area import Ground
+from crossearth.data.raster.reading import thinned_size
 
 NODATA = 255
 CLASSES = "CLASSES"  # the map's tag that holds the names of its classes
@@ -177,8 +178,7 @@ def write_preview(map_path: Path, out: Path, palette: list[str], size_px: int) -
         Its rows and columns.
     """
     with rasterio.open(map_path) as scene:
-        shrink = max(1.0, max(scene.width, scene.height) / size_px)
-        shape = (max(1, round(scene.height / shrink)), max(1, round(scene.width / shrink)))
+        shape = thinned_size(scene.width, scene.height, size_px)
         ids_HW = scene.read(1, out_shape=shape, resampling=Resampling.nearest)
     opaque = np.where(np.arange(256) < len(palette), 255, 0)
     colours = np.column_stack([colour_table(palette), opaque]).astype(np.uint8)

@@ -186,10 +186,8 @@ def _scale(
         return (1, 1), ""
     if sides_m is None:
         if gsd == "auto":
-            return (
-                1,
-                1,
-            ), f"the size of the scene's px is not known; the model was trained on {wanted_m:.3g} m"
+            unknown = f"the size of the scene's px is not known; the model was trained on {wanted_m:.3g} m"
+            return (1, 1), unknown
         raise InputError(
             f"--gsd {gsd:g}, but the size of the scene's px on the ground is not known",
             where=path,
@@ -238,10 +236,8 @@ def _choose_bands(
         asked, origin = trained.bands, MODELS
     else:
         colours = enumerate(source.colorinterp, 1)
-        asked, origin = (
-            [band for band, colour in colours if colour != ColorInterp.alpha][:3],
-            "the first three",
-        )
+        asked = [band for band, colour in colours if colour != ColorInterp.alpha][:3]
+        origin = "the first three"
     if len(asked) < 3 or max(asked) > source.count:
         alone = f"; of files of one band each make one scene: {stacking(Path(raster.where))}"
         wanted = "three" if len(asked) < 3 else f"the model's {', '.join(map(str, asked))}"
