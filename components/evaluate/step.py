@@ -20,6 +20,7 @@ from crossearth.components.evaluate.results import (
     SettingResult,
     metric_name,
     nan_to_none,
+    per_cent,
     read_picture,
     read_results,
     tile_file,
@@ -343,7 +344,7 @@ def _track(result: RecipeResult, meta: dict[str, Any], manifests: Mapping[str, M
         "scored_with": str(result.lineage["git_revision"]),
     }
     rows = [
-        [each.setting.abbr, each.setting.gap, f"{100 * result.scores(each).primary_metric:.1f}"]
+        [each.setting.abbr, each.setting.gap, per_cent(result.scores(each).primary_metric)]
         for each in result.settings
     ]
     table = markdown_table(["setting", "gap", f"{result.metric} %"], rows)

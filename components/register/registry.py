@@ -17,7 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from crossearth.components.evaluate.results import DETAILS, RecipeResult, SettingResult, read_results
+from crossearth.components.evaluate.results import (
+    DETAILS,
+    RecipeResult,
+    SettingResult,
+    per_cent,
+    read_results,
+)
 from crossearth.components.register.listing import About, Listed
 from crossearth.components.runtime.tracking import (
     KEY_TAG,
@@ -350,7 +356,7 @@ def _ended_as(client: "MlflowClient", before: "RunInfo") -> Iterator[None]:
 def _told(result: RecipeResult, setting: SettingResult) -> str:
     """The primary score of a setting, as a tag tells it."""
     primary = result.scores(setting).primary_metric
-    return f"{100 * primary:.1f} %" + (" (unseen)" if setting.setting.unseen else " (its own domain)")
+    return f"{per_cent(primary)} %" + (" (unseen)" if setting.setting.unseen else " (its own domain)")
 
 
 def champion_before(moves: Sequence[Move]) -> str | None:
