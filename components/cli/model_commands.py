@@ -5,16 +5,14 @@ Only the standard library, typer and rich are imported here; each command import
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.filesize import decimal
 from rich.markdown import Markdown
 
 from crossearth.components.cli.mapping import MAPS_IN_FULL, opened, print_areas, tell, warn_of
@@ -343,8 +341,7 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
     """List the models: classes, bands, metres per pixel, licence of the data, scores, size."""
     if context.invoked_subcommand:
         return
-    from crossearth.components.evaluate.results import SUMMARY_METRICS, per_cent
-    from crossearth.components.register.listing import Listed, local_models
+    from crossearth.components.register.listing import local_models, view
     from crossearth.components.register.registry import Registry, registry_exists
     from crossearth.data.common.errors import InputError
 
@@ -354,31 +351,9 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
         found += Registry().listed() if registry_exists() else []
     except InputError as error:  # the models that are here can be used without it
         err.print(f"note: {error}", style="yellow")
-    if as_json:
-        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
-        return
-
-    columns = ("model", "classes", "bands", "m per px", "licence", "IoU % unseen / worst / own", "size")
-
-    def row(listed: Listed) -> list[str]:
-        about = listed.about
-        if about is None:
-            return [listed.name, listed.problem, *[""] * (len(columns) - 2)]
-        unseen, worst, home = (per_cent(about.scores.get(name)) for name in SUMMARY_METRICS)
-        return [
-            listed.name,
-            ", ".join(about.classes),
-            ", ".join(about.bands) or "unknown",
-            f"{about.gsd_m:g}" if about.gsd_m else "unknown",
-            (about.licence or "unknown") + (" (synthetic)" if about.provenance == "synthetic" else ""),
-            f"{unseen} / {worst} / {home}" if about.scores else "none",
-            decimal(about.size_bytes),
-        ]
-
-    title = f"{len(found)} model{'s' * (len(found) != 1)}"
-    print_table(title, columns, [row(each) for each in found], spare=("size", "bands", "licence"))
-    shown = next((each.name for each in found if each.about), None)
-    out.print(f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE")
+    if print_view(view(found), as_json, as_csv=False):
+        shown = next((each.name for each in found if each.about), None)
+        out.print(f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE")
 
 
 @models_app.command("show")

@@ -109,6 +109,7 @@ class Plan:
     are, those of its neighbours, too.
 
     Attributes:
+        scene: that is mapped.
         windows: of the whole scene. Where it is longer than a window they begin before it and end behind it,
             by half their overlap: its border lies as deep within them as any other place.
         groups: first rows of the windows that are computed together.
@@ -116,6 +117,7 @@ class Plan:
         panels: columns of the map; several where it is wider than memory allows.
     """
 
+    scene: Scene
     windows: Windows
     groups: Sequence[Sequence[int]]
     strips: Sequence[Span]
@@ -197,7 +199,7 @@ def plan(scene: Scene, config: NetworkConfig, batch_size: int) -> Plan:
     widest = max(1, int(min(seen / scene.scale[1], KEPT_BYTES // (height * config.num_classes))))
     count = -(-scene.grid.width // widest)
     sides = [scene.grid.width * index // count for index in range(count + 1)]
-    return Plan(windows, groups, list(pairwise(ends)), list(pairwise(sides)), down, across)
+    return Plan(scene, windows, groups, list(pairwise(ends)), list(pairwise(sides)), down, across)
 
 
 def _starts(side: int, crop: int, stride: int) -> list[int]:

@@ -140,7 +140,7 @@ def predict(
         for (scene, target), how in zip(readable, plans, strict=True):
             progress.update(task, description=scene.path.name)
             try:
-                _map(scene, how, target, loaded, team, config, partial(progress.advance, task))
+                _map(how, target, loaded, team, config, partial(progress.advance, task))
                 written.append(target)
             except CannotWriteError:
                 raise  # the next scene would meet the same disk
@@ -199,7 +199,6 @@ def _asked(config: PredictConfig) -> Asked | None:
 
 
 def _map(
-    scene: Scene,
     plan: Plan,
     target: Path,
     loaded: Loaded,
@@ -207,7 +206,7 @@ def _map(
     config: PredictConfig,
     advance: Callable[[int], None],
 ) -> None:
-    parts = Parts.of(target)
+    scene, parts = plan.scene, Parts.of(target)
     with _writing(target) as folder:
         parts.begin(_identity(scene, loaded, config))
         try:
@@ -217,8 +216,8 @@ def _map(
                     advance(windows)
                     interrupts.let_through()
 
-                compute(scene, plan, parts, config.kept, loaded, team, advance_or_stop)
-                outputs = _write_rows(scene, plan, parts, folder, loaded, config, interrupts)
+                compute(plan, parts, config.kept, loaded, team, advance_or_stop)
+                outputs = _write_rows(plan, parts, folder, loaded, config, interrupts)
             finish(folder, target, scene.grid, outputs.tally, loaded.classes, loaded.palette)
             preview = folder / f"{target.stem}.png"
             size = maps.write_preview(folder / target.name, preview, loaded.palette, config.preview_px)
@@ -292,7 +291,6 @@ def _writing(target: Path) -> Iterator[Path]:
 
 
 def _write_rows(
-    scene: Scene,
     plan: Plan,
     parts: Parts,
     folder: Path,
@@ -300,6 +298,7 @@ def _write_rows(
     config: PredictConfig,
     interrupts: Interrupts,
 ) -> Outputs:
+    scene = plan.scene
     about = {"RESOLUTION": scene.resolution} if scene.resolution else {}
     with Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config, about) as outputs:
         for strip in range(len(plan.strips)):

@@ -82,7 +82,7 @@ def mapped(folder: Path, width: int) -> None:
     parts.begin({})
     with rasterio.Env(GDAL_CACHEMAX=64 << 20), open_view(scene) as view:
         for panel in range(len(how.panels)):
-            task = Task(scene, how, parts, (), panel, range(140, 142))
+            task = Task(how, parts, (), panel, range(140, 142))
             run(task, loaded, view, lambda _: None)
     assert len(list(parts.folder.glob("*.zip"))) == 2 * len(how.panels)
 

@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Iterat
         file.write(blocks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow/mlflow.db")
-        register([recipe], catalog, *(folder / name for name in ("models", "scores", "registry")))
+        register([recipe], catalog, folder)
         yield folder
 
 

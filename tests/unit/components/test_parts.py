@@ -145,5 +145,5 @@ def test_strips_are_dealt_out_in_runs_of_what_is_missing(tmp_path: Path, model: 
     parts.begin({})
     for strip in (2, 5):
         parts.save(strip, 0, {"ids": np.zeros((1, 1, 1), np.uint8)})
-    runs = [task.strips for task in missing(scene, how, parts, False, 4)]
+    runs = [task.strips for task in missing(how, parts, False, 4)]
     assert runs == [range(0, 2), range(3, 5), range(6, 10), range(10, len(how.strips))]
