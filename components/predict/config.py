@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from crossearth.data.common.config import Rising, checked, nearest
+from crossearth.data.catalog.domains import known_entry
+from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.grid import Grid
 from crossearth.model.inference import Tta
@@ -52,7 +53,6 @@ class PredictConfig:
         min_area_m2: polygons below it are left out.
         simplify_px: by how many px, about, their outlines may be straightened; neighbours keep common sides.
         classes: names of the classes that become polygons; None = all.
-        preview_px: longer side of the preview.
         backbone: file of the model's shared backbone where it was moved.
     """
 
@@ -74,7 +74,6 @@ class PredictConfig:
     min_area_m2: float = 0
     simplify_px: float = 0
     classes: tuple[str, ...] | None = None
-    preview_px: PositiveInt = 1024
     backbone: Path | None = None
 
     def __post_init__(self) -> None:
@@ -126,10 +125,7 @@ class PredictConfig:
             InputError: a class that the model does not have.
         """
         for name in self.classes or ():
-            if name not in classes:
-                raise InputError(
-                    f"unknown class {name!r}", where="--classes", expected=nearest(name, classes)
-                )
+            known_entry(dict.fromkeys(classes), name, "class", "--classes")
         return [index for index, name in enumerate(classes) if self.classes is None or name in self.classes]
 
     def refuse_unplaced(self, grid: Grid, scene: object) -> None:

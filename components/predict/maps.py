@@ -25,6 +25,7 @@ from crossearth.data.raster.pixel_area import Ground
 from crossearth.data.raster.reading import thinned_size
 
 NODATA = 255
+PREVIEW_PX = 1024
 CLASSES = "CLASSES"  # the map's tag that holds the names of its classes
 # probabilities are stored as whole steps of this size: 255 stays free for nodata
 PROBABILITY_STEP = 1 / 254
@@ -171,14 +172,14 @@ def side_file(raster: Path) -> Path:
     return raster.with_name(f"{raster.name}.aux.xml")
 
 
-def write_preview(map_path: Path, out: Path, palette: list[str], size_px: int) -> tuple[int, int]:
-    """Writes the map in its colours as PNG, nodata transparent, the longer side at most `size_px`.
+def write_preview(map_path: Path, out: Path, palette: list[str]) -> tuple[int, int]:
+    """Writes the map in its colours as PNG, nodata transparent, the longer side at most `PREVIEW_PX`.
 
     Returns:
         Its rows and columns.
     """
     with rasterio.open(map_path) as scene:
-        shape = thinned_size(scene.width, scene.height, size_px)
+        shape = thinned_size(scene.width, scene.height, PREVIEW_PX)
         ids_HW = scene.read(1, out_shape=shape, resampling=Resampling.nearest)
     opaque = np.where(np.arange(256) < len(palette), 255, 0)
     colours = np.column_stack([colour_table(palette), opaque]).astype(np.uint8)

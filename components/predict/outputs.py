@@ -159,7 +159,7 @@ class Outputs:
                 vector = folder / f"polygons{config.vector_ending}"
                 file = stack.enter_context(PolygonFile.open(vector, grid, classes))
                 outputs.regions = Regions(
-                    file,
+                    file.add,
                     grid.width,
                     outputs.tally.ground,
                     config.class_ids(classes),

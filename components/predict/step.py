@@ -220,7 +220,7 @@ def _map(
                 outputs = _write_rows(plan, parts, folder, loaded, config, interrupts)
             finish(folder, target, scene.grid, outputs.tally, loaded.classes, loaded.palette)
             preview = folder / f"{target.stem}.png"
-            size = maps.write_preview(folder / target.name, preview, loaded.palette, config.preview_px)
+            size = maps.write_preview(folder / target.name, preview, loaded.palette)
             report = {
                 "scene": scene.path.name,
                 "bands_from": scene.bands_from,
