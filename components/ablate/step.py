@@ -34,18 +34,13 @@ log = logging.getLogger(__name__)
 
 
 def run(params: Params, catalog: Catalog, grid: Path, processes: int = 1) -> tuple[Path, Outcome]:
-    return ablate(params, catalog, grid, ABLATIONS / grid.stem, processes)
+    """Trains and scores what the grid names, then writes and logs `artifacts/ablations/<grid>/table.md`.
 
-
-def ablate(
-    params: Params, catalog: Catalog, grid: Path, out_dir: Path, processes: int = 1
-) -> tuple[Path, Outcome]:
-    """Trains and scores what the grid names, then writes `out_dir/table.md` and sends it to MLflow.
+    Beside it lies a folder per combination and seed, with `models` and `scores`.
 
     Args:
         params: parameters that the grid leaves out.
         grid: YAML, see `GridConfig`.
-        out_dir: gets a folder per combination and seed, with `models` and `scores`.
         processes: trainings at a time, each with its share of the machine's threads; their messages go to
             `log.txt` beside their models. One = in this process, with its progress bar.
 
@@ -56,7 +51,7 @@ def ablate(
         InputError: not a grid, an unknown recipe, a combination that is no configuration: nothing is trained.
         PartlyDoneError: some trainings were refused; all others are done and stand in the table.
     """
-    config = read_grid(grid)
+    config, out_dir = read_grid(grid), ABLATIONS / grid.stem
     if not config.recipes:
         raise InputError("recipes: none", where=grid, expected="recipes: [NAME, ...]")
     carried = partial(carry_out, catalog=catalog, scoring=params.config(EvaluateConfig, "evaluate"))
