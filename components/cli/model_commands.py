@@ -38,16 +38,7 @@ from crossearth.components.cli.terminal import (
     recipe_names,
     seed_numbers,
 )
-from crossearth.components.runtime.places import (
-    EXPORT,
-    MODELS,
-    REGISTRY,
-    REPORT,
-    SCORES,
-    WATCH,
-    inputs,
-    seed_suffix,
-)
+from crossearth.components.runtime.places import EXPORT, MODELS, REGISTRY, REPORT, SCORES, WATCH, inputs
 
 app = typer.Typer()
 models_app = typer.Typer(help="The models that there are, here and in the registry.")
@@ -279,8 +270,7 @@ def show(
 
     params, loaded = inputs(params_file, catalog)
     if recipe:
-        suffix = "" if seed is None else seed_suffix(seed, params.seed)
-        found = read_results(SCORES / f"{loaded.recipe(recipe).name}{suffix}")
+        found = read_results(SCORES / f"{loaded.recipe(recipe).name}{params.seed_suffix(seed)}")
         print_view(tables.run(found), as_json, as_csv)
         return
     replicates = params.config(ReportConfig, "report").replicates

@@ -33,7 +33,7 @@ from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import DOMAINS, MODELS, SCORES, seed_suffix
+from crossearth.components.runtime.places import DOMAINS, MODELS, SCORES
 from crossearth.components.runtime.processes import join_processes
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.runtime.version import git_revision, torch_version
@@ -85,7 +85,7 @@ def run(
 ) -> Path:
     """Scores the recipe `name` in the working folder: its own model, that of another seed, or another one."""
     recipe = catalog.recipe(name)
-    place = f"{recipe.name}{seed_suffix(params.seed if seed is None else seed, params.seed)}"
+    place = f"{recipe.name}{params.seed_suffix(seed)}"
     config = params.config(EvaluateConfig, "evaluate")
     return evaluate(recipe, catalog, DOMAINS, model or MODELS / place, SCORES / place, config)
 

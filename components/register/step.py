@@ -21,7 +21,7 @@ from crossearth.components.register.registry import (
 )
 from crossearth.components.runtime.hub import address
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import ARTIFACTS, MODELS, REGISTRY, SCORES, seed_suffix
+from crossearth.components.runtime.places import ARTIFACTS, MODELS, REGISTRY, SCORES
 from crossearth.components.runtime.tracking import start_run, tracking_uri
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common.errors import InputError
@@ -65,7 +65,7 @@ def run(
     Raises:
         InputError: as `register`; none is scored.
     """
-    suffix = seed_suffix(params.seed if seed is None else seed, params.seed)
+    suffix = params.seed_suffix(seed)
     scored = [name for name in catalog.recipes() if (SCORES / f"{name}{suffix}").is_dir()]
     recipes = [catalog.recipe(name) for name in names or scored]
     if not recipes:

@@ -98,6 +98,10 @@ class Params:
                     )
                 _refuse_seed(overrides, f"presets.{preset}.recipes.{recipe}")
 
+    def seed_suffix(self, seed: int | None) -> str:
+        """What follows a recipe's name in the folders of a seed: nothing for that of params.yaml, or None."""
+        return "" if seed in (None, self.seed) else f"@seed{seed}"
+
     def values(self, step: str, recipe: str | None = None) -> dict[str, Any]:
         """The plain values of a step in the preset in force; for `train`, with the overrides of `recipe`."""
         return reduce(merged, self.layers(step, recipe).values(), {})

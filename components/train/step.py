@@ -16,7 +16,7 @@ from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.job_status import JobStatus
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.params import Params, nested
-from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, MODELS, TRIALS, seed_suffix
+from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, MODELS, TRIALS
 from crossearth.components.runtime.processes import Processes, join_processes
 from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, find_run, start_run, tracking_uri
 from crossearth.components.runtime.version import git_revision, torch_version
@@ -62,7 +62,7 @@ def place(params: Params, recipe: Recipe, seed: int | None = None) -> tuple[Trai
         except InputError as error:
             raise InputError(str(error), where=f"the trial's variables ${trial.PREFIX}...") from error
         expect_score(config, f"${trial.variable('held_out_share')}")
-    return config, folder / f"{recipe.name}{seed_suffix(config.seed, params.seed)}"
+    return config, folder / f"{recipe.name}{params.seed_suffix(config.seed)}"
 
 
 def expect_score(config: TrainConfig, where: object) -> None:
