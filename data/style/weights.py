@@ -1,9 +1,11 @@
-"""Where the weights of style engines lie on this machine."""
+"""Where the weights of the style engine `ghiasi` lie on this machine."""
 
 import os
 from pathlib import Path
 
 from crossearth.data.common.config import home_path
+
+TRANSFER_FILE, PREDICTOR_FILE = "checkpoint_transformer.pth", "checkpoint_stylepredictor.pth"
 
 
 def style_weights_dir() -> Path | None:

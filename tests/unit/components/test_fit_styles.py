@@ -22,7 +22,8 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.common.prefetch import prefetch
 from crossearth.data.common.shards import Shard
 from crossearth.data.style.earth import EarthStyles, StyleConfig
-from crossearth.data.style.ghiasi import PREDICTOR_FILE, TRANSFER_FILE, StylePredictor, StyleTransfer
+from crossearth.data.style.ghiasi import StylePredictor, StyleTransfer
+from crossearth.data.style.weights import PREDICTOR_FILE, TRANSFER_FILE
 
 NUM_GOOD = 40
 
