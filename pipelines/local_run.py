@@ -15,9 +15,10 @@ import psutil
 from kfp import local
 
 from crossearth.components.pods.workspace import CHECKOUT_MARKS, FAILURES
-from crossearth.components.runtime.places import data_dir, style_weights_dir
+from crossearth.components.runtime.places import data_dir
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import file_lock, read_json
+from crossearth.data.style.weights import style_weights_dir
 from crossearth.pipelines.benchmark import Inputs
 from crossearth.pipelines.containers import kept_exit_codes
 from crossearth.pipelines.graphs import PipelineError, arguments, build

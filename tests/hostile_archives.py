@@ -65,6 +65,15 @@ def flipped(packed: bytes, found: bytes) -> bytes:
     return packed[:place] + bytes([packed[place] ^ 1]) + packed[place + 1 :]
 
 
+def swallowing(field: int) -> bytes:
+    """A zip whose first entry takes the second for a part of itself: field is the place of a length."""
+    whole = bytearray(zip_bytes(FILES))
+    first, second = whole.index(b"PK\1\2"), whole.rindex(b"PK\1\2")
+    (length,) = struct.unpack_from("<H", whole, first + field)
+    struct.pack_into("<H", whole, first + field, length + whole.rindex(b"PK\5\6") - second)
+    return bytes(whole)
+
+
 def stored_gz(files: dict[str, bytes]) -> bytes:
     """A .tar.gz in which the files' bytes stand as they are: deflate finds nothing wrong in a changed one."""
     return gzip.compress(tar_bytes(files, "w"), 0)
@@ -92,6 +101,9 @@ HOSTILE = {
     "overlap": ("x.zip", zip_of_overlapping_entries, "overlap"),
     "encrypted": ("x.zip", encrypted, "encrypted"),
     "cut": ("x.zip", lambda: zip_bytes(FILES)[:-30], "truncated"),
+    "a name with the next entry in it": ("x.zip", lambda: swallowing(28), "swallowed"),
+    "extra bytes with the next entry in them": ("x.zip", lambda: swallowing(30), "broken"),
+    "a comment with the next entry in it": ("x.zip", lambda: swallowing(32), "swallowed"),
     "no zip": ("x.zip", lambda: b"<html>please log in</html>", "truncated"),
     "empty": ("x.zip", lambda: b"", "truncated"),
     "tar climbs": ("x.tar.gz", lambda: tar_bytes({"../evil.tif": b"e"}), "leaves the archive"),

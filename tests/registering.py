@@ -55,11 +55,5 @@ class Workshop:
         write_results(scored(replace(result, model_sha256=sha256), **{**OLD, **primary_scores}))
 
     def register(self) -> Any:
-        (outcome,) = register(
-            [self.recipe],
-            self.catalog,
-            self.folder / "models",
-            self.folder / "scores",
-            self.folder / "registry",
-        )
+        (outcome,) = register([self.recipe], self.catalog, self.folder)
         return outcome

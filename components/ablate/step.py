@@ -22,7 +22,7 @@ from crossearth.components.ablate.table import Outcome, collect, markdown
 from crossearth.components.evaluate.results import metric_name
 from crossearth.components.evaluate.step import EvaluateConfig, evaluate
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import ABLATIONS, DOMAINS, EARTH_STYLES, style_weights_dir
+from crossearth.components.runtime.places import ABLATIONS, DOMAINS, EARTH_STYLES
 from crossearth.components.runtime.shell import quieten
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.train.step import train
@@ -34,18 +34,13 @@ log = logging.getLogger(__name__)
 
 
 def run(params: Params, catalog: Catalog, grid: Path, processes: int = 1) -> tuple[Path, Outcome]:
-    return ablate(params, catalog, grid, ABLATIONS / grid.stem, processes)
+    """Trains and scores what the grid names, then writes and logs `artifacts/ablations/<grid>/table.md`.
 
-
-def ablate(
-    params: Params, catalog: Catalog, grid: Path, out_dir: Path, processes: int = 1
-) -> tuple[Path, Outcome]:
-    """Trains and scores what the grid names, then writes `out_dir/table.md` and sends it to MLflow.
+    Beside it lies a folder per combination and seed, with `models` and `scores`.
 
     Args:
         params: parameters that the grid leaves out.
         grid: YAML, see `GridConfig`.
-        out_dir: gets a folder per combination and seed, with `models` and `scores`.
         processes: trainings at a time, each with its share of the machine's threads; their messages go to
             `log.txt` beside their models. One = in this process, with its progress bar.
 
@@ -56,9 +51,7 @@ def ablate(
         InputError: not a grid, an unknown recipe, a combination that is no configuration: nothing is trained.
         PartlyDoneError: some trainings were refused; all others are done and stand in the table.
     """
-    if processes < 1:
-        raise InputError(f"--jobs: {processes}", expected="1 or more")
-    config = read_grid(grid)
+    config, out_dir = read_grid(grid), ABLATIONS / grid.stem
     if not config.recipes:
         raise InputError("recipes: none", where=grid, expected="recipes: [NAME, ...]")
     carried = partial(carry_out, catalog=catalog, scoring=params.config(EvaluateConfig, "evaluate"))
@@ -85,7 +78,7 @@ def carry_out(job: Job, catalog: Catalog, scoring: EvaluateConfig) -> None:
     """Trains and scores, unless that is done."""
     recipe = catalog.recipe(job.recipe)
     job.folder.mkdir(parents=True, exist_ok=True)
-    train(recipe, catalog, DOMAINS, job.model, job.config, EARTH_STYLES, style_weights_dir())
+    train(recipe, catalog, DOMAINS, job.model, job.config, EARTH_STYLES)
     evaluate(recipe, catalog, DOMAINS, job.model, job.scores, scoring)
 
 

@@ -26,14 +26,7 @@ from crossearth.components.cli.terminal import (
     print_table,
     print_view,
 )
-from crossearth.components.runtime.places import (
-    DOMAINS,
-    EARTH_STYLES,
-    PREVIEWS,
-    data_dir,
-    inputs,
-    style_weights_dir,
-)
+from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, PREVIEWS, data_dir, inputs
 
 app = typer.Typer()
 DomainsOrDatasets = Annotated[
@@ -258,7 +251,7 @@ def styles_show(
 
     params, _ = inputs(params_file, None)
     config = params.config(StylizeConfig, "stylize").style
-    done(show_image(image, EARTH_STYLES, sheet, config, style_weights_dir()), "")
+    done(show_image(image, EARTH_STYLES, sheet, config), "")
 
 
 @app.command()

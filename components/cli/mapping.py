@@ -87,10 +87,9 @@ def tell(report: dict[str, Any]) -> None:
 
 def print_areas(path: Path, report: dict[str, Any]) -> None:
     """Prints share and area of every class of a map, and where it can be looked at."""
-    rows = [
-        [each["name"], "" if each["share"] is None else f"{100 * each['share']:.1f}", _area(each["area_m2"])]
-        for each in report["classes"]
-    ]
+    from crossearth.components.evaluate.results import per_cent
+
+    rows = [[each["name"], per_cent(each["share"]), _area(each["area_m2"])] for each in report["classes"]]
     print_table(str(path), ["class", "share %", "area"], rows, numbers=("share %", "area"))
     preview = path.with_suffix(".png")
     if preview.exists():

@@ -5,16 +5,14 @@ Only the standard library, typer and rich are imported here; each command import
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.filesize import decimal
 from rich.markdown import Markdown
 
 from crossearth.components.cli.mapping import MAPS_IN_FULL, opened, print_areas, tell, warn_of
@@ -40,17 +38,7 @@ from crossearth.components.cli.terminal import (
     recipe_names,
     seed_numbers,
 )
-from crossearth.components.runtime.places import (
-    EXPORT,
-    MODELS,
-    REGISTRY,
-    REPORT,
-    SCORES,
-    WATCH,
-    inputs,
-    seed_suffix,
-    style_weights_dir,
-)
+from crossearth.components.runtime.places import EXPORT, MODELS, REGISTRY, REPORT, SCORES, WATCH, inputs
 
 app = typer.Typer()
 models_app = typer.Typer(help="The models that there are, here and in the registry.")
@@ -282,8 +270,7 @@ def show(
 
     params, loaded = inputs(params_file, catalog)
     if recipe:
-        suffix = "" if seed is None else seed_suffix(seed, params.seed)
-        found = read_results(SCORES / f"{loaded.recipe(recipe).name}{suffix}")
+        found = read_results(SCORES / f"{loaded.recipe(recipe).name}{params.seed_suffix(seed)}")
         print_view(tables.run(found), as_json, as_csv)
         return
     replicates = params.config(ReportConfig, "report").replicates
@@ -344,8 +331,7 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
     """List the models: classes, bands, metres per pixel, licence of the data, scores, size."""
     if context.invoked_subcommand:
         return
-    from crossearth.components.evaluate.results import SUMMARY_METRICS, per_cent
-    from crossearth.components.register.listing import Listed, local_models
+    from crossearth.components.register.listing import local_models, view
     from crossearth.components.register.registry import Registry, registry_exists
     from crossearth.data.common.errors import InputError
 
@@ -355,31 +341,9 @@ def models(context: typer.Context, catalog: Catalogs = None, as_json: AsJson = F
         found += Registry().listed() if registry_exists() else []
     except InputError as error:  # the models that are here can be used without it
         err.print(f"note: {error}", style="yellow")
-    if as_json:
-        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
-        return
-
-    columns = ("model", "classes", "bands", "m per px", "licence", "IoU % unseen / worst / own", "size")
-
-    def row(listed: Listed) -> list[str]:
-        about = listed.about
-        if about is None:
-            return [listed.name, listed.problem, *[""] * (len(columns) - 2)]
-        unseen, worst, home = (per_cent(about.scores.get(name)) for name in SUMMARY_METRICS)
-        return [
-            listed.name,
-            ", ".join(about.classes),
-            ", ".join(about.bands) or "unknown",
-            f"{about.gsd_m:g}" if about.gsd_m else "unknown",
-            (about.licence or "unknown") + (" (synthetic)" if about.provenance == "synthetic" else ""),
-            f"{unseen} / {worst} / {home}" if about.scores else "none",
-            decimal(about.size_bytes),
-        ]
-
-    title = f"{len(found)} model{'s' * (len(found) != 1)}"
-    print_table(title, columns, [row(each) for each in found], spare=("size", "bands", "licence"))
-    shown = next((each.name for each in found if each.about), None)
-    out.print(f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE")
+    if print_view(view(found), as_json, as_csv=False):
+        shown = next((each.name for each in found if each.about), None)
+        out.print(f"next: crossearth models show {shown}" if shown else "next: crossearth train RECIPE")
 
 
 @models_app.command("show")
@@ -603,7 +567,7 @@ def watch(
     }
     with opened(model) as (model_dir, shared):
         config = load_config(step.WatchConfig, options | {"backbone": backbone or shared}, "watch")
-        watched = step.watch(scenes, model_dir, folder, config, weights_dir=style_weights_dir())
+        watched = step.watch(scenes, model_dir, folder, config)
     if print_view(step.view(watched), as_json, as_csv):
         done(list(watched.files), f"open {watched.files[-1]}")
     if watched.errors:

@@ -53,7 +53,7 @@ ParamsFile = Annotated[
 ]
 Recipe = Annotated[str, typer.Argument(help="`crossearth settings` names them.", autocompletion=recipe_names)]
 Grid = Annotated[Path, typer.Option("--grid", metavar="FILE", help="YAML: the values that parameters take.")]
-Jobs = Annotated[int, typer.Option(help="Trainings at a time.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Trainings at a time.")]
 ShardOption = Annotated[str, typer.Option(metavar="I/N", help="Only shard I of N, counted from 0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of tables; scores as fractions.")]

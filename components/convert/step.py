@@ -102,13 +102,11 @@ def _is_short(value: Any) -> bool:
 
 def _classes(checkpoint: Released, class_set: ClassSet | None) -> tuple[list[str], list[str]]:
     if class_set is not None:
-        names, colours, origin = (
-            list(class_set.classes),
-            list(class_set.palette),
-            f"class set {class_set.name}",
-        )
+        names, colours = list(class_set.classes), list(class_set.palette)
+        origin = f"class set {class_set.name}"
     else:
-        names, colours, origin = *_own_words(checkpoint.meta), "its own description"
+        names, colours = _own_words(checkpoint.meta)
+        origin = "its own description"
     if not len(names) == len(colours) == checkpoint.num_classes:
         raise InputError(
             f"its head has {checkpoint.num_classes} classes; {origin} has {len(names)} names "

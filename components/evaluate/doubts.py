@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from crossearth.components.evaluate.results import RecipeResult
+from crossearth.components.evaluate.results import RecipeResult, per_cent
 
 LEAST_SCORE = 0.1  # a primary score below that on every domain: nothing was learned
 
@@ -23,7 +23,7 @@ def doubts(meta: Mapping[str, Any], result: RecipeResult | None) -> list[str]:
         score = result.scores(best).primary_metric
         if not score >= LEAST_SCORE:
             found.append(
-                f"this model has learned next to nothing: its best {result.metric} is {100 * score:.1f} %, "
+                f"this model has learned next to nothing: its best {result.metric} is {per_cent(score)} %, "
                 f"on {best.setting.target}"
             )
     return found

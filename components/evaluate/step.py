@@ -20,6 +20,7 @@ from crossearth.components.evaluate.results import (
     SettingResult,
     metric_name,
     nan_to_none,
+    per_cent,
     read_picture,
     read_results,
     tile_file,
@@ -32,7 +33,7 @@ from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import DOMAINS, MODELS, SCORES, seed_suffix
+from crossearth.components.runtime.places import DOMAINS, MODELS, SCORES
 from crossearth.components.runtime.processes import join_processes
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.runtime.version import git_revision, torch_version
@@ -84,7 +85,7 @@ def run(
 ) -> Path:
     """Scores the recipe `name` in the working folder: its own model, that of another seed, or another one."""
     recipe = catalog.recipe(name)
-    place = f"{recipe.name}{seed_suffix(params.seed if seed is None else seed, params.seed)}"
+    place = f"{recipe.name}{params.seed_suffix(seed)}"
     config = params.config(EvaluateConfig, "evaluate")
     return evaluate(recipe, catalog, DOMAINS, model or MODELS / place, SCORES / place, config)
 
@@ -343,7 +344,7 @@ def _track(result: RecipeResult, meta: dict[str, Any], manifests: Mapping[str, M
         "scored_with": str(result.lineage["git_revision"]),
     }
     rows = [
-        [each.setting.abbr, each.setting.gap, f"{100 * result.scores(each).primary_metric:.1f}"]
+        [each.setting.abbr, each.setting.gap, per_cent(result.scores(each).primary_metric)]
         for each in result.settings
     ]
     table = markdown_table(["setting", "gap", f"{result.metric} %"], rows)

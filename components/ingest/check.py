@@ -28,37 +28,27 @@ LEAST_PX = 256
 
 
 def run(params: Params, catalog: Catalog, names: Sequence[str], number: int) -> list[Path]:
-    """Draws some images of domains or datasets of the working folder; gives the pictures."""
-    config = params.config(IngestConfig, "ingest")
-    return check_labels(names, catalog, params.archives, PREVIEWS, config, number)
-
-
-def check_labels(
-    names: Sequence[str],
-    catalog: Catalog,
-    archives_dir: Path,
-    out_dir: Path,
-    config: IngestConfig,
-    number: int,
-) -> list[Path]:
     """Draws `number` images of each domain, at equal steps through its scenes, with their labels beside them.
 
     They are read as ingest reads them, so that what it refuses is refused here.
 
     Args:
         names: domains or datasets.
-        out_dir: gets a folder `<domain>-check` of each, with one PNG an image.
+
+    Returns:
+        The pictures, of each domain in a folder `<domain>-check` beside the previews.
 
     Raises:
         InputError: as ingest.
     """
+    config = params.config(IngestConfig, "ingest")
     drawn: list[Path] = []
     for domain in [domain for name in names for domain in catalog.domains_named(name)]:
         domain = replace(domain, unknown_labels=domain.unknown_labels or config.unknown_labels)
         class_set = catalog.class_sets[domain.class_set] if domain.class_set else None
-        target = Path(out_dir) / f"{domain.name}-check"
+        target = PREVIEWS / f"{domain.name}-check"
         with TemporaryDirectory() as work, atomic_dir(target) as folder:
-            sources = find_scenes(domain, Path(archives_dir) / domain.dataset, Path(work) / "unpacked")
+            sources = find_scenes(domain, params.archives / domain.dataset, Path(work) / "unpacked")
             plan = Plan.of(domain, catalog, config.tile_px, sources[0])
             for source in evenly(sources, number):
                 ingest_scene(plan, Path(work), source)

@@ -5,7 +5,6 @@ the domain's until all are there; then it takes the domain's place in one step. 
 continued by the same command and ends in the same bytes. Wrong input leaves nothing behind.
 """
 
-import errno
 import json
 import logging
 import shutil
@@ -140,31 +139,21 @@ def provenance(domain: Domain, root: Path) -> Provenance:
 def _workshop(domains_dir: Path, name: str) -> Iterator[Path]:
     """The hidden folder in which a domain grows; a killed process leaves it, wrong input does not."""
     work = domains_dir / WORK / name
-    try:
-        domains_dir.mkdir(parents=True, exist_ok=True)
-        with file_lock(domains_dir / name, f"an ingest of {name}"):
-            try:
-                work.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(work / UNPACKED, ignore_errors=True)
-                yield work
-            except PoolError:
-                raise  # the next run goes on where this one stopped
-            except (InputError, OSError):
-                shutil.rmtree(work, ignore_errors=True)
-                raise
-            finally:
-                shutil.rmtree(work / UNPACKED, ignore_errors=True)
-                with suppress(OSError):  # a killed process left something, or another domain is at work there
-                    work.parent.rmdir()
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise InputError(
-            f"cannot write: {error.strerror or error}",
-            where=error.filename or domains_dir,
-            next_step="free some disk, then run the command again"
-            if full
-            else "choose a folder that you may write to",
-        ) from error
+    domains_dir.mkdir(parents=True, exist_ok=True)
+    with file_lock(domains_dir / name, f"an ingest of {name}"):
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(work / UNPACKED, ignore_errors=True)
+            yield work
+        except PoolError:
+            raise  # the next run goes on where this one stopped
+        except (InputError, OSError):
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(work / UNPACKED, ignore_errors=True)
+            with suppress(OSError):  # a killed process left something, or another domain is at work there
+                work.parent.rmdir()
 
 
 def _ingest_scenes(

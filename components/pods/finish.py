@@ -52,10 +52,8 @@ def finish_pipeline(workspace: str, pipeline: str, workflow: str, state: str, me
     words = [str(reason) for reason in reasons]
     if run.body == KILLED:
         stopped = [str(step) for step in run.of(KILLED)]
-        where, words = (
-            [*stopped, *where],
-            [f"stopped by a person in {', '.join(stopped) or 'no step'}", *words],
-        )
+        where = [*stopped, *where]
+        words = [f"stopped by a person in {', '.join(stopped) or 'no step'}", *words]
     elif run.body != FINISHED and not words:
         words = [message or f"why is not known: {unread or 'no step says it'}"]
     tags = {

@@ -16,7 +16,6 @@ from crossearth.components.predict.maps import Grid
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.ground import in_crs
 
-LONLAT = "EPSG:4326"
 EDGE_PARTS = 64  # an edge that is straight in one CRS bends in another
 Span = tuple[int, int]
 

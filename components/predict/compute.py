@@ -1,8 +1,6 @@
 """What of a map is missing, computed into its parts: in this process, or in several that share the scene."""
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -16,7 +14,8 @@ import torch
 from crossearth.components.predict.outputs import Kept, keep
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.sliding import Loaded, Plan, blocks
-from crossearth.components.predict.strips import Scene, View, open_view
+from crossearth.components.predict.strips import View, open_view
+from crossearth.data.common.pool import end_with_parent
 
 TASKS_PER_JOB = 4  # a corner without data is done at once: none waits long for the last
 LEAST_STRIPS = 4  # a task: the windows above its first strip are computed twice
@@ -29,7 +28,6 @@ Advance = Callable[[int], None]
 class Task:
     """Strips of a panel of a scene, to be computed into its parts."""
 
-    scene: Scene
     plan: Plan
     parts: Parts
     kept: tuple[str, ...]  # `Wanted.kept`
@@ -41,7 +39,7 @@ class StoppedError(RuntimeError):
     """The process that gave the task wants no more of it."""
 
 
-def missing(scene: Scene, plan: Plan, parts: Parts, kept: tuple[str, ...], most: int) -> list[Task]:
+def missing(plan: Plan, parts: Parts, kept: tuple[str, ...], most: int) -> list[Task]:
     """Tasks of at most `most` strips each that make a map's parts complete."""
     tasks = []
     for panel in range(len(plan.panels)):
@@ -51,7 +49,7 @@ def missing(scene: Scene, plan: Plan, parts: Parts, kept: tuple[str, ...], most:
             while length < min(len(absent), most) and absent[length] == absent[0] + length:
                 length += 1
             strips = range(absent[0], absent[0] + length)
-            tasks.append(Task(scene, plan, parts, kept, panel, strips))
+            tasks.append(Task(plan, parts, kept, panel, strips))
             absent = absent[length:]
     return tasks
 
@@ -71,7 +69,6 @@ def run(task: Task, loaded: Loaded, view: View, advance: Advance) -> None:
 
 
 def compute(
-    scene: Scene,
     plan: Plan,
     parts: Parts,
     kept: tuple[str, ...],
@@ -87,13 +84,13 @@ def compute(
         advance: called with numbers of windows that are done; what it raises stops all.
     """
     if team is None:
-        with open_view(scene) as view:
-            for task in missing(scene, plan, parts, kept, len(plan.strips)):
+        with open_view(plan.scene) as view:
+            for task in missing(plan, parts, kept, len(plan.strips)):
                 run(task, loaded, view, advance)
         return
     strips = len(plan.strips) * len(plan.panels)
     most = max(LEAST_STRIPS, -(-strips // (TASKS_PER_JOB * team.jobs)))
-    team.run(missing(scene, plan, parts, kept, most), advance)
+    team.run(missing(plan, parts, kept, most), advance)
 
 
 class Team:
@@ -145,20 +142,12 @@ class _Member:
 def _begin(
     load: Callable[[str], Loaded], devices: list[str], threads: int, stop: Event, done: Any, ranks: Any
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with ranks.get_lock():
         rank = ranks.value
         ranks.value += 1
     torch.set_num_threads(threads)
     _Member.loaded, _Member.stop, _Member.done = load(devices[rank % len(devices)]), stop, done
-
-
-def _end_with_parent() -> None:
-    """A process that is killed takes its team along."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _run(task: Task) -> None:
@@ -168,5 +157,5 @@ def _run(task: Task) -> None:
         with _Member.done.get_lock():
             _Member.done.value += windows
 
-    with open_view(task.scene) as view:
+    with open_view(task.plan.scene) as view:
         run(task, _Member.loaded, view, advance)

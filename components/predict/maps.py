@@ -11,17 +11,21 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from PIL import Image
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetWriter
 
 from crossearth.components.predict.style import attribute_table
+from crossearth.components.runtime.palette import colour_table
 from crossearth.data.raster.grid import Grid
 from crossearth.data.raster.names import is_map_report
 from crossearth.data.raster.pixel_area import Ground
+from crossearth.data.raster.reading import thinned_size
 
 NODATA = 255
+PREVIEW_PX = 1024
 CLASSES = "CLASSES"  # the map's tag that holds the names of its classes
 # probabilities are stored as whole steps of this size: 255 stays free for nodata
 PROBABILITY_STEP = 1 / 254
@@ -92,7 +96,8 @@ def rows_writer(path: Path, grid: Grid, bands: int) -> Iterator[DatasetWriter]:
 
 def describe_classes(writer: DatasetWriter, classes: list[str], palette: list[str]) -> None:
     """Gives band 1 its colour table and its class names; call before writing pixels."""
-    table = {index: (*_rgb(colour), 255) for index, colour in enumerate(palette)}
+    colours = colour_table(palette)[: len(palette)].tolist()
+    table = {index: (*colour, 255) for index, colour in enumerate(colours)}
     writer.write_colormap(1, {**table, NODATA: (0, 0, 0, 0)})
     writer.set_band_description(1, "class")
     writer.update_tags(**{CLASSES: json.dumps(classes, ensure_ascii=False)})
@@ -167,26 +172,18 @@ def side_file(raster: Path) -> Path:
     return raster.with_name(f"{raster.name}.aux.xml")
 
 
-def write_preview(map_path: Path, out: Path, palette: list[str], size_px: int) -> tuple[int, int]:
-    """Writes the map in its colours as PNG, nodata transparent, the longer side at most `size_px`.
+def write_preview(map_path: Path, out: Path, palette: list[str]) -> tuple[int, int]:
+    """Writes the map in its colours as PNG, nodata transparent, the longer side at most `PREVIEW_PX`.
 
     Returns:
         Its rows and columns.
     """
     with rasterio.open(map_path) as scene:
-        shrink = max(1.0, max(scene.width, scene.height) / size_px)
-        shape = (max(1, round(scene.height / shrink)), max(1, round(scene.width / shrink)))
+        shape = thinned_size(scene.width, scene.height, PREVIEW_PX)
         ids_HW = scene.read(1, out_shape=shape, resampling=Resampling.nearest)
-    colours = np.zeros((256, 4), np.uint8)
-    colours[: len(palette)] = [(*_rgb(colour), 255) for colour in palette]
-    image_4HW = colours[ids_HW].transpose(2, 0, 1)
-    with (
-        rasterio.Env(GDAL_PAM_ENABLED=False),
-        rasterio.open(
-            out, "w", driver="PNG", width=shape[1], height=shape[0], count=4, dtype="uint8"
-        ) as preview,
-    ):
-        preview.write(image_4HW)
+    opaque = np.where(np.arange(256) < len(palette), 255, 0)
+    colours = np.column_stack([colour_table(palette), opaque]).astype(np.uint8)
+    Image.fromarray(colours[ids_HW]).save(out, "PNG")
     return shape
 
 
@@ -236,8 +233,3 @@ def is_report(path: Path) -> bool:
         return is_map_report(path.read_bytes())
     except OSError:
         return False
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
-    return red, green, blue

@@ -23,9 +23,9 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from crossearth.components.predict import maps
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.estimate import Estimate, block_sums
 from crossearth.components.predict.style import write_legend, write_qgis_style
-from crossearth.data.common.config import nearest
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path
 from crossearth.model.inference import best_class
@@ -34,102 +34,6 @@ Kept = Mapping[str, NDArray[Any]]  # by name, each (bands, H, W), but that W of 
 
 if TYPE_CHECKING:
     from crossearth.components.predict.vectors import Regions
-
-FORMATS = (".gpkg", ".geojson", ".parquet")  # of polygons
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is written besides the map.
-
-    Attributes:
-        probabilities, confidence, vector, min_area_m2, simplify_px, classes: as `PredictConfig`
-            has them.
-    """
-
-    probabilities: bool = False
-    confidence: bool = False
-    vector: Path | None = None
-    min_area_m2: float = 0
-    simplify_px: float = 0
-    classes: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("--min-area", self.min_area_m2), ("--simplify", self.simplify_px)):
-            if not 0 <= value < math.inf:
-                raise InputError(f"{name} {value:g}", expected="a number of at least 0")
-        if self.vector is None:
-            given = [
-                option
-                for option, value in (
-                    ("--min-area", self.min_area_m2),
-                    ("--simplify", self.simplify_px),
-                    ("--classes", self.classes),
-                )
-                if value
-            ]
-            if given:
-                raise InputError(
-                    f"{given[0]} is about polygons, and none are asked for",
-                    next_step="name their file: --vector MAP.gpkg",
-                )
-        elif self.vector_ending not in FORMATS:
-            raise InputError(
-                "a file of polygons of a kind that is not known",
-                where=f"--vector {self.vector}",
-                expected=f"a name that ends in {', '.join(FORMATS)}; an ending alone puts it beside the map",
-            )
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """Names of the arrays that `keep` makes."""
-        names = {
-            "ids": True,
-            "shares": self.probabilities,
-            "confidence": self.confidence or self.vector is not None,
-            **dict.fromkeys(("entropy", "expected", "spread"), self.confidence),
-        }
-        return tuple(name for name, wanted in names.items() if wanted)
-
-    @property
-    def vector_ending(self) -> str:
-        # Path(".gpkg") has no suffix
-        return self.vector.suffix or self.vector.name if self.vector else ""
-
-    def vector_of(self, target: Path) -> Path | None:
-        """The file of polygons of a map; None = none."""
-        if self.vector is None or self.vector.suffix:
-            return self.vector
-        return target.with_suffix(self.vector.name)
-
-    def class_ids(self, classes: Sequence[str]) -> list[int]:
-        """Ids of the classes that become polygons.
-
-        Raises:
-            InputError: a class that the model does not have.
-        """
-        for name in self.classes or ():
-            if name not in classes:
-                raise InputError(
-                    f"unknown class {name!r}", where="--classes", expected=nearest(name, classes)
-                )
-        return [index for index, name in enumerate(classes) if self.classes is None or name in self.classes]
-
-    def refuse_unplaced(self, grid: maps.Grid, scene: object) -> None:
-        """Refuses what needs a place on the ground of a scene that has none.
-
-        Raises:
-            InputError: a least area, or GeoJSON, which is in longitude and latitude.
-        """
-        placed = grid.crs is not None and not grid.transform.is_identity
-        reason = "--min-area" if self.min_area_m2 else "GeoJSON" if self.vector_ending == ".geojson" else ""
-        if reason and not placed:
-            raise InputError(
-                f"{reason} needs a place on the ground, and the scene has no CRS or no geotransform",
-                where=scene,
-                next_step="place the scene with gdal_translate -a_srs ... -a_ullr ..., "
-                "or ask for --vector MAP.gpkg alone: polygons in px",
-            )
 
 
 @dataclass(frozen=True)
@@ -169,7 +73,7 @@ def keep(block: Block, names: Sequence[str]) -> Kept:
     """What the outputs need of a block.
 
     Args:
-        names: `Wanted.kept`.
+        names: `PredictConfig.kept`.
 
     Returns:
         Of these, those that are named: "ids" (1, H, W) uint8, 255 = nodata; "shares" (K, H, W) uint8 of the
@@ -228,7 +132,7 @@ class Outputs:
         grid: maps.Grid,
         classes: list[str],
         palette: list[str],
-        wanted: Wanted,
+        config: PredictConfig,
         about: Mapping[str, str],
     ) -> Iterator["Outputs"]:
         """Opens `ids.tif` and what else is wanted in a folder; all is whole when this is left.
@@ -239,28 +143,28 @@ class Outputs:
         with ExitStack() as stack:
             outputs = cls(folder, grid, stack)
             maps.describe_classes(outputs._raster("ids", ["ids"]), classes, palette)
-            if wanted.probabilities:
+            if config.probabilities:
                 maps.describe_shares(outputs._raster("shares", ["shares"] * len(classes)), classes)
-            if wanted.confidence:
+            if config.confidence:
                 names = ["confidence", "entropy"]
                 maps.describe_shares(outputs._raster("confidence", names), names)
                 outputs.estimate = Estimate(len(classes))
             for _, raster in outputs._rasters.values():
                 raster.update_tags(**about)
-            if wanted.vector:
+            if config.vector:
                 # their libraries take half a second, and most maps do without
                 from crossearth.components.predict.polygon_files import PolygonFile
                 from crossearth.components.predict.vectors import Regions
 
-                vector = folder / f"polygons{wanted.vector_ending}"
+                vector = folder / f"polygons{config.vector_ending}"
                 file = stack.enter_context(PolygonFile.open(vector, grid, classes))
                 outputs.regions = Regions(
-                    file,
+                    file.add,
                     grid.width,
                     outputs.tally.ground,
-                    wanted.class_ids(classes),
-                    wanted.min_area_m2,
-                    wanted.simplify_px,
+                    config.class_ids(classes),
+                    config.min_area_m2,
+                    config.simplify_px,
                 )
             yield outputs
             if outputs.regions:
@@ -319,7 +223,7 @@ def finish(
         raise OSError("the map on disk is not what was written")
     (folder / "ids.tif").unlink()
     maps.write_side_file(folder / target.name, grid.crs, classes, palette, tally.pixels)
-    for name, path in (("shares", probabilities_path(target)), ("confidence", confidence_path(target))):
+    for name, path in rasters_beside(target).items():
         if (folder / f"{name}.tif").exists():
             maps.write_cog(folder / f"{name}.tif", folder / path.name, "AVERAGE")
             (folder / f"{name}.tif").unlink()
@@ -328,14 +232,12 @@ def finish(
     write_legend(folder / legend_path(target).name, classes, palette)
 
 
-def probabilities_path(target: Path) -> Path:
-    """Where the probabilities of a map lie."""
-    return target.with_name(f"{target.stem}.probabilities.tif")
-
-
-def confidence_path(target: Path) -> Path:
-    """Where confidence and entropy of a map lie."""
-    return target.with_name(f"{target.stem}.confidence.tif")
+def rasters_beside(target: Path) -> dict[str, Path]:
+    """Where shares (the probabilities) and confidence (with entropy) of a map lie, if they are asked for."""
+    return {
+        "shares": target.with_name(f"{target.stem}.probabilities.tif"),
+        "confidence": target.with_name(f"{target.stem}.confidence.tif"),
+    }
 
 
 def legend_path(target: Path) -> Path:
@@ -345,21 +247,9 @@ def legend_path(target: Path) -> Path:
 
 def beside(target: Path) -> list[Path]:
     """What may stand beside a map, but for its polygons."""
-    rasters = [probabilities_path(target), confidence_path(target)]
+    rasters = rasters_beside(target).values()
     others = [target.with_suffix(ending) for ending in (".json", ".png", ".qml", ".html")]
     return [*others, legend_path(target), *rasters, *map(maps.side_file, (target, *rasters))]
-
-
-def refuse_foreign_vector(vector: Path) -> None:
-    """Refuses to replace a file that `PolygonFile` did not write."""
-    from crossearth.components.predict.polygon_files import is_polygon_file
-
-    if vector.exists() and not is_polygon_file(vector):
-        raise InputError(
-            "it was not written by crossearth predict, and would be replaced",
-            where=vector,
-            next_step="move it away, or choose another --vector",
-        )
 
 
 def publish_vector(folder: Path, vector: Path) -> None:

@@ -1,6 +1,5 @@
 """Finished parts of a map on disk: an interrupted map goes on from them, and several processes write them."""
 
-import json
 import logging
 import shutil
 import zipfile
@@ -13,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossearth.components.predict.outputs import Kept
-from crossearth.data.common.files import read_json, write_json
+from crossearth.data.common.files import digest, write_checksummed
+from crossearth.data.common.shards import is_done
 
 IDENTITY = "identity.json"
 log = logging.getLogger(__name__)
@@ -32,15 +32,10 @@ class Parts:
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Keeps the parts of an earlier run of the same identity, and none of another."""
-        plain = json.loads(json.dumps(identity, default=str))
-        try:
-            same = read_json(self.folder / IDENTITY) == plain
-        except (OSError, ValueError):
-            same = False
-        if not same:
+        record, own = self.folder / IDENTITY, digest(identity)
+        if not is_done(record, own):
             self.remove()
-            self.folder.mkdir(parents=True)
-            write_json(self.folder / IDENTITY, plain)
+            write_checksummed(record, {"identity": own})
         for path in self.folder.glob("*.zip"):
             if not _is_whole(path):
                 path.unlink()  # cut short by a power loss or a full disk

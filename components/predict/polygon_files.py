@@ -15,15 +15,13 @@ import pyogrio
 import shapely
 from pyogrio.errors import DataLayerError, DataSourceError
 
+from crossearth.components.predict.config import LONLAT
 from crossearth.components.predict.maps import Grid
 from crossearth.components.predict.vectors import Polygons
 
 PARQUET, GEOJSON = ".parquet", ".geojson"
 LAYER = "polygons"
 BATCH = 10_000
-LONGITUDE_LATITUDE = "EPSG:4326"  # what GeoJSON is in, whatever the map is in (RFC 7946)
-
-
 COLUMNS = ("class", "class_id", "area_m2", "confidence")
 
 
@@ -107,7 +105,7 @@ class PolygonFile:
         # the outer ring counter-clockwise, as GeoJSON wants it
         placed = shapely.orient_polygons(shapely.transform(outlines, place))
         table = geopandas.GeoDataFrame(columns, geometry=placed, crs=crs)
-        return table.to_crs(LONGITUDE_LATITUDE) if self.path.suffix == GEOJSON else table
+        return table.to_crs(LONLAT) if self.path.suffix == GEOJSON else table
 
     def _write_parquet(self, table: geopandas.GeoDataFrame) -> None:
         crs = {} if table.crs is None else {"crs": table.crs.to_json_dict()}
@@ -139,7 +137,7 @@ class PolygonFile:
                 driver="GeoJSON",
                 geometry_name="geometry",
                 geometry_type="Polygon",
-                crs=LONGITUDE_LATITUDE,
+                crs=LONLAT,
             )
         spooled.unlink()
 

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from crossearth.components.pods.items import Item
 from crossearth.components.pods.workspace import ARTIFACTS, RUN, expect
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.remote import Pending, Source
-from crossearth.components.predict.step import PredictConfig, predict, refuse_clashes
+from crossearth.components.predict.step import predict, refuse_clashes
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, read_json, sha256_file, write_json

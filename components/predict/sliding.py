@@ -8,13 +8,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossearth.components.predict.config import Precision
 from crossearth.components.predict.outputs import Block
 from crossearth.components.predict.strips import Scene, Span, View
 from crossearth.components.runtime.device import choose_device
@@ -24,8 +25,6 @@ from crossearth.data.raster.reading import Bytes, Mask
 from crossearth.model.crossearth import CrossEarth, NetworkConfig
 from crossearth.model.inference import Strip, Tta, Windows, augmented, slide, window_starts, windows_per_pass
 from crossearth.model.weights.checkpoint import load, read_meta
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 # of the scores that wait for further windows: a wider scene is cut into panels. The windows at a panel's edge
 # are computed for its neighbour, too: of large windows it may take more, that this stays within 3 %
@@ -110,6 +109,7 @@ class Plan:
     are, those of its neighbours, too.
 
     Attributes:
+        scene: that is mapped.
         windows: of the whole scene. Where it is longer than a window they begin before it and end behind it,
             by half their overlap: its border lies as deep within them as any other place.
         groups: first rows of the windows that are computed together.
@@ -117,6 +117,7 @@ class Plan:
         panels: columns of the map; several where it is wider than memory allows.
     """
 
+    scene: Scene
     windows: Windows
     groups: Sequence[Sequence[int]]
     strips: Sequence[Span]
@@ -198,7 +199,7 @@ def plan(scene: Scene, config: NetworkConfig, batch_size: int) -> Plan:
     widest = max(1, int(min(seen / scene.scale[1], KEPT_BYTES // (height * config.num_classes))))
     count = -(-scene.grid.width // widest)
     sides = [scene.grid.width * index // count for index in range(count + 1)]
-    return Plan(windows, groups, list(pairwise(ends)), list(pairwise(sides)), down, across)
+    return Plan(scene, windows, groups, list(pairwise(ends)), list(pairwise(sides)), down, across)
 
 
 def _starts(side: int, crop: int, stride: int) -> list[int]:

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -14,25 +14,22 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from crossearth.components.predict import maps
-from crossearth.components.predict.area import LONLAT, Asked, box, polygons_of
+from crossearth.components.predict.area import Asked, box, polygons_of
 from crossearth.components.predict.compute import Team, compute
+from crossearth.components.predict.config import DEFAULTS, PredictConfig
 from crossearth.components.predict.outputs import (
     CannotWriteError,
     Kept,
     Outputs,
-    Wanted,
     beside,
-    confidence_path,
     finish,
-    probabilities_path,
     publish_vector,
-    refuse_foreign_vector,
+    rasters_beside,
 )
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.quick_look import write_quick_look
@@ -45,107 +42,31 @@ from crossearth.components.predict.remote import (
     pending_item,
     raster_of,
 )
-from crossearth.components.predict.sliding import Loaded, Plan, Precision, blocks, load_network, plan
-from crossearth.components.predict.strips import Bands, Gsd, Scene, View, open_scene
+from crossearth.components.predict.sliding import Loaded, Plan, blocks, load_network, plan
+from crossearth.components.predict.strips import Scene, View, open_scene
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.interrupts import Interrupts
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.version import torch_version
-from crossearth.data.common.config import Rising, checked
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.files import digest, fsync_dir, partial_dir, write_json
 from crossearth.data.common.progress import bar
 from crossearth.data.common.shards import WHOLE, Shard
 from crossearth.data.raster.gdal import GdalError
 from crossearth.data.raster.names import RASTER_SUFFIXES
-from crossearth.data.raster.reader import (
-    GDAL_CACHE_BYTES,
-    Address,
-    UnreachableError,
-    open_raster,
-    rasters_in,
-)
+from crossearth.data.raster.reader import GDAL_CACHE_BYTES, Address, UnreachableError, open_raster, rasters_in
 from crossearth.data.raster.reading import BYTES
-from crossearth.model.inference import Tta
 from crossearth.model.weights.checkpoint import read_meta, trained_reading
 
-MAP_ALONE = Wanted()
 BUNCH_PX = 2_000_000  # of whole rows that are written at a time
-
-
-@checked
-class PredictConfig:
-    """How scenes are mapped.
-
-    Attributes:
-        bands: 1-based band numbers, or names (of the file's bands or of a STAC item's), in the order in which
-            the network was trained (red, green, blue, or infrared, red, green); None = those of the model's
-            training files. A model that does not know them takes the first three that are not alpha.
-        value_range: values that become 0 and 255, after the scene's scale and offset tags; None = those of
-            the model's training files. A model that does not know them takes 8-bit scenes as they are, and of
-            others the 2nd and 98th percentile of the chosen bands together, estimated per scene.
-        precision: of the network; "auto" = bfloat16 on GPUs and on CPUs with AMX, else float32.
-        device: torch device; "auto" = the GPU where there is one.
-        batch_size: windows per pass of the network; None = so many as keep the device busy. The map's classes
-            depend on it in the last digits of their scores only.
-        gsd: metres per px that the network is to see; "auto" = the training's, where it and the scene's are
-            known and differ; "native" = the scene's px as they are.
-        tta: "d4" = scores are the mean over the 8 flips and quarter turns of each window.
-        bbox: west, south, east, north of the area to map, in `bbox_crs`.
-        aoi: vector file whose polygons are mapped.
-        jobs: processes that share a scene; on GPUs they take the GPUs in turn.
-        probabilities: also write `<map>.probabilities.tif`, one band per class.
-        confidence: also write `<map>.confidence.tif`: the probability of the class that is named, and the
-            entropy as a share of the most that there can be; and tell each class's expected area and the
-            interval in which it lies, see `estimate`.
-        quick_look: also write `<map>.html`, the map over the image.
-        vector: also write polygons to this file, GeoPackage, GeoJSON or GeoParquet by its ending; an ending
-            alone (".gpkg") puts them beside each map.
-        min_area_m2: polygons below it are left out.
-        simplify_px: by how many px, about, their outlines may be straightened; neighbours keep common sides.
-        classes: names of the classes that become polygons; None = all.
-        preview_px: longer side of the preview.
-        backbone: file of the model's shared backbone where it was moved.
-    """
-
-    bands: Bands | None = None
-    value_range: Rising | None = None
-    precision: Precision = "auto"
-    device: str = "auto"
-    batch_size: PositiveInt | None = None
-    gsd: Gsd = "auto"
-    tta: Tta = "none"
-    bbox: tuple[float, float, float, float] | None = None
-    bbox_crs: str = LONLAT
-    aoi: Path | None = None
-    jobs: PositiveInt = 1
-    probabilities: bool = False
-    confidence: bool = False
-    quick_look: bool = False
-    vector: Path | None = None
-    min_area_m2: float = 0
-    simplify_px: float = 0
-    classes: tuple[str, ...] | None = None
-    preview_px: PositiveInt = 1024
-    backbone: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.bbox is not None and self.aoi is not None:
-            raise InputError("bbox and aoi", expected="one of them: they are two ways to name one area")
-        _ = self.wanted  # refuses what cannot be
-
-    @property
-    def wanted(self) -> Wanted:
-        """What is written besides the map."""
-        return Wanted(**{each.name: getattr(self, each.name) for each in fields(Wanted)})
 
 
 def predict(
     scenes: Sequence[str | Source],
     model: Path,
     out: Path,
-    config: PredictConfig = PredictConfig(),  # noqa: B008 frozen
+    config: PredictConfig = DEFAULTS,
     own: bool = True,
     loaded: Loaded | None = None,
     shard: Shard = WHOLE,
@@ -186,12 +107,12 @@ def predict(
         ExitStack() as stack,
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        targets = _targets(scenes, Path(out), config.bands, config.wanted)
+        targets = _targets(scenes, Path(out), config)
         targets = dict(list(targets.items())[shard.index :: shard.num])
         if not targets:
             return []
         meta = read_meta(model)
-        config.wanted.class_ids(meta["classes"])
+        config.class_ids(meta["classes"])
         trained = trained_reading(meta)
         asked = _asked(config)
         readable: list[tuple[Scene, Path]] = []
@@ -199,9 +120,9 @@ def predict(
         for source, target in targets.items():
             try:
                 path = raster_of(source)
-                _refuse_replaced(_by_name([path]), target, config.wanted)
+                _refuse_replaced(_by_name([path]), target, config)
                 scene = open_scene(path, trained, config.bands, config.value_range, own, config.gsd, asked)
-                config.wanted.refuse_unplaced(scene.grid, path)
+                config.refuse_unplaced(scene.grid, path)
                 readable.append((scene, target))
             except InputError as error:
                 errors.append(error)
@@ -219,7 +140,7 @@ def predict(
         for (scene, target), how in zip(readable, plans, strict=True):
             progress.update(task, description=scene.path.name)
             try:
-                _map(scene, how, target, loaded, team, config, partial(progress.advance, task))
+                _map(how, target, loaded, team, config, partial(progress.advance, task))
                 written.append(target)
             except CannotWriteError:
                 raise  # the next scene would meet the same disk
@@ -278,7 +199,6 @@ def _asked(config: PredictConfig) -> Asked | None:
 
 
 def _map(
-    scene: Scene,
     plan: Plan,
     target: Path,
     loaded: Loaded,
@@ -286,7 +206,7 @@ def _map(
     config: PredictConfig,
     advance: Callable[[int], None],
 ) -> None:
-    parts = Parts.of(target)
+    scene, parts = plan.scene, Parts.of(target)
     with _writing(target) as folder:
         parts.begin(_identity(scene, loaded, config))
         try:
@@ -296,11 +216,11 @@ def _map(
                     advance(windows)
                     interrupts.let_through()
 
-                compute(scene, plan, parts, config.wanted.kept, loaded, team, advance_or_stop)
-                outputs = _write_rows(scene, plan, parts, folder, loaded, config, interrupts)
+                compute(plan, parts, config.kept, loaded, team, advance_or_stop)
+                outputs = _write_rows(plan, parts, folder, loaded, config, interrupts)
             finish(folder, target, scene.grid, outputs.tally, loaded.classes, loaded.palette)
             preview = folder / f"{target.stem}.png"
-            size = maps.write_preview(folder / target.name, preview, loaded.palette, config.preview_px)
+            size = maps.write_preview(folder / target.name, preview, loaded.palette)
             report = {
                 "scene": scene.path.name,
                 "bands_from": scene.bands_from,
@@ -314,7 +234,7 @@ def _map(
             if config.quick_look:
                 page = folder / f"{target.stem}.html"
                 write_quick_look(page, _thinned(scene, size), preview, report, loaded.palette)
-            vector = config.wanted.vector_of(target)
+            vector = config.vector_of(target)
             if vector:
                 publish_vector(folder, vector)
             _publish(folder, target)
@@ -348,7 +268,7 @@ def _identity(scene: Scene, loaded: Loaded, config: PredictConfig) -> dict[str, 
         "model": loaded.about,
         "batch_size": loaded.batch_size,
         "device": next(loaded.network.parameters()).device.type,
-        "kept": config.wanted.kept,
+        "kept": config.kept,
         "code": code_digest("predict"),
         "torch": torch_version(),
     }
@@ -371,7 +291,6 @@ def _writing(target: Path) -> Iterator[Path]:
 
 
 def _write_rows(
-    scene: Scene,
     plan: Plan,
     parts: Parts,
     folder: Path,
@@ -379,8 +298,9 @@ def _write_rows(
     config: PredictConfig,
     interrupts: Interrupts,
 ) -> Outputs:
+    scene = plan.scene
     about = {"RESOLUTION": scene.resolution} if scene.resolution else {}
-    with Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config.wanted, about) as outputs:
+    with Outputs.open(folder, scene.grid, loaded.classes, loaded.palette, config, about) as outputs:
         for strip in range(len(plan.strips)):
             for top, kept in _bunches(plan, parts, strip):
                 outputs.write(top, kept)
@@ -407,14 +327,9 @@ def _bunches(plan: Plan, parts: Parts, strip: int) -> Iterator[tuple[int, Kept]]
         )
 
 
-def _targets(
-    scenes: Sequence[str | Source],
-    out: Path,
-    bands: Sequence[int] | Sequence[str] | None,
-    wanted: Wanted,
-) -> dict[Source, Path]:
+def _targets(scenes: Sequence[str | Source], out: Path, config: PredictConfig) -> dict[Source, Path]:
     """The map's path per scene."""
-    files = scene_files(scenes, bands)
+    files = scene_files(scenes, config.bands)
     single = len(files) == 1 and not _is_folder(scenes[0]) and not out.is_dir()
     if single and out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(
@@ -425,20 +340,17 @@ def _targets(
             "one map, but several scenes, or a folder of them", where=f"--out {out}", expected="a folder"
         )
     targets = {file: out if single else out / f"{file.stem}.tif" for file in files}
-    if len(files) > 1 and wanted.vector and wanted.vector.suffix:
+    if len(files) > 1 and config.vector and config.vector.suffix:
         raise InputError(
             "one file of polygons, but several scenes",
-            where=f"--vector {wanted.vector}",
-            expected=f"{wanted.vector.suffix} alone: a file beside each map",
+            where=f"--vector {config.vector}",
+            expected=f"{config.vector.suffix} alone: a file beside each map",
         )
-    refuse_clashes(targets, wanted)
+    refuse_clashes(targets, config)
     originals = _by_name(file.where if isinstance(file, Pending) else file for file in files)
     for target in targets.values():
-        _refuse_replaced(originals, target, wanted)
-        _refuse_foreign(target)
-        vector = wanted.vector_of(target)
-        if vector:
-            refuse_foreign_vector(vector)
+        _refuse_replaced(originals, target, config)
+        _refuse_foreign(target, config)
     return targets
 
 
@@ -451,9 +363,9 @@ def _by_name(scenes: Iterable[object]) -> dict[str, Path]:
     return {_one_name(each): each for each in scenes if isinstance(each, Path)}
 
 
-def _refuse_replaced(originals: Mapping[str, Path], target: Path, wanted: Wanted) -> None:
+def _refuse_replaced(originals: Mapping[str, Path], target: Path, config: PredictConfig) -> None:
     """Refuses a map one of whose files would take the place of a scene."""
-    for written in _written(target, wanted):
+    for written in _written(target, config):
         if scene := originals.get(_one_name(written)):
             raise InputError(
                 f"the map's files would replace the scene {written}",
@@ -462,7 +374,7 @@ def _refuse_replaced(originals: Mapping[str, Path], target: Path, wanted: Wanted
             )
 
 
-def refuse_clashes(targets: Mapping[Any, Path], wanted: Wanted = MAP_ALONE) -> None:
+def refuse_clashes(targets: Mapping[Any, Path], config: PredictConfig = DEFAULTS) -> None:
     """Refuses two maps that would write a file of one name.
 
     Args:
@@ -474,7 +386,7 @@ def refuse_clashes(targets: Mapping[Any, Path], wanted: Wanted = MAP_ALONE) -> N
     first: dict[str, Any] = {}
     folder = cache(Path.resolve)  # of a hundred thousand maps a few
     for scene, target in targets.items():
-        for path in _written(target, wanted):
+        for path in _written(target, config):
             other = first.setdefault(f"{folder(path.parent)}/{path.name}".casefold(), scene)
             if other != scene:
                 raise InputError(
@@ -525,27 +437,29 @@ def scene_files(
     return files
 
 
-def _written(target: Path, wanted: Wanted = MAP_ALONE) -> list[Path]:
+def _written(target: Path, config: PredictConfig) -> list[Path]:
     """The map and what may stand beside it."""
-    vector = wanted.vector_of(target)
+    vector = config.vector_of(target)
     return [target, *beside(target), *([vector] if vector else [])]
 
 
-def _refuse_foreign(target: Path) -> None:
-    """What lies under the names of the map and its report was written by an earlier run."""
-    report = target.with_suffix(".json")
+def _refuse_foreign(target: Path, config: PredictConfig) -> None:
+    """What lies under the names of the map, its report and its polygons was written by an earlier run."""
+    report, vector = target.with_suffix(".json"), config.vector_of(target)
     is_own = {target: maps.is_map, report: maps.is_report}
-    for path in filter(Path.exists, _written(target)):
-        # what else a map consists of goes by these two
+    if vector:
+        from crossearth.components.predict.polygon_files import is_polygon_file  # see `Outputs.open`
+
+        is_own[vector] = is_polygon_file
+    for path in filter(Path.exists, _written(target, config)):
+        # what else a map consists of goes by these
         if not (is_own[path](path) if path in is_own else target.exists() or report.exists()):
             raise InputError(
                 "it was not written by crossearth predict, and would be replaced",
                 where=path,
-                next_step="move it away, or choose another --out",
+                next_step=f"move it away, or choose another {'--vector' if path == vector else '--out'}",
             )
-    for raster, kind in product(
-        (target, probabilities_path(target), confidence_path(target)), (".ovr", ".msk")
-    ):
+    for raster, kind in product((target, *rasters_beside(target).values()), (".ovr", ".msk")):
         path = raster.with_name(f"{raster.name}{kind}")
         if path.exists():
             raise InputError(
@@ -558,7 +472,7 @@ def _refuse_foreign(target: Path) -> None:
 def _publish(folder: Path, target: Path) -> None:
     """Moves the finished files to where the map belongs: first the report, to know them by, last the map."""
     names = {path.name for path in folder.iterdir()}
-    order = sorted(_written(target), key=lambda path: (path == target, path.suffix != ".json"))
+    order = sorted([target, *beside(target)], key=lambda path: (path == target, path.suffix != ".json"))
     for path in order:
         if path.name not in names:
             path.unlink(missing_ok=True)  # an earlier map's: not this one's

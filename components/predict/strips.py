@@ -5,18 +5,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, PositiveInt
 from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
 
 from crossearth.components.predict import maps
 from crossearth.components.predict.area import Area, Asked, area_of
+from crossearth.components.predict.config import Gsd
 from crossearth.data.common.config import listed
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest
@@ -52,9 +51,6 @@ MOST_ENLARGED = 8  # more is asked for by number: it costs the square, and shows
 PIECE_BYTES = 16 << 20  # of a scene's own px that are resampled at a time
 
 Span = tuple[int, int]
-# of a file: numbers, or names
-Bands = Annotated[tuple[PositiveInt, ...] | tuple[str, ...], Field(min_length=3, max_length=3)]
-Gsd = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "native"]
 Pixels = Callable[[Span, Span], tuple[Bytes, Mask]]  # rows and columns of a scene -> image, valid
 
 
@@ -190,10 +186,8 @@ def _scale(
         return (1, 1), ""
     if sides_m is None:
         if gsd == "auto":
-            return (
-                1,
-                1,
-            ), f"the size of the scene's px is not known; the model was trained on {wanted_m:.3g} m"
+            unknown = f"the size of the scene's px is not known; the model was trained on {wanted_m:.3g} m"
+            return (1, 1), unknown
         raise InputError(
             f"--gsd {gsd:g}, but the size of the scene's px on the ground is not known",
             where=path,
@@ -242,10 +236,8 @@ def _choose_bands(
         asked, origin = trained.bands, MODELS
     else:
         colours = enumerate(source.colorinterp, 1)
-        asked, origin = (
-            [band for band, colour in colours if colour != ColorInterp.alpha][:3],
-            "the first three",
-        )
+        asked = [band for band, colour in colours if colour != ColorInterp.alpha][:3]
+        origin = "the first three"
     if len(asked) < 3 or max(asked) > source.count:
         alone = f"; of files of one band each make one scene: {stacking(Path(raster.where))}"
         wanted = "three" if len(asked) < 3 else f"the model's {', '.join(map(str, asked))}"

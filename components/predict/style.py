@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 ROW_PX, SWATCH_PX = 26, 18
 # GDAL's numbers of types and of what a column of an attribute table is for
 INTEGER, TEXT = 0, 2
-GENERIC, PIXEL_COUNT, NAME, MINIMUM_AND_MAXIMUM, RED, GREEN, BLUE = 0, 1, 2, 5, 6, 7, 8
+PIXEL_COUNT, NAME, MINIMUM_AND_MAXIMUM, RED, GREEN, BLUE = 1, 2, 5, 6, 7, 8
 
 
 def attribute_table(classes: Sequence[str], palette: Sequence[str], pixels: NDArray[np.int64]) -> Element:

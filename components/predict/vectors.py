@@ -7,9 +7,9 @@ Legend: H W px of a bunch of whole rows, N its pieces (from 1; 0 = none), R regi
 that waited above them, joined (from 1; 0 = none).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import shapely
@@ -51,17 +51,11 @@ class Polygons:
         return len(self.outlines)
 
 
-class Sink(Protocol):
-    """Takes polygons."""
-
-    def add(self, polygons: Polygons) -> None:
-        """The polygons that ended with the last rows."""
-
-
 class Regions:
     """Cuts the rows of a map into polygons and gives each to a sink as soon as its last row has come.
 
     Args:
+        sink: takes the polygons that ended with the last rows.
         width: of the map.
         ground: sizes of its px; None = unknown.
         classes: ids to make polygons of.
@@ -76,7 +70,7 @@ class Regions:
 
     def __init__(
         self,
-        sink: Sink,
+        sink: Callable[[Polygons], None],
         width: int,
         ground: Ground | None,
         classes: Sequence[int],
@@ -225,7 +219,7 @@ class Regions:
         shapes["region"] = (np.cumsum(chosen_R) - 1)[shapes["region"]]
         pixels, areas_m2, confidences = self._sums_R[:, chosen_R]
         outlines = self._outlines(shapes, len(pixels))
-        self._sink.add(Polygons(outlines, self._ids_R[chosen_R], areas_m2, confidences / pixels))
+        self._sink(Polygons(outlines, self._ids_R[chosen_R], areas_m2, confidences / pixels))
 
     def _outlines(self, shapes: NDArray[Any], num: int) -> NDArray[np.object_]:
         if not self._simplify_px:

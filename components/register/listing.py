@@ -7,8 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crossearth.components.evaluate.results import DETAILS, RecipeResult, read_results
+from rich.filesize import decimal
+
+from crossearth.components.evaluate.results import (
+    DETAILS,
+    SUMMARY_METRICS,
+    RecipeResult,
+    per_cent,
+    read_results,
+)
 from crossearth.components.register.model_card import model_card
+from crossearth.components.runtime.tables import TextTable, View
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
@@ -143,3 +152,27 @@ def local_card(model: Path, scores_dir: Path, catalog: Catalog) -> tuple[str, li
     if result:
         return card, [f"crossearth register {result.recipe}"]
     return card, [f"crossearth evaluate {recipe or 'RECIPE --model ' + str(model)}"]
+
+
+def view(found: Sequence[Listed]) -> View:
+    """The list, for the command line."""
+    columns = ("model", "classes", "bands", "m per px", "licence", "IoU % unseen / worst / own", "size")
+    title = f"{len(found)} model{'s' * (len(found) != 1)}"
+    rows = [[each.name, *_cells(each, len(columns) - 1)] for each in found]
+    data = [asdict(each) for each in found]
+    return View(TextTable(columns, rows, title=title, spare=("size", "bands", "licence")), data, data)
+
+
+def _cells(listed: Listed, number: int) -> list[str]:
+    about = listed.about
+    if about is None:
+        return [listed.problem, *[""] * (number - 1)]
+    unseen, worst, home = (per_cent(about.scores.get(name)) for name in SUMMARY_METRICS)
+    return [
+        ", ".join(about.classes),
+        ", ".join(about.bands) or "unknown",
+        f"{about.gsd_m:g}" if about.gsd_m else "unknown",
+        (about.licence or "unknown") + (" (synthetic)" if about.provenance == "synthetic" else ""),
+        f"{unseen} / {worst} / {home}" if about.scores else "none",
+        decimal(about.size_bytes),
+    ]

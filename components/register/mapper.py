@@ -18,8 +18,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.sliding import Loaded, load_network
-from crossearth.components.predict.step import PredictConfig, map_array, predict
+from crossearth.components.predict.step import map_array, predict
 from crossearth.data.common.config import load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.reading import BYTES

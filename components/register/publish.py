@@ -6,9 +6,8 @@ nothing and one that was cut short is completed, where `register_model` refuses 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossearth.components.evaluate.results import nan_to_none
 from crossearth.components.register.listing import About
@@ -19,29 +18,10 @@ from crossearth.data.common.errors import InputError, PartlyDoneError
 
 if TYPE_CHECKING:
     from model_registry.core import ModelRegistryAPIClient
+    from model_registry.types import ModelArtifact, ModelVersion
 
 FORMAT = "mlflow"  # what stands at the address; KServe chooses a runtime by it
 DIGEST = "digest"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What Kubeflow Hub is told of a version.
-
-    Attributes:
-        name, version: as MLflow's registry has them.
-        uri: address of the model's folder, the same for everybody.
-        format_version: of the MLflow that wrote it.
-        card: the model card, as Markdown.
-        properties: custom properties; scores are fractions 0..1.
-    """
-
-    name: str
-    version: str
-    uri: str
-    format_version: str
-    card: str
-    properties: dict[str, str | float]
 
 
 def publish(versions: Mapping[str, str], again: str, pauses: Sequence[float] = ()) -> str:
@@ -83,16 +63,20 @@ def publish(versions: Mapping[str, str], again: str, pauses: Sequence[float] = (
 def _publish(registry: Registry, name: str, version: str, pauses: Sequence[float]) -> None:
     made = registry.aliased(name, CHAMPION)
     champion = str(made.version) if made else ""
-    entries = [entry(registry, name, number) for number in {version: 0, champion: 0} if number]
+    entries = [_entry(registry, name, number, champion) for number in {version: 0, champion: 0} if number]
     ask(partial(_write, entries=entries, champion=champion), pauses)
 
 
-def entry(registry: Registry, name: str, version: str) -> Entry:
-    """What Kubeflow Hub is told of a version.
+def _entry(
+    registry: Registry, name: str, version: str, champion: str
+) -> "tuple[ModelVersion, ModelArtifact]":
+    """What Kubeflow Hub is told of a version, and of its files; scores are fractions 0..1.
 
     Raises:
         InputError: its files lie where nobody else finds them; the registry does not answer.
     """
+    from model_registry.types import ModelArtifact, ModelVersion
+
     made = registry.version(name, version)
     uri = registry.location(made)
     refuse_own(uri)
@@ -103,7 +87,7 @@ def entry(registry: Registry, name: str, version: str) -> Entry:
         for each in result.settings:
             score = nan_to_none(result.scores(each).primary_metric)
             of_targets[f"{result.metric} {each.setting.target}"] = score
-    properties: dict[str, str | float | None] = {
+    properties: dict[str, Any] = {
         "recipe": made.tags["recipe"],
         "classes": ", ".join(about.classes),
         "bands": ", ".join(about.bands),
@@ -117,46 +101,44 @@ def entry(registry: Registry, name: str, version: str) -> Entry:
         DIGEST: made.tags["identity"],
         **about.scores,
         **of_targets,
+        CHAMPION: version == champion,
     }
-    return Entry(
-        name=name,
-        version=version,
-        uri=uri,
-        format_version=registry.written_by(made),
-        card=made.description or "",
-        properties={key: value for key, value in properties.items() if value not in (None, "")},
+    told = {key: value for key, value in properties.items() if value not in (None, "")}
+    described = ModelVersion(
+        name=version, author=user_name(), description=made.description or "", custom_properties=told
     )
+    files = ModelArtifact(
+        name=name, uri=uri, model_format_name=FORMAT, model_format_version=registry.written_by(made)
+    )
+    return described, files
 
 
-async def _write(hub: "ModelRegistryAPIClient", entries: Sequence[Entry], champion: str) -> None:
+async def _write(
+    hub: "ModelRegistryAPIClient", entries: "Sequence[tuple[ModelVersion, ModelArtifact]]", champion: str
+) -> None:
     """Adds what is missing of versions of one model, and marks which version is champion."""
-    from model_registry.types import ModelArtifact, ModelVersion, Pager, RegisteredModel
+    from model_registry.types import Pager, RegisteredModel
 
-    name, who = entries[0].name, user_name()
+    first, its_files = entries[0]
+    name = its_files.name
     model = await hub.get_registered_model_by_params(name)
     if model is None:
-        about = f"Maps of overhead imagery, recipe {entries[0].properties['recipe']}"
-        model = await hub.upsert_registered_model(RegisteredModel(name=name, owner=who, description=about))
-    for each in entries:
-        version = await hub.get_model_version_by_params(model.id, each.version)
+        about = f"Maps of overhead imagery, recipe {first.custom_properties['recipe']}"
+        new = RegisteredModel(name=name, owner=first.author, description=about)
+        model = await hub.upsert_registered_model(new)
+    for told, files in entries:
+        version = await hub.get_model_version_by_params(model.id, told.name)
         if version is None:
-            properties = {**each.properties, CHAMPION: each.version == champion}
-            version = ModelVersion(
-                name=each.version, author=who, description=each.card, custom_properties=properties
-            )
-            version = await hub.upsert_model_version(version, model.id)
-        elif (version.custom_properties or {}).get(DIGEST) != each.properties[DIGEST]:
+            version = await hub.upsert_model_version(told, model.id)
+        elif (version.custom_properties or {}).get(DIGEST) != told.custom_properties[DIGEST]:
             raise InputError(
-                f"version {each.version} of {name} is another model there",
+                f"version {told.name} of {name} is another model there",
                 where=address(),
-                expected=f"one whose {DIGEST} is {each.properties[DIGEST]}",
+                expected=f"one whose {DIGEST} is {told.custom_properties[DIGEST]}",
                 next_step="give `prefix` another value in the section `register` of params.yaml",
             )
         if await hub.get_model_artifact_by_params(name, version.id) is None:
-            artifact = ModelArtifact(
-                name=name, uri=each.uri, model_format_name=FORMAT, model_format_version=each.format_version
-            )
-            await hub.upsert_model_version_artifact(artifact, version.id)
+            await hub.upsert_model_version_artifact(files, version.id)
     for version in [each async for each in Pager(partial(hub.get_model_versions, model.id))]:
         known = dict(version.custom_properties or {})
         if known.get(CHAMPION, False) is not (version.name == champion):

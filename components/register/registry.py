@@ -17,7 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from crossearth.components.evaluate.results import DETAILS, RecipeResult, SettingResult, read_results
+from crossearth.components.evaluate.results import (
+    DETAILS,
+    RecipeResult,
+    SettingResult,
+    per_cent,
+    read_results,
+)
 from crossearth.components.register.listing import About, Listed
 from crossearth.components.runtime.tracking import (
     KEY_TAG,
@@ -43,7 +49,7 @@ from crossearth.model.weights.checkpoint import (
 
 if TYPE_CHECKING:
     from mlflow.entities import RunInfo
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.models.model import ModelInfo
     from mlflow.tracking import MlflowClient
 
@@ -194,7 +200,7 @@ class Registry:
     def listed(self) -> list[Listed]:
         """Of each model that crossearth registered the versions with an alias, and the latest."""
         found = []
-        for model in self._registered():
+        for model in _mlflow().search_registered_models():
             named, query = model.name, f"name = '{model.name}'"
             aliases = [(f"{named}@{alias}", self.aliased(named, alias)) for alias in sorted(model.aliases)]
             latest = self.client.search_model_versions(query, 1, order_by=["version_number DESC"])
@@ -208,13 +214,6 @@ class Registry:
                     except InputError as error:
                         found.append(Listed(uri, None, error.what))
         return found
-
-    def _registered(self) -> Iterator["RegisteredModel"]:
-        token: str | None = None
-        while token != "":
-            page = self.client.search_registered_models(page_token=token)
-            yield from page
-            token = page.token or ""
 
     @_reaching()
     def card(self, uri: str) -> str:
@@ -357,7 +356,7 @@ def _ended_as(client: "MlflowClient", before: "RunInfo") -> Iterator[None]:
 def _told(result: RecipeResult, setting: SettingResult) -> str:
     """The primary score of a setting, as a tag tells it."""
     primary = result.scores(setting).primary_metric
-    return f"{100 * primary:.1f} %" + (" (unseen)" if setting.setting.unseen else " (its own domain)")
+    return f"{per_cent(primary)} %" + (" (unseen)" if setting.setting.unseen else " (its own domain)")
 
 
 def champion_before(moves: Sequence[Move]) -> str | None:
@@ -437,7 +436,7 @@ def _parts_of(folder: Path) -> dict[str, Path]:
 def _similar(uri: str) -> str:
     """The registered model whose name is nearest to that of models:/NAME...; empty where there is none."""
     name = re.split("[@/]", uri.removeprefix("models:/"))[0]
-    known = [each.name for each in connect(tracking_uri()).search_registered_models()]
+    known = [each.name for each in _mlflow().search_registered_models()]
     return nearest(name, known) if known and name not in known else ""
 
 

@@ -21,7 +21,7 @@ from crossearth.components.register.registry import (
 )
 from crossearth.components.runtime.hub import address
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import MODELS, REGISTRY, SCORES, seed_suffix
+from crossearth.components.runtime.places import ARTIFACTS, MODELS, REGISTRY, SCORES
 from crossearth.components.runtime.tracking import start_run, tracking_uri
 from crossearth.data.catalog.domains import Catalog, Recipe
 from crossearth.data.common.errors import InputError
@@ -65,21 +65,19 @@ def run(
     Raises:
         InputError: as `register`; none is scored.
     """
-    suffix = seed_suffix(params.seed if seed is None else seed, params.seed)
+    suffix = params.seed_suffix(seed)
     scored = [name for name in catalog.recipes() if (SCORES / f"{name}{suffix}").is_dir()]
     recipes = [catalog.recipe(name) for name in names or scored]
     if not recipes:
         raise InputError("no scored recipes here", where=SCORES, next_step="crossearth evaluate")
     config = params.config(RegisterConfig, "register")
-    return register(recipes, catalog, MODELS, SCORES, REGISTRY, config, model, suffix)
+    return register(recipes, catalog, ARTIFACTS, config, model, suffix)
 
 
 def register(
     recipes: Sequence[Recipe],
     catalog: Catalog,
-    models_dir: Path,
-    scores_dir: Path,
-    out_dir: Path,
+    work: Path,
     config: RegisterConfig | None = None,
     model_dir: Path | None = None,
     suffix: str = "",
@@ -90,9 +88,9 @@ def register(
     is not promoted again.
 
     Args:
-        recipes: whose models; each needs `models_dir/<recipe>` and `scores_dir/<recipe>`.
-        models_dir, scores_dir: folders with a folder per recipe.
-        out_dir: gets `<recipe>.json`, the outcome, and `<recipe>.md`, the model card.
+        recipes: whose models.
+        work: has `models/<recipe>` and `scores/<recipe>` of each, and gets in `registry` `<recipe>.json`, the
+            outcome, and `<recipe>.md`, the model card.
         model_dir: a model that stands elsewhere, e.g. a converted one, for all `recipes`.
         suffix: of these folders' names, where the models are those of another seed.
 
@@ -104,8 +102,8 @@ def register(
     address()  # who cannot be told afterwards is said before anything is registered
     inputs = []
     for recipe in recipes:
-        folder = model_dir or models_dir / f"{recipe.name}{suffix}"
-        scores = scores_dir / f"{recipe.name}{suffix}"
+        folder = model_dir or work / MODELS.name / f"{recipe.name}{suffix}"
+        scores = work / SCORES.name / f"{recipe.name}{suffix}"
         load(folder)  # nothing is registered that nobody could load
         meta, result = read_meta(folder), read_results(scores)
         if meta["sha256"] != result.model_sha256:
@@ -141,8 +139,8 @@ def register(
         if outcome.promoted:
             for doubt in doubts(meta, result):
                 log.warning("WARNING: the champion of %s: %s", name, doubt)
-        write_json(out_dir / f"{recipe.name}.json", asdict(outcome))
-        write_text(out_dir / f"{recipe.name}.md", card)
+        write_json(work / REGISTRY.name / f"{recipe.name}.json", asdict(outcome))
+        write_text(work / REGISTRY.name / f"{recipe.name}.md", card)
         outcomes.append(outcome)
     return outcomes
 

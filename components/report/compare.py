@@ -122,7 +122,8 @@ def _difference(a: Line, b: Line) -> tuple[Difference, Fractions]:
     values = bootstrap(tiles, a.recipe.primary_metric, REPLICATES, rng)
     draws = values[len(a.runs) :].mean(0) - values[: len(a.runs)].mean(0)
     change = b.score - a.score if a.score is not None and b.score is not None else None
-    return _tested(a.setting, a.metric, a.score, b.score, change, draws, len(tiles[0])), draws
+    tested = _tested(change, draws)
+    return Difference(a.setting, a.metric, a.score, b.score, *tested, len(tiles[0])), draws
 
 
 def _mean(metric: str, differences: Sequence[Difference], draws: Fractions) -> Difference:
@@ -131,20 +132,15 @@ def _mean(metric: str, differences: Sequence[Difference], draws: Fractions) -> D
         return None if None in values else float(np.mean(values))
 
     tiles = sum(each.tiles for each in differences)
-    return _tested(None, metric, mean("a"), mean("b"), mean("difference"), draws, tiles)
+    tested = _tested(mean("difference"), draws)
+    return Difference(None, metric, mean("a"), mean("b"), *tested, tiles)
 
 
 def _tested(
-    setting: Setting | None,
-    metric: str,
-    a: float | None,
-    b: float | None,
-    change: float | None,
-    draws: Fractions,
-    tiles: int,
-) -> Difference:
-    """A difference with its interval and p-value, of what it is in each draw."""
+    change: float | None, draws: Fractions
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """A difference, its interval and its p-value, of what it is in each draw."""
     if change is None:
-        return Difference(setting, metric, a, b, None, None, None, None, tiles)
+        return None, None, None, None
     low, high = map(nan_to_none, interval(draws))
-    return Difference(setting, metric, a, b, change, low, high, paired_p_value(draws), tiles)
+    return change, low, high, paired_p_value(draws)

@@ -69,10 +69,7 @@ def run(
         catalog,
         REPORT,
         replace(config, require_all=require_all or config.require_all),
-        validation_dir=VALIDATION,
-        styles_dir=STYLES,
-        coverage_dir=COVERAGE,
-        against=against,
+        against,
     )
 
 
@@ -81,10 +78,6 @@ def report(
     catalog: Catalog,
     out_dir: Path,
     config: ReportConfig | None = None,
-    *,
-    validation_dir: Path | None = None,
-    styles_dir: Path | None = None,
-    coverage_dir: Path | None = None,
     against: Sequence[Path] = (),
 ) -> Path:
     """Writes `scores.csv`, `.md`, `.tex`, `metrics.json`, `plots/` and `index.html`; logs them as a run.
@@ -92,10 +85,9 @@ def report(
     Args:
         scores: folders of results, or folders of such folders.
         catalog: gives the table's order, the class names and the published scores.
-        out_dir: replaced as a whole.
-        validation_dir: what `validate` wrote; its verdicts are shown, its Data Docs linked.
-        styles_dir: what `styles fit` wrote; its sheet is shown.
-        coverage_dir: what `styles coverage` wrote; how far the styles cover the unseen domains is shown.
+        out_dir: replaced as a whole. Of what other steps left beside it, the page shows the verdicts of
+            `validate`, whose Data Docs it links, the sheet of `styles fit`, and how far the styles cover the
+            unseen domains (`styles coverage`).
         against: folders of other results; the page compares them (A) with these (B).
 
     Returns:
@@ -129,8 +121,8 @@ def report(
             results,
             catalog,
             config.worst_tiles,
-            validation=_validation(validation_dir, Path(out_dir)),
-            styles=_styles(styles_dir, coverage_dir),
+            validation=_validation(Path(out_dir)),
+            styles=_styles(Path(out_dir).parent),
             comparison=compare(against, scores, catalog) if against else None,
         )
         write_text(folder / "index.html", text)
@@ -138,11 +130,10 @@ def report(
     return Path(out_dir)
 
 
-def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
+def _validation(out_dir: Path) -> list[dict[str, Any]]:
     """What `validate` found, per domain; `docs` as seen from the page. Empty where it has not run."""
-    summary = _left(folder, "summary.json")
-    if folder is None or summary is None:
-        return []
+    folder = out_dir.parent / VALIDATION.name
+    summary = _left(folder / "summary.json") or {"domains": {}}
     return [
         {
             "domain": domain,
@@ -154,28 +145,26 @@ def _validation(folder: Path | None, out_dir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _styles(folder: Path | None, coverage_dir: Path | None) -> dict[str, Any] | None:
+def _styles(folder: Path) -> dict[str, Any] | None:
     """What `styles fit` found of the Earth's styles; None where it has not run."""
-    summary = _left(folder, "summary.json")
-    if folder is None or summary is None:
+    summary = _left(folder / STYLES.name / "summary.json")
+    if summary is None:
         return None
-    sheet = folder / "sheet.png"
+    sheet = folder / STYLES.name / "sheet.png"
     return {
         "summary": summary,
         "sheet": picture(sheet, "crossearth styles fit", SHEET_BYTES) if sheet.is_file() else None,
-        "coverage": _left(coverage_dir, "coverage.json"),
+        "coverage": _left(folder / COVERAGE.name / "coverage.json"),
     }
 
 
-def _left(folder: Path | None, name: str) -> dict[str, Any] | None:
+def _left(path: Path) -> dict[str, Any] | None:
     """What another step left in a JSON file, None where that step has not run.
 
     Raises:
         InputError: it is damaged, or not what the step wrote.
     """
-    if folder is None or not (folder / name).is_file():
-        return None
-    return read_checksummed(folder / name)
+    return read_checksummed(path) if path.is_file() else None
 
 
 def _means(summary: Summary) -> dict[str, float]:

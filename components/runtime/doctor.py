@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from crossearth.components.runtime.hub import URL, address, ask, look, refuse_own
-from crossearth.components.runtime.places import style_weights_dir
 from crossearth.components.runtime.tracking_store import LOST_ARTIFACTS, database_of, lost_artifacts
 from crossearth.data.common.errors import InputError, without_credentials
+from crossearth.data.style.weights import PREDICTOR_FILE, TRANSFER_FILE, style_weights_dir
 
 Verdict = Literal["fine", "note", "missing"]
 GIB = 2**30
@@ -117,8 +117,7 @@ def _folder(check: str, folder: Path, advice: str) -> Finding:
 
 def _style_weights() -> Finding:
     folder = style_weights_dir()
-    files = ("checkpoint_transformer.pth", "checkpoint_stylepredictor.pth")
-    absent = [name for name in files if not folder or not (folder / name).is_file()]
+    absent = [name for name in (TRANSFER_FILE, PREDICTOR_FILE) if not folder or not (folder / name).is_file()]
     if not absent:
         return Finding("style weights", "fine", str(folder))
     found = f"no {', '.join(absent)} in $CROSSEARTH_STYLE_WEIGHTS"

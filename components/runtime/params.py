@@ -81,10 +81,7 @@ class Params:
         return self.archives / self.corpus
 
     def __post_init__(self) -> None:
-        if self.preset not in self.presets:
-            raise InputError(
-                f"preset: unknown preset {self.preset!r}", expected=nearest(self.preset, self.presets)
-            )
+        known_entry(self.presets, self.preset, "preset", "preset")
         if len({*self.dvc.seeds} - {self.seed}) != len(self.dvc.seeds):
             raise InputError(
                 f"dvc.seeds: {list(self.dvc.seeds)}",
@@ -93,17 +90,17 @@ class Params:
         for preset, sections in self.presets.items():
             for step, values in sections.items():
                 _refuse_seed(values, f"presets.{preset}.{step}")
-                if step not in (*SECTIONS, "recipes"):
-                    raise InputError(
-                        f"presets.{preset}: unknown step {step!r}",
-                        expected=nearest(step, (*SECTIONS, "recipes")),
-                    )
+                known_entry(dict.fromkeys((*SECTIONS, "recipes")), step, "step", f"presets.{preset}")
             for recipe, overrides in sections.get("recipes", {}).items():
                 if not isinstance(overrides, Mapping):
                     raise InputError(
                         f"presets.{preset}.recipes.{recipe}: {overrides!r}", expected="values of `train`"
                     )
                 _refuse_seed(overrides, f"presets.{preset}.recipes.{recipe}")
+
+    def seed_suffix(self, seed: int | None) -> str:
+        """What follows a recipe's name in the folders of a seed: nothing for that of params.yaml, or None."""
+        return "" if seed in (None, self.seed) else f"@seed{seed}"
 
     def values(self, step: str, recipe: str | None = None) -> dict[str, Any]:
         """The plain values of a step in the preset in force; for `train`, with the overrides of `recipe`."""

@@ -36,19 +36,6 @@ def data_dir() -> Path:
     return home_path(Path(os.environ.get("CROSSEARTH_DATA", "datasets")))
 
 
-def style_weights_dir() -> Path | None:
-    """$CROSSEARTH_STYLE_WEIGHTS: folder of the released style networks, for the engine `ghiasi`."""
-    from crossearth.data.common.config import home_path
-
-    folder = os.environ.get("CROSSEARTH_STYLE_WEIGHTS")
-    return home_path(Path(folder)) if folder else None
-
-
-def seed_suffix(seed: int, usual: int) -> str:
-    """What follows a recipe's name in the folders of a seed: nothing for the `usual` one, of params.yaml."""
-    return "" if seed == usual else f"@seed{seed}"
-
-
 def inputs(params_file: Path | None, catalogs: list[Path] | None) -> tuple[Params, Catalog]:
     """The parameters, and the catalog with the files that they and the command name; InputError if wrong."""
     from crossearth.components.runtime.params import load_params

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +112,9 @@ def connect(uri: str) -> "MlflowClient":
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # that the server is away, ours says once
-    with _first_use(uri):
-        if database := database_of(uri):
+    database = database_of(uri)
+    with first_use(database):
+        if database:
             create_database(database)
         return MlflowClient(uri)
 
@@ -420,7 +421,7 @@ class _Writer(threading.Thread):
         client = connect(self.uri)
         from mlflow.entities import Param, RunStatus, RunTag
 
-        with _first_use(self.uri):
+        with first_use(database_of(self.uri)):
             experiment_id = _experiment(client, self.experiment, self.uri)
         found = client.search_runs(
             [experiment_id], filter_string=f"tags.{KEY_TAG} = '{self.key}'", max_results=1
@@ -495,11 +496,6 @@ class _Load:
     def _forget(self) -> None:
         for each in self.monitor.monitors:
             each.clear_metrics()
-
-
-def _first_use(uri: str) -> AbstractContextManager[None]:
-    database = database_of(uri)
-    return first_use(database) if database else nullcontext()
 
 
 def _given_experiment(client: "MlflowClient") -> "Experiment | None":

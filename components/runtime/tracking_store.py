@@ -28,8 +28,11 @@ def database_of(uri: str) -> Path | None:
 
 
 @contextmanager
-def first_use(database: Path) -> Iterator[None]:
-    """Two processes must not create the tables of one file at a time."""
+def first_use(database: Path | None) -> Iterator[None]:
+    """Two processes must not create the tables of one file at a time; None: a server sees to its own."""
+    if database is None:
+        yield
+        return
     database.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(database.parent / "first-use"):  # the database itself is held while it is made
         yield

@@ -19,7 +19,7 @@ from scipy.stats import chi2
 
 from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import COVERAGE, DOMAINS, EARTH_STYLES, style_weights_dir
+from crossearth.components.runtime.places import COVERAGE, DOMAINS, EARTH_STYLES
 from crossearth.components.steps import STEPS, load
 from crossearth.data.catalog.domains import Catalog
 from crossearth.data.common.files import write_checksummed
@@ -47,7 +47,7 @@ def run(params: Params, catalog: Catalog) -> Path:
     """Measures in the working folder, with the styles that each recipe's training injects."""
     config = load(STEPS["train"].config)
     styles = {name: params.config(config, "train", name).style for name in catalog.recipes()}
-    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, styles, style_weights_dir())
+    return style_coverage(catalog, DOMAINS, EARTH_STYLES, COVERAGE, styles)
 
 
 def style_coverage(
@@ -56,7 +56,6 @@ def style_coverage(
     styles_path: Path,
     out_dir: Path,
     styles: Mapping[str, StyleConfig],
-    weights_dir: Path | None = None,
 ) -> Path:
     """Writes `out_dir/coverage.json` over all settings whose two domains are ingested.
 
@@ -74,7 +73,7 @@ def style_coverage(
         InputError: statistics absent or of another engine; a damaged manifest or tile.
     """
     (earth,) = [EarthStyles.load(styles_path, name) for name in {each.engine for each in styles.values()}]
-    engine = style_engine(earth.engine, weights_dir).to(choose_device("auto"))
+    engine = style_engine(earth.engine).to(choose_device("auto"))
     space = Space.of(earth.mean.numpy(), earth.covariance.numpy())
     probe = _Probe(space, earth, engine)
     sources: dict[str, NDArray[np.float64]] = {}

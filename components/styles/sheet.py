@@ -77,9 +77,7 @@ def _centre(length_px: int) -> slice:
     return slice(start, start + SHOWN_PX)
 
 
-def show_image(
-    image_path: Path, styles_path: Path, out_path: Path, config: StyleConfig, weights_dir: Path | None = None
-) -> Path:
+def show_image(image_path: Path, styles_path: Path, out_path: Path, config: StyleConfig) -> Path:
     """Writes the sheet of an image file (its first three bands, uint8; of a large one the central window).
 
     Raises:
@@ -97,7 +95,7 @@ def show_image(
     found = read_style_image(member, WINDOW_PX, resize=False)
     if found.image is None:
         raise InputError(found.problem, where=image_path)
-    engine = style_engine(config.engine, weights_dir)
+    engine = style_engine(config.engine)
     return write_sheet(out_path, styles_sheet(found.image, earth, engine, config, key=(found.sha256,)))
 
 

@@ -20,7 +20,7 @@ from pydantic import Field, PositiveInt
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import EARTH_STYLES, STYLES, style_weights_dir
+from crossearth.components.runtime.places import EARTH_STYLES, STYLES
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.common.config import Rising, checked, load_config
 from crossearth.data.common.errors import InputError
@@ -83,14 +83,13 @@ def run(
         given = {**params.values("styles"), "value_range": value_range}
         config = load_config(StylesConfig, given, "styles fit")
     images = images or params.style_images
-    return fit_styles(images, STYLES, config, style_weights_dir(), Shard.parse(shard))
+    return fit_styles(images, STYLES, config, Shard.parse(shard))
 
 
 def fit_styles(
     images_dir: Path,
     out_dir: Path,
     config: StylesConfig,
-    weights_dir: Path | None = None,
     shard: Shard = WHOLE,
 ) -> Path:
     """Embeds the images of a shard; when all shards are done, writes `out_dir`.
@@ -108,7 +107,7 @@ def fit_styles(
         InputError: no images, fewer than two usable ones, the engine's weights are absent, or a shard's part
             is damaged.
     """
-    engine = style_engine(config.engine, weights_dir).to(choose_device("auto"))
+    engine = style_engine(config.engine).to(choose_device("auto"))
     with partial_dir(out_dir.with_name(f"{out_dir.name}.{shard}")) as scratch:
         members = list_images(images_dir, scratch)
         listing = [(member.path, member.size, member.tag) for member in members]

@@ -25,7 +25,7 @@ from rasterio.errors import RasterioError
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.params import Params
-from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, STYLIZED, style_weights_dir
+from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, STYLIZED
 from crossearth.components.runtime.tracking import start_run
 from crossearth.components.styles.sheet import styles_sheet, write_sheet
 from crossearth.data.catalog.domains import Catalog
@@ -76,7 +76,7 @@ def run(params: Params, catalog: Catalog, name: str, shard: str = "0/1") -> Path
     """Restyles the domain `name` of the working folder, or one shard of it."""
     config = replace(params.config(StylizeConfig, "stylize"), seed=params.seed)
     domains_dir, part = catalog.domain_dir(DOMAINS, name).parent, Shard.parse(shard)
-    return stylize(name, domains_dir, EARTH_STYLES, STYLIZED, config, style_weights_dir(), part)
+    return stylize(name, domains_dir, EARTH_STYLES, STYLIZED, config, part)
 
 
 def stylize(
@@ -85,7 +85,6 @@ def stylize(
     styles_path: Path,
     out_dir: Path,
     config: StylizeConfig,
-    weights_dir: Path | None = None,
     shard: Shard = WHOLE,
 ) -> Path:
     """Restyles the tiles of a shard into `out_dir/<domain>`.
@@ -123,7 +122,7 @@ def stylize(
     with file_lock(target.with_name(f"{domain}.{shard}")):
         if is_done(target / RUN_FILE, identity):
             return target
-        engine = style_engine(config.style.engine, weights_dir).to(choose_device("auto"))
+        engine = style_engine(config.style.engine).to(choose_device("auto"))
         job = _Job(source, target, work, earth, engine, config)
         if not shard.part(work / PARTS).exists():
             rows = job.run(range(shard.index, len(source), shard.num))

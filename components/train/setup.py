@@ -13,9 +13,9 @@ from pydantic_core import to_jsonable_python
 from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.params import Seed
 from crossearth.components.runtime.version import torch_version
-from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe
+from crossearth.data.catalog.domains import Catalog, ClassSet, Recipe, known_entry
 from crossearth.data.catalog.labels import IGNORE
-from crossearth.data.common.config import Share, checked, listed, load_config, nearest
+from crossearth.data.common.config import Share, checked, listed, load_config
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import digest, sha256_file
 from crossearth.data.style.earth import EarthStyles, StyleConfig, style_engine
@@ -137,8 +137,7 @@ class TrainConfig:
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.network not in SIZES:
-            raise InputError(f"network: unknown size {self.network!r}", expected=nearest(self.network, SIZES))
+        known_entry(SIZES, self.network, "size", "network")
         if self.selection == "best-source" and not self.held_out_share:
             raise InputError("selection: best-source needs held-out tiles", expected="held_out_share > 0")
         if self.schedule == "warmup-poly" and self.poly_end <= self.warmup_iterations:
@@ -270,7 +269,6 @@ def prepare(
     domains_dir: Path,
     config: TrainConfig,
     styles: Path | None = None,
-    style_weights_dir: Path | None = None,
 ) -> Job:
     """Resolves and checks the inputs of a training; see `train` for what is refused."""
     source, class_set = catalog.domain(recipe.source), catalog.class_sets[recipe.class_set]
@@ -293,7 +291,7 @@ def prepare(
             raise InputError(
                 f"ablation {config.ablation!r} needs Earth styles", next_step="run `crossearth styles fit`"
             )
-        engine = style_engine(config.style.engine, style_weights_dir)
+        engine = style_engine(config.style.engine)
         earth = EarthStyles.load(styles, config.style.engine)
         styler = Styler(engine, earth, config.style, config.style_probability)
     backbone, pretrained = None, None

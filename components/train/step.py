@@ -16,14 +16,7 @@ from crossearth.components.runtime.code import code_digest
 from crossearth.components.runtime.job_status import JobStatus
 from crossearth.components.runtime.memory import enough_memory
 from crossearth.components.runtime.params import Params, nested
-from crossearth.components.runtime.places import (
-    DOMAINS,
-    EARTH_STYLES,
-    MODELS,
-    TRIALS,
-    seed_suffix,
-    style_weights_dir,
-)
+from crossearth.components.runtime.places import DOMAINS, EARTH_STYLES, MODELS, TRIALS
 from crossearth.components.runtime.processes import Processes, join_processes
 from crossearth.components.runtime.tracking import KEY_TAG, Run, connect, find_run, start_run, tracking_uri
 from crossearth.components.runtime.version import git_revision, torch_version
@@ -69,7 +62,7 @@ def place(params: Params, recipe: Recipe, seed: int | None = None) -> tuple[Trai
         except InputError as error:
             raise InputError(str(error), where=f"the trial's variables ${trial.PREFIX}...") from error
         expect_score(config, f"${trial.variable('held_out_share')}")
-    return config, folder / f"{recipe.name}{seed_suffix(config.seed, params.seed)}"
+    return config, folder / f"{recipe.name}{params.seed_suffix(config.seed)}"
 
 
 def expect_score(config: TrainConfig, where: object) -> None:
@@ -92,7 +85,7 @@ def run(params: Params, catalog: Catalog, name: str, seed: int | None = None) ->
     """Trains the recipe `name` in the working folder; another seed than params.yaml's stands beside it."""
     recipe = catalog.recipe(name)
     config, out_dir = place(params, recipe, seed)
-    return train(recipe, catalog, DOMAINS, out_dir, config, EARTH_STYLES, style_weights_dir())
+    return train(recipe, catalog, DOMAINS, out_dir, config, EARTH_STYLES)
 
 
 def train(
@@ -102,7 +95,6 @@ def train(
     out_dir: Path,
     config: TrainConfig | None = None,
     styles: Path | None = None,
-    style_weights_dir: Path | None = None,
 ) -> Path:
     """Trains the model of `recipe` on its source's train split.
 
@@ -114,7 +106,6 @@ def train(
     Args:
         out_dir: the model's folder.
         styles: Earth statistics, needed by ablations with style.
-        style_weights_dir: folder of the style networks' weights, for engine "ghiasi".
 
     Returns:
         `out_dir`, with `model.safetensors`, `model.json`, `curves.csv` and, where the source has tiles
@@ -127,7 +118,7 @@ def train(
             weights that are not; out of memory; no space for checkpoints.
         SystemExit: 143 after SIGTERM, 130 after SIGINT; the state was saved.
     """
-    job = prepare(recipe, catalog, domains_dir, config or TrainConfig(), styles, style_weights_dir)
+    job = prepare(recipe, catalog, domains_dir, config or TrainConfig(), styles)
     out_dir = Path(out_dir)
     with (
         join_processes() as processes,

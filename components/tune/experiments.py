@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crossearth.components.runtime.places import MODELS, data_dir, style_weights_dir
+from crossearth.components.runtime.places import MODELS, data_dir
 from crossearth.components.runtime.tracking import tracking_uri
 from crossearth.data.common.errors import InputError
+from crossearth.data.style.weights import style_weights_dir
 
 LOCK = "dvc.lock"
 FILES = ("dvc.yaml", "params.yaml")

@@ -73,8 +73,6 @@ def run(params: Params, catalog: Catalog, recipe: str, grid: Path, jobs: int = 1
         InputError: an unknown recipe, a wrong grid, no held-out tiles, or no DVC that has experiments here:
             nothing is queued.
     """
-    if jobs < 1:
-        raise InputError(f"--jobs: {jobs}", expected="1 or more")
     trials = read_trials(grid, recipe, params, catalog)
     expect_repository(params.catalogs)
     known_entry({name: name for name in params.dvc.recipes}, recipe, "recipe", "params: dvc.recipes")

@@ -29,14 +29,14 @@ def watch(
 
     from crossearth.components.pods import workspace as shared
     from crossearth.components.predict.scenes import local_scenes, read_shard
-    from crossearth.components.runtime.places import WATCH, style_weights_dir
+    from crossearth.components.runtime.places import WATCH
     from crossearth.components.watch.step import WatchConfig, refuse_drift, watch
     from crossearth.data.common.config import load_config
 
     with shared.step(workspace, "watch"):
         scenes, own = local_scenes([scene for item in items for scene in read_shard(item)])
         settings = load_config(WatchConfig, config, "watch")
-        watched = watch(scenes, Path(model), WATCH, settings, own, style_weights_dir())
+        watched = watch(scenes, Path(model), WATCH, settings, own)
         shutil.copyfile(watched.files[-1], page.path)
         metrics.log_metric("within_training", watched.all.within_training)
         metrics.log_metric("low_confidence", watched.all.low_confidence)

@@ -25,10 +25,11 @@ from pydantic import PositiveInt
 from rasterio.errors import NotGeoreferencedWarning
 
 from crossearth.components.evaluate.results import metric_name
+from crossearth.components.predict.config import Bands, Gsd, Precision
 from crossearth.components.predict.remote import Source, raster_of
-from crossearth.components.predict.sliding import Loaded, Precision, load_network, window_scores
+from crossearth.components.predict.sliding import Loaded, load_network, window_scores
 from crossearth.components.predict.step import scene_files
-from crossearth.components.predict.strips import Bands, Gsd, Scene, open_scene, open_view
+from crossearth.components.predict.strips import Scene, open_scene, open_view
 from crossearth.components.predict.strips import View as SceneView
 from crossearth.components.runtime.device import choose_device
 from crossearth.components.runtime.memory import enough_memory
@@ -143,7 +144,6 @@ def watch(
     out_dir: Path,
     config: WatchConfig = WatchConfig(),  # noqa: B008 frozen
     own: bool = True,
-    weights_dir: Path | None = None,
 ) -> Watched:
     """Writes `out_dir/watch.json` and the page `watch.html`, and logs the shares to MLflow.
 
@@ -153,7 +153,6 @@ def watch(
         scenes: raster files, folders of them, searched with everything in them, or addresses.
         model: a model folder or file.
         own: whether the scenes are files of the user's own, see `open_raster`.
-        weights_dir: folder of the style networks' weights, for models trained with engine "ghiasi".
 
     Raises:
         InputError: no scene, none that can be read as the training's files were (see `open_scene`), or none
@@ -179,7 +178,7 @@ def watch(
             raise InputError("\n".join(map(str, errors)))
         loaded = load_network(model, config.precision, config.device, config.backbone, config.batch_size)
         device = next(loaded.network.parameters()).device
-        engine = style_engine(reference.engine, weights_dir).to(device)
+        engine = style_engine(reference.engine).to(device)
         found, total = [], Seen()
         for scene in progress_bar(readable, "watch", len(readable)):
             try:

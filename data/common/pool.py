@@ -90,14 +90,18 @@ def _begin(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -
     """In each process, first of all."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    end_with_parent()
     if initializer is not None:
         initializer(*initargs)
 
 
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone: an orphan would keep locks and memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
 def _end_with(sentinel: int) -> None:
-    """An orphan would keep locks and memory."""
     wait([sentinel])
     os._exit(1)

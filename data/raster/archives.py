@@ -29,6 +29,7 @@ UNREADABLE = {".rar": "unrar x", ".7z": "7z x"}
 PARTS = (".001", ".z01", ".part1.rar", ".tar.gz.aa", ".zip.part1")
 JUNK = ("__MACOSX", "Thumbs.db")
 BACKSLASH = "\\"
+ENTRY = b"PK\1\2"  # how each entry of a zip's directory begins
 MIB = 2**20
 CHUNK = 8 * MIB
 # what an archive may claim: a single file is held in memory while it is read
@@ -290,9 +291,10 @@ def zip_entries(file: Path) -> list[zipfile.ZipInfo]:
             or a device, or is too large; entries that overlap; more than an archive may claim.
     """
     with _reading(file):
-        entries = [
-            entry for entry in _open_zip(file).infolist() if not entry.filename.endswith(("/", BACKSLASH))
-        ]
+        listed = _open_zip(file).infolist()
+        if any(ENTRY in each.orig_filename.encode() + each.extra + each.comment for each in listed):
+            raise zipfile.BadZipFile("an entry of its directory has swallowed the next")
+        entries = [entry for entry in listed if not entry.filename.endswith(("/", BACKSLASH))]
     archive_bytes = file.stat().st_size
     for entry in entries:
         _refuse_path(file, entry.filename)

@@ -22,6 +22,7 @@ from crossearth.data.common.config import Share, checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.files import atomic_path, digest
 from crossearth.data.style.spectral import SpectralEngine
+from crossearth.data.style.weights import style_weights_dir
 
 EngineName = Literal["spectral", "ghiasi"]
 DEFAULT_ALPHA: dict[EngineName, float] = {"ghiasi": 0.1, "spectral": 0.7}
@@ -56,6 +57,9 @@ class StyleEngine(Protocol):
 def style_engine(name: str, weights_dir: Path | None = None) -> StyleEngine:
     """The engine of that name; `ghiasi` reads its released weights from `weights_dir`.
 
+    Args:
+        weights_dir: None = $CROSSEARTH_STYLE_WEIGHTS.
+
     Raises:
         InputError: unknown name; a file of weights is absent or wrong (it is named).
     """
@@ -63,6 +67,7 @@ def style_engine(name: str, weights_dir: Path | None = None) -> StyleEngine:
         return SpectralEngine()
     if name != "ghiasi":
         raise InputError(f"unknown style engine {name!r}", expected=", ".join(DEFAULT_ALPHA))
+    weights_dir = weights_dir or style_weights_dir()
     if weights_dir is None:
         raise InputError(
             "the ghiasi style engine needs its weights",

@@ -17,11 +17,10 @@ from torchvision.models import Inception3
 from crossearth.data.common.cpu import has_bfloat16_convolutions
 from crossearth.data.common.errors import InputError
 from crossearth.data.common.finite import misfits, refuse_nonfinite
+from crossearth.data.style.weights import PREDICTOR_FILE, TRANSFER_FILE
 
 DIM = 100
 MIN_PX = 43
-TRANSFER_FILE = "checkpoint_transformer.pth"
-PREDICTOR_FILE = "checkpoint_stylepredictor.pth"
 # The predictor was trained on ImageNet's normalisation undone to [-1, 1], with 0.255 in place of 0.225 as the
 # deviation of blue: the slip is part of the released weights.
 PREDICTOR_SCALE = (2.0, 2.0, 2.0 * 0.225 / 0.255)

@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossearth.components.ingest.step import IngestConfig, ingest
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.config import PredictConfig
+from crossearth.components.predict.step import predict
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.tiles import dataset

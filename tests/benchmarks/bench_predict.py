@@ -14,8 +14,9 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor, nn
 
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.sliding import Loaded, load_network, plan, window_scores
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.step import predict
 from crossearth.components.predict.strips import open_scene
 from crossearth.model.crossearth import NetworkConfig, crossearth_tiny
 from crossearth.model.weights.checkpoint import save

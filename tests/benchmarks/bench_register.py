@@ -38,7 +38,7 @@ def registering(number: int) -> Action:
 
     def run() -> None:
         name = f"run-{next(runs)}"  # models of another name are all new
-        register(chosen, CATALOG, models, scores, scratch(name), RegisterConfig(prefix=name))
+        register(chosen, CATALOG, scratch("."), RegisterConfig(prefix=name))
 
     return run
 

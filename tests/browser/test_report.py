@@ -37,7 +37,7 @@ def styles_and_validation(folder: Path) -> None:
         name: rng.normal(size=(30, 2)).tolist() for name in ("Earth samples", "a (source)", "b (target)")
     }
     coverage = {"components": 9, "settings": {"P(i)2V": setting}, "scatter": scatter}
-    write_checksummed(folder / "styles" / "coverage.json", coverage)
+    write_checksummed(folder / "coverage" / "coverage.json", coverage)
     Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(folder / "styles" / "sheet.png")
     checks = [
         {"domain": "potsdam-rgb", "expectation": "no tile in two splits", "found": "3", "passed": False}
@@ -68,9 +68,6 @@ def page_path(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Pat
             catalog,
             folder / "report",
             ReportConfig(replicates=200),
-            validation_dir=folder / "validation",
-            styles_dir=folder / "styles",
-            coverage_dir=folder / "styles",
             against=[folder / "others"],
         )
     return folder / "report" / "index.html"

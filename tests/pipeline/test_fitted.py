@@ -14,7 +14,8 @@ from crossearth.components.evaluate.results import read_results
 from crossearth.components.evaluate.step import evaluate
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.components.predict import sliding
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.config import PredictConfig
+from crossearth.components.predict.step import predict
 from crossearth.components.train.setup import TrainConfig
 from crossearth.components.train.step import train
 from crossearth.data.catalog.loader import load_catalog

@@ -15,9 +15,10 @@ from rasterio.transform import Affine
 from torch import Tensor, nn
 
 from crossearth.components.predict.compute import Task, run
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.sliding import Loaded, plan
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.step import predict
 from crossearth.components.predict.strips import open_scene, open_view
 from crossearth.data.common.errors import InputError
 
@@ -81,7 +82,7 @@ def mapped(folder: Path, width: int) -> None:
     parts.begin({})
     with rasterio.Env(GDAL_CACHEMAX=64 << 20), open_view(scene) as view:
         for panel in range(len(how.panels)):
-            task = Task(scene, how, parts, (), panel, range(140, 142))
+            task = Task(how, parts, (), panel, range(140, 142))
             run(task, loaded, view, lambda _: None)
     assert len(list(parts.folder.glob("*.zip"))) == 2 * len(how.panels)
 

@@ -25,7 +25,8 @@ from results_factory import write_fake_results
 from services import free_port
 
 from crossearth.components.evaluate.results import write_results
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.config import PredictConfig
+from crossearth.components.predict.step import predict
 from crossearth.components.register.step import register
 from crossearth.data.catalog.domains import Catalog
 from crossearth.model.crossearth import crossearth_tiny
@@ -59,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Iterat
         file.write(blocks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow/mlflow.db")
-        register([recipe], catalog, *(folder / name for name in ("models", "scores", "registry")))
+        register([recipe], catalog, folder)
         yield folder
 
 

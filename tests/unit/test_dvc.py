@@ -15,8 +15,7 @@ from crossearth.components.evaluate.results import CURVES, find_results
 from crossearth.components.plan.step import plan
 from crossearth.components.report.plots import losses, write_plots
 from crossearth.components.report.summary import summarise
-from crossearth.components.runtime.params import load_params
-from crossearth.components.runtime.places import seed_suffix
+from crossearth.components.runtime.params import Params, load_params
 from crossearth.components.steps import STEPS
 from crossearth.components.train.setup import TrainConfig
 from crossearth.data.catalog.domains import Catalog
@@ -132,5 +131,7 @@ def test_further_seeds_are_stages_beside_the_usual_one(graph: dict[str, Any]) ->
         stage = graph["stages"][f"{name}-seeds"]
         assert stage["matrix"] == matrix
         assert list(stage["outs"][0]) == [
-            f"artifacts/{folder}/${{item.recipe}}{seed_suffix(5, 0)}".replace("5", "${item.seed}")
+            f"artifacts/{folder}/${{item.recipe}}{Params('', {'': {}}).seed_suffix(5)}".replace(
+                "5", "${item.seed}"
+            )
         ]

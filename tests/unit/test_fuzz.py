@@ -27,7 +27,8 @@ from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.errors import InputError
 from crossearth.data.raster.archives import index, read
 from crossearth.data.style.earth import EarthStyles, StyleMoments
-from crossearth.data.style.ghiasi import PREDICTOR_FILE, TRANSFER_FILE, GhiasiEngine
+from crossearth.data.style.ghiasi import GhiasiEngine
+from crossearth.data.style.weights import PREDICTOR_FILE, TRANSFER_FILE
 from crossearth.data.tiles.manifest import read_manifest
 from crossearth.model.weights.checkpoint import read_meta, read_tensors
 from crossearth.model.weights.pickles import read_torch_file

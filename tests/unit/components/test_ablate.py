@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from crossearth.components.ablate import step
 from crossearth.components.ablate.grid import Cell, Job, jobs, read_grid
-from crossearth.components.ablate.step import ablate
+from crossearth.components.ablate.step import run
 from crossearth.components.ablate.table import text_table
 from crossearth.components.runtime.params import Params
 from crossearth.components.runtime.tables import TextTable
@@ -69,8 +69,9 @@ def work(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def here(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(work)
+    monkeypatch.setattr(step, "ABLATIONS", tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     yield
 
@@ -116,8 +117,8 @@ def test_a_wrong_grid_is_refused_before_anything_is_trained(
     changes: dict[str, Any], message: str, tmp_path: Path, params: Params, catalog: Catalog
 ) -> None:
     with pytest.raises(InputError, match=message):
-        ablate(params, catalog, write_grid(tmp_path, **changes), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        run(params, catalog, write_grid(tmp_path, **changes))
+    assert not (tmp_path / "grid").exists()
 
 
 def shown(table: TextTable, width: int) -> str:
@@ -144,7 +145,7 @@ def test_every_combination_is_trained_once_and_is_a_row(
     for module in ("ablate", "train", "evaluate"):
         monkeypatch.setattr(f"crossearth.components.{module}.step.start_run", lambda *_, **__: Run())
     monkeypatch.setattr("crossearth.components.train.step._is_tracked", lambda *_: True)
-    table, outcome = ablate(params, catalog, write_grid(tmp_path), tmp_path / "out")
+    table, outcome = run(params, catalog, write_grid(tmp_path))
     rows = [line for line in table.read_text().splitlines() if line.startswith("|")]
     settings = [setting.abbr for setting in catalog.recipe(RECIPE).settings]
     assert all(name in rows[0] for name in (*settings, "mean unseen", f"held out of {RECIPE}"))
@@ -160,13 +161,13 @@ def test_every_combination_is_trained_once_and_is_a_row(
         assert "mean unseen" in text and f"held out of {RECIPE}" in text and "…" not in text
     (adopted,) = [each["adopt"][0] for each in sent if "adopt" in each]
     assert len({*adopted}) == 4
-    models = sorted((tmp_path / "out").rglob("model.json"))
+    models = sorted((tmp_path / "grid").rglob("model.json"))
     meta = read_meta(models[0].parent)
     assert meta["pretrained"]["licence"].startswith("unknown") and meta["network"]["embed"] == 32
     assert {read_meta(path.parent)["network"]["adapter"] for path in models} == {"rein", "lora"}
     assert all(load(path.parent).lora is None for path in models)
     written = [path.stat().st_mtime_ns for path in models]
-    ablate(params, catalog, write_grid(tmp_path), tmp_path / "out")
+    run(params, catalog, write_grid(tmp_path))
     assert [path.stat().st_mtime_ns for path in models] == written
 
 
@@ -182,7 +183,7 @@ def test_what_is_refused_is_named_and_all_else_stands_in_the_table(
 
     monkeypatch.setattr(step, "carry_out", none)
     with pytest.raises(InputError, match="no memory"):  # nothing is there
-        ablate(params, catalog, write_grid(tmp_path), tmp_path / "out")
+        run(params, catalog, write_grid(tmp_path))
     monkeypatch.setattr(step, "carry_out", some)
     outcome = step.collect([], [])
     monkeypatch.setattr(
@@ -191,8 +192,8 @@ def test_what_is_refused_is_named_and_all_else_stands_in_the_table(
     monkeypatch.setattr(step, "markdown", lambda *_: "")
     monkeypatch.setattr(step, "_track", lambda *_: None)
     with pytest.raises(PartlyDoneError, match="1 of 4 trainings were refused") as error:
-        ablate(params, catalog, write_grid(tmp_path), tmp_path / "out")
-    assert error.value.done == [tmp_path / "out" / "table.md"]
+        run(params, catalog, write_grid(tmp_path))
+    assert error.value.done == [tmp_path / "grid" / "table.md"]
 
 
 def test_the_backbone_decides_the_networks_sizes_and_is_frozen_unless_asked() -> None:

@@ -12,9 +12,10 @@ from rasterio.transform import Affine
 from rasterio.warp import transform_bounds
 
 from crossearth.components.predict.area import area_of, box, polygons_of
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.maps import Grid
 from crossearth.components.predict.sliding import plan
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.step import predict
 from crossearth.components.predict.strips import open_scene, open_view
 from crossearth.data.common.errors import InputError
 from crossearth.model.crossearth import crossearth_tiny

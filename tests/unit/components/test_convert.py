@@ -86,8 +86,7 @@ def test_a_converted_model_is_scored_registered_and_fetched(
     scores = evaluate(recipe, catalog, recorded / "domains", model, recorded / "scores" / recipe.name)
     result = read_results(scores)
     assert (result.selection, result.seed, len(result.settings)) == ("released", None, 3)
-    folders = (recorded / "models", recorded / "scores", recorded / "registry")
-    (outcome,) = register([recipe], catalog, *folders, model_dir=model)
+    (outcome,) = register([recipe], catalog, recorded, model_dir=model)
     assert outcome.promoted
     image_13HW = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
     with open_model(f"models:/{outcome.name}@champion") as (folder, backbone):

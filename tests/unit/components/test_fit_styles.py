@@ -22,7 +22,8 @@ from crossearth.data.common.errors import InputError
 from crossearth.data.common.prefetch import prefetch
 from crossearth.data.common.shards import Shard
 from crossearth.data.style.earth import EarthStyles, StyleConfig
-from crossearth.data.style.ghiasi import PREDICTOR_FILE, TRANSFER_FILE, StylePredictor, StyleTransfer
+from crossearth.data.style.ghiasi import StylePredictor, StyleTransfer
+from crossearth.data.style.weights import PREDICTOR_FILE, TRANSFER_FILE
 
 NUM_GOOD = 40
 
@@ -188,14 +189,17 @@ def test_nothing_to_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "styles").exists()
 
 
-def test_ghiasi_styles_are_fitted_to_resampled_images(tmp_path: Path) -> None:
+def test_ghiasi_styles_are_fitted_to_resampled_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSEARTH_STYLE_WEIGHTS", str(tmp_path))
     torch.manual_seed(0)
     torch.save({"state_dict_ghiasi": StyleTransfer().state_dict()}, tmp_path / TRANSFER_FILE)
     torch.save({"state_dict_stylepredictor": StylePredictor().state_dict()}, tmp_path / PREDICTOR_FILE)
     for index in range(3):
         picture(index, side=50 + index).save(tmp_path / f"{index}.png")
     config = StylesConfig(engine="ghiasi", image_px=64)
-    folder = fit_styles(tmp_path, tmp_path / "out" / "styles", config, weights_dir=tmp_path)
+    folder = fit_styles(tmp_path, tmp_path / "out" / "styles", config)
     assert EarthStyles.load(folder / STYLES_FILE, "ghiasi").mean.shape == (100,)
 
 

@@ -29,6 +29,7 @@ from crossearth.components.ingest import step
 from crossearth.components.ingest.scene import Plan
 from crossearth.components.ingest.sources import SceneSource
 from crossearth.components.ingest.step import IngestConfig, ingest
+from crossearth.components.runtime.shell import refusals
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common import files
@@ -661,14 +662,14 @@ def test_a_disk_that_fills_up_leaves_nothing(town: Path, monkeypatch: pytest.Mon
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InputError, match="No space left on device\n  next: free some disk"):
+    with pytest.raises(InputError, match="No space left on device\n  next: free some disk"), refusals():
         run(town)
     assert not list((town / "domains").rglob("*"))
 
 
 def test_a_target_that_cannot_be_written(town: Path) -> None:
     (town / "domains").write_text("a file")
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="next: a file lies where a folder should"), refusals():
         run(town)
 
 

@@ -65,7 +65,7 @@ def test_a_damaged_model_does_not_hide_the_others(home: Path, typed: Typed) -> N
 def test_registered_models_are_listed_by_alias_and_last_version(
     home: Path, catalog: Catalog, recipe: Recipe, typed: Typed
 ) -> None:
-    register([recipe], catalog, *(home / "artifacts" / each for each in ("models", "scores", "registry")))
+    register([recipe], catalog, home / "artifacts")
     name = "models:/crossearth-vaihingen-irrg@champion"
     listed = {each["name"]: each["about"] for each in json.loads(typed("crossearth models --json"))}
     assert set(listed) == {"artifacts/models/vaihingen-irrg", "models/released", name}

@@ -18,9 +18,10 @@ from rasterio.transform import Affine
 from rio_cogeo.cogeo import cog_validate
 
 from crossearth.components.predict import maps
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.estimate import BLOCK_PX, Estimate, block_sums
-from crossearth.components.predict.outputs import Block, Outputs, Wanted, finish, keep
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.outputs import Block, Outputs, finish, keep
+from crossearth.components.predict.step import predict
 from crossearth.data.common.errors import InputError
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights.checkpoint import save
@@ -30,24 +31,26 @@ GRID = maps.Grid(700, 600, CRS.from_epsg(32633), Affine(2, 0, 400_000, 0, -2, 5_
 FLOAT32 = {"precision": "float32", "device": "cpu"}
 
 
-def written(folder: Path, wanted: Wanted, step: int = 150) -> tuple[NDArray[np.float32], dict[str, Any]]:
+def written(
+    folder: Path, config: PredictConfig, step: int = 150
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Writes a map of random probabilities; gives them and the report."""
     rng = np.random.default_rng(0)
     coarse = rng.random((3, GRID.height // 20, GRID.width // 20), np.float32)
     scores = coarse.repeat(20, 1).repeat(20, 2)
     valid = np.ones((GRID.height, GRID.width), bool)
     valid[:, :30] = False
-    with Outputs.open(folder, GRID, CLASSES, PALETTE, wanted, {}) as outputs:
+    with Outputs.open(folder, GRID, CLASSES, PALETTE, config, {}) as outputs:
         for top in range(0, GRID.height, step):
             rows = slice(top, top + step)
             block = Block(top, 0, torch.from_numpy(scores[:, rows]), valid[rows])
-            outputs.write(top, keep(block, wanted.kept))
+            outputs.write(top, keep(block, config.kept))
     finish(folder, folder / "map.tif", GRID, outputs.tally, CLASSES, PALETTE)
     return np.where(valid, scores / scores.sum(0), np.nan), outputs.report(CLASSES)
 
 
 def test_confidence_and_entropy_are_bands(tmp_path: Path) -> None:
-    shares, _ = written(tmp_path, Wanted(confidence=True))
+    shares, _ = written(tmp_path, PredictConfig(confidence=True))
     with rasterio.open(tmp_path / "map.confidence.tif") as file:
         assert file.descriptions == ("confidence", "entropy")
         found = file.read(masked=True) * np.array(file.scales)[:, None, None]
@@ -60,7 +63,7 @@ def test_confidence_and_entropy_are_bands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [150, 37])
 def test_expected_areas_and_intervals_do_not_depend_on_the_bunches(tmp_path: Path, step: int) -> None:
-    shares, report = written(tmp_path, Wanted(confidence=True), step)
+    shares, report = written(tmp_path, PredictConfig(confidence=True), step)
     size = 4 / 0.99972**2  # m2 of a px there
     spread = np.nan_to_num(np.sqrt(shares * (1 - shares)))
     for index, entry in enumerate(report["classes"]):
@@ -92,8 +95,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def test_without_a_word_nothing_more_is_kept_or_told(tmp_path: Path) -> None:
-    _, report = written(tmp_path, Wanted())
-    assert Wanted().kept == ("ids",)
+    _, report = written(tmp_path, PredictConfig())
+    assert PredictConfig().kept == ("ids",)
     assert "area_interval_m2" not in report["classes"][0]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "map.legend.svg",
@@ -104,7 +107,7 @@ def test_without_a_word_nothing_more_is_kept_or_told(tmp_path: Path) -> None:
 
 
 def test_an_independent_validator_takes_the_rasters_for_cogs(tmp_path: Path) -> None:
-    written(tmp_path, Wanted(probabilities=True, confidence=True))
+    written(tmp_path, PredictConfig(probabilities=True, confidence=True))
     for name in ("map.tif", "map.probabilities.tif", "map.confidence.tif"):
         valid, errors, warnings = cog_validate(tmp_path / name, strict=True)
         assert valid, (name, errors, warnings)
@@ -113,7 +116,7 @@ def test_an_independent_validator_takes_the_rasters_for_cogs(tmp_path: Path) -> 
 
 
 def test_style_and_legend_name_and_colour_the_classes(tmp_path: Path) -> None:
-    written(tmp_path, Wanted())
+    written(tmp_path, PredictConfig())
     style = ElementTree.parse(tmp_path / "map.qml").getroot()
     entries = style.findall("./pipe/rasterrenderer/colorPalette/paletteEntry")
     assert [(each.get("value"), each.get("label"), each.get("color")) for each in entries] == [
@@ -126,7 +129,7 @@ def test_style_and_legend_name_and_colour_the_classes(tmp_path: Path) -> None:
 
 
 def test_the_attribute_table_counts_the_classes(tmp_path: Path) -> None:
-    _, report = written(tmp_path, Wanted())
+    _, report = written(tmp_path, PredictConfig())
     rows = ElementTree.parse(tmp_path / "map.tif.aux.xml").findall(".//GDALRasterAttributeTable/Row")
     cells = [[cell.text for cell in row] for row in rows]
     assert [row[:3] for row in cells] == [
@@ -137,7 +140,7 @@ def test_the_attribute_table_counts_the_classes(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="needs gdalinfo")
 def test_gdalinfo_shows_the_classes(tmp_path: Path) -> None:
-    written(tmp_path, Wanted())
+    written(tmp_path, PredictConfig())
     command = ["gdalinfo", "-json", str(tmp_path / "map.tif")]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert told["rat"]["row"][1]["f"][1] == "road & rail"

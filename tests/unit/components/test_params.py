@@ -13,11 +13,11 @@ from crossearth.components.convert.step import ConvertConfig
 from crossearth.components.evaluate.step import EvaluateConfig
 from crossearth.components.ingest.step import IngestConfig
 from crossearth.components.plan.step import parameters
-from crossearth.components.predict.step import PredictConfig
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.register.promotion import RegisterConfig
 from crossearth.components.report.step import ReportConfig
 from crossearth.components.runtime.params import DvcConfig, Params, load_params
-from crossearth.components.runtime.places import data_dir, style_weights_dir
+from crossearth.components.runtime.places import data_dir
 from crossearth.components.styles.step import StylesConfig
 from crossearth.components.stylize.step import StylizeConfig
 from crossearth.components.synthesize.step import SynthesizeConfig
@@ -27,6 +27,7 @@ from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.common.config import checked
 from crossearth.data.common.errors import InputError
 from crossearth.data.style.earth import StyleConfig
+from crossearth.data.style.weights import style_weights_dir
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.model.crossearth import large_config
 from crossearth.model.layers.lora import LoraConfig

@@ -13,10 +13,11 @@ from random_scene import files, random_model, write
 
 from crossearth.components.predict import compute, sliding, step
 from crossearth.components.predict.compute import missing
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.outputs import Kept, Outputs
 from crossearth.components.predict.parts import Parts
 from crossearth.components.predict.sliding import plan
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.step import predict
 from crossearth.components.predict.strips import open_scene
 from crossearth.model.crossearth import crossearth_tiny
 from crossearth.model.weights.checkpoint import save
@@ -135,5 +136,5 @@ def test_strips_are_dealt_out_in_runs_of_what_is_missing(tmp_path: Path, model: 
     parts.begin({})
     for strip in (2, 5):
         parts.save(strip, 0, {"ids": np.zeros((1, 1, 1), np.uint8)})
-    runs = [task.strips for task in missing(scene, how, parts, False, 4)]
+    runs = [task.strips for task in missing(how, parts, False, 4)]
     assert runs == [range(0, 2), range(3, 5), range(6, 10), range(10, len(how.strips))]

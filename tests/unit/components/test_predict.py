@@ -35,9 +35,10 @@ from typer.testing import CliRunner
 from crossearth.components.cli import model_commands
 from crossearth.components.cli.app import app, main
 from crossearth.components.predict import maps, sliding, step
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.scenes import predict_scenes
 from crossearth.components.predict.sliding import Loaded, blocks, plan
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.step import predict
 from crossearth.components.predict.strips import Scene, open_scene, open_view
 from crossearth.components.register import registry
 from crossearth.components.runtime.device import choose_device
@@ -888,7 +889,7 @@ def test_names_of_many_scenes_are_looked_at_once_each(
         for scene in scenes:
             scene.touch()
         looked.clear()
-        step._targets(scenes, tmp_path, None, step.MAP_ALONE)
+        step._targets(scenes, tmp_path, PredictConfig())
         counts.append(len(looked))
     assert counts[1] == 2 * counts[0], "a hundred thousand scenes are mapped in one go"
 

@@ -344,8 +344,7 @@ def test_a_model_from_elsewhere_is_registered_with_its_scores(workshop: Workshop
     workshop.train(1)
     elsewhere = workshop.folder / "converted"
     shutil.move(workshop.folder / "models" / recipe.name, elsewhere)
-    folders = (workshop.folder / "models", workshop.folder / "scores", workshop.folder / "registry")
-    (outcome,) = register([recipe], workshop.catalog, *folders, model_dir=elsewhere)
+    (outcome,) = register([recipe], workshop.catalog, workshop.folder, model_dir=elsewhere)
     assert outcome.promoted
     assert "# crossearth" in (workshop.folder / "registry" / f"{recipe.name}.md").read_text()
 

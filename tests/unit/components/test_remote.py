@@ -13,8 +13,9 @@ import rasterio.shutil
 from range_server import RangeServer, range_server
 from rasterio.transform import Affine
 
+from crossearth.components.predict.config import PredictConfig
 from crossearth.components.predict.remote import address_of, item_scene
-from crossearth.components.predict.step import PredictConfig, predict
+from crossearth.components.predict.step import predict
 from crossearth.components.predict.strips import open_scene, open_view
 from crossearth.data.common.errors import InputError, PartlyDoneError
 from crossearth.data.common.shards import Shard

@@ -297,9 +297,7 @@ def test_what_another_program_left_for_the_report_is_named(
     for content, words in (('{"count": 3}', "it was changed"), ("[]", "JSON of a list"), ("{", "not JSON")):
         (tmp_path / "styles" / "summary.json").write_text(content)
         with pytest.raises(InputError, match=rf"summary\.json: {words}"):
-            report(
-                [tmp_path / "scores"], catalog, tmp_path / "report", CONFIG, styles_dir=tmp_path / "styles"
-            )
+            report([tmp_path / "scores"], catalog, tmp_path / "report", CONFIG)
     assert not (tmp_path / "report").exists()
 
 

@@ -71,7 +71,8 @@ def regions_of(
 ) -> Regions:
     """The map given in bunches of rows of random heights."""
     height, width = ids.shape
-    regions = Regions(sink, width, Ground.of(grid.crs, grid.transform, width, height), classes, **options)
+    ground = Ground.of(grid.crs, grid.transform, width, height)
+    regions = Regions(sink.add, width, ground, classes, **options)
     confidence = np.where(ids == NODATA, NODATA, 100 + ids).astype(np.uint8)
     top, rng = 0, np.random.default_rng(seed)
     while top < height:
@@ -175,7 +176,7 @@ def test_what_waits_and_what_is_traced_do_not_grow_with_the_map(monkeypatch: pyt
     monkeypatch.setattr(vectors, "TRACED_CORNERS", 200)
     traced, waiting = Counted(), []
     ids = np.random.default_rng(0).integers(0, 3, (600, WIDTH), np.uint8)
-    regions = Regions(traced, WIDTH, None, (0, 1, 2))
+    regions = Regions(traced.add, WIDTH, None, (0, 1, 2))
     for top in range(0, len(ids), 10):
         regions.add(top, ids[top : top + 10], ids[top : top + 10])
         waiting.append(len(regions._shapes))

@@ -17,14 +17,9 @@ from crossearth.data.style.earth import (
     keyed_generator,
     style_engine,
 )
-from crossearth.data.style.ghiasi import (
-    PREDICTOR_FILE,
-    TRANSFER_FILE,
-    GhiasiEngine,
-    StylePredictor,
-    StyleTransfer,
-)
+from crossearth.data.style.ghiasi import GhiasiEngine, StylePredictor, StyleTransfer
 from crossearth.data.style.spectral import SpectralEngine
+from crossearth.data.style.weights import PREDICTOR_FILE, TRANSFER_FILE
 
 DIM = SpectralEngine.dim
 
