@@ -29,6 +29,14 @@ def large_model() -> Path:
     return folder
 
 
+def wide_stride() -> Path:
+    """The same; windows overlap by an eighth."""
+    folder = scratch("vit-large-448")
+    if not folder.exists():
+        save(CrossEarth(replace(large_config(NUM_CLASSES), stride_px=448)), folder, ABOUT)
+    return folder
+
+
 def plain_network(model: Path) -> tuple[dict[str, Tensor], reference.Sizes]:
     """Weights by released names, and sizes, of a model, for the plain network."""
     network = load(model, device())

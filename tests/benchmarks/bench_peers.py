@@ -9,13 +9,14 @@ which needs mmcv's compiled part. For scenes and crops, then for counting:
     python -m venv mmseg && mmseg/bin/pip install -e . mmsegmentation mmengine 'mmcv-lite<2.2' ftfy regex
     mmseg/bin/python tests/benchmarks/run.py "peers: confusion"
 
-All map with one network, the same windows and stride, in float32, from a file to a file of class ids.
+All map with one network in one precision, the same windows and stride, from a file to a file of class ids.
 TerraTorch holds the scene and all windows' scores in memory and blends; torchgeo's sampler blends nothing, so
 that the last chip wins; `predict` blends too, writes a tiled GeoTIFF with overviews and a preview, and lays
 windows half their overlap beyond the scene's border. Loading the network counts for `predict` alone.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -29,7 +30,7 @@ from bench_counting import CLASSES, PAIRS, maps
 from bench_counting import ours as counting
 from bench_ingest import TILE_PX, potsdam
 from bench_ingest import ours as ingesting
-from bench_network import large_model
+from bench_network import large_model, wide_stride
 from bench_predict import small_windows, tiny_model, write_scene
 from harness import Action, Case, Form, scratch
 from numpy.typing import NDArray
@@ -37,14 +38,13 @@ from torch import Tensor
 
 from crossearth.components.ingest.step import IngestConfig, ingest
 from crossearth.components.predict.config import PredictConfig
+from crossearth.components.predict.sliding import Precision, load_network, window_scores
 from crossearth.components.predict.step import predict
 from crossearth.data.catalog.labels import IGNORE
 from crossearth.data.catalog.loader import load_catalog
 from crossearth.data.tiles import dataset
 from crossearth.data.tiles.augment import Augmentation
 from crossearth.data.tiles.manifest import read_manifest
-from crossearth.model.inference import windows_per_pass
-from crossearth.model.weights.checkpoint import load
 
 Model = Callable[[], Path]
 
@@ -56,44 +56,46 @@ def write_map(ids_HW: NDArray[np.uint8], scene: Path, out: Path) -> None:
         file.write(ids_HW, 1)
 
 
-def terratorch(size_px: int, model: Model, windows: int) -> Action:
+def terratorch(size_px: int, model: Model, windows: int, precision: Precision) -> Action:
     tiled_inference = import_module("terratorch.tasks.tiled_inference").tiled_inference
-    scene, network = write_scene(size_px), load(model())
-    config = network.config
+    scene, loaded = write_scene(size_px), load_network(model(), precision)
+    config = loaded.network.config
 
     def run() -> None:
         with rasterio.open(scene) as file:
             x_13HW = torch.from_numpy(file.read()).float()[None]
-        with torch.inference_mode():
-            scores = tiled_inference(
-                network, x_13HW, crop=config.crop_px, stride=config.stride_px, batch_size=windows
-            )
+        scores = tiled_inference(
+            partial(window_scores, loaded),
+            x_13HW,
+            crop=config.crop_px,
+            stride=config.stride_px,
+            batch_size=windows,
+        )
         write_map(scores[0].argmax(0).numpy().astype(np.uint8), scene, scratch("terratorch.tif"))
 
     return run
 
 
-def torchgeo(size_px: int, model: Model) -> Action:
+def torchgeo(size_px: int, model: Model, precision: Precision) -> Action:
     geo, samplers = import_module("torchgeo.datasets"), import_module("torchgeo.samplers")
-    scene, network = write_scene(size_px), load(model())
-    config, windows = network.config, windows_per_pass(network)
+    scene, loaded = write_scene(size_px), load_network(model(), precision)
+    config = loaded.network.config
 
     def run() -> None:
         rasters = geo.RasterDataset(scene)
         sampler = samplers.GridGeoSampler(rasters, config.crop_px, config.stride_px)
         loader: Any = torch.utils.data.DataLoader(
-            rasters, windows, sampler=sampler, collate_fn=geo.stack_samples
+            rasters, loaded.batch_size, sampler=sampler, collate_fn=geo.stack_samples
         )
         ids_HW = np.zeros((size_px, size_px), np.uint8)
         with rasterio.open(scene) as file:
             place = ~file.transform
-        with torch.inference_mode():
-            for batch in loader:
-                found = network(batch["image"]).argmax(1).numpy().astype(np.uint8)
-                for bounds, chip in zip(batch["bounds"], found, strict=True):
-                    left, top = (round(value) for value in place * _corner(bounds))
-                    seen = ids_HW[top : top + config.crop_px, left : left + config.crop_px]
-                    seen[:] = chip[: seen.shape[0], : seen.shape[1]]
+        for batch in loader:
+            found = window_scores(loaded, batch["image"]).argmax(1).numpy().astype(np.uint8)
+            for bounds, chip in zip(batch["bounds"], found, strict=True):
+                left, top = (round(value) for value in place * _corner(bounds))
+                seen = ids_HW[top : top + config.crop_px, left : left + config.crop_px]
+                seen[:] = chip[: seen.shape[0], : seen.shape[1]]
         write_map(ids_HW, scene, scratch("torchgeo.tif"))
 
     return run
@@ -105,8 +107,8 @@ def _corner(bounds: Any) -> tuple[float, float]:
     return across.start, down.stop
 
 
-def ours(size_px: int, model: Model) -> Action:
-    scene, config = write_scene(size_px), PredictConfig(precision="float32", device="cpu")
+def ours(size_px: int, model: Model, precision: Precision) -> Action:
+    scene, config = write_scene(size_px), PredictConfig(precision=precision, device="cpu")
     return lambda: predict([scene], model(), scratch("ours.tif"), config)
 
 
@@ -180,11 +182,11 @@ def mmseg(kind: str) -> Action:
     return lambda: [counted(predicted, label, CLASSES, IGNORE) for _ in range(PAIRS)]
 
 
-def mapped(size_px: int, model: Model, windows: int = 16) -> Case:
+def mapped(size_px: int, model: Model, windows: int = 16, precision: Precision = "float32") -> Case:
     forms = {
-        "TerraTorch": Form(lambda: terratorch(size_px, model, windows)),
-        "torchgeo": Form(lambda: torchgeo(size_px, model)),
-        "predict": Form(lambda: ours(size_px, model)),
+        "TerraTorch": Form(lambda: terratorch(size_px, model, windows, precision)),
+        "torchgeo": Form(lambda: torchgeo(size_px, model, precision)),
+        "predict": Form(lambda: ours(size_px, model, precision)),
     }
     return Case(forms, "scene", 1, agreement, needs=("terratorch", "torchgeo"))
 
@@ -201,8 +203,11 @@ def counted(kind: str) -> Case:
 CASES = {
     "peers: scene of 6000 px, tiny": mapped(6000, tiny_model),
     "peers: scene of 3000 px, tiny, windows of 128 px": mapped(3000, small_windows),
-    # as many windows for all, and every 81st part of those of 6000 px
     "peers: scene of 682 px, ViT-L": mapped(682, large_model, windows=1),
+    # 196 windows: at the usual stride it is 306, and half an hour each
+    "peers: scene of 6000 px, ViT-L, bfloat16, stride 448 px": mapped(
+        6000, wide_stride, windows=1, precision="bfloat16"
+    ),
     "peers: a Potsdam scene": Case(
         {"torchgeo, read": Form(their_scene), "ingest, 144 tiles written": Form(ingesting)},
         "scene",
