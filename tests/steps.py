@@ -129,7 +129,8 @@ def readable(folder: Path, name: str) -> dict[str, bytes]:
 
 
 def hidden(folder: Path) -> set[Path]:
-    return {path.relative_to(folder) for path in folder.rglob(".*")}
+    """What stands behind a dot; not MLflow's lock: a step that is killed at its very end leaves it, free."""
+    return {path.relative_to(folder) for path in folder.rglob(".*") if path.name != ".first-use.lock"}
 
 
 def run_undisturbed(folder: Path) -> dict[str, Undisturbed]:
