@@ -40,7 +40,7 @@ demo: install
 	@echo "next: . $(BIN)/activate    # in each new shell, before these commands and those of README.md"
 
 # as many at a time as there are cores, a thread each; a file's fixtures are made once, in one process, and the files
-# come in the order of tests/unit/conftest.py
+# come in the order of tests/conftest.py
 test: export OMP_NUM_THREADS := 1
 test: install
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/unit
