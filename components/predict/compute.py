@@ -30,7 +30,7 @@ class Task:
 
     plan: Plan
     parts: Parts
-    kept: tuple[str, ...]  # `Wanted.kept`
+    kept: tuple[str, ...]  # `PredictConfig.kept`
     panel: int
     strips: range
 
@@ -79,7 +79,7 @@ def compute(
     """Makes a map's parts complete.
 
     Args:
-        kept: names of what is kept, `Wanted.kept`.
+        kept: names of what is kept, `PredictConfig.kept`.
         team: other processes that do it; None = this one does.
         advance: called with numbers of windows that are done; what it raises stops all.
     """
